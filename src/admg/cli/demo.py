@@ -1,0 +1,40 @@
+"""`admg demo`: what guidance does, in two pictures."""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from .. import guidance, presets
+from ..files import check_output_folder
+from ..pictures import save_png
+from ..sampling import sample
+from .sample import scale_sheet, write
+
+SCALES = [0.0, 1.0, 2.0, 4.0, 8.0]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", default="demo", metavar="DIR", help="folder for the pictures (default: demo)")
+    parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
+
+
+def run(args: argparse.Namespace) -> None:
+    start = time.perf_counter()
+    out = check_output_folder(args.out)
+    model, classifier = presets.load("fashion-mnist"), presets.load_classifier("fashion-mnist")
+    labels = list(range(model.labels.count))
+
+    print("1/2  every label: an unconditional model, steered by the classifier alone (scale 4, DDIM, 25 steps)")
+    guide = guidance.Classifier(classifier, 4.0)
+    samples = sample(model, [label for label in labels for _ in range(8)], guide=guide, seed=args.seed, y=None)
+    write(samples, out, "classifier guidance, scale 4, DDIM 25")
+
+    print("2/2  the same noise over guidance scales")
+    wanted = [model.labels.number(name) for name in ("Dress", "Sandal", "Sneaker", "Bag", "Ankle boot", "Shirt")]
+    columns = [
+        sample(model, wanted, guide=guidance.Classifier(classifier, scale), seed=args.seed + 1, y=None)
+        for scale in SCALES
+    ]
+    save_png(scale_sheet(columns, SCALES, "the same noise, from unguided to strongly guided"), out / "scale-sheet.png")
+    print(f"done in {time.perf_counter() - start:.0f} s: look at {out / 'sheet.png'} and {out / 'scale-sheet.png'}")

@@ -1,0 +1,76 @@
+"""`admg`: the command. Bad input gives one line on stderr and exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from typing import NoReturn
+
+from .options import config_arguments
+
+COMMANDS = {
+    "sample": "make images of the labels that you ask for, steered by a classifier",
+    "train": "train a diffusion model on a folder of images",
+    "train-classifier": "train a noisy classifier, for guidance",
+    "info": "what a model is: architecture, parameters, labels, provenance",
+    "demo": "every label with guidance, and a sheet of guidance scales",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, 2 for bad input, 130 when interrupted."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = Parser(prog="admg", description="Guided diffusion for pixel images.")
+    parser.add_argument("--version", action="store_true", help="print the version")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    chosen = next((arg for arg in argv if not arg.startswith("-")), None)
+    for name, text in COMMANDS.items():
+        command = subparsers.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        if name == chosen:  # the others' modules need not be imported
+            module = importlib.import_module(f"admg.cli.{name.replace('-', '_')}")
+            module.add_arguments(command)
+            command.set_defaults(run=module.run)
+    args = parser.parse_args(argv)
+    if args.version:
+        from admg import __version__
+
+        print(f"admg {__version__}")
+        return 0
+    if args.command is None:
+        parser.print_help()
+        return 0
+    try:
+        if getattr(args, "config", None):  # the file's options first, so that the command line wins over them
+            at = argv.index(args.command) + 1
+            args = parser.parse_args([*argv[:at], *config_arguments(args.config), *argv[at:]])
+        args.run(args)
+    except (ValueError, OSError, FloatingPointError) as error:
+        if os.environ.get("ADMG_TRACEBACK"):
+            raise
+        print(f"admg {args.command}: error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"admg {args.command}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def one_line(error: Exception) -> str:
+    """The message on one line; an OSError without one of ours says what failed and where."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""Files that hold a whole data set: IDX (the MNIST family) and NumPy's .npz -> uint8 (N, H, W, C) and labels (N,)."""
+
+from __future__ import annotations
+
+import gzip
+import zipfile
+import zlib
+from math import prod
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+
+from .errors import DataError
+
+Split = Literal["train", "test"]
+Arrays = tuple[UInt8[np.ndarray, "n h w c"], Int64[np.ndarray, " n"] | None]
+
+IDX_PREFIX: dict[Split, str] = {"train": "train", "test": "t10k"}
+
+
+def read_idx(path: Path) -> UInt8[np.ndarray, " ..."]:
+    """Reads an IDX file of unsigned bytes, gzip'ed or not. Raises DataError if it is corrupt or of another type."""
+    try:
+        raw = path.read_bytes()
+        if raw[:2] == b"\x1f\x8b":
+            raw = gzip.decompress(raw)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"cannot read {path}, which may be a corrupt or truncated gzip file: {error}") from error
+    ndim = raw[3] if len(raw) > 3 else 0
+    if raw[:3] != b"\0\0\x08" or ndim not in (1, 3):
+        raise DataError(
+            f"{path} begins with bytes {raw[:4].hex() or 'none'}, which is not IDX: allowed are 00000803 (images) and "
+            f"00000801 (labels), gzip'ed or not, and the suffix .npz for NumPy's files"
+        )
+    header = 4 + 4 * ndim
+    shape = [int.from_bytes(raw[i : i + 4], "big") for i in range(4, header, 4)]
+    if len(raw) != header + prod(shape):
+        raise DataError(
+            f"{path} has {len(raw)} bytes, but its header announces {'x'.join(map(str, shape))} values, "
+            f"which is a file of {header + prod(shape)} bytes"
+        )
+    return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)
+
+
+def find_idx(folder: Path, split: Split) -> Path | None:
+    """The images file of a split in a folder of IDX files; None if the folder has none of either split."""
+    found = {name: _first(folder, f"{prefix}-images-idx3-ubyte") for name, prefix in IDX_PREFIX.items()}
+    if any(found.values()) and not found[split]:
+        raise DataError(f'{folder} has no {IDX_PREFIX[split]}-images-idx3-ubyte[.gz], needed for split="{split}"')
+    return found[split]
+
+
+def open_idx(path: Path, labels: bool) -> Arrays:
+    """One IDX file of images, with the labels file beside it unless `labels` is False."""
+    images = read_idx(path)
+    if images.ndim != 3 or not images.size:
+        raise DataError(f"{path} holds values of shape {images.shape}: allowed are images, (N, H, W) with N, H, W > 0")
+    if not labels:
+        return images[..., None], None
+    name = path.name.removesuffix(".gz").replace("images", "labels").replace("idx3", "idx1")
+    labels_path = _first(path.parent, name)
+    if labels_path is None or labels_path == path:
+        raise DataError(f"{path} has no labels file {name}[.gz] beside it: add it, or use labels=False")
+    values = read_idx(labels_path)
+    if values.shape != images.shape[:1]:
+        raise DataError(
+            f"{labels_path} has labels of shape {values.shape}, but {path.name} has {len(images)} images: "
+            f"allowed is one label per image"
+        )
+    return images[..., None], values.astype(np.int64)
+
+
+def open_npz(path: Path, labels: bool) -> Arrays:
+    """An .npz with arr_0, uint8 (N, H, W), (N, H, W, 1) or (N, H, W, 3), and maybe arr_1, integers (N,) >= 0."""
+    try:
+        with np.load(path, allow_pickle=False) as file:  # an object array could run code: NumPy refuses it here
+            names = file.files
+            images = file["arr_0"] if "arr_0" in names else None
+            values = file["arr_1"] if "arr_1" in names and labels else None
+    except (OSError, EOFError, ValueError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path} is not an .npz of plain arrays: {error}".replace("\n", " ")) from error
+    if images is None:
+        raise DataError(f"{path} has no arr_0 (it has {', '.join(names) or 'nothing'}): allowed is arr_0, uint8 images")
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or not images.size:
+        raise DataError(
+            f"{path} has arr_0 of type {images.dtype} and shape {images.shape}: allowed is uint8 of shape (N, H, W), "
+            f"(N, H, W, 1) or (N, H, W, 3) with N, H, W > 0"
+        )
+    if values is None:
+        return images, None
+    if not np.issubdtype(values.dtype, np.integer) or values.shape != images.shape[:1]:
+        raise DataError(
+            f"{path} has arr_1 of type {values.dtype} and shape {values.shape}: allowed are integers of shape "
+            f"({len(images)},), one label per image"
+        )
+    if values.min() < 0:
+        raise DataError(f"{path} has a label {values.min()} in arr_1: allowed are labels from 0 up")
+    return images, values.astype(np.int64)
+
+
+def _first(folder: Path, name: str) -> Path | None:
+    """The file of that name, however the MNIST family spells it: before 'idx' a dash or a dot, with or without .gz."""
+    spellings = [name.replace(".idx", "-idx"), name.replace("-idx", ".idx")]
+    paths = [folder / (spelling + end) for spelling in spellings for end in ("", ".gz")]
+    return next((path for path in paths if path.is_file()), None)

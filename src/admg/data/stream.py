@@ -1,0 +1,81 @@
+"""Batches: an endless stream for training, exactly resumable, and one ordered pass for evaluation."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from .dataset import Dataset
+from .errors import DataError
+
+Batch = tuple[Float[Tensor, "n c s s"], Int64[Tensor, " n"]]
+
+ORDER, AUGMENTATION = 0, 1  # keep the two kinds of random numbers of a seed apart
+
+
+def batches(
+    dataset: Dataset, batch_size: int, *, seed: int, start: int = 0, step: int = 1, workers: int = 0
+) -> Iterator[Batch]:
+    """An endless stream of x, float32 (N, C, S, S) in [-1, 1], and y, int64 (N,), -1 where there is no label.
+
+    Batch k depends on `seed` and k alone, so that `start=k` resumes a run exactly. Images come in epochs, each in a
+    random order of its own; a batch may cross from one epoch into the next, or hold several of a small data set.
+    `step` takes every step-th batch from `start` on: rank r of R processes reads start=k*R+r, step=R.
+    `workers` processes prepare batches ahead; they pay off for image files, and change nothing in the batches.
+    """
+    _check_positive("batch_size", batch_size)
+    _check_positive("step", step)
+    for name, value in (("seed", seed), ("start", start), ("workers", workers)):
+        if value < 0:
+            raise DataError(f"{name} is {value}: allowed are integers from 0 up")
+    numbered = _Numbered(dataset, batch_size, seed)
+    if workers == 0:
+        return map(numbered.__getitem__, itertools.count(start, step))
+    loader = torch.utils.data.DataLoader(
+        numbered,
+        batch_size=None,  # an item is a batch already
+        sampler=range(start, 2**62, step),
+        num_workers=workers,
+        prefetch_factor=4,
+        generator=torch.Generator(),  # else the loader would draw from the global one, which training may use
+    )
+    return iter(loader)
+
+
+def evaluation_batches(dataset: Dataset, batch_size: int) -> Iterator[Batch]:
+    """All images once, in order and without augmentation, as `batches` gives them; the last batch may be smaller."""
+    _check_positive("batch_size", batch_size)
+    starts = range(0, len(dataset), batch_size)
+    return (dataset.batch(range(start, min(start + batch_size, len(dataset)))) for start in starts)
+
+
+@dataclass(frozen=True)
+class _Numbered(torch.utils.data.Dataset[Batch]):
+    """The stream as a function of the batch's number, which is what DataLoader's workers call."""
+
+    dataset: Dataset
+    batch_size: int
+    seed: int
+
+    def __getitem__(self, number: int) -> Batch:
+        count = len(self.dataset)
+        positions = range(number * self.batch_size, (number + 1) * self.batch_size)
+        indices = [int(_order(self.seed, p // count, count)[p % count]) for p in positions]
+        return self.dataset.batch(indices, [(self.seed, AUGMENTATION, p) for p in positions])
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, count: int) -> Int64[np.ndarray, " count"]:
+    return np.random.default_rng((seed, ORDER, epoch)).permutation(count)
+
+
+def _check_positive(name: str, value: int) -> None:
+    if value < 1:
+        raise DataError(f"{name} is {value}: allowed are positive integers")

@@ -1,0 +1,210 @@
+"""A network with all that is needed to use it: what its output means, and the names of its labels."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .checkpoints import native
+from .diffusion import Diffusion, Images, Index, Predict, Prediction, Variance
+from .nn import ClassifierConfig, NoisyClassifier, SuperResUNet, UNet, UNetConfig
+from .schedule import NoiseSchedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionConfig:
+    """The diffusion process that a network was trained on.
+
+    noise_schedule: linear (DDPM) or cosine (Improved DDPM)
+    diffusion_steps: T, the number of steps of the process
+    predict: what the network tells: eps, x0 or v
+    variance: learned_range, learned, fixed_small or fixed_large
+    rescale_timesteps: tell the network t*1000/T instead of t
+    """
+
+    noise_schedule: str = "linear"
+    diffusion_steps: int = 1000
+    predict: Predict = "eps"
+    variance: Variance = "learned_range"
+    rescale_timesteps: bool = False
+
+    def build(self) -> Diffusion:
+        schedules = {"linear": NoiseSchedule.linear, "cosine": NoiseSchedule.cosine}
+        if self.noise_schedule not in schedules:
+            raise ValueError(f"unknown noise schedule {self.noise_schedule!r}: {' or '.join(schedules)}")
+        schedule = schedules[self.noise_schedule](self.diffusion_steps)
+        return Diffusion(schedule.rescaled() if self.rescale_timesteps else schedule, self.predict, self.variance)
+
+
+class Labels:
+    """The names of labels 0 .. K-1, or only their number."""
+
+    def __init__(self, count: int, names: Sequence[str] = ()):
+        if names and len(names) != count:
+            raise ValueError(f"{len(names)} label names for {count} labels")
+        self.count = count
+        self.names = tuple(names)
+
+    def name(self, label: int) -> str:
+        return self.names[label] if self.names else str(label)
+
+    def number(self, label: int | str) -> int:
+        """The label of a name (in any case) or number. ValueError names near misses and what there is."""
+        text = str(label).strip()
+        by_name = {name.lower(): i for i, name in enumerate(self.names)}
+        if text.lower() in by_name:
+            return by_name[text.lower()]
+        if text.isdecimal() and int(text) < self.count:
+            return int(text)
+        if self.count == 0:
+            raise ValueError(f"label {text!r}: this model has no labels")
+        near = [self.names[by_name[n]] for n in difflib.get_close_matches(text.lower(), by_name, n=3, cutoff=0.5)]
+        near += [n for n in self.names if text and text.lower() in n.lower() and n not in near]
+        hint = f"did you mean {' or '.join(map(repr, near[:3]))}? " if near else ""
+        listed = ": " + ", ".join(self.names) if 0 < len(self.names) <= 20 else ""
+        raise ValueError(f"unknown label {text!r}: {hint}labels are 0 to {self.count - 1}{listed}")
+
+
+@dataclass
+class Model:
+    """A diffusion model: a network, the diffusion it was trained on, and its labels.
+
+    network: called as network(x, timesteps) or network(x, timesteps, y=labels) -> (N, C or 2C, H, W)
+    diffusion: the meaning of its output, possibly respaced
+    shape: (C, H, W) of its images
+    labels: that the network can be told, or that its training images had
+    config: the DiffusionConfig behind `diffusion`, None if made by hand (then it cannot be saved)
+    training: provenance: data, command, seed, figures
+    """
+
+    network: nn.Module
+    diffusion: Diffusion
+    shape: tuple[int, int, int]
+    labels: Labels = field(default_factory=lambda: Labels(0))
+    config: DiffusionConfig | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the network takes labels."""
+        return bool(getattr(getattr(self.network, "config", None), "num_classes", 0))
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        return self.labels.names
+
+    @property
+    def device(self) -> torch.device:
+        return next((p.device for p in self.network.parameters()), torch.device("cpu"))
+
+    def to(self, device: torch.device | str) -> Model:
+        self.network.to(device)
+        return self
+
+    def respace(self, spec: int | str) -> Model:
+        """The same network with fewer steps, see NoiseSchedule.respace."""
+        return dataclasses.replace(self, diffusion=self.diffusion.respace(spec))
+
+    def predict(self, x: Images, t: Index, y: Tensor | None = None, clip: bool = True) -> Prediction:
+        """p(x_{t-1} | x_t = x) at step t of `diffusion`, given labels y (N,) if the network takes them."""
+        conditioning = {} if y is None else {"y": y}
+        output = self.network(x, self.diffusion.timestep(t, x.device), **conditioning)
+        return self.diffusion.predict(output, x, t, clip=clip)
+
+    def save(self, folder: Path | str, dtype: torch.dtype | None = None) -> None:
+        """Write a native checkpoint; float16 halves its size, and loading always gives float32."""
+        if self.config is None or not isinstance(self.network, UNet):
+            raise ValueError("only a UNet with its DiffusionConfig can be saved as a native checkpoint")
+        config = {
+            "kind": "upsampler" if isinstance(self.network, SuperResUNet) else "diffusion",
+            "network": dataclasses.asdict(self.network.config),
+            "diffusion": dataclasses.asdict(self.config),
+            "labels": self.labels.names or self.labels.count,
+            "training": self.training,
+        }
+        native.write(folder, config, self.network, dtype)
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Model:
+        """Read a native checkpoint, in float32 and eval mode. CheckpointError (a ValueError) if it is not usable."""
+        config = native.read_config(folder, kind="diffusion")
+        network_config = _config(UNetConfig, config, "network", folder)
+        diffusion = _config(DiffusionConfig, config, "diffusion", folder)
+        network = UNet(network_config)
+        native.load_weights(folder, network)
+        size = network_config.image_size
+        return cls(
+            network.eval().requires_grad_(False),
+            diffusion.build(),
+            (network_config.image_channels, size, size),
+            _labels(config),
+            diffusion,
+            config.get("training", {}),
+        )
+
+
+@dataclass
+class Classifier:
+    """A noisy classifier p(y | x_t, t): a network, the diffusion whose noise it knows, and its labels.
+
+    Called as classifier(x, timesteps) -> logits (N, K), so guidance takes it as it takes any such function.
+    """
+
+    network: nn.Module
+    diffusion: Diffusion
+    labels: Labels
+    config: DiffusionConfig | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        return self.labels.names
+
+    def __call__(self, x: Images, timesteps: Tensor) -> Tensor:
+        return self.network(x, timesteps)
+
+    def to(self, device: torch.device | str) -> Classifier:
+        self.network.to(device)
+        return self
+
+    def save(self, folder: Path | str, dtype: torch.dtype | None = None) -> None:
+        """Write a native checkpoint, as Model.save does."""
+        if self.config is None or not isinstance(self.network, NoisyClassifier):
+            raise ValueError("only a NoisyClassifier with its DiffusionConfig can be saved as a native checkpoint")
+        config = {
+            "kind": "classifier",
+            "network": dataclasses.asdict(self.network.config),
+            "diffusion": dataclasses.asdict(self.config),
+            "labels": self.labels.names or self.labels.count,
+            "training": self.training,
+        }
+        native.write(folder, config, self.network, dtype)
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Classifier:
+        """Read a native checkpoint, as Model.load does."""
+        config = native.read_config(folder, kind="classifier")
+        diffusion = _config(DiffusionConfig, config, "diffusion", folder)
+        network = NoisyClassifier(_config(ClassifierConfig, config, "network", folder))
+        native.load_weights(folder, network)
+        network.eval().requires_grad_(False)
+        return cls(network, diffusion.build(), _labels(config), diffusion, config.get("training", {}))
+
+
+def _config(kind: type, config: dict[str, Any], key: str, folder: Path | str) -> Any:
+    try:
+        return kind(**config[key])
+    except (KeyError, TypeError, ValueError) as error:
+        raise native.CheckpointError(f"{Path(folder) / 'config.json'}: bad {key!r}: {error}") from None
+
+
+def _labels(config: dict[str, Any]) -> Labels:
+    labels = config.get("labels", 0)
+    return Labels(labels) if isinstance(labels, int) else Labels(len(labels), labels)

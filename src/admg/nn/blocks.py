@@ -1,0 +1,201 @@
+"""The blocks that ADM's networks are made of.
+
+Parameter names and shapes are those of OpenAI's state dicts, so that published checkpoints load as they are.
+Everything computes in the memory format and the dtype of its input; group norms compute in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
+    """Sinusoidal embedding of (N,) timesteps, fractional ones too -> (N, dim): cosines, then sines (DDPM, section B).
+
+    Frequencies fall geometrically from 1 to 1/max_period; an odd `dim` ends with a zero.
+    """
+    half = dim // 2
+    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32) / half)
+    angles = timesteps.float()[:, None] * frequencies.to(timesteps.device)[None]
+    embedding = torch.cat([angles.cos(), angles.sin()], dim=-1)
+    return F.pad(embedding, (0, dim % 2))
+
+
+class GroupNorm32(nn.GroupNorm):
+    """Group norm over 32 groups, computed in float32 whatever the dtype of the input."""
+
+    def __init__(self, channels: int):
+        if channels % 32:
+            raise ValueError(f"{channels} channels: every width of the network must be a multiple of 32 (group norm)")
+        super().__init__(32, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu" and x.dtype == torch.bfloat16:  # this kernel reads bf16 and accumulates in float32
+            return super().forward(x)
+        return super().forward(x.float()).to(x.dtype)
+
+
+class Pointwise(nn.Conv1d):
+    """A linear layer on tokens (N, T, C), stored as the 1x1 convolution that the published checkpoints have."""
+
+    def __init__(self, c_in: int, c_out: int):
+        super().__init__(c_in, c_out, 1)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return F.linear(tokens, self.weight[:, :, 0], self.bias)
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour doubling, then a 3x3 convolution if `conv`."""
+
+    def __init__(self, channels: int, conv: bool):
+        super().__init__()
+        if conv:
+            self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.interpolate(x, scale_factor=2, mode="nearest")
+        return self.conv(x) if hasattr(self, "conv") else x
+
+
+class Downsample(nn.Module):
+    """Halving by a strided 3x3 convolution if `conv`, else by a 2x2 mean."""
+
+    def __init__(self, channels: int, conv: bool):
+        super().__init__()
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1) if conv else nn.AvgPool2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+
+class ResBlock(nn.Module):
+    """BigGAN's residual block, conditioned on an embedding; optionally it doubles or halves the resolution.
+
+    With `scale_shift_norm` the embedding modulates the second norm, AdaGN(h, y) = y_s GroupNorm(h) + y_b
+    (paper, section 3; here y_s = 1 + scale); without it, it is added to h before that norm.
+    """
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        emb_dim: int,
+        *,
+        dropout: float = 0.0,
+        scale_shift_norm: bool = True,
+        resample: nn.Module | None = None,
+        checkpoint: bool = False,
+    ):
+        super().__init__()
+        self.scale_shift_norm = scale_shift_norm
+        self.checkpoint = checkpoint
+        self.resample = resample  # has no parameters
+        self.in_layers = nn.Sequential(GroupNorm32(c_in), nn.SiLU(), nn.Conv2d(c_in, c_out, 3, padding=1))
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_dim, (2 if scale_shift_norm else 1) * c_out))
+        self.out_layers = nn.Sequential(
+            GroupNorm32(c_out), nn.SiLU(), nn.Dropout(dropout), zero(nn.Conv2d(c_out, c_out, 3, padding=1))
+        )
+        self.skip_connection = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        return run(self._forward, self.checkpoint, x, emb)
+
+    def _forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        norm, act, conv = self.in_layers
+        h = act(norm(x))
+        if self.resample is not None:
+            h, x = self.resample(h), self.resample(x)
+        h = conv(h)
+
+        norm, act, dropout, conv = self.out_layers
+        y = self.emb_layers(emb).to(h.dtype)[:, :, None, None]
+        if self.scale_shift_norm:
+            scale, shift = y.chunk(2, dim=1)
+            h = torch.addcmul(shift, norm(h), 1 + scale)  # AdaGN
+        else:
+            h = norm(h + y)
+        return self.skip_connection(x) + conv(dropout(act(h)))
+
+
+class AttentionBlock(nn.Module):
+    """Multi-head self-attention over the pixels, with a residual connection.
+
+    The rows of `qkv` are ordered (q | k | v) x heads x channels with `new_order`, else heads x (q | k | v) x channels.
+    The shapes agree, so a checkpoint loads silently with the wrong order and gives noise: the order must be known.
+    """
+
+    def __init__(self, channels: int, heads: int, *, new_order: bool = False, checkpoint: bool = False):
+        super().__init__()
+        self.heads = heads
+        self.new_order = new_order
+        self.checkpoint = checkpoint
+        self.norm = GroupNorm32(channels)
+        self.qkv = Pointwise(channels, 3 * channels)
+        self.proj_out = zero(Pointwise(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return run(self._forward, self.checkpoint, x)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        tokens = self.norm(x).flatten(2).transpose(1, 2)  # (N, HW, C)
+        q, k, v = split_heads(self.qkv(tokens), self.heads, self.new_order)
+        a = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, h * w, c)
+        return x + self.proj_out(a).transpose(1, 2).reshape(n, c, h, w)
+
+
+class AttentionPool(nn.Module):
+    """Attention of the mean pixel to all pixels, with a learned position embedding -> (N, out_dim) (after CLIP)."""
+
+    def __init__(self, size: int, channels: int, heads: int, out_dim: int):
+        super().__init__()
+        self.size = size
+        self.heads = heads
+        self.positional_embedding = nn.Parameter(torch.randn(channels, size**2 + 1) / channels**0.5)
+        self.qkv_proj = Pointwise(channels, 3 * channels)
+        self.c_proj = Pointwise(channels, out_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[2:] != (self.size, self.size):
+            raise ValueError(f"the attention pool takes {self.size}x{self.size} features, got {tuple(x.shape[2:])}")
+        tokens = x.flatten(2).transpose(1, 2)
+        tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)
+        tokens = tokens + self.positional_embedding.T.to(tokens.dtype)
+        q, k, v = split_heads(self.qkv_proj(tokens), self.heads, new_order=True)
+        pooled = F.scaled_dot_product_attention(q[:, :, :1], k, v)  # only the mean pixel's answer is used
+        return self.c_proj(pooled.flatten(1)[:, None])[:, 0]
+
+
+def split_heads(qkv: Float[Tensor, "n t 3c"], heads: int, new_order: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values, each (N, heads, T, C / heads)."""
+    n, t, c3 = qkv.shape
+    dim = c3 // (3 * heads)
+    if new_order:
+        q, k, v = qkv.view(n, t, 3, heads, dim).unbind(2)
+    else:
+        q, k, v = qkv.view(n, t, heads, 3, dim).unbind(3)
+    return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+
+def zero(module: M) -> M:
+    """The module with all its parameters set to zero, so that its block begins as the identity."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+def run(forward, recompute: bool, *inputs: Tensor) -> Tensor:
+    """forward(*inputs); with `recompute` its activations are dropped and computed again in the backward pass."""
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(forward, *inputs, use_reentrant=False)
+    return forward(*inputs)

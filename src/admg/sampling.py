@@ -1,0 +1,163 @@
+"""sample(): labels in, images out. What most people call."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+from . import samplers
+from .diffusion import Images
+from .guidance import Guide
+from .model import Labels, Model
+from .precision import Precision, autocast
+from .samplers import NoiseSampler, Sampler
+
+SAMPLERS: dict[str, Sampler] = {
+    name: function for name, function in vars(samplers).items() if inspect.isgeneratorfunction(function)
+}
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Finished samples.
+
+    x: (N, C, H, W) float32, in about [-1, 1]; labels: (N,), -1 where none was asked for; label_names: of each image
+    """
+
+    x: Float[Tensor, "n c h w"]
+    labels: Int64[Tensor, " n"]
+    label_names: tuple[str, ...]
+
+    @property
+    def images(self) -> UInt8[np.ndarray, "n h w c"]:
+        return to_uint8(self.x)
+
+
+def to_uint8(x: Images) -> UInt8[np.ndarray, "n h w c"]:
+    """x in [-1, 1] as 8-bit images. Cut off rather than rounded, as the samples behind published figures were."""
+    return ((x + 1) * 127.5).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def sample(
+    model: Model,
+    labels: Sequence[int | str | None] | Tensor,
+    *,
+    guide: Guide | None = None,
+    sampler: str | Sampler = "ddim",
+    steps: int | str = 25,
+    seed: int = 0,
+    batch_size: int | None = None,
+    x_T: Images | None = None,
+    noise_sampler: NoiseSampler | None = None,
+    y: Tensor | str | None = "labels",
+    first: int = 0,
+    precision: Precision = "fp32",
+    progress: bool = True,
+) -> Samples:
+    """One image for each label.
+
+    labels: names or numbers, None for no label. A conditional model is told them; the guide wants them.
+    guide: such as guidance.Classifier(classifier, scale=4.0), or any function of a guidance.State
+    sampler: ddpm or ddim, or a function called as they are, e.g. functools.partial(samplers.ddim, eta=1.0)
+    steps: any respacing: 25, "ddim25", "10,15,20"
+    seed: image i of a seed is the same whatever the batch size, and however many processes share the work
+    first: the number of the first image, for a process that makes images first .. first + N - 1 of a larger set
+    batch_size: images at a time; None: up to 64
+    x_T: the noise to start from (N, C, H, W), instead of the seed's; its size may differ from the model's
+    noise_sampler: (x, index) -> noise of a step, instead of the seed's
+    y: what a conditional model is told: "labels", or None to let the guide alone steer
+    precision: auto, fp32 or bf16
+    ValueError: an unknown label, sampler or respacing.
+    """
+    numbers = resolve_labels(model, guide, labels)
+    sampler = find_sampler(sampler)
+    model = model.respace(steps)
+    size = batch_size or 64
+    if size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if x_T is not None and len(x_T) != len(numbers):
+        raise ValueError(f"x_T has {len(x_T)} images for {len(numbers)} labels")
+
+    wanted = torch.tensor([-1 if n is None else n for n in numbers], dtype=torch.int64)
+    batches = [slice(i, i + size) for i in range(0, len(numbers), size)]
+    done: list[Tensor] = []
+    with _progress(len(batches) * len(model.diffusion), progress) as bar:
+        for batch in batches:
+            count = len(wanted[batch])
+            noise = SeededNoise(seed, range(first + batch.start, first + batch.start + count))
+            x = noise.draw(model.shape) if x_T is None else x_T[batch]
+            labelled = bool((wanted[batch] >= 0).any())
+            with autocast(precision, model.device):
+                for step in sampler(
+                    model,
+                    x.to(model.device),
+                    y=wanted[batch].to(model.device) if labelled else None,
+                    guide=guide,
+                    noise_sampler=noise_sampler or noise,
+                    drop_label=y is None,
+                ):
+                    x = step.x
+                    bar.update()
+            done.append(x.float().cpu())
+    names = label_table(model, guide)
+    return Samples(torch.cat(done), wanted, tuple("" if n is None else names.name(n) for n in numbers))
+
+
+class SeededNoise:
+    """Standard normal noise in which image i of a seed has a random stream of its own, drawn on the CPU."""
+
+    def __init__(self, seed: int, images: Sequence[int]):
+        self.generators = [
+            torch.Generator().manual_seed(int(np.random.SeedSequence([seed, i]).generate_state(1, np.uint64)[0] >> 1))
+            for i in images
+        ]
+
+    def draw(self, shape: Sequence[int]) -> Images:
+        return torch.stack([torch.randn(tuple(shape), generator=generator) for generator in self.generators])
+
+    def __call__(self, x: Images, index: int) -> Images:
+        return self.draw(x.shape[1:]).to(x.device)
+
+
+def find_sampler(sampler: str | Sampler) -> Sampler:
+    """The sampler of this name, or the function itself."""
+    if callable(sampler):
+        return sampler
+    if sampler not in SAMPLERS:
+        raise ValueError(f"unknown sampler {sampler!r}: {', '.join(sorted(SAMPLERS))}")
+    return SAMPLERS[sampler]
+
+
+def label_table(model: Model, guide: Guide | None) -> Labels:
+    """The labels that may be asked for: the model's own, else those of the guide's classifier."""
+    of_guide = getattr(getattr(guide, "classifier", None), "labels", None)
+    return model.labels if model.labels.count or of_guide is None else of_guide
+
+
+def resolve_labels(model: Model, guide: Guide | None, labels: Sequence[int | str | None] | Tensor) -> list[int | None]:
+    table = label_table(model, guide)
+    items: Any = labels.tolist() if isinstance(labels, Tensor | np.ndarray) else list(labels)
+    if not items:
+        raise ValueError("no labels: ask for at least one image")
+    if table.count == 0:  # nothing to check against: numbers go to the guide as they are
+        return [None if item is None else int(item) for item in items]
+    return [None if item is None else table.number(item) for item in items]
+
+
+def _progress(total: int, show: bool):
+    from tqdm.auto import tqdm
+
+    return tqdm(total=total, unit="step", disable=not show, desc="sampling")
+
+
+def cycle_labels(labels: Sequence[int | str], count: int) -> list[int | str]:
+    """`count` labels in equal shares, in order: for 2 labels and 5 images a, b, a, b, a."""
+    return list(itertools.islice(itertools.cycle(labels), count))

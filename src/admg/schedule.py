@@ -1,0 +1,114 @@
+"""The forward process as numbers: q(x_t | x_0) = N(sqrt(ᾱ_t) x_0, (1 - ᾱ_t) I), for t = 0 .. T-1. All in float64."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseSchedule:
+    """Variances of the forward process, and the timestep that the network is told at each of its steps.
+
+    betas: (T,) float64, β_t in (0, 1]
+    timesteps: (T,) int64, or float64 where the network was trained on rescaled ones
+    """
+
+    betas: Float64[Tensor, " T"]
+    timesteps: Tensor
+
+    @classmethod
+    def linear(cls, steps: int = 1000) -> NoiseSchedule:
+        """DDPM's linear β from 1e-4 to 0.02, scaled by 1000/T for any number of steps T."""
+        _check_steps(steps)
+        scale = 1000 / steps
+        return cls.from_betas(torch.linspace(scale * 1e-4, scale * 0.02, steps, dtype=torch.float64))
+
+    @classmethod
+    def cosine(cls, steps: int = 1000) -> NoiseSchedule:
+        """Improved DDPM's ᾱ(t) = cos²(π/2 (t/T + 0.008) / 1.008), equation 17, with β at most 0.999."""
+        _check_steps(steps)
+        alpha_bar = [math.cos((i / steps + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(steps + 1)]
+        return cls.from_betas([min(1 - after / before, 0.999) for before, after in itertools.pairwise(alpha_bar)])
+
+    @classmethod
+    def from_betas(cls, betas: Sequence[float] | Tensor, timesteps: Tensor | None = None) -> NoiseSchedule:
+        """Any β_t in (0, 1]. The network is told 0 .. T-1 unless `timesteps` (T,) say otherwise."""
+        betas = torch.as_tensor(betas, dtype=torch.float64)
+        if betas.ndim != 1 or len(betas) == 0 or not ((betas > 0) & (betas <= 1)).all():
+            raise ValueError("betas must be a non-empty list of numbers above 0 and at most 1")
+        return cls(betas, torch.arange(len(betas)) if timesteps is None else timesteps)
+
+    def __len__(self) -> int:
+        return len(self.betas)
+
+    @property
+    def alphas_cumprod(self) -> Float64[Tensor, " T"]:
+        """ᾱ_t = Π (1 - β)."""
+        return torch.cumprod(1 - self.betas, dim=0)
+
+    def rescaled(self) -> NoiseSchedule:
+        """The same process, but the network is told t·1000/T, fractions included (the flag --rescale_timesteps)."""
+        return NoiseSchedule(self.betas, self.timesteps.double() * (1000 / len(self)))
+
+    def respace(self, spec: int | str | Sequence[int]) -> NoiseSchedule:
+        """Fewer steps of the same process; the network is still told the original timesteps.
+
+        spec: "ddim25": every k-th step from 0, 25 in all (DDIM's rule). 25, "25" or [25]: 25 steps spread evenly,
+            first and last included (Improved DDPM's rule). "10,15,20": as many in each third of the process.
+        ValueError: a spec of another form, or more steps than there are.
+        """
+        kept = torch.tensor(respaced_timesteps(len(self), spec))
+        alpha_bar = self.alphas_cumprod[kept]
+        before = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
+        return NoiseSchedule(1 - alpha_bar / before, self.timesteps[kept])
+
+
+def respaced_timesteps(steps: int, spec: int | str | Sequence[int]) -> list[int]:
+    """The increasing indices in [0, steps) that `spec` keeps, exactly as the reference chooses them."""
+    counts = _section_counts(spec)
+    if isinstance(counts, str):  # ddimN
+        count = int(counts.removeprefix("ddim"))
+        for stride in range(1, steps + 1):
+            if len(range(0, steps, stride)) == count:
+                return list(range(0, steps, stride))
+        raise ValueError(f"respacing {spec!r}: no whole stride through {steps} steps gives exactly {count} of them")
+    size, extra = divmod(steps, len(counts))
+    kept, start = [], 0
+    for section, count in enumerate(counts):
+        length = size + (section < extra)
+        if count > length:
+            raise ValueError(f"respacing {spec!r}: cannot take {count} steps from a section of {length}")
+        spacing = (length - 1) / (count - 1) if count > 1 else 1.0
+        position = 0.0  # summed up, not multiplied: the reference's rounding
+        for _ in range(count):
+            kept.append(start + round(position))
+            position += spacing
+        start += length
+    return kept
+
+
+def _section_counts(spec: int | str | Sequence[int]) -> list[int] | str:
+    """Steps per section, or the text "ddimN"."""
+    parts = spec.split(",") if isinstance(spec, str) else [spec] if isinstance(spec, int) else list(spec)
+    text = spec.strip() if isinstance(spec, str) else ""
+    if text.startswith("ddim") and text[4:].isdecimal() and int(text[4:]) > 0:
+        return text
+    try:
+        counts = [int(part) for part in parts]
+    except (TypeError, ValueError):
+        counts = []
+    if not counts or min(counts) < 1:
+        raise ValueError(f"respacing {spec!r} is not a number of steps such as 25, nor 'ddim25', nor '10,15,20'")
+    return counts
+
+
+def _check_steps(steps: int) -> None:
+    if steps < 1:
+        raise ValueError(f"a noise schedule needs at least 1 step, got {steps}")
