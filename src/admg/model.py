@@ -7,14 +7,15 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from .checkpoints import native
 from .diffusion import Diffusion, Images, Index, Predict, Prediction, Variance
-from .nn import ClassifierConfig, NoisyClassifier, SuperResUNet, UNet, UNetConfig
+from .nn import ClassifierConfig, NoisyClassifier, UNet, UNetConfig
+from .nn.unet import TrunkConfig
 from .schedule import NoiseSchedule
 
 
@@ -119,35 +120,20 @@ class Model:
         return self.diffusion.predict(output, x, t, clip=clip)
 
     def save(self, folder: Path | str, dtype: torch.dtype | None = None) -> None:
-        """Write a native checkpoint; float16 halves its size, and loading always gives float32."""
-        if self.config is None or not isinstance(self.network, UNet):
-            raise ValueError("only a UNet with its DiffusionConfig can be saved as a native checkpoint")
-        config = {
-            "kind": "upsampler" if isinstance(self.network, SuperResUNet) else "diffusion",
-            "network": dataclasses.asdict(self.network.config),
-            "diffusion": dataclasses.asdict(self.config),
-            "labels": self.labels.names or self.labels.count,
-            "training": self.training,
-        }
-        native.write(folder, config, self.network, dtype)
+        """Write a native checkpoint; float16 halves its size, and loading always gives float32.
+
+        ValueError: the network is not a UNet, or `config` is not known.
+        """
+        if type(self.network) is not UNet:
+            raise ValueError("only a UNet can be saved as a native checkpoint")
+        _save(folder, "diffusion", self, dtype)
 
     @classmethod
     def load(cls, folder: Path | str) -> Model:
         """Read a native checkpoint, in float32 and eval mode. CheckpointError (a ValueError) if it is not usable."""
-        config = native.read_config(folder, kind="diffusion")
-        network_config = _config(UNetConfig, config, "network", folder)
-        diffusion = _config(DiffusionConfig, config, "diffusion", folder)
-        network = UNet(network_config)
-        native.load_weights(folder, network)
-        size = network_config.image_size
-        return cls(
-            network.eval().requires_grad_(False),
-            diffusion.build(),
-            (network_config.image_channels, size, size),
-            _labels(config),
-            diffusion,
-            config.get("training", {}),
-        )
+        parts = _load(folder, "diffusion", UNet, UNetConfig)
+        config = parts["network"].config
+        return cls(shape=(config.image_channels, config.image_size, config.image_size), **parts)
 
 
 @dataclass
@@ -176,26 +162,42 @@ class Classifier:
 
     def save(self, folder: Path | str, dtype: torch.dtype | None = None) -> None:
         """Write a native checkpoint, as Model.save does."""
-        if self.config is None or not isinstance(self.network, NoisyClassifier):
-            raise ValueError("only a NoisyClassifier with its DiffusionConfig can be saved as a native checkpoint")
-        config = {
-            "kind": "classifier",
-            "network": dataclasses.asdict(self.network.config),
-            "diffusion": dataclasses.asdict(self.config),
-            "labels": self.labels.names or self.labels.count,
-            "training": self.training,
-        }
-        native.write(folder, config, self.network, dtype)
+        if not isinstance(self.network, NoisyClassifier):
+            raise ValueError("only a NoisyClassifier can be saved as a native checkpoint")
+        _save(folder, "classifier", self, dtype)
 
     @classmethod
     def load(cls, folder: Path | str) -> Classifier:
         """Read a native checkpoint, as Model.load does."""
-        config = native.read_config(folder, kind="classifier")
-        diffusion = _config(DiffusionConfig, config, "diffusion", folder)
-        network = NoisyClassifier(_config(ClassifierConfig, config, "network", folder))
-        native.load_weights(folder, network)
-        network.eval().requires_grad_(False)
-        return cls(network, diffusion.build(), _labels(config), diffusion, config.get("training", {}))
+        return cls(**_load(folder, "classifier", NoisyClassifier, ClassifierConfig))
+
+
+def _save(folder: Path | str, kind: str, part: Model | Classifier, dtype: torch.dtype | None) -> None:
+    if part.config is None:
+        raise ValueError("only a model with its DiffusionConfig can be saved as a native checkpoint")
+    config = {
+        "kind": kind,
+        "network": dataclasses.asdict(cast(TrunkConfig, part.network.config)),
+        "diffusion": dataclasses.asdict(part.config),
+        "labels": part.labels.names or part.labels.count,
+        "training": part.training,
+    }
+    native.write(folder, config, part.network, dtype)
+
+
+def _load(folder: Path | str, kind: str, network_type: type[nn.Module], config_type: type) -> dict[str, Any]:
+    """All that Model and Classifier have in common, by field."""
+    content = native.read_config(folder, kind)
+    config = _config(DiffusionConfig, content, "diffusion", folder)
+    network = network_type(_config(config_type, content, "network", folder))
+    native.load_weights(folder, network)
+    return {
+        "network": network.eval().requires_grad_(False),
+        "diffusion": config.build(),
+        "labels": _labels(content),
+        "config": config,
+        "training": content.get("training", {}),
+    }
 
 
 def _config(kind: type, config: dict[str, Any], key: str, folder: Path | str) -> Any:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import index
 
 import torch
 from jaxtyping import Float64
@@ -43,6 +44,8 @@ class NoiseSchedule:
         betas = torch.as_tensor(betas, dtype=torch.float64)
         if betas.ndim != 1 or len(betas) == 0 or not ((betas > 0) & (betas <= 1)).all():
             raise ValueError("betas must be a non-empty list of numbers above 0 and at most 1")
+        if timesteps is not None and timesteps.shape != betas.shape:
+            raise ValueError(f"timesteps of shape {tuple(timesteps.shape)} for {len(betas)} betas")
         return cls(betas, torch.arange(len(betas)) if timesteps is None else timesteps)
 
     def __len__(self) -> int:
@@ -96,12 +99,14 @@ def respaced_timesteps(steps: int, spec: int | str | Sequence[int]) -> list[int]
 
 def _section_counts(spec: int | str | Sequence[int]) -> list[int] | str:
     """Steps per section, or the text "ddimN"."""
-    parts = spec.split(",") if isinstance(spec, str) else [spec] if isinstance(spec, int) else list(spec)
     text = spec.strip() if isinstance(spec, str) else ""
     if text.startswith("ddim") and text[4:].isdecimal() and int(text[4:]) > 0:
         return text
     try:
-        counts = [int(part) for part in parts]
+        if isinstance(spec, str):
+            counts = [int(part) for part in spec.split(",")]
+        else:
+            counts = [index(part) for part in (spec if isinstance(spec, Iterable) else [spec])]
     except (TypeError, ValueError):
         counts = []
     if not counts or min(counts) < 1:

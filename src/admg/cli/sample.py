@@ -46,6 +46,10 @@ def run(args: argparse.Namespace) -> None:
     scales = parse_sheet(args.sheet) if args.sheet else None
     if args.num is not None and args.num < 1:
         raise ValueError(f"--num must be at least 1, got {args.num}")
+    if args.batch_size is not None and args.batch_size < 1:
+        raise ValueError(f"--batch-size must be at least 1, got {args.batch_size}")
+    if not 0 <= args.eta <= 1:
+        raise ValueError(f"--eta must be in [0, 1], got {args.eta}")
     if args.eta and args.sampler != "ddim":
         raise ValueError(f"--eta is of the sampler ddim, not of {args.sampler}")
     model, classifier, scale = load_both(args, scales)

@@ -40,8 +40,12 @@ class Classifier(Guidance):
 def log_prob_gradient(
     classifier: Callable[[Images, Tensor], Tensor], x: Images, t: Tensor, y: Tensor
 ) -> Float[Tensor, "n c h w"]:
-    """∇_x log p(y | x, t) of each image, in float32: of log-softmax at the wanted label, summed over the batch."""
+    """∇_x log p(y | x, t) of each image, in float32: of log-softmax at the wanted label, summed over the batch.
+
+    y: (N,) labels; -1 where none is wanted, which gives a gradient of 0
+    """
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
         log_p = torch.log_softmax(classifier(x, t).float(), dim=-1)
-        return torch.autograd.grad(log_p.gather(1, y[:, None]).sum(), x)[0].float()
+        wanted = log_p.gather(1, y.clamp(min=0)[:, None])[:, 0] * (y >= 0)
+        return torch.autograd.grad(wanted.sum(), x)[0].float()

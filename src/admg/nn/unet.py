@@ -66,6 +66,12 @@ class TrunkConfig:
             object.__setattr__(self, "channel_mult", CHANNEL_MULT[self.image_size])
         object.__setattr__(self, "channel_mult", tuple(self.channel_mult))
         object.__setattr__(self, "attention_resolutions", tuple(self.attention_resolutions))
+        if self.head_channels < 0 or (self.head_channels == 0 and self.num_heads < 1):
+            raise ValueError(
+                f"attention heads: head_channels {self.head_channels} must be positive, or 0 with num_heads >= 1"
+            )
+        if min(self.attention_resolutions, default=1) < 1:
+            raise ValueError(f"attention_resolutions {self.attention_resolutions} must be positive numbers of pixels")
         if self.image_size <= 0 or self.image_size % self.downsampling:
             raise ValueError(
                 f"image size {self.image_size} must be a positive multiple of {self.downsampling}: "
@@ -87,10 +93,10 @@ class TrunkConfig:
     def attends(self, level: int) -> bool:
         return 2**level in {self.image_size // resolution for resolution in self.attention_resolutions}
 
-    def heads(self, channels: int) -> int:
-        """Number of attention heads at this width."""
-        heads = channels // self.head_channels if self.head_channels else self.num_heads
-        if heads == 0 or channels % (self.head_channels or heads):
+    def heads(self, channels: int, count: int = 0) -> int:
+        """Number of attention heads at this width: by head_channels, else `count` or num_heads."""
+        heads = channels // self.head_channels if self.head_channels else count or self.num_heads
+        if heads < 1 or channels % heads or channels % (self.head_channels or heads):
             raise ValueError(
                 f"{channels} channels cannot be divided into attention heads of "
                 f"{self.head_channels or channels / heads:g} channels: change head_channels, num_heads or channel_mult"
@@ -202,8 +208,7 @@ class UNet(Trunk):
                 layers: list[nn.Module] = [self._res_block(width + skips.pop(), c.width(level))]
                 width = c.width(level)
                 if c.attends(level):
-                    heads = c.heads(width) if c.head_channels else c.num_heads_upsample or c.num_heads
-                    layers.append(self._attention(width, heads))
+                    layers.append(self._attention(width, c.heads(width, c.num_heads_upsample)))
                 if level and i == c.num_res_blocks:
                     layers.append(self._resample(width, Upsample))
                 self.output_blocks.append(Stage(*layers))

@@ -1,0 +1,358 @@
+"""What classifier guidance buys and costs on Fashion-MNIST: one table and one plot over the guidance scale.
+
+    python benchmarks/guidance_table.py --out runs/guidance-table
+
+An independent judge (tests/judge) says which garment each sample shows; diversity, precision and recall are measured
+in its features. Each cell of the table is stored once it is done, so an interrupted command continues where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from measures import precision_recall, wilson, within_class_distance
+from tqdm import tqdm
+
+import admg
+from admg.cli.main import Parser, one_line
+from admg.data import FASHION_MNIST_LABELS, open_dataset
+from admg.files import atomic, check_output_folder
+from admg.pictures import save_png, sheet
+from admg.precision import resolve
+from admg.sampling import cycle_labels, find_sampler
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "judge"))
+from judge import Judge
+
+CLASSES = len(FASHION_MNIST_LABELS)
+DATA = ("data/fashion-mnist", "/usr/share/datasets/fashion-mnist")  # the latter is Debian's dataset-fashion-mnist
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of the table. told: a conditional network is told the labels, besides the classifier's guidance."""
+
+    sampler: str
+    steps: str
+    scale: float
+    told: bool
+
+    @property
+    def line(self) -> str:
+        return f"{self.sampler.upper()} {self.steps}" + (", told the label" if self.told else "")
+
+    @property
+    def key(self) -> str:
+        return f"{self.sampler}{self.steps}-{'told' if self.told else 'untold'}-scale{self.scale:g}"
+
+
+class Measure:
+    """Images (N, H, W, 1) uint8 and the labels (N,) they should have -> figures, against real test images."""
+
+    def __init__(self, judge: Judge, reference: np.ndarray):
+        self.judge = judge
+        self.reference = judge.features(reference)
+
+    def __call__(self, images: np.ndarray, wanted: np.ndarray) -> Figures:
+        seen, features = self.judge.predict(images), self.judge.features(images)
+        pixels = images.reshape(len(images), -1) / 127.5 - 1
+        rms = math.sqrt(pixels.shape[1])  # Euclidean distance / this = root of the mean square over the pixels
+        low, high = wilson(int((seen == wanted).sum()), len(images))
+        manifold = precision_recall(features, self.reference)
+        # Diversity within the garments that are there: within a wanted label, unguided samples, a mixture of all
+        # garments, would seem the most diverse. That is kept beside it, as "..._by_wanted".
+        return {
+            "accuracy": float((seen == wanted).mean()),
+            "accuracy_low": low,
+            "accuracy_high": high,
+            "pixel_diversity": within_class_distance(pixels, seen) / rms,
+            "feature_diversity": within_class_distance(features, seen),
+            "pixel_diversity_by_wanted": within_class_distance(pixels, wanted) / rms,
+            "feature_diversity_by_wanted": within_class_distance(features, wanted),
+            "precision": manifold.precision,
+            "recall": manifold.recall,
+        }
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    try:
+        run(args)
+    except (ValueError, OSError) as error:
+        print(f"guidance_table: error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\nstopped; the same command continues ({args.out})", file=sys.stderr)
+        return 130
+    return 0
+
+
+def run(args: argparse.Namespace) -> None:
+    check(args)
+    model, classifier = admg.load(args.model).to(args.device), admg.load_classifier(args.classifier).to(args.device)
+    for what, labels in (("model", model.labels), ("classifier", classifier.labels)):
+        allowed = {CLASSES, 0} if what == "model" else {CLASSES}
+        if labels.count not in allowed or labels.names not in ((), FASHION_MNIST_LABELS):
+            raise ValueError(f"the {what}'s labels are not Fashion-MNIST's, the only ones that the judge knows")
+    if model.shape not in ((1, 28, 28), (1, 32, 32)):
+        shape = "x".join(map(str, model.shape))
+        raise ValueError(f"model {args.model} makes images of {shape}: the judge knows 1x28x28 and 1x32x32")
+    if args.conditional and not model.conditional:
+        raise ValueError(f"--conditional: model {args.model} takes no labels")
+    reference, real, real_labels = real_images(args.data, model.shape[1], args.reference, args.num)
+
+    measure = Measure(Judge(), reference)
+    out = check_output_folder(args.out)
+    settings = {
+        "model": fingerprint(model.network),
+        "classifier": fingerprint(classifier.network),
+        "num": args.num,
+        "reference": args.reference,
+        "seed": args.seed,
+        "precision": resolve(args.precision, model.device),
+    }
+    results = Results(out / "results.json", settings)
+    if results.real is None:
+        figures = measure(real, real_labels)
+        if (agreed := figures["accuracy"]) < 0.6:  # on Fashion-MNIST it is 0.93
+            raise ValueError(f"the judge agrees with only {agreed:.0%} of the labels of --data: not Fashion-MNIST")
+        results.put_real(figures)
+
+    labels = cycle_labels(range(CLASSES), args.num)
+    cells = list(cells_of(args))
+    for i, cell in enumerate(cells, 1):
+        tqdm.write(f"[{i}/{len(cells)}] {cell.line}, scale {cell.scale:g}" + (": done before" * (cell in results)))
+        if cell in results:
+            continue
+        start = time.monotonic()
+        samples = admg.sample(
+            model,
+            labels,
+            guide=admg.guidance.Classifier(classifier, scale=cell.scale),
+            sampler=cell.sampler,
+            steps=cell.steps,
+            seed=args.seed,
+            batch_size=args.batch_size,
+            y="labels" if cell.told else None,
+            precision=args.precision,
+        )
+        if not torch.isfinite(samples.x).all():
+            raise ValueError(f"{cell.line}, scale {cell.scale:g}: the samples are not finite")
+        seconds = time.monotonic() - start
+        rows = [samples.images[k::CLASSES][:20] for k in range(CLASSES)]
+        title = f"{cell.line}, guidance scale {cell.scale:g}"
+        picture = sheet(rows, row_titles=FASHION_MNIST_LABELS, title=title, cell=32)
+        save_png(picture, out / "samples" / f"{cell.key}.png")
+        results.put(cell, measure(samples.images, samples.labels.numpy()) | {"seconds": seconds})
+
+    text = markdown(results, cells)
+    (out / "table.md").write_text(text, encoding="utf-8")
+    plot(results, cells, out / "plot.png")
+    print(f"\n{text}\n{out / 'table.md'}   {out / 'plot.png'}   {out / 'results.json'}   {out / 'samples'}")
+
+
+class Results:
+    """The figures of each cell, in a file that is rewritten after each. ValueError: the file is of other settings."""
+
+    def __init__(self, path: Path, settings: dict[str, Any]):
+        self.path = path
+        self.content: dict[str, Any] = {"settings": settings, "real": None, "cells": {}}
+        if path.exists():
+            try:
+                self.content = json.loads(path.read_text(encoding="utf-8"))
+                old = self.content["settings"]
+            except (ValueError, KeyError, TypeError):
+                raise ValueError(f"{path} is not a file of this command: choose another --out") from None
+            differing = [f"{k} {old.get(k)} there, {v} now" for k, v in settings.items() if old.get(k) != v]
+            if differing:
+                raise ValueError(f"{path} is of other settings ({'; '.join(differing)}): choose another --out")
+
+    def __contains__(self, cell: Cell) -> bool:
+        return cell.key in self.content["cells"]
+
+    def __getitem__(self, cell: Cell) -> Figures:
+        return self.content["cells"][cell.key]
+
+    @property
+    def real(self) -> Figures | None:
+        return self.content["real"]
+
+    def put_real(self, figures: Figures) -> None:
+        self.content["real"] = figures
+        self._write()
+
+    def put(self, cell: Cell, figures: Figures) -> None:
+        self.content["cells"][cell.key] = figures
+        self._write()
+
+    def _write(self) -> None:
+        with atomic(self.path) as temporary:
+            temporary.write_text(json.dumps(self.content, indent=2) + "\n", encoding="utf-8")
+
+
+def real_images(data: str | None, size: int, reference: int, num: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Test images, uint8 (N, H, W, 1), balanced over the labels: the reference; `num` others, and their labels."""
+    folder = data or next((path for path in DATA if Path(path).is_dir()), DATA[0])
+    dataset = open_dataset(folder, size, channels=1, fit="pad", split="test", label_names=FASHION_MNIST_LABELS)
+    if dataset.labels is None:
+        raise ValueError(f"{folder} has no labels")
+    # Columns of `order` are the classes, so that its first n * CLASSES entries, read row by row, hold n of each.
+    per_class = [np.flatnonzero(dataset.labels == k) for k in range(CLASSES)]
+    order = np.stack([of[: min(map(len, per_class))] for of in per_class], axis=1).ravel()
+    if reference + num > len(order):
+        raise ValueError(f"--reference {reference} and --num {num} together exceed the {len(order)} test images")
+    chosen = order[: reference + num]
+    images = dataset.batch(chosen)[0].add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    return images[:reference], images[reference:], dataset.labels[chosen[reference:]]
+
+
+def fingerprint(network: torch.nn.Module) -> str:
+    """A short name of these weights, so that figures of two networks cannot get into one table."""
+    digest = hashlib.sha256()
+    for tensor in network.state_dict().values():
+        digest.update(tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def cells_of(args: argparse.Namespace) -> Iterator[Cell]:
+    for told in (False, True) if args.conditional else (False,):
+        for sampler, steps in args.samplers:
+            for scale in args.scales:
+                yield Cell(sampler, steps, scale, told)
+
+
+def markdown(results: Results, cells: list[Cell]) -> str:
+    """The table, and below it what its columns mean."""
+    settings, real = results.content["settings"], results.real
+    assert real is not None
+    titles = ("sampler", "scale", "wanted garment (95 %)", "diversity: pixels", "features", "precision", "recall")
+    rows = [titles, ("---", *["---:"] * (len(titles) - 1))]
+    rows += [(cell.line, f"{cell.scale:g}", *shown(results[cell])) for cell in cells]
+    rows += [("real images", "", *shown(real))]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + (
+        f"\n\n{settings['num']} samples a row, equally many of each label; seed {settings['seed']}, "
+        f"{settings['precision']}. Wanted garment: share that the judge takes for the label asked for; chance is 10 %. "
+        f"Diversity: mean distance of two samples that the judge takes for the same garment, in pixels (RMS, of values "
+        f"in [-1, 1]) and in the judge's features. Precision and recall: k = 3, in the judge's features, against "
+        f"{settings['reference']} test images; real images: {settings['num']} other test images.\n"
+    )
+
+
+def shown(figures: Figures) -> tuple[str, ...]:
+    share, low, high = (100 * figures[name] for name in ("accuracy", "accuracy_low", "accuracy_high"))
+    rest = (f"{figures[n]:.2f}" for n in ("pixel_diversity", "feature_diversity", "precision", "recall"))
+    return (f"{share:.1f} % ({low:.1f}–{high:.1f})", *rest)
+
+
+def plot(results: Results, cells: list[Cell], path: Path) -> None:
+    """Accuracy, diversity as a share of real images', and precision and recall, each over the scale."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    real = results.real
+    assert real is not None
+    panels: list[tuple[str, dict[str, str], Callable[[str], float]]] = [  # title; figure -> line style; its unit
+        ("share with the wanted garment", {"accuracy": "-"}, lambda name: 1.0),
+        (
+            "diversity within a garment / real images'\n(solid: features, dashed: pixels)",
+            {"feature_diversity": "-", "pixel_diversity": "--"},
+            lambda name: real[name],
+        ),
+        ("recall (solid), precision (dashed)", {"recall": "-", "precision": "--"}, lambda name: 1.0),
+    ]
+    scales = sorted({cell.scale for cell in cells})
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    for i, (title, names, unit) in enumerate(panels):
+        axes = figure.add_subplot(1, len(panels), i + 1)
+        for number, line in enumerate(dict.fromkeys(cell.line for cell in cells)):
+            of_line = [cell for cell in cells if cell.line == line]
+            x = [scales.index(cell.scale) for cell in of_line]
+            for name, style in names.items():
+                y = [results[cell][name] / unit(name) for cell in of_line]
+                label = line if style == "-" else None
+                axes.plot(x, y, style, marker="o", markersize=4, color=f"C{number}", label=label)
+            if "accuracy" in names:
+                low, high = ([results[cell][f"accuracy_{end}"] for cell in of_line] for end in ("low", "high"))
+                axes.fill_between(x, low, high, color=f"C{number}", alpha=0.15, linewidth=0)
+        for name, style in names.items():
+            label = "real images" if style == "-" else None
+            axes.axhline(real[name] / unit(name), color="grey", linestyle=":", linewidth=1, label=label)
+        axes.set(title=title, xlabel="guidance scale", xticks=range(len(scales)), ylim=(0, None if i == 1 else 1.03))
+        axes.set_xticklabels([f"{scale:g}" for scale in scales])
+        axes.grid(alpha=0.3)
+        if i == 0:
+            axes.legend()
+    with atomic(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser = Parser(
+        prog="guidance_table",
+        description="Accuracy, diversity, precision and recall of guided Fashion-MNIST samples, by guidance scale.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--model", default="fashion-mnist", help="name or folder of a diffusion model")
+    parser.add_argument("--classifier", default="fashion-mnist", help="name or folder of a noisy classifier")
+    parser.add_argument("--out", default="runs/guidance-table", metavar="DIR", help="folder of results; continued")
+    parser.add_argument("--samplers", type=samplers, default="ddpm:250,ddim:25", help="SAMPLER:STEPS, ...")
+    parser.add_argument("--scales", type=scales, default="0,0.5,1,2,4,8,16", help="guidance scales")
+    parser.add_argument("--conditional", action="store_true", help="add rows with a network that is told the labels")
+    parser.add_argument("--num", type=int, default=200, metavar="N", help="samples per row of the table")
+    parser.add_argument("--reference", type=int, default=2000, metavar="N", help="test images for precision and recall")
+    parser.add_argument("--data", metavar="DIR", help=f"Fashion-MNIST's IDX files; looked for in {' and '.join(DATA)}")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the samples; the same noise in each row")
+    parser.add_argument("--batch-size", type=int, default=50, metavar="N", help="samples at a time")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of matrix products")
+    parser.add_argument("--device", default=device, help="such as cpu or cuda")
+    return parser.parse_args(argv)
+
+
+def samplers(text: str) -> list[tuple[str, str]]:
+    pairs = [tuple(part.strip().split(":")) for part in text.split(",")]
+    if any(len(pair) != 2 for pair in pairs):
+        raise argparse.ArgumentTypeError(f"{text!r} is not like ddpm:250,ddim:25")
+    return pairs
+
+
+def scales(text: str) -> list[float]:
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = [math.nan]
+    if not all(math.isfinite(value) for value in values):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers like 0,1,4")
+    return values
+
+
+def check(args: argparse.Namespace) -> None:
+    """ValueError for what would otherwise fail only after minutes of sampling."""
+    for name, least in (("num", 2 * CLASSES), ("reference", 2 * CLASSES), ("batch_size", 1), ("seed", 0)):
+        if getattr(args, name) < least:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)}: at least {least} is needed")
+    try:
+        torch.empty(0, device=args.device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {args.device}: {str(error).splitlines()[0]}") from None
+    schedule = admg.NoiseSchedule.linear()
+    for sampler, steps in args.samplers:
+        find_sampler(sampler)
+        schedule.respace(steps)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""Small random models, for tests of everything around the network."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from admg.model import Classifier, DiffusionConfig, Labels, Model
+from admg.nn import ClassifierConfig, NoisyClassifier, UNet, UNetConfig
+
+NAMES = ("zero", "one", "two", "T-shirt/top", "Ankle boot")
+TRUNK = {
+    "image_size": 8,
+    "image_channels": 1,
+    "channels": 32,
+    "channel_mult": (1, 1),
+    "num_res_blocks": 1,
+    "attention_resolutions": (4,),
+    "head_channels": 32,
+}
+
+
+def randomised(network: torch.nn.Module, seed: int) -> torch.nn.Module:
+    """Weights without the zero-initialised layers, which would make every output zero."""
+    generator = torch.Generator().manual_seed(seed)
+    for p in network.parameters():
+        p.data = torch.randn(p.shape, generator=generator) * 0.05 + (p.data if p.ndim == 1 else 0)
+    return network.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> Model:
+    config = DiffusionConfig(diffusion_steps=100)
+    network = randomised(UNet(UNetConfig(**TRUNK, num_classes=len(NAMES))), 0)
+    return Model(network, config.build(), (1, 8, 8), Labels(len(NAMES), NAMES), config, {"seed": 0})
+
+
+@pytest.fixture(scope="session")
+def tiny_classifier() -> Classifier:
+    config = DiffusionConfig(diffusion_steps=100)
+    network = randomised(NoisyClassifier(ClassifierConfig(**TRUNK, num_classes=len(NAMES))), 1)
+    return Classifier(network, config.build(), Labels(len(NAMES), NAMES), config)
+
+
+@pytest.fixture(scope="session")
+def tiny_folders(tiny_model, tiny_classifier, tmp_path_factory) -> dict[str, str]:
+    """The two as checkpoints on disk."""
+    root = tmp_path_factory.mktemp("tiny")
+    tiny_model.save(root / "model")
+    tiny_classifier.save(root / "classifier")
+    return {"model": str(root / "model"), "classifier": str(root / "classifier")}
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory) -> str:
+    """sklearn's 1,797 handwritten digits, 8x8, as an .npz."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    path = tmp_path_factory.mktemp("digits") / "digits.npz"
+    np.savez(path, arr_0=(images.reshape(-1, 8, 8, 1) * 255 / 16).round().astype(np.uint8), arr_1=labels)
+    return str(path)
+
+
+def admg(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """The real command in a process of its own."""
+    command = [sys.executable, "-m", "admg.cli.main", *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
+    if check and result.returncode:
+        raise AssertionError(f"exit code {result.returncode}: {result.stderr}")
+    return result
