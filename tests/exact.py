@@ -92,10 +92,11 @@ class Mixture:
         return (x.double() - alpha_bar**0.5 * self.posterior_mean(x, timesteps, y)) / (1 - alpha_bar) ** 0.5
 
     def classifier(self, x: Tensor, timesteps: Tensor) -> Tensor:
-        """log p(y | x_t), (N, classes), differentiable in x."""
-        log_joint = self._log_joint(x.double().flatten(1), self.alpha_bar(timesteps))
+        """Logits of p(y | x_t), (N, classes), differentiable in x; not normalised, as those of no network are."""
+        x_t = x.double().flatten(1)
+        log_joint = self._log_joint(x_t, self.alpha_bar(timesteps))
         by_label = [log_joint[:, self.labels == label].logsumexp(1) for label in range(self.classes)]
-        return torch.stack(by_label, dim=1).log_softmax(1)
+        return torch.stack(by_label, dim=1).log_softmax(1) + x_t.sum(1, keepdim=True)
 
     def alpha_bar(self, timesteps: Tensor) -> float:
         """ᾱ at the one timestep of the batch."""

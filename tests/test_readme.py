@@ -22,5 +22,3 @@ def test_pictures_and_links_exist():
     for link in links:
         if not link.startswith("http"):
             assert (README.parent / link).exists(), link
-
-

@@ -77,6 +77,34 @@ def test_y_none_drops_the_label_of_the_network_but_not_of_the_guide(tiny_model):
     assert [y.tolist() for y in wanted] == [[1, 4]] * 4
 
 
+def test_one_label_for_each_image(tiny_model):
+    """Too few labels must not leave the other images silently unguided."""
+    for sampler in (samplers.ddpm, samplers.ddim):
+        with pytest.raises(ValueError, match="one label for each of 3 images"):
+            next(sampler(tiny_model, torch.zeros(3, 1, 8, 8), y=torch.tensor([1])))
+
+
+def test_images_without_a_label_among_others(tiny_model, tiny_classifier):
+    """None: neither the network nor the guide is told anything for that image."""
+    guide = guidance.Classifier(tiny_classifier, 20.0)
+    mixed = admg.sample(tiny_model, [0, None, 1], guide=guide, steps=4, progress=False)
+    free = admg.sample(tiny_model, [None], steps=4, first=1, progress=False)
+    assert (mixed.x[1] - free.x[0]).abs().max() < 2e-3 and mixed.label_names == ("zero", "", "one")
+    led = admg.sample(tiny_model, [0, 2, 1], guide=guide, steps=4, progress=False)
+    assert (mixed.x[1] - led.x[1]).abs().max() > 0.05 and (mixed.x[2] - led.x[2]).abs().max() < 2e-3
+
+
+@pytest.mark.parametrize("predict", ["x0", "v"])
+def test_a_process_that_ends_in_pure_noise(predict):
+    """ᾱ_T = 0, where eps cannot be told from x0 by the usual quotient."""
+    diffusion = admg.Diffusion(admg.NoiseSchedule.from_betas([0.2, 0.5, 1.0]), predict, "fixed_small")
+    x = torch.tensor([0.5, -2.0]).view(2, 1, 1, 1)
+    p = diffusion.predict(torch.zeros_like(x), x, 2)
+    assert torch.equal(p.eps, x) and p.x0.tolist() == torch.zeros_like(x).tolist()
+    model = admg.Model(lambda x, t: torch.zeros_like(x), diffusion, (1, 1, 1))  # type: ignore[arg-type]
+    assert all(torch.isfinite(step.x).all() for s in (samplers.ddpm, samplers.ddim) for step in s(model, x))
+
+
 def test_unknown_sampler_and_respacing(tiny_model):
     with pytest.raises(ValueError, match="unknown sampler 'euler': ddim, ddpm"):
         admg.sample(tiny_model, [0], sampler="euler", progress=False)
@@ -114,6 +142,7 @@ def test_cycle_labels():
 def test_saving_and_loading_keeps_every_weight_and_the_meaning(tiny_model, tiny_classifier, tmp_path):
     tiny_model.save(tmp_path / "m")
     tiny_classifier.save(tmp_path / "c")
+    assert (tmp_path / "m" / "model.safetensors").stat().st_mode == (tmp_path / "m" / "config.json").stat().st_mode
     model, classifier = admg.load(tmp_path / "m"), admg.load_classifier(tmp_path / "c")
     for a, b in ((tiny_model.network, model.network), (tiny_classifier.network, classifier.network)):
         for (name, p), q in zip(a.state_dict().items(), b.state_dict().values()):

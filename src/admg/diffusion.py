@@ -80,7 +80,7 @@ class Diffusion:
         return self._at("sqrt_recip_alpha_bar", t, x) * x - self._at("sqrt_recip_alpha_bar_minus_one", t, x) * eps
 
     def eps_from_x0(self, x: Images, t: Index, x0: Images) -> Images:
-        return (self._at("sqrt_recip_alpha_bar", t, x) * x - x0) / self._at("sqrt_recip_alpha_bar_minus_one", t, x)
+        return (x - self._at("sqrt_alpha_bar", t, x) * x0) / self._at("sqrt_one_minus_alpha_bar", t, x)  # ᾱ = 0 too
 
     # -- the reverse process -------------------------------------------------------------------------------------
 

@@ -71,7 +71,7 @@ class Judge:
 
 def prepare(images: np.ndarray | Tensor) -> Tensor:
     """Images, as Judge takes them -> (N, 1, 32, 32) in [0, 1]. ValueError: another type or shape."""
-    x = torch.as_tensor(images)
+    x = images if isinstance(images, Tensor) else torch.from_numpy(np.array(images))
     if x.dtype == torch.uint8:
         x = x.movedim(-1, 1).float() / 255
     elif x.is_floating_point():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,10 @@ def write(folder: Path | str, config: dict[str, Any], network: nn.Module, dtype:
     state = {k: v.detach().to("cpu", dtype).contiguous() for k, v in network.state_dict().items()}
     with atomic(folder) as temporary:
         temporary.mkdir()
-        save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
         text = json.dumps({"format": FORMAT, "version": VERSION, **config}, indent=2, ensure_ascii=False)
         (temporary / "config.json").write_text(text + "\n", encoding="utf-8")
+        save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
+        shutil.copymode(temporary / "config.json", temporary / "model.safetensors")  # else only the owner may read it
 
 
 def read_config(folder: Path | str, kind: str | None = None) -> dict[str, Any]:

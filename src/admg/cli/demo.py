@@ -11,7 +11,7 @@ from ..pictures import save_png
 from ..sampling import sample
 from .sample import scale_sheet, write
 
-SCALES = [0.0, 1.0, 2.0, 4.0, 8.0]
+SCALES = [0.0, 1.0, 2.0, 4.0, 8.0, 16.0]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,10 +25,10 @@ def run(args: argparse.Namespace) -> None:
     model, classifier = presets.load("fashion-mnist"), presets.load_classifier("fashion-mnist")
     labels = list(range(model.labels.count))
 
-    print("1/2  every label: an unconditional model, steered by the classifier alone (scale 4, DDIM, 25 steps)")
-    guide = guidance.Classifier(classifier, 4.0)
+    print("1/2  every label: an unconditional model, steered by the classifier alone (scale 8, DDIM, 25 steps)")
+    guide = guidance.Classifier(classifier, 8.0)
     samples = sample(model, [label for label in labels for _ in range(8)], guide=guide, seed=args.seed, y=None)
-    write(samples, out, "classifier guidance, scale 4, DDIM 25")
+    write(samples, out, "classifier guidance, scale 8, DDIM 25")
 
     print("2/2  the same noise over guidance scales")
     wanted = [model.labels.number(name) for name in ("Dress", "Sandal", "Sneaker", "Bag", "Ankle boot", "Shirt")]

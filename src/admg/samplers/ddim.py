@@ -30,7 +30,7 @@ def ddim(
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must be in [0, 1], got {eta}")
-    x, run, diffusion = x_T, walk(model, y, guide, clip, drop_label), model.diffusion
+    x, run, diffusion = x_T, walk(model, x_T, y, guide, clip, drop_label), model.diffusion
     for i in run.indices():
         p, g = run.predict(x, i)
         if g is not None:

@@ -26,7 +26,7 @@ def ddpm(
     x_T: (N, C, H, W) standard normal; y: (N,) wanted labels; clip: x0 to [-1, 1] before μ is derived from it
     drop_label: do not tell y to a conditional network, only to the guide
     """
-    x, run = x_T, walk(model, y, guide, clip, drop_label)
+    x, run = x_T, walk(model, x_T, y, guide, clip, drop_label)
     for i in run.indices():
         p, g = run.predict(x, i)
         mean = p.mean if g is None else p.mean + p.variance * g  # Algorithm 1

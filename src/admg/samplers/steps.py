@@ -74,8 +74,15 @@ class Walk:
         return Step(x, x0, self.model.diffusion.schedule.timesteps[index].item(), index)
 
 
-def walk(model: DiffusionModel, y: Tensor | None, guide: Guide | None, clip: bool, drop_label: bool) -> Walk:
-    """The labels steer the guide; a network that takes labels is told them too, unless `drop_label`."""
+def walk(
+    model: DiffusionModel, x_T: Images, y: Tensor | None, guide: Guide | None, clip: bool, drop_label: bool
+) -> Walk:
+    """The labels steer the guide; a network that takes labels is told them too, unless `drop_label`.
+
+    ValueError: y is not one label for each image.
+    """
+    if y is not None and y.shape != (len(x_T),):
+        raise ValueError(f"y must be one label for each of {len(x_T)} images, not of shape {tuple(y.shape)}")
     told = y if getattr(model, "conditional", False) and not drop_label else None
     return Walk(model, y, told, guide, clip)
 
