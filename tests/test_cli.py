@@ -223,6 +223,17 @@ def test_config_file_and_command_line(capsys, pictures, tmp_path):
     assert "not valid TOML" in refused(capsys, *arguments)
 
 
+def test_training_starts_from_the_weights_of_a_model(capsys, pictures, tmp_path):
+    """One step at a vanishing learning rate leaves the weights as they were in the model."""
+    assert run(capsys, *tiny_training(pictures, tmp_path / "a"))[0] == 0
+    arguments = [*tiny_training(pictures, tmp_path / "b"), "--steps", 1, "--lr", 1e-12, "--init", tmp_path / "a"]
+    assert run(capsys, *arguments)[0] == 0
+    a, b = presets.load(tmp_path / "a").network.state_dict(), presets.load(tmp_path / "b").network.state_dict()
+    assert all((a[name] - b[name]).abs().max() < 1e-6 for name in a) and a["out.2.weight"].abs().max() > 1e-6
+    line = refused(capsys, *tiny_training(pictures, tmp_path / "c"), "--channel-mult", "1,2", "--init", tmp_path / "a")
+    assert "does not fit its architecture" in line and not (tmp_path / "c").exists()
+
+
 def test_resuming_a_foreign_run_is_refused_and_leaves_it(capsys, pictures, tmp_path):
     out = tmp_path / "out"
     assert run(capsys, *tiny_training(pictures, out))[0] == 0

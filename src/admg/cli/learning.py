@@ -7,12 +7,16 @@ import shlex
 import sys
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 from tqdm.auto import tqdm
 
+from .. import presets
+from ..checkpoints import native
 from ..data import Dataset, open_dataset
 from ..files import check_output_folder
 from ..training import TrainConfig, train
@@ -38,6 +42,16 @@ class DataConfig:
     flip: bool = False
     split: Literal["train", "test"] = "train"
     strict: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartConfig:
+    """Where the weights come from.
+
+    init: start from the weights of this model of the same architecture, a name or a folder; none: from random ones
+    """
+
+    init: str = ""
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
@@ -71,6 +85,14 @@ def open_data(config: DataConfig) -> Dataset:
     return dataset
 
 
+def start_from(network: nn.Module, init: str, part: str) -> None:
+    """Fill the network with the weights of a model; part: "diffusion" or "classifier". ValueError: they do not fit."""
+    if init:
+        folder = presets.find(init, part)
+        native.read_config(folder, part)
+        native.load_weights(folder, network)
+
+
 def seed_torch(seed: int) -> None:
     torch.manual_seed(seed)
 
@@ -82,6 +104,10 @@ def learn(task: Any, dataset: Dataset, config: TrainConfig, values: dict[str, An
     print(
         f"{len(dataset)} images, {len(dataset.label_names)} labels; {parameters / 1e6:.2f} M parameters; run in {out}"
     )
+    if find_spec("tensorboard") is None:
+        print(
+            "no TensorBoard scalars: `pip install 'admg[train]'` brings them; log.csv and curves.png are written anyway"
+        )
     command = shlex.join(["admg", *sys.argv[1:]])
     provenance = {"data": Path(values["data"]).name, "command": command, "date": time.strftime("%Y-%m-%d")}
     bar = None

@@ -9,7 +9,7 @@ from ..losses import Objective
 from ..model import DiffusionConfig, Labels, Model
 from ..nn import UNet, UNetConfig
 from ..training import LearnDiffusion, TrainConfig
-from .learning import DataConfig, add_common, learn, open_data, options_of, seed_torch
+from .learning import DataConfig, StartConfig, add_common, learn, open_data, options_of, seed_torch, start_from
 from .options import add_fields, build
 
 DERIVED = ("image_channels", "num_classes", "learn_variance", "num_heads_upsample")
@@ -36,6 +36,7 @@ class ObjectiveConfig:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_common(parser)
     add_fields(parser, DataConfig, "data")
+    add_fields(parser, StartConfig, "start")
     add_fields(parser, TrainConfig, "training")
     add_fields(parser, ObjectiveConfig, "objective")
     add_fields(parser, DiffusionConfig, "diffusion")
@@ -59,4 +60,5 @@ def run(args: argparse.Namespace) -> None:
     seed_torch(config.seed)
     shape = (dataset.channels, dataset.image_size, dataset.image_size)
     model = Model(UNet(network), diffusion.build(), shape, Labels(count, dataset.label_names), diffusion)
+    start_from(model.network, build(StartConfig, values).init, "diffusion")
     learn(LearnDiffusion(model, objective.objective, objective.label_dropout), dataset, config, values)

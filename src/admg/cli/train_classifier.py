@@ -12,7 +12,7 @@ from ..data.arrays import find_idx
 from ..model import Classifier, DiffusionConfig, Labels
 from ..nn import ClassifierConfig, NoisyClassifier
 from ..training import LearnClassifier, TrainConfig
-from .learning import DataConfig, add_common, learn, open_data, options_of, seed_torch
+from .learning import DataConfig, StartConfig, add_common, learn, open_data, options_of, seed_torch, start_from
 from .options import add_fields, build
 
 
@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_common(parser)
     add_fields(parser, DataConfig, "data")
     add_fields(parser, ValidationConfig, "validation")
+    add_fields(parser, StartConfig, "start")
     add_fields(parser, TrainConfig, "training")
     add_fields(parser, DiffusionConfig, "diffusion", omit=("predict", "variance"))
     add_fields(parser, ClassifierConfig, "network", omit=("image_size", "image_channels", "num_classes"))
@@ -52,6 +53,7 @@ def run(args: argparse.Namespace) -> None:
     network = build(ClassifierConfig, values, image_channels=dataset.channels, num_classes=count)
     seed_torch(config.seed)
     classifier = Classifier(NoisyClassifier(network), diffusion.build(), Labels(count, dataset.label_names), diffusion)
+    start_from(classifier.network, build(StartConfig, values).init, "classifier")
     learn(LearnClassifier(classifier, validation, val.val_images), dataset, config, values)
 
 
