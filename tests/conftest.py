@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from admg.model import Classifier, DiffusionConfig, Labels, Model
-from admg.nn import ClassifierConfig, NoisyClassifier, UNet, UNetConfig
+from admg.nn import ClassifierConfig, NoisyClassifier, SuperResConfig, SuperResUNet, UNet, UNetConfig
 
 NAMES = ("zero", "one", "two", "T-shirt/top", "Ankle boot")
 TRUNK = {
@@ -45,6 +45,14 @@ def tiny_classifier() -> Classifier:
     config = DiffusionConfig(diffusion_steps=100)
     network = randomised(NoisyClassifier(ClassifierConfig(**TRUNK, num_classes=len(NAMES))), 1)
     return Classifier(network, config.build(), Labels(len(NAMES), NAMES), config)
+
+
+@pytest.fixture(scope="session")
+def tiny_upsampler() -> Model:
+    """From 4x4 to 8x8."""
+    config = DiffusionConfig(diffusion_steps=100)
+    network = randomised(SuperResUNet(SuperResConfig(**TRUNK, num_classes=len(NAMES), small_size=4)), 2)
+    return Model(network, config.build(), (1, 8, 8), Labels(len(NAMES), NAMES), config, {"seed": 0})
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,8 @@ import admg
 
 ROOT = Path(admg.__file__).parent
 LAYERS = [  # from low to high; a part imports only of itself and of lower layers
-    {"nn", "schedule", "data", "files", "precision"},
+    {"nn", "schedule", "data", "files", "precision", "imagenet"},
+    {"shards", "download"},
     {"diffusion"},
     {"losses", "guidance"},
     {"samplers"},
@@ -20,7 +21,8 @@ LAYERS = [  # from low to high; a part imports only of itself and of lower layer
     {"model"},
     {"sampling"},
     {"pictures"},
-    {"training"},
+    {"training", "likelihood", "openai"},
+    {"published", "export", "diagnose"},
     {"presets"},
     {"cli"},
 ]

@@ -289,6 +289,22 @@ def test_autocast_ends_in_float32(make):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float16, 4e-3), (torch.bfloat16, 6e-2)])
+@pytest.mark.parametrize("name", ["adm64-small", "classifier64-attention", "upsampler-small"])
+def test_a_torso_of_low_precision(name, dtype, limit):
+    entry = reference.table("forward.json")[name]
+    network = reference.fill(reference.build(entry["kind"], entry["flags"]))
+    arguments = {k: v[:1] for k, v in reference.inputs(entry["kind"], entry["flags"]).items()}
+    expected = network(**arguments)
+    actual = network.torso_to(dtype)(**arguments)
+    assert actual.dtype == torch.float32
+    assert 1e-6 < reference.error(actual, expected) < limit
+    kinds = {k: v.dtype for k, v in network.state_dict().items()}
+    assert kinds["input_blocks.1.0.in_layers.2.weight"] == kinds["middle_block.1.qkv.weight"] == dtype
+    stay = ("time_embed.0.weight", "input_blocks.1.0.in_layers.0.weight", "input_blocks.1.0.emb_layers.1.weight")
+    assert {kinds[k] for k in stay} | {v for k, v in kinds.items() if k.startswith("out.")} == {torch.float32}
+
+
 def test_low_res_is_upsampled_bilinearly_from_any_size():
     config = UNetConfig(**SMALL, head_channels=32)
     network = reference.fill(SuperResUNet(config))

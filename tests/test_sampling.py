@@ -130,6 +130,49 @@ def test_x_T_and_noise_sampler_replace_the_seed(tiny_model):
         admg.sample(tiny_model, [0, 0, 0], x_T=x_T, progress=False)
 
 
+def test_each_image_is_upsampled_from_its_own(tiny_upsampler, tiny_classifier):
+    low_res = torch.rand(5, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    labels, guide = [0, 1, 2, 3, 4], guidance.Classifier(tiny_classifier, 2.0)
+    options = {"guide": guide, "steps": 3, "seed": 1, "progress": False}
+    whole = admg.sample(tiny_upsampler, labels, low_res=low_res, **options).x
+    parts = admg.sample(tiny_upsampler, labels, low_res=low_res, batch_size=2, **options).x
+    assert (whole - parts).abs().max() < 2e-3
+    one = admg.sample(tiny_upsampler, [3], low_res=low_res[3:4], first=3, **options).x
+    assert (whole[3:4] - one).abs().max() < 2e-3
+    others = admg.sample(tiny_upsampler, labels, low_res=low_res.flip(0), **options).x
+    moved = (whole - others).flatten(1).abs().amax(1) > 0.02
+    assert moved.tolist() == [True, True, False, True, True]  # the middle one stayed where it was
+
+
+@pytest.mark.parametrize(
+    ("low_res", "message"),
+    [
+        (None, "it needs low_res"),
+        (torch.zeros(2, 1, 2, 2), "4x4"),
+        (torch.zeros(1, 1, 4, 4), "2 images"),
+        (torch.zeros(2, 3, 4, 4), "1 channels"),
+    ],
+)
+def test_low_res_that_does_not_fit(tiny_upsampler, low_res, message):
+    with pytest.raises(ValueError, match=message):
+        admg.sample(tiny_upsampler, [0, 1], low_res=low_res, steps=2, progress=False)
+
+
+def test_low_res_for_a_model_that_makes_images_from_noise(tiny_model):
+    with pytest.raises(ValueError, match="for an upsampling model"):
+        admg.sample(tiny_model, [0], low_res=torch.zeros(1, 1, 4, 4), steps=2, progress=False)
+
+
+def test_an_upsampler_survives_saving(tiny_upsampler, tiny_model, tmp_path):
+    tiny_upsampler.save(tmp_path / "up")
+    again = admg.Model.load(tmp_path / "up")
+    assert again.upsamples and not tiny_model.upsamples and again.network.config == tiny_upsampler.network.config
+    for name, value in tiny_upsampler.network.state_dict().items():
+        assert torch.equal(value, again.network.state_dict()[name])
+    with pytest.raises(ValueError, match="'upsampler' checkpoint where a 'classifier' one is needed"):
+        admg.Classifier.load(tmp_path / "up")
+
+
 def test_to_uint8_is_the_published_rule():
     x = torch.tensor([-2.0, -1.0, -0.999, 0.0, 0.5, 1.0, 2.0]).view(1, 1, 1, 7)
     assert to_uint8(x).ravel().tolist() == [0, 0, 0, 127, 191, 255, 255]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,11 +18,12 @@ def atomic(path: Path | str) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    token = f"{os.getpid()}-{secrets.token_hex(4)}"  # two machines that share a disk may have equal process numbers
+    temporary = path.with_name(f".{path.stem}.{token}.tmp{path.suffix}")
     try:
         yield temporary
         if temporary.is_dir() and path.exists():
-            old = path.with_name(f".{path.name}.{os.getpid()}.old")
+            old = path.with_name(f".{path.name}.{token}.old")
             path.rename(old)
             temporary.rename(path)
             shutil.rmtree(old)

@@ -12,11 +12,20 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from . import imagenet
 from .checkpoints import native
+from .checkpoints.weights import CheckpointError, build_network
 from .diffusion import Diffusion, Images, Index, Predict, Prediction, Variance
-from .nn import ClassifierConfig, NoisyClassifier, UNet, UNetConfig
+from .nn import ClassifierConfig, NoisyClassifier, SuperResConfig, SuperResUNet, UNet, UNetConfig
 from .nn.unet import TrunkConfig
 from .schedule import NoiseSchedule
+
+KINDS: dict[str, tuple[type[nn.Module], type[TrunkConfig]]] = {
+    "diffusion": (UNet, UNetConfig),
+    "upsampler": (SuperResUNet, SuperResConfig),
+    "classifier": (NoisyClassifier, ClassifierConfig),
+}
+"""Of native checkpoints: what the kind is called, its network and the network's architecture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,32 +54,75 @@ class DiffusionConfig:
 
 
 class Labels:
-    """The names of labels 0 .. K-1, or only their number."""
+    """The names of labels 0 .. K-1, or only their number.
 
-    def __init__(self, count: int, names: Sequence[str] = ()):
+    names: one for each label, to show and to ask for; aliases: what else each may be asked for by, in any case
+    """
+
+    def __init__(self, count: int, names: Sequence[str] = (), aliases: Sequence[Sequence[str]] = ()):
         if names and len(names) != count:
             raise ValueError(f"{len(names)} label names for {count} labels")
+        if aliases and len(aliases) != count:
+            raise ValueError(f"{len(aliases)} tuples of aliases for {count} labels")
         self.count = count
         self.names = tuple(names)
+        self.aliases = tuple(tuple(alias.lower() for alias in listed) for listed in aliases)
+
+    @classmethod
+    def imagenet(cls) -> Labels:
+        """Those of ImageNet-1k, with WordNet's synonyms."""
+        return cls(1000, imagenet.names(), imagenet.synonyms())
+
+    @classmethod
+    def of(cls, names: Sequence[str]) -> Labels:
+        """Labels of these names; where they are ImageNet's, with its synonyms."""
+        return cls.imagenet() if tuple(names) == imagenet.names() else cls(len(names), names)
 
     def name(self, label: int) -> str:
         return self.names[label] if self.names else str(label)
 
     def number(self, label: int | str) -> int:
-        """The label of a name (in any case) or number. ValueError names near misses and what there is."""
+        """The label of a name or alias (in any case) or number.
+
+        ValueError: there is none, and the message lists near ones; or several have this alias, and it lists them.
+        """
         text = str(label).strip()
-        by_name = {name.lower(): i for i, name in enumerate(self.names)}
-        if text.lower() in by_name:
-            return by_name[text.lower()]
+        found = self._named(text)
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise ValueError(f"label {text!r} is ambiguous: {self._listed(found)}")
         if text.isdecimal() and int(text) < self.count:
             return int(text)
         if self.count == 0:
             raise ValueError(f"label {text!r}: this model has no labels")
-        near = [self.names[by_name[n]] for n in difflib.get_close_matches(text.lower(), by_name, n=3, cutoff=0.5)]
-        near += [n for n in self.names if text and text.lower() in n.lower() and n not in near]
-        hint = f"did you mean {' or '.join(map(repr, near[:3]))}? " if near else ""
+        near = self._near(text.lower())
+        hint = f"did you mean {self._listed(near)}? " if near else ""
         listed = ": " + ", ".join(self.names) if 0 < len(self.names) <= 20 else ""
         raise ValueError(f"unknown label {text!r}: {hint}labels are 0 to {self.count - 1}{listed}")
+
+    def _named(self, text: str) -> list[int]:
+        """The labels of this very name, else of this name in another case, else with this alias."""
+        exact = [i for i, name in enumerate(self.names) if name == text]
+        folded = [i for i, name in enumerate(self.names) if name.lower() == text.lower()]
+        return exact or folded or [i for i, listed in enumerate(self.aliases) if text.lower() in listed]
+
+    def _near(self, text: str) -> list[int]:
+        """Up to three labels with a name or alias that has the text as a word, is close to it, or contains it."""
+        if not text or text.isdecimal():
+            return []
+        by_term: dict[str, list[int]] = {}
+        for i, name in enumerate(self.names):
+            for term in (name.lower(), *(self.aliases[i] if self.aliases else ())):
+                by_term.setdefault(term, []).append(i)
+        near = [term for term in by_term if text in term.split()]
+        near += difflib.get_close_matches(text, by_term, n=5, cutoff=0.5)
+        near += [term for term in by_term if text in term]
+        return list(dict.fromkeys(i for term in near for i in by_term[term]))[:3]
+
+    def _listed(self, labels: Sequence[int]) -> str:
+        """`'crane (wading bird)' (134) or 'crane (lifting device)' (517)`"""
+        return " or ".join(f"{self.name(i)!r} ({i})" for i in labels)
 
 
 @dataclass
@@ -83,6 +135,7 @@ class Model:
     labels: that the network can be told, or that its training images had
     config: the DiffusionConfig behind `diffusion`, None if made by hand (then it cannot be saved)
     training: provenance: data, command, seed, figures
+    given: further arguments of the network at every step, such as low_res of an upsampling one
     """
 
     network: nn.Module
@@ -91,11 +144,17 @@ class Model:
     labels: Labels = field(default_factory=lambda: Labels(0))
     config: DiffusionConfig | None = None
     training: dict[str, Any] = field(default_factory=dict)
+    given: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def conditional(self) -> bool:
         """Whether the network takes labels."""
         return bool(getattr(getattr(self.network, "config", None), "num_classes", 0))
+
+    @property
+    def upsamples(self) -> bool:
+        """Whether the network needs a low-resolution image (`low_res`) to start from."""
+        return isinstance(self.network, SuperResUNet)
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -115,23 +174,21 @@ class Model:
 
     def predict(self, x: Images, t: Index, y: Tensor | None = None, clip: bool = True) -> Prediction:
         """p(x_{t-1} | x_t = x) at step t of `diffusion`, given labels y (N,) if the network takes them."""
-        conditioning = {} if y is None else {"y": y}
+        conditioning = self.given if y is None else {**self.given, "y": y}
         output = self.network(x, self.diffusion.timestep(t, x.device), **conditioning)
         return self.diffusion.predict(output, x, t, clip=clip)
 
     def save(self, folder: Path | str, dtype: torch.dtype | None = None) -> None:
         """Write a native checkpoint; float16 halves its size, and loading always gives float32.
 
-        ValueError: the network is not a UNet, or `config` is not known.
+        ValueError: the network is not a UNet or SuperResUNet, or `config` is not known.
         """
-        if type(self.network) is not UNet:
-            raise ValueError("only a UNet can be saved as a native checkpoint")
-        _save(folder, "diffusion", self, dtype)
+        _save(folder, ("diffusion", "upsampler"), self, dtype)
 
     @classmethod
     def load(cls, folder: Path | str) -> Model:
         """Read a native checkpoint, in float32 and eval mode. CheckpointError (a ValueError) if it is not usable."""
-        parts = _load(folder, "diffusion", UNet, UNetConfig)
+        parts = _load(folder, "diffusion", "upsampler")
         config = parts["network"].config
         return cls(shape=(config.image_channels, config.image_size, config.image_size), **parts)
 
@@ -162,17 +219,19 @@ class Classifier:
 
     def save(self, folder: Path | str, dtype: torch.dtype | None = None) -> None:
         """Write a native checkpoint, as Model.save does."""
-        if not isinstance(self.network, NoisyClassifier):
-            raise ValueError("only a NoisyClassifier can be saved as a native checkpoint")
-        _save(folder, "classifier", self, dtype)
+        _save(folder, ("classifier",), self, dtype)
 
     @classmethod
     def load(cls, folder: Path | str) -> Classifier:
         """Read a native checkpoint, as Model.load does."""
-        return cls(**_load(folder, "classifier", NoisyClassifier, ClassifierConfig))
+        return cls(**_load(folder, "classifier"))
 
 
-def _save(folder: Path | str, kind: str, part: Model | Classifier, dtype: torch.dtype | None) -> None:
+def _save(folder: Path | str, kinds: tuple[str, ...], part: Model | Classifier, dtype: torch.dtype | None) -> None:
+    kind = next((kind for kind in kinds if type(part.network) is KINDS[kind][0]), None)
+    if kind is None:
+        allowed = " or ".join(KINDS[kind][0].__name__ for kind in kinds)
+        raise ValueError(f"only a {allowed} can be saved as a native checkpoint, not a {type(part.network).__name__}")
     if part.config is None:
         raise ValueError("only a model with its DiffusionConfig can be saved as a native checkpoint")
     config = {
@@ -185,14 +244,14 @@ def _save(folder: Path | str, kind: str, part: Model | Classifier, dtype: torch.
     native.write(folder, config, part.network, dtype)
 
 
-def _load(folder: Path | str, kind: str, network_type: type[nn.Module], config_type: type) -> dict[str, Any]:
+def _load(folder: Path | str, *kinds: str) -> dict[str, Any]:
     """All that Model and Classifier have in common, by field."""
-    content = native.read_config(folder, kind)
+    content = native.read_config(folder, *kinds)
+    network_type, config_type = KINDS[content["kind"]]
     config = _config(DiffusionConfig, content, "diffusion", folder)
-    network = network_type(_config(config_type, content, "network", folder))
-    native.load_weights(folder, network)
+    architecture = _config(config_type, content, "network", folder)
     return {
-        "network": network.eval().requires_grad_(False),
+        "network": build_network(network_type, architecture, native.read_state(folder), folder),
         "diffusion": config.build(),
         "labels": _labels(content),
         "config": config,
@@ -204,9 +263,9 @@ def _config(kind: type, config: dict[str, Any], key: str, folder: Path | str) ->
     try:
         return kind(**config[key])
     except (KeyError, TypeError, ValueError) as error:
-        raise native.CheckpointError(f"{Path(folder) / 'config.json'}: bad {key!r}: {error}") from None
+        raise CheckpointError(f"{Path(folder) / 'config.json'}: bad {key!r}: {error}") from None
 
 
 def _labels(config: dict[str, Any]) -> Labels:
     labels = config.get("labels", 0)
-    return Labels(labels) if isinstance(labels, int) else Labels(len(labels), labels)
+    return Labels(labels) if isinstance(labels, int) else Labels.of(labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import itertools
 from collections.abc import Sequence
@@ -56,6 +57,7 @@ def sample(
     seed: int = 0,
     batch_size: int | None = None,
     x_T: Images | None = None,
+    low_res: Images | None = None,
     noise_sampler: NoiseSampler | None = None,
     y: Tensor | str | None = "labels",
     first: int = 0,
@@ -72,10 +74,11 @@ def sample(
     first: the number of the first image, for a process that makes images first .. first + N - 1 of a larger set
     batch_size: images at a time; None: up to 64
     x_T: the noise to start from (N, C, H, W), instead of the seed's; its size may differ from the model's
+    low_res: (N, C, h, w) in [-1, 1], what an upsampling model makes larger
     noise_sampler: (x, index) -> noise of a step, instead of the seed's
     y: what a conditional model is told: "labels", or None to let the guide alone steer
     precision: auto, fp32 or bf16
-    ValueError: an unknown label, sampler or respacing.
+    ValueError: an unknown label, sampler or respacing; low_res of a wrong size, missing or not wanted.
     """
     numbers = resolve_labels(model, guide, labels)
     sampler = find_sampler(sampler)
@@ -86,6 +89,8 @@ def sample(
     if x_T is not None and len(x_T) != len(numbers):
         raise ValueError(f"x_T has {len(x_T)} images for {len(numbers)} labels")
 
+    check_low_res(model, low_res, len(numbers))
+
     wanted = torch.tensor([-1 if n is None else n for n in numbers], dtype=torch.int64)
     batches = [slice(i, i + size) for i in range(0, len(numbers), size)]
     done: list[Tensor] = []
@@ -95,9 +100,10 @@ def sample(
             noise = SeededNoise(seed, range(first + batch.start, first + batch.start + count))
             x = noise.draw(model.shape) if x_T is None else x_T[batch]
             labelled = bool((wanted[batch] >= 0).any())
+            given = {} if low_res is None else {"low_res": low_res[batch].to(model.device)}
             with autocast(precision, model.device):
                 for step in sampler(
-                    model,
+                    dataclasses.replace(model, given={**model.given, **given}),
                     x.to(model.device),
                     y=wanted[batch].to(model.device) if labelled else None,
                     guide=guide,
@@ -125,6 +131,23 @@ class SeededNoise:
 
     def __call__(self, x: Images, index: int) -> Images:
         return self.draw(x.shape[1:]).to(x.device)
+
+
+def check_low_res(model: Model, low_res: Images | None, count: int) -> None:
+    """ValueError unless low_res is what this model needs for `count` images: nothing, or images of its small size."""
+    if low_res is None:
+        if model.upsamples and "low_res" not in model.given:
+            raise ValueError("this model upsamples: it needs low_res, the small images to make larger")
+        return
+    if not model.upsamples:
+        raise ValueError("low_res is for an upsampling model; this one makes images from noise")
+    small = getattr(model.network.config, "small_size", 0)
+    side = f"{small}x{small}" if small else "smaller than the model's own"
+    fits = low_res.shape[2:] == (small, small) if small else max(low_res.shape[2:]) < max(model.shape[1:])
+    if low_res.ndim != 4 or low_res.shape[:2] != (count, model.shape[0]) or not fits:
+        raise ValueError(
+            f"low_res has shape {tuple(low_res.shape)}: needed are {count} images of {model.shape[0]} channels, {side}"
+        )
 
 
 def find_sampler(sampler: str | Sampler) -> Sampler:

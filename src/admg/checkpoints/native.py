@@ -13,13 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..files import atomic
+from .weights import CheckpointError, check_state
 
 FORMAT = "admg"
 VERSION = 1
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message says which and why, in one line."""
 
 
 def write(folder: Path | str, config: dict[str, Any], network: nn.Module, dtype: torch.dtype | None = None) -> None:
@@ -36,8 +33,8 @@ def write(folder: Path | str, config: dict[str, Any], network: nn.Module, dtype:
         shutil.copymode(temporary / "config.json", temporary / "model.safetensors")  # else only the owner may read it
 
 
-def read_config(folder: Path | str, kind: str | None = None) -> dict[str, Any]:
-    """The contents of config.json. CheckpointError: none there, not ours, of a newer version or of another kind."""
+def read_config(folder: Path | str, *kinds: str) -> dict[str, Any]:
+    """The contents of config.json. CheckpointError: none there, not ours, of a newer version or none of the kinds."""
     folder = Path(folder)
     path = folder / "config.json"
     if not folder.is_dir():
@@ -58,33 +55,25 @@ def read_config(folder: Path | str, kind: str | None = None) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} has version {version!r}; this admg reads up to version {VERSION}: update admg to load it"
         )
-    if kind is not None and config.get("kind") != kind:
-        raise CheckpointError(f"{folder} holds a {config.get('kind')!r} checkpoint where a {kind!r} one is needed")
+    if kinds and config.get("kind") not in kinds:
+        needed = " or ".join(map(repr, kinds))
+        raise CheckpointError(f"{folder} holds a {config.get('kind')!r} checkpoint where a {needed} one is needed")
     return config
 
 
-def load_weights(folder: Path | str, network: nn.Module) -> None:
-    """Fill the network strictly. CheckpointError: truncated or foreign weights, naming the first keys that differ."""
+def read_state(folder: Path | str) -> dict[str, Tensor]:
+    """The weights, memory-mapped. CheckpointError: none there, truncated or foreign."""
     path = Path(folder) / "model.safetensors"
     if not path.is_file():
         raise CheckpointError(f"{folder} has no model.safetensors")
     try:
-        state = load_file(path)
+        return load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is truncated or not a safetensors file: {error}") from None
-    check_state(path, state, network)
+
+
+def load_weights(folder: Path | str, network: nn.Module) -> None:
+    """Fill the network strictly. CheckpointError: truncated or foreign weights, naming the first keys that differ."""
+    state = read_state(folder)
+    check_state(Path(folder) / "model.safetensors", state, network)
     network.load_state_dict(state)
-
-
-def check_state(source: Path | str, state: dict[str, Tensor], network: nn.Module) -> None:
-    """CheckpointError if names or shapes are not those of the network."""
-    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in state.items()}
-    if expected == found:
-        return
-    missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-    wrong = sorted(k for k in expected.keys() & found.keys() if expected[k] != found[k])
-    parts = [f"{len(missing)} missing, first {missing[0]}"] if missing else []
-    parts += [f"{len(extra)} unexpected, first {extra[0]}"] if extra else []
-    parts += [f"{len(wrong)} of another shape, first {k}: {found[k]} for {expected[k]}" for k in wrong[:1]]
-    raise CheckpointError(f"{source} does not fit its architecture: {'; '.join(parts)}")

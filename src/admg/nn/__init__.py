@@ -1,6 +1,6 @@
 """ADM's networks as plain torch modules. They know nothing of diffusion; parameter names equal OpenAI's."""
 
 from .classifier import ClassifierConfig, NoisyClassifier
-from .unet import SuperResUNet, UNet, UNetConfig
+from .unet import SuperResConfig, SuperResUNet, UNet, UNetConfig
 
-__all__ = ["ClassifierConfig", "NoisyClassifier", "SuperResUNet", "UNet", "UNetConfig"]
+__all__ = ["ClassifierConfig", "NoisyClassifier", "SuperResConfig", "SuperResUNet", "UNet", "UNetConfig"]

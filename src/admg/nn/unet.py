@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -118,6 +119,16 @@ class UNetConfig(TrunkConfig):
     num_heads_upsample: int = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class SuperResConfig(UNetConfig):
+    """Architecture of a super-resolution U-Net; image_size is the large one.
+
+    small_size: pixels of the side of the low-resolution images that it was trained on; 0: any
+    """
+
+    small_size: int = 0
+
+
 class Stage(nn.Sequential):
     """Layers in a row; those that are conditioned get the embedding too."""
 
@@ -152,6 +163,19 @@ class Trunk(nn.Module):
             self._res_block(width, width), self._attention(width, c.heads(width)), self._res_block(width, width)
         )
         self.width = width
+        self.torso_dtype: torch.dtype | None = None
+
+    def torso_to(self, dtype: torch.dtype) -> Self:
+        """Store and compute the convolutions of all blocks in this dtype, as the reference's --use_fp16 does.
+
+        Norms, embeddings, the first and the last layer's sums and the pooling head stay in float32.
+        """
+        for name in ("input_blocks", "middle_block", "output_blocks"):
+            for module in getattr(self, name, nn.Identity()).modules():
+                if isinstance(module, nn.Conv1d | nn.Conv2d):
+                    module.to(dtype)
+        self.torso_dtype = dtype
+        return self
 
     def _res_block(self, c_in: int, c_out: int, resample: nn.Module | None = None) -> ResBlock:
         c = self.config
@@ -184,6 +208,7 @@ class Trunk(nn.Module):
             raise ValueError(
                 f"an image of {size[0]}x{size[1]} does not fit: height and width must be multiples of {step}"
             )
+        x = x if self.torso_dtype is None else x.to(self.torso_dtype)
         features = []
         for block in self.input_blocks:
             x = block(x, emb)
@@ -242,7 +267,9 @@ class UNet(Trunk):
 class SuperResUNet(UNet):
     """A U-Net that also sees a low-resolution image, upsampled bilinearly and concatenated to x."""
 
-    def __init__(self, config: UNetConfig):
+    config: SuperResConfig
+
+    def __init__(self, config: SuperResConfig):
         super().__init__(config, in_channels=2 * config.image_channels)
 
     def forward(

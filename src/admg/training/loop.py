@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from ..checkpoints.native import CheckpointError
+from ..checkpoints.weights import CheckpointError
 from ..data import batches
 from ..files import atomic
 from ..precision import Precision, autocast

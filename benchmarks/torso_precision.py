@@ -1,0 +1,56 @@
+"""What a float16 or bfloat16 torso costs in accuracy: relative error of the output against float32, per family.
+
+    python benchmarks/torso_precision.py
+
+The families are the small networks of tests/openai (random weights, where errors grow more than in trained ones) and
+the shipped Fashion-MNIST models at six noise levels. Error: root mean square and largest difference, both relative to
+the root mean square of the float32 output.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import admg
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+import reference
+
+DTYPES = (torch.float16, torch.bfloat16)
+LEVELS = (0, 100, 250, 500, 750, 999)
+
+
+def families() -> Iterator[tuple[str, nn.Module, dict[str, Tensor]]]:
+    """Name, network in float32, and the arguments to call it with."""
+    for name, entry in reference.table("forward.json").items():
+        network = reference.fill(reference.build(entry["kind"], entry["flags"]))
+        yield f"{name} (random weights)", network, reference.inputs(entry["kind"], entry["flags"])
+    model, classifier = admg.load("fashion-mnist"), admg.load_classifier("fashion-mnist")
+    t = torch.tensor(LEVELS)
+    x0 = admg.sample(model, [0, 1, 5, 7, 8, 9], steps=25, progress=False).x
+    x = model.diffusion.q_sample(x0, t, torch.randn(x0.shape, generator=torch.Generator().manual_seed(0)))
+    yield "fashion-mnist U-Net (trained)", model.network, {"x": x, "timesteps": t, "y": t % 10}
+    yield "fashion-mnist classifier (trained)", classifier.network, {"x": x, "timesteps": t}
+
+
+@torch.no_grad()
+def main() -> None:
+    print("| family | float16: rms | largest | bfloat16: rms | largest |")
+    print("| --- | ---: | ---: | ---: | ---: |")
+    for name, network, arguments in families():
+        expected, cells = network(**arguments), []
+        for dtype in DTYPES:
+            difference = copy.deepcopy(network).torso_to(dtype)(**arguments) - expected
+            scale = expected.square().mean().sqrt()
+            cells += [float(difference.square().mean().sqrt() / scale), float(difference.abs().max() / scale)]
+        print(f"| {name} | " + " | ".join(f"{100 * cell:.2g} %" for cell in cells) + " |")
+
+
+if __name__ == "__main__":
+    main()
