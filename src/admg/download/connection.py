@@ -1,0 +1,155 @@
+"""A file from one server, over as many connections as it takes. What is here of it stands in `.part`."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import shutil
+import ssl
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import DownloadError, Refused
+from .records import beside, read_json, write_json
+
+CHUNK = 1 << 20
+TIMEOUT = 30.0
+"""Seconds without a byte after which a connection counts as broken."""
+TRIES = 6
+"""Connections in a row that brought nothing new, until a source is given up; half as many if it never answered."""
+PAUSE = 0.5
+"""Seconds before the first new try; doubled for each that follows."""
+BROKEN = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
+WEB_PAGE = "this is a web page, not the file (a login, or an error page?)"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Bytes on disk, and of the whole file (0: the server does not tell)."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is known of a file of which a part is here: source, size, and the ETag or date that tells its version."""
+
+    url: str
+    total: int
+    validator: str
+
+
+def receive(source: str, path: Path) -> Iterator[Progress]:
+    """Fill the part file up to the whole, over as many connections as bring something new."""
+    part, failures, best, answered = beside(path, ".part"), 0, 0, False
+    while True:
+        try:
+            for step in _connect(source, path):
+                answered = True
+                yield step
+            return
+        except urllib.error.HTTPError as error:
+            if error.code == 416:  # the part is of another version
+                discard(path)
+            elif error.code not in (408, 429) and error.code < 500:
+                raise Refused(f"the server answers {error.code} {error.reason}") from None
+            reason = f"the server answers {error.code} {error.reason}"
+        except BROKEN as error:
+            reason = str(getattr(error, "reason", error)) or type(error).__name__
+            if isinstance(getattr(error, "reason", error), ssl.SSLCertVerificationError):
+                raise Refused(reason) from None
+        size = part.stat().st_size if part.exists() else 0
+        best, failures = max(best, size), 0 if size > best else failures + 1
+        if failures >= (TRIES if answered else TRIES // 2):
+            raise Refused(f"{reason}, {failures} times in a row")
+        time.sleep(PAUSE * 2**failures)
+
+
+def _connect(source: str, path: Path) -> Iterator[Progress]:
+    """One connection: go on after what is there, where the server has the same version still, else start over."""
+    part, known = beside(path, ".part"), known_part(source, path)
+    have = part.stat().st_size if known else 0
+    if known and have == known.total:
+        return
+    headers = {"User-Agent": "admg", "Accept-Encoding": "identity"}
+    if known and have:
+        headers |= {"Range": f"bytes={have}-", "If-Range": known.validator}
+    with urllib.request.urlopen(urllib.request.Request(source, headers=headers), timeout=TIMEOUT) as response:
+        now = Part(source, _total(response), _validator(response))
+        resumed = response.status == 206
+        if resumed and (now != known or _first_byte(response) != have):
+            discard(path)
+            raise ConnectionError("the file has changed on the server")
+        if "text/html" in response.headers.get("Content-Type", ""):
+            raise Refused(WEB_PAGE)
+        have = have if resumed else 0
+        _check_space(path, now.total - have)
+        if not resumed:
+            discard(path)  # lest the old part be taken for one of the new version
+            write_json(beside(path, ".part.json"), now)
+        yield from _copy(response, part, have, now.total)
+
+
+def _copy(response: http.client.HTTPResponse, part: Path, have: int, total: int) -> Iterator[Progress]:
+    """The body of the response, behind the first `have` bytes of the part."""
+    chunk = response.read1(CHUNK)
+    if have == 0 and chunk.lstrip()[:1] == b"<":
+        raise Refused(WEB_PAGE)
+    with part.open("ab" if have else "wb") as file:
+        yield Progress(have, total)
+        while chunk:
+            file.write(chunk)
+            have += len(chunk)
+            yield Progress(have, total)
+            chunk = response.read1(CHUNK)
+        file.flush()
+        os.fsync(file.fileno())
+    if total and have != total:
+        raise ConnectionError(f"the connection broke after {have:,} of {total:,} bytes")
+
+
+def _total(response: http.client.HTTPResponse) -> int:
+    """Bytes of the whole file; 0 if it comes in chunks, whose end is marked."""
+    tail = response.headers.get("Content-Range", "").rpartition("/")[2]
+    length = tail if response.status == 206 else response.headers.get("Content-Length", "")
+    if not length.isdecimal() and "chunked" not in response.headers.get("Transfer-Encoding", ""):
+        raise Refused("the server does not tell how long the file is")
+    return int(length) if length.isdecimal() else 0
+
+
+def _first_byte(response: http.client.HTTPResponse) -> int:
+    first = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
+    return int(first) if first.isdecimal() else -1
+
+
+def _validator(response: http.client.HTTPResponse) -> str:
+    """What If-Range may say: a strong ETag, else the date of the last change, else nothing (no resuming)."""
+    etag = response.headers.get("ETag", "")
+    return etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified", "")
+
+
+def known_part(source: str, path: Path) -> Part | None:
+    """What the part file is part of, if it can be gone on with from this source."""
+    known = read_json(beside(path, ".part.json"), Part)
+    part = beside(path, ".part")
+    usable = known and part.is_file() and known.url == source and known.validator and known.total
+    return known if usable and part.stat().st_size <= known.total else None
+
+
+def discard(path: Path) -> None:
+    for suffix in (".part", ".part.json"):
+        beside(path, suffix).unlink(missing_ok=True)
+
+
+def _check_space(path: Path, needed: int) -> None:
+    free = shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise DownloadError(
+            f"{path.name} needs {needed / 1e9:.2f} GB more, and {path.parent} has {free / 1e9:.2f} GB left: "
+            "make room, or set ADMG_HOME to a folder on another disk"
+        )

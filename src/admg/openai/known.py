@@ -1,0 +1,123 @@
+"""The 15 published ADM models: what each is, and its flags (facts of the README of OpenAI's guided-diffusion)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["diffusion", "upsampler", "classifier"]
+
+
+@dataclass(frozen=True)
+class Known:
+    """A published model.
+
+    kind: diffusion, upsampler or classifier
+    flags: those of the reference's scripts that build it
+    """
+
+    kind: Kind
+    flags: str
+
+
+KNOWN: dict[str, Known] = {
+    "openai/imagenet-64": Known(
+        "diffusion",
+        "--attention_resolutions 32,16,8 --class_cond True --diffusion_steps 1000 --dropout 0.1 "
+        "--image_size 64 --learn_sigma True --noise_schedule cosine --num_channels 192 "
+        "--num_head_channels 64 --num_res_blocks 3 --resblock_updown True --use_new_attention_order True "
+        "--use_fp16 True --use_scale_shift_norm True",
+    ),
+    "openai/imagenet-128": Known(
+        "diffusion",
+        "--attention_resolutions 32,16,8 --diffusion_steps 1000 --learn_sigma True --resblock_updown "
+        "True --use_scale_shift_norm True --num_res_blocks 2 --class_cond True --image_size 128 "
+        "--noise_schedule linear --num_channels 256 --num_heads 4 --use_fp16 True",
+    ),
+    "openai/imagenet-256": Known(
+        "diffusion",
+        "--attention_resolutions 32,16,8 --diffusion_steps 1000 --learn_sigma True --resblock_updown "
+        "True --use_scale_shift_norm True --num_res_blocks 2 --class_cond True --image_size 256 "
+        "--noise_schedule linear --num_channels 256 --num_head_channels 64 --use_fp16 True",
+    ),
+    "openai/imagenet-256-uncond": Known(
+        "diffusion",
+        "--attention_resolutions 32,16,8 --diffusion_steps 1000 --learn_sigma True --resblock_updown "
+        "True --use_scale_shift_norm True --num_res_blocks 2 --class_cond False --image_size 256 "
+        "--noise_schedule linear --num_channels 256 --num_head_channels 64 --use_fp16 True",
+    ),
+    "openai/imagenet-512": Known(
+        "diffusion",
+        "--attention_resolutions 32,16,8 --diffusion_steps 1000 --learn_sigma True --resblock_updown "
+        "True --use_scale_shift_norm True --num_res_blocks 2 --class_cond True --image_size 512 "
+        "--noise_schedule linear --num_channels 256 --num_head_channels 64 --use_fp16 False",
+    ),
+    "openai/imagenet-64-classifier": Known(
+        "classifier",
+        "--classifier_attention_resolutions 32,16,8 --classifier_depth 4 --classifier_width 128 "
+        "--classifier_pool attention --classifier_resblock_updown True --classifier_use_scale_shift_norm "
+        "True --image_size 64",
+    ),
+    "openai/imagenet-128-classifier": Known(
+        "classifier",
+        "--classifier_attention_resolutions 32,16,8 --classifier_depth 2 --classifier_width 128 "
+        "--classifier_pool attention --classifier_resblock_updown True --classifier_use_scale_shift_norm "
+        "True --image_size 128",
+    ),
+    "openai/imagenet-256-classifier": Known(
+        "classifier",
+        "--classifier_attention_resolutions 32,16,8 --classifier_depth 2 --classifier_width 128 "
+        "--classifier_pool attention --classifier_resblock_updown True --classifier_use_scale_shift_norm "
+        "True --image_size 256",
+    ),
+    "openai/imagenet-512-classifier": Known(
+        "classifier",
+        "--classifier_attention_resolutions 32,16,8 --classifier_depth 2 --classifier_width 128 "
+        "--classifier_pool attention --classifier_resblock_updown True --classifier_use_scale_shift_norm "
+        "True --image_size 512",
+    ),
+    "openai/imagenet-64-to-256": Known(
+        "upsampler",
+        "--attention_resolutions 32,16,8 --diffusion_steps 1000 --learn_sigma True --resblock_updown "
+        "True --use_scale_shift_norm True --num_res_blocks 2 --class_cond True --large_size 256 "
+        "--small_size 64 --noise_schedule linear --num_channels 192 --num_heads 4 --use_fp16 True",
+    ),
+    "openai/imagenet-128-to-512": Known(
+        "upsampler",
+        "--attention_resolutions 32,16 --diffusion_steps 1000 --learn_sigma True --resblock_updown True "
+        "--use_scale_shift_norm True --num_res_blocks 2 --class_cond True --large_size 512 --small_size "
+        "128 --noise_schedule linear --num_channels 192 --num_head_channels 64 --use_fp16 True",
+    ),
+    "openai/lsun-bedroom": Known(
+        "diffusion",
+        "--attention_resolutions 32,16,8 --diffusion_steps 1000 --learn_sigma True --resblock_updown "
+        "True --use_scale_shift_norm True --num_res_blocks 2 --class_cond False --dropout 0.1 "
+        "--image_size 256 --noise_schedule linear --num_channels 256 --num_head_channels 64 --use_fp16 "
+        "True",
+    ),
+    "openai/lsun-cat": Known(
+        "diffusion",
+        "--attention_resolutions 32,16,8 --diffusion_steps 1000 --learn_sigma True --resblock_updown "
+        "True --use_scale_shift_norm True --num_res_blocks 2 --class_cond False --dropout 0.1 "
+        "--image_size 256 --noise_schedule linear --num_channels 256 --num_head_channels 64 --use_fp16 "
+        "True",
+    ),
+    "openai/lsun-horse": Known(
+        "diffusion",
+        "--attention_resolutions 32,16,8 --diffusion_steps 1000 --learn_sigma True --resblock_updown "
+        "True --use_scale_shift_norm True --num_res_blocks 2 --class_cond False --dropout 0.1 "
+        "--image_size 256 --noise_schedule linear --num_channels 256 --num_head_channels 64 --use_fp16 "
+        "True",
+    ),
+    "openai/lsun-horse-nodropout": Known(
+        "diffusion",
+        "--attention_resolutions 32,16,8 --diffusion_steps 1000 --learn_sigma True --resblock_updown "
+        "True --use_scale_shift_norm True --num_res_blocks 2 --class_cond False --dropout 0.0 "
+        "--image_size 256 --noise_schedule linear --num_channels 256 --num_head_channels 64 --use_fp16 "
+        "True",
+    ),
+}
+"""By the name of the preset."""
+
+KNOWN_FLAGS: tuple[str, ...] = tuple(dict.fromkeys(known.flags for known in KNOWN.values()))
+"""The flag strings of all of them; LSUN's share some."""
