@@ -1,0 +1,110 @@
+"""What the commands that measure a model on real images share: opening them, their labels, the device."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..data import Dataset, open_dataset
+from ..data.dataset import Fit
+from ..data.transforms import GREY_MODES
+from ..model import Labels
+
+
+@dataclass(frozen=True)
+class RealImages:
+    """Some images of a data set, in the model's size. numbers: in the data set; labels: (N,), or None"""
+
+    dataset: Dataset
+    numbers: list[int]
+    labels: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def batch(self, chosen: slice) -> tuple[Tensor, Tensor | None]:
+        """x (n, C, S, S) in [-1, 1] and labels (n,) or None."""
+        x, _ = self.dataset.batch(self.numbers[chosen])
+        return x, None if self.labels is None else self.labels[chosen]
+
+
+def add_image_arguments(parser: argparse.ArgumentParser, num: int) -> None:
+    """The options that `open_images` takes."""
+    add = parser.add_argument
+    add("--num", type=int, default=num, metavar="N", help=f"images, spread evenly over all there are (default: {num})")
+    add("--split", choices=("train", "test"), default="test", help="where the data has both (default: test)")
+    add("--fit", choices=("resize", "pad"), help="smaller images: enlarge, or put on black, as the training did")
+    add("--device", default="auto", help="cpu or cuda (default: cuda if there is one)")
+
+
+def open_images(args: argparse.Namespace, path: str, channels: int, size: int, labels: Labels | None) -> RealImages:
+    """args.num of the images, for a network of these channels and pixels of the side.
+
+    labels: that the network was trained with; None: the data's are left out
+    ValueError: no images, colours for a grey model, images smaller than the model's without --fit, unknown labels.
+    """
+    if args.num < 1:
+        raise ValueError(f"--num must be at least 1, got {args.num}")
+    options = {"fit": args.fit or "resize", "split": args.split, "verify": False}
+    dataset = open_dataset(path, size, channels=channels, labels=labels is not None, **options)
+    numbers = [i * len(dataset) // args.num for i in range(args.num)] if args.num < len(dataset) else []
+    numbers = numbers or list(range(len(dataset)))
+    _check_images(path, dataset, numbers, args.fit)
+    if labels is None or dataset.labels is None:
+        return RealImages(dataset, numbers, None)
+    known = torch.tensor(label_numbers(labels, dataset.label_names))
+    return RealImages(dataset, numbers, known[torch.from_numpy(dataset.labels[numbers])])
+
+
+def label_numbers(labels: Labels, names: Sequence[str]) -> list[int]:
+    """The model's number of each of the data's labels, by its name.
+
+    Where the names are others, but as many, they are taken in their order, as the training took them.
+    """
+    known = {name.lower() for name in labels.names}
+    if len(names) == labels.count and not all(name.lower() in known for name in names):
+        return list(range(labels.count))
+    try:
+        return [labels.number(name) for name in names]
+    except ValueError as error:
+        raise ValueError(
+            f"the data's {len(names)} labels are not the model's {labels.count}: {error}; "
+            f"--unconditional leaves labels out"
+        ) from None
+
+
+def device_of(name: str) -> torch.device:
+    """ValueError: no such device here."""
+    try:
+        device = torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def _check_images(path: str, dataset: Dataset, numbers: Sequence[int], fit: Fit | None) -> None:
+    for number in numbers:
+        width, height, grey = _header(dataset.images[number])
+        if dataset.channels == 1 and not grey:
+            raise ValueError(f"{path} has images in colour, and the model's are grey: convert them first")
+        if fit is None and min(width, height) < dataset.image_size:
+            side = dataset.image_size
+            raise ValueError(
+                f"{path} has images of {width}x{height}, smaller than the model's {side}x{side}: say --fit pad (a "
+                f"black border) or --fit resize (enlarge), as the model was trained"
+            )
+
+
+def _header(image) -> tuple[int, int, bool]:
+    """Width, height, and whether it is grey."""
+    if isinstance(image, Path):
+        with Image.open(image) as file:
+            return *file.size, file.mode in GREY_MODES
+    return image.shape[1], image.shape[0], image.shape[-1] == 1
