@@ -41,7 +41,7 @@ def test_sample_writes_pictures_that_training_reads_with_the_same_labels(capsys,
     out = tmp_path / "out"
     code, _, err = run(capsys, *sample_arguments, "--label", "ankle boot", "--label", 3, "--num", 5, "--out", out)
     assert code == 0, err
-    stored = np.load(out / "samples.npz")
+    stored = np.load(out / "samples_5x8x8x1.npz")
     assert stored["arr_0"].shape == (5, 8, 8, 1) and stored["arr_0"].dtype == np.uint8
     assert stored["arr_1"].tolist() == [4, 3, 4, 3, 4]
     names = sorted(path.name for path in (out / "images").iterdir())
@@ -56,13 +56,13 @@ def test_sheet_columns_are_the_samples_at_each_scale(capsys, sample_arguments, t
     drawn = []
     monkeypatch.setattr("admg.cli.sample.scale_sheet", lambda columns, scales, title: drawn.append((columns, scales)) or
                         Image.new("L", (1, 1)))  # fmt: skip
-    arguments = [*sample_arguments, "--label", "one", "--num", 2, "--seed", 5, "--out", tmp_path]
-    assert run(capsys, *arguments, "--sheet", "scale=0,50")[0] == 0
+    arguments = [*sample_arguments, "--label", "one", "--num", 2, "--seed", 5, "--out"]
+    assert run(capsys, *arguments, tmp_path, "--sheet", "scale=0,50")[0] == 0
     (unguided, guided), scales = drawn[0]
     assert scales == [0, 50] and (unguided.x - guided.x).abs().max() > 1e-3
     for column, scale in ((unguided, 0), (guided, 50)):
-        assert run(capsys, *arguments, "--scale", scale)[0] == 0
-        assert np.array_equal(np.load(tmp_path / "samples.npz")["arr_0"], column.images)
+        assert run(capsys, *arguments, tmp_path / str(scale), "--scale", scale)[0] == 0
+        assert np.array_equal(np.load(tmp_path / str(scale) / "samples_2x8x8x1.npz")["arr_0"], column.images)
 
 
 @pytest.mark.parametrize(
@@ -80,6 +80,15 @@ def test_sheet_columns_are_the_samples_at_each_scale(capsys, sample_arguments, t
         (["--sheet", "scale=1,x"], "scale=0,1,2,4,8"),
         (["--sheet", "steps=1,2"], "scale=0,1,2,4,8"),
         (["--num", "0"], "--num must be at least 1"),
+        (["--seed", "-1"], "--seed must be at least 0"),
+        (["--labels", "one,ankel boot"], "did you mean 'Ankle boot'"),
+        (["--labels", "one", "--label", "two"], "not allowed with argument"),
+        (["--labels", "random", "--unconditional", "--scale", "0"], "neither the model nor a classifier"),
+        (["--shard-size", "0"], "--shard-size must be at least 1"),
+        (["--rank", "2", "--world-size", "2"], "--rank must be from 0 to 1"),
+        (["--world-size", "2", "--overwrite"], "--overwrite is for one process"),
+        (["--upsampler-batch-size", "0"], "--upsampler-batch-size must be at least 1"),
+        (["--sheet", "scale=1", "--upsampler", "x"], "leave out --upsampler"),
         (["--batch-size", "0"], "--batch-size must be at least 1"),
         (["--eta", "1.5"], "--eta must be in [0, 1]"),
         (["--eta", "0.5", "--sampler", "ddpm"], "--eta is of the sampler ddim"),
@@ -132,7 +141,7 @@ def spoil(folder, how: str) -> str:
         return "does not fit its architecture"
     if how == "classifier":
         config.write_text(json.dumps(values | {"kind": "classifier"}))
-        return "'classifier' checkpoint where a 'diffusion' one is needed"
+        return "'classifier' checkpoint where a 'diffusion' or 'upsampler' one is needed"
     raise AssertionError(how)
 
 
@@ -150,8 +159,10 @@ def test_checkpoints_that_cannot_be_used(capsys, tiny_folders, tmp_path, how):
 
 
 def test_a_checkpoint_that_is_a_file(capsys, tmp_path):
+    (tmp_path / "model.bin").write_bytes(b"x")
+    assert "is a file; a checkpoint is a folder" in refused(capsys, "info", tmp_path / "model.bin")
     (tmp_path / "model.pt").write_bytes(b"x")
-    assert "is a file; a checkpoint is a folder" in refused(capsys, "info", tmp_path / "model.pt")
+    assert "is damaged" in refused(capsys, "info", tmp_path / "model.pt")
 
 
 def tiny_training(data, out) -> list:

@@ -10,10 +10,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import data, guidance, losses, nn, samplers, training
+    from . import data, diagnose, export, guidance, likelihood, losses, nn, openai, samplers, training
     from .diffusion import Diffusion, Prediction
     from .model import Classifier, DiffusionConfig, Labels, Model
-    from .presets import load, load_classifier
+    from .presets import load, load_classifier, load_upsampler
     from .sampling import Samples, sample
     from .schedule import NoiseSchedule
 
@@ -30,16 +30,22 @@ _WHERE = {
     "Samples": "sampling",
     "load": "presets",
     "load_classifier": "presets",
+    "load_upsampler": "presets",
     "sample": "sampling",
 }
-_MODULES = ("data", "guidance", "losses", "nn", "samplers", "training")
+_MODULES = ("data", "diagnose", "export", "guidance", "likelihood", "losses", "nn", "openai", "samplers", "training")
 
 __all__ = [  # noqa: RUF022 (what people call first, then what it is made of)
     "load",
     "load_classifier",
+    "load_upsampler",
     "sample",
     "guidance",
     "samplers",
+    "openai",
+    "export",
+    "likelihood",
+    "diagnose",
     "Model",
     "Classifier",
     "Samples",

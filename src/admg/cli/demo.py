@@ -9,7 +9,7 @@ from .. import guidance, presets
 from ..files import check_output_folder
 from ..pictures import save_png
 from ..sampling import sample
-from .sample import scale_sheet, write
+from .drawing import scale_sheet, write
 
 SCALES = [0.0, 1.0, 2.0, 4.0, 8.0, 16.0]
 

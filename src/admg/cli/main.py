@@ -12,9 +12,15 @@ from .options import config_arguments
 
 COMMANDS = {
     "sample": "make images of the labels that you ask for, steered by a classifier",
+    "upsample": "make small images large, with a super-resolution model",
     "train": "train a diffusion model on a folder of images",
     "train-classifier": "train a noisy classifier, for guidance",
     "info": "what a model is: architecture, parameters, labels, provenance",
+    "models": "list the models that come with the package, and the published ones",
+    "import-openai": "turn a checkpoint of OpenAI's code into a native one, with or without its flags",
+    "diagnose": "find out, on real images, how a checkpoint wants to be used",
+    "evaluate": "measure a model: nll, its log-likelihood of images",
+    "export": "write a model for diffusers or for OpenAI's code",
     "demo": "every label with guidance, and a sheet of guidance scales",
 }
 
@@ -39,6 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         if name == chosen:  # the others' modules need not be imported
             module = importlib.import_module(f"admg.cli.{name.replace('-', '_')}")
             module.add_arguments(command)
+            add_offline(command)
             command.set_defaults(run=module.run)
     args = parser.parse_args(argv)
     if args.version:
@@ -53,6 +60,8 @@ def main(argv: list[str] | None = None) -> int:
         if getattr(args, "config", None):  # the file's options first, so that the command line wins over them
             at = argv.index(args.command) + 1
             args = parser.parse_args([*argv[:at], *config_arguments(args.config), *argv[at:]])
+        if getattr(args, "offline", False):
+            os.environ["ADMG_OFFLINE"] = "1"
         args.run(args)
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("ADMG_TRACEBACK"):
@@ -63,6 +72,15 @@ def main(argv: list[str] | None = None) -> int:
         print(f"admg {args.command}: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def add_offline(parser: argparse.ArgumentParser) -> None:
+    """--offline, for a command and its sub-commands."""
+    subparsers = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    for sub in {id(p): p for action in subparsers for p in action.choices.values()}.values():
+        add_offline(sub)
+    if not subparsers:
+        parser.add_argument("--offline", action="store_true", help="never download a model; use only what is on disk")
 
 
 def one_line(error: Exception) -> str:
