@@ -239,7 +239,9 @@ def test_training_starts_from_the_weights_of_a_model(capsys, pictures, tmp_path)
     assert run(capsys, *tiny_training(pictures, tmp_path / "a"))[0] == 0
     arguments = [*tiny_training(pictures, tmp_path / "b"), "--steps", 1, "--lr", 1e-12, "--init", tmp_path / "a"]
     assert run(capsys, *arguments)[0] == 0
-    a, b = presets.load(tmp_path / "a").network.state_dict(), presets.load(tmp_path / "b").network.state_dict()
+    first, second = presets.load(tmp_path / "a"), presets.load(tmp_path / "b")
+    assert second.training["init"] == {"model": str(tmp_path / "a"), **first.training}
+    a, b = first.network.state_dict(), second.network.state_dict()
     assert all((a[name] - b[name]).abs().max() < 1e-6 for name in a) and a["out.2.weight"].abs().max() > 1e-6
     line = refused(capsys, *tiny_training(pictures, tmp_path / "c"), "--channel-mult", "1,2", "--init", tmp_path / "a")
     assert "does not fit its architecture" in line and not (tmp_path / "c").exists()

@@ -85,20 +85,25 @@ def open_data(config: DataConfig) -> Dataset:
     return dataset
 
 
-def start_from(network: nn.Module, init: str, part: str) -> None:
-    """Fill the network with the weights of a model; part: "diffusion" or "classifier". ValueError: they do not fit."""
-    if init:
-        folder = presets.find(init, part)
-        native.read_config(folder, part)
-        native.load_weights(folder, network)
+def start_from(network: nn.Module, init: str, part: str) -> dict[str, Any]:
+    """Fill the network with the weights of a model, if one is named, and tell how that one was trained.
+
+    part: "diffusion" or "classifier". ValueError: the weights do not fit.
+    """
+    if not init:
+        return {}
+    folder = presets.find(init, part)
+    training = native.read_config(folder, part).get("training", {})
+    native.load_weights(folder, network)
+    return {"init": {"model": init, **training}}
 
 
 def seed_torch(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def learn(task: Any, dataset: Dataset, config: TrainConfig, values: dict[str, Any]) -> None:
-    """Train with a progress bar, and say where things are."""
+def learn(task: Any, dataset: Dataset, config: TrainConfig, values: dict[str, Any], start: dict[str, Any]) -> None:
+    """Train with a progress bar, and say where things are. start: what start_from() told, for the provenance"""
     out = check_output_folder(values["out"])
     parameters = sum(p.numel() for p in task.network.parameters())
     print(
@@ -109,7 +114,7 @@ def learn(task: Any, dataset: Dataset, config: TrainConfig, values: dict[str, An
             "no TensorBoard scalars: `pip install 'admg[train]'` brings them; log.csv and curves.png are written anyway"
         )
     command = shlex.join(["admg", *sys.argv[1:]])
-    provenance = {"data": Path(values["data"]).name, "command": command, "date": time.strftime("%Y-%m-%d")}
+    provenance = {"data": Path(values["data"]).name, "command": command, "date": time.strftime("%Y-%m-%d"), **start}
     bar = None
     for figures in train(task, dataset, out, config, provenance):
         if bar is None:

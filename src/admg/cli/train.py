@@ -60,5 +60,5 @@ def run(args: argparse.Namespace) -> None:
     seed_torch(config.seed)
     shape = (dataset.channels, dataset.image_size, dataset.image_size)
     model = Model(UNet(network), diffusion.build(), shape, Labels(count, dataset.label_names), diffusion)
-    start_from(model.network, build(StartConfig, values).init, "diffusion")
-    learn(LearnDiffusion(model, objective.objective, objective.label_dropout), dataset, config, values)
+    start = start_from(model.network, build(StartConfig, values).init, "diffusion")
+    learn(LearnDiffusion(model, objective.objective, objective.label_dropout), dataset, config, values, start)

@@ -53,8 +53,8 @@ def run(args: argparse.Namespace) -> None:
     network = build(ClassifierConfig, values, image_channels=dataset.channels, num_classes=count)
     seed_torch(config.seed)
     classifier = Classifier(NoisyClassifier(network), diffusion.build(), Labels(count, dataset.label_names), diffusion)
-    start_from(classifier.network, build(StartConfig, values).init, "classifier")
-    learn(LearnClassifier(classifier, validation, val.val_images), dataset, config, values)
+    start = start_from(classifier.network, build(StartConfig, values).init, "classifier")
+    learn(LearnClassifier(classifier, validation, val.val_images), dataset, config, values, start)
 
 
 def _open_validation(data: DataConfig, val: ValidationConfig) -> Dataset | None:
