@@ -117,12 +117,19 @@ class Diffusion:
             log_variance, variance = self._at(f"{self.variance}_log", t, x), self._at(self.variance, t, x)
         return self._prediction(x0, x, t, variance, log_variance)
 
+    def clipped(self, p: Prediction, x: Images, t: Index) -> Prediction:
+        """The prediction with x0 clipped to [-1, 1], and eps and mean as they follow from it."""
+        return self._prediction(p.x0.clamp(-1, 1), x, t, p.variance, p.log_variance)
+
     def shift_eps(self, p: Prediction, x: Images, t: Index, score: Images) -> Prediction:
         """The prediction after its score has been moved: ε̂ = ε - sqrt(1 - ᾱ_t)·score (paper, Algorithm 2).
 
         x0 and the mean follow from ε̂, and x0 is not clipped again, as in the reference.
         """
-        eps = p.eps - self._at("sqrt_one_minus_alpha_bar", t, x) * score
+        return self.with_eps(p, x, t, p.eps - self._at("sqrt_one_minus_alpha_bar", t, x) * score)
+
+    def with_eps(self, p: Prediction, x: Images, t: Index, eps: Images) -> Prediction:
+        """The prediction with another eps, and x0 and mean as they follow from it; the variance stays."""
         return self._prediction(self.x0_from_eps(x, t, eps), x, t, p.variance, p.log_variance, eps)
 
     def _prediction(self, x0, x, t, variance, log_variance, eps=None) -> Prediction:

@@ -1,6 +1,19 @@
-"""Guidance: scores that steer any sampler. One file per idea; a function of your own works as well."""
+"""Guidance: scores that steer any sampler, and changes of what it samples from. One file per idea; a function of your
+own works as well."""
 
-from .base import Guidance, Guide, State, Sum
+from .base import DiffusionModel, Guidance, Guide, State, Sum, changed
 from .classifier import Classifier, log_prob_gradient
+from .classifier_free import Autoguidance, ClassifierFree
 
-__all__ = ["Classifier", "Guidance", "Guide", "State", "Sum", "log_prob_gradient"]
+__all__ = [
+    "Autoguidance",
+    "Classifier",
+    "ClassifierFree",
+    "DiffusionModel",
+    "Guidance",
+    "Guide",
+    "State",
+    "Sum",
+    "changed",
+    "log_prob_gradient",
+]

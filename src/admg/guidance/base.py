@@ -1,14 +1,24 @@
-"""What a sampler asks of guidance: a score to add at x_t. Any function of a State is guidance."""
+"""What a sampler asks of guidance at x_t: a change of the network's prediction, and a score to add to it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 from jaxtyping import Float
 from torch import Tensor
 
-from ..diffusion import Diffusion, Images, Prediction
+from ..diffusion import Diffusion, Images, Index, Prediction
+
+
+class DiffusionModel(Protocol):
+    """What samplers and guides need of a model; admg.Model is one."""
+
+    @property
+    def diffusion(self) -> Diffusion: ...
+
+    def predict(self, x: Images, t: Index, y: Tensor | None = None, clip: bool = True) -> Prediction: ...
 
 
 @dataclass(frozen=True)
@@ -16,15 +26,46 @@ class State:
     """Where a sampler stands when it asks for guidance.
 
     x: x_t (N, C, H, W); t: the timestep as the network is told it, (1,); index: of t in `diffusion.schedule`
-    y: the wanted labels (N,), or None; prediction: the network's, unguided, at x
+    y: the wanted labels (N,), or None; told: those of them that the network was told, or None
+    raw: the network's prediction at x, as other guides have changed it; prediction: the same, its x0 clipped if `clip`
+    model: to ask again, with other labels or at another x
+    memory: what guides keep from step to step of one run, each under a key of its own
     """
 
     x: Images
     t: Float[Tensor, " 1"]
     index: int
     y: Tensor | None
-    prediction: Prediction
+    told: Tensor | None
+    raw: Prediction
     diffusion: Diffusion
+    model: DiffusionModel
+    clip: bool
+    memory: dict[Any, Any] = field(default_factory=dict)
+
+    @property
+    def prediction(self) -> Prediction:
+        return self.diffusion.clipped(self.raw, self.x, self.index) if self.clip else self.raw
+
+    @property
+    def sigma(self) -> float:
+        """The noise level sqrt((1 - ᾱ) / ᾱ): the noise's deviation where the image keeps its scale (EDM's σ)."""
+        alpha_bar = self.diffusion.at("alpha_bar", self.index)
+        return ((1 - alpha_bar) / alpha_bar) ** 0.5 if alpha_bar else float("inf")
+
+    def predict(self, y: Tensor | None = None) -> Prediction:
+        """What the model says at x if it is told other labels, or none; not clipped."""
+        return self.ask(self.model, y)
+
+    def ask(self, model: DiffusionModel, y: Tensor | None = None) -> Prediction:
+        """What this model, or another one of the same process, says at x; not clipped."""
+        if model is not self.model:
+            model = self.memory.setdefault(("asked", id(model)), at_steps_of(self.diffusion, model))
+        return model.predict(self.x, self.index, y, clip=False)
+
+    def with_eps(self, eps: Images) -> Prediction:
+        """The prediction with another eps, and x0 and mean as they follow from it; the variance stays."""
+        return self.diffusion.with_eps(self.raw, self.x, self.index, eps)
 
 
 Guide = Callable[[State], Tensor | None]
@@ -32,10 +73,18 @@ Guide = Callable[[State], Tensor | None]
 
 
 class Guidance:
-    """A base for guides that compose: `a + b` adds their scores. A guide need not inherit from it."""
+    """A base for guides that compose: with `a + b`, the changes are made in this order, and the scores are added.
+
+    A guide need not inherit from it: a plain function of a State is a score.
+    """
+
+    def change(self, state: State) -> Prediction:
+        """The prediction to sample from in place of state.raw; it is clipped afterwards, and scores are added last."""
+        return state.raw
 
     def __call__(self, state: State) -> Tensor | None:
-        raise NotImplementedError
+        """The score to add, (N, C, H, W) float32, or None."""
+        return None
 
     def __add__(self, other: Guide) -> Sum:
         return Sum((self, other))
@@ -46,10 +95,33 @@ class Guidance:
 
 @dataclass(frozen=True)
 class Sum(Guidance):
-    """The sum of several guides' scores: the gradient of the product of what they want."""
+    """Several guides: each changes what the one before it left; the scores are added, the gradient of a product."""
 
     guides: tuple[Guide, ...]
+
+    def change(self, state: State) -> Prediction:
+        for guide in self.guides:
+            state = replace(state, raw=changed(guide, state))
+        return state.raw
 
     def __call__(self, state: State) -> Tensor | None:
         scores = [score for guide in self.guides if (score := guide(state)) is not None]
         return sum(scores[1:], start=scores[0]) if scores else None
+
+
+def at_steps_of(diffusion: Diffusion, model: Any) -> Any:
+    """The model (a dataclass, such as admg.Model) at the steps of a respaced process.
+
+    ValueError: it was trained on another process.
+    """
+    known = dict(zip(model.diffusion.schedule.timesteps.tolist(), model.diffusion.schedule.alphas_cumprod.tolist()))
+    steps = zip(diffusion.schedule.timesteps.tolist(), diffusion.schedule.alphas_cumprod.tolist())
+    if any(abs(known.get(t, -1.0) - alpha_bar) > 1e-9 for t, alpha_bar in steps):
+        raise ValueError("the other model must have been trained on the same noise schedule")
+    own = model.diffusion
+    return replace(model, diffusion=Diffusion(diffusion.schedule, own.predicts, own.variance))
+
+
+def changed(guide: Guide, state: State) -> Prediction:
+    """state.raw as the guide changes it; a plain function leaves it."""
+    return guide.change(state) if isinstance(guide, Guidance) else state.raw

@@ -32,9 +32,7 @@ def ddim(
         raise ValueError(f"eta must be in [0, 1], got {eta}")
     x, run, diffusion = x_T, walk(model, x_T, y, guide, clip, drop_label), model.diffusion
     for i in run.indices():
-        p, g = run.predict(x, i)
-        if g is not None:
-            p = diffusion.shift_eps(p, x, i, g)  # Algorithm 2: ε̂ = ε - sqrt(1 - ᾱ) g, and x0 from ε̂
+        p = run.guided(x, i)  # Algorithm 2: ε̂ = ε - sqrt(1 - ᾱ) g, and x0 from ε̂
 
         alpha_bar, alpha_bar_prev = diffusion.at("alpha_bar", i), diffusion.at("alpha_bar_prev", i)
         sigma = eta * math.sqrt((1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_prev))  # eq. 16

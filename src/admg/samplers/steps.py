@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..diffusion import Diffusion, Images, Index, Prediction
-from ..guidance import Guide, State
+from ..diffusion import Images, Prediction
+from ..guidance import DiffusionModel, Guide, State, changed
 
 NoiseSampler = Callable[[Images, int], Images]
 """(x, index) -> standard normal noise of the shape of x, for the step from x at `index`."""
@@ -31,15 +31,6 @@ class Step:
     index: int
 
 
-class DiffusionModel(Protocol):
-    """What a sampler needs of a model; admg.Model is one."""
-
-    @property
-    def diffusion(self) -> Diffusion: ...
-
-    def predict(self, x: Images, t: Index, y: Tensor | None = None, clip: bool = True) -> Prediction: ...
-
-
 def gaussian_noise(x: Images, index: int) -> Images:
     """The default noise sampler: torch's global random numbers."""
     return torch.randn_like(x)
@@ -57,18 +48,26 @@ class Walk:
     network_y: Tensor | None
     guide: Guide | None
     clip: bool
+    memory: dict[Any, Any] = field(default_factory=dict)
 
     def indices(self) -> range:
         return range(len(self.model.diffusion) - 1, -1, -1)
 
     def predict(self, x: Images, index: int) -> tuple[Prediction, Float[Tensor, "n c h w"] | None]:
-        """The unguided prediction at x, and the score that the guide adds."""
+        """The prediction at x, as the guide changes it, and the score that the guide adds."""
         with torch.no_grad():
-            p = self.model.predict(x, index, self.network_y, clip=self.clip)
             if self.guide is None:
-                return p, None
-            diffusion = self.model.diffusion
-            return p, self.guide(State(x, diffusion.timestep(index, x.device), index, self.y, p, diffusion))
+                return self.model.predict(x, index, self.network_y, clip=self.clip), None
+            raw, diffusion = self.model.predict(x, index, self.network_y, clip=False), self.model.diffusion
+            t = diffusion.timestep(index, x.device)
+            state = State(x, t, index, self.y, self.network_y, raw, diffusion, self.model, self.clip, self.memory)
+            state = replace(state, raw=changed(self.guide, state))
+            return state.prediction, self.guide(state)
+
+    def guided(self, x: Images, index: int) -> Prediction:
+        """The prediction with the guide's score in it: ε̂ = ε - sqrt(1 - ᾱ) g, and x0 from ε̂ (Algorithm 2)."""
+        p, g = self.predict(x, index)
+        return p if g is None else self.model.diffusion.shift_eps(p, x, index, g)
 
     def step(self, x: Images, x0: Images, index: int) -> Step:
         return Step(x, x0, self.model.diffusion.schedule.timesteps[index].item(), index)

@@ -1,0 +1,62 @@
+"""Classifier-free guidance (Ho & Salimans 2022), and what compares a prediction with a worse one in the same way."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ..diffusion import Images, Prediction
+from .base import DiffusionModel, Guidance, State
+
+
+@dataclass(frozen=True)
+class ClassifierFree(Guidance):
+    """ε̂ = ε(x) + w (ε(x, y) - ε(x)): one network, trained with label dropout, told the label and not told it.
+
+    scale: w; 0 is unconditional, 1 conditional (and costs nothing), larger is surer of the label and less diverse.
+        Ho & Salimans write 1 + w for it
+    ValueError: the network was not told labels.
+    """
+
+    scale: float = 2.0
+
+    def __post_init__(self):
+        _check_scale(self.scale)
+
+    def change(self, state: State) -> Prediction:
+        if state.told is None:
+            raise ValueError("classifier-free guidance needs a conditional model that is told labels")
+        if self.scale == 1:
+            return state.raw
+        return state.with_eps(extrapolated(state.predict(None).eps, state.raw.eps, self.scale))
+
+
+@dataclass(frozen=True)
+class Autoguidance(Guidance):
+    """ε̂ = ε_bad + w (ε - ε_bad): away from what a worse version of the model says (Karras et al. 2024).
+
+    bad: a model of the same process that knows less, such as an earlier checkpoint; told the same labels
+    scale: w; 1 costs nothing
+    """
+
+    bad: DiffusionModel
+    scale: float = 2.0
+
+    def __post_init__(self):
+        _check_scale(self.scale)
+
+    def change(self, state: State) -> Prediction:
+        if self.scale == 1:
+            return state.raw
+        bad = state.ask(self.bad, state.told)
+        return state.with_eps(extrapolated(bad.eps, state.raw.eps, self.scale))
+
+
+def extrapolated(weak: Images, strong: Images, scale: float) -> Images:
+    """weak + scale (strong - weak)"""
+    return weak + scale * (strong - weak)
+
+
+def _check_scale(scale: float) -> None:
+    if not math.isfinite(scale):
+        raise ValueError(f"the guidance scale must be a finite number, got {scale}")
