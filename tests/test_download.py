@@ -237,7 +237,7 @@ def test_mirrors_are_tried_in_order(server, tmp_path, monkeypatch):
     base = server.url.removesuffix("/x.pt")
     monkeypatch.setenv("ADMG_MIRROR", f"http://127.0.0.1:1/nothing, {base}/mirror/")
     url = "https://example.invalid/published/x.pt"
-    assert download.sources(url) == ["http://127.0.0.1:1/nothing/x.pt", f"{base}/mirror/x.pt"]
+    assert download.sources(url) == ["http://127.0.0.1:1/nothing/x.pt", f"{base}/mirror/x.pt", url]
     assert download.fetch(url, tmp_path / "x.pt", progress=False).read_bytes() == CONTENT
     monkeypatch.setenv("ADMG_MIRROR", "/some/folder")
     with pytest.raises(ValueError, match="ADMG_MIRROR must hold URLs"):

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from admg import openai, presets, samplers
 from admg.cli import export as command
+from admg.cli.main import main
 from admg.diffusion import Diffusion
 from admg.export import to_diffusers, to_openai
 from admg.export.diffusers import scheduler_config
@@ -396,6 +397,30 @@ def test_an_earlier_export_is_replaced(tmp_path):
     to_diffusers(make(), tmp_path / "out")
     to_diffusers(make(num_classes=5), tmp_path / "out", "ddim")
     assert UNet2DModel.from_pretrained(tmp_path / "out").config.num_class_embeds == 5
+
+
+def test_a_pipeline_of_somebody_else_is_not_replaced(tmp_path):
+    to_diffusers(make(), tmp_path / "out")
+    (tmp_path / "out" / "README.md").write_text("# Cats\n")  # such as any published folder has
+    with pytest.raises(ValueError, match="not an earlier export"):
+        to_diffusers(make(), tmp_path / "out")
+
+
+def test_a_file_of_another_kind_is_not_replaced(tmp_path):
+    (tmp_path / "notes.txt").write_text("years of work")
+    with pytest.raises(ValueError, match=r"exists and is no \.pt file"):
+        to_openai(make(), tmp_path / "notes.txt")
+    assert (tmp_path / "notes.txt").read_text() == "years of work"
+    to_openai(make(), tmp_path / "a.pt")
+    to_openai(make(), tmp_path / "a.pt")  # one of its own is
+
+
+def test_a_part_that_a_checkpoint_does_not_hold(tmp_path, capsys):
+    make().save(tmp_path / "model")
+    target = tmp_path / "x.pt"
+    arguments = ["export", str(tmp_path / "model"), "--part", "classifier", "--to", "openai", "--out", str(target)]
+    assert main(arguments) == 2 and not target.exists()
+    assert "is a diffusion model" in capsys.readouterr().err
 
 
 def test_a_respaced_model_is_exported_with_its_own_process():

@@ -197,7 +197,7 @@ def test_booleans_are_those_of_the_reference(text, value):
         ("--num_channels", "--num_channels needs a value"),
         ("--num_channels 6.5", "--num_channels must be a whole number, not '6.5'"),
         ("--dropout x", "--dropout must be a number, not 'x'"),
-        ("--attention_resolutions 16;8", "--attention_resolutions must be numbers such as 16,8, not '16;8'"),
+        ("--attention_resolutions '16;8'", "--attention_resolutions must be numbers such as 16,8, not '16;8'"),
         ("--channel_mult 1,inf", "--channel_mult must be numbers"),
         ("--noise_schedule quadratic", "--noise_schedule must be linear or cosine, not 'quadratic'"),
         ("$MODEL_FLAGS --lr 1", "$MODEL_FLAGS was not expanded"),
@@ -616,13 +616,42 @@ def test_the_command_imports_upsamplers_and_classifiers(tmp_path, capsys):
     assert Classifier.load(tmp_path / "classifier").labels.count == 10
 
 
+@pytest.mark.parametrize(
+    "pasted",
+    [
+        "--image_size 64; ",
+        "--image_size 64 | tee --output_error warn log.txt",
+        "--image_size 64 > log.txt 2>&1 &",
+        "--image_size 64  # the small one",
+        "cd guided-diffusion && python scripts/image_sample.py --image_size 64 2> errors.txt",
+    ],
+)
+def test_what_the_shell_would_not_pass_on_is_left_out(pasted):
+    assert openai.parse(pasted) == openai.parse("--image_size 64")
+
+
+def test_a_contradiction_shows_no_made_up_value(tmp_path, capsys):
+    torch.save(random_state(), tmp_path / "a.pt")
+    assert (
+        main(["import-openai", str(tmp_path / "a.pt"), "--flags", "--image_size=64", "--out", str(tmp_path / "b")]) == 2
+    )
+    line = capsys.readouterr().err
+    assert "contradicts the flags" in line and "--channel_mult 128" not in line
+
+
 def test_the_command_replaces_nothing_but_checkpoints(tmp_path, capsys):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     torch.save(random_state(), tmp_path / "a.pt")
     assert main(["import-openai", str(tmp_path / "a.pt"), "--out", str(tmp_path / "mine")]) == 2
-    assert "not an admg checkpoint" in capsys.readouterr().err
-    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+    assert "not (only) an admg checkpoint" in capsys.readouterr().err
+    (tmp_path / "mine" / "config.json").write_text('{"model_type": "bert"}')  # as other libraries' folders have it
+    assert main(["import-openai", str(tmp_path / "a.pt"), "--out", str(tmp_path / "mine")]) == 2
+    assert "not (only) an admg checkpoint" in capsys.readouterr().err
+    (tmp_path / "mine" / "thesis.txt").rename(tmp_path / "mine" / "model.safetensors")
+    assert main(["import-openai", str(tmp_path / "a.pt"), "--out", str(tmp_path / "mine")]) == 2
+    assert "is not of an admg checkpoint" in capsys.readouterr().err
+    assert (tmp_path / "mine" / "model.safetensors").read_text() == "years of work"
     assert main(["import-openai", str(tmp_path / "a.pt"), "--flags", "--wrong 1", "--out", str(tmp_path / "new")]) == 2
     assert "unknown flag --wrong" in capsys.readouterr().err and not (tmp_path / "new").exists()
 

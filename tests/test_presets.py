@@ -166,14 +166,26 @@ def test_a_published_model_comes_from_the_mirror_at_first_use(tiny, tmp_path, mo
 @pytest.mark.parametrize(
     "load, name, message",
     [
-        (presets.load, "openai/imagenet-64-classifier", "is a published classifier, not a diffusion"),
+        (
+            presets.load,
+            "openai/imagenet-64-classifier",
+            "is a published noisy classifier where a model of kind 'diffusion' is needed",
+        ),
         (
             presets.load,
             "openai/imagenet-64-to-256",
-            "is a published upsampler, not a diffusion: it is for admg upsample",
+            "is a published upsampler where a model of kind 'diffusion' is needed: it is for admg upsample",
         ),
-        (presets.load_classifier, "openai/lsun-cat", "is a published diffusion, not a classifier"),
-        (presets.load_upsampler, "openai/imagenet-64", "is a published diffusion, not a upsampler"),
+        (
+            presets.load_classifier,
+            "openai/lsun-cat",
+            "is a published diffusion model where a model of kind 'classifier' is needed",
+        ),
+        (
+            presets.load_upsampler,
+            "openai/imagenet-64",
+            "is a published diffusion model where a model of kind 'upsampler' is needed",
+        ),
         (presets.load, "imagenet-64", "did you mean 'openai/imagenet-64'"),
         (presets.load, "openai/imagnet-256-uncond", "did you mean 'openai/imagenet-256-uncond'"),
         (presets.load_classifier, "fashion-mnits", "did you mean 'fashion-mnist'"),
@@ -198,7 +210,7 @@ def test_offline_tells_what_to_put_where(home, monkeypatch, by):
 
 def test_a_file_that_is_too_small_to_be_the_model(home):
     (home / "openai" / "64x64_classifier.pt").write_bytes(b"PK" + bytes(1000))
-    with pytest.raises(DownloadError, match="1,002 bytes, and must have at least 130,877,136"):
+    with pytest.raises(DownloadError, match="1,002 bytes, and must have at least 261,754,272"):
         presets.load_classifier("openai/imagenet-64-classifier")
 
 
@@ -221,12 +233,15 @@ def test_folders_load_as_before(tiny_folders):
 
 
 def test_models_are_listed(capsys, home):
-    (home / "openai" / "lsun_cat.pt").touch()
+    with (home / "openai" / "lsun_cat.pt").open("wb") as file:
+        file.truncate(4 * 552_814_086)  # sparse: takes no room
+    (home / "openai" / "lsun_horse.pt").touch()
     lines = [" ".join(line.split()) for line in run(capsys, "models").splitlines()]
     assert "name kind pixels parameters size classes on disk" in lines
     assert "fashion-mnist diffusion 32 6.1 M 12.2 MB 10 yes" in lines
     assert "openai/imagenet-64-to-256 upsampler 64 -> 256 311.8 M 1.25 GB 1000 no" in lines
     assert "openai/lsun-cat diffusion 256 552.8 M 2.21 GB - yes" in lines
+    assert "openai/lsun-horse diffusion 256 552.8 M 2.21 GB - no" in lines  # not whole
     assert str(home / "openai") in lines[-2]
     listed = run(capsys, "models", "--on-disk")
     assert "openai/lsun-cat" in listed and "fashion-mnist" in listed and "imagenet" not in listed

@@ -26,6 +26,8 @@ KINDS: dict[str, tuple[type[nn.Module], type[TrunkConfig]]] = {
     "classifier": (NoisyClassifier, ClassifierConfig),
 }
 """Of native checkpoints: what the kind is called, its network and the network's architecture."""
+KIND_NAMES = {"diffusion": "diffusion model", "upsampler": "upsampler", "classifier": "noisy classifier"}
+"""For people."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +159,10 @@ class Model:
         return isinstance(self.network, SuperResUNet)
 
     @property
+    def kind_name(self) -> str:
+        return KIND_NAMES["upsampler" if self.upsamples else "diffusion"]
+
+    @property
     def label_names(self) -> tuple[str, ...]:
         return self.labels.names
 
@@ -205,6 +211,10 @@ class Classifier:
     labels: Labels
     config: DiffusionConfig | None = None
     training: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def kind_name(self) -> str:
+        return KIND_NAMES["classifier"]
 
     @property
     def label_names(self) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from . import openai
-from .model import Classifier, Model
+from .model import KIND_NAMES, Classifier, Model
 from .published import CARD, LICENSE, PUBLISHED, Published, Settings
 
 SHIPPED = Path(str(files("admg"))) / "models"
@@ -88,7 +88,9 @@ def published(name: str | Path, kind: str) -> Published | None:
     model = PUBLISHED.get(str(name))
     if model and model.kind != kind:
         use = {"diffusion": "admg sample", "upsampler": "admg upsample", "classifier": "--classifier"}[model.kind]
-        raise ValueError(f"{name} is a published {model.kind}, not a {kind}: it is for {use}")
+        raise ValueError(
+            f"{name} is a published {KIND_NAMES[model.kind]} where a model of kind {kind!r} is needed: it is for {use}"
+        )
     return model
 
 
@@ -106,6 +108,8 @@ def find(name: str | Path, part: str) -> Path:
         return folder
     if str(name) in PUBLISHED:
         raise ValueError(f"{name} is not a folder of this package's format: admg import-openai makes one of its file")
+    if folder.suffix in PICKLES:
+        raise ValueError(f"{name}: no such file")
     near = _near(str(name))
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
     raise ValueError(

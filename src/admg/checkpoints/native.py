@@ -16,14 +16,29 @@ from ..files import atomic
 from .weights import CheckpointError, check_state
 
 FORMAT = "admg"
+FILES = frozenset({"config.json", "model.safetensors"})
 VERSION = 1
 
 
+def check_target(folder: Path | str) -> None:
+    """CheckpointError: something else than one of our checkpoints, or an empty folder, stands where one is to be."""
+    folder = Path(folder)
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not folder.is_dir() or {path.name for path in folder.iterdir()} - FILES:
+        raise CheckpointError(
+            f"{folder} exists and is not (only) an admg checkpoint, so it is not replaced: name another"
+        )
+    read_config(folder)
+
+
 def write(folder: Path | str, config: dict[str, Any], network: nn.Module, dtype: torch.dtype | None = None) -> None:
-    """Write both files; a folder that is there already is replaced only once all is written.
+    """Write both files; a checkpoint that is there already is replaced only once all is written.
 
     dtype: in which to store the weights, e.g. torch.float16 for half the size; None: as they are
+    CheckpointError: something else is there.
     """
+    check_target(folder)
     state = {k: v.detach().to("cpu", dtype).contiguous() for k, v in network.state_dict().items()}
     with atomic(folder) as temporary:
         temporary.mkdir()

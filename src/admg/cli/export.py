@@ -26,7 +26,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--part",
         choices=("diffusion", "classifier"),
-        default="diffusion",
         help="which network of a name that has both (default: diffusion)",
     )
     parser.add_argument(
@@ -55,8 +54,15 @@ def report(exported: Exported) -> None:
         print(f"note: {note}")
 
 
-def load(name: str, part: str) -> Model | Classifier:
-    """The named part of a model that has several; otherwise whatever the checkpoint holds."""
+def load(name: str, part: str | None) -> Model | Classifier:
+    """The named part of a model that has several; otherwise whatever the checkpoint holds. ValueError: another."""
+    loaded = load_part(name, part or "diffusion")
+    if part and (part == "classifier") != isinstance(loaded, Classifier):
+        raise ValueError(f"--part {part}: {name} is a {loaded.kind_name}")
+    return loaded
+
+
+def load_part(name: str, part: str) -> Model | Classifier:
     if name in PUBLISHED:
         kind = "classifier" if part == "classifier" else PUBLISHED[name].kind
         load_kind: dict[str, Callable[[str], Model | Classifier]] = {

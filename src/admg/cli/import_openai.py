@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import sys
-import warnings
 from pathlib import Path
 from typing import cast
 
 import torch
 
-from .. import openai
+from .. import imagenet, openai
+from ..checkpoints import native
+from ..files import check_output_folder
 from ..model import Classifier, Model
 from ..nn.unet import TrunkConfig
 
@@ -30,12 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    check_target(args.out)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        model = openai.load(args.checkpoint, args.flags)
-    for warning in caught:
-        print(f"note: {warning.message}", file=sys.stderr)
+    native.check_target(args.out)
+    check_output_folder(args.out.parent)
+    model = openai.load(args.checkpoint, args.flags)
     model.save(args.out, torch.float16 if args.float16 else None)
     print(f"{args.out}: {described(model)}\nflags: {model.training['flags']}")
 
@@ -43,20 +40,8 @@ def run(args: argparse.Namespace) -> None:
 def described(model: Model | Classifier) -> str:
     """The kind of model, its images, labels and number of parameters, in a line."""
     n = cast(TrunkConfig, model.network.config)
-    kind = (
-        "noisy classifier" if isinstance(model, Classifier) else "upsampler" if model.upsamples else "diffusion model"
-    )
     channels = {1: "grey", 3: "RGB"}.get(n.image_channels, f"{n.image_channels}-channel")
     labels = f"{model.labels.count} labels" if model.labels.count else "no labels"
+    labels += " (named as ImageNet's)" if model.labels.names == imagenet.names() else ""
     count = sum(p.numel() for p in model.network.parameters())
-    return f"{kind}, {channels} images of {n.image_size}x{n.image_size}, {labels}, {count:,} parameters"
-
-
-def check_target(folder: Path) -> None:
-    """ValueError: something else than a checkpoint stands there, which saving would replace."""
-    if (
-        folder.exists()
-        and not (folder / "config.json").is_file()
-        and not (folder.is_dir() and not any(folder.iterdir()))
-    ):
-        raise ValueError(f"--out {folder} exists and is not an admg checkpoint, so it is not replaced: name another")
+    return f"{model.kind_name}, {channels} images of {n.image_size}x{n.image_size}, {labels}, {count:,} parameters"

@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import openai, presets
 from ..checkpoints import native
-from ..model import Classifier, Model
+from ..model import KIND_NAMES, Classifier, Model
 from ..published import CARD, INTENDED_USE, LICENSE, PUBLISHED, Published, Settings
 from .models import size_text
 
@@ -47,11 +47,8 @@ def load_any(name: str) -> Model | Classifier:
 
 def describe(model: Model | Classifier, name: str) -> str:
     """Architecture, parameters, labels and provenance, as text."""
-    kind = (
-        "noisy classifier" if isinstance(model, Classifier) else "upsampler" if model.upsamples else "diffusion model"
-    )
     count = sum(p.numel() for p in model.network.parameters())
-    lines = [f"{name}: {kind}, {type(model.network).__name__}, {count:,} parameters"]
+    lines = [f"{name}: {model.kind_name}, {type(model.network).__name__}, {count:,} parameters"]
     lines += architecture(model.network.config, model.config)
     lines += [f"labels ({model.labels.count})"]
     lines += [f"  {i:3}  {label}" for i, label in enumerate(model.labels.names[:20])]
@@ -66,7 +63,7 @@ def describe(model: Model | Classifier, name: str) -> str:
 def describe_published(model: Published) -> str:
     """All that is known of a published model without its file, as text."""
     config = openai.parse(model.flags, model.kind)
-    kind = {"classifier": "noisy classifier", "diffusion": "diffusion model"}.get(model.kind, model.kind)
+    kind = KIND_NAMES[model.kind]
     where = f"on disk: {model.path}" if model.on_disk else f"not on disk; downloaded at first use to {model.path}"
     lines = [
         f"{model.name}: {kind}, published by OpenAI, {model.parameters:,} parameters",

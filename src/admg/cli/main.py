@@ -6,6 +6,7 @@ import argparse
 import importlib
 import os
 import sys
+import warnings
 from typing import NoReturn
 
 from .options import config_arguments
@@ -35,7 +36,7 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 2 for bad input, 130 when interrupted."""
-    argv = sys.argv[1:] if argv is None else argv
+    argv = joined(sys.argv[1:] if argv is None else argv)
     parser = Parser(prog="admg", description="Guided diffusion for pixel images.")
     parser.add_argument("--version", action="store_true", help="print the version")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
@@ -62,16 +63,37 @@ def main(argv: list[str] | None = None) -> int:
             args = parser.parse_args([*argv[:at], *config_arguments(args.config), *argv[at:]])
         if getattr(args, "offline", False):
             os.environ["ADMG_OFFLINE"] = "1"
-        args.run(args)
+        with warnings.catch_warnings():
+            warnings.showwarning = show_warning
+            args.run(args)
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("ADMG_TRACEBACK"):
             raise
         print(f"admg {args.command}: error: {one_line(error)}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if "out of memory" not in str(error) or os.environ.get("ADMG_TRACEBACK"):
+            raise
+        print(f"admg {args.command}: error: out of memory; a smaller --batch-size needs less", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"admg {args.command}: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def joined(argv: list[str]) -> list[str]:
+    """`--flags TEXT` as one word, since the text begins with -- itself, which argparse takes for an option."""
+    at = argv.index("--flags") if "--flags" in argv[:-1] else None
+    return argv if at is None else [*argv[:at], f"--flags={argv[at + 1]}", *argv[at + 2 :]]
+
+
+def show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    """A warning of ours as a line for people; of others as Python shows it."""
+    if category is UserWarning and "admg" in filename:
+        print(f"note: {message}", file=sys.stderr)
+    else:
+        print(warnings.formatwarning(message, category, filename, lineno, line), end="", file=sys.stderr)
 
 
 def add_offline(parser: argparse.ArgumentParser) -> None:

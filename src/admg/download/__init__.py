@@ -43,7 +43,7 @@ def offline() -> bool:
 
 
 def sources(url: str) -> list[str]:
-    """Where to fetch the file of a published URL: there, or from ADMG_MIRROR's base URLs (separated by commas).
+    """Where to fetch the file of a published URL: ADMG_MIRROR's base URLs (separated by commas), then there.
 
     ValueError: a mirror is not an http(s) URL.
     """
@@ -51,13 +51,13 @@ def sources(url: str) -> list[str]:
     for base in mirrors:
         if not base.startswith(("http://", "https://")):
             raise ValueError(f"ADMG_MIRROR must hold URLs that start with https:// or http://, not {base!r}")
-    return [f"{base.rstrip('/')}/{url.rsplit('/', 1)[-1]}" for base in mirrors] or [url]
+    return [f"{base.rstrip('/')}/{url.rsplit('/', 1)[-1]}" for base in mirrors] + [url]
 
 
 def fetch(url: str, path: Path | str, expected: Expected = ANY, *, forbid: bool = False, progress: bool = True) -> Path:
     """`path`, downloaded unless it is there. It may have been put there by hand: its hash is recorded at first use.
 
-    url: published address, which ADMG_MIRROR may replace
+    url: published address, asked after those of ADMG_MIRROR
     expected: what is known of the file beforehand
     forbid: do not download; so does ADMG_OFFLINE
     progress: draw a bar

@@ -38,6 +38,8 @@ from .unet2d import needs_table, unet2d_config, unet2d_state
 
 Scheduler = Literal["ddpm", "ddim"]
 PREDICTION = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
+WEIGHTS, HEADING = "diffusion_pytorch_model.safetensors", "# A diffusion model for diffusers\n"
+FILES = frozenset({"config.json", "scheduler_config.json", "model_index.json", "README.md", WEIGHTS})
 LINEAR_BETAS = 1e-4, 0.02  # for 1000 steps, as in NoiseSchedule.linear
 
 
@@ -72,7 +74,7 @@ def to_diffusers(model: Model, folder: Path | str, scheduler: Scheduler = "ddpm"
         for name, config in configs.items():
             (temporary / name).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (temporary / "README.md").write_text(readme(model, scheduler, told), encoding="utf-8")
-        weights = temporary / "diffusion_pytorch_model.safetensors"
+        weights = temporary / WEIGHTS
         save_file(state, weights, metadata={"format": "pt"})
         weights.chmod((temporary / "config.json").stat().st_mode)  # else only the owner may read it
     return Exported(folder, told)
@@ -81,9 +83,17 @@ def to_diffusers(model: Model, folder: Path | str, scheduler: Scheduler = "ddpm"
 def free(folder: Path | str) -> Path:
     """The folder, if nothing but an earlier export would be replaced. ValueError otherwise."""
     folder = Path(folder)
-    if folder.exists() and not (folder / "scheduler_config.json").is_file() and not is_empty(folder):
+    if folder.exists() and not is_empty(folder) and not is_export(folder):
         raise ValueError(f"{folder} exists and is not an earlier export: choose a new folder")
     return folder
+
+
+def is_export(folder: Path) -> bool:
+    """Whether the folder holds what to_diffusers writes, and nothing else."""
+    if not folder.is_dir() or {path.name for path in folder.iterdir()} - FILES:
+        return False
+    about = folder / "README.md"
+    return about.is_file() and about.read_text(encoding="utf-8", errors="replace").startswith(HEADING)
 
 
 def is_empty(folder: Path) -> bool:
@@ -163,7 +173,7 @@ def readme(model: Model, scheduler: Scheduler, told: tuple[str, ...]) -> str:
     """How to load the folder, and the notes, for whoever gets it."""
     name = f"{scheduler.upper()}Scheduler"
     lines = [
-        "# A diffusion model for diffusers\n",
+        HEADING,
         "```python",
         f"from diffusers import {name}, UNet2DModel\n",
         "unet = UNet2DModel.from_pretrained(folder)",

@@ -7,6 +7,7 @@ its variance as such, the reference would load without a word and sample noise f
 from __future__ import annotations
 
 import dataclasses
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import cast
@@ -38,6 +39,8 @@ def to_openai(part: Model | Classifier, path: Path | str) -> Exported:
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"{path} is a folder: name the file to write, such as {path / 'model.pt'}")
+    if path.exists() and not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} exists and is no .pt file, so it is not replaced: name another")
     config = openai_config(part)
     flags, told = flags_of(config), notes(part, config)
     with atomic(path) as temporary:

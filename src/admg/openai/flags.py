@@ -213,13 +213,14 @@ def extra_flags(config: OpenAIConfig) -> tuple[str, ...]:
 def write(values: Flags, *names: str) -> str:
     """`--name value` of each of these flags."""
     size = values.image_size
-    return " ".join(f"--{name} {_text(getattr(values, name), size)}" for name in names)
+    return " ".join(f"--{name} {_text(name, getattr(values, name), size)}" for name in names)
 
 
-def _text(value: Any, size: int) -> str:
-    if isinstance(value, tuple):
-        return ",".join(str(int(n) if n == int(n) else n) for n in value) or str(2 * size)
-    return str(value)
+def _text(name: str, value: Any, size: int) -> str:
+    if not isinstance(value, tuple):
+        return str(value)
+    none = str(2 * size) if name.endswith("attention_resolutions") else '""'  # attention at no level; by image size
+    return ",".join(str(int(n) if n == int(n) else n) for n in value) or none
 
 
 def values_of(config: OpenAIConfig) -> Flags:
