@@ -157,6 +157,7 @@ def run(args: argparse.Namespace) -> None:
         save_png(picture, out / "samples" / f"{cell.key}.png")
         results.put(cell, measure(samples.images, samples.labels.numpy()) | {"seconds": seconds})
 
+    cells.sort(key=lambda cell: (cell.told, cell.sampler, cell.steps, cell.scale))
     text = markdown(results, cells)
     (out / "table.md").write_text(text, encoding="utf-8")
     plot(results, cells, out / "plot.png")
@@ -310,7 +311,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--classifier", default="fashion-mnist", help="name or folder of a noisy classifier")
     parser.add_argument("--out", default="runs/guidance-table", metavar="DIR", help="folder of results; continued")
     parser.add_argument("--samplers", type=samplers, default="ddpm:250,ddim:25", help="SAMPLER:STEPS, ...")
-    parser.add_argument("--scales", type=scales, default="0,0.5,1,2,4,8,16", help="guidance scales")
+    parser.add_argument("--scales", type=scales, default="0,0.5,1,2,4,8,16,32", help="guidance scales")
     parser.add_argument("--conditional", action="store_true", help="add rows with a network that is told the labels")
     parser.add_argument("--num", type=int, default=200, metavar="N", help="samples per row of the table")
     parser.add_argument("--reference", type=int, default=2000, metavar="N", help="test images for precision and recall")

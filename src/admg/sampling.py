@@ -68,8 +68,9 @@ def sample(
 
     labels: names or numbers, None for no label. A conditional model is told them; the guide wants them.
     guide: such as guidance.Classifier(classifier, scale=4.0), or any function of a guidance.State
-    sampler: ddpm or ddim, or a function called as they are, e.g. functools.partial(samplers.ddim, eta=1.0)
-    steps: any respacing: 25, "ddim25", "10,15,20"
+    sampler: the name of one of admg.samplers: ddpm, ddim, heun, dpmpp_2m, dpmpp_2m_sde, dpmpp_3m or unipc, or a
+        function called as they are, e.g. functools.partial(samplers.ddim, eta=1.0)
+    steps: any respacing: 25, "ddim25", "10,15,20", "karras25", see NoiseSchedule.respace
     seed: image i of a seed is the same whatever the batch size, and however many processes share the work
     first: the number of the first image, for a process that makes images first .. first + N - 1 of a larger set
     batch_size: images at a time; None: up to 64

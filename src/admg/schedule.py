@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from operator import index
@@ -19,10 +20,12 @@ class NoiseSchedule:
 
     betas: (T,) float64, β_t in (0, 1]
     timesteps: (T,) int64, or float64 where the network was trained on rescaled ones
+    origin: the schedule with every step of training, if this one has fewer of them
     """
 
     betas: Float64[Tensor, " T"]
     timesteps: Tensor
+    origin: NoiseSchedule | None = None
 
     @classmethod
     def linear(cls, steps: int = 1000) -> NoiseSchedule:
@@ -65,12 +68,58 @@ class NoiseSchedule:
 
         spec: "ddim25": every k-th step from 0, 25 in all (DDIM's rule). 25, "25" or [25]: 25 steps spread evenly,
             first and last included (Improved DDPM's rule). "10,15,20": as many in each third of the process.
+            "uniform25", "quad25", "logsnr25", "karras25": see spaced_timesteps.
         ValueError: a spec of another form, or more steps than there are.
         """
-        kept = torch.tensor(respaced_timesteps(len(self), spec))
+        named = re.fullmatch(rf"\s*({'|'.join(SPACINGS)})0*([1-9]\d*)\s*", spec) if isinstance(spec, str) else None
+        if named is None:
+            kept = torch.tensor(respaced_timesteps(len(self), spec))
+        else:
+            kept = torch.tensor(spaced_timesteps(self.alphas_cumprod, named[1], int(named[2])))
+        return self.keep(kept)
+
+    def keep(self, kept: Tensor) -> NoiseSchedule:
+        """The same process at these of its steps alone, increasing indices (S,)."""
         alpha_bar = self.alphas_cumprod[kept]
         before = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
-        return NoiseSchedule(1 - alpha_bar / before, self.timesteps[kept])
+        return NoiseSchedule(1 - alpha_bar / before, self.timesteps[kept], self.origin or self)
+
+
+SPACINGS = ("uniform", "quad", "logsnr", "karras")
+
+
+def spaced_timesteps(alphas_cumprod: Float64[Tensor, " T"], spacing: str, count: int) -> list[int]:
+    """`count` distinct indices in [0, T), increasing, up to the highest; the first is 0 where there are two or more.
+
+    uniform: even in t; quad: even in sqrt(t) (DDIM, appendix D); logsnr: even in log SNR (DPM-Solver);
+    karras: even in σ^(1/7), σ = sqrt((1 - ᾱ)/ᾱ) (EDM, equation 5). Each is rounded to the nearest one, in log SNR for
+    the last two, and where that gives one twice, moved to the next one up (near the end: down).
+    ValueError: more than there are.
+    """
+    steps = len(alphas_cumprod)
+    if count > steps:
+        raise ValueError(f"respacing '{spacing}{count}': cannot take {count} steps from {steps}")
+    if alphas_cumprod[-1] == 0:  # pure noise has no log SNR to space by
+        below = spaced_timesteps(alphas_cumprod[:-1], spacing, count - 1) if count > 1 else []
+        return [*below, steps - 1]
+    ramp = [1.0] if count == 1 else [i / (count - 1) for i in range(count)]
+    if spacing in ("uniform", "quad"):
+        return _distinct([round((steps - 1) * r ** (2 if spacing == "quad" else 1)) for r in ramp], steps)
+    log_sigma = (1 / alphas_cumprod - 1).log() / 2
+    low, high = log_sigma[0].item(), log_sigma[-1].item()
+    if spacing == "logsnr":
+        wanted = [low + r * (high - low) for r in ramp]
+    else:
+        low, high = math.exp(low / 7), math.exp(high / 7)
+        wanted = [7 * math.log(low + r * (high - low)) for r in ramp]
+    return _distinct([int((log_sigma - w).abs().argmin()) for w in wanted], steps)
+
+
+def _distinct(indices: list[int], steps: int) -> list[int]:
+    """Non-decreasing indices in [0, steps), moved as little as makes them increase."""
+    for i in range(1, len(indices)):
+        indices[i] = max(indices[i], indices[i - 1] + 1)
+    return [min(index, steps - len(indices) + i) for i, index in enumerate(indices)]
 
 
 def respaced_timesteps(steps: int, spec: int | str | Sequence[int]) -> list[int]:
@@ -110,7 +159,10 @@ def _section_counts(spec: int | str | Sequence[int]) -> list[int] | str:
     except (TypeError, ValueError):
         counts = []
     if not counts or min(counts) < 1:
-        raise ValueError(f"respacing {spec!r} is not a number of steps such as 25, nor 'ddim25', nor '10,15,20'")
+        raise ValueError(
+            f"respacing {spec!r} is not a number of steps such as 25, nor 'ddim25', nor '10,15,20', "
+            f"nor one of {', '.join(f'{name}25' for name in SPACINGS)}"
+        )
     return counts
 
 
