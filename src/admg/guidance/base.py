@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -22,6 +23,14 @@ class DiffusionModel(Protocol):
 
 
 @dataclass(frozen=True)
+class Split(Prediction):
+    """x0 and eps of different sources, of which eps alone makes the noise of the next step (CFG++).
+
+    Neither follows from the other, so nothing may come after it that changes eps.
+    """
+
+
+@dataclass(frozen=True)
 class State:
     """Where a sampler stands when it asks for guidance.
 
@@ -30,6 +39,7 @@ class State:
     raw: the network's prediction at x, as other guides have changed it; prediction: the same, its x0 clipped if `clip`
     model: to ask again, with other labels or at another x
     memory: what guides keep from step to step of one run, each under a key of its own
+    takes_both: whether the sampler takes x0 and eps of a prediction apart, as DDIM's equation 12 does; see Split
     """
 
     x: Images
@@ -42,10 +52,14 @@ class State:
     model: DiffusionModel
     clip: bool
     memory: dict[Any, Any] = field(default_factory=dict)
+    takes_both: bool = False
 
     @property
     def prediction(self) -> Prediction:
-        return self.diffusion.clipped(self.raw, self.x, self.index) if self.clip else self.raw
+        if not self.clip:
+            return self.raw
+        clipped = self.diffusion.clipped(self.raw, self.x, self.index)
+        return replace(clipped, eps=self.raw.eps) if isinstance(self.raw, Split) else clipped
 
     @property
     def sigma(self) -> float:
@@ -65,7 +79,24 @@ class State:
 
     def with_eps(self, eps: Images) -> Prediction:
         """The prediction with another eps, and x0 and mean as they follow from it; the variance stays."""
+        check_whole(self.raw)
         return self.diffusion.with_eps(self.raw, self.x, self.index, eps)
+
+    def with_x0(self, x0: Images) -> Prediction:
+        """The prediction with another x0, and eps and mean as they follow from it; the variance stays."""
+        check_whole(self.raw)
+        mean, _, _ = self.diffusion.posterior(x0, self.x, self.index)
+        return replace(self.raw, x0=x0, eps=self.diffusion.eps_from_x0(self.x, self.index, x0), mean=mean)
+
+    def differentiable(self) -> tuple[Images, Prediction]:
+        """x as a leaf of a new graph, and what the model says there if it is told what it was told, not clipped.
+
+        The network runs again, with gradients even within no_grad(). It is the network's own prediction, without what
+        other guides have changed.
+        """
+        with torch.enable_grad():
+            x = self.x.detach().requires_grad_(True)
+            return x, self.model.predict(x, self.index, self.told, clip=False)
 
 
 Guide = Callable[[State], Tensor | None]
@@ -106,7 +137,14 @@ class Sum(Guidance):
 
     def __call__(self, state: State) -> Tensor | None:
         scores = [score for guide in self.guides if (score := guide(state)) is not None]
+        if scores:
+            check_whole(state.raw)
         return sum(scores[1:], start=scores[0]) if scores else None
+
+    @property
+    def classifier(self) -> Any:
+        """The first one's, if any has one: its labels may be asked for by name."""
+        return next((c for guide in self.guides if (c := getattr(guide, "classifier", None)) is not None), None)
 
 
 def at_steps_of(diffusion: Diffusion, model: Any) -> Any:
@@ -120,6 +158,12 @@ def at_steps_of(diffusion: Diffusion, model: Any) -> Any:
         raise ValueError("the other model must have been trained on the same noise schedule")
     own = model.diffusion
     return replace(model, diffusion=Diffusion(diffusion.schedule, own.predicts, own.variance))
+
+
+def check_whole(prediction: Prediction) -> None:
+    """ValueError: it is Split."""
+    if isinstance(prediction, Split):
+        raise ValueError("CFG++ takes x0 and eps apart: no score can be added, and no guide can change its prediction")
 
 
 def changed(guide: Guide, state: State) -> Prediction:

@@ -1,9 +1,9 @@
-"""Classifier guidance (Dhariwal & Nichol 2021, section 4)."""
+"""Classifier guidance (Dhariwal & Nichol 2021, section 4), with later work's options, each off by default."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,29 +12,80 @@ from torch import Tensor
 
 from ..diffusion import Images
 from .base import Guidance, State
+from .gradient import At, Scale, check_at, check_scale, finite, gradient, per_image_norm, scale_at
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Classifier(Guidance):
     """s ∇_x log p(y | x_t, t), by a classifier of noised images.
 
     classifier: any function (x_t, timesteps) -> logits (N, K) that is differentiable in x_t
-    scale: s; 1 samples from p(x)·p(y | x), larger is surer of the label and less diverse, 0 costs nothing
+    scale: s; 1 samples from p(x)·p(y | x), larger is surer of the label and less diverse, 0 costs nothing; or a
+        function of the noise level State.sigma
+    at: "x0": the classifier knows clean images alone, and is called as classifier(x0) at the predicted x_0, not
+        clipped; the gradient goes through the network as well (Bansal et al. 2023, "Universal guidance")
+    labels: in place of the y given to the sampler, the weights w of the sum Σ_k w_k log p(y_k | x): {label: weight},
+        or a tensor (K,), or (N, K) for each image of the batch; a label of negative weight is avoided
+    temperature: the logits are divided by it; above 1 mends an overconfident classifier
+    joint: the marginal in log p(y | x) = z_y - logsumexp(z) counts 1 - joint times: 0 conditional, 1 the gradient of
+        the joint energy z_y, in between as Ma et al. 2024 weaken the marginal (they by a temperature of its own)
+    entropy: λ of λ H(p(· | x)) added to the log-probability, against gradients that vanish where the classifier is
+        sure too early (Javid et al. 2025, entropy-regularised sampling, with a fixed λ)
+    normalise: each image's gradient is brought to norm 1 before it is scaled; max_norm: or to at most this
+    ValueError: a number out of its range, no labels wanted, or labels that do not fit the logits.
     """
 
-    classifier: Callable[[Images, Tensor], Tensor]
-    scale: float = 1.0
+    classifier: Callable[..., Tensor]
+    scale: Scale = 1.0
+    at: At = "x"
+    labels: Mapping[int, float] | Tensor | None = None
+    temperature: float = 1.0
+    joint: float = 0.0
+    entropy: float = 0.0
+    normalise: bool = False
+    max_norm: float = math.inf
 
     def __post_init__(self):
-        if not math.isfinite(self.scale):
-            raise ValueError(f"the guidance scale must be a finite number, got {self.scale}")
+        check_scale(self.scale)
+        check_at(self.at)
+        finite(self.entropy, "the weight of the entropy")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"the classifier's temperature must be a number above 0, got {self.temperature}")
+        if not 0 <= self.joint <= 1:
+            raise ValueError(f"joint must be in [0, 1], from conditional to joint, got {self.joint}")
+        if not self.max_norm > 0:
+            raise ValueError(f"the largest norm of a gradient must be above 0, got {self.max_norm}")
 
     def __call__(self, state: State) -> Tensor | None:
-        if self.scale == 0:
+        scale = scale_at(self.scale, state.sigma)
+        if scale == 0:
             return None
-        if state.y is None:
+        if state.y is None and self.labels is None:
             raise ValueError("classifier guidance needs labels: give the sampler y, one wanted label per image")
-        return self.scale * log_prob_gradient(self.classifier, state.x, state.t, state.y)
+
+        def wanted(images: Images) -> Tensor:
+            return self.wanted(self.classifier(*([images] if self.at == "x0" else [images, state.t])), state.y)
+
+        g = gradient(wanted, state, self.at, "the classifier")
+        if self.normalise:
+            g = g / per_image_norm(g).clamp(min=1e-12)
+        if self.max_norm < math.inf:
+            g = g * (self.max_norm / per_image_norm(g).clamp(min=1e-12)).clamp(max=1)
+        return scale * g
+
+    def wanted(self, logits: Tensor, y: Tensor | None) -> Float[Tensor, " n"]:
+        """The log-probability to follow, of each image, from logits (N, K) and the sampler's labels."""
+        logits = logits.float() / self.temperature
+        log_p = logits.log_softmax(-1)
+        score = log_p + self.joint * logits.logsumexp(-1, keepdim=True) if self.joint else log_p
+        if self.labels is not None:
+            value = (label_weights(self.labels, logits) * score).sum(-1)
+        else:
+            value = at_label(score, y) if y is not None else score.new_zeros(len(score))
+        if self.entropy:
+            entropy = -(log_p.exp() * log_p).sum(-1)
+            value = value + self.entropy * entropy * (1 if self.labels is not None or y is None else y >= 0)
+        return value
 
 
 def log_prob_gradient(
@@ -46,6 +97,29 @@ def log_prob_gradient(
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
-        log_p = torch.log_softmax(classifier(x, t).float(), dim=-1)
-        wanted = log_p.gather(1, y.clamp(min=0)[:, None])[:, 0] * (y >= 0)
+        wanted = at_label(torch.log_softmax(classifier(x, t).float(), dim=-1), y)
         return torch.autograd.grad(wanted.sum(), x)[0].float()
+
+
+def at_label(log_p: Float[Tensor, "n k"], y: Tensor) -> Float[Tensor, " n"]:
+    """Each image's value at its own label, 0 for the label -1."""
+    return log_p.gather(1, y.clamp(min=0)[:, None])[:, 0] * (y >= 0)
+
+
+def label_weights(labels: Mapping[int, float] | Tensor, logits: Float[Tensor, "n k"]) -> Tensor:
+    """(K,) or (N, K) weights. ValueError: they do not fit the logits, or are not finite."""
+    n, k = logits.shape
+    if isinstance(labels, Mapping):
+        unknown = [label for label in labels if not 0 <= label < k]
+        if unknown:
+            raise ValueError(f"label {unknown[0]} is not one of the classifier's, which are 0 to {k - 1}")
+        weights = logits.new_zeros(k)
+        for label, weight in labels.items():
+            weights[label] = weight
+    else:
+        weights = labels.to(logits)
+    if weights.shape not in ((k,), (n, k)):
+        raise ValueError(f"label weights of shape {tuple(weights.shape)}: needed is ({k},), or ({n}, {k}) for a batch")
+    if not weights.isfinite().all():
+        raise ValueError("label weights must be finite numbers")
+    return weights

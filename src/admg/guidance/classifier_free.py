@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from ..diffusion import Images, Prediction
 from .base import DiffusionModel, Guidance, State
+from .gradient import finite
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,10 @@ class ClassifierFree(Guidance):
     scale: float = 2.0
 
     def __post_init__(self):
-        _check_scale(self.scale)
+        finite(self.scale, "the guidance scale")
 
     def change(self, state: State) -> Prediction:
-        if state.told is None:
-            raise ValueError("classifier-free guidance needs a conditional model that is told labels")
+        check_told(state)
         if self.scale == 1:
             return state.raw
         return state.with_eps(extrapolated(state.predict(None).eps, state.raw.eps, self.scale))
@@ -43,7 +42,7 @@ class Autoguidance(Guidance):
     scale: float = 2.0
 
     def __post_init__(self):
-        _check_scale(self.scale)
+        finite(self.scale, "the guidance scale")
 
     def change(self, state: State) -> Prediction:
         if self.scale == 1:
@@ -57,6 +56,7 @@ def extrapolated(weak: Images, strong: Images, scale: float) -> Images:
     return weak + scale * (strong - weak)
 
 
-def _check_scale(scale: float) -> None:
-    if not math.isfinite(scale):
-        raise ValueError(f"the guidance scale must be a finite number, got {scale}")
+def check_told(state: State) -> None:
+    """ValueError: the network was told no labels, so that there is nothing to be free of."""
+    if state.told is None:
+        raise ValueError("classifier-free guidance needs a conditional model that is told labels")

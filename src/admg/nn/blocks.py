@@ -7,6 +7,8 @@ Everything computes in the memory format and the dtype of its input; group norms
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -139,6 +141,7 @@ class AttentionBlock(nn.Module):
         self.heads = heads
         self.new_order = new_order
         self.checkpoint = checkpoint
+        self.identity = False  # see identity_attention()
         self.norm = GroupNorm32(channels)
         self.qkv = Pointwise(channels, 3 * channels)
         self.proj_out = zero(Pointwise(channels, channels))
@@ -150,8 +153,22 @@ class AttentionBlock(nn.Module):
         n, c, h, w = x.shape
         tokens = self.norm(x).flatten(2).transpose(1, 2)  # (N, HW, C)
         q, k, v = split_heads(self.qkv(tokens), self.heads, self.new_order)
-        a = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, h * w, c)
+        a = v if self.identity else F.scaled_dot_product_attention(q, k, v)
+        a = a.transpose(1, 2).reshape(n, h * w, c)
         return x + self.proj_out(a).transpose(1, 2).reshape(n, c, h, w)
+
+
+@contextmanager
+def identity_attention(module: nn.Module) -> Iterator[None]:
+    """Within it, each pixel attends to itself alone in every AttentionBlock of the module: the map is the identity."""
+    blocks = [block for block in module.modules() if isinstance(block, AttentionBlock)]
+    for block in blocks:
+        block.identity = True
+    try:
+        yield
+    finally:
+        for block in blocks:
+            block.identity = False
 
 
 class AttentionPool(nn.Module):

@@ -30,7 +30,7 @@ def ddim(
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must be in [0, 1], got {eta}")
-    x, run, diffusion = x_T, walk(model, x_T, y, guide, clip, drop_label), model.diffusion
+    x, run, diffusion = x_T, walk(model, x_T, y, guide, clip, drop_label, takes_both=True), model.diffusion
     for i in run.indices():
         p = run.guided(x, i)  # Algorithm 2: ε̂ = ε - sqrt(1 - ᾱ) g, and x0 from ε̂
 

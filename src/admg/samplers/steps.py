@@ -41,6 +41,7 @@ class Walk:
     """One pass through a model's schedule, from noise to image, asking the model and the guide at each step.
 
     y: labels (N,) that the guide wants; network_y: those that the network is told, or None for an unconditional one
+    takes_both: the sampler takes x0 and eps of a prediction apart, see guidance.Split
     """
 
     model: DiffusionModel
@@ -48,6 +49,7 @@ class Walk:
     network_y: Tensor | None
     guide: Guide | None
     clip: bool
+    takes_both: bool = False
     memory: dict[Any, Any] = field(default_factory=dict)
 
     def indices(self) -> range:
@@ -59,8 +61,19 @@ class Walk:
             if self.guide is None:
                 return self.model.predict(x, index, self.network_y, clip=self.clip), None
             raw, diffusion = self.model.predict(x, index, self.network_y, clip=False), self.model.diffusion
-            t = diffusion.timestep(index, x.device)
-            state = State(x, t, index, self.y, self.network_y, raw, diffusion, self.model, self.clip, self.memory)
+            state = State(
+                x=x,
+                t=diffusion.timestep(index, x.device),
+                index=index,
+                y=self.y,
+                told=self.network_y,
+                raw=raw,
+                diffusion=diffusion,
+                model=self.model,
+                clip=self.clip,
+                memory=self.memory,
+                takes_both=self.takes_both,
+            )
             state = replace(state, raw=changed(self.guide, state))
             return state.prediction, self.guide(state)
 
@@ -74,7 +87,13 @@ class Walk:
 
 
 def walk(
-    model: DiffusionModel, x_T: Images, y: Tensor | None, guide: Guide | None, clip: bool, drop_label: bool
+    model: DiffusionModel,
+    x_T: Images,
+    y: Tensor | None,
+    guide: Guide | None,
+    clip: bool,
+    drop_label: bool,
+    takes_both: bool = False,
 ) -> Walk:
     """The labels steer the guide; a network that takes labels is told them too, unless `drop_label`.
 
@@ -83,7 +102,7 @@ def walk(
     if y is not None and y.shape != (len(x_T),):
         raise ValueError(f"y must be one label for each of {len(x_T)} images, not of shape {tuple(y.shape)}")
     told = y if getattr(model, "conditional", False) and not drop_label else None
-    return Walk(model, y, told, guide, clip)
+    return Walk(model, y, told, guide, clip, takes_both)
 
 
 Sampler = Callable[..., Iterator[Step]]

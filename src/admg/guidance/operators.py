@@ -1,0 +1,112 @@
+"""Linear operators A that lose part of an image, for inverse problems y = A x + noise. Images are (N, C, H, W).
+
+Any differentiable function is one too. `gram`: the number g with A Aᵀ = g I, None where there is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..diffusion import Images
+
+BT709 = (0.2126, 0.7152, 0.0722)
+"""Red, green and blue in the luminance of a screen."""
+
+
+class Operator(Protocol):
+    @property
+    def gram(self) -> float | None: ...
+
+    def __call__(self, x: Images) -> Tensor: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Mask:
+    """Inpainting: the known pixels (and channels), as a list (N, M).
+
+    known: bool (H, W) or (C, H, W), the same for each image
+    ValueError: no pixel is known, or the images have another size.
+    """
+
+    known: Tensor
+    gram: float | None = 1.0
+
+    def __post_init__(self):
+        if self.known.dtype != torch.bool or self.known.ndim not in (2, 3) or not self.known.any():
+            raise ValueError("a mask is a bool tensor (H, W) or (C, H, W), with at least one known pixel")
+
+    def __call__(self, x: Images) -> Tensor:
+        if self.known.shape[-2:] != x.shape[-2:] or (self.known.ndim == 3 and self.known.shape != x.shape[1:]):
+            raise ValueError(f"a mask of {tuple(self.known.shape)} does not fit images {tuple(x.shape[1:])}")
+        return x[:, self.known.expand(x.shape[1:]).to(x.device)]
+
+
+@dataclass(frozen=True)
+class Downsample:
+    """Super-resolution: the mean of each block of factor x factor pixels. ValueError: it does not divide the side."""
+
+    factor: int
+
+    def __post_init__(self):
+        if self.factor < 1:
+            raise ValueError(f"the factor of downsampling must be at least 1, got {self.factor}")
+
+    @property
+    def gram(self) -> float | None:
+        return 1 / self.factor**2
+
+    def __call__(self, x: Images) -> Tensor:
+        if x.shape[-1] % self.factor or x.shape[-2] % self.factor:
+            raise ValueError(f"blocks of {self.factor} pixels do not divide images of {x.shape[-2]}x{x.shape[-1]}")
+        return F.avg_pool2d(x, self.factor)
+
+
+@dataclass(frozen=True)
+class Grey:
+    """Colourisation: the weighted sum of the channels, (N, 1, H, W). ValueError: not one weight for each channel."""
+
+    weights: Sequence[float] = BT709
+
+    @property
+    def gram(self) -> float | None:
+        return sum(w * w for w in self.weights)
+
+    def __call__(self, x: Images) -> Tensor:
+        if len(self.weights) != x.shape[1]:
+            raise ValueError(f"{len(self.weights)} channel weights for images of {x.shape[1]} channels")
+        return torch.einsum("nchw,c->nhw", x, x.new_tensor(list(self.weights)))[:, None]
+
+
+@dataclass(frozen=True, eq=False)
+class Blur:
+    """Deblurring: correlation of each channel with a kernel (k, k) of odd k, the border pixels repeated outwards.
+
+    ValueError: a kernel of another shape.
+    """
+
+    kernel: Tensor
+    gram: float | None = None
+
+    def __post_init__(self):
+        if self.kernel.ndim != 2 or self.kernel.shape[0] % 2 == 0 or self.kernel.shape[1] % 2 == 0:
+            raise ValueError(f"a blur kernel has two odd sides, got {tuple(self.kernel.shape)}")
+
+    @classmethod
+    def gaussian(cls, sigma: float) -> Blur:
+        """A Gaussian of this deviation in pixels, cut off at 3 sigma, of sum 1."""
+        if not 0 < sigma < float("inf"):
+            raise ValueError(f"the deviation of a blur must be above 0, got {sigma}")
+        radius = max(1, round(3 * sigma))
+        line = torch.exp(-(torch.arange(-radius, radius + 1, dtype=torch.float64) ** 2) / (2 * sigma**2))
+        return cls(torch.outer(line, line) / line.sum() ** 2)
+
+    def __call__(self, x: Images) -> Tensor:
+        (kh, kw), channels = self.kernel.shape, x.shape[1]
+        padded = F.pad(x, (kw // 2, kw // 2, kh // 2, kh // 2), mode="replicate")
+        return F.conv2d(padded, self.kernel.to(x).expand(channels, 1, kh, kw), groups=channels)
