@@ -85,6 +85,8 @@ def test_sheet_columns_are_the_samples_at_each_scale(capsys, sample_arguments, t
         (["--labels", "one", "--label", "two"], "not allowed with argument"),
         (["--labels", "random", "--unconditional", "--scale", "0"], "neither the model nor a classifier"),
         (["--shard-size", "0"], "--shard-size must be at least 1"),
+        (["--labels", ""], "unknown label ''"),
+        (["--world-size", "0"], "--world-size must be at least 1, got 0"),
         (["--rank", "2", "--world-size", "2"], "--rank must be from 0 to 1"),
         (["--world-size", "2", "--overwrite"], "--overwrite is for one process"),
         (["--upsampler-batch-size", "0"], "--upsampler-batch-size must be at least 1"),
@@ -95,6 +97,7 @@ def test_sheet_columns_are_the_samples_at_each_scale(capsys, sample_arguments, t
         (["--model", "fashion-mnits"], "did you mean 'fashion-mnist'"),
         (["--classifier", "no/such/folder"], "unknown model 'no/such/folder'"),
         (["--device", "warp"], "device 'warp' cannot be used"),
+        (["--device", "meta"], "device 'meta' cannot be used"),
         (["--colour", "red"], "unrecognized arguments"),
     ],
 )

@@ -17,7 +17,7 @@ from test_cli import refused, run
 from torch import Tensor
 
 from admg import openai, presets
-from admg.cli.diagnose import how_to_import
+from admg.cli.diagnose import how_to_import, load, size_of_images
 from admg.data import open_dataset
 from admg.diagnose import LEVELS, Attention, attentions, candidates, conclude, diagnose, processes, search
 from admg.diagnose.candidates import blocks, heads_by_block
@@ -358,6 +358,20 @@ def test_a_native_checkpoint_of_an_untrained_model(capsys, tiny_folders, digits)
     code, out, err = run(capsys, "diagnose", tiny_folders["model"], "--images", digits, "--num", 4)
     assert code == 0 and "None fits" in out and "import-openai" not in out, err
     assert "told no labels: the data's 10 labels are not the model's 5" in out
+
+
+def test_the_image_size_of_small_square_images(shipped_pt, tmp_path):
+    """Shapes suggest 64 for the shipped model; images of 28 pixels with a border, or of 32, say that it is 32."""
+    model = load(str(shipped_pt), None)
+    assert model.shape == (1, 64, 64)
+    assert size_of_images(str(IMAGES), "pad", model) == 32
+    assert size_of_images(str(IMAGES), None, model) is None  # 28 is no size of this network
+    for i, size in enumerate(((32, 32), (32, 32), (32, 24))):
+        Image.new("L", size).save(tmp_path / f"{i}.png")
+        assert size_of_images(str(tmp_path), None, model) == (32 if i < 2 else None)
+    (tmp_path / "photos").mkdir()
+    Image.new("L", (512, 512)).save(tmp_path / "photos" / "large.png")
+    assert size_of_images(str(tmp_path / "photos"), None, model) is None  # to be scaled down
 
 
 def test_bad_input_is_one_line(capsys, tiny_folders, digits, shipped_pt, tmp_path):

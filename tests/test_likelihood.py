@@ -246,12 +246,32 @@ def test_labels_are_told_by_name(capsys, tiny_folders, tiny_model, tmp_path):
     assert np.allclose(json.loads((tmp_path / "nll.json").read_text())["total_by_image"], expected, rtol=1e-3)
 
 
+def test_samples_can_be_measured_by_their_labels(capsys, tiny_folders, tmp_path):
+    """images/ of `admg sample` says T-shirt-top for T-shirt/top."""
+    arguments = ["--model", tiny_folders["model"], "--steps", 2]
+    labels = ["--label", "T-shirt/top", "--label", "Ankle boot"]
+    code, _, err = run(capsys, "sample", *arguments, *labels, "--num", 2, "--out", tmp_path / "out")
+    assert code == 0, err
+    code, text, err = run(capsys, "evaluate", "nll", *arguments, "--data", tmp_path / "out" / "images")
+    assert code == 0 and "told the labels" in text, err
+
+
+def test_one_image_has_no_standard_error(capsys, command, digits):
+    code, text, err = run(capsys, *command, "--data", digits, "--num", 1)
+    assert code == 0 and "bits per dimension" in text and "±" not in text and "nan" not in text, err
+
+
 def test_label_numbers():
     named = Labels(3, ("cat", "dog", "10"))
     assert label_numbers(named, ("Dog", "cat")) == [1, 0]
     assert label_numbers(named, ("n01", "n02", "n03")) == [0, 1, 2]  # other names, as many: in their order
     assert label_numbers(Labels(3), ("0", "2")) == [0, 2]
     assert label_numbers(Labels(12), tuple(sorted(map(str, range(12))))) == list(range(12))  # as sorted for training
+    punctuated = Labels(4, ("a,b", "c d", "c_d", "golden retriever"))
+    assert label_numbers(punctuated, ("A-b", "golden-retriever")) == [0, 3]  # as written to images/
+    assert label_numbers(punctuated, ("c d", "c_d", "a,b", "golden-retriever")) == [1, 2, 0, 3]
+    with pytest.raises(ValueError, match="unknown label 'c-d'"):  # of two
+        label_numbers(punctuated, ("c-d",))
     with pytest.raises(ValueError, match=r"2 labels are not the model's 3: unknown label 'cow'.*--unconditional"):
         label_numbers(named, ("cat", "cow"))
 
@@ -279,6 +299,7 @@ def test_bad_input_is_one_line(capsys, command, digits, tmp_path):
         (["--data", digits, "--steps", "200"], "respacing"),
         (["--data", digits, "--out", tmp_path / "a.txt"], "must end in .json or .csv"),
         (["--data", digits, "--device", "abacus"], "device 'abacus' cannot be used"),
+        (["--data", digits, "--device", "meta"], "device 'meta' cannot be used"),
         (["--data", digits, "--model", "unheard-of"], "unknown model 'unheard-of'"),
         ([], "--data"),
     ]

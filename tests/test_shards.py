@@ -12,7 +12,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from admg.shards import NpzImages, Shards, differences, open_run
+from admg.files import atomic
+from admg.shards import NpzImages, Shards, differences, open_run, run_files
 
 SHAPE = (4, 6, 3)
 
@@ -202,11 +203,44 @@ def test_run_records_that_cannot_be_read_and_files_without_one(tmp_path):
         open_run({}, shards)
 
 
+def test_a_folder_takes_the_place_of_a_file_or_a_link(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "kept").touch()
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    for name in ("file", "link"):
+        with atomic(tmp_path / name) as folder:
+            folder.mkdir()
+            (folder / "new").touch()
+        assert [p.name for p in (tmp_path / name).iterdir()] == ["new"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["elsewhere", "file", "link"]
+    assert (tmp_path / "elsewhere" / "kept").exists()
+
+
+@pytest.mark.parametrize("name", ["shards", "images", "sheet.png"])
+def test_what_a_run_would_write_is_not_there_before_it(tmp_path, name):
+    (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=rf"holds {name}, but no run\.json"):
+        open_run({}, Shards(tmp_path, 10, 3, SHAPE, True))
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_the_files_of_a_run(tmp_path):
+    assert run_files(tmp_path) == []
+    shards = open_run({}, Shards(tmp_path, 10, 3, SHAPE, True))
+    names = ["images", "run.json", "samples_10x4x6x3.npz", "sheet.png", "shards"]
+    assert sorted(p.name for p in run_files(tmp_path)) == sorted(names) and shards.target in run_files(tmp_path)
+    (tmp_path / "run.json").write_text('{"shard_size": 3}')
+    assert run_files(tmp_path) == []
+
+
 def test_differences_of_settings_within_settings():
     old = {"settings": {"steps": 25, "base": {"scale": 1, "model": "a", "classifier": None}}, "num": 3}
     new = {"settings": {"steps": 25, "base": {"scale": 2, "model": "a"}}, "num": 4}
     assert differences(old, new) == ["base.scale is 1 there, 2 here", "num is 3 there, 4 here"]
     assert differences(old, old) == []
+    old["settings"]["base"]["model"] = old["settings"]["classifier"] = "by another name"
+    assert differences(old, new) == ["base.scale is 1 there, 2 here", "num is 3 there, 4 here"]
 
 
 @pytest.mark.parametrize("links", [True, False])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ from test_cli import refused, run
 
 import admg
 from admg import guidance
-from admg.cli import drawing, stages, work
+from admg.cli import drawing, measure, stages, work
 from admg.cli.sample import random_labels, shares
 from admg.model import DiffusionConfig, Labels, Model
 from admg.nn import SuperResConfig, SuperResUNet
@@ -183,24 +184,136 @@ def test_other_weights_under_the_same_name_are_another_run(capsys, sampling, fol
     other.save(tmp_path / "model")
     line = refused(capsys, *arguments)
     assert "other settings: weights is" in line and "scale" not in line
+    config = dataclasses.replace(tiny_model.config, noise_schedule="cosine")  # the same weights, used otherwise
+    dataclasses.replace(tiny_model, config=config).save(tmp_path / "model")
+    assert "other settings: weights is" in refused(capsys, *arguments)
 
 
-def test_merging_is_left_to_one_when_another_is_sooner(tmp_path, monkeypatch):
-    """The other one merges and removes the shards while this one reads them."""
+def test_of_processes_that_merge_at_once_one_does(tmp_path, monkeypatch):
+    """Each finds all shards there, and nobody's merged file; the one that merges removes them."""
     shards = stages.Shards(tmp_path, 4, 2, (2, 2, 1), False)
     for k in range(2):
         shards.write(k, np.full((2, 2, 2, 1), k, np.uint8), None)
+    whole, missing, barrier, did = stages.Shards.merge, stages.Shards.missing, threading.Barrier(4), []
 
-    def interrupted(self):
-        monkeypatch.undo()
-        assert work.merge(self)
-        self.discard()
-        self.merge()
+    def together(self):
+        found = missing(self)
+        barrier.wait(timeout=10)
+        return found
 
-    monkeypatch.setattr(stages.Shards, "merge", interrupted)
-    assert work.merge(shards) is False
+    monkeypatch.setattr(stages.Shards, "missing", together)
+    monkeypatch.setattr(stages.Shards, "merge", lambda self: (time.sleep(0.2), whole(self)))
+    threads = [threading.Thread(target=lambda: did.append(work.merge(shards))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(did) == [False, False, False, True]
     assert arrays(shards.target)[0][:, 0, 0, 0].tolist() == [0, 0, 1, 1]
+    monkeypatch.undo()
+    assert len(list(shards.parts.iterdir())) == 2  # and no lock
+    shards.discard()
     assert work.merge(shards) is False  # no shards, but the merged file
+
+
+def test_shards_that_another_removes_before_the_lock_are_merged(tmp_path, monkeypatch):
+    shards = stages.Shards(tmp_path, 2, 2, (2, 2, 1), False)
+    shards.write(0, np.zeros((2, 2, 2, 1), np.uint8), None)
+    locked = work.locked
+    monkeypatch.setattr(work, "locked", lambda path: (shards.merge(), shards.discard(), locked(path))[-1])
+    assert work.merge(shards) is False and shards.target.exists()
+
+
+def snapshot(folder) -> dict:
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
+def test_a_run_does_not_replace_the_one_that_its_base_is_of(capsys, sampling, pipeline, folders, tmp_path, overwrite):
+    succeed(capsys, *sampling, "--out", tmp_path / "s1", "--keep-shards")
+    succeed(capsys, *pipeline, "--out", tmp_path / "stack")
+    (tmp_path / "link").symlink_to(tmp_path / "s1")
+    before = snapshot(tmp_path)
+    arguments = ["upsample", "--model", folders["upsampler"], "--steps", 2, *overwrite]
+    name = "samples_10x8x8x1.npz"
+    for base, out in (
+        (f"s1/{name}", "s1"),
+        (f"link/{name}", "s1"),
+        (f"s1/{name}", "link"),
+        ("s1/shards/0000000-0000001.npz", "s1"),
+        (f"stack/base/{name}", "stack"),
+    ):
+        line = refused(capsys, *arguments, "--base", tmp_path / base, "--out", tmp_path / out)
+        assert "holds: choose another --out" in line and "overwrite" not in line, (base, out)
+    assert snapshot(tmp_path) == before
+    succeed(capsys, *arguments, "--base", tmp_path / "s1" / name, "--out", tmp_path / "s1" / "large")
+
+
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
+@pytest.mark.parametrize(
+    "file",
+    ["images/mine.png", "shards/mine", "sheet.png", "samples_10x16x16x1.npz", "base/images/mine.png",
+     "base/samples_10x8x8x1.npz", "run.json", "base/run.json"],
+)  # fmt: skip
+def test_files_that_are_of_no_run_are_never_replaced(capsys, pipeline, tmp_path, overwrite, file):
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text("{}")
+    line = refused(capsys, *pipeline, "--out", tmp_path, *overwrite)
+    assert ("no run.json" in line or "not the record of a run" in line) and "--overwrite" not in line
+    assert snapshot(tmp_path) == {(tmp_path / file).relative_to(tmp_path): b"{}"}
+
+
+def test_overwriting_removes_the_run_and_nothing_beside_it(capsys, sampling, tmp_path):
+    succeed(capsys, *sampling, "--out", tmp_path)
+    mine = ["samples_1x2x3x4.npz", "base/images/mine.png", "base/samples_1x2x3x4.npz", "notes.txt"]
+    for file in mine:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text("mine")
+    succeed(capsys, *sampling, "--out", tmp_path, "--scale", 3, "--num", 4, "--overwrite")
+    assert all((tmp_path / file).read_text() == "mine" for file in mine)
+    assert (tmp_path / "samples_4x8x8x1.npz").exists() and not (tmp_path / "samples_10x8x8x1.npz").exists()
+
+
+@pytest.mark.parametrize("file", ["base", "shards", "base/shards"])
+def test_a_file_where_a_folder_is_needed_leaves_nothing_half_begun(capsys, pipeline, tmp_path, file):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text("mine")
+    line = refused(capsys, *pipeline, "--out", tmp_path)
+    assert "cannot write to the output folder" in line or "holds shards, but no run.json" in line
+    assert list(snapshot(tmp_path)) == [(tmp_path / file).relative_to(tmp_path)]
+
+
+def test_a_run_continues_however_its_models_are_called(capsys, sampling, folders, tmp_path, monkeypatch):
+    succeed(capsys, *sampling, "--out", tmp_path / "out")
+    for name in ("model", "classifier"):
+        (tmp_path / name).symlink_to(folders[name])
+    monkeypatch.chdir(tmp_path)
+    renamed = [*sampling, "--out", tmp_path / "out", "--model", "./model", "--classifier", "./classifier"]
+    assert "holds the finished run" in succeed(capsys, *renamed)
+    settings = json.loads((tmp_path / "out" / "run.json").read_text())["settings"]
+    assert settings["model"] == folders["model"] and settings["classifier"] == folders["classifier"]
+    line = refused(capsys, *renamed, "--scale", 3)
+    assert "scale is" in line and "model" not in line.split("settings:")[1]
+
+
+def test_numbers_of_torchrun_that_are_none(capsys, sampling, tmp_path, monkeypatch):
+    for variable in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        with monkeypatch.context() as patch:
+            patch.setenv(variable, "x")
+            line = refused(capsys, *sampling, "--out", tmp_path / "out")
+            assert f"the environment variable {variable} must be a whole number, got 'x'" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_each_rank_of_a_machine_has_a_device(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    asked = []
+    monkeypatch.setattr(torch, "device", lambda name: asked.append(name) or "cpu")
+    for rank in range(3):
+        measure.device_of("auto", rank)
+    measure.device_of("auto")
+    assert asked == ["cuda:0", "cuda:1", "cuda:0", "cuda:0"]
 
 
 # Labels
@@ -414,6 +527,8 @@ def test_a_pipeline_of_parts_that_do_not_fit(capsys, sampling, folders, upsample
     network.config = SuperResConfig(**TRUNK | {"image_size": 16}, num_classes=7, small_size=8)
     Model(network, upsampler.diffusion, (1, 16, 16), Labels(7), upsampler.config).save(tmp_path / "other")
     assert "has 7 labels" in refused(capsys, *sampling, "--upsampler", tmp_path / "other", *out)
+    line = refused(capsys, *sampling, "--scale", 0, "--unconditional", "--upsampler", folders["upsampler"], *out)
+    assert "needs a label for each base image (sample with labels" in line and "--unconditional" not in line
     line = refused(capsys, *sampling, "--upsampler", folders["upsampler"], "--upsampler-steps", "x", *out)
     assert "respacing 'x'" in line and not (tmp_path / "out").exists()
 
@@ -469,7 +584,8 @@ def test_contact_sheets_of_many_labels_and_many_images():
 
 def test_samples_in_memory_are_written_alike(tiny_model, tmp_path):
     samples = admg.sample(tiny_model, ["two", "Ankle boot"], steps=1, progress=False)
-    path = drawing.write(samples, tmp_path, "title")
+    for _ in range(2):  # the demo may be repeated
+        path = drawing.write(samples, tmp_path, "title")
     assert np.array_equal(arrays(path)[0], samples.images) and arrays(path)[1].tolist() == [2, 4]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["images", "samples_2x8x8x1.npz", "sheet.png"]
     assert sorted(p.name for p in (tmp_path / "images").iterdir()) == ["Ankle-boot_000001.png", "two_000000.png"]

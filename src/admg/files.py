@@ -1,10 +1,12 @@
-"""Writing files so that a reader never meets half of one."""
+"""Writing files so that a reader never meets half of one, and one writer at a time."""
 
 from __future__ import annotations
 
 import os
 import secrets
 import shutil
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,14 +28,52 @@ def atomic(path: Path | str) -> Iterator[Path]:
             old = path.with_name(f".{path.name}.{token}.old")
             path.rename(old)
             temporary.rename(path)
-            shutil.rmtree(old)
+            remove(old)
         else:
             temporary.replace(path)
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
+        remove(temporary)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link, or a folder with all that can be removed of it, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+class LockError(OSError):
+    """Files cannot be locked on this file system."""
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Wait until no other process or thread holds the lock of this file. The system frees it when its holder dies.
+
+    LockError: files cannot be locked there; OSError: no lock can be made beside the file.
+    """
+    with path.with_name(f".{path.name}.lock").open("a") as file:
+        while not _try_lock(file.fileno(), path):
+            time.sleep(0.1)
+        yield  # closing the file frees the lock
+
+
+def _try_lock(descriptor: int, path: Path) -> bool:
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
         else:
-            temporary.unlink(missing_ok=True)
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # held by another: EAGAIN here, EACCES on Windows
+        return False
+    except OSError as error:
+        raise LockError(f"cannot lock files in {path.parent} ({error.strerror})") from None
+    return True
 
 
 def check_output_folder(path: Path | str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,6 +54,11 @@ class DiffusionConfig:
             raise ValueError(f"unknown noise schedule {self.noise_schedule!r}: {' or '.join(schedules)}")
         schedule = schedules[self.noise_schedule](self.diffusion_steps)
         return Diffusion(schedule.rescaled() if self.rescale_timesteps else schedule, self.predict, self.variance)
+
+
+def file_name(label: str) -> str:
+    """The label without what a file name cannot hold, nor the underscore that ends it."""
+    return re.sub(r"[^\w.-]|_", "-", label) or "sample"
 
 
 class Labels:

@@ -21,6 +21,7 @@ from jaxtyping import Int64, UInt8
 from .files import atomic
 
 RUN = "run.json"
+NAMES = ("model", "classifier")  # settings for people to read: a model is the same by its weights, however it is called
 BROKEN = (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error)  # what reading a damaged .npz raises
 
 
@@ -193,34 +194,86 @@ def _read_header(member: IO[bytes]) -> tuple[np.dtype, tuple[int, ...]]:
     return dtype, shape
 
 
+class OtherRun(ValueError):
+    """The folder holds a run of other settings."""
+
+
 def open_run(settings: Mapping[str, Any], shards: Shards) -> Shards:
     """Begin the run of these settings in the folder of the shards, or find it there: its shards, whose size it keeps.
 
     run.json is written first, and once: processes that share a run may call this at the same time.
-    settings: all that decides the images, of JSON's types
-    ValueError: the folder holds a run of other settings, which the message names.
+    settings: all that decides the images, of JSON's types, and its NAMES
+    ValueError: as find_run.
     """
-    path = shards.folder / RUN
-    content = {"settings": settings, "num": shards.num, "shape": shards.shape, "labelled": shards.labelled}
+    found = find_run(settings, shards)
+    if found is None:
+        content = _content(settings, shards) | {"shard_size": shards.size}
+        _write_once(shards.folder / RUN, json.dumps(content, indent=2) + "\n")
+        found = find_run(settings, shards)
+    return found or shards
+
+
+def find_run(settings: Mapping[str, Any], shards: Shards) -> Shards | None:
+    """The run of these settings in the folder of the shards, with the size it has; None: there is no run.
+
+    OtherRun: the folder holds a run of other settings, which the message names.
+    ValueError: it holds no run, but files that one would replace; or a run.json that is not ours.
+    """
+    present = [path.name for path in (shards.target, *_parts(shards.folder)) if os.path.lexists(path)]
+    record = read_record(shards.folder)  # asked second, since others that begin this run write it before anything
+    if record is None:
+        if present:
+            missing = f"no {RUN} that tells how it was made"
+            raise ValueError(f"{shards.folder} holds {present[0]}, but {missing}: choose another folder")
+        return None
+    run = _recorded(shards.folder, record)
+    here = _content(settings, shards) | {"shard_size": run.size}
+    if differing := differences(record, json.loads(json.dumps(here))):
+        raise OtherRun(f"{shards.folder} holds a run of other settings: {'; '.join(differing)}")
+    return run
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """What run.json says, None if there is none. ValueError: it is not the record of a run."""
+    path = folder / RUN
     if not path.exists():
-        if shards.target.exists():
-            raise ValueError(f"{shards.folder} holds {shards.target.name}, but no {RUN} that tells how it was made")
-        _write_once(path, json.dumps(content | {"shard_size": shards.size}, indent=2) + "\n")
+        return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        size = found.pop("shard_size")
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        _recorded(folder, record)
+        dict(record["settings"])
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not the record of a run: {type(error).__name__}: {error}") from None
-    differing = differences(found, json.loads(json.dumps(content)))
-    if differing:
-        raise ValueError(f"{shards.folder} holds a run of other settings: {'; '.join(differing)}")
-    return Shards(shards.folder, shards.num, size, shards.shape, shards.labelled)
+    return record
+
+
+def run_files(folder: Path) -> list[Path]:
+    """What the run in this folder has written, or would write; nothing if no run is there."""
+    try:
+        record = read_record(folder)
+    except ValueError:  # somebody else's run.json
+        return []
+    if record is None:
+        return []
+    return [*_parts(folder), _recorded(folder, record).target, folder / RUN]
+
+
+def _recorded(folder: Path, record: Mapping[str, Any]) -> Shards:
+    return Shards(folder, record["num"], record["shard_size"], tuple(record["shape"]), record["labelled"])
+
+
+def _parts(folder: Path) -> list[Path]:
+    return [folder / name for name in ("shards", "images", "sheet.png")]
+
+
+def _content(settings: Mapping[str, Any], shards: Shards) -> dict[str, Any]:
+    return {"settings": settings, "num": shards.num, "shape": shards.shape, "labelled": shards.labelled}
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """`scale is 4 there, 2 here`, for each setting that differs; settings within settings are told as base.scale."""
+    """`scale is 4 there, 2 here`, for each setting that differs, but NAMES; settings within settings: base.scale."""
     a, b = dict(_flat(old)), dict(_flat(new))
-    keys = [key for key in {**a, **b} if a.get(key) != b.get(key)]
+    keys = [key for key in {**a, **b} if a.get(key) != b.get(key) and key.split(".")[-1] not in NAMES]
     return [f"{key} is {_shown(a.get(key))} there, {_shown(b.get(key))} here" for key in keys]
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,31 @@ Shapes = dict[str, tuple[int, ...]]
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message says which and why, in one line."""
+
+
+def load_pickle(path: Path, mmap: bool = False) -> Any:
+    """What is in a file of torch.save, its tensors on the CPU. CheckpointError: damaged, or not only tensors in it."""
+    try:
+        with warnings.catch_warnings():  # of unusual pickles, which it refuses all the same
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"{path} {_refused(str(error))}") from None
+    except Exception as error:  # whatever torch meets in a damaged file
+        first = str(error).partition("\n")[0].partition(". ")[0]
+        reason = f": {first}" if isinstance(error, RuntimeError) and first else ""
+        raise CheckpointError(f"{path} is truncated, damaged, or no .pt file{reason}") from None
+
+
+def _refused(message: str) -> str:
+    """Why torch.load(weights_only=True) refused."""
+    found = re.search(r"(?:GLOBAL|global|class|function) ([\w.]*\w\.\w+)", message)
+    if found is None:
+        return "is damaged, or no .pt file of tensors alone: refused"
+    return (
+        f"holds Python code or objects ({found[1]}) and not only tensors, and could run anything when it is opened: "
+        "refused; if you trust it, save its state_dict() alone"
+    )
 
 
 def build_network(network_type: type[nn.Module], config: Any, state: dict[str, Tensor], source: Path | str) -> Any:

@@ -12,14 +12,16 @@ from typing import cast
 from tqdm.auto import tqdm
 
 from .. import openai, presets
+from ..data import open_dataset
 from ..diagnose import Board, Candidate, Diagnosis, Trial, conclude, search
 from ..model import Classifier, DiffusionConfig, Model
 from ..nn import UNetConfig
 from ..openai import OpenAIConfig
 from ..openai.shapes import resolutions
-from .measure import RealImages, add_image_arguments, device_of, open_images
+from .measure import RealImages, add_image_arguments, device_of, header, open_images
 
 SHOWN = 10
+SAMPLED = 100
 
 EPILOG = """examples:
   admg diagnose ema_0.9999_200000.pt --images photos
@@ -38,7 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("checkpoint", metavar="CHECKPOINT", help="a .pt file of OpenAI's code, a checkpoint folder, or a name")
     add("--images", required=True, metavar="PATH", help="a few real images, such as it was trained on")
     add("--flags", metavar='"..."', help="as given to OpenAI's scripts: are they the right ones?")
-    add("--image-size", type=int, metavar="N", help="pixels of the side (default: as the flags or shapes say)")
+    add(
+        "--image-size",
+        type=int,
+        metavar="N",
+        help="pixels of the side (default: as the flags, the images or the shapes say)",
+    )
     add_image_arguments(parser, num=16)
     add("--unconditional", action="store_true", help="do not tell the network the labels of the images")
     add("--exhaustive", action="store_true", help="try all combinations first; takes some times as long")
@@ -48,7 +55,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     if args.seed < 0:
         raise ValueError(f"--seed must not be negative, got {args.seed}")
-    model = resized(load(args.checkpoint, args.flags), args.image_size, args.flags).to(device_of(args.device))
+    model = load(args.checkpoint, args.flags)
+    if args.image_size is None and args.flags is None and Path(args.checkpoint).expanduser().is_file():
+        args.image_size = size_of_images(args.images, args.fit, model)
+    model = resized(model, args.image_size, args.flags).to(device_of(args.device))
     images, note = find_images(args, model)
     x0, y = images.batch(slice(None))
     with tqdm(unit="pass", desc="diagnosing") as bar:
@@ -77,6 +87,20 @@ def load(checkpoint: str, flags: str | None) -> Model:
     if isinstance(loaded, Classifier):
         raise ValueError(f"{checkpoint} is a classifier: only diffusion models and upsamplers can be diagnosed")
     return loaded
+
+
+def size_of_images(path: str, fit: str | None, model: Model) -> int | None:
+    """The side of the images, where all are squares smaller than what the shapes suggest; None: they do not tell.
+
+    With a border (fit: pad) it is the next size that the network's levels divide.
+    """
+    config = cast(UNetConfig, model.network.config)
+    dataset = open_dataset(path, 1, labels=False, verify=False)
+    sides = {side for image in dataset.images[:SAMPLED] for side in header(image)[:2]}
+    if len(sides) != 1 or (side := sides.pop()) >= config.image_size:
+        return None
+    padded = -(-side // config.downsampling) * config.downsampling
+    return padded if padded == side or fit == "pad" else None
 
 
 def resized(model: Model, size: int | None, flags: str | None) -> Model:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -12,6 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from ..files import atomic
+from ..model import file_name
 from ..pictures import BACKGROUND, INK, save_png, sheet, to_pil
 from ..sampling import Samples
 from ..shards import Shards
@@ -47,11 +47,6 @@ def save_images(images: Images, names: Sequence[str], out: Path) -> None:
         folder.mkdir()
         for i, name in enumerate(names):
             to_pil(images[i : i + 1][0]).save(folder / f"{file_name(name)}_{i:06d}.png")
-
-
-def file_name(label: str) -> str:
-    """The label without what a file name cannot hold, nor the underscore that ends it."""
-    return re.sub(r"[^\w.-]|_", "-", label) or "sample"
 
 
 def contact_sheet(images: Images, names: Sequence[str], title: str) -> Image.Image:

@@ -153,7 +153,8 @@ def mean_and_error(values: Tensor) -> tuple[float, float]:
 
 
 def shown(pair: tuple[float, float]) -> str:
-    return f"{pair[0]:.4f} ± {pair[1]:.4f}"
+    """A single image has no standard error."""
+    return f"{pair[0]:.4f}" + ("" if math.isnan(pair[1]) else f" ± {pair[1]:.4f}")
 
 
 def bands(steps: int) -> list[range]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..data import Dataset, open_dataset
 from ..data.dataset import Fit
 from ..data.transforms import GREY_MODES
-from ..model import Labels
+from ..model import Labels, file_name
 
 
 @dataclass(frozen=True)
@@ -63,15 +63,15 @@ def open_images(args: argparse.Namespace, path: str, channels: int, size: int, l
 
 
 def label_numbers(labels: Labels, names: Sequence[str]) -> list[int]:
-    """The model's number of each of the data's labels, by its name.
+    """The model's number of each of the data's labels, by its name, or by what is left of it in a file's name.
 
     Where the names are others, but as many, they are taken in their order, as the training took them.
     """
-    known = {name.lower() for name in labels.names}
-    if len(names) == labels.count and not all(name.lower() in known for name in names):
+    by_file = [file_name(name).lower() for name in labels.names]
+    if len(names) == labels.count and not all(file_name(name).lower() in by_file for name in names):
         return list(range(labels.count))
     try:
-        return [labels.number(name) for name in names]
+        return [_label_number(labels, by_file, name) for name in names]
     except ValueError as error:
         raise ValueError(
             f"the data's {len(names)} labels are not the model's {labels.count}: {error}; "
@@ -79,11 +79,23 @@ def label_numbers(labels: Labels, names: Sequence[str]) -> list[int]:
         ) from None
 
 
-def device_of(name: str) -> torch.device:
-    """ValueError: no such device here."""
+def _label_number(labels: Labels, by_file: Sequence[str], name: str) -> int:
+    """ValueError: no label, or several, are called so."""
     try:
-        device = torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
-        torch.empty(1, device=device)
+        return labels.number(name)
+    except ValueError:
+        if by_file.count(file_name(name).lower()) != 1:
+            raise
+        return by_file.index(file_name(name).lower())
+
+
+def device_of(name: str, local_rank: int = 0) -> torch.device:
+    """The device of this name; auto: the GPU of this rank, if there is one. ValueError: it cannot be computed on."""
+    if name == "auto":
+        name = f"cuda:{local_rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).cpu()  # meta has tensors, but no numbers in them
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
     return device
@@ -91,7 +103,7 @@ def device_of(name: str) -> torch.device:
 
 def _check_images(path: str, dataset: Dataset, numbers: Sequence[int], fit: Fit | None) -> None:
     for number in numbers:
-        width, height, grey = _header(dataset.images[number])
+        width, height, grey = header(dataset.images[number])
         if dataset.channels == 1 and not grey:
             raise ValueError(f"{path} has images in colour, and the model's are grey: convert them first")
         if fit is None and min(width, height) < dataset.image_size:
@@ -102,7 +114,7 @@ def _check_images(path: str, dataset: Dataset, numbers: Sequence[int], fit: Fit 
             )
 
 
-def _header(image) -> tuple[int, int, bool]:
+def header(image) -> tuple[int, int, bool]:
     """Width, height, and whether it is grey."""
     if isinstance(image, Path):
         with Image.open(image) as file:

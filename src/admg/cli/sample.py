@@ -37,7 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--label", action="append", metavar="LABEL", help="name or number; may be repeated")
     text = "balanced: each equally often; random: drawn by the seed; or a list, A,B,... (default: balanced, or random "
-    which.add_argument("--labels", metavar="WHICH", help=f"{text}where there are fewer images than labels)")
+    text += "where there are fewer images than labels); --label takes names that contain a comma or are one of these"
+    which.add_argument("--labels", metavar="WHICH", help=text)
     text = "images in all, in equal shares of the labels (default: 8 for each; 64 if neither is given for 21 or more)"
     add("--num", type=int, metavar="N", help=text)
     text = "guidance scale; 0: none (default: of a published model its own, else 4; 0 without a classifier)"
@@ -103,14 +104,14 @@ def load_both(args: argparse.Namespace, scales: list[float] | None) -> tuple[Mod
 
 def choose_labels(args: argparse.Namespace, table: Labels, steered: bool) -> tuple[list[int | None], Any]:
     """A label for each image, and how they were chosen, for run.json. ValueError: unknown ones, or of no effect."""
-    asked = args.label or args.labels
+    asked = args.labels if args.label is None else args.label
     if not steered or not table.count:
-        if asked:
+        if asked is not None:
             why = "this model has no labels" if not table.count else "neither the model nor a classifier is told labels"
             raise ValueError(f"--label{'' if args.label else 's'}: {why}")
         return [None] * (args.num or 8), None
-    if asked and asked not in ("balanced", "random"):
-        numbers = [table.number(label) for label in args.label or asked.split(",")]
+    if asked is not None and asked not in ("balanced", "random"):
+        numbers = [table.number(label) for label in args.label or args.labels.split(",")]
         return shares(numbers, args.num or 8 * len(numbers)), numbers
     num = args.num or (8 * table.count if table.count <= 20 else 64)
     if (asked or ("random" if num < table.count else "balanced")) == "balanced":
@@ -143,6 +144,7 @@ def enlarged(base: Stage, args: argparse.Namespace) -> list[Stage]:
     second = upsampling(
         args.upsampler, model, recipe, [*base.labels], base.names, first.shards().target, first.settings,
         out=base.out, guide=Guidance(), batch_size=args.upsampler_batch_size,
+        instead="sample with labels, or choose an upsampler without",
     )  # fmt: skip
     return [first, second]
 

@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import guidance, presets, samplers
 from ..model import Classifier, Labels, Model
@@ -21,6 +21,7 @@ from ..precision import Precision
 from ..samplers import Sampler, Step
 from ..sampling import SAMPLERS, find_sampler, sample
 from ..shards import NpzImages, Shards
+from .measure import device_of
 
 SHARDS, SHARD_IMAGES, SHARD_BYTES = 500, 256, 64 << 20
 UPSAMPLER_SEED = 2**32  # added to the seed: an upsampler's noise must not repeat that of its base images
@@ -92,9 +93,9 @@ class Stage:
         classifier = self.guide.classifier
         return {
             "model": self.name,
-            "weights": fingerprint(self.model.network),
+            "weights": fingerprint(self.model),
             "classifier": self.guide.name if classifier else None,
-            "classifier_weights": fingerprint(classifier.network) if classifier else None,
+            "classifier_weights": fingerprint(classifier) if classifier else None,
             "scale": self.guide.scale,
             "labels": self.chosen,
             **asdict(self.recipe),
@@ -160,10 +161,10 @@ def to_float(images: np.ndarray) -> Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def fingerprint(network: nn.Module) -> str:
-    """Tells weights apart, such as those of a training that went on, from the first numbers of each tensor."""
-    digest = hashlib.sha256()
-    for tensor in network.state_dict().values():
+def fingerprint(part: Model | Classifier) -> str:
+    """Tells models apart, such as those of a training that went on: their settings, and each tensor's first numbers."""
+    digest = hashlib.sha256(repr((part.config, getattr(part.network, "config", None))).encode())
+    for tensor in part.network.state_dict().values():
         digest.update(tensor.flatten()[:16].float().cpu().numpy().tobytes())
     return digest.hexdigest()[:12]
 
@@ -195,17 +196,20 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
     )
 
 
-def to_device(device: str, *parts: Model | Classifier | None) -> None:
+def to_device(name: str, *parts: Model | Classifier | None) -> None:
     """Move the networks. ValueError: the device cannot be used."""
-    if device == "auto":
-        local = int(os.environ.get("LOCAL_RANK", 0))
-        device = f"cuda:{local % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
-    try:
-        for part in parts:
-            if part is not None:
-                part.to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
+    device = device_of(name, from_torchrun("LOCAL_RANK", 0))
+    for part in parts:
+        if part is not None:
+            part.to(device)
+
+
+def from_torchrun(variable: str, default: int) -> int:
+    """A number that torchrun sets in the environment. ValueError: it is set, but not a number."""
+    text = os.environ.get(variable, str(default))
+    if not text.isdecimal():
+        raise ValueError(f"the environment variable {variable} must be a whole number, got {text!r}")
+    return int(text)
 
 
 def load_guidance(model: Model, name: str | None, scale: float) -> Guidance:

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
     labels = base_labels(base, table, args.num)
     stage = upsampling(
         args.model, model, recipe, labels, table, Path(args.base), f"{Path(args.base).name}, checksum {base.crc:08x}",
-        out=Path(args.out), guide=guide, batch_size=args.batch_size,
+        out=Path(args.out), guide=guide, batch_size=args.batch_size, instead="--unconditional does without",
     )  # fmt: skip
     stages.to_device(args.device, model, guide.classifier)
     work.carry_out([stage], how)
@@ -96,13 +96,15 @@ def upsampling(
     out: Path,
     guide: Guidance,
     batch_size: int | None,
+    instead: str,
 ) -> Stage:
     """The stage that makes the images of `base` larger, told the same labels.
 
+    instead: what can be done where images lack the labels that the model needs
     ValueError: a model that needs labels, where images have none; an unknown respacing.
     """
     if model.conditional and not recipe.unconditional and None in labels:
-        raise ValueError(f"{name} needs a label for each base image (--unconditional does without)")
+        raise ValueError(f"{name} needs a label for each base image ({instead})")
     if guide.classifier and None in labels:
         raise ValueError("guidance needs a label for each base image")
     model.respace(recipe.steps)  # bad input must show before anything is written

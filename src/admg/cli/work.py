@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..files import check_output_folder
+from ..files import LockError, check_output_folder, locked, remove
 from ..pictures import save_png
-from ..shards import RUN, NpzImages, Shards, open_run
+from ..shards import NpzImages, OtherRun, Shards, find_run, open_run, run_files
 from .drawing import contact_sheet, save_images
-from .stages import Stage
+from .stages import Stage, from_torchrun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +35,8 @@ class Work:
     overwrite: bool = False
 
     def __post_init__(self):
+        if self.processes < 1:
+            raise ValueError(f"--world-size must be at least 1, got {self.processes}")
         if not 0 <= self.rank < self.processes:
             raise ValueError(f"--rank must be from 0 to {self.processes - 1}, below --world-size, got {self.rank}")
         if self.shard_size is not None and self.shard_size < 1:
@@ -48,12 +48,9 @@ class Work:
 def carry_out(stages: Sequence[Stage], work: Work) -> None:
     """Each stage in turn, with what is there already left as it is; the last one gets its pictures.
 
-    ValueError: the folder holds another run.
+    ValueError: the folder holds another run, or files that are not of one; or the base images lie in it.
     """
     last = stages[-1]
-    if work.overwrite:
-        clear(last.out)
-    check_output_folder(last.out)
     runs = begin(stages, work)
     if runs[-1].target.exists():
         print(f"{last.out} holds the finished run of these settings")
@@ -76,15 +73,31 @@ def carry_out(stages: Sequence[Stage], work: Work) -> None:
 
 
 def begin(stages: Sequence[Stage], work: Work) -> list[Shards]:
-    """The shards of each stage; the last stage's folder is looked at first."""
-    runs = []
-    for stage in reversed(stages):
-        stage.out.mkdir(exist_ok=True)
+    """The shards of each stage. All folders are looked at, the last stage's first, before anything is changed."""
+    planned = [(stage.settings, stage.shards(work.shard_size)) for stage in reversed(stages)]
+    out, made = stages[-1].out, [shards.target for _, shards in planned]
+    for stage in stages:
+        if stage.base is not None and stage.base not in made:
+            check_base(stage.base, out)
+    for run in planned:
         try:
-            runs.append(open_run(stage.settings, stage.shards(work.shard_size)))
-        except ValueError as error:
-            raise ValueError(f"{error}; choose another --out, or --overwrite it") from None
-    return runs[::-1]
+            find_run(*run)
+        except OtherRun as error:
+            if not work.overwrite:
+                raise ValueError(f"{error}; choose another --out, or --overwrite it") from None
+    if work.overwrite:
+        clear(out)
+    for stage in reversed(stages):
+        check_output_folder(stage.out)
+    return [open_run(*run) for run in planned][::-1]
+
+
+def check_base(base: Path, out: Path) -> None:
+    """ValueError: the base images are of a run that this one would have to replace."""
+    path = base.resolve()
+    for file in (*run_files(out), *run_files(out / "base")):
+        if file.resolve() in (path, *path.parents):
+            raise ValueError(f"{base} is of the run that {out} holds: choose another --out")
 
 
 def produce(stage: Stage, shards: Shards, work: Work) -> None:
@@ -116,16 +129,21 @@ def progress(doing: str, total: int, initial: int, show: bool):
 
 
 def merge(shards: Shards) -> bool:
-    """Merge the shards if all are there and nobody has merged them; whether this process did."""
-    missing = shards.missing()
-    if missing or shards.target.exists():  # asked second, since shards are removed once it is there
+    """Merge the shards if all are there and nobody has merged them; whether this process did, as one alone does."""
+    if shards.missing() or shards.target.exists():  # asked second, since shards are removed once it is there
         return False
     try:
-        shards.merge()
+        with ExitStack() as stack:
+            with suppress(LockError):  # then two may merge, into the same file
+                stack.enter_context(locked(shards.parts / "merging"))
+            if shards.target.exists():  # while we waited
+                return False
+            shards.merge()
     except FileNotFoundError:  # another process was sooner, and has removed them
         if not shards.target.exists():
             raise
         return False
+    (shards.parts / ".merging.lock").unlink(missing_ok=True)  # whoever waits for it will see the merged file
     return True
 
 
@@ -169,11 +187,8 @@ def label_names(stage: Stage) -> list[str]:
 
 def clear(folder: Path) -> None:
     """Remove a run, and nothing else, from a folder."""
-    for run in (folder, folder / "base"):
-        for part in (run / "shards", run / "images"):
-            shutil.rmtree(part, ignore_errors=True)
-        for path in (run / RUN, run / "sheet.png", *run.glob("samples_*x*x*x*.npz")):
-            path.unlink(missing_ok=True)
+    for path in (*run_files(folder), *run_files(folder / "base")):
+        remove(path)
     with suppress(OSError):  # none there, or something else in it
         (folder / "base").rmdir()
 
@@ -194,8 +209,8 @@ def add_work(parser: argparse.ArgumentParser, out: str) -> None:
 def work_of(args: argparse.Namespace) -> Work:
     """As the options and torchrun's environment say."""
     return Work(
-        rank=int(os.environ.get("RANK", 0)) if args.rank is None else args.rank,
-        processes=int(os.environ.get("WORLD_SIZE", 1)) if args.world_size is None else args.world_size,
+        rank=from_torchrun("RANK", 0) if args.rank is None else args.rank,
+        processes=from_torchrun("WORLD_SIZE", 1) if args.world_size is None else args.world_size,
         shard_size=args.shard_size,
         keep_shards=args.keep_shards,
         images=args.images,

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import pickle
 import re
-import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..checkpoints.weights import CheckpointError
+from ..checkpoints.weights import CheckpointError, load_pickle
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 """Keys under which some training code puts the state dict."""
@@ -76,26 +73,7 @@ def _load(path: Path) -> Any:
     foreign = _foreign(start)
     if foreign:
         raise CheckpointError(f"{path} is {foreign}, not a .pt file")
-    try:
-        with warnings.catch_warnings():  # of unusual pickles, which it refuses all the same
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=start.startswith(b"PK"))
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{path} {_refused(str(error))}") from None
-    except Exception as error:  # whatever torch meets in a damaged file
-        reason = f": {str(error).splitlines()[0]}" if isinstance(error, RuntimeError) and str(error) else ""
-        raise CheckpointError(f"{path} is truncated, damaged, or no .pt file{reason}") from None
-
-
-def _refused(message: str) -> str:
-    """Why torch.load(weights_only=True) refused."""
-    found = re.search(r"(?:GLOBAL|global|class|function) ([\w.]*\w\.\w+)", message)
-    if found is None:
-        return "is damaged, or no .pt file of tensors alone: refused"
-    return (
-        f"holds Python code or objects ({found[1]}) and not only tensors, and could run anything when it is opened: "
-        "refused; if you trust it, save its state_dict() alone"
-    )
+    return load_pickle(path, mmap=start.startswith(b"PK"))
 
 
 def _foreign(start: bytes) -> str:

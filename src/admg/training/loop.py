@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from ..checkpoints.weights import CheckpointError
+from ..checkpoints.weights import CheckpointError, load_pickle
 from ..data import batches
 from ..files import atomic
 from ..precision import Precision, autocast
@@ -166,7 +166,7 @@ def _resume(path: Path, network: nn.Module, average: nn.Module, optimizer: torch
     if not path.exists():
         return 0
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_pickle(path)
         network.load_state_dict(state["network"])
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
