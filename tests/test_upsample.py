@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import os
@@ -21,6 +22,7 @@ from test_cli import refused, run
 import admg
 from admg import guidance
 from admg.cli import drawing, measure, stages, work
+from admg.cli import sample as sample_command
 from admg.cli.sample import random_labels, shares
 from admg.model import DiffusionConfig, Labels, Model
 from admg.nn import SuperResConfig, SuperResUNet
@@ -596,3 +598,21 @@ def test_captions_are_cut_to_fit():
     short, long = drawing.captioned(image, "cat"), drawing.captioned(image, "a very long name of a label indeed")
     assert short.shape == long.shape == (112, 96, 3)
     assert (short[:96] == 100).all() and (short[96:] < 128).any() and (long[96:, [0, -1]] == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--model", "openai/imagenet-256"], ("ddpm", "250")),  # as the paper sampled
+        (["--model", "openai/lsun-cat"], ("ddpm", "1000")),
+        (["--model", "openai/imagenet-256", "--sampler", "ddim"], ("ddim", "25")),
+        (["--model", "openai/imagenet-256", "--steps", "karras20"], ("ddpm", "karras20")),
+        (["--model", "fashion-mnist"], ("ddim", "25")),
+        (["--model", "a/folder"], ("ddim", "25")),
+    ],
+)
+def test_sampler_and_steps_are_the_published_ones_by_default(arguments, expected):
+    parser = argparse.ArgumentParser()
+    sample_command.add_arguments(parser)
+    recipe = stages.recipe_of(parser.parse_args(arguments))
+    assert (recipe.sampler, recipe.steps) == expected

@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
     table = model.labels if model.labels.count or guide.classifier is None else guide.classifier.labels
     steered = guide.classifier is not None or (model.conditional and not recipe.unconditional)
     labels, chosen = choose_labels(args, table, steered)
-    model.respace(args.steps)  # bad input must show before anything is written
+    model.respace(recipe.steps)  # bad input must show before anything is written
     guides = [guide(scale) for scale in scales or [guide.scale]]
     base = Stage(
         out=Path(args.out), name=args.model, model=model, recipe=recipe, guide=guide, labels=labels, names=table,

@@ -172,8 +172,9 @@ def fingerprint(part: Model | Classifier) -> str:
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     """The options of Recipe, and where and in what batches it is computed."""
     add = parser.add_argument
-    add("--sampler", choices=sorted(SAMPLERS), default="ddim", help="(default: ddim)")
-    add("--steps", default="25", help="a number, ddimN, or counts per section such as 10,15,20 (default: 25)")
+    add("--sampler", choices=sorted(SAMPLERS), help="(default: of a published model the paper's, else ddim)")
+    text = "a number, ddimN, counts per section such as 10,15,20, or uniformN, quadN, logsnrN, karrasN"
+    add("--steps", help=f"{text} (default: of a published model the paper's, else 25)")
     add("--eta", type=float, default=0.0, help="of ddim: 0 is deterministic, 1 as random as ddpm (default: 0)")
     add("--seed", type=int, default=0, help="image i of a seed is always the same (default: 0)")
     add("--precision", choices=get_args(Precision), default="fp32", help="of matrix products (default: fp32)")
@@ -183,12 +184,14 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
 
 
 def recipe_of(args: argparse.Namespace) -> Recipe:
-    """As the options say. ValueError: one is out of range."""
+    """As the options say, and what is usual for args.model. ValueError: one is out of range."""
     if args.batch_size is not None and args.batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {args.batch_size}")
+    usual = presets.recommended(args.model)
+    sampler = args.sampler or usual.sampler
     return Recipe(
-        sampler=args.sampler,
-        steps=args.steps,
+        sampler=sampler,
+        steps=args.steps or (usual.steps if sampler == usual.sampler else "25"),
         eta=args.eta,
         seed=args.seed,
         precision=args.precision,
