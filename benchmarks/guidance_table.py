@@ -157,7 +157,6 @@ def run(args: argparse.Namespace) -> None:
         save_png(picture, out / "samples" / f"{cell.key}.png")
         results.put(cell, measure(samples.images, samples.labels.numpy()) | {"seconds": seconds})
 
-    cells.sort(key=lambda cell: (cell.told, cell.sampler, cell.steps, cell.scale))
     text = markdown(results, cells)
     (out / "table.md").write_text(text, encoding="utf-8")
     plot(results, cells, out / "plot.png")
