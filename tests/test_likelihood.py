@@ -323,3 +323,10 @@ def test_bands_hold_every_step_once(steps):
     found = bands(steps)
     assert len(found) == min(10, steps) and [t for band in found for t in band] == list(range(steps))
     assert max(map(len, found)) - min(map(len, found)) <= 1
+
+
+def test_the_prior_counts():
+    """In the total, as much as the terms do; after few steps of little noise it is most of it."""
+    vb = torch.tensor([[1.0, 0.25], [0.5, 0.5]])
+    result = BitsPerDim(torch.tensor([2.0, 4.0]), vb, vb, vb)
+    assert result.total.tolist() == [3.25, 5.0]
