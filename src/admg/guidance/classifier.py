@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..diffusion import Images
 from .base import Guidance, State
-from .gradient import At, Scale, check_at, check_scale, finite, gradient, per_image_norm, scale_at
+from .gradient import At, Scale, check_at, check_scale, finite, gradient, gradient_at, per_image_norm, scale_at
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,10 +95,7 @@ def log_prob_gradient(
 
     y: (N,) labels; -1 where none is wanted, which gives a gradient of 0
     """
-    with torch.enable_grad():
-        x = x.detach().requires_grad_(True)
-        wanted = at_label(torch.log_softmax(classifier(x, t).float(), dim=-1), y)
-        return torch.autograd.grad(wanted.sum(), x)[0].float()
+    return gradient_at(lambda x: at_label(torch.log_softmax(classifier(x, t).float(), dim=-1), y), x, "the classifier")
 
 
 def at_label(log_p: Float[Tensor, "n k"], y: Tensor) -> Float[Tensor, " n"]:

@@ -27,18 +27,28 @@ def gradient(
     at: "x0": x0-hat is the network's own, neither clipped nor changed by other guides (State.differentiable)
     ValueError, naming `what`: it returns another shape, or nothing that depends on the image.
     """
+    if at == "x":
+        return gradient_at(function, state.x, what)
+    x, prediction = state.differentiable()
     with torch.enable_grad():
-        if at == "x0":
-            x, prediction = state.differentiable()
-            image = prediction.x0
-        else:
-            x = image = state.x.detach().requires_grad_(True)
-        value = function(image)
-        if value.shape != (len(x),):
-            raise ValueError(f"{what} must give one value for each of {len(x)} images, not {tuple(value.shape)}")
-        if not value.requires_grad:
-            raise ValueError(f"{what} does not depend on the image, or not differentiably")
-        return torch.autograd.grad(value.sum(), x)[0].float()
+        return _derivative(function(prediction.x0), x, what)
+
+
+def gradient_at(
+    function: Callable[[Images], Float[Tensor, " n"]], x: Images, what: str = "the function"
+) -> Float[Tensor, "n c h w"]:
+    """∇_x of function(x), as gradient() gives it."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_(True)
+        return _derivative(function(x), x, what)
+
+
+def _derivative(value: Float[Tensor, " n"], x: Images, what: str) -> Float[Tensor, "n c h w"]:
+    if value.shape != (len(x),):
+        raise ValueError(f"{what} must give one value for each of {len(x)} images, not {tuple(value.shape)}")
+    if not value.requires_grad:
+        raise ValueError(f"{what} does not depend on the image, or not differentiably")
+    return torch.autograd.grad(value.sum(), x)[0].float()
 
 
 def scale_at(scale: Scale, sigma: float) -> float:

@@ -4,14 +4,13 @@ model = admg.openai.load_diffusion("256x256_diffusion.pt", "--attention_resoluti
 """
 
 from .flags import OpenAIConfig, flags_of, parse
-from .known import KNOWN, KNOWN_FLAGS, Known
+from .known import KNOWN, Known
 from .loading import assumed, load, load_classifier, load_diffusion, load_upsampler
 from .pt import read_state
 from .shapes import infer
 
 __all__ = [
     "KNOWN",
-    "KNOWN_FLAGS",
     "Known",
     "OpenAIConfig",
     "assumed",

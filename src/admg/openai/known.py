@@ -118,6 +118,3 @@ KNOWN: dict[str, Known] = {
     ),
 }
 """By the name of the preset."""
-
-KNOWN_FLAGS: tuple[str, ...] = tuple(dict.fromkeys(known.flags for known in KNOWN.values()))
-"""The flag strings of all of them; LSUN's share some."""
