@@ -3,10 +3,15 @@ own works as well."""
 
 from .apg import APG
 from .base import DiffusionModel, Guidance, Guide, Split, State, Sum, changed
+from .calibration import Calibrated, calibrated, expected_calibration_error, fit_temperature
 from .cfg_plus_plus import CFGPlusPlus
 from .cfg_zero_star import CFGZeroStar
 from .classifier import Classifier, log_prob_gradient
 from .classifier_free import Autoguidance, ClassifierFree
+from .divergence import Divergence
+from .embedding import EmbeddingDistance
+from .gradient_free import GradientFree
+from .ilvr import ILVR
 from .interval import Interval
 from .inverse import DPS, LinearInverse
 from .loss import Loss
@@ -17,14 +22,19 @@ from .rescaled import Rescaled
 __all__ = [
     "APG",
     "DPS",
+    "ILVR",
     "Autoguidance",
     "Blur",
     "CFGPlusPlus",
     "CFGZeroStar",
+    "Calibrated",
     "Classifier",
     "ClassifierFree",
     "DiffusionModel",
+    "Divergence",
     "Downsample",
+    "EmbeddingDistance",
+    "GradientFree",
     "Grey",
     "Guidance",
     "Guide",
@@ -37,6 +47,9 @@ __all__ = [
     "Split",
     "State",
     "Sum",
+    "calibrated",
     "changed",
+    "expected_calibration_error",
+    "fit_temperature",
     "log_prob_gradient",
 ]

@@ -42,7 +42,7 @@ class APG(Guidance):
         check_told(state)
         if self.scale == 1:
             return state.raw
-        x0 = state.raw.x0
+        x0 = state.unguided.x0
         delta, key = x0 - state.predict(None).x0, ("apg", id(self))
         if self.momentum and key in state.memory:
             delta = delta + self.momentum * state.memory[key]
@@ -50,7 +50,7 @@ class APG(Guidance):
         if self.max_norm < math.inf:
             delta = delta * (self.max_norm / per_image_norm(delta).clamp(min=1e-12)).clamp(max=1)
         along = parallel(delta, x0)
-        return state.with_x0(x0 + (self.scale - 1) * (delta - along + self.eta * along))
+        return state.with_x0(state.raw.x0 + (self.scale - 1) * (delta - along + self.eta * along))
 
 
 def parallel(a: Images, b: Images) -> Images:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -40,6 +41,7 @@ class State:
     model: to ask again, with other labels or at another x
     memory: what guides keep from step to step of one run, each under a key of its own
     takes_both: whether the sampler takes x0 and eps of a prediction apart, as DDIM's equation 12 does; see Split
+    own: the network's prediction before any guide of a sum; None where raw is still that
     """
 
     x: Images
@@ -53,13 +55,19 @@ class State:
     clip: bool
     memory: dict[Any, Any] = field(default_factory=dict)
     takes_both: bool = False
+    own: Prediction | None = None
 
-    @property
+    @cached_property
     def prediction(self) -> Prediction:
         if not self.clip:
             return self.raw
         clipped = self.diffusion.clipped(self.raw, self.x, self.index)
         return replace(clipped, eps=self.raw.eps) if isinstance(self.raw, Split) else clipped
+
+    @property
+    def unguided(self) -> Prediction:
+        """The network's own prediction at x, of what it was told; not clipped."""
+        return self.raw if self.own is None else self.own
 
     @property
     def sigma(self) -> float:
@@ -106,6 +114,9 @@ Guide = Callable[[State], Tensor | None]
 class Guidance:
     """A base for guides that compose: with `a + b`, the changes are made in this order, and the scores are added.
 
+    Guides that compare two predictions, such as ClassifierFree, add (w - 1) times the difference of the network's own
+    one and the worse one to whatever is there: differences of scores add too, in any order.
+
     A guide need not inherit from it: a plain function of a State is a score.
     """
 
@@ -131,6 +142,7 @@ class Sum(Guidance):
     guides: tuple[Guide, ...]
 
     def change(self, state: State) -> Prediction:
+        state = replace(state, own=state.unguided)
         for guide in self.guides:
             state = replace(state, raw=changed(guide, state))
         return state.raw

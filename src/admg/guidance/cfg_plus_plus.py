@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..diffusion import Prediction
 from .base import Guidance, Split, State
-from .classifier_free import check_told, extrapolated
+from .classifier_free import check_told
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class CFGPlusPlus(Guidance):
     """x0 from ε̂ = ε(x) + λ (ε(x, y) - ε(x)), but the noise of the next step from ε(x): the paper's Algorithm 2.
 
     Samples stay near the data where ClassifierFree extrapolates, so small scales do. Only a sampler that takes x0 and
-    eps apart can do it, such as ddim. It is the last of the guides that change a prediction, and takes no scores.
+    eps apart can do it, such as ddim. No other guide may change the prediction, nor add a score.
 
     scale: λ in [0, 1]; 0 is unconditional
     ValueError: a scale outside [0, 1]; the network was not told labels; a sampler or another guide that does not fit.
@@ -30,6 +30,8 @@ class CFGPlusPlus(Guidance):
         check_told(state)
         if not state.takes_both:
             raise ValueError("CFG++ needs a sampler that takes x0 and eps apart, such as ddim: not this one")
+        if state.raw is not state.unguided:
+            raise ValueError("CFG++ takes the network's own predictions: no guide may change them before it")
         uncond = state.predict(None).eps
-        p = state.with_eps(extrapolated(uncond, state.raw.eps, self.scale))
+        p = state.with_eps(uncond + self.scale * (state.raw.eps - uncond))
         return Split(p.x0, uncond, p.mean, p.variance, p.log_variance)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..diffusion import Images, Prediction
 from .base import Guidance, State
-from .classifier_free import check_told, extrapolated
+from .classifier_free import away_from, check_told
 from .gradient import finite, per_image_dot
 
 
@@ -30,8 +30,8 @@ class CFGZeroStar(Guidance):
         check_told(state)
         if self.scale == 1:
             return state.raw
-        eps, uncond = state.raw.eps, state.predict(None).eps
-        return state.with_eps(extrapolated(best_scale(eps, uncond) * uncond, eps, self.scale))
+        uncond = state.predict(None).eps
+        return away_from(state, best_scale(state.unguided.eps, uncond) * uncond, self.scale)
 
 
 def best_scale(target: Images, of: Images) -> Images:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..diffusion import Images
 from .base import Guidance, State
+from .divergence import Divergence
 from .gradient import At, Scale, check_at, check_scale, finite, gradient, gradient_at, per_image_norm, scale_at
 
 
@@ -26,11 +27,13 @@ class Classifier(Guidance):
         clipped; the gradient goes through the network as well (Bansal et al. 2023, "Universal guidance")
     labels: in place of the y given to the sampler, the weights w of the sum Σ_k w_k log p(y_k | x): {label: weight},
         or a tensor (K,), or (N, K) for each image of the batch; a label of negative weight is avoided
-    temperature: the logits are divided by it; above 1 mends an overconfident classifier
+    temperature: the logits are divided by it; above 1 mends an overconfident classifier; or a function of State.sigma.
+        calibration.py fits it to labelled images
     joint: the marginal in log p(y | x) = z_y - logsumexp(z) counts 1 - joint times: 0 conditional, 1 the gradient of
         the joint energy z_y, in between as Ma et al. 2024 weaken the marginal (they by a temperature of its own)
     entropy: λ of λ H(p(· | x)) added to the log-probability, against gradients that vanish where the classifier is
         sure too early (Javid et al. 2025, entropy-regularised sampling, with a fixed λ)
+    divergence: against the same, from a distribution around the label; see Divergence
     normalise: each image's gradient is brought to norm 1 before it is scaled; max_norm: or to at most this
     ValueError: a number out of its range, no labels wanted, or labels that do not fit the logits.
     """
@@ -39,9 +42,10 @@ class Classifier(Guidance):
     scale: Scale = 1.0
     at: At = "x"
     labels: Mapping[int, float] | Tensor | None = None
-    temperature: float = 1.0
+    temperature: Scale = 1.0
     joint: float = 0.0
     entropy: float = 0.0
+    divergence: Divergence | None = None
     normalise: bool = False
     max_norm: float = math.inf
 
@@ -49,8 +53,8 @@ class Classifier(Guidance):
         check_scale(self.scale)
         check_at(self.at)
         finite(self.entropy, "the weight of the entropy")
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(f"the classifier's temperature must be a number above 0, got {self.temperature}")
+        if not callable(self.temperature):
+            positive(self.temperature)
         if not 0 <= self.joint <= 1:
             raise ValueError(f"joint must be in [0, 1], from conditional to joint, got {self.joint}")
         if not self.max_norm > 0:
@@ -64,7 +68,8 @@ class Classifier(Guidance):
             raise ValueError("classifier guidance needs labels: give the sampler y, one wanted label per image")
 
         def wanted(images: Images) -> Tensor:
-            return self.wanted(self.classifier(*([images] if self.at == "x0" else [images, state.t])), state.y)
+            logits = self.classifier(*([images] if self.at == "x0" else [images, state.t]))
+            return self.wanted(logits.float() / self.temperature_at(state.sigma), state.y)
 
         g = gradient(wanted, state, self.at, "the classifier")
         if self.normalise:
@@ -73,19 +78,25 @@ class Classifier(Guidance):
             g = g * (self.max_norm / per_image_norm(g).clamp(min=1e-12)).clamp(max=1)
         return scale * g
 
-    def wanted(self, logits: Tensor, y: Tensor | None) -> Float[Tensor, " n"]:
-        """The log-probability to follow, of each image, from logits (N, K) and the sampler's labels."""
-        logits = logits.float() / self.temperature
+    def wanted(self, logits: Float[Tensor, "n k"], y: Tensor | None) -> Float[Tensor, " n"]:
+        """The log-probability to follow, of each image, from logits at their temperature and the sampler's labels."""
         log_p = logits.log_softmax(-1)
         score = log_p + self.joint * logits.logsumexp(-1, keepdim=True) if self.joint else log_p
-        if self.labels is not None:
-            value = (label_weights(self.labels, logits) * score).sum(-1)
-        else:
-            value = at_label(score, y) if y is not None else score.new_zeros(len(score))
+        weights = own_weights(y, logits) if self.labels is None else label_weights(self.labels, logits)
+        value = (weights * score).sum(-1)
         if self.entropy:
-            entropy = -(log_p.exp() * log_p).sum(-1)
-            value = value + self.entropy * entropy * (1 if self.labels is not None or y is None else y >= 0)
-        return value
+            value = value - self.entropy * (log_p.exp() * log_p).sum(-1) * (weights != 0).any(-1)
+        return value if self.divergence is None else value + self.divergence(log_p, weights)
+
+    def temperature_at(self, sigma: float) -> float:
+        return positive(self.temperature(sigma)) if callable(self.temperature) else self.temperature
+
+
+def positive(temperature: float) -> float:
+    """The temperature. ValueError: it cannot be one."""
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"the classifier's temperature must be a number above 0, got {temperature}")
+    return temperature
 
 
 def log_prob_gradient(
@@ -101,6 +112,12 @@ def log_prob_gradient(
 def at_label(log_p: Float[Tensor, "n k"], y: Tensor) -> Float[Tensor, " n"]:
     """Each image's value at its own label, 0 for the label -1."""
     return log_p.gather(1, y.clamp(min=0)[:, None])[:, 0] * (y >= 0)
+
+
+def own_weights(y: Tensor | None, logits: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
+    """1 at each image's own label y, 0 elsewhere and for the label -1."""
+    weights = torch.zeros_like(logits)
+    return weights if y is None else weights.scatter(1, y.clamp(min=0)[:, None], (y >= 0)[:, None].to(logits))
 
 
 def label_weights(labels: Mapping[int, float] | Tensor, logits: Float[Tensor, "n k"]) -> Tensor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from ..diffusion import Images, Prediction
 from .base import DiffusionModel, Guidance, State
 from .gradient import finite
@@ -27,7 +29,7 @@ class ClassifierFree(Guidance):
         check_told(state)
         if self.scale == 1:
             return state.raw
-        return state.with_eps(extrapolated(state.predict(None).eps, state.raw.eps, self.scale))
+        return away_from(state, state.predict(None).eps, self.scale)
 
 
 @dataclass(frozen=True)
@@ -47,16 +49,16 @@ class Autoguidance(Guidance):
     def change(self, state: State) -> Prediction:
         if self.scale == 1:
             return state.raw
-        bad = state.ask(self.bad, state.told)
-        return state.with_eps(extrapolated(bad.eps, state.raw.eps, self.scale))
+        return away_from(state, state.ask(self.bad, state.told).eps, self.scale)
 
 
-def extrapolated(weak: Images, strong: Images, scale: float) -> Images:
-    """weak + scale (strong - weak)"""
-    return weak + scale * (strong - weak)
+def away_from(state: State, weak: Images, scale: float | Images) -> Prediction:
+    """ε̂ = ε_weak + w (ε - ε_weak), ε the network's own; what other guides have added to ε is kept."""
+    return state.with_eps(state.raw.eps + (scale - 1) * (state.unguided.eps - weak))
 
 
-def check_told(state: State) -> None:
-    """ValueError: the network was told no labels, so that there is nothing to be free of."""
+def check_told(state: State) -> Tensor:
+    """The labels. ValueError: the network was told none, so that there is nothing to be free of."""
     if state.told is None:
         raise ValueError("classifier-free guidance needs a conditional model that is told labels")
+    return state.told

@@ -9,7 +9,7 @@ from torch import nn
 from ..diffusion import Prediction
 from ..nn.blocks import AttentionBlock, identity_attention
 from .base import Guidance, State
-from .classifier_free import extrapolated
+from .classifier_free import away_from
 from .gradient import finite
 
 
@@ -36,4 +36,4 @@ class PerturbedAttention(Guidance):
             return state.raw
         with identity_attention(middle):
             perturbed = state.predict(state.told)
-        return state.with_eps(extrapolated(perturbed.eps, state.raw.eps, self.scale))
+        return away_from(state, perturbed.eps, self.scale)

@@ -5,6 +5,7 @@ from .ddpm import ddpm
 from .dpm_solver import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m
 from .heun import heun
 from .inversion import ddim_inversion, ddim_reverse
+from .repaint import repaint
 from .steps import NoiseSampler, Sampler, Step, gaussian_noise
 from .unipc import unipc
 
@@ -21,5 +22,6 @@ __all__ = [
     "dpmpp_3m",
     "gaussian_noise",
     "heun",
+    "repaint",
     "unipc",
 ]

@@ -1,0 +1,126 @@
+"""Temperatures that make a classifier's probabilities true (Guo et al. 2017, "On calibration of modern neural ...")."""
+
+from __future__ import annotations
+
+from bisect import bisect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from ..diffusion import Diffusion, Images
+
+LIMITS = (0.01, 100.0)
+"""Of a fitted temperature: one that errs nowhere would have 0, one worse than a guess infinity."""
+
+
+@dataclass(frozen=True, eq=False)
+class Calibrated:
+    """A classifier (x_t, timesteps) -> logits whose logits are divided by a temperature that follows the timestep.
+
+    timesteps, temperatures: increasing timesteps, as the classifier is told them, and the temperature at each; linear
+        in between, and outside as at the nearest one
+    """
+
+    classifier: Callable[[Images, Tensor], Tensor]
+    timesteps: tuple[float, ...]
+    temperatures: tuple[float, ...]
+
+    def __call__(self, x: Images, timesteps: Tensor) -> Tensor:
+        at = [self.temperature(t) for t in timesteps.tolist()]
+        return self.classifier(x, timesteps) / torch.tensor(at, device=x.device)[:, None]
+
+    def temperature(self, t: float) -> float:
+        k = bisect(self.timesteps, t)
+        if k in (0, len(self.timesteps)):
+            return self.temperatures[max(k - 1, 0)]
+        (a, b), (low, high) = self.timesteps[k - 1 : k + 1], self.temperatures[k - 1 : k + 1]
+        return low + (high - low) * (t - a) / (b - a)
+
+    @property
+    def labels(self) -> Any:
+        """The classifier's own, if it names them."""
+        return getattr(self.classifier, "labels", None)
+
+
+def calibrated(
+    classifier: Callable[[Images, Tensor], Tensor],
+    diffusion: Diffusion,
+    images: Images,
+    labels: Int64[Tensor, " n"],
+    *,
+    levels: int = 10,
+    shared: bool = False,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> Calibrated:
+    """The noisy classifier with the temperatures that held-out images ask for, which it was not trained on.
+
+    diffusion: of the noise that the classifier knows; images: (N, C, H, W) in [-1, 1]; labels: (N,) of each
+    levels: how many noise levels are noised to and fitted, evenly spread from the lowest to the highest
+    shared: one temperature, of all these levels together
+    A classifier of clean images needs no levels: fit_temperature(classifier(images), labels).
+    ValueError: labels that do not fit the images; fewer than one level, or more than there are.
+    """
+    if len(images) != len(labels) or len(labels) == 0:
+        raise ValueError(f"calibration needs one label for each image, got {len(images)} images, {len(labels)} labels")
+    if not 1 <= levels <= len(diffusion) or batch_size < 1:
+        raise ValueError(f"calibration takes 1 to {len(diffusion)} noise levels in batches, got {levels}, {batch_size}")
+    indices = torch.linspace(0, len(diffusion) - 1, levels).round().long().tolist()
+    told = tuple(float(diffusion.timestep(index).item()) for index in indices)
+    generator = torch.Generator().manual_seed(seed)
+    logits = [torch.cat([*_noisy_logits(classifier, diffusion, images, i, generator, batch_size)]) for i in indices]
+    if shared:
+        return Calibrated(classifier, told[:1], (fit_temperature(torch.cat(logits), labels.repeat(levels)),))
+    return Calibrated(classifier, told, tuple(fit_temperature(z, labels) for z in logits))
+
+
+def _noisy_logits(classifier, diffusion, images, index, generator, batch_size) -> Iterator[Tensor]:
+    for x0 in images.split(batch_size):
+        noise = torch.randn(x0.shape, generator=generator).to(x0.device)
+        with torch.no_grad():
+            x = diffusion.q_sample(x0, index, noise)
+            yield classifier(x, diffusion.timestep(index, x.device))
+
+
+def fit_temperature(logits: Float[Tensor, "n k"], labels: Int64[Tensor, " n"]) -> float:
+    """T with the least -Σ log softmax(z/T)_y within LIMITS. The sum is convex in 1/T: its derivative is bisected.
+
+    ValueError: labels that do not fit the logits.
+    """
+    _check(logits, labels)
+    z = logits.double()
+    at_y = z.gather(1, labels.to(z.device)[:, None])[:, 0]
+
+    def slope(beta: float) -> float:  # Σ E_p[z] - z_y, which rises with β = 1/T
+        return ((beta * z).softmax(1) * z).sum(1).sub(at_y).mean().item()
+
+    low, high = (1 / limit for limit in reversed(LIMITS))
+    for _ in range(60):
+        middle = (low * high) ** 0.5
+        low, high = (low, middle) if slope(middle) > 0 else (middle, high)
+    return 1 / (low * high) ** 0.5
+
+
+def expected_calibration_error(logits: Float[Tensor, "n k"], labels: Int64[Tensor, " n"], bins: int = 15) -> float:
+    """Σ_b n_b/n |accuracy_b - confidence_b| over equal bins of the confidence max_k p_k (Guo et al. 2017, eq. 3).
+
+    ValueError: labels that do not fit the logits; fewer than one bin.
+    """
+    _check(logits, labels)
+    if bins < 1:
+        raise ValueError(f"the calibration error needs at least 1 bin, got {bins}")
+    confidence, guess = logits.double().softmax(1).max(1)
+    excess = confidence - (guess == labels.to(guess.device)).double()
+    which = (confidence * bins).ceil().long().clamp(1, bins) - 1  # bin b is (b/bins, (b + 1)/bins]
+    return (excess.new_zeros(bins).index_add(0, which, excess).abs().sum() / len(labels)).item()
+
+
+def _check(logits: Tensor, labels: Tensor) -> None:
+    if logits.ndim != 2 or labels.shape != (len(logits),) or len(labels) == 0:
+        raise ValueError(f"needed are logits (N, K) and labels (N,), got {tuple(logits.shape)}, {tuple(labels.shape)}")
+    if not (int(labels.min()) >= 0 and int(labels.max()) < logits.shape[1]):
+        raise ValueError(f"labels must be 0 to {logits.shape[1] - 1}, as the classifier's are")
