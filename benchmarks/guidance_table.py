@@ -9,7 +9,6 @@ in its features. Each cell of the table is stored once it is done, so an interru
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import sys
@@ -21,22 +20,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from judged import CLASSES, Judge, add_common, checked, command, load_both, numbers, real_images
 from measures import precision_recall, wilson, within_class_distance
+from store import fingerprint
 from tqdm import tqdm
 
 import admg
-from admg.cli.main import Parser, one_line
-from admg.data import FASHION_MNIST_LABELS, open_dataset
+from admg.cli.main import Parser
+from admg.data import FASHION_MNIST_LABELS
 from admg.files import atomic, check_output_folder
 from admg.pictures import save_png, sheet
 from admg.precision import resolve
 from admg.sampling import cycle_labels, find_sampler
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "judge"))
-from judge import Judge
-
-CLASSES = len(FASHION_MNIST_LABELS)
-DATA = ("data/fashion-mnist", "/usr/share/datasets/fashion-mnist")  # the latter is Debian's dataset-fashion-mnist
 Figures = dict[str, float]
 
 
@@ -87,28 +83,12 @@ class Measure:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse(argv)
-    try:
-        run(args)
-    except (ValueError, OSError) as error:
-        print(f"guidance_table: error: {one_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"\nstopped; the same command continues ({args.out})", file=sys.stderr)
-        return 130
-    return 0
+    return command(run, parse(argv), "guidance_table")
 
 
 def run(args: argparse.Namespace) -> None:
     check(args)
-    model, classifier = admg.load(args.model).to(args.device), admg.load_classifier(args.classifier).to(args.device)
-    for what, labels in (("model", model.labels), ("classifier", classifier.labels)):
-        allowed = {CLASSES, 0} if what == "model" else {CLASSES}
-        if labels.count not in allowed or labels.names not in ((), FASHION_MNIST_LABELS):
-            raise ValueError(f"the {what}'s labels are not Fashion-MNIST's, the only ones that the judge knows")
-    if model.shape not in ((1, 28, 28), (1, 32, 32)):
-        shape = "x".join(map(str, model.shape))
-        raise ValueError(f"model {args.model} makes images of {shape}: the judge knows 1x28x28 and 1x32x32")
+    model, classifier = load_both(args)
     if args.conditional and not model.conditional:
         raise ValueError(f"--conditional: model {args.model} takes no labels")
     reference, real, real_labels = real_images(args.data, model.shape[1], args.reference, args.num)
@@ -202,30 +182,6 @@ class Results:
             temporary.write_text(json.dumps(self.content, indent=2) + "\n", encoding="utf-8")
 
 
-def real_images(data: str | None, size: int, reference: int, num: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Test images, uint8 (N, H, W, 1), balanced over the labels: the reference; `num` others, and their labels."""
-    folder = data or next((path for path in DATA if Path(path).is_dir()), DATA[0])
-    dataset = open_dataset(folder, size, channels=1, fit="pad", split="test", label_names=FASHION_MNIST_LABELS)
-    if dataset.labels is None:
-        raise ValueError(f"{folder} has no labels")
-    # Columns of `order` are the classes, so that its first n * CLASSES entries, read row by row, hold n of each.
-    per_class = [np.flatnonzero(dataset.labels == k) for k in range(CLASSES)]
-    order = np.stack([of[: min(map(len, per_class))] for of in per_class], axis=1).ravel()
-    if reference + num > len(order):
-        raise ValueError(f"--reference {reference} and --num {num} together exceed the {len(order)} test images")
-    chosen = order[: reference + num]
-    images = dataset.batch(chosen)[0].add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy()
-    return images[:reference], images[reference:], dataset.labels[chosen[reference:]]
-
-
-def fingerprint(network: torch.nn.Module) -> str:
-    """A short name of these weights, so that figures of two networks cannot get into one table."""
-    digest = hashlib.sha256()
-    for tensor in network.state_dict().values():
-        digest.update(tensor.cpu().numpy().tobytes())
-    return digest.hexdigest()[:12]
-
-
 def cells_of(args: argparse.Namespace) -> Iterator[Cell]:
     for told in (False, True) if args.conditional else (False,):
         for sampler, steps in args.samplers:
@@ -300,25 +256,17 @@ def plot(results: Results, cells: list[Cell], path: Path) -> None:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     parser = Parser(
         prog="guidance_table",
         description="Accuracy, diversity, precision and recall of guided Fashion-MNIST samples, by guidance scale.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--model", default="fashion-mnist", help="name or folder of a diffusion model")
-    parser.add_argument("--classifier", default="fashion-mnist", help="name or folder of a noisy classifier")
     parser.add_argument("--out", default="runs/guidance-table", metavar="DIR", help="folder of results; continued")
     parser.add_argument("--samplers", type=samplers, default="ddpm:250,ddim:25", help="SAMPLER:STEPS, ...")
-    parser.add_argument("--scales", type=scales, default="0,0.5,1,2,4,8,16,32", help="guidance scales")
+    parser.add_argument("--scales", type=numbers, default="0,0.5,1,2,4,8,16,32", help="guidance scales")
     parser.add_argument("--conditional", action="store_true", help="add rows with a network that is told the labels")
     parser.add_argument("--num", type=int, default=200, metavar="N", help="samples per row of the table")
-    parser.add_argument("--reference", type=int, default=2000, metavar="N", help="test images for precision and recall")
-    parser.add_argument("--data", metavar="DIR", help=f"Fashion-MNIST's IDX files; looked for in {' and '.join(DATA)}")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the samples; the same noise in each row")
-    parser.add_argument("--batch-size", type=int, default=50, metavar="N", help="samples at a time")
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of matrix products")
-    parser.add_argument("--device", default=device, help="such as cpu or cuda")
+    add_common(parser)
     return parser.parse_args(argv)
 
 
@@ -329,25 +277,9 @@ def samplers(text: str) -> list[tuple[str, str]]:
     return pairs
 
 
-def scales(text: str) -> list[float]:
-    try:
-        values = [float(part) for part in text.split(",")]
-    except ValueError:
-        values = [math.nan]
-    if not all(math.isfinite(value) for value in values):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers like 0,1,4")
-    return values
-
-
 def check(args: argparse.Namespace) -> None:
     """ValueError for what would otherwise fail only after minutes of sampling."""
-    for name, least in (("num", 2 * CLASSES), ("reference", 2 * CLASSES), ("batch_size", 1), ("seed", 0)):
-        if getattr(args, name) < least:
-            raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)}: at least {least} is needed")
-    try:
-        torch.empty(0, device=args.device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {args.device}: {str(error).splitlines()[0]}") from None
+    checked(args)
     schedule = admg.NoiseSchedule.linear()
     for sampler, steps in args.samplers:
         find_sampler(sampler)

@@ -54,7 +54,7 @@ def test_sample_writes_pictures_that_training_reads_with_the_same_labels(capsys,
 
 def test_sheet_columns_are_the_samples_at_each_scale(capsys, sample_arguments, tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr("admg.cli.sample.scale_sheet", lambda columns, scales, title: drawn.append((columns, scales)) or
+    monkeypatch.setattr("admg.cli.sample.scale_sheet", lambda columns, scales, *_: drawn.append((columns, scales)) or
                         Image.new("L", (1, 1)))  # fmt: skip
     arguments = [*sample_arguments, "--label", "one", "--num", 2, "--seed", 5, "--out"]
     assert run(capsys, *arguments, tmp_path, "--sheet", "scale=0,50")[0] == 0

@@ -12,16 +12,17 @@ import admg
 
 ROOT = Path(admg.__file__).parent
 LAYERS = [  # from low to high; a part imports only of itself and of lower layers
-    {"nn", "schedule", "data", "files", "precision", "imagenet"},
+    {"nn", "schedule", "data", "files", "userfile", "precision", "imagenet", "memory"},
     {"shards", "download"},
-    {"diffusion"},
+    {"diffusion", "compiling"},
     {"losses", "guidance"},
     {"samplers"},
     {"checkpoints"},
     {"model"},
     {"sampling"},
+    {"editing"},
     {"pictures"},
-    {"training", "likelihood", "openai"},
+    {"training", "likelihood", "openai", "metrics"},
     {"published", "export", "diagnose"},
     {"presets"},
     {"cli"},

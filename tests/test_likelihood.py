@@ -308,7 +308,7 @@ def test_bad_input_is_one_line(capsys, command, digits, tmp_path):
     labelled = [argument for argument in command if argument != "--unconditional"]
     assert "has no labels to tell" in refused(capsys, *labelled, "--data", image_folder(tmp_path / "nameless", (8, 8)))
     assert "the data's 10 labels are not the model's 5" in refused(capsys, *labelled, "--data", digits)
-    assert "MEASURE" in refused(capsys, "evaluate") and "nll" in refused(capsys, "evaluate", "fidelity")
+    assert "SAMPLES" in refused(capsys, "evaluate") and "--data" in refused(capsys, "evaluate", "nll")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["colour", "empty", "large", "nameless", "small"]
 
 

@@ -563,9 +563,7 @@ def test_batches_and_shards_by_default(upsampler, tiny_model):
 
 
 def test_images_that_are_not_finite_stop_the_run_before_they_are_written(capsys, sampling, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "admg.cli.stages.guidance.Classifier", lambda *a: lambda state: torch.full_like(state.x, torch.nan)
-    )
+    monkeypatch.setattr("admg.guidance.Classifier", lambda *a: lambda state: torch.full_like(state.x, torch.nan))
     line = failed(capsys, *sampling, "--out", tmp_path)
     assert "are not finite numbers" in line and not list((tmp_path / "shards").glob("*"))
 

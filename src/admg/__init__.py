@@ -10,8 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import data, diagnose, export, guidance, likelihood, losses, nn, openai, samplers, training
+    from . import data, diagnose, editing, export, guidance, likelihood, losses, nn, openai, samplers, training
     from .diffusion import Diffusion, Prediction
+    from .editing import edit, encode, interpolate
     from .model import Classifier, DiffusionConfig, Labels, Model
     from .presets import load, load_classifier, load_upsampler
     from .sampling import Samples, sample
@@ -28,24 +29,43 @@ _WHERE = {
     "NoiseSchedule": "schedule",
     "Prediction": "diffusion",
     "Samples": "sampling",
+    "edit": "editing",
+    "encode": "editing",
+    "interpolate": "editing",
     "load": "presets",
     "load_classifier": "presets",
     "load_upsampler": "presets",
     "sample": "sampling",
 }
-_MODULES = ("data", "diagnose", "export", "guidance", "likelihood", "losses", "nn", "openai", "samplers", "training")
+_MODULES = (
+    "data",
+    "diagnose",
+    "editing",
+    "export",
+    "guidance",
+    "likelihood",
+    "losses",
+    "nn",
+    "openai",
+    "samplers",
+    "training",
+)
 
 __all__ = [  # noqa: RUF022 (what people call first, then what it is made of)
     "load",
     "load_classifier",
     "load_upsampler",
     "sample",
+    "edit",
+    "encode",
+    "interpolate",
     "guidance",
     "samplers",
     "openai",
     "export",
     "likelihood",
     "diagnose",
+    "editing",
     "Model",
     "Classifier",
     "Samples",

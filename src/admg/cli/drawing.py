@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -26,6 +26,10 @@ class Images(Protocol):
     def shape(self) -> tuple[int, ...]: ...
 
     def __getitem__(self, images: slice, /) -> UInt8[np.ndarray, "n h w c"]: ...
+
+
+Picture = Callable[[Images, Sequence[str], str], Image.Image]
+"""(images, the label's name of each, title) -> what sheet.png shows of them."""
 
 
 def write(samples: Samples, out: Path, title: str) -> Path:
@@ -82,8 +86,8 @@ def captioned(image: UInt8[np.ndarray, "h w c"], text: str, width: int = 96) -> 
     return np.asarray(canvas)
 
 
-def scale_sheet(columns: list[Samples], scales: list[float], title: str) -> Image.Image:
-    """Columns: the guidance scale; rows: the seed's images."""
+def scale_sheet(columns: list[Samples], scales: list[float], title: str, name: str = "scale") -> Image.Image:
+    """Columns: the guidance scale, called `name`; rows: the seed's images."""
     rows = [[column.images[i] for column in columns] for i in range(len(columns[0].x))]
-    titles = [f"scale {scale:g}" if scale else "unguided" for scale in scales]
+    titles = [f"{name} {scale:g}" if scale or name != "scale" else "unguided" for scale in scales]
     return sheet(rows, row_titles=columns[0].label_names, column_titles=titles, title=title, cell=96)

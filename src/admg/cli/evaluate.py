@@ -1,20 +1,156 @@
-"""`admg evaluate`: how good a model or its samples are. Each measure is a sub-command with a file of its own."""
+"""`admg evaluate SAMPLES REFERENCE`: the figures that a paper quotes. `admg evaluate nll` is evaluate_nll.py."""
 
 from __future__ import annotations
 
 import argparse
-import importlib
+import json
+import math
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
-MEASURES = {"nll": "log-likelihood of real images, in bits per dimension"}
-"""Sub-command -> what it measures; `nll` is in evaluate_nll.py, with add_arguments(parser) and run(args)."""
+from ..files import atomic, check_output_folder
+from ..metrics.evaluation import METRICS, Figure, Judged, Options, accuracy, chosen_metrics, evaluate, needs_features
+from ..metrics.networks import FeatureNetwork
+from ..metrics.sources import Source
+from .judging import Processes, add_network_arguments, extract, load_judge, load_network, one_size, open_images
+
+FEW = 10_000
+
+EPILOG = """examples:
+  admg evaluate samples_50000x256x256x3.npz VIRTUAL_imagenet256_labeled.npz
+  admg evaluate out data/fashion-mnist --fit pad --network efficientnet-lite0 --classifier fashion-mnist --json out.json
+  torchrun --nproc-per-node 8 -m admg.cli.main evaluate samples.npz reference.npz
+  admg evaluate nll --model fashion-mnist --data data/fashion-mnist --fit pad    (its options: evaluate nll --help)
+
+SAMPLES and REFERENCE are each an .npz as the published batches have it (arr_0 images, arr_1 labels; mu, sigma, mu_s,
+sigma_s statistics of Inception), a folder of images, or a data set (IDX files). Stored statistics of the reference are
+used for FID and sFID; all other figures need its images. FID and sFID are said of the 2015 Inception only."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    measures = parser.add_subparsers(dest="measure", metavar="MEASURE", required=True, parser_class=type(parser))
-    for name, text in MEASURES.items():
-        measure = measures.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        importlib.import_module(f"admg.cli.evaluate_{name}").add_arguments(measure)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+    add = parser.add_argument
+    add("samples", metavar="SAMPLES", help="an .npz, or a folder of images")
+    add("reference", metavar="REFERENCE", help="an .npz, a folder of images, or a data set")
+    add("--metrics", metavar="A,B,...", help=f"which figures: {', '.join(METRICS)} (default: all that there can be)")
+    add("--classifier", metavar="NAME", help="label accuracy: a noisy classifier's name, or file.py:name (see docs)")
+    add("--num", type=int, metavar="N", help="samples, spread evenly over all there are (default: all)")
+    add("--num-reference", type=int, metavar="N", help="reference images, likewise (default: all)")
+    add("--interval", action=argparse.BooleanOptionalAction, default=True, help="95 %% intervals (default: yes)")
+    add("--infinite", action="store_true", help="FID also as extrapolated to infinitely many samples")
+    add("--seed", type=int, default=0, help="of the intervals' random draws (default: 0)")
+    add("--json", metavar="FILE", help="write the figures there too")
+    add_network_arguments(parser, split="test")
 
 
 def run(args: argparse.Namespace) -> None:
-    importlib.import_module(f"admg.cli.evaluate_{args.measure}").run(args)
+    if args.seed < 0:
+        raise ValueError(f"--seed must not be negative, got {args.seed}")
+    processes = Processes.of_environment()
+    if args.json:
+        check_output_folder(Path(args.json).parent)
+    metrics = [m.strip() for m in args.metrics.split(",")] if args.metrics else None
+    samples = one_size(open_images(args.samples, args.num, args.split, labels=args.classifier is not None))
+    reference = open_images(args.reference, args.num_reference, args.split)
+    if samples.size is not None:
+        reference = fitted(reference, samples, args.fit)
+    network = load_network(args, processes)
+    chosen, notes = chosen_metrics(metrics, network, samples, reference, labels=args.classifier is not None)
+    judge = load_judge(args.classifier, samples, network.device) if "accuracy" in chosen else None
+    ours = judged(samples, network, chosen, args, processes, "the samples")
+    theirs = judged(reference, network, chosen, args, processes, "the reference")
+    if processes.rank:
+        return
+    figures = evaluate(ours, theirs, network, chosen, Options(args.interval, args.infinite, args.seed))
+    if judge:
+        figures.append(accuracy(*judge.right(samples, args.batch_size), judge.name))
+    warn_if_few(samples)
+    print(text(figures, samples, reference, notes))
+    if args.json:
+        write_json(figures, about(args, samples, reference, network), Path(args.json))
+        print(args.json)
+
+
+def fitted(reference: Source, samples: Source, fit: str | None) -> Source:
+    """The reference in the samples' size."""
+    assert samples.size is not None
+    return reference.fitted(samples.size, "pad" if fit == "pad" else "resize" if fit else None)
+
+
+def judged(
+    source: Source,
+    network: FeatureNetwork,
+    metrics: list[str],
+    args: argparse.Namespace,
+    processes: Processes,
+    what: str,
+) -> Judged:
+    """Features, if any of the figures needs them, and stored statistics, if they are of this network."""
+    needed = needs_features(metrics, network, source, what == "the reference")
+    activations = extract(source, network, args, processes, what) if needed else None
+    return Judged(activations, source.statistics if network.is_inception else None)
+
+
+def warn_if_few(samples: Source) -> None:
+    if samples.images is not None and len(samples) < FEW:
+        warnings.warn(
+            f"{len(samples):,} samples: a FID of fewer than {FEW:,} is far too high, and compares only with others of"
+            " as many",
+            stacklevel=1,
+        )
+
+
+# -- output ----------------------------------------------------------------------------------------------------------
+
+
+def text(figures: list[Figure], samples: Source, reference: Source, notes: list[str]) -> str:
+    width = max(len(figure.name) for figure in figures) + 2
+    lines = [f"{described(samples)} against {described(reference)}", ""]
+    lines.append(f"{'':<{width}}{'':>10}  {'95 % interval':<20}  features of")
+    for figure in figures:
+        span = "" if figure.low is None or figure.high is None else f"{shown(figure.low)} .. {shown(figure.high)}"
+        note = f" ({figure.note})" if figure.note else ""
+        lines.append(f"{figure.name:<{width}}{shown(figure.value):>10}  {span:<20}  {figure.network}{note}")
+    return "\n".join([*lines, *([""] if notes else []), *notes])
+
+
+def described(source: Source) -> str:
+    if source.images is None:
+        return f"statistics of {source.name}"
+    assert source.size is not None
+    return f"{len(source):,} images of {source.name} ({source.size[1]}x{source.size[0]})"
+
+
+def shown(value: float) -> str:
+    """Four figures that count, but not fewer than three decimals of small ones."""
+    return f"{value:.5f}" if abs(value) < 0.1 else f"{value:.4f}" if abs(value) < 10 else f"{value:.3f}"
+
+
+def about(args: argparse.Namespace, samples: Source, reference: Source, network: FeatureNetwork) -> dict[str, Any]:
+    return {
+        "samples": args.samples,
+        "reference": args.reference,
+        "images": len(samples),
+        "reference_images": len(reference),
+        "image_size": samples.size,
+        "network": network.name,
+        "network_identity": network.identity,
+        "fit": args.fit,
+        "seed": args.seed,
+    }
+
+
+def write_json(figures: list[Figure], about: dict[str, Any], path: Path) -> None:
+    """Values that are not finite are null."""
+    rows = [
+        {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in asdict(f).items()
+        }
+        for f in figures
+    ]
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(about | {"figures": rows}, indent=1) + "\n", encoding="utf-8")

@@ -13,6 +13,8 @@ from .options import config_arguments
 
 COMMANDS = {
     "sample": "make images of the labels that you ask for, steered by a classifier",
+    "edit": "change images towards labels, from a noised or an encoded copy",
+    "interpolate": "make the images on the way between two images, or two seeds",
     "upsample": "make small images large, with a super-resolution model",
     "train": "train a diffusion model on a folder of images",
     "train-classifier": "train a noisy classifier, for guidance",
@@ -20,7 +22,9 @@ COMMANDS = {
     "models": "list the models that come with the package, and the published ones",
     "import-openai": "turn a checkpoint of OpenAI's code into a native one, with or without its flags",
     "diagnose": "find out, on real images, how a checkpoint wants to be used",
-    "evaluate": "measure a model: nll, its log-likelihood of images",
+    "evaluate": "judge samples against a reference: FID, sFID, IS, KID, precision, recall and more",
+    "evaluate nll": "measure a model: its log-likelihood of real images, in bits per dimension",
+    "neighbours": "the nearest training images of samples: whether a model has memorised",
     "export": "write a model for diffusers or for OpenAI's code",
     "demo": "every label with guidance, and a sheet of guidance scales",
 }
@@ -44,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     for name, text in COMMANDS.items():
         command = subparsers.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         if name == chosen:  # the others' modules need not be imported
-            module = importlib.import_module(f"admg.cli.{name.replace('-', '_')}")
+            module = importlib.import_module(f"admg.cli.{name.replace('-', '_').replace(' ', '_')}")
             module.add_arguments(command)
             add_offline(command)
             command.set_defaults(run=module.run)
@@ -83,7 +87,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def joined(argv: list[str]) -> list[str]:
-    """`--flags TEXT` as one word, since the text begins with -- itself, which argparse takes for an option."""
+    """`--flags TEXT` as one word, since the text begins with -- itself, which argparse takes for an option; and the
+    two words of a command such as `evaluate nll`, if they are the first."""
+    if " ".join(argv[:2]) in COMMANDS:
+        argv = [" ".join(argv[:2]), *argv[2:]]
     at = argv.index("--flags") if "--flags" in argv[:-1] else None
     return argv if at is None else [*argv[:at], f"--flags={argv[at + 1]}", *argv[at + 2 :]]
 

@@ -15,14 +15,18 @@ from ..files import check_output_folder
 from ..model import Labels, Model
 from ..pictures import save_png
 from ..sampling import SAMPLERS, sample
-from . import stages, work
+from . import beginnings, guides, stages, work
+from .beginnings import FromImages
 from .drawing import scale_sheet
-from .stages import Guidance, Recipe, Stage
+from .guides import Guidance
+from .stages import Recipe, Stage
 from .upsample import load_upsampler, upsampling
 
 EPILOG = """examples:
   admg sample --label sneaker --label 9 --scale 4 --num 32 --out sneakers
   admg sample --label coat --sheet scale=0,1,2,4,8 --num 6 --unconditional --out coats
+  admg sample --label coat --cfg 3 --interval 0.3,10 --sampler unipc --steps karras10 --out coats
+  admg sample --label coat --guide my_guides.py:darker --init shirt.png --strength 0.6 --out coats
   admg sample --model openai/imagenet-64 --labels balanced --num 50000 --no-images --out for-fid
   admg sample --model openai/imagenet-64 --upsampler openai/imagenet-64-to-256 --labels random --num 16 --out large
   torchrun --nproc-per-node 8 --no-python -- admg sample --num 50000 --out for-fid"""
@@ -33,7 +37,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     add = parser.add_argument
     add("--model", default="fashion-mnist", metavar="NAME", help="a name or a folder (default: fashion-mnist)")
-    add("--classifier", metavar="NAME", help="guides the sampling; a name or a folder (default: the model's own)")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--label", action="append", metavar="LABEL", help="name or number; may be repeated")
     text = "balanced: each equally often; random: drawn by the seed; or a list, A,B,... (default: balanced, or random "
@@ -41,10 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--labels", metavar="WHICH", help=text)
     text = "images in all, in equal shares of the labels (default: 8 for each; 64 if neither is given for 21 or more)"
     add("--num", type=int, metavar="N", help=text)
-    text = "guidance scale; 0: none (default: of a published model its own, else 4; 0 without a classifier)"
-    add("--scale", type=float, metavar="S", help=text)
-    add("--sheet", metavar="scale=A,B,...", help="draw the same seeds over these guidance scales, and nothing else")
+    text = "draw the same seeds over these guidance scales, or cfg=A,B,..., and nothing else"
+    add("--sheet", metavar="scale=A,B,...", help=text)
     stages.add_recipe(parser)
+    guides.add_guides(parser, "of a published model its own, else 4; 0 without a classifier")
+    group = parser.add_argument_group("from an image instead of noise (from several: admg edit)")
+    group.add_argument("--init", metavar="IMAGE", help="noised to a level, and sampled from there")
+    beginnings.add_beginning(group)
     work.add_work(parser, "samples")
     title = "from label to large images: samples go to OUT/base, then to an upsampler"
     add = parser.add_argument_group(title).add_argument
@@ -55,29 +61,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    scales = parse_sheet(args.sheet) if args.sheet else None
     check(args)
+    sheet = parse_sheet(args.sheet) if args.sheet else None
     recipe, how = stages.recipe_of(args), work.work_of(args)
-    model, guide = load_both(args, scales)
-    table = model.labels if model.labels.count or guide.classifier is None else guide.classifier.labels
-    steered = guide.classifier is not None or (model.conditional and not recipe.unconditional)
+    model, guide = load_both(args, sheet is not None and sheet[0] == "scale")
+    variants = [guide] if sheet is None else [guide.at(sheet[0], scale) for scale in sheet[1]]
+    table, steered = labels_of(model, guide, recipe.unconditional)
     labels, chosen = choose_labels(args, table, steered)
     model.respace(recipe.steps)  # bad input must show before anything is written
-    guides = [guide(scale) for scale in scales or [guide.scale]]
     base = Stage(
         out=Path(args.out), name=args.model, model=model, recipe=recipe, guide=guide, labels=labels, names=table,
-        chosen=chosen, batch_size=args.batch_size,
+        chosen=chosen, batch_size=args.batch_size, begin=beginning(args, model, len(labels)),
     )  # fmt: skip
     line = [base] if not args.upsampler else enlarged(base, args)
     stages.to_device(args.device, *(stage.model for stage in line), guide.classifier)
-    if scales is None:
+    for variant in variants:
+        dataclasses.replace(base, guide=variant).try_out()
+    if sheet is None:
         return work.carry_out(line, how)
-    out = check_output_folder(args.out)
+    draw_scales(base, variants, *sheet)
+
+
+def draw_scales(base: Stage, variants: list[Guidance], name: str, scales: list[float]) -> None:
+    """The same seeds over guidance scales, in one picture."""
+    out, recipe = check_output_folder(base.out), base.recipe
     options: dict[str, Any] = {"sampler": recipe.function, "steps": recipe.steps, "seed": recipe.seed,
                                "precision": recipe.precision, "batch_size": base.batch,
                                "y": None if recipe.unconditional else "labels"}  # fmt: skip
-    columns = [sample(model, labels, guide=g, **options) for g in guides]
-    save_png(scale_sheet(columns, scales, f"{args.model}, {recipe}"), out / "scale-sheet.png")
+    columns = [sample(base.model, base.labels, guide=variant(), **options) for variant in variants]
+    title = f"{base.name}, {recipe}" + (f", {rest}" if (rest := base.guide.title_without(name)) else "")
+    save_png(scale_sheet(columns, scales, title, name), out / "scale-sheet.png")
     print(out / "scale-sheet.png")
 
 
@@ -87,19 +100,37 @@ def check(args: argparse.Namespace) -> None:
         value = getattr(args, option)
         if value is not None and value < 1:
             raise ValueError(f"--{option.replace('_', '-')} must be at least 1, got {value}")
-    if args.sheet and args.upsampler:
-        raise ValueError("--sheet draws no upsampled images: leave out --upsampler")
+    if args.sheet and (args.upsampler or args.init):
+        option = "--upsampler" if args.upsampler else "--init"
+        raise ValueError(f"--sheet draws samples of the model from noise: leave out {option}")
+    if args.strength is not None and not args.init:
+        raise ValueError("--strength is for --init")
 
 
-def load_both(args: argparse.Namespace, scales: list[float] | None) -> tuple[Model, Guidance]:
-    """The model, and its classifier if guidance needs one."""
+def load_both(args: argparse.Namespace, wanted: bool = False) -> tuple[Model, Guidance]:
+    """The model, and its guidance; wanted: with the classifier, at whatever scale."""
     model = presets.load(args.model)
     if model.upsamples:
         raise ValueError(f"{args.model} makes images larger: use admg upsample, or give it as --upsampler")
-    name = args.classifier or presets.default_classifier(args.model)
     usual = presets.recommended(args.model).scale or 4.0
-    scale = args.scale if args.scale is not None else usual if name else 0.0
-    return model, stages.load_guidance(model, name, scale) if scales or scale else Guidance()
+    classifier = args.classifier or presets.default_classifier(args.model)
+    return model, guides.load_guidance(args, model, usual if classifier else 0.0, wanted)
+
+
+def labels_of(model: Model, guide: Guidance, unconditional: bool) -> tuple[Labels, bool]:
+    """The labels that may be asked for, and whether anything is steered by them."""
+    table = model.labels if model.labels.count or guide.classifier is None else guide.classifier.labels
+    steered = guide.classifier is not None or bool(guide.others) or (model.conditional and not unconditional)
+    return table, steered
+
+
+def beginning(args: argparse.Namespace, model: Model, count: int) -> FromImages | None:
+    if not args.init:
+        return None
+    images, _ = beginnings.load_images([args.init], model, args.fit)
+    if len(images) != 1:
+        raise ValueError(f"--init {args.init} holds {len(images)} images: admg edit takes several")
+    return FromImages(images, [0] * count, beginnings.strength_of(args))
 
 
 def choose_labels(args: argparse.Namespace, table: Labels, steered: bool) -> tuple[list[int | None], Any]:
@@ -139,8 +170,9 @@ def enlarged(base: Stage, args: argparse.Namespace) -> list[Stage]:
         raise ValueError(f"{args.upsampler} has {count} labels, {args.model} {base.names.count}")
     first = dataclasses.replace(base, out=base.out / "base")
     recipe: Recipe = dataclasses.replace(
-        base.recipe, sampler=args.upsampler_sampler, steps=args.upsampler_steps, eta=0.0, unconditional=False
-    )
+        base.recipe, sampler=args.upsampler_sampler, steps=args.upsampler_steps, eta=0.0, unconditional=False,
+        options=None,
+    )  # fmt: skip
     second = upsampling(
         args.upsampler, model, recipe, [*base.labels], base.names, first.shards().target, first.settings,
         out=base.out, guide=Guidance(), batch_size=args.upsampler_batch_size,
@@ -149,13 +181,13 @@ def enlarged(base: Stage, args: argparse.Namespace) -> list[Stage]:
     return [first, second]
 
 
-def parse_sheet(text: str) -> list[float]:
-    """`scale=0,1,2` as numbers."""
+def parse_sheet(text: str) -> tuple[str, list[float]]:
+    """`scale=0,1,2` as a name, scale or cfg, and numbers."""
     name, _, values = text.partition("=")
     try:
         scales = [float(value) for value in values.split(",")]
     except ValueError:
         scales = []
-    if name != "scale" or not scales:
-        raise ValueError(f"--sheet must be scale= and numbers, such as scale=0,1,2,4,8, not {text!r}")
-    return scales
+    if name not in ("scale", "cfg") or not scales:
+        raise ValueError(f"--sheet must be scale= or cfg= and numbers, such as scale=0,1,2,4,8, not {text!r}")
+    return name, scales

@@ -5,22 +5,27 @@ from __future__ import annotations
 import argparse
 import functools
 import hashlib
+import inspect
+import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Protocol, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .. import guidance, presets, samplers
+from .. import presets, samplers
+from ..editing import Start, begun, lowest
 from ..model import Classifier, Labels, Model
 from ..precision import Precision
 from ..samplers import Sampler, Step
-from ..sampling import SAMPLERS, find_sampler, sample
+from ..sampling import SAMPLERS, Samples, find_sampler, sample
 from ..shards import NpzImages, Shards
+from .drawing import Picture, contact_sheet
+from .guides import Guidance
 from .measure import device_of
 
 SHARDS, SHARD_IMAGES, SHARD_BYTES = 500, 256, 64 << 20
@@ -29,7 +34,10 @@ UPSAMPLER_SEED = 2**32  # added to the seed: an upsampler's noise must not repea
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a model is sampled; see sample(). ValueError: a value out of range."""
+    """How a model is sampled; see sample(). ValueError: a value out of range.
+
+    options: the sampler's own, by name, but eta
+    """
 
     sampler: str
     steps: str
@@ -37,6 +45,7 @@ class Recipe:
     seed: int
     precision: Precision
     unconditional: bool
+    options: Mapping[str, Any] | None = None
 
     def __post_init__(self):
         if self.seed < 0:
@@ -48,23 +57,25 @@ class Recipe:
 
     @property
     def function(self) -> Sampler:
-        return functools.partial(samplers.ddim, eta=self.eta) if self.sampler == "ddim" else find_sampler(self.sampler)
+        if self.sampler == "ddim":
+            return functools.partial(samplers.ddim, eta=self.eta)
+        return functools.partial(find_sampler(self.sampler), **(self.options or {}))
 
     def __str__(self) -> str:
-        return f"{self.sampler} {self.steps}, seed {self.seed}"
+        options = "".join(f" {name} {value}" for name, value in (self.options or {}).items())
+        return f"{self.sampler} {self.steps}{options}, seed {self.seed}"
 
 
-@dataclass(frozen=True)
-class Guidance:
-    """A classifier and its scale; none: no guidance."""
+class Begin(Protocol):
+    """Where sampling begins, if not at the seed's noise. strength: see edit(); settings: what decides it"""
 
-    name: str = ""
-    classifier: Classifier | None = None
-    scale: float = 0.0
+    @property
+    def strength(self) -> float: ...
 
-    def __call__(self, scale: float | None = None) -> guidance.Classifier | None:
-        """The guide of this scale, the classifier's own one by default."""
-        return guidance.Classifier(self.classifier, self.scale if scale is None else scale) if self.classifier else None
+    @property
+    def settings(self) -> dict[str, Any]: ...
+
+    def start(self, images: range) -> Start: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +83,7 @@ class Stage:
     """One model's pass over all images: a label for each, and small images if it upsamples, in; one .npz out.
 
     name: of the model; names: of the labels; base: the .npz of the small images, which an earlier stage may make;
-    origin: where they come from, for run.json
+    origin: where they come from, for run.json; draw: (images, label names, title) -> sheet.png
     """
 
     out: Path
@@ -86,6 +97,8 @@ class Stage:
     batch_size: int | None = None
     base: Path | None = None
     origin: Any = None
+    begin: Begin | None = None
+    draw: Picture = contact_sheet
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -96,15 +109,16 @@ class Stage:
             "weights": fingerprint(self.model),
             "classifier": self.guide.name if classifier else None,
             "classifier_weights": fingerprint(classifier) if classifier else None,
-            "scale": self.guide.scale,
+            **self.guide.settings,
             "labels": self.chosen,
             **asdict(self.recipe),
             "base": self.origin,
+            "begin": self.begin and self.begin.settings,
         }
 
     @property
     def title(self) -> str:
-        return f"{self.name}, {self.recipe}" + (f", scale {self.guide.scale:g}" if self.guide.classifier else "")
+        return f"{self.name}, {self.recipe}" + (f", {self.guide.title}" if self.guide.title else "")
 
     @property
     def batch(self) -> int:
@@ -119,30 +133,45 @@ class Stage:
         size = size or max(1, most // self.batch) * self.batch
         return Shards(self.out, len(self.labels), size, (height, width, channels), labelled)
 
+    def try_out(self) -> None:
+        """One step of one image: ValueError if the model, sampler and guides do not fit together."""
+        labelled = next((i for i, label in enumerate(self.labels) if label is not None), 0)
+        base = None if self.base is None else NpzImages(self.base)
+        self._sample(range(labelled, labelled + 1), base, first_step(self.recipe.function))
+
     def make(self, images: range, base: NpzImages | None, done: Callable[[float], Any]) -> np.ndarray:
         """The images of these numbers, uint8 (N, H, W, C); `done` is told of each part of an image."""
         channels, height, width = self.model.shape
         result = np.empty((len(images), height, width, channels), np.uint8)
         for start in range(images.start, images.stop, self.batch):
             stop = min(start + self.batch, images.stop)
-            samples = sample(
-                self.model,
-                self.labels[start:stop],
-                guide=self.guide(),
-                sampler=counted(self.recipe.function, done),
-                steps=self.recipe.steps,
-                seed=self.recipe.seed + (UPSAMPLER_SEED if self.model.upsamples else 0),
-                batch_size=stop - start,
-                low_res=None if base is None else to_float(base[start:stop]),
-                y=None if self.recipe.unconditional else "labels",
-                first=start,
-                precision=self.recipe.precision,
-                progress=False,
-            )
+            samples = self._sample(range(start, stop), base, counted(self.recipe.function, done))
             if not torch.isfinite(samples.x).all():
                 raise FloatingPointError(f"images {start} to {stop - 1} of {self.name} are not finite numbers")
             result[start - images.start : stop - images.start] = samples.images
         return result
+
+    def _sample(self, images: range, base: NpzImages | None, sampler: Sampler) -> Samples:
+        """One batch."""
+        model, steps = self.model, self.recipe.steps
+        if self.begin is not None:
+            model = lowest(model.respace(steps), self.begin.strength)
+            sampler, steps = begun(sampler, self.begin.start(images)), str(len(model.diffusion))
+        chosen = slice(images.start, images.stop)
+        return sample(
+            model,
+            self.labels[chosen],
+            guide=self.guide(),
+            sampler=sampler,
+            steps=steps,
+            seed=self.recipe.seed + (UPSAMPLER_SEED if self.model.upsamples else 0),
+            batch_size=len(images),
+            low_res=None if base is None else to_float(base[chosen]),
+            y=None if self.recipe.unconditional else "labels",
+            first=images.start,
+            precision=self.recipe.precision,
+            progress=False,
+        )
 
 
 def counted(sampler: Sampler, done: Callable[[float], Any]) -> Sampler:
@@ -154,6 +183,11 @@ def counted(sampler: Sampler, done: Callable[[float], Any]) -> Sampler:
             done(len(x_T) / len(model.diffusion))
 
     return wrapped
+
+
+def first_step(sampler: Sampler) -> Sampler:
+    """The sampler, stopped after its first step."""
+    return lambda model, x_T, **options: itertools.islice(sampler(model, x_T, **options), 1)
 
 
 def to_float(images: np.ndarray) -> Tensor:
@@ -169,13 +203,19 @@ def fingerprint(part: Model | Classifier) -> str:
     return digest.hexdigest()[:12]
 
 
-def add_recipe(parser: argparse.ArgumentParser) -> None:
-    """The options of Recipe, and where and in what batches it is computed."""
+def add_recipe(parser: argparse.ArgumentParser, sampler: str | None = None, steps: str | None = None) -> None:
+    """The options of Recipe, and where and in what batches it is computed.
+
+    sampler, steps: what they are by default; None: as usual for the model
+    """
+    usual = "of a published model the paper's, else"
     add = parser.add_argument
-    add("--sampler", choices=sorted(SAMPLERS), help="(default: of a published model the paper's, else ddim)")
+    add("--sampler", choices=sorted(SAMPLERS), default=sampler, help=f"(default: {sampler or f'{usual} ddim'})")
     text = "a number, ddimN, counts per section such as 10,15,20, or uniformN, quadN, logsnrN, karrasN"
-    add("--steps", help=f"{text} (default: of a published model the paper's, else 25)")
+    add("--steps", default=steps, help=f"{text} (default: {steps or f'{usual} 25'})")
     add("--eta", type=float, default=0.0, help="of ddim: 0 is deterministic, 1 as random as ddpm (default: 0)")
+    text = "; ".join(f"of {name}: {', '.join(own)}" for name in sorted(SAMPLERS) if (own := own_options(name)))
+    add("--sampler-option", action="append", metavar="NAME=VALUE", help=f"{text}; may be repeated")
     add("--seed", type=int, default=0, help="image i of a seed is always the same (default: 0)")
     add("--precision", choices=get_args(Precision), default="fp32", help="of matrix products (default: fp32)")
     add("--unconditional", action="store_true", help="do not tell the model the label: the classifier alone steers")
@@ -196,7 +236,32 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
         seed=args.seed,
         precision=args.precision,
         unconditional=args.unconditional,
+        options=parse_options(sampler, args.sampler_option or []) or None,
     )
+
+
+def own_options(sampler: str) -> dict[str, Any]:
+    """What this sampler takes that ddpm does not, but eta, and the defaults."""
+    common = {*inspect.signature(samplers.ddpm).parameters, "eta"}
+    parameters = inspect.signature(SAMPLERS[sampler]).parameters
+    return {name: parameter.default for name, parameter in parameters.items() if name not in common}
+
+
+def parse_options(sampler: str, given: Sequence[str]) -> dict[str, Any]:
+    """`order=3` and its like, by name. ValueError: an option that the sampler has not, or a value of another type."""
+    known, found = own_options(sampler), {}
+    for text in given:
+        name, _, value = text.partition("=")
+        if name not in known:
+            allowed = ", ".join(known) or "none"
+            raise ValueError(f"--sampler-option {text}: {sampler} has no option {name!r}: allowed are {allowed}")
+        kind = type(known[name])
+        try:
+            found[name] = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
+        except (ValueError, KeyError):
+            wanted = {bool: "true or false", int: "a whole number"}.get(kind, "a number")
+            raise ValueError(f"--sampler-option {text}: {name} must be {wanted}") from None
+    return found
 
 
 def to_device(name: str, *parts: Model | Classifier | None) -> None:
@@ -213,16 +278,3 @@ def from_torchrun(variable: str, default: int) -> int:
     if not text.isdecimal():
         raise ValueError(f"the environment variable {variable} must be a whole number, got {text!r}")
     return int(text)
-
-
-def load_guidance(model: Model, name: str | None, scale: float) -> Guidance:
-    """A classifier that fits the model. ValueError: it has other labels or another image size."""
-    if not name:
-        raise ValueError("guidance needs --classifier: the model comes without one")
-    classifier = presets.load_classifier(name)
-    if model.labels.count and classifier.labels.count != model.labels.count:
-        raise ValueError(f"the classifier has {classifier.labels.count} labels, the model {model.labels.count}")
-    size = getattr(classifier.network.config, "image_size", model.shape[1])
-    if size != model.shape[1]:
-        raise ValueError(f"the classifier is for images of {size} pixels, the model's have {model.shape[1]}")
-    return Guidance(name, classifier, scale)

@@ -12,8 +12,9 @@ from .. import presets
 from ..model import Labels, Model
 from ..sampling import check_low_res
 from ..shards import NpzImages
-from . import stages, work
-from .stages import Guidance, Recipe, Stage
+from . import guides, stages, work
+from .guides import Guidance
+from .stages import Recipe, Stage
 
 EPILOG = """examples:
   admg upsample --model openai/imagenet-64-to-256 --base samples/samples_1000x64x64x3.npz --out large
@@ -29,9 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--model", required=True, metavar="NAME", help="an upsampling model: a name, a folder or a .pt file")
     add("--base", required=True, metavar="FILE", help=".npz of the small images: arr_0, and their labels, arr_1")
     add("--num", type=int, metavar="N", help="only the first N of them (default: all)")
-    add("--classifier", metavar="NAME", help="guides the upsampling; a name or a folder (default: none)")
-    add("--scale", type=float, metavar="S", help="guidance scale (default: 4 with a classifier)")
     stages.add_recipe(parser)
+    guides.add_guides(parser, "4 with --classifier, else 0")
     work.add_work(parser, "upsampled")
 
 
@@ -43,8 +43,7 @@ def run(args: argparse.Namespace) -> None:
     if args.num is not None and args.num > len(base):
         raise ValueError(f"--num {args.num}: {args.base} has {len(base)} images")
     model = load_upsampler(args.model, base.shape[1:], args.base)
-    scale = args.scale if args.scale is not None else 4.0 if args.classifier else 0.0
-    guide = stages.load_guidance(model, args.classifier, scale) if scale else Guidance()
+    guide = guides.load_guidance(args, model, 4.0 if args.classifier else 0.0)
     table = model.labels if model.labels.count or guide.classifier is None else guide.classifier.labels
     labels = base_labels(base, table, args.num)
     stage = upsampling(
@@ -52,6 +51,7 @@ def run(args: argparse.Namespace) -> None:
         out=Path(args.out), guide=guide, batch_size=args.batch_size, instead="--unconditional does without",
     )  # fmt: skip
     stages.to_device(args.device, model, guide.classifier)
+    stage.try_out()
     work.carry_out([stage], how)
 
 

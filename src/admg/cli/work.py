@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from ..files import LockError, check_output_folder, locked, remove
 from ..pictures import save_png
 from ..shards import NpzImages, OtherRun, Shards, find_run, open_run, run_files
-from .drawing import contact_sheet, save_images
+from .drawing import save_images
 from .stages import Stage, from_torchrun
 
 
@@ -176,7 +176,7 @@ def draw_sheet(stage: Stage, shards: Shards, redraw: bool) -> Path:
     """sheet.png, of the merged file."""
     path = stage.out / "sheet.png"
     if redraw or not path.exists():
-        save_png(contact_sheet(NpzImages(shards.target), label_names(stage), stage.title), path)
+        save_png(stage.draw(NpzImages(shards.target), label_names(stage), stage.title), path)
     return path
 
 

@@ -25,7 +25,9 @@ class LinearInverse(Guidance):
         2 sqrt(k) D(sqrt(k)) y with k = v/(2 σ_y²) and Dawson's function D, and the deviation is sqrt(v) e^-k. 1 is
         ΠGDM's choice (Song et al. 2023); with the data's own it is exact on Gaussian data.
     operator: A, of images (N, C, H, W); measurement: y, of the shape of A(x), or of one image for all
-    A small σ_y makes the equation stiff: it then needs more steps, all the more with prior_std=0.
+    A small σ_y makes the equation stiff: it then needs more steps, all the more with prior_std=0. Near pure noise a
+    network's x0-hat can be so far off that samples diverge, as at the cosine schedule's end: Interval(guide, high=3.0)
+    leaves these steps to the model.
     ValueError: a σ_y not above 0; a prior_std with an operator of no g; a measurement of another shape.
     """
 

@@ -20,22 +20,29 @@ def ddim_inversion(
     guide: Guide | None = None,
     clip: bool = True,
     drop_label: bool = False,
+    noise: Images | None = None,
 ) -> Iterator[Step]:
     """Encode images x0 (N, C, H, W): as many steps as ddim() has, from the image up to x_T, the x of the last one.
 
     ddim(model, x_T) with the same labels and guide leads back to the image, within an error that falls with the number
     of steps. Step.t is what the network was told, the level at which the step began; the step from the image, whose
     level no network knows, takes the lowest one. The arguments are those of ddpm().
+
+    noise: like x0, standard normal: what the image gets in that step, instead of what the network takes for its noise.
+        Of an image with none at all, such as on a plain background, x_T is smoother than noise; with this it is not.
     """
-    return _upwards(walk(model, x0, y, guide, clip, drop_label), x0)
+    return _upwards(walk(model, x0, y, guide, clip, drop_label), x0, noise)
 
 
-def _upwards(run: Walk, x: Images) -> Iterator[Step]:  # apart, since sample() takes generator functions for samplers
-    diffusion = run.model.diffusion
+def _upwards(run: Walk, x: Images, noise: Images | None) -> Iterator[Step]:  # apart, since a generator function is
+    diffusion = run.model.diffusion  # a sampler to sample()
     lowest = level(diffusion, 0)
-    p = run.guided(lowest.alpha * x, 0)
-    x = lowest.alpha * x + lowest.sigma * p.eps
-    yield run.step(x, p.x0, 0)
+    if noise is not None:
+        x, x0 = lowest.alpha * x + lowest.sigma * noise, x
+    else:
+        p = run.guided(lowest.alpha * x, 0)
+        x, x0 = lowest.alpha * x + lowest.sigma * p.eps, p.x0
+    yield run.step(x, x0, 0)
     for i in range(len(diffusion) - 1):
         p = run.guided(x, i)
         x = ddim_reverse(diffusion, p, i)

@@ -1,0 +1,265 @@
+"""Which guidance is best at equal cost: fidelity against diversity on Fashion-MNIST, a curve for each kind.
+
+    python benchmarks/guidance_kinds.py --out runs/guidance-kinds
+
+All kinds use one sampler, and as many of its steps as the budget pays: an evaluation of the denoiser costs 1, the
+classifier's gradient its share of the denoiser's multiplications. Precision, recall and the distance to the test set
+are measured in the judge's features (tests/judge). The samples of each setting are kept, so an interrupted command
+continues, and --num may be raised later. Writes table.md and plot.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from judged import CLASSES, Judge, add_common, checked, command, load_both, real_images
+from measures import balanced_kid, precision_recall, wilson
+from store import Store, fingerprint
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+import admg
+from admg import guidance
+from admg.cli.main import Parser
+from admg.files import atomic
+from admg.guidance import Guide
+from admg.model import Classifier, Model
+from admg.precision import resolve
+from admg.sampling import find_sampler
+
+LOW, HIGH = 0.3, 2.0  # of the noise levels that an interval keeps; half of the steps
+BAD = 0.1  # noise on the weights of autoguidance's bad model, as a share of each tensor's deviation
+
+
+@dataclass(frozen=True)
+class Kind:
+    """guide: of a scale; cost: of a step, in evaluations of the denoiser; told: the network is told the label too."""
+
+    name: str
+    guide: Callable[[float], Guide | None]
+    scales: tuple[float, ...]
+    cost: float
+    told: bool = True
+
+
+@dataclass(frozen=True)
+class Cell:
+    key: str
+    kind: Kind
+    scale: float
+    steps: int
+
+
+def kinds_of(model: Model, classifier: Classifier) -> list[Kind]:
+    gradient = 2 * multiplications(classifier.network) / multiplications(model.network)  # forwards, and back to x
+    g, bad = guidance, worse(model)
+    half = share(model, LOW, HIGH)
+    free = (1.5, 2.0, 3.0, 5.0)
+    return [
+        Kind("no guidance", lambda s: None, (1.0,), 1.0),
+        Kind("classifier alone", lambda s: g.Classifier(classifier, s), (1.0, 4.0, 8.0, 16.0), 1 + gradient, False),
+        Kind("classifier", lambda s: g.Classifier(classifier, s), (0.5, 1.0, 2.0, 4.0, 8.0), 1 + gradient),
+        Kind("classifier, in an interval", lambda s: g.Interval(g.Classifier(classifier, s), LOW, HIGH),
+             (1.0, 2.0, 4.0, 8.0), 1 + half * gradient),
+        Kind("classifier-free", g.ClassifierFree, free, 2.0),
+        Kind("classifier-free, in an interval", lambda s: g.Interval(g.ClassifierFree(s), LOW, HIGH),
+             (2.0, 3.0, 5.0, 8.0), 1 + half),
+        Kind("classifier-free, rescaled", lambda s: g.Rescaled(g.ClassifierFree(s)), free, 2.0),
+        Kind("CFG++", g.CFGPlusPlus, (0.25, 0.5, 0.75, 1.0), 2.0),
+        Kind("APG", g.APG, (1.5, 2.0, 4.0, 8.0), 2.0),
+        Kind("CFG-Zero*", g.CFGZeroStar, free, 2.0),
+        Kind("perturbed attention", g.PerturbedAttention, free, 2.0),
+        Kind("autoguidance", lambda s: g.Autoguidance(bad, s), free, 2.0),
+        Kind("classifier + classifier-free 1.5", lambda s: g.ClassifierFree(1.5) + g.Classifier(classifier, s),
+             (0.5, 1.0, 2.0, 4.0), 2 + gradient),
+    ]  # fmt: skip
+
+
+def multiplications(network: torch.nn.Module) -> int:
+    """Of one image forwards."""
+    x, t = torch.zeros(1, 1, 32, 32, device=next(network.parameters()).device), torch.zeros(1)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(x, t.to(x.device))
+    return counter.get_total_flops()
+
+
+def worse(model: Model) -> Model:
+    """The model with noise on its weights, in place of an earlier checkpoint; the same noise each time."""
+    bad, generator = copy.deepcopy(model), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in bad.network.parameters():
+            if p.ndim > 1:
+                p += BAD * p.std() * torch.randn(p.shape, generator=generator).to(p)
+    return bad
+
+
+def share(model: Model, low: float, high: float) -> float:
+    """Of the steps, even in t, those with a noise level between low and high."""
+    alpha_bar = model.diffusion.schedule.alphas_cumprod
+    sigma = (1 / alpha_bar.clamp(min=1e-12) - 1).sqrt()
+    return ((sigma >= low) & (sigma <= high)).double().mean().item()
+
+
+def main(argv: list[str] | None = None) -> int:
+    return command(run, parse(argv), "guidance_kinds")
+
+
+def run(args: argparse.Namespace) -> None:
+    checked(args)
+    find_sampler(args.sampler)
+    model, classifier = load_both(args)
+    if not model.conditional:
+        raise ValueError(f"model {args.model} takes no labels: most kinds of guidance need them")
+    real = real_images(args.data, model.shape[1], args.reference, args.num)
+    settings = {"model": fingerprint(model.network), "classifier": fingerprint(classifier.network), "seed": args.seed,
+                "precision": resolve(args.precision, model.device)}  # fmt: skip
+    store = Store(args.out, settings)
+    cells = cells_of(args, kinds_of(model, classifier))
+    for i, cell in enumerate(cells, 1):
+        tqdm.write(f"[{i}/{len(cells)}] {cell.kind.name}, scale {cell.scale:g}, {args.sampler} {cell.steps}")
+        store.fill(cell.key, args.num, args.batch_size, sampling(model, cell, args))
+    report(args, store, cells, real)
+
+
+def cells_of(args: argparse.Namespace, kinds: list[Kind]) -> list[Cell]:
+    if args.kinds:
+        unknown = [name for name in args.kinds if name not in {kind.name for kind in kinds}]
+        if unknown:
+            raise ValueError(f"unknown kind {unknown[0]!r}: {'; '.join(kind.name for kind in kinds)}")
+        kinds = [kind for kind in kinds if kind.name in args.kinds]
+    cells = []
+    for kind in kinds:
+        steps = max(2, round(args.budget / kind.cost))
+        words = kind.name.replace("*", "star").replace("+", "plus").replace(",", "").replace(" ", "-")
+        cells += [Cell(f"{words}-{scale:g}-{args.sampler}-{steps}", kind, scale, steps) for scale in kind.scales]
+    return cells
+
+
+def sampling(model: Model, cell: Cell, args: argparse.Namespace) -> Callable[[range], torch.Tensor]:
+    def make(images: range) -> torch.Tensor:
+        return admg.sample(
+            model,
+            [i % CLASSES for i in images],
+            guide=cell.kind.guide(cell.scale),
+            sampler=args.sampler,
+            steps=cell.steps,
+            seed=args.seed,
+            first=images.start,
+            batch_size=len(images),
+            y="labels" if cell.kind.told else None,
+            precision=args.precision,
+        ).x
+
+    return make
+
+
+Figures = dict[str, float]
+
+
+def report(args: argparse.Namespace, store: Store, cells: list[Cell], real: tuple[np.ndarray, ...]) -> None:
+    """table.md and plot.png."""
+    judge = Judge()
+    reference, test, test_labels = real
+    reference_features = judge.features(reference)
+
+    def figures(images: np.ndarray, wanted: np.ndarray) -> Figures:
+        features, right = judge.features(images), int((judge.predict(images) == wanted).sum())
+        distance = balanced_kid(features, reference_features, CLASSES)
+        manifold = precision_recall(features, reference_features)
+        low, high = wilson(right, len(images))
+        return {"accuracy": right / len(images), "low": low, "high": high, "distance": 1000 * distance.value,
+                "error": 1000 * distance.error, "precision": manifold.precision, "recall": manifold.recall}  # fmt: skip
+
+    rows = {}
+    for cell in cells:
+        made = store.get(cell.key)
+        assert made is not None
+        images = made.images[: args.num]
+        rows[cell] = figures(images, np.arange(len(images)) % CLASSES)
+    real_figures = figures(test, test_labels)
+    text = markdown(args, rows, real_figures)
+    (store.folder / "table.md").write_text(text, encoding="utf-8")
+    plot(rows, real_figures, store.folder / "plot.png")
+    print(f"\n{text}\n{store.folder / 'table.md'}   {store.folder / 'plot.png'}")
+
+
+def markdown(args: argparse.Namespace, rows: dict[Cell, Figures], real: Figures) -> str:
+    titles = ["guidance", "scale", "steps", "wanted garment (95 %)", "distance", "precision", "recall", "F1"]
+    lines = [titles, ["---", *["---:"] * (len(titles) - 1)]]
+    lines += [[cell.kind.name, f"{cell.scale:g}", str(cell.steps), *shown(f)] for cell, f in rows.items()]
+    lines += [["real images", "", "", *shown(real)]]
+    error = np.median([f["error"] for f in rows.values()])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + (
+        f"\n\n{args.num} samples a row, equally many of each label, the same noise in each; {args.sampler}, with as "
+        f"many steps as {args.budget:g} evaluations of the denoiser pay. Wanted garment: the share that the judge takes"
+        f" for the one asked for. Distance: KID x 1000 in the judge's features to {args.reference} test images, of "
+        f"standard error about {error:.1f}. Precision, recall (k = 3): in those features too, of {args.num} samples "
+        f"against {args.reference} test images; F1 is their harmonic mean. Intervals are of noise levels {LOW:g} to "
+        f"{HIGH:g}. The bad model of autoguidance is the model itself with {BAD:.0%} noise on its weights.\n"
+    )
+
+
+def shown(f: Figures) -> list[str]:
+    share = f"{100 * f['accuracy']:.0f} % ({100 * f['low']:.0f}–{100 * f['high']:.0f})"
+    return [share, f"{f['distance']:.1f}", f"{f['precision']:.2f}", f"{f['recall']:.2f}", f"{f1(f):.2f}"]
+
+
+def f1(f: Figures) -> float:
+    return 2 * f["precision"] * f["recall"] / max(1e-12, f["precision"] + f["recall"])
+
+
+def plot(rows: dict[Cell, Figures], real: Figures, path) -> None:
+    """Precision against recall, and the distance against accuracy and against the scale: a curve for each kind."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(17, 5.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels: list[tuple[str, str, str, str]] = [
+        ("recall", "precision", "diversity: recall", "fidelity: precision"),
+        ("scale", "distance", "guidance scale", "distance to the test set (KID x 1000)"),
+        ("accuracy", "distance", "wanted garment", "distance to the test set (KID x 1000)"),
+    ]
+    for i, (x, y, x_title, y_title) in enumerate(panels):
+        axes = figure.add_subplot(1, len(panels), i + 1)
+        for number, kind in enumerate(dict.fromkeys(cell.kind.name for cell in rows)):
+            line = [({**f, "scale": cell.scale}[x], f[y]) for cell, f in rows.items() if cell.kind.name == kind]
+            style = "-" if number < 10 else "--"
+            axes.plot(*zip(*line), style, marker="o", markersize=4, color=f"C{number % 10}", label=kind)
+        if x != "scale":
+            axes.plot(real[x], real[y], "k*", markersize=12, label="real images")
+        axes.set(xlabel=x_title, ylabel=y_title)
+        if y == "distance":
+            axes.set_yscale("symlog", linthresh=10)
+        if x == "scale":
+            axes.set_xscale("log", base=2)
+        axes.grid(alpha=0.3)
+        if i == 0:
+            axes.legend(fontsize=7)
+    with atomic(path) as temporary:
+        figure.savefig(temporary, dpi=100)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser(
+        prog="guidance_kinds",
+        description="Fidelity and diversity of Fashion-MNIST samples by kind and scale of guidance, at equal cost.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--out", default="runs/guidance-kinds", metavar="DIR", help="folder of results; continued")
+    parser.add_argument("--sampler", default="ddim", help="of all kinds")
+    parser.add_argument("--budget", type=float, default=20.0, metavar="X", help="evaluations of the denoiser a sample")
+    parser.add_argument("--kinds", type=lambda s: s.split(";"), metavar="A;B", help="these alone (default: all)")
+    parser.add_argument("--num", type=int, default=100, metavar="N", help="samples a row")
+    add_common(parser)
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""What the benchmarks on Fashion-MNIST share: the models, the judge (tests/judge), and real images to compare with."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import admg
+from admg.cli.main import Parser, one_line
+from admg.data import FASHION_MNIST_LABELS, open_dataset
+from admg.model import Classifier, Model
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "judge"))
+from judge import Judge
+
+__all__ = ["CLASSES", "DATA", "Judge", "add_common", "checked", "command", "load_both", "numbers", "real_images"]
+
+CLASSES = len(FASHION_MNIST_LABELS)
+DATA = ("data/fashion-mnist", "/usr/share/datasets/fashion-mnist")  # the latter is Debian's dataset-fashion-mnist
+
+
+def command(run: Callable[[argparse.Namespace], None], args: argparse.Namespace, name: str) -> int:
+    """Run a benchmark and return its exit code: 2 for bad input, in one line; 130 when interrupted."""
+    try:
+        run(args)
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"{name}: error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\nstopped; the same command continues ({args.out})", file=sys.stderr)
+        return 130
+    return 0
+
+
+def load_both(args: argparse.Namespace) -> tuple[Model, Classifier]:
+    """--model and --classifier, on --device. ValueError: they are not of Fashion-MNIST."""
+    model, classifier = admg.load(args.model).to(args.device), admg.load_classifier(args.classifier).to(args.device)
+    for what, labels in (("model", model.labels), ("classifier", classifier.labels)):
+        allowed = {CLASSES, 0} if what == "model" else {CLASSES}
+        if labels.count not in allowed or labels.names not in ((), FASHION_MNIST_LABELS):
+            raise ValueError(f"the {what}'s labels are not Fashion-MNIST's, the only ones that the judge knows")
+    if model.shape not in ((1, 28, 28), (1, 32, 32)):
+        shape = "x".join(map(str, model.shape))
+        raise ValueError(f"model {args.model} makes images of {shape}: the judge knows 1x28x28 and 1x32x32")
+    return model, classifier
+
+
+def real_images(data: str | None, size: int, reference: int, num: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Test images, uint8 (N, H, W, 1), balanced over the labels: the reference; `num` others, and their labels."""
+    folder = data or next((path for path in DATA if Path(path).is_dir()), DATA[0])
+    dataset = open_dataset(folder, size, channels=1, fit="pad", split="test", label_names=FASHION_MNIST_LABELS)
+    if dataset.labels is None:
+        raise ValueError(f"{folder} has no labels")
+    # Columns of `order` are the classes, so that its first n * CLASSES entries, read row by row, hold n of each.
+    per_class = [np.flatnonzero(dataset.labels == k) for k in range(CLASSES)]
+    order = np.stack([of[: min(map(len, per_class))] for of in per_class], axis=1).ravel()
+    if reference + num > len(order):
+        raise ValueError(f"--reference {reference} and --num {num} together exceed the {len(order)} test images")
+    chosen = order[: reference + num]
+    images = dataset.batch(chosen)[0].add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    return images[:reference], images[reference:], dataset.labels[chosen[reference:]]
+
+
+def add_common(parser: Parser) -> None:
+    """The options of every benchmark here."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    add = parser.add_argument
+    add("--model", default="fashion-mnist", help="name or folder of a diffusion model")
+    add("--classifier", default="fashion-mnist", help="name or folder of a noisy classifier")
+    add("--reference", type=int, default=2000, metavar="N", help="test images to compare with")
+    add("--data", metavar="DIR", help=f"Fashion-MNIST's IDX files; looked for in {' and '.join(DATA)}")
+    add("--seed", type=int, default=0, metavar="N", help="of the samples; the same noise in each row")
+    add("--batch-size", type=int, default=50, metavar="N", help="samples at a time")
+    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of matrix products")
+    add("--device", default=device, help="such as cpu or cuda")
+
+
+def checked(args: argparse.Namespace) -> None:
+    """ValueError for what would otherwise fail only after minutes of sampling."""
+    for name, least in (("num", 2 * CLASSES), ("reference", 2 * CLASSES), ("batch_size", 1), ("seed", 0)):
+        if getattr(args, name) < least:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)}: at least {least} is needed")
+    try:
+        torch.empty(0, device=args.device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {args.device}: {str(error).splitlines()[0]}") from None
+
+
+def numbers(text: str) -> list[float]:
+    """A list like 0,1,4, as an option takes it."""
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = [math.nan]
+    if not all(math.isfinite(value) for value in values):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers like 0,1,4")
+    return values

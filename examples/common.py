@@ -1,0 +1,41 @@
+"""What the examples share: their options, and garments to start from."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import admg
+from admg.data import open_dataset
+from admg.files import check_output_folder
+
+DATA = ("data/fashion-mnist", "/usr/share/datasets/fashion-mnist")  # the latter is Debian's dataset-fashion-mnist
+
+
+def options(text: str | None, argv: Sequence[str] | None, *, steps: str, num: int, help: str) -> argparse.Namespace:
+    """--out, --steps and --num of an example; the folder is there afterwards."""
+    parser = argparse.ArgumentParser(description=text)
+    parser.add_argument("--out", type=Path, default=Path("examples-out"), help="(default: examples-out)")
+    parser.add_argument("--steps", default=steps, help=f"of sampling (default: {steps})")
+    parser.add_argument("--num", type=int, default=num, metavar="N", help=f"{help} (default: {num})")
+    args = parser.parse_args(argv)
+    check_output_folder(args.out)
+    return args
+
+
+def garments(model: admg.Model, labels: Sequence[str], first: int = 0) -> Tensor:
+    """x (N, C, H, W): of each label a test image of Fashion-MNIST, beginning with number `first` of its label; without
+    the data set, a sample of the model instead, of seed 1.
+    """
+    folder = next((path for path in DATA if Path(path).is_dir()), None)
+    numbers = [model.labels.number(label) for label in labels]
+    if folder is None:
+        return admg.sample(model, numbers, seed=1, first=first, progress=False).x
+    data = open_dataset(folder, model.shape[1], channels=1, fit="pad", split="test")
+    assert data.labels is not None
+    of_label = {n: torch.from_numpy(data.labels == n).nonzero()[:, 0].tolist() for n in set(numbers)}
+    return data.batch([of_label[n][first + numbers[:i].count(n)] for i, n in enumerate(numbers)])[0]

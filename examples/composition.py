@@ -1,0 +1,50 @@
+"""Guides add up: the same noise under each of two guides, and under their sum. Two labels at once by one classifier; a
+classifier and a loss of one's own; classifier-free guidance and a classifier in an interval of noise levels.
+
+    python examples/composition.py --out out
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from common import options
+from torch import Tensor
+
+import admg
+from admg.guidance import Classifier, ClassifierFree, Guide, Interval, Loss
+from admg.pictures import save_png, sheet
+
+
+def bright_left(x0: Tensor) -> Tensor:
+    """An energy: low where the left half is bright and the right half dark."""
+    left, right = x0.chunk(2, dim=-1)
+    return 20 * (right - left).mean((1, 2, 3))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = options(__doc__, argv, steps="50", num=4, help="noises")
+    model, classifier = admg.load("fashion-mnist"), admg.load_classifier("fashion-mnist")
+    boot, sneaker, coat = (model.labels.number(name) for name in ("ankle boot", "sneaker", "coat"))
+    free, late = ClassifierFree(2.0), Interval(Classifier(classifier, 8.0), 0.3, 2.0)
+    rows: dict[str, tuple[int | None, Guide]] = {  # what the model is told, and the guide
+        "sneaker": (None, Classifier(classifier, labels={sneaker: 8.0})),
+        "ankle boot": (None, Classifier(classifier, labels={boot: 8.0})),
+        "both": (None, Classifier(classifier, labels={sneaker: 4.0, boot: 4.0})),
+        "coat": (None, Classifier(classifier, labels={coat: 8.0})),
+        "bright left": (None, Loss(bright_left)),
+        "coat + bright left": (None, Classifier(classifier, labels={coat: 8.0}) + Loss(bright_left)),
+        "coat, free": (coat, free),
+        "coat, classifier late": (coat, late),
+        "coat, free + late": (coat, free + late),
+    }
+    made = [
+        admg.sample(model, [label] * args.num, guide=guide, steps=args.steps).images for label, guide in rows.values()
+    ]
+    parts = [[image for images in made[i::3] for image in images] for i in range(3)]
+    titles = ["one guide", "another", "their sum"]
+    save_png(sheet(parts, row_titles=titles, cell=96), args.out / "composition.png")
+
+
+if __name__ == "__main__":
+    main()

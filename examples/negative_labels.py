@@ -1,0 +1,39 @@
+"""Labels to avoid: the model, told nothing, makes a garment of each noise (top); then what the classifier takes it for
+gets a negative weight, and the same noise becomes something else (below, over the weight).
+
+    python examples/negative_labels.py --out out
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from common import options
+
+import admg
+from admg.guidance import Classifier
+from admg.pictures import save_png, sheet
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = options(__doc__, argv, steps="50", num=10, help="noises")
+    model, classifier = admg.load("fashion-mnist"), admg.load_classifier("fashion-mnist")
+    everything = {"steps": args.steps, "y": None, "batch_size": args.num}
+    plain = admg.sample(model, [None] * args.num, **everything)
+    seen = classifier(plain.x, torch.zeros(1)).argmax(1)
+
+    rows, titles = [plain.images], ["unguided"]
+    for weight in (-1.0, -4.0, -16.0):
+        labels = torch.zeros(args.num, model.labels.count)
+        labels[torch.arange(args.num), seen] = weight  # log p(label | x), to be made small
+        guide = Classifier(classifier, labels=labels)
+        rows.append(admg.sample(model, [None] * args.num, guide=guide, **everything).images)
+        titles.append(f"weight {weight:g}")
+
+    names = [f"no {model.labels.name(int(label))}" for label in seen]
+    save_png(sheet(rows, row_titles=titles, column_titles=names, cell=128), args.out / "negative_labels.png")
+
+
+if __name__ == "__main__":
+    main()

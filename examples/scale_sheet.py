@@ -1,0 +1,41 @@
+"""The same noise at growing scales of classifier guidance, and of classifier-free guidance: garments become surer and
+more alike. Rows: a noise each, with its label; columns: the scale.
+
+    python examples/scale_sheet.py --out out
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from common import options
+
+import admg
+from admg.guidance import Classifier, ClassifierFree
+from admg.pictures import save_png, sheet
+
+LABELS = ("sneaker", "bag", "dress", "coat", "sandal", "trouser")
+CLASSIFIER, FREE = (0, 1, 4, 16), (1, 2, 4, 8)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = options(__doc__, argv, steps="25", num=6, help="rows")
+    model, classifier = admg.load("fashion-mnist"), admg.load_classifier("fashion-mnist")
+    labels = [LABELS[i % len(LABELS)] for i in range(args.num)]
+
+    columns = []
+    for scale in CLASSIFIER:  # the model is told no label: the classifier alone steers
+        guide = Classifier(classifier, scale=scale)
+        columns.append(admg.sample(model, labels, guide=guide, steps=args.steps, y=None))
+    for scale in FREE:  # 1 is the conditional model by itself
+        columns.append(admg.sample(model, labels, guide=ClassifierFree(scale), steps=args.steps))
+
+    rows = [[column.images[i] for column in columns] for i in range(args.num)]
+    titles = ["unguided", *(f"classifier {scale}" for scale in CLASSIFIER[1:])]
+    titles += ["told the label", *(f"cfg {scale}" for scale in FREE[1:])]
+    picture = sheet(rows, row_titles=columns[0].label_names, column_titles=titles, cell=96)
+    save_png(picture, args.out / "scale_sheet.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""Objects of a user's own Python file, named as path/to/file.py:name."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+
+def load_object(spec: str) -> tuple[Any, str]:
+    """The object, and a checksum of its file. ValueError, in one line: no such file or name, or the file fails."""
+    file, _, name = spec.rpartition(":")
+    path = Path(file).expanduser()
+    if path.suffix != ".py" or not name.isidentifier():
+        raise ValueError(f"{spec!r} is not of the form path/to/file.py:name")
+    if not path.is_file():
+        raise ValueError(f"{spec}: there is no file {path}")
+    text = path.read_bytes()
+    digest = hashlib.sha256(text).hexdigest()[:12]
+    try:
+        module = _executed(path, f"admg_user_{path.stem}_{digest}")
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
+        raise ValueError(f"{path} cannot be imported: {described(error, path)}") from error
+    if not hasattr(module, name):
+        there = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
+        raise ValueError(f"{path} has no {name!r}" + (f": it has {', '.join(there)}" if there else ""))
+    return getattr(module, name), digest
+
+
+def described(error: BaseException, path: Path) -> str:
+    """`NameError: name 'x' is not defined (line 3)`: the innermost line of this file that the error came through."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path.resolve()]
+    line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno if frames else None
+    text = " ".join((error.msg if isinstance(error, SyntaxError) else str(error)).split())
+    return type(error).__name__ + (f": {text}" if text else "") + (f" (line {line})" if line else "")
+
+
+def _executed(path: Path, name: str) -> ModuleType:
+    """The file as a module, which may import what lies beside it."""
+    found = importlib.util.spec_from_file_location(name, path.resolve())
+    assert found is not None and found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    sys.modules[name] = module  # dataclasses look their module up
+    sys.path.insert(0, str(path.resolve().parent))
+    try:
+        found.loader.exec_module(module)
+    finally:
+        sys.path.pop(0)
+    return module

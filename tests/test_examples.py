@@ -1,0 +1,74 @@
+"""Every example runs, reduced, and writes its one picture; the guide of a user's own file works in both of its ways."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_cli import run
+
+import admg
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+NAMES = [path.stem for path in sorted(EXAMPLES.glob("*.py")) if "def main(argv" in path.read_text(encoding="utf-8")]
+GUIDE = f"{EXAMPLES / 'my_guide.py'}:symmetric"
+
+
+@pytest.fixture
+def examples(monkeypatch):
+    """The folder of examples on the path, as when one is run."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    before = set(sys.modules)
+    yield importlib.import_module
+    for name in set(sys.modules) - before:
+        if Path(getattr(sys.modules[name], "__file__", None) or "").parent == EXAMPLES:
+            del sys.modules[name]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_example_writes_one_picture(examples, tmp_path, name):
+    assert examples(name).main(["--out", str(tmp_path), "--steps", "2", "--num", "2"]) in (None, 0)
+    (picture,) = tmp_path.iterdir()
+    assert picture.name == f"{name}.png"
+    with Image.open(picture) as image:
+        pixels = np.asarray(image.convert("L"))
+    assert min(pixels.shape) > 150 and len(np.unique(pixels)) > 50  # images in it, not one colour
+
+
+def test_garments_without_the_data_set_are_samples(examples, monkeypatch):
+    common = examples("common")
+    monkeypatch.setattr(common, "DATA", ())
+    model = admg.load("fashion-mnist")
+    x = common.garments(model, ["bag", "coat"])
+    assert (x - admg.sample(model, ["bag", "coat"], seed=1, progress=False).x).abs().max() == 0
+
+
+def test_garments_are_test_images_in_order(examples, monkeypatch, tmp_path):
+    images = np.arange(5, dtype=np.uint8)[:, None, None, None].repeat(28, 1).repeat(28, 2)
+    np.savez(tmp_path / "data.npz", arr_0=images, arr_1=np.array([8, 3, 8, 8, 3]))
+    common = examples("common")
+    monkeypatch.setattr(common, "DATA", (str(tmp_path),))
+    monkeypatch.setattr(common, "open_dataset", lambda _, size, **options: admg.data.open_dataset(
+        tmp_path / "data.npz", size, **options))  # fmt: skip
+    x = common.garments(admg.load("fashion-mnist"), ["bag", "dress", "bag"], first=0)
+    assert ((x[:, 0, 16, 16] + 1) * 127.5).round().tolist() == [0, 1, 2]
+    assert (x[:, 0, 0, 0] == -1).all()  # padded
+
+
+def test_the_users_own_guide_is_the_same_on_the_command_line_and_in_python(examples, capsys, tmp_path):
+    symmetric = examples("my_guide").symmetric
+    model, classifier = admg.load("fashion-mnist"), admg.load_classifier("fashion-mnist")
+    guide = admg.guidance.Classifier(classifier, 4.0)
+    plain = admg.sample(model, ["bag"], guide=guide, steps=6, progress=False)
+    own = admg.sample(model, ["bag"], guide=guide + symmetric, steps=6, progress=False)
+    code, _, err = run(capsys, "sample", "--label", "bag", "--num", 1, "--steps", 6, "--guide", GUIDE, "--scale", 4,
+                       "--out", tmp_path / "out")  # fmt: skip
+    assert code == 0, err
+    stored = np.load(tmp_path / "out" / "samples_1x32x32x1.npz")["arr_0"]
+    assert np.abs(stored.astype(int) - own.images).max() <= 1
+    uneven = [(samples.x - samples.x.flip(-1)).square().sum().item() for samples in (plain, own)]
+    assert uneven[1] < uneven[0] / 5  # it does what it is for
