@@ -1,5 +1,5 @@
 """Super-resolution and deblurring: images that agree with a measurement y = A(x) + noise of known deviation. Left 8x8
-pixels to 32x32, right a Gaussian blur undone; the model is told no label.
+pixels to 32x32 by the measurement's likelihood, right a blur undone by DPS; the model is told no label.
 
     python examples/super_resolution.py --out out
 """
@@ -10,10 +10,11 @@ from collections.abc import Sequence
 
 import torch
 from common import garments, options
+from torch import Tensor
 from torch.nn.functional import interpolate
 
 import admg
-from admg.guidance import Blur, Downsample, Interval, LinearInverse
+from admg.guidance import DPS, Blur, Downsample, Guide, Interval, LinearInverse
 from admg.pictures import save_png, sheet
 from admg.sampling import to_uint8
 
@@ -23,20 +24,25 @@ HIGH = 3.0  # nearer to pure noise, the prediction of x_0 is too rough to be com
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = options(__doc__, argv, steps="50", num=5, help="rows, at most 6")
+    args = options(__doc__, argv, steps="100", num=5, help="rows, at most 6")
     model, labels = admg.load("fashion-mnist"), LABELS[: args.num]
     images = garments(model, labels, first=3)
+    random = torch.Generator().manual_seed(0)
 
-    columns, titles = [to_uint8(images)], ["image"]
-    for name, operator, prior_std in (("8x8", Downsample(4), 0.5), ("blurred", Blur.gaussian(1.5), 0.0)):
-        measured = operator(images)
-        measured = measured + NOISE * torch.randn(measured.shape, generator=torch.Generator().manual_seed(0))
-        noise_std = NOISE if prior_std else 4 * NOISE  # DPS, without the prior's part, is too sure: it needs more
-        guide = Interval(LinearInverse(operator, measured, noise_std, prior_std), high=HIGH)
-        restored = [admg.sample(model, labels, y=None, guide=guide, steps=args.steps, seed=seed) for seed in (0, 1)]
-        columns += [to_uint8(interpolate(measured, model.shape[1:])), *(samples.images for samples in restored)]
-        titles += [name, "restored", "again"]
+    def measured(operator: Downsample | Blur) -> Tensor:
+        y = operator(images)
+        return y + NOISE * torch.randn(y.shape, generator=random)
 
+    def restored(guide: Guide, sampler: str) -> list:
+        limited = Interval(guide, high=HIGH)
+        return [admg.sample(model, labels, y=None, guide=limited, sampler=sampler, steps=args.steps, seed=seed).images
+                for seed in (0, 1)]  # fmt: skip
+
+    small, blurred = measured(Downsample(4)), measured(Blur.gaussian(1.5))
+    columns = [to_uint8(images), to_uint8(interpolate(small, model.shape[1:]))]
+    columns += restored(LinearInverse(Downsample(4), small, NOISE, prior_std=0.5), "ddim")
+    columns += [to_uint8(blurred), *restored(DPS(Blur.gaussian(1.5), blurred, scale=3.0), "ddpm")]
+    titles = ["image", "8x8", "restored", "again", "blurred", "restored", "again"]
     picture = sheet(list(zip(*columns)), row_titles=labels, column_titles=titles, cell=96)
     save_png(picture, args.out / "super_resolution.png")
 

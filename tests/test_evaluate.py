@@ -13,6 +13,7 @@ import pytest
 import scipy.linalg
 import torch
 from PIL import Image
+from test_data import write_idx
 
 from admg.cli.judging import load_judge
 from admg.cli.main import main
@@ -128,12 +129,15 @@ def test_other_sizes_are_fitted_as_training_does(tmp_path):
         source.fitted((8, 4), "resize")
 
 
-def test_a_folder_of_idx_files_and_its_splits():
-    source = open_source("data/fashion-mnist", labels=True)
-    assert (len(source), source.size, source.channels) == (10_000, (28, 28), 1)
-    assert source.label_names[9] == "Ankle boot"
-    assert np.bincount(source.labels).tolist() == [1000] * 10
-    assert len(open_source("data/fashion-mnist", split="train")) == 60_000
+def test_a_folder_of_idx_files_and_its_splits(tmp_path):
+    for split, count in (("train", 12), ("t10k", 5)):
+        write_idx(tmp_path / f"{split}-images-idx3-ubyte", images(count).squeeze(-1))
+        write_idx(tmp_path / f"{split}-labels-idx1-ubyte", (np.arange(count) % 3).astype(np.uint8))
+    source = open_source(tmp_path, labels=True)
+    assert (len(source), source.size, source.channels) == (5, (8, 8), 1)
+    assert source.labels.tolist() == [0, 1, 2, 0, 1]
+    np.testing.assert_array_equal(source[1:3], images(5)[1:3])
+    assert len(open_source(tmp_path, split="train")) == 12
 
 
 def test_a_folder_that_sample_wrote_is_its_npz(tmp_path):
