@@ -160,9 +160,10 @@ def markdown(rows: dict[Cell, Figures], real: Figures, titles: dict[str, str]) -
     most = max(f.num for f in rows.values())
     error = np.median([f.error for f in rows.values() if f.num == most])
     notes = (
-        f"{most} samples a cell{few and f' ({few})'}, equally many of each label, the same noise in each. Accuracy: the share that "
-        f"the judge takes for the garment asked for. Distance: KID x 1000 in the judge's features to the test images, "
-        f"unbiased whatever the number of samples, and so below 0 at times; its standard error is about {error:.1f} at "
+        f"{most} samples a cell{few and f' ({few})'}, equally many of each label, the same noise in each. "
+        f"Accuracy: the share that the judge takes for the garment asked for. Distance: KID x 1000 in the judge's "
+        f"features to the test images, unbiased whatever the number of samples, and so below 0 at times; its standard "
+        f"error is about {error:.1f} at "
         f"{most}. As many real images: {100 * real.accuracy:.0f}, {real.distance:.1f}. Heun asks the network twice a "
         f"step. In brackets: the spacing of the steps.\n"
     )
