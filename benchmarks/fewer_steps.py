@@ -11,23 +11,32 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from judged import CLASSES, Judge, add_common, checked, command, load_both, numbers, real_images
-from measures import balanced_kid, wilson
-from store import Store, fingerprint
+from judged import (
+    CLASSES,
+    Bench,
+    Figures,
+    add_common,
+    checked,
+    command,
+    load_both,
+    numbers,
+    open_store,
+    real_images,
+    sampling,
+    write_report,
+)
 from tqdm import tqdm
 
 import admg
 from admg import guidance
 from admg.cli.main import Parser
 from admg.files import atomic
-from admg.model import Classifier, Model
-from admg.precision import resolve
+from admg.model import Classifier
 from admg.sampling import find_sampler
 
 SPACING = {"ddpm": "", "ddim": "", "heun": "karras", "dpmpp_2m": "karras", "dpmpp_2m_sde": "karras",
@@ -61,18 +70,6 @@ class Cell:
         return num if few else max(CLASSES * 2, num // 10, 20 * num // self.steps) // CLASSES * CLASSES
 
 
-@dataclass(frozen=True)
-class Figures:
-    """num: samples; accuracy: with its 95 % interval; distance: KID x 1000 in the judge's features, and its error."""
-
-    num: int
-    accuracy: float
-    low: float
-    high: float
-    distance: float
-    error: float
-
-
 def guides(classifier: Classifier) -> dict[str, tuple[str, guidance.Guide]]:
     """The conditional network with either kind of guidance, of scales that gain accuracy and keep the distance low."""
     return {
@@ -90,56 +87,20 @@ def run(args: argparse.Namespace) -> None:
     model, classifier = load_both(args)
     if not model.conditional:
         raise ValueError(f"model {args.model} takes no labels: it cannot be guided without a classifier")
-    real = real_images(args.data, model.shape[1], args.reference, args.num)
-    settings = {"model": fingerprint(model.network), "classifier": fingerprint(classifier.network), "seed": args.seed,
-                "precision": resolve(args.precision, model.device)}  # fmt: skip
-    store = Store(args.out, settings)
+    bench = Bench(real_images(args.data, model.shape[1], args.reference, args.num))
+    store = open_store(args, model, classifier)
     kinds = guides(classifier)
     cells = list(cells_of(args, kinds))
+    rows: dict[Cell, Figures] = {}
     for i, cell in enumerate(cells, 1):
         tqdm.write(f"[{i}/{len(cells)}] {kinds[cell.guide][0]}: {NAMES.get(cell.sampler, cell.sampler)} {cell.steps}")
-        store.fill(cell.key, cell.num(args.num), args.batch_size, sampling(model, cell, kinds[cell.guide][1], args))
-    report(args, store, cells, real)
-
-
-def sampling(
-    model: Model, cell: Cell, guide: guidance.Guide, args: argparse.Namespace
-) -> Callable[[range], torch.Tensor]:
-    def make(images: range) -> torch.Tensor:
-        labels = [i % CLASSES for i in images]
         steps = f"{SPACING.get(cell.sampler, '')}{cell.steps}"
-        options = {"sampler": cell.sampler, "steps": steps, "seed": args.seed, "precision": args.precision}
-        return admg.sample(model, labels, guide=guide, first=images.start, batch_size=len(images), **options).x
-
-    return make
-
-
-def report(args: argparse.Namespace, store: Store, cells: list[Cell], real: tuple[np.ndarray, ...]) -> None:
-    """table.md and plot.png, of what is there."""
-    judge = Judge()
-    reference, test, test_labels = real
-    reference_features = judge.features(reference)
-
-    def figures(images: np.ndarray, wanted: np.ndarray) -> Figures:
-        right = int((judge.predict(images) == wanted).sum())
-        distance = balanced_kid(judge.features(images), reference_features, CLASSES)
-        n = len(images)
-        return Figures(n, right / n, *wilson(right, n), 1000 * distance.value, 1000 * distance.error)
-
-    rows: dict[Cell, Figures] = {}
-    for cell in cells:
-        made = store.get(cell.key)
-        assert made is not None
-        images = made.images[: cell.num(args.num)]
-        rows[cell] = figures(images, np.arange(len(images)) % CLASSES)
-    real_figures = figures(test, test_labels)
-    if real_figures.accuracy < 0.6:  # on Fashion-MNIST it is 0.93
-        raise ValueError(f"the judge agrees with only {real_figures.accuracy:.0%} of the labels of --data")
-    titles = {kind: title for kind, (title, _) in guides(None).items()}  # type: ignore[arg-type]
-    text = markdown(rows, real_figures, titles)
-    (store.folder / "table.md").write_text(text, encoding="utf-8")
-    plot(rows, real_figures, titles, store.folder / "plot.png")
-    print(f"\n{text}\n{store.folder / 'table.md'}   {store.folder / 'plot.png'}")
+        make = sampling(model, args, guide=kinds[cell.guide][1], sampler=cell.sampler, steps=steps)
+        made = store.fill(cell.key, cell.num(args.num), args.batch_size, make)
+        rows[cell] = bench(made.images)
+    titles = {kind: title for kind, (title, _) in kinds.items()}
+    plot(rows, bench.real, titles, store.folder / "plot.png")
+    write_report(store, markdown(rows, bench.real, titles))
 
 
 def markdown(rows: dict[Cell, Figures], real: Figures, titles: dict[str, str]) -> str:
@@ -172,9 +133,7 @@ def markdown(rows: dict[Cell, Figures], real: Figures, titles: dict[str, str]) -
 
 def verdict(rows: dict[Cell, Figures]) -> str:
     """Who needs 20 steps or fewer for what DDPM does in 250, by both measures."""
-    reference = next((f for cell, f in rows.items() if (cell.sampler, cell.steps) == REFERENCE), None)
-    if reference is None:
-        return ""
+    reference = next(f for cell, f in rows.items() if (cell.sampler, cell.steps) == REFERENCE)
     good: dict[str, tuple[Cell, Figures]] = {}
     for cell, f in sorted(rows.items(), key=lambda row: row[0].evaluations):
         if cell.evaluations <= 20 and f.accuracy >= reference.accuracy and f.distance <= reference.distance:
@@ -217,11 +176,11 @@ def plot(rows: dict[Cell, Figures], real: Figures, titles: dict[str, str], path:
 
 
 def cells_of(args: argparse.Namespace, kinds: dict) -> Iterator[Cell]:
-    """Few steps first, since they are soon done."""
-    for steps in sorted(args.steps):
-        for sampler in args.samplers:
-            for kind in kinds:
-                yield Cell(kind, sampler, int(steps))
+    """Few steps first, since they are soon done; and what all are compared with."""
+    settings = [(sampler, int(steps)) for steps in sorted(args.steps) for sampler in args.samplers]
+    for sampler, steps in dict.fromkeys([*settings, REFERENCE]):
+        for kind in kinds:
+            yield Cell(kind, sampler, steps)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -232,7 +191,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--out", default="runs/fewer-steps", metavar="DIR", help="folder of results; continued")
     parser.add_argument("--samplers", type=lambda s: s.split(","), default=",".join(SPACING), help="A,B,...")
-    parser.add_argument("--steps", type=numbers, default="5,10,15,20,25,50,100,250", help="numbers of steps")
+    parser.add_argument(
+        "--steps", type=numbers, default="5,10,15,20,25,50,100,250", help="numbers of steps; DDPM 250 is always there"
+    )
     parser.add_argument("--num", type=int, default=100, metavar="N", help="samples a cell, fewer above 25 steps")
     add_common(parser)
     return parser.parse_args(argv)

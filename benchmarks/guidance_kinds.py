@@ -18,19 +18,26 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from judged import CLASSES, Judge, add_common, checked, command, load_both, real_images
-from measures import balanced_kid, precision_recall, wilson
-from store import Store, fingerprint
+from judged import (
+    Bench,
+    Figures,
+    add_common,
+    checked,
+    command,
+    load_both,
+    open_store,
+    real_images,
+    sampling,
+    write_report,
+)
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-import admg
 from admg import guidance
 from admg.cli.main import Parser
 from admg.files import atomic
 from admg.guidance import Guide
 from admg.model import Classifier, Model
-from admg.precision import resolve
 from admg.sampling import find_sampler
 
 LOW, HIGH = 0.3, 2.0  # of the noise levels that an interval keeps; half of the steps
@@ -116,15 +123,17 @@ def run(args: argparse.Namespace) -> None:
     model, classifier = load_both(args)
     if not model.conditional:
         raise ValueError(f"model {args.model} takes no labels: most kinds of guidance need them")
-    real = real_images(args.data, model.shape[1], args.reference, args.num)
-    settings = {"model": fingerprint(model.network), "classifier": fingerprint(classifier.network), "seed": args.seed,
-                "precision": resolve(args.precision, model.device)}  # fmt: skip
-    store = Store(args.out, settings)
+    bench = Bench(real_images(args.data, model.shape[1], args.reference, args.num))
+    store = open_store(args, model, classifier)
     cells = cells_of(args, kinds_of(model, classifier))
+    rows: dict[Cell, Figures] = {}
     for i, cell in enumerate(cells, 1):
         tqdm.write(f"[{i}/{len(cells)}] {cell.kind.name}, scale {cell.scale:g}, {args.sampler} {cell.steps}")
-        store.fill(cell.key, args.num, args.batch_size, sampling(model, cell, args))
-    report(args, store, cells, real)
+        guide = cell.kind.guide(cell.scale)
+        make = sampling(model, args, guide=guide, sampler=args.sampler, steps=cell.steps, told=cell.kind.told)
+        rows[cell] = bench(store.fill(cell.key, args.num, args.batch_size, make).images)
+    plot(rows, bench.real, store.folder / "plot.png")
+    write_report(store, markdown(args, rows, bench.real))
 
 
 def cells_of(args: argparse.Namespace, kinds: list[Kind]) -> list[Cell]:
@@ -141,60 +150,12 @@ def cells_of(args: argparse.Namespace, kinds: list[Kind]) -> list[Cell]:
     return cells
 
 
-def sampling(model: Model, cell: Cell, args: argparse.Namespace) -> Callable[[range], torch.Tensor]:
-    def make(images: range) -> torch.Tensor:
-        return admg.sample(
-            model,
-            [i % CLASSES for i in images],
-            guide=cell.kind.guide(cell.scale),
-            sampler=args.sampler,
-            steps=cell.steps,
-            seed=args.seed,
-            first=images.start,
-            batch_size=len(images),
-            y="labels" if cell.kind.told else None,
-            precision=args.precision,
-        ).x
-
-    return make
-
-
-Figures = dict[str, float]
-
-
-def report(args: argparse.Namespace, store: Store, cells: list[Cell], real: tuple[np.ndarray, ...]) -> None:
-    """table.md and plot.png."""
-    judge = Judge()
-    reference, test, test_labels = real
-    reference_features = judge.features(reference)
-
-    def figures(images: np.ndarray, wanted: np.ndarray) -> Figures:
-        features, right = judge.features(images), int((judge.predict(images) == wanted).sum())
-        distance = balanced_kid(features, reference_features, CLASSES)
-        manifold = precision_recall(features, reference_features)
-        low, high = wilson(right, len(images))
-        return {"accuracy": right / len(images), "low": low, "high": high, "distance": 1000 * distance.value,
-                "error": 1000 * distance.error, "precision": manifold.precision, "recall": manifold.recall}  # fmt: skip
-
-    rows = {}
-    for cell in cells:
-        made = store.get(cell.key)
-        assert made is not None
-        images = made.images[: args.num]
-        rows[cell] = figures(images, np.arange(len(images)) % CLASSES)
-    real_figures = figures(test, test_labels)
-    text = markdown(args, rows, real_figures)
-    (store.folder / "table.md").write_text(text, encoding="utf-8")
-    plot(rows, real_figures, store.folder / "plot.png")
-    print(f"\n{text}\n{store.folder / 'table.md'}   {store.folder / 'plot.png'}")
-
-
 def markdown(args: argparse.Namespace, rows: dict[Cell, Figures], real: Figures) -> str:
     titles = ["guidance", "scale", "steps", "wanted garment (95 %)", "distance", "precision", "recall", "F1"]
     lines = [titles, ["---", *["---:"] * (len(titles) - 1)]]
     lines += [[cell.kind.name, f"{cell.scale:g}", str(cell.steps), *shown(f)] for cell, f in rows.items()]
     lines += [["real images", "", "", *shown(real)]]
-    error = np.median([f["error"] for f in rows.values()])
+    error = np.median([f.error for f in rows.values()])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + (
         f"\n\n{args.num} samples a row, equally many of each label, the same noise in each; {args.sampler}, with as "
         f"many steps as {args.budget:g} evaluations of the denoiser pay. Wanted garment: the share that the judge takes"
@@ -206,12 +167,12 @@ def markdown(args: argparse.Namespace, rows: dict[Cell, Figures], real: Figures)
 
 
 def shown(f: Figures) -> list[str]:
-    share = f"{100 * f['accuracy']:.0f} % ({100 * f['low']:.0f}–{100 * f['high']:.0f})"
-    return [share, f"{f['distance']:.1f}", f"{f['precision']:.2f}", f"{f['recall']:.2f}", f"{f1(f):.2f}"]
+    share = f"{100 * f.accuracy:.0f} % ({100 * f.low:.0f}–{100 * f.high:.0f})"
+    return [share, f"{f.distance:.1f}", f"{f.precision:.2f}", f"{f.recall:.2f}", f"{f1(f):.2f}"]
 
 
 def f1(f: Figures) -> float:
-    return 2 * f["precision"] * f["recall"] / max(1e-12, f["precision"] + f["recall"])
+    return 2 * f.precision * f.recall / max(1e-12, f.precision + f.recall)
 
 
 def plot(rows: dict[Cell, Figures], real: Figures, path) -> None:
@@ -229,11 +190,12 @@ def plot(rows: dict[Cell, Figures], real: Figures, path) -> None:
     for i, (x, y, x_title, y_title) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), i + 1)
         for number, kind in enumerate(dict.fromkeys(cell.kind.name for cell in rows)):
-            line = [({**f, "scale": cell.scale}[x], f[y]) for cell, f in rows.items() if cell.kind.name == kind]
+            line = [(cell.scale if x == "scale" else getattr(f, x), getattr(f, y))
+                    for cell, f in rows.items() if cell.kind.name == kind]  # fmt: skip
             style = "-" if number < 10 else "--"
             axes.plot(*zip(*line), style, marker="o", markersize=4, color=f"C{number % 10}", label=kind)
         if x != "scale":
-            axes.plot(real[x], real[y], "k*", markersize=12, label="real images")
+            axes.plot(getattr(real, x), getattr(real, y), "k*", markersize=12, label="real images")
         axes.set(xlabel=x_title, ylabel=y_title)
         if y == "distance":
             axes.set_yscale("symlog", linthresh=10)

@@ -20,9 +20,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from judged import CLASSES, Judge, add_common, checked, command, load_both, numbers, real_images
+from judged import (
+    CLASSES,
+    Judge,
+    add_common,
+    check_agreed,
+    checked,
+    command,
+    load_both,
+    numbers,
+    real_images,
+    settings_of,
+)
 from measures import precision_recall, wilson, within_class_distance
-from store import fingerprint
 from tqdm import tqdm
 
 import admg
@@ -30,7 +40,6 @@ from admg.cli.main import Parser
 from admg.data import FASHION_MNIST_LABELS
 from admg.files import atomic, check_output_folder
 from admg.pictures import save_png, sheet
-from admg.precision import resolve
 from admg.sampling import cycle_labels, find_sampler
 
 Figures = dict[str, float]
@@ -95,19 +104,11 @@ def run(args: argparse.Namespace) -> None:
 
     measure = Measure(Judge(), reference)
     out = check_output_folder(args.out)
-    settings = {
-        "model": fingerprint(model.network),
-        "classifier": fingerprint(classifier.network),
-        "num": args.num,
-        "reference": args.reference,
-        "seed": args.seed,
-        "precision": resolve(args.precision, model.device),
-    }
+    settings = settings_of(args, model, classifier) | {"num": args.num, "reference": args.reference}
     results = Results(out / "results.json", settings)
     if results.real is None:
         figures = measure(real, real_labels)
-        if (agreed := figures["accuracy"]) < 0.6:  # on Fashion-MNIST it is 0.93
-            raise ValueError(f"the judge agrees with only {agreed:.0%} of the labels of --data: not Fashion-MNIST")
+        check_agreed(figures["accuracy"])
         results.put_real(figures)
 
     labels = cycle_labels(range(CLASSES), args.num)

@@ -1,4 +1,4 @@
-"""Figures for a handful of samples: accuracy with its interval, distance, diversity, improved precision and recall."""
+"""Figures for a handful of samples, beside those of admg.metrics: a distance of balanced sets, diversity."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from admg.metrics.intervals import wilson
+from admg.metrics import precision_recall, wilson
 
-__all__ = ["Distance", "PrecisionRecall", "balanced_kid", "precision_recall", "wilson", "within_class_distance"]
+__all__ = ["Distance", "balanced_kid", "precision_recall", "wilson", "within_class_distance"]
 
 
 class Distance(NamedTuple):
@@ -18,35 +18,6 @@ class Distance(NamedTuple):
 
     value: float
     error: float
-
-
-class PrecisionRecall(NamedTuple):
-    """precision: share of the samples that look like a reference image; recall: share of the reference covered."""
-
-    precision: float
-    recall: float
-
-
-def precision_recall(samples: np.ndarray, reference: np.ndarray, k: int = 3) -> PrecisionRecall:
-    """Improved precision and recall (Kynkäänniemi et al. 2019) of features (N, D) against reference features (M, D).
-
-    A point belongs to the manifold of a set if it is no farther from one of its members than that member's k-th
-    nearest neighbour in the set. Few samples have wide balls: compare only sets of equal size.
-    ValueError: k + 1 points are needed in each set.
-    """
-    for name, points in (("samples", samples), ("reference", reference)):
-        if len(points) <= k:
-            raise ValueError(f"{len(points)} {name}: precision and recall with k={k} need {k + 1} or more")
-    between = distances(samples, reference)  # (N, M)
-    return PrecisionRecall(
-        precision=float((between <= radii(reference, k)[None, :]).any(1).mean()),
-        recall=float((between <= radii(samples, k)[:, None]).any(0).mean()),
-    )
-
-
-def radii(points: np.ndarray, k: int) -> np.ndarray:
-    """Distance of each point (N, D) to its k-th nearest neighbour among the others, (N,)."""
-    return np.partition(distances(points, points), k, axis=1)[:, k]  # the nearest of all, number 0, is the point itself
 
 
 def balanced_kid(samples: np.ndarray, reference: np.ndarray, classes: int) -> Distance:
