@@ -173,6 +173,9 @@ def test_statistics_alone_and_beside_images(tmp_path):
     both = open_source(tmp_path / "both.npz")
     assert len(both) == 3
     assert both.statistics.spatial is None
+    np.savez(tmp_path / "half.npz", mu=np.zeros(3), mu_s=np.zeros(2), sigma_s=np.eye(2))
+    with pytest.raises(ValueError, match=r"half.npz has no mu and sigma, but mu, mu_s, sigma_s"):
+        open_source(tmp_path / "half.npz")
     np.savez(tmp_path / "bad.npz", mu=np.zeros(3), sigma=np.eye(2))
     with pytest.raises(ValueError, match=r"mu and sigma of shapes \(3,\) and \(2, 2\)"):
         open_source(tmp_path / "bad.npz")

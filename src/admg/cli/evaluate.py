@@ -56,12 +56,12 @@ def run(args: argparse.Namespace) -> None:
     samples = one_size(open_images(args.samples, args.num, args.split, labels=args.classifier is not None))
     reference = open_images(args.reference, args.num_reference, args.split)
     if samples.size is not None:
-        reference = fitted(reference, samples, args.fit)
+        reference = reference.fitted(samples.size, args.fit)
     network = load_network(args, processes)
     chosen, notes = chosen_metrics(metrics, network, samples, reference, labels=args.classifier is not None)
     judge = load_judge(args.classifier, samples, network.device) if "accuracy" in chosen else None
-    ours = judged(samples, network, chosen, args, processes, "the samples")
-    theirs = judged(reference, network, chosen, args, processes, "the reference")
+    ours = judged(samples, network, chosen, args, processes)
+    theirs = judged(reference, network, chosen, args, processes, is_reference=True)
     if processes.rank:
         return
     figures = evaluate(ours, theirs, network, chosen, Options(args.interval, args.infinite, args.seed))
@@ -74,22 +74,17 @@ def run(args: argparse.Namespace) -> None:
         print(args.json)
 
 
-def fitted(reference: Source, samples: Source, fit: str | None) -> Source:
-    """The reference in the samples' size."""
-    assert samples.size is not None
-    return reference.fitted(samples.size, "pad" if fit == "pad" else "resize" if fit else None)
-
-
 def judged(
     source: Source,
     network: FeatureNetwork,
     metrics: list[str],
     args: argparse.Namespace,
     processes: Processes,
-    what: str,
+    is_reference: bool = False,
 ) -> Judged:
     """Features, if any of the figures needs them, and stored statistics, if they are of this network."""
-    needed = needs_features(metrics, network, source, what == "the reference")
+    needed = needs_features(metrics, network, source, is_reference)
+    what = "the reference" if is_reference else "the samples"
     activations = extract(source, network, args, processes, what) if needed else None
     return Judged(activations, source.statistics if network.is_inception else None)
 

@@ -15,6 +15,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .. import presets
+from ..data.arrays import Split
 from ..download import DownloadError
 from ..metrics import features, networks
 from ..metrics.networks import Activations, FeatureNetwork, own
@@ -74,9 +75,8 @@ def load_network(args: argparse.Namespace, processes: Processes) -> FeatureNetwo
         raise DownloadError(f"{error}; {OFFLINE_CHOICE}") from None
 
 
-def open_images(path: str, num: int | None, split: str, labels: bool = False) -> Source:
-    source = open_source(path, labels=labels, split="train" if split == "train" else "test")
-    return source.spread(num)
+def open_images(path: str, num: int | None, split: Split, labels: bool = False) -> Source:
+    return open_source(path, labels=labels, split=split).spread(num)
 
 
 def one_size(source: Source) -> Source:

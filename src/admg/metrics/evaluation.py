@@ -16,7 +16,7 @@ from .kernel import kid
 from .manifold import Manifold, prdc
 from .networks import Activations, FeatureNetwork
 from .sources import Source, Stored
-from .statistics import Gaussian
+from .statistics import Gaussian, Moments
 
 METRICS = ("fid", "sfid", "is", "kid", "precision", "recall", "density", "coverage", "accuracy")
 
@@ -59,70 +59,54 @@ class Judged:
 
 @dataclass(frozen=True)
 class Formulas:
-    """Each figure of METRICS but the accuracy as a method of its name; what several need is computed once."""
+    """Each figure of METRICS but the accuracy; what several need is computed once."""
 
     samples: Judged
     reference: Judged
     network: FeatureNetwork
     options: Options
 
-    def fid(self) -> list[Figure]:
-        return self._frechet("fid")
-
-    def sfid(self) -> list[Figure]:
-        return self._frechet("sfid")
-
-    def _is(self) -> list[Figure]:
-        probabilities = self.network.probabilities
-        assert probabilities is not None
-        return [self._figure("is", inception_score(probabilities(self._features(self.samples))))]
-
-    def kid(self) -> list[Figure]:
-        return [self._figure("kid", kid(self._features(self.samples), self._features(self.reference)))]
-
-    def precision(self) -> list[Figure]:
-        return [self._figure("precision", self.manifold.precision)]
-
-    def recall(self) -> list[Figure]:
-        return [self._figure("recall", self.manifold.recall)]
-
-    def density(self) -> list[Figure]:
-        return [self._figure("density", self.manifold.density)]
-
-    def coverage(self) -> list[Figure]:
-        return [self._figure("coverage", self.manifold.coverage)]
+    def __call__(self, metric: str) -> list[Figure]:
+        if metric in ("fid", "sfid"):
+            return self.frechet(metric)
+        if metric == "is":
+            assert self.network.probabilities is not None
+            return [self.figure(metric, inception_score(self.network.probabilities(features_of(self.samples))))]
+        if metric == "kid":
+            return [self.figure(metric, kid(features_of(self.samples), features_of(self.reference)))]
+        return [self.figure(metric, getattr(self.manifold, metric))]
 
     @cached_property
     def manifold(self) -> Manifold:
         groups = GROUPS if self.options.interval else 0
-        return prdc(self._features(self.samples), self._features(self.reference), seed=self.options.seed, groups=groups)
+        return prdc(features_of(self.samples), features_of(self.reference), seed=self.options.seed, groups=groups)
 
-    def _frechet(self, metric: str) -> list[Figure]:
-        """The distance, and with `infinite` that of endlessly many samples; stored statistics have no interval."""
+    def frechet(self, metric: str) -> list[Figure]:
+        """The distance, and with `infinite` that of endlessly many samples; stored statistics have neither interval."""
         reference, own = (stored_or_computed(judged, metric) for judged in (self.reference, self.samples))
-        if not isinstance(reference, Gaussian):
-            reference = Gaussian.of(reference)
+        reference = reference if isinstance(reference, Gaussian) else Gaussian.of(reference)
         if isinstance(own, Gaussian):
-            return [self._figure(metric, Estimate(frechet_distance(own, reference)), "of stored statistics")]
+            return [self.figure(metric, Estimate(frechet_distance(own, reference)), "of stored statistics")]
         parts = group_moments(own, self.options.seed)
-        if not self.options.interval and not self.options.infinite:
-            return [self._figure(metric, Estimate(frechet_distance(Gaussian.of(own), reference)))]
-        estimate = frechet_estimate(parts, reference)
-        figures = [self._figure(metric, estimate)]
+        if self.options.interval:
+            estimate = frechet_estimate(parts, reference)
+        else:
+            estimate = Estimate(frechet_distance(Moments.join(parts).gaussian(), reference))
+        figures = [self.figure(metric, estimate)]
         if self.options.infinite:
             endless = frechet_infinite(parts, reference, estimate.error)
-            figures.append(self._figure(metric, endless, "at infinitely many samples, extrapolated"))
+            figures.append(self.figure(metric, endless, "at infinitely many samples, extrapolated"))
         return figures
 
-    def _features(self, judged: Judged) -> np.ndarray:
-        assert judged.activations is not None
-        return judged.activations.features
-
-    def _figure(self, metric: str, estimate: Estimate, note: str = "") -> Figure:
+    def figure(self, metric: str, estimate: Estimate, note: str = "") -> Figure:
         known = self.options.interval and math.isfinite(estimate.low) and math.isfinite(estimate.high)
         low, high = (estimate.low, estimate.high) if known else (None, None)
-        name = figure_name(metric, self.network)
-        return Figure(metric, name, estimate.value, low, high, self.network.name, note)
+        return Figure(metric, figure_name(metric, self.network), estimate.value, low, high, self.network.name, note)
+
+
+def features_of(judged: Judged) -> np.ndarray:
+    assert judged.activations is not None
+    return judged.activations.features
 
 
 def stored_or_computed(judged: Judged, metric: str) -> Gaussian | np.ndarray:
@@ -143,8 +127,7 @@ def evaluate(
 ) -> list[Figure]:
     """The figures, in the order of the metrics; accuracy, which needs no features, is `accuracy`."""
     formulas = Formulas(samples, reference, network, options)
-    names = ["_is" if metric == "is" else metric for metric in metrics if metric != "accuracy"]  # `is` is Python's
-    return [figure for name in names for figure in getattr(formulas, name)()]
+    return [figure for metric in metrics if metric != "accuracy" for figure in formulas(metric)]
 
 
 def accuracy(right: int, count: int, classifier: str) -> Figure:

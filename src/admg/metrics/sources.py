@@ -19,7 +19,7 @@ from ..data.folder import label_names_of, number_labels, open_folder, read_image
 from ..data.transforms import GREY_MODES, center_crop, pad
 from ..sampling import to_uint8
 from ..shards import BROKEN, NpzImages, Shards, read_record
-from .statistics import Gaussian, as_gaussian
+from .statistics import Gaussian, statistics_of
 
 Fit = Literal["resize", "pad"]
 Array = UInt8[np.ndarray, "n h w c"]
@@ -191,7 +191,7 @@ def _open_npz(path: Path, labels: bool) -> Source:
     try:
         with np.load(path, allow_pickle=False) as file:
             names = file.files
-            statistics = _statistics(file, path) if "mu" in names or "sigma" in names else None
+            statistics = Stored(*statistics_of(file, path)) if "mu" in names or "sigma" in names else None
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist") from None
     except (*BROKEN, KeyError) as error:
@@ -209,15 +209,6 @@ def _open_npz(path: Path, labels: bool) -> Source:
         raise ValueError(f"{path} cannot be used: arr_0 has {images.shape[3]} channels: allowed are 1 and 3")
     found = images.labels if labels else None
     return Source(str(path), images, images.shape[1:3], images.shape[3], found, statistics=statistics)
-
-
-def _statistics(file: np.lib.npyio.NpzFile, path: Path) -> Stored:
-    """mu (D,), sigma (D, D) and, if they are there, mu_s and sigma_s. ValueError: other shapes, or not finite."""
-    found = []
-    for mean, cov in (("mu", "sigma"), ("mu_s", "sigma_s")):
-        if mean in file.files or cov in file.files:
-            found.append(as_gaussian(file[mean], file[cov], f"{path}: {mean} and {cov}"))
-    return Stored(*found)
 
 
 def _open_folder(path: Path, labels: bool) -> Source:

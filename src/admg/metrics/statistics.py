@@ -109,12 +109,17 @@ def save_statistics(path: Path | str, features: Gaussian, spatial: Gaussian | No
 def load_statistics(path: Path | str) -> tuple[Gaussian, Gaussian | None]:
     """Of pooled and of spatial features (None: not there). ValueError: no mu and sigma, or not finite (D,), (D, D)."""
     with np.load(path, allow_pickle=False) as file:
-        if not {"mu", "sigma"} <= set(file.files):
-            raise ValueError(f"{path} has no mu and sigma, but {', '.join(file.files) or 'nothing'}")
-        features = as_gaussian(file["mu"], file["sigma"], f"{path}: mu and sigma")
-        if not {"mu_s", "sigma_s"} <= set(file.files):
-            return features, None
-        return features, as_gaussian(file["mu_s"], file["sigma_s"], f"{path}: mu_s and sigma_s")
+        return statistics_of(file, path)
+
+
+def statistics_of(file: np.lib.npyio.NpzFile, path: Path | str) -> tuple[Gaussian, Gaussian | None]:
+    """As load_statistics, of an open file; path: for messages."""
+    if not {"mu", "sigma"} <= set(file.files):
+        raise ValueError(f"{path} has no mu and sigma, but {', '.join(file.files) or 'nothing'}")
+    features = as_gaussian(file["mu"], file["sigma"], f"{path}: mu and sigma")
+    if not {"mu_s", "sigma_s"} <= set(file.files):
+        return features, None
+    return features, as_gaussian(file["mu_s"], file["sigma_s"], f"{path}: mu_s and sigma_s")
 
 
 def as_gaussian(mean: np.ndarray, cov: np.ndarray, name: str) -> Gaussian:
