@@ -162,7 +162,7 @@ def plot(rows: dict[Cell, Figures], real: Figures, titles: dict[str, str], path:
                 if line:
                     axes.plot(*zip(*line), marker="o", markersize=4, color=f"C{number}", label=NAMES[sampler])
             axes.axhline(unit * getattr(real, name), color="grey", linestyle=":", linewidth=1, label="real images")
-            what = "wanted garment, %" if name == "accuracy" else "distance to the test set (KID x 1000)"
+            what = "wanted garment, %" if name == "accuracy" else "distance (KID x 1000)"
             axes.set(title=f"{title}: {what}", xscale="log", xlabel="evaluations of the network")
             axes.set_xticks(ticks, [str(tick) for tick in ticks])
             axes.minorticks_off()

@@ -19,11 +19,11 @@ from admg.pictures import save_png, sheet
 def bright_left(x0: Tensor) -> Tensor:
     """An energy: low where the left half is bright and the right half dark."""
     left, right = x0.chunk(2, dim=-1)
-    return 20 * (right - left).mean((1, 2, 3))
+    return 100 * (right - left).mean((1, 2, 3))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = options(__doc__, argv, steps="50", num=4, help="noises")
+    args = options(__doc__, argv, steps="50", num=8, help="noises")
     model, classifier = admg.load("fashion-mnist"), admg.load_classifier("fashion-mnist")
     boot, sneaker, coat = (model.labels.number(name) for name in ("ankle boot", "sneaker", "coat"))
     free, late = ClassifierFree(2.0), Interval(Classifier(classifier, 8.0), 0.3, 2.0)
@@ -39,12 +39,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "coat, classifier late": (coat, late),
         "coat, free + late": (coat, free + late),
     }
-    made = [
-        admg.sample(model, [label] * args.num, guide=guide, steps=args.steps).images for label, guide in rows.values()
-    ]
-    parts = [[image for images in made[i::3] for image in images] for i in range(3)]
-    titles = ["one guide", "another", "their sum"]
-    save_png(sheet(parts, row_titles=titles, cell=96), args.out / "composition.png")
+    made = [admg.sample(model, [told] * args.num, guide=guide, steps=args.steps) for told, guide in rows.values()]
+    picture = sheet([samples.images for samples in made], row_titles=list(rows), cell=64)
+    save_png(picture, args.out / "composition.png")
 
 
 if __name__ == "__main__":

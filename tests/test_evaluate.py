@@ -19,6 +19,7 @@ from admg.cli.judging import load_judge
 from admg.cli.main import main
 from admg.metrics import features, networks
 from admg.metrics.evaluation import Judged, Options, chosen_metrics, evaluate, needs_features
+from admg.metrics.frechet import frechet_estimate, frechet_infinite, group_moments
 from admg.metrics.neighbours import nearest, picture
 from admg.metrics.sources import Stored, of_array, open_source
 from admg.metrics.statistics import Gaussian
@@ -532,7 +533,11 @@ def test_figures_on_the_command_line_are_those_of_their_definitions(files, own, 
 
     assert {name for name, figure in found.items() if figure["low"] is not None} == set(found)
     assert all(figure["low"] <= figure["value"] <= figure["high"] for figure in found.values())
-    assert any("infinitely many" in name for name in found)
+    parts, other = group_moments(x), Gaussian.of(y)  # the interval is of the samples, the reference is given
+    expected = frechet_estimate(parts, other)
+    assert [found["FD-Quarters"][end] for end in ("low", "high")] == pytest.approx([expected.low, expected.high])
+    endless = found["FD-Quartersat infinitely many samples, extrapolated"]["value"]
+    assert endless == pytest.approx(frechet_infinite(parts, other).value)
     assert found["FD-Quartersat infinitely many samples, extrapolated"]["value"] < distance  # more samples are nearer
     plain = figures_of(capsys, tmp_path, *pair, "--no-interval", "--metrics", "fid,recall")
     assert [plain[name]["value"] for name in plain] == [found[name]["value"] for name in plain]

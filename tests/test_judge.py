@@ -10,15 +10,18 @@ import numpy as np
 import pytest
 
 from admg.data import open_dataset
+from admg.metrics import kid
 from admg.model import Classifier, DiffusionConfig, Labels, Model
 from admg.nn import ClassifierConfig, NoisyClassifier, UNet, UNetConfig
 
 sys.path.insert(0, str(Path(__file__).parent / "judge"))
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
+import fewer_steps
+import guidance_kinds
 import guidance_table
 from judge import FEATURES, Judge
-from measures import precision_recall, wilson, within_class_distance
+from measures import balanced_kid, precision_recall, wilson, within_class_distance
 
 HERE = Path(__file__).parent
 STATED_ACCURACY = 0.9321  # of the stored weights on the 10,000 test images, as judge/README.md says
@@ -108,6 +111,40 @@ def test_wilson_interval() -> None:
     assert wilson(200, 200)[1] == 1
 
 
+def test_balanced_kid_is_the_sum_over_pairs_of_classes() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(9, 2)), rng.normal(size=(12, 2)) + 0.5
+
+    def mean(a, b, same):  # over pairs of different items
+        return np.mean(
+            [(p @ q / 2 + 1) ** 3 for i, p in enumerate(a) for j, q in enumerate(b) if not (same and i == j)]
+        )
+
+    def total(a, b, within):
+        pairs = [(k, m) for k in range(3) for m in range(3)]
+        return np.mean([mean(a[k::3], b[m::3], within and k == m) for k, m in pairs])
+
+    expected = total(x, x, True) + total(y, y, True) - 2 * total(x, y, False)
+    assert balanced_kid(x, y, 3).value == pytest.approx(expected, rel=1e-10)
+    without = [balanced_kid(np.delete(x, range(3 * i, 3 * i + 3), 0), y, 3).value for i in range(3)]
+    assert balanced_kid(x, y, 3).error == pytest.approx(math.sqrt(2 * np.var(without)), rel=1e-8)
+    with pytest.raises(ValueError, match="8 samples: a multiple of 3"):
+        balanced_kid(x[:8], y, 3)
+
+
+def test_balanced_kid_is_0_on_average_of_one_distribution() -> None:
+    """Of two classes far apart, where the usual estimate of sets with equally many of each is far below 0."""
+    rng = np.random.default_rng(1)
+
+    def draw(count: int) -> np.ndarray:
+        return rng.normal(size=(count, 2)) + 3 * (np.arange(count) % 2)[:, None]
+
+    pairs = [(draw(8), draw(40)) for _ in range(200)]
+    balanced, usual = [balanced_kid(x, y, 2).value for x, y in pairs], [kid(x, y).value for x, y in pairs]
+    assert abs(np.mean(balanced)) < 4 * np.std(balanced) / math.sqrt(200)
+    assert np.mean(usual) < -4 * np.std(usual) / math.sqrt(200)
+
+
 SMALL = {
     "image_size": 32,
     "image_channels": 1,
@@ -149,6 +186,61 @@ def test_table_continues_and_does_not_mix_settings(command: list[str], capsys, m
     capsys.readouterr()
     assert guidance_table.main([*command, "--seed", "5"]) == 2
     assert "other settings (seed 0 there, 5 now)" in capsys.readouterr().err
+
+
+@pytest.fixture
+def told_command(command: list[str], tmp_path) -> list[str]:
+    """Of the benchmarks that keep their samples, whose network must take labels: one, small, that does."""
+    config = DiffusionConfig()
+    network = UNet(UNetConfig(**SMALL, num_classes=10))
+    Model(network, config.build(), (1, 32, 32), Labels(10), config).save(tmp_path / "told")
+    common = [*command[2:4], *command[6:8]]
+    return ["--model", f"{tmp_path}/told", *common, *["--reference", "100", "--num", "20", "--precision", "fp32"]]
+
+
+def test_fewer_steps_continues_with_all_labels_in_turn(told_command, capsys, monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(fewer_steps, "REFERENCE", ("ddpm", 3))
+    made, sample = [], fewer_steps.admg.sample
+    monkeypatch.setattr(
+        "admg.sample", lambda model, labels, **k: made.append((labels, k)) or sample(model, labels, **k)
+    )
+    command = [*told_command, "--samplers", "ddim,heun", "--batch-size", "15", "--out", f"{tmp_path}/out"]
+    assert fewer_steps.main([*command, "--steps", "1,2"]) == 0, capsys.readouterr().err
+    assert [labels for labels, _ in made[:2]] == [[*range(10), *range(5)], [*range(5, 10)]]  # of image 15 on: 5 to 9
+    assert [k["first"] for _, k in made[:2]] == [0, 15] and len(made) == 2 * 2 * 5
+    assert {(k["sampler"], k["steps"]) for _, k in made} == {
+        ("ddim", "1"), ("ddim", "2"), ("heun", "karras1"), ("heun", "karras2"), ("ddpm", "3")
+    }  # fmt: skip
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert table.count("| DDIM |") == table.count("| Heun (karras) |") == table.count("| DDPM |") == 2
+    assert table.count("As good as DDPM at 250") == 2 and (tmp_path / "out" / "plot.png").stat().st_size > 0
+
+    made.clear()
+    assert fewer_steps.main([*command, "--steps", "1,2"]) == 0
+    assert made == [] and (tmp_path / "out" / "table.md").read_text() == table
+    assert fewer_steps.main([*command, "--steps", "1,2", "--num", "30"]) == 0
+    assert {k["first"] for _, k in made} == {20} and len(made[0][0]) == 10
+    capsys.readouterr()
+    assert fewer_steps.main([*command, "--seed", "5"]) == 2
+    assert "other settings (seed 0 there, 5 now)" in capsys.readouterr().err
+
+
+def test_kinds_of_guidance_cost_the_same(told_command, capsys, monkeypatch, tmp_path) -> None:
+    made, sample = [], fewer_steps.admg.sample
+    monkeypatch.setattr(
+        "admg.sample", lambda model, labels, **k: made.append((labels, k)) or sample(model, labels, **k)
+    )
+    command = [*told_command, "--budget", "4", "--out", f"{tmp_path}/out"]
+    kinds = "no guidance;classifier-free;classifier alone"
+    assert guidance_kinds.main([*command, "--kinds", kinds]) == 0, capsys.readouterr().err
+    steps = {(type(k["guide"]).__name__, k["y"]): k["steps"] for _, k in made}
+    assert steps["NoneType", "labels"] == 4 and steps["ClassifierFree", "labels"] == 2
+    assert 2 <= steps["Classifier", None] <= 3 and len(steps) == 3  # not told, and dearer than none
+    assert all(labels == [*range(10)] * 2 for labels, _ in made)
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert table.count("| classifier-free |") == 4 and "| real images |" in table
+    assert guidance_kinds.main([*command, "--kinds", "magic"]) == 2
+    assert "unknown kind 'magic'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
