@@ -19,7 +19,7 @@ from admg.pictures import save_png, sheet
 def bright_left(x0: Tensor) -> Tensor:
     """An energy: low where the left half is bright and the right half dark."""
     left, right = x0.chunk(2, dim=-1)
-    return 100 * (right - left).mean((1, 2, 3))
+    return 600 * (right - left).mean((1, 2, 3))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
