@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import admg
 from admg.data import open_dataset
 from admg.metrics import kid
 from admg.model import Classifier, DiffusionConfig, Labels, Model
@@ -241,6 +243,19 @@ def test_kinds_of_guidance_cost_the_same(told_command, capsys, monkeypatch, tmp_
     assert table.count("| classifier-free |") == 4 and "| real images |" in table
     assert guidance_kinds.main([*command, "--kinds", "magic"]) == 2
     assert "unknown kind 'magic'" in capsys.readouterr().err
+
+
+def test_each_kind_of_guidance_pays_for_what_it_computes() -> None:
+    kinds = guidance_kinds.kinds_of(admg.load("fashion-mnist"), admg.load_classifier("fashion-mnist"))
+    cost = {kind.name: kind.cost for kind in kinds}
+    gradient = cost["classifier"] - 1
+    assert 0.3 < gradient < 1.0  # of a forward pass of the U-Net, whose encoder the classifier resembles
+    assert cost["gradient-free"] == pytest.approx(2 + gradient / 2)  # a second forward, and the classifier's
+    assert cost["classifier, divergence 1"] == cost["classifier, entropy 1"] == cost["classifier alone"]
+    assert 1 < cost["classifier, in an interval"] < cost["classifier"]
+    options = argparse.Namespace(kinds=None, budget=20.0, sampler="ddim")
+    keys = [cell.key for cell in guidance_kinds.cells_of(options, kinds)]
+    assert len(set(keys)) == len(keys) == sum(len(kind.scales) for kind in kinds)
 
 
 @pytest.mark.parametrize(
