@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -41,13 +43,16 @@ from admg.model import Classifier, Model
 from admg.sampling import find_sampler
 
 LOW, HIGH = 0.3, 2.0  # of the noise levels that an interval keeps; half of the steps
+GRADIENT, FREE, OTHER = "guided by a classifier", "classifier-free guidance", "others"
 BAD = 0.1  # noise on the weights of autoguidance's bad model, as a share of each tensor's deviation
 
 
 @dataclass(frozen=True)
 class Kind:
-    """guide: of a scale; cost: of a step, in evaluations of the denoiser; told: the network is told the label too."""
+    """family: the column of the plot; guide: of a scale; cost: of a step, in evaluations of the denoiser; told: the
+    network is told the label too."""
 
+    family: str
     name: str
     guide: Callable[[float], Guide | None]
     scales: tuple[float, ...]
@@ -69,26 +74,27 @@ def kinds_of(model: Model, classifier: Classifier) -> list[Kind]:
     half = share(model, LOW, HIGH)
     free = (1.5, 2.0, 3.0, 5.0)
     return [
-        Kind("no guidance", lambda s: None, (1.0,), 1.0),
-        Kind("classifier alone", lambda s: g.Classifier(classifier, s), (1.0, 4.0, 8.0, 16.0), 1 + gradient, False),
-        Kind("classifier", lambda s: g.Classifier(classifier, s), (0.5, 1.0, 2.0, 4.0, 8.0), 1 + gradient),
-        Kind("classifier, in an interval", lambda s: g.Interval(g.Classifier(classifier, s), LOW, HIGH),
+        Kind("", "no guidance", lambda s: None, (1.0,), 1.0),
+        Kind(GRADIENT, "classifier alone", lambda s: g.Classifier(classifier, s), (1.0, 4.0, 8.0, 16.0),
+             1 + gradient, False),
+        Kind(GRADIENT, "classifier", lambda s: g.Classifier(classifier, s), (0.5, 1.0, 2.0, 4.0, 8.0), 1 + gradient),
+        Kind(GRADIENT, "classifier, in an interval", lambda s: g.Interval(g.Classifier(classifier, s), LOW, HIGH),
              (1.0, 2.0, 4.0, 8.0), 1 + half * gradient),
-        Kind("classifier, entropy 1", lambda s: g.Classifier(classifier, s, entropy=1.0), (1.0, 2.0, 4.0, 8.0),
-             1 + gradient),
-        Kind("classifier, divergence 1", lambda s: g.Classifier(classifier, s, divergence=g.Divergence(1.0)),
+        Kind(GRADIENT, "classifier, entropy 1", lambda s: g.Classifier(classifier, s, entropy=1.0),
+             (1.0, 2.0, 4.0, 8.0), 1 + gradient),
+        Kind(GRADIENT, "classifier, divergence 1", lambda s: g.Classifier(classifier, s, divergence=g.Divergence(1.0)),
              (0.5, 1.0, 2.0, 4.0), 1 + gradient),
-        Kind("gradient-free", lambda s: g.GradientFree(classifier, s), (2.0, 4.0, 8.0, 16.0), 2 + gradient / 2),
-        Kind("classifier-free", g.ClassifierFree, free, 2.0),
-        Kind("classifier-free, in an interval", lambda s: g.Interval(g.ClassifierFree(s), LOW, HIGH),
+        Kind(FREE, "classifier-free", g.ClassifierFree, free, 2.0),
+        Kind(FREE, "classifier-free, in an interval", lambda s: g.Interval(g.ClassifierFree(s), LOW, HIGH),
              (2.0, 3.0, 5.0, 8.0), 1 + half),
-        Kind("classifier-free, rescaled", lambda s: g.Rescaled(g.ClassifierFree(s)), free, 2.0),
-        Kind("CFG++", g.CFGPlusPlus, (0.25, 0.5, 0.75, 1.0), 2.0),
-        Kind("APG", g.APG, (1.5, 2.0, 4.0, 8.0), 2.0),
-        Kind("CFG-Zero*", g.CFGZeroStar, free, 2.0),
-        Kind("perturbed attention", g.PerturbedAttention, free, 2.0),
-        Kind("autoguidance", lambda s: g.Autoguidance(bad, s), free, 2.0),
-        Kind("classifier + classifier-free 1.5", lambda s: g.ClassifierFree(1.5) + g.Classifier(classifier, s),
+        Kind(FREE, "classifier-free, rescaled", lambda s: g.Rescaled(g.ClassifierFree(s)), free, 2.0),
+        Kind(FREE, "CFG++", g.CFGPlusPlus, (0.25, 0.5, 0.75, 1.0), 2.0),
+        Kind(FREE, "APG", g.APG, (1.5, 2.0, 4.0, 8.0), 2.0),
+        Kind(FREE, "CFG-Zero*", g.CFGZeroStar, free, 2.0),
+        Kind(OTHER, "gradient-free", lambda s: g.GradientFree(classifier, s), (2.0, 4.0, 8.0, 16.0), 2 + gradient / 2),
+        Kind(OTHER, "perturbed attention", g.PerturbedAttention, free, 2.0),
+        Kind(OTHER, "autoguidance", lambda s: g.Autoguidance(bad, s), free, 2.0),
+        Kind(OTHER, "classifier + classifier-free 1.5", lambda s: g.ClassifierFree(1.5) + g.Classifier(classifier, s),
              (0.5, 1.0, 2.0, 4.0), 2 + gradient),
     ]  # fmt: skip
 
@@ -180,37 +186,54 @@ def f1(f: Figures) -> float:
     return 2 * f.precision * f.recall / max(1e-12, f.precision + f.recall)
 
 
-def plot(rows: dict[Cell, Figures], real: Figures, path) -> None:
-    """Precision against recall, and the distance against accuracy and against the scale: a curve for each kind."""
+def plot(rows: dict[Cell, Figures], real: Figures, path: Path) -> None:
+    """A column for each family, its kinds in colour before all the others; a row for each view of the trade."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(17, 5.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels: list[tuple[str, str, str, str]] = [
+    views = [
         ("recall", "precision", "diversity: recall", "fidelity: precision"),
-        ("scale", "distance", "guidance scale", "distance to the test set (KID x 1000)"),
-        ("accuracy", "distance", "wanted garment", "distance to the test set (KID x 1000)"),
+        ("accuracy", "distance", "wanted garment", "distance (KID x 1000)"),
+        ("scale", "distance", "guidance scale", "distance (KID x 1000)"),
     ]
-    for i, (x, y, x_title, y_title) in enumerate(panels):
-        axes = figure.add_subplot(1, len(panels), i + 1)
-        for number, kind in enumerate(dict.fromkeys(cell.kind.name for cell in rows)):
-            line = [(cell.scale if x == "scale" else getattr(f, x), getattr(f, y))
-                    for cell, f in rows.items() if cell.kind.name == kind]  # fmt: skip
-            style = "-" if number < 10 else "--"
-            axes.plot(*zip(*line), style, marker="o", markersize=4, color=f"C{number % 10}", label=kind)
-        if x != "scale":
-            axes.plot(getattr(real, x), getattr(real, y), "k*", markersize=12, label="real images")
-        axes.set(xlabel=x_title, ylabel=y_title)
-        if y == "distance":
-            axes.set_yscale("symlog", linthresh=10)
-        if x == "scale":
-            axes.set_xscale("log", base=2)
-        axes.grid(alpha=0.3)
-        if i == 0:
-            axes.legend(fontsize=7)
+    kinds = list(dict.fromkeys(cell.kind for cell in rows))
+    families = list(dict.fromkeys(kind.family for kind in kinds if kind.family)) or [""]
+    figure = Figure(figsize=(5.2 * len(families), 13), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(len(views), len(families), sharex="row", sharey="row", squeeze=False)
+    for (x, y, x_title, y_title), line_of_panels in zip(views, panels):
+        for family, axes in zip(families, line_of_panels):
+            colours = itertools.cycle(f"C{i}" for i in range(10))
+            for kind in sorted(kinds, key=lambda kind: kind.family == family):  # those in colour lie above
+                of_kind = [(cell.scale if x == "scale" else getattr(f, x), getattr(f, y))
+                           for cell, f in rows.items() if cell.kind == kind]  # fmt: skip
+                if not kind.family:
+                    if x != "scale":
+                        axes.plot(*zip(*of_kind), "kD", markersize=7, label=kind.name, zorder=5)
+                elif kind.family == family:
+                    axes.plot(*zip(*of_kind), "-o", markersize=5, color=next(colours), label=kind.name)
+                else:
+                    axes.plot(*zip(*of_kind), "-", color="0.87", zorder=0)
+            if x != "scale":
+                axes.plot(getattr(real, x), getattr(real, y), "k*", markersize=12, label="real images", zorder=5)
+            axes.set(xlabel=x_title)
+            axes.grid(alpha=0.3)
+            if y == "distance":
+                axes.set_yscale("symlog", linthresh=10)
+                axes.set_yticks([0, 5, 10, 20, 50], ["0", "5", "10", "20", "50"])
+                axes.minorticks_off()
+            if x == "accuracy":
+                axes.set_xlim(0.8, 1.01)  # what is worse than that is in the table
+            if x == "scale":
+                axes.set_xscale("log", base=2)
+                axes.xaxis.set_major_formatter("{x:g}")
+            if axes is line_of_panels[0]:
+                axes.set_ylabel(y_title)
+    for family, axes in zip(families, panels[0]):
+        axes.set_title(family)
+        axes.legend(fontsize=8, loc="lower left")
     with atomic(path) as temporary:
-        figure.savefig(temporary, dpi=100)
+        figure.savefig(temporary, dpi=90)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
