@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     model, classifier = admg.load("fashion-mnist"), admg.load_classifier("fashion-mnist")
     boot, sneaker, coat = (model.labels.number(name) for name in ("ankle boot", "sneaker", "coat"))
     free, late = ClassifierFree(2.0), Interval(Classifier(classifier, 8.0), 0.3, 2.0)
-    left = Interval(Loss(bright_left), high=3.0)  # nearer to pure noise, the prediction of x_0 says nothing yet
+    left = Interval(Loss(bright_left), high=3.0)  # from pure noise on, so strong a loss leaves no garment, but its half
     rows: dict[str, tuple[int | None, Guide]] = {  # what the model is told, and the guide
         "sneaker": (None, Classifier(classifier, labels={sneaker: 8.0})),
         "ankle boot": (None, Classifier(classifier, labels={boot: 8.0})),

@@ -12,12 +12,11 @@ import torch
 from common import garments, options
 
 import admg
-from admg.guidance import Interval, LinearInverse, Mask
+from admg.guidance import LinearInverse, Mask
 from admg.pictures import save_png, sheet
 from admg.sampling import to_uint8
 
 LABELS = ("coat", "ankle boot", "dress", "bag", "shirt", "sandal")
-HIGH = 3.0  # nearer to pure noise, the prediction of x_0 is too rough to be compared with anything
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -28,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     known[8:24, 14:30] = False
 
     mask, length = Mask(known), min(5, len(model.respace(args.steps).diffusion) - 1)
-    inverse = Interval(LinearInverse(mask, mask(images), noise_std=0.05, prior_std=0.5), high=HIGH)
+    inverse = LinearInverse(mask, mask(images), noise_std=0.05, prior_std=0.5)
     guided = [admg.sample(model, labels, guide=inverse, steps=args.steps, seed=seed) for seed in (0, 1)]
     repaint = admg.samplers.repaint(images, known, jump_length=length, resamplings=4)
     painted = [admg.sample(model, labels, sampler=repaint, steps=args.steps, seed=seed) for seed in (0, 1)]

@@ -14,13 +14,12 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 import admg
-from admg.guidance import DPS, Blur, Downsample, Guide, Interval, LinearInverse
+from admg.guidance import DPS, Blur, Downsample, Guide, LinearInverse
 from admg.pictures import save_png, sheet
 from admg.sampling import to_uint8
 
 LABELS = ("pullover", "sneaker", "dress", "bag", "t-shirt/top", "ankle boot")
 NOISE = 0.05  # deviation of the measurement's noise; pixels are in [-1, 1]
-HIGH = 3.0  # nearer to pure noise, the prediction of x_0 is too rough to be compared with anything
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -34,8 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return y + NOISE * torch.randn(y.shape, generator=random)
 
     def restored(guide: Guide, sampler: str) -> list:
-        limited = Interval(guide, high=HIGH)
-        return [admg.sample(model, labels, y=None, guide=limited, sampler=sampler, steps=args.steps, seed=seed).images
+        return [admg.sample(model, labels, y=None, guide=guide, sampler=sampler, steps=args.steps, seed=seed).images
                 for seed in (0, 1)]  # fmt: skip
 
     small, blurred = measured(Downsample(4)), measured(Blur.gaussian(1.5))

@@ -13,7 +13,18 @@ from torch import Tensor
 from ..diffusion import Images
 from .base import Guidance, State
 from .divergence import Divergence
-from .gradient import At, Scale, check_at, check_scale, finite, gradient, gradient_at, per_image_norm, scale_at
+from .gradient import (
+    At,
+    Scale,
+    bounded,
+    check_at,
+    check_scale,
+    finite,
+    gradient,
+    gradient_at,
+    per_image_norm,
+    scale_at,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +35,8 @@ class Classifier(Guidance):
     scale: s; 1 samples from p(x)·p(y | x), larger is surer of the label and less diverse, 0 costs nothing; or a
         function of the noise level State.sigma
     at: "x0": the classifier knows clean images alone, and is called as classifier(x0) at the predicted x_0, not
-        clipped; the gradient goes through the network as well (Bansal et al. 2023, "Universal guidance")
+        clipped; the gradient goes through the network as well (Bansal et al. 2023, "Universal guidance"), and is
+        kept within what an exact one can be, unless the sampler has clip=False (gradient.bounded)
     labels: in place of the y given to the sampler, the weights w of the sum Σ_k w_k log p(y_k | x): {label: weight},
         or a tensor (K,), or (N, K) for each image of the batch; a label of negative weight is avoided
     temperature: the logits are divided by it; above 1 mends an overconfident classifier; or a function of State.sigma.
@@ -76,7 +88,7 @@ class Classifier(Guidance):
             g = g / per_image_norm(g).clamp(min=1e-12)
         if self.max_norm < math.inf:
             g = g * (self.max_norm / per_image_norm(g).clamp(min=1e-12)).clamp(max=1)
-        return scale * g
+        return bounded(scale * g, state) if self.at == "x0" else scale * g
 
     def wanted(self, logits: Float[Tensor, "n k"], y: Tensor | None) -> Float[Tensor, " n"]:
         """The log-probability to follow, of each image, from logits at their temperature and the sampler's labels."""

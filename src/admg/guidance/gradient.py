@@ -51,6 +51,19 @@ def _derivative(value: Float[Tensor, " n"], x: Images, what: str) -> Float[Tenso
     return torch.autograd.grad(value.sum(), x)[0].float()
 
 
+def bounded(score: Images, state: State) -> Images:
+    """The score of a function of x_0, each entry kept within ±2 sqrt(ᾱ)/(1 - ᾱ) where x0 is clipped to [-1, 1].
+
+    No exact one is beyond: ∇_x log E[f(x_0) | x_t] = sqrt(ᾱ)/(1 - ᾱ) (E_f[x_0 | x_t] - E[x_0 | x_t]) for any f >= 0, by
+    Tweedie's formula, where E_f is weighted by f, and two means of images in [-1, 1] are at most 2 apart. Through a
+    network's x0-hat it is far beyond near pure noise, where errors of eps count 1/sqrt(ᾱ) times.
+    """
+    if not state.clip:  # then x_0 has no known range
+        return score
+    most = 2 * state.diffusion.at("sqrt_alpha_bar", state.index) / (1 - state.diffusion.at("alpha_bar", state.index))
+    return score.clamp(-most, most)
+
+
 def scale_at(scale: Scale, sigma: float) -> float:
     """The scale at this noise level. ValueError: it is not finite."""
     return finite(scale(sigma) if callable(scale) else scale, f"the guidance scale at noise level {sigma:.3g}")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..diffusion import Images
 from .base import Guidance, State
-from .gradient import gradient
+from .gradient import bounded, gradient
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,9 +25,9 @@ class LinearInverse(Guidance):
         2 sqrt(k) D(sqrt(k)) y with k = v/(2 σ_y²) and Dawson's function D, and the deviation is sqrt(v) e^-k. 1 is
         ΠGDM's choice (Song et al. 2023); with the data's own it is exact on Gaussian data.
     operator: A, of images (N, C, H, W); measurement: y, of the shape of A(x), or of one image for all
-    A small σ_y makes the equation stiff: it then needs more steps, all the more with prior_std=0. Near pure noise a
-    network's x0-hat can be so far off that samples diverge, as at the cosine schedule's end: Interval(guide, high=3.0)
-    leaves these steps to the model.
+    A small σ_y makes the equation stiff: it then needs more steps, all the more with prior_std=0. Unless the sampler
+    has clip=False, no entry of the score exceeds what an exact one can be (gradient.bounded): near pure noise, a
+    network's x0-hat is too rough for more.
     ValueError: a σ_y not above 0; a prior_std with an operator of no g; a measurement of another shape.
     """
 
@@ -46,9 +46,10 @@ class LinearInverse(Guidance):
 
     def __call__(self, state: State) -> Tensor:
         variance = self.variance(state.sigma)
-        return gradient(
+        score = gradient(
             lambda x0: -residual(self.operator, self.measurement, x0).square().sum(1) / (2 * variance), state, "x0"
         )
+        return bounded(score, state)
 
     def variance(self, sigma: float) -> float:
         """Of each entry of y given x_t, at this noise level: σ_y² + g r_t²."""
@@ -63,7 +64,8 @@ class DPS(Guidance):
     """Diffusion posterior sampling (Chung et al. 2023, Algorithm 1): x_{t-1} moves by -ζ ∇_x ||y - A(x0-hat(x_t))||.
 
     It needs no noise level, and A may be nonlinear. As a score, -(ζ/β_t) ∇||·||: in ddpm, which moves the mean by Σ·g,
-    that is the paper's step where Σ = β_t (fixed_large); other samplers follow the same score.
+    that is the paper's step where Σ = β_t (fixed_large); other samplers follow the same score. It is bounded as in
+    LinearInverse.
 
     scale: ζ, as the authors' code has it; the paper's ζ' of ζ_i = ζ'/||·|| times ∇||·||² is half of it
     operator, measurement: as in LinearInverse
@@ -82,7 +84,7 @@ class DPS(Guidance):
         if self.scale == 0:
             return None
         g = gradient(lambda x0: norm(residual(self.operator, self.measurement, x0)), state, "x0")
-        return -self.scale / state.diffusion.schedule.betas[state.index].item() * g
+        return bounded(-self.scale / state.diffusion.schedule.betas[state.index].item() * g, state)
 
 
 def residual(operator: Callable[[Images], Tensor], measurement: Tensor, x0: Images) -> Tensor:

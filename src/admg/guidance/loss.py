@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..diffusion import Images
 from .base import Guidance, State
-from .gradient import At, Scale, check_at, check_scale, gradient, scale_at
+from .gradient import At, Scale, bounded, check_at, check_scale, gradient, scale_at
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,8 @@ class Loss(Guidance):
     """-s ∇_x E(x0-hat(x_t)), or -s ∇_x E(x_t): samples tend to p(x) exp(-s E(x)).
 
     With at="x" that holds if E is the energy of x_t, -log E[exp(-E(x_0)) | x_t]; with at="x0" it is an approximation,
-    which takes the predicted x_0 for x_0.
+    which takes the predicted x_0 for x_0; unless the sampler has clip=False, no entry of it exceeds what an exact score
+    can be (gradient.bounded), so that it does not diverge near pure noise.
 
     energy: images (N, C, H, W) -> (N,), low where the image is as wanted. At x0 the images are the network's own
         prediction, in about [-1, 1], not clipped
@@ -36,4 +37,7 @@ class Loss(Guidance):
 
     def __call__(self, state: State) -> Tensor | None:
         scale = scale_at(self.scale, state.sigma)
-        return None if scale == 0 else -scale * gradient(self.energy, state, self.at, "the energy")
+        if scale == 0:
+            return None
+        score = -scale * gradient(self.energy, state, self.at, "the energy")
+        return bounded(score, state) if self.at == "x0" else score

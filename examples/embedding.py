@@ -1,0 +1,50 @@
+"""Guidance through an embedding network, as CLIP guidance is: samples whose embedding is like a target picture's. The
+network is the classifier without its last layers, at no noise; the model is told no label. Top: the targets; then
+noises without guidance, and the same noises towards the target above them.
+
+    python examples/embedding.py --out out
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from common import garments, options
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
+
+import admg
+from admg.guidance import EmbeddingDistance, Loss
+from admg.pictures import save_png, sheet
+from admg.sampling import to_uint8
+
+TARGETS = ("sneaker", "bag", "trouser", "t-shirt/top", "sandal", "dress")
+SCALE = 800.0
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = options(__doc__, argv, steps="25", num=len(TARGETS), help="columns, at most 6")
+    model, network = admg.load("fashion-mnist"), admg.load_classifier("fashion-mnist").network
+    targets = TARGETS[: args.num]
+
+    def embed(images: Tensor) -> Tensor:
+        """(N, 1, H, W) -> (N, 512), means over quarters. A CLIP model's encode_image goes here."""
+        return adaptive_avg_pool2d(network.encode(images, network.embed(torch.zeros(1)))[-1], 2).flatten(1)
+
+    pictures = garments(model, targets, first=3)
+    with torch.no_grad():
+        target = embed(pictures)  # or CLIP's encode_text
+    guide = Loss(EmbeddingDistance(embed, target), SCALE)
+
+    rows, titles = [to_uint8(pictures)], ["target"]
+    for seed in (0, 1):
+        for title, g in (("unguided", None), ("guided", guide)):
+            rows.append(admg.sample(model, [None] * len(targets), guide=g, steps=args.steps, seed=seed).images)
+            titles.append(title)
+    picture = sheet(rows, row_titles=titles, column_titles=targets, cell=96)
+    save_png(picture, args.out / "embedding.png")
+
+
+if __name__ == "__main__":
+    main()

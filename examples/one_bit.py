@@ -1,0 +1,47 @@
+"""From one bit a pixel back to grey: colourisation's kin for a model of grey images. Dither noise of known deviation is
+added to a garment, and only the sign of each pixel is kept; its log-likelihood is an energy, and its scale is 1.
+
+    python examples/one_bit.py --out out
+
+On a model of colour images, guide=LinearInverse(Grey(), grey, noise_std=0.02, prior_std=0.5) colours grey ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from common import garments, options
+from torch import Tensor
+
+import admg
+from admg.guidance import Loss
+from admg.pictures import save_png, sheet
+from admg.sampling import to_uint8
+
+LABELS = ("pullover", "sneaker", "dress", "bag", "ankle boot")
+NOISE = 0.5  # deviation of the dither; pixels are in [-1, 1]
+SEEDS = (0, 1, 2, 3)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = options(__doc__, argv, steps="50", num=4, help="rows, at most 5")
+    model, labels = admg.load("fashion-mnist"), LABELS[: args.num]
+    images = garments(model, labels, first=3)
+    bits = torch.sign(images + NOISE * torch.randn(images.shape, generator=torch.Generator().manual_seed(0)))
+
+    def surprise(x0: Tensor) -> Tensor:
+        """-log p(bits | x0): a bit is +1 with the probability Φ(x0 / NOISE)."""
+        return -torch.special.log_ndtr(bits * x0 / NOISE).flatten(1).sum(1)
+
+    samples = [admg.sample(model, labels, y=None, guide=Loss(surprise), steps=args.steps, seed=seed) for seed in SEEDS]
+
+    mean = torch.stack([s.x for s in samples]).mean(0)
+    columns = [to_uint8(images), to_uint8(bits), *(s.images for s in samples), to_uint8(mean)]
+    titles = ["image", "one bit", "restored", *["again"] * (len(SEEDS) - 1), "their mean"]
+    picture = sheet(list(zip(*columns)), row_titles=labels, column_titles=titles, cell=96)
+    save_png(picture, args.out / "one_bit.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""A reference image (ILVR): samples take its means over blocks of 4x4, 8x8 or 16x16 pixels and find the rest; the
+larger the blocks, the less of the garment is kept. At low noise the model finishes alone, which leaves no seams. It is
+told the label, in the last rows another than the garment's.
+
+    python examples/reference.py --out out
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from common import garments, options
+
+import admg
+from admg.guidance import ILVR, Interval
+from admg.pictures import save_png, sheet
+from admg.sampling import to_uint8
+
+PAIRS = (("bag", "bag"), ("sneaker", "sneaker"), ("coat", "coat"), ("pullover", "dress"), ("ankle boot", "sandal"))
+FACTORS = (4, 8, 16)
+LOW = 0.5  # of the noise, where the reference is left
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = options(__doc__, argv, steps="25", num=len(PAIRS), help="rows, at most 5")
+    model, pairs = admg.load("fashion-mnist"), PAIRS[: args.num]
+    images, labels = garments(model, [a for a, _ in pairs], first=1), [b for _, b in pairs]
+
+    columns, titles = [to_uint8(images)], ["reference"]
+    for factor in FACTORS:
+        reference = ILVR(images, factor)
+        guide = Interval(reference, low=LOW)
+        columns.append(to_uint8(reference.low(images)))
+        columns += [admg.sample(model, labels, guide=guide, steps=args.steps, seed=seed).images for seed in (0, 1)]
+        titles += [f"{factor}x{factor}", "sample", "again"]
+
+    rows = [a if a == b else f"{a}, told {b}" for a, b in pairs]
+    picture = sheet(list(zip(*columns)), row_titles=rows, column_titles=titles, cell=96)
+    save_png(picture, args.out / "reference.png")
+
+
+if __name__ == "__main__":
+    main()
