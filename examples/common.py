@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,12 +17,17 @@ from admg.files import check_output_folder
 DATA = ("data/fashion-mnist", "/usr/share/datasets/fashion-mnist")  # the latter is Debian's dataset-fashion-mnist
 
 
-def options(text: str | None, argv: Sequence[str] | None, *, steps: str, num: int, help: str) -> argparse.Namespace:
-    """--out, --steps and --num of an example; the folder is there afterwards."""
+def options(
+    text: str | None, argv: Sequence[str] | None, *, steps: str, num: int, help: str, **own: tuple[Any, str]
+) -> argparse.Namespace:
+    """--out, --steps and --num of an example, and its own (default, help); the folder is there afterwards."""
     parser = argparse.ArgumentParser(description=text)
     parser.add_argument("--out", type=Path, default=Path("examples-out"), help="(default: examples-out)")
     parser.add_argument("--steps", default=steps, help=f"of sampling (default: {steps})")
     parser.add_argument("--num", type=int, default=num, metavar="N", help=f"{help} (default: {num})")
+    for name, (default, what) in own.items():
+        flag, kind = f"--{name.replace('_', '-')}", type(default)
+        parser.add_argument(flag, type=kind, default=default, help=f"{what} (default: {default})")
     args = parser.parse_args(argv)
     check_output_folder(args.out)
     return args

@@ -3,7 +3,7 @@ added to a garment, and only the sign of each pixel is kept; its log-likelihood 
 
     python examples/one_bit.py --out out
 
-On a model of colour images, guide=LinearInverse(Grey(), grey, noise_std=0.02, prior_std=0.5) colours grey ones.
+On a model of colour images, LinearInverse(Grey(), grey, ...) colours grey ones: see colourisation.py.
 """
 
 from __future__ import annotations

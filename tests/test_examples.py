@@ -15,6 +15,7 @@ import admg
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 NAMES = [path.stem for path in sorted(EXAMPLES.glob("*.py")) if "def main(argv" in path.read_text(encoding="utf-8")]
+EXTRA = {"colourisation": ["--train-steps", "2", "--model"]}  # and a folder
 GUIDE = f"{EXAMPLES / 'my_guide.py'}:symmetric"
 
 
@@ -31,8 +32,10 @@ def examples(monkeypatch):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_example_writes_one_picture(examples, tmp_path, name):
-    assert examples(name).main(["--out", str(tmp_path), "--steps", "2", "--num", "2"]) in (None, 0)
-    (picture,) = tmp_path.iterdir()
+    out, model = tmp_path / "out", str(tmp_path / "model")
+    extra = [*EXTRA[name], model] if name in EXTRA else []
+    assert examples(name).main(["--out", str(out), "--steps", "2", "--num", "2", *extra]) in (None, 0)
+    (picture,) = out.iterdir()
     assert picture.name == f"{name}.png"
     with Image.open(picture) as image:
         pixels = np.asarray(image.convert("L"))

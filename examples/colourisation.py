@@ -1,0 +1,75 @@
+"""The colours of a photograph from its greys, an inverse problem y = A(x) + noise: a small model, trained on the left
+third alone, colours the rest. From left: what is measured, colours from three noises, their mean, and the true ones.
+
+    python examples/colourisation.py --out out        (the training takes about 4 minutes, once)
+
+The photograph is danielbuechele's "china.jpg" of scikit-learn (CC BY 2.0, flickr.com/photos/danielbuechele).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import options
+from numpy.lib.stride_tricks import sliding_window_view
+from PIL import Image
+from sklearn.datasets import load_sample_image
+from tqdm.auto import tqdm
+
+import admg
+from admg.data import Dataset
+from admg.guidance import Grey, LinearInverse
+from admg.nn import UNet, UNetConfig
+from admg.pictures import save_png, sheet
+from admg.sampling import to_uint8
+from admg.training import LearnDiffusion, TrainConfig, train
+
+SIZE, CUT = (96, 64), 32  # pixels of the photograph, and of its width those trained on: to the pagoda's middle
+PATCH = 32
+NOISE = 0.02  # deviation of the measurement's noise; pixels are in [-1, 1]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = options(__doc__, argv, steps="25", num=3, help="noises",
+                   model=(Path("runs/colourisation"), "folder that it is trained in, once"),
+                   train_steps=(1000, "of training"))  # fmt: skip
+    photograph = Image.fromarray(load_sample_image("china.jpg")).resize(SIZE, Image.Resampling.BOX)
+    left, right = np.split(np.asarray(photograph), [CUT], axis=1)
+    model = trained(left, args.model, args.train_steps)
+
+    truth = torch.tensor(right).permute(2, 0, 1)[None] / 127.5 - 1
+    grey = Grey()(truth)
+    grey += NOISE * torch.randn(grey.shape, generator=torch.Generator().manual_seed(0))
+    guide = LinearInverse(Grey(), grey, NOISE, prior_std=0.5)
+    x_T = torch.randn((args.num, *truth.shape[1:]), generator=torch.Generator().manual_seed(0))
+    coloured = admg.sample(model, [None] * args.num, guide=guide, sampler="dpmpp_2m", steps=args.steps, x_T=x_T).x
+
+    row = torch.cat([grey.expand_as(truth), coloured, coloured.mean(0, keepdim=True), truth])
+    titles = ["grey", "coloured", *["again"] * (args.num - 1), "their mean", "true colours"]
+    picture = sheet([to_uint8(row)], column_titles=titles, title="Photograph: danielbuechele, CC BY 2.0", cell=192)
+    save_png(picture, args.out / "colourisation.png")
+
+
+def trained(image: np.ndarray, folder: Path, steps: int) -> admg.Model:
+    """A model of patches of the image (H, W, 3), which are turned left to right and zoomed at random."""
+    patches = sliding_window_view(image, (PATCH, PATCH), (0, 1)).reshape(-1, 3, PATCH, PATCH)
+    dataset = Dataset(patches.transpose(0, 2, 3, 1), PATCH, channels=3, crop="random", flip=True)
+
+    torch.manual_seed(0)
+    process = admg.DiffusionConfig(noise_schedule="cosine", predict="v", variance="fixed_small")
+    network = UNet(UNetConfig(image_size=PATCH, channels=32, channel_mult=(1, 2, 2), num_res_blocks=1,
+                              attention_resolutions=(), head_channels=32, learn_variance=False,
+                              resblock_updown=False))  # fmt: skip
+    model = admg.Model(network, process.build(), (3, PATCH, PATCH), admg.Labels(0), process)
+    config = TrainConfig(steps=steps, batch_size=8, lr=1.5e-3, warmup=30, ema=0.995, checkpoint_every=200)
+    task = LearnDiffusion(model, objective="simple")
+    for _ in tqdm(train(task, dataset, folder, config, {}), desc="training", total=steps):
+        pass
+    return admg.Model.load(folder / "model")
+
+
+if __name__ == "__main__":
+    main()
