@@ -17,6 +17,7 @@ from admg import editing, samplers
 from admg.cli import beginnings
 from admg.cli.edit import beside
 from admg.cli.interpolate import strips
+from admg.nn.packing import packed
 from admg.sampling import SeededNoise, to_uint8
 
 
@@ -66,8 +67,9 @@ def test_an_edit_of_strength_1_is_sample_from_the_highest_level(tiny_model):
     noise, model = SeededNoise(2, range(3)), tiny_model.respace(4)
     alpha_bar = model.diffusion.schedule.alphas_cumprod[-1].item()
     x = math.sqrt(alpha_bar) * images + math.sqrt(1 - alpha_bar) * noise.draw((1, 8, 8))
-    for step in samplers.ddpm(model, x, y=torch.tensor(labels), noise_sampler=noise):
-        x = step.x
+    with packed(model.network):  # as sample() does: at the highest level a rounding error grows a hundredfold
+        for step in samplers.ddpm(model, x, y=torch.tensor(labels), noise_sampler=noise):
+            x = step.x
     assert (edited.x - x).abs().max() < 1e-5
     assert edited.labels.tolist() == labels and edited.label_names == ("one", "zero", "Ankle boot")
 

@@ -15,7 +15,7 @@ from admg.model import Classifier, DiffusionConfig, Labels, Model
 from admg.nn import UNet, UNetConfig
 from admg.sampling import sample
 from admg.training import LearnDiffusion, TrainConfig, train
-from admg.training.loop import _ema
+from admg.training.average import Average
 
 NETWORK = ["--image-size", 8, "--channels", 32, "--channel-mult", "1,2", "--num-res-blocks", 1,
            "--attention-resolutions", 4, "--head-channels", 32]  # fmt: skip
@@ -100,36 +100,25 @@ def test_another_seed_is_another_run(tiny_run, tmp_path):
 
 
 def test_ema_is_the_weighted_sum_of_all_weights():
-    """Against the recursion by hand, with the decay that rises as (1 + n) / (10 + n)."""
-    update, average, expected = _ema(0.9), [torch.zeros(2)], 0.0
-    for n in range(1, 200):
-        update(average, [torch.full((2,), float(n))], n)
-        decay = min(0.9, (1 + n) / (10 + n))
-        expected = decay * expected + (1 - decay) * n
-    assert average[0].tolist() == pytest.approx([expected] * 2, rel=1e-5)
+    """Against the recursion by hand, with the decay that rises as (1 + n) / (10 + n); the first update copies."""
+    network = torch.nn.Linear(2, 1, bias=False)
+    average, expected = Average(network, 0.9), 100.0
+    for n in range(200):
+        torch.nn.init.constant_(network.weight, 100.0 - n)
+        average.update(network)
+        if n:
+            decay = min(0.9, (1 + n) / (10 + n))
+            expected = decay * expected + (1 - decay) * (100.0 - n)
+    assert average.network.weight.tolist() == [pytest.approx([expected] * 2, rel=1e-5)]
+    assert network.weight.requires_grad and not average.network.weight.requires_grad
 
 
 def test_labels_are_dropped_at_the_asked_rate(tiny_model):
-    seen = []
-
-    class Spy(torch.nn.Module):
-        config = tiny_model.network.config
-
-        def forward(self, x, timesteps, y=None):
-            seen.append(y)
-            return torch.cat([x, x], dim=1) * self.weight
-
-        def __init__(self):
-            super().__init__()
-            self.weight = torch.nn.Parameter(torch.ones(()))
-
-    model = Model(Spy(), tiny_model.diffusion, (1, 8, 8), tiny_model.labels)
     x, y = torch.zeros(4000, 1, 8, 8), torch.full((4000,), 3)
     for share in (0.0, 0.4, 1.0):
-        LearnDiffusion(model, label_dropout=share).loss(x, y, torch.Generator().manual_seed(0))
-        kept = (seen[-1] == 3).float().mean().item()
-        assert ((seen[-1] == 3) | (seen[-1] == -1)).all()
-        assert kept == pytest.approx(1 - share, abs=0.03)
+        told = LearnDiffusion(tiny_model, label_dropout=share).draw(x, y, torch.Generator().manual_seed(0))[1]
+        assert ((told == 3) | (told == -1)).all()
+        assert (told == 3).float().mean().item() == pytest.approx(1 - share, abs=0.03)
 
 
 def test_warmup_and_validation_by_noise_level(digits, tmp_path):

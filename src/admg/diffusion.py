@@ -172,8 +172,13 @@ class Diffusion:
 
     def timestep(self, t: Index, device: torch.device | str | None = None) -> Tensor:
         """What the network is told at step t: (1,) for an int, (N,) for a tensor."""
-        timesteps = self.schedule.timesteps.to(torch.float32 if self.schedule.timesteps.is_floating_point() else None)
-        return (timesteps[t : t + 1] if isinstance(t, int) else timesteps[t.cpu()]).to(device)
+        device = torch.device(device or "cpu")
+        table = self._tables.get(("timesteps", device))
+        if table is None:
+            steps = self.schedule.timesteps
+            steps = steps.float() if steps.is_floating_point() else steps
+            table = self._tables["timesteps", device] = steps.to(device)
+        return table[t : t + 1] if isinstance(t, int) else table[t.to(device)]
 
     @cached_property
     def _floats(self) -> dict[str, list[float]]:

@@ -11,12 +11,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .compiling import Compile
 from .diffusion import Diffusion, Images
 from .guidance import Guide
+from .memory import in_batches
 from .model import Model
 from .precision import Precision, autocast
 from .samplers import Sampler, Step, ddim_inversion
-from .sampling import Samples, SeededNoise, find_sampler, resolve_labels, sample
+from .sampling import Samples, SeededNoise, batch_that_fits, find_sampler, resolve_labels, sample
 
 LabelsAsked = Sequence[int | str | None] | Tensor
 Start = Callable[[Model, Images, bool], Images]
@@ -39,6 +41,7 @@ def edit(
     y: Tensor | str | None = "labels",
     first: int = 0,
     precision: Precision = "fp32",
+    compile: Compile = "auto",
     progress: bool = True,
 ) -> Samples:
     """Images changed towards labels: noised to a level, and sampled from there (SDEdit, Meng et al. 2022).
@@ -59,17 +62,17 @@ def edit(
     if from_labels is not None and not invert:
         raise ValueError("from_labels is for invert=True: noising an image asks for no label")
     source = None if from_labels is None else told_labels(model, from_labels, count)
-    model, size, done = lowest(model.respace(steps), strength), batch_size or 64, []
-    for i in range(0, max(1, count), max(1, size)):  # with no labels once, so that sample() refuses them
-        chosen = slice(i, i + max(1, size))
-        start = (
-            encoded(images[chosen], None if source is None else source[chosen]) if invert else noised(images[chosen])
-        )
-        options: dict[str, Any] = {"seed": seed, "batch_size": size, "y": y, "first": first + i}
-        whole = begun(find_sampler(sampler), start)
-        done.append(sample(model, labels[chosen], guide=guide, sampler=whole, steps=len(model.diffusion),
-                           precision=precision, progress=progress, **options))  # fmt: skip
-    return joined(done)
+    model = lowest(model.respace(steps), strength)
+    size = batch_that_fits(model, guide) if batch_size is None else batch_size
+
+    def make(batch: slice) -> Samples:
+        start = encoded(images[batch], None if source is None else source[batch]) if invert else noised(images[batch])
+        options: dict[str, Any] = {"y": y, "precision": precision, "compile": compile, "progress": progress}
+        return sample(model, labels[batch], guide=guide, sampler=begun(find_sampler(sampler), start), seed=seed,
+                      steps=len(model.diffusion), batch_size=size, first=first + batch.start, **options)  # fmt: skip
+
+    # with no labels once, so that sample() refuses them
+    return joined(list(in_batches(make, max(1, count), max(1, size))))
 
 
 def encode(

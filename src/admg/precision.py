@@ -9,7 +9,9 @@ from typing import Literal, get_args
 
 import torch
 
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Resolved = Literal["fp32", "bf16", "fp16"]
+DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @cache
@@ -33,17 +35,24 @@ def _matmul_seconds(dtype: torch.dtype) -> float:
     return min(timings[1:])
 
 
-def resolve(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
-    """`auto` as the fastest native format. ValueError: an unknown precision."""
+def resolve(precision: Precision, device: torch.device) -> Resolved:
+    """`auto` as the fastest native format: bf16, else fp16 on a GPU that has its units for it, else fp32.
+
+    ValueError: an unknown precision; fp16 elsewhere than on a GPU, where it is emulated and overflows.
+    """
     if precision not in get_args(Precision):
         raise ValueError(f"unknown precision {precision!r}: {', '.join(get_args(Precision))}")
-    if precision == "auto":
-        return "bf16" if native_bf16(device.type) else "fp32"
-    return precision
+    if precision == "fp16" and device.type != "cuda":
+        raise ValueError(f"precision fp16 is for GPUs; on {device.type} choose auto, fp32 or bf16")
+    if precision != "auto":
+        return precision
+    if native_bf16(device.type):
+        return "bf16"
+    fast_fp16 = device.type == "cuda" and torch.cuda.get_device_capability() >= (7, 0)
+    return "fp16" if fast_fp16 else "fp32"
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager:
     """A context in which matrix products run in this precision."""
-    if resolve(precision, device) == "bf16":
-        return torch.autocast(device.type, torch.bfloat16)
-    return nullcontext()
+    dtype = DTYPES[resolve(precision, device)]
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)

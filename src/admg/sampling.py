@@ -12,13 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import samplers
+from .compiling import Compile, fast
 from .diffusion import Images
 from .guidance import Guide
+from .memory import batch_size as images_that_fit
+from .memory import in_batches
 from .model import Labels, Model
-from .precision import Precision, autocast
+from .precision import Precision
 from .samplers import NoiseSampler, Sampler
 
 SAMPLERS: dict[str, Sampler] = {
@@ -62,6 +65,7 @@ def sample(
     y: Tensor | str | None = "labels",
     first: int = 0,
     precision: Precision = "fp32",
+    compile: Compile = "auto",
     progress: bool = True,
 ) -> Samples:
     """One image for each label.
@@ -73,49 +77,74 @@ def sample(
     steps: any respacing: 25, "ddim25", "10,15,20", "karras25", see NoiseSchedule.respace
     seed: image i of a seed is the same whatever the batch size, and however many processes share the work
     first: the number of the first image, for a process that makes images first .. first + N - 1 of a larger set
-    batch_size: images at a time; None: up to 64
+    batch_size: images at a time; None: as many as fit in memory, up to 64, and half as many from where it runs out
     x_T: the noise to start from (N, C, H, W), instead of the seed's; its size may differ from the model's
     low_res: (N, C, h, w) in [-1, 1], what an upsampling model makes larger
     noise_sampler: (x, index) -> noise of a step, instead of the seed's
     y: what a conditional model is told: "labels", or None to let the guide alone steer
-    precision: auto, fp32 or bf16
+    precision: auto, fp32, bf16 or fp16 (on a GPU)
+    compile: auto, on or off, see compiling
     ValueError: an unknown label, sampler or respacing; low_res of a wrong size, missing or not wanted.
     """
     numbers = resolve_labels(model, guide, labels)
     sampler = find_sampler(sampler)
     model = model.respace(steps)
-    size = batch_size or 64
-    if size < 1:
+    if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if x_T is not None and len(x_T) != len(numbers):
         raise ValueError(f"x_T has {len(x_T)} images for {len(numbers)} labels")
-
     check_low_res(model, low_res, len(numbers))
 
     wanted = torch.tensor([-1 if n is None else n for n in numbers], dtype=torch.int64)
-    batches = [slice(i, i + size) for i in range(0, len(numbers), size)]
-    done: list[Tensor] = []
-    with _progress(len(batches) * len(model.diffusion), progress) as bar:
-        for batch in batches:
+    networks, evaluations = networks_of(model, guide), len(numbers) * len(model.diffusion)
+    with (
+        _progress(evaluations, progress) as bar,
+        fast(networks, model.device, evaluations=evaluations, precision=precision, compile=compile),
+    ):
+
+        def make(batch: slice) -> Images:
+            bar.update(batch.start * len(model.diffusion) - bar.n)
             count = len(wanted[batch])
-            noise = SeededNoise(seed, range(first + batch.start, first + batch.start + count))
+            noise = SeededNoise(seed, range(first + batch.start, first + batch.stop))
             x = noise.draw(model.shape) if x_T is None else x_T[batch]
             labelled = bool((wanted[batch] >= 0).any())
             given = {} if low_res is None else {"low_res": low_res[batch].to(model.device)}
-            with autocast(precision, model.device):
-                for step in sampler(
-                    dataclasses.replace(model, given={**model.given, **given}),
-                    x.to(model.device),
-                    y=wanted[batch].to(model.device) if labelled else None,
-                    guide=guide,
-                    noise_sampler=noise_sampler or noise,
-                    drop_label=y is None,
-                ):
-                    x = step.x
-                    bar.update()
-            done.append(x.float().cpu())
+            for step in sampler(
+                dataclasses.replace(model, given={**model.given, **given}),
+                x.to(model.device),
+                y=wanted[batch].to(model.device) if labelled else None,
+                guide=guide,
+                noise_sampler=noise_sampler or noise,
+                drop_label=y is None,
+            ):
+                x = step.x
+                bar.update(count)
+            return x.float().cpu()
+
+        if batch_size is None:
+            done = list(in_batches(make, len(wanted), batch_that_fits(model, guide)))
+        else:
+            done = [make(slice(i, min(i + batch_size, len(wanted)))) for i in range(0, len(wanted), batch_size)]
     names = label_table(model, guide)
     return Samples(torch.cat(done), wanted, tuple("" if n is None else names.name(n) for n in numbers))
+
+
+def networks_of(model: Model, guide: Guide | None) -> list[nn.Module]:
+    """The modules that run at each step: the model's, and those that the guide and its parts hold."""
+    found, waiting = [], [model.network, guide]
+    for part in waiting:
+        if isinstance(part, nn.Module):
+            found.append(part)
+        elif isinstance(part, list | tuple):
+            waiting.extend(part)
+        elif dataclasses.is_dataclass(part) and not isinstance(part, type):
+            waiting.extend(getattr(part, field.name) for field in dataclasses.fields(part))
+    return list(dict.fromkeys(found))
+
+
+def batch_that_fits(model: Model, guide: Guide | None) -> int:
+    """Images at a time, from the free memory of the model's device; at most 64."""
+    return images_that_fit(networks_of(model, guide), model.shape, model.device)
 
 
 class SeededNoise:
@@ -179,7 +208,7 @@ def resolve_labels(model: Model, guide: Guide | None, labels: Sequence[int | str
 def _progress(total: int, show: bool):
     from tqdm.auto import tqdm
 
-    return tqdm(total=total, unit="step", disable=not show, desc="sampling")
+    return tqdm(total=total, unit=" image steps", disable=not show, desc="sampling")
 
 
 def cycle_labels(labels: Sequence[int | str], count: int) -> list[int | str]:

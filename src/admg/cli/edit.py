@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
     stage = Stage(
         out=Path(args.out), name=args.model, model=model, recipe=recipe, guide=guide, names=table,
         labels=[label for _ in names for label in wanted for _ in range(num)],
-        chosen={"each": wanted, "edits": num}, batch_size=args.batch_size,
+        chosen={"each": wanted, "edits": num}, batch_size=args.batch_size, compile=args.compile,
         begin=FromImages(
             images, [i for i in range(len(names)) for _ in range(len(wanted) * num)], strength, args.invert,
             from_labels(args.from_label, model.labels, len(names)),

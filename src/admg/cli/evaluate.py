@@ -6,7 +6,8 @@ import argparse
 import json
 import math
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ..files import atomic, check_output_folder
 from ..metrics.evaluation import METRICS, Figure, Judged, Options, accuracy, chosen_metrics, evaluate, needs_features
 from ..metrics.networks import FeatureNetwork
 from ..metrics.sources import Source
-from .judging import Processes, add_network_arguments, extract, load_judge, load_network, one_size, open_images
+from .judging import Judge, Processes, add_network_arguments, extract, load_judge, load_network, one_size, open_images
 
 FEW = 10_000
 
@@ -60,40 +61,52 @@ def run(args: argparse.Namespace) -> None:
     network = load_network(args, processes)
     chosen, notes = chosen_metrics(metrics, network, samples, reference, labels=args.classifier is not None)
     judge = load_judge(args.classifier, samples, network.device) if "accuracy" in chosen else None
-    ours = judged(samples, network, chosen, args, processes)
-    theirs = judged(reference, network, chosen, args, processes, is_reference=True)
-    if processes.rank:
+    options = Options(args.interval, args.infinite, args.seed)
+    figures = Comparison(reference, network, chosen, options, args, processes)(samples, judge)
+    if figures is None:
         return
-    figures = evaluate(ours, theirs, network, chosen, Options(args.interval, args.infinite, args.seed))
-    if judge:
-        figures.append(accuracy(*judge.right(samples, args.batch_size), judge.name))
-    warn_if_few(samples)
+    if samples.images is not None:
+        warn_if_few(len(samples))
     print(text(figures, samples, reference, notes))
     if args.json:
         write_json(figures, about(args, samples, reference, network), Path(args.json))
         print(args.json)
 
 
-def judged(
-    source: Source,
-    network: FeatureNetwork,
-    metrics: list[str],
-    args: argparse.Namespace,
-    processes: Processes,
-    is_reference: bool = False,
-) -> Judged:
-    """Features, if any of the figures needs them, and stored statistics, if they are of this network."""
-    needed = needs_features(metrics, network, source, is_reference)
-    what = "the reference" if is_reference else "the samples"
-    activations = extract(source, network, args, processes, what) if needed else None
-    return Judged(activations, source.statistics if network.is_inception else None)
+@dataclass(eq=False)
+class Comparison:
+    """With a reference, whose features are computed once; args: of judging.extract."""
+
+    reference: Source
+    network: FeatureNetwork
+    metrics: list[str]
+    options: Options
+    args: argparse.Namespace
+    processes: Processes
+
+    @cached_property
+    def theirs(self) -> Judged:
+        return self.judged(self.reference, "the reference")
+
+    def __call__(self, samples: Source, judge: Judge | None) -> list[Figure] | None:
+        """The figures; None: this is not process 0, which alone has all features."""
+        ours, theirs = self.judged(samples, "the samples"), self.theirs
+        if self.processes.rank:
+            return None
+        figures = evaluate(ours, theirs, self.network, self.metrics, self.options)
+        return figures + ([accuracy(*judge.right(samples, self.args.batch_size), judge.name)] if judge else [])
+
+    def judged(self, source: Source, what: str) -> Judged:
+        """Features, if any of the figures needs them, and stored statistics, if they are of this network."""
+        needed = needs_features(self.metrics, self.network, source, is_reference=source is self.reference)
+        activations = extract(source, self.network, self.args, self.processes, what) if needed else None
+        return Judged(activations, source.statistics if self.network.is_inception else None)
 
 
-def warn_if_few(samples: Source) -> None:
-    if samples.images is not None and len(samples) < FEW:
+def warn_if_few(num: int) -> None:
+    if num < FEW:
         warnings.warn(
-            f"{len(samples):,} samples: a FID of fewer than {FEW:,} is far too high, and compares only with others of"
-            " as many",
+            f"{num:,} samples: a FID of fewer than {FEW:,} is far too high, and compares only with others of as many",
             stacklevel=1,
         )
 

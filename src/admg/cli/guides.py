@@ -87,14 +87,15 @@ class Guidance:
         return ", ".join(parts + ([f"noise {self.interval[0]:g} to {self.interval[1]:g}"] if self.interval else []))
 
 
-def add_guides(parser: argparse.ArgumentParser, default: str) -> None:
-    """The options of Guidance. default: of the scale, for help"""
+def add_guides(parser: argparse.ArgumentParser, default: str, lists: bool = False) -> None:
+    """The options of Guidance. default: of the scale, for help; lists: the scales are lists, as text"""
     group = parser.add_argument_group("guidance")
     add = group.add_argument
     add("--classifier", metavar="NAME", help="guides the sampling; a name or a folder (default: the model's own)")
-    add("--scale", type=float, metavar="S", help=f"of the classifier's guidance; 0: none (default: {default})")
+    scale: dict[str, Any] = {"type": str, "metavar": "A,B,..."} if lists else {"type": float, "metavar": "S"}
+    add("--scale", **scale, help=f"of the classifier's guidance; 0: none (default: {default})")
     text = "classifier-free guidance of this scale: 1 is the conditional model; in place of the classifier's, unless "
-    add("--cfg", type=float, metavar="W", help=f"{text}--scale is given too")
+    add("--cfg", **(scale if lists else scale | {"metavar": "W"}), help=f"{text}--scale is given too")
     text = "another kind, in its place likewise: one of " + ", ".join(built_in()) + ", with options such as "
     text += (
         "apg:4,eta=0.5; or path/to/file.py:name, a function of a guidance.State or a Guidance of your own, added to "

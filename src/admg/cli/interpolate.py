@@ -71,8 +71,9 @@ def run(args: argparse.Namespace) -> None:
     )
     stage = Stage(
         out=Path(args.out), name=args.model, model=model, recipe=recipe, guide=guide, names=table,
-        labels=[label for label in wanted for _ in range(args.frames)], chosen=wanted, batch_size=args.batch_size,
-        begin=begin, draw=strips(None if ends is None else to_uint8(ends), args.frames),
+        labels=[label for label in wanted for _ in range(args.frames)], chosen=wanted,
+        batch_size=args.batch_size, compile=args.compile, begin=begin,
+        draw=strips(None if ends is None else to_uint8(ends), args.frames),
     )  # fmt: skip
     stage.try_out()
     work.carry_out([stage], how)

@@ -19,6 +19,7 @@ from ..data.arrays import Split
 from ..download import DownloadError
 from ..metrics import features, networks
 from ..metrics.networks import Activations, FeatureNetwork, own
+from ..metrics.networks.base import fingerprint
 from ..metrics.sources import Source, open_source
 from ..model import Classifier
 from ..nn import ClassifierConfig
@@ -43,7 +44,8 @@ class Processes:
         return cls(from_torchrun("RANK", 0), from_torchrun("WORLD_SIZE", 1), from_torchrun("LOCAL_RANK", 0))
 
 
-def add_network_arguments(parser: argparse.ArgumentParser, split: str) -> None:
+def add_network_arguments(parser: argparse.ArgumentParser, split: str, within: bool = False) -> None:
+    """within: a command that has --batch-size and --device of its own"""
     group = parser.add_argument_group("features")
     add = group.add_argument
     add(
@@ -56,8 +58,10 @@ def add_network_arguments(parser: argparse.ArgumentParser, split: str) -> None:
     add("--weights", metavar="FILE", help="Inception's weight file, weights-inception-2015-12-05-6726825d.pth")
     add("--fit", choices=("resize", "pad"), help="where sizes differ: scale and crop to the samples', or put on black")
     add("--split", choices=("train", "test"), default=split, help=f"where the data has both (default: {split})")
-    add("--batch-size", type=int, default=50, metavar="N", help="images at a time (default: 50)")
-    add("--device", default="auto", help="cpu or cuda (default: cuda if there is one)")
+    batch = "--feature-batch-size" if within else "--batch-size"
+    add(batch, type=int, default=50, metavar="N", help="images at a time (default: 50)")
+    if not within:
+        add("--device", default="auto", help="cpu or cuda (default: cuda if there is one)")
     add("--cache", metavar="DIR", help="where features are kept for the next time (default: admg's cache folder)")
     add("--no-cache", action="store_true", help="keep no features")
 
@@ -106,11 +110,16 @@ Predict = Callable[[UInt8[np.ndarray, "n h w c"]], Int64[np.ndarray, " n"]]
 
 @dataclass(frozen=True)
 class Judge:
-    """A classifier of clean images, and its name. numbers: of the samples' labels in it, or None: the same"""
+    """A classifier of clean images, and its name.
+
+    numbers: of the samples' labels in it, or None: the same
+    identity: of its weights and code: equal ones judge equally
+    """
 
     name: str
     predict: Predict
     numbers: list[int] | None = None
+    identity: str = ""
 
     def right(self, source: Source, batch_size: int) -> tuple[int, int]:
         """How many of the labelled images it takes for their label, and how many are labelled."""
@@ -134,14 +143,15 @@ def load_judge(spec: str, source: Source, device: torch.device) -> Judge:
     module from x in [-1, 1] to logits. ValueError: neither, or other images or labels than the samples'.
     """
     if ".py:" in spec:
-        found, _ = own.from_file(spec)
+        found, digest = own.from_file(spec)
         if source.label_names:
             raise ValueError(f"{source.name} has labels by name, and those of {spec} are numbers: an .npz has arr_1")
+        name, identity = spec.rpartition(":")[2], _identity(found, digest)
         if callable(getattr(found, "predict", None)):
-            return Judge(spec.rpartition(":")[2], lambda images: np.asarray(found.predict(images)))
+            return Judge(name, lambda images: np.asarray(found.predict(images)), identity=identity)
         if isinstance(found, nn.Module):
             module = found.eval().to(device)
-            return Judge(spec.rpartition(":")[2], lambda images: _labels(module(to_x(images, device))))
+            return Judge(name, lambda images: _labels(module(to_x(images, device))), identity=identity)
         raise ValueError(f"{spec} has no predict(images), and is no torch.nn.Module")
     classifier = presets.load_classifier(spec).to(device)
     _check(spec, classifier, source)
@@ -151,7 +161,13 @@ def load_judge(spec: str, source: Source, device: torch.device) -> Judge:
         return _labels(classifier(to_x(images, device), timestep.expand(len(images))))
 
     numbers = label_numbers(classifier.labels, source.label_names) if source.label_names else None
-    return Judge(spec, torch.inference_mode()(predict), numbers)
+    return Judge(spec, torch.inference_mode()(predict), numbers, fingerprint(classifier.network))
+
+
+def _identity(found: object, digest: str) -> str:
+    """Of the code, and of the modules that the object is or holds."""
+    parts = [found, *getattr(found, "__dict__", {}).values()]
+    return " ".join([digest, *(fingerprint(part) for part in parts if isinstance(part, nn.Module))])
 
 
 def to_x(images: np.ndarray, device: torch.device) -> torch.Tensor:

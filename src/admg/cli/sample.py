@@ -71,10 +71,11 @@ def run(args: argparse.Namespace) -> None:
     model.respace(recipe.steps)  # bad input must show before anything is written
     base = Stage(
         out=Path(args.out), name=args.model, model=model, recipe=recipe, guide=guide, labels=labels, names=table,
-        chosen=chosen, batch_size=args.batch_size, begin=beginning(args, model, len(labels)),
+        chosen=chosen, batch_size=args.batch_size, compile=args.compile, begin=beginning(args, model, len(labels)),
     )  # fmt: skip
+    stages.to_device(args.device, model, guide.classifier)
     line = [base] if not args.upsampler else enlarged(base, args)
-    stages.to_device(args.device, *(stage.model for stage in line), guide.classifier)
+    stages.to_device(args.device, line[-1].model)
     for variant in variants:
         dataclasses.replace(base, guide=variant).try_out()
     if sheet is None:
@@ -86,8 +87,8 @@ def draw_scales(base: Stage, variants: list[Guidance], name: str, scales: list[f
     """The same seeds over guidance scales, in one picture."""
     out, recipe = check_output_folder(base.out), base.recipe
     options: dict[str, Any] = {"sampler": recipe.function, "steps": recipe.steps, "seed": recipe.seed,
-                               "precision": recipe.precision, "batch_size": base.batch,
-                               "y": None if recipe.unconditional else "labels"}  # fmt: skip
+                               "precision": recipe.precision, "batch_size": base.batch_size,
+                               "compile": base.compile, "y": None if recipe.unconditional else "labels"}  # fmt: skip
     columns = [sample(base.model, base.labels, guide=variant(), **options) for variant in variants]
     title = f"{base.name}, {recipe}" + (f", {rest}" if (rest := base.guide.title_without(name)) else "")
     save_png(scale_sheet(columns, scales, title, name), out / "scale-sheet.png")
@@ -107,11 +108,17 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError("--strength is for --init")
 
 
+def load_model(name: str) -> Model:
+    """ValueError: it upsamples."""
+    model = presets.load(name)
+    if model.upsamples:
+        raise ValueError(f"{name} makes images larger: use admg upsample, or give it as --upsampler")
+    return model
+
+
 def load_both(args: argparse.Namespace, wanted: bool = False) -> tuple[Model, Guidance]:
     """The model, and its guidance; wanted: with the classifier, at whatever scale."""
-    model = presets.load(args.model)
-    if model.upsamples:
-        raise ValueError(f"{args.model} makes images larger: use admg upsample, or give it as --upsampler")
+    model = load_model(args.model)
     usual = presets.recommended(args.model).scale or 4.0
     classifier = args.classifier or presets.default_classifier(args.model)
     return model, guides.load_guidance(args, model, usual if classifier else 0.0, wanted)
@@ -175,7 +182,7 @@ def enlarged(base: Stage, args: argparse.Namespace) -> list[Stage]:
     )  # fmt: skip
     second = upsampling(
         args.upsampler, model, recipe, [*base.labels], base.names, first.shards().target, first.settings,
-        out=base.out, guide=Guidance(), batch_size=args.upsampler_batch_size,
+        out=base.out, guide=Guidance(), batch_size=args.upsampler_batch_size, compile=args.compile,
         instead="sample with labels, or choose an upsampler without",
     )  # fmt: skip
     return [first, second]

@@ -18,11 +18,13 @@ import torch
 from torch import Tensor
 
 from .. import presets, samplers
+from ..compiling import Compile, wanted
 from ..editing import Start, begun, lowest
+from ..memory import in_batches
 from ..model import Classifier, Labels, Model
-from ..precision import Precision
+from ..precision import Precision, resolve
 from ..samplers import Sampler, Step
-from ..sampling import SAMPLERS, Samples, find_sampler, sample
+from ..sampling import SAMPLERS, Samples, batch_that_fits, find_sampler, sample
 from ..shards import NpzImages, Shards
 from .drawing import Picture, contact_sheet
 from .guides import Guidance
@@ -84,6 +86,7 @@ class Stage:
 
     name: of the model; names: of the labels; base: the .npz of the small images, which an earlier stage may make;
     origin: where they come from, for run.json; draw: (images, label names, title) -> sheet.png
+    batch_size: images at a time, None: as many as fit in memory; compile: see compiling.py
     """
 
     out: Path
@@ -95,6 +98,7 @@ class Stage:
     names: Labels
     chosen: Any  # how the labels were chosen, for run.json
     batch_size: int | None = None
+    compile: Compile = "auto"
     base: Path | None = None
     origin: Any = None
     begin: Begin | None = None
@@ -112,6 +116,7 @@ class Stage:
             **self.guide.settings,
             "labels": self.chosen,
             **asdict(self.recipe),
+            "precision": resolve(self.recipe.precision, self.model.device),
             "base": self.origin,
             "begin": self.begin and self.begin.settings,
         }
@@ -122,7 +127,7 @@ class Stage:
 
     @property
     def batch(self) -> int:
-        """Images at a time: by default as many as have the pixels of 64 of 64 x 64."""
+        """Images that a shard holds a multiple of: by default as many as have the pixels of 64 of 64 x 64."""
         return self.batch_size or max(1, min(64, 64**3 // (self.model.shape[1] * self.model.shape[2])))
 
     def shards(self, size: int | None = None) -> Shards:
@@ -137,21 +142,27 @@ class Stage:
         """One step of one image: ValueError if the model, sampler and guides do not fit together."""
         labelled = next((i for i, label in enumerate(self.labels) if label is not None), 0)
         base = None if self.base is None else NpzImages(self.base)
-        self._sample(range(labelled, labelled + 1), base, first_step(self.recipe.function))
+        self._sample(range(labelled, labelled + 1), base, first_step(self.recipe.function), "off")
 
     def make(self, images: range, base: NpzImages | None, done: Callable[[float], Any]) -> np.ndarray:
         """The images of these numbers, uint8 (N, H, W, C); `done` is told of each part of an image."""
         channels, height, width = self.model.shape
         result = np.empty((len(images), height, width, channels), np.uint8)
-        for start in range(images.start, images.stop, self.batch):
-            stop = min(start + self.batch, images.stop)
-            samples = self._sample(range(start, stop), base, counted(self.recipe.function, done))
+        evaluations = len(self.labels) * len(self.model.respace(self.recipe.steps).diffusion)
+        compile: Compile = "on" if wanted(self.compile, self.model.device, evaluations) else "off"
+
+        def make(batch: slice) -> None:
+            numbers = images[batch]
+            samples = self._sample(numbers, base, counted(self.recipe.function, done), compile)
             if not torch.isfinite(samples.x).all():
-                raise FloatingPointError(f"images {start} to {stop - 1} of {self.name} are not finite numbers")
-            result[start - images.start : stop - images.start] = samples.images
+                raise FloatingPointError(f"images {numbers[0]} to {numbers[-1]} of {self.name} are not finite numbers")
+            result[batch] = samples.images
+
+        for _ in in_batches(make, len(images), self.batch_size or batch_that_fits(self.model, self.guide())):
+            pass
         return result
 
-    def _sample(self, images: range, base: NpzImages | None, sampler: Sampler) -> Samples:
+    def _sample(self, images: range, base: NpzImages | None, sampler: Sampler, compile: Compile) -> Samples:
         """One batch."""
         model, steps = self.model, self.recipe.steps
         if self.begin is not None:
@@ -170,6 +181,7 @@ class Stage:
             y=None if self.recipe.unconditional else "labels",
             first=images.start,
             precision=self.recipe.precision,
+            compile=compile,
             progress=False,
         )
 
@@ -213,13 +225,21 @@ def add_recipe(parser: argparse.ArgumentParser, sampler: str | None = None, step
     add("--sampler", choices=sorted(SAMPLERS), default=sampler, help=f"(default: {sampler or f'{usual} ddim'})")
     text = "a number, ddimN, counts per section such as 10,15,20, or uniformN, quadN, logsnrN, karrasN"
     add("--steps", default=steps, help=f"{text} (default: {steps or f'{usual} 25'})")
+    add_recipe_rest(parser)
+
+
+def add_recipe_rest(parser: argparse.ArgumentParser) -> None:
+    """The options of Recipe but --sampler and --steps, and where and in what batches it is computed."""
+    add = parser.add_argument
     add("--eta", type=float, default=0.0, help="of ddim: 0 is deterministic, 1 as random as ddpm (default: 0)")
     text = "; ".join(f"of {name}: {', '.join(own)}" for name in sorted(SAMPLERS) if (own := own_options(name)))
     add("--sampler-option", action="append", metavar="NAME=VALUE", help=f"{text}; may be repeated")
     add("--seed", type=int, default=0, help="image i of a seed is always the same (default: 0)")
     add("--precision", choices=get_args(Precision), default="fp32", help="of matrix products (default: fp32)")
+    text = "run networks as compiled graphs; auto: on a GPU, for much work (default: auto)"
+    add("--compile", choices=get_args(Compile), default="auto", help=text)
     add("--unconditional", action="store_true", help="do not tell the model the label: the classifier alone steers")
-    add("--batch-size", type=int, metavar="N", help="images at a time (default: 64 of 64x64 pixels, fewer if larger)")
+    add("--batch-size", type=int, metavar="N", help="images at a time (default: what fits in memory, up to 64)")
     add("--device", default="auto", help="cpu or cuda (default: cuda if there is one)")
 
 

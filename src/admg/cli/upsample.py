@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from .. import presets
+from ..compiling import Compile
 from ..model import Labels, Model
 from ..sampling import check_low_res
 from ..shards import NpzImages
@@ -48,7 +49,8 @@ def run(args: argparse.Namespace) -> None:
     labels = base_labels(base, table, args.num)
     stage = upsampling(
         args.model, model, recipe, labels, table, Path(args.base), f"{Path(args.base).name}, checksum {base.crc:08x}",
-        out=Path(args.out), guide=guide, batch_size=args.batch_size, instead="--unconditional does without",
+        out=Path(args.out), guide=guide, batch_size=args.batch_size, compile=args.compile,
+        instead="--unconditional does without",
     )  # fmt: skip
     stages.to_device(args.device, model, guide.classifier)
     stage.try_out()
@@ -96,6 +98,7 @@ def upsampling(
     out: Path,
     guide: Guidance,
     batch_size: int | None,
+    compile: Compile,
     instead: str,
 ) -> Stage:
     """The stage that makes the images of `base` larger, told the same labels.
@@ -111,5 +114,5 @@ def upsampling(
     guide()
     return Stage(
         out=out, name=name, model=model, recipe=recipe, guide=guide, labels=labels, names=names, chosen="of the base",
-        batch_size=batch_size, base=base, origin=origin,
+        batch_size=batch_size, compile=compile, base=base, origin=origin,
     )  # fmt: skip

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -45,9 +46,10 @@ class Work:
             raise ValueError("--overwrite is for one process: it would remove the shards of the others")
 
 
-def carry_out(stages: Sequence[Stage], work: Work) -> None:
+def carry_out(stages: Sequence[Stage], work: Work, together: bool = False) -> None:
     """Each stage in turn, with what is there already left as it is; the last one gets its pictures.
 
+    together: also of the last stage, wait until the other processes have finished it
     ValueError: the folder holds another run, or files that are not of one; or the base images lie in it.
     """
     last = stages[-1]
@@ -58,16 +60,18 @@ def carry_out(stages: Sequence[Stage], work: Work) -> None:
     for stage, shards in zip(stages, runs):
         produce(stage, shards, work)
         here = merge(shards)
-        if stage is last:
+        if stage is last and not together:
             break
         while not shards.target.exists():
             wait(shards)
             here = merge(shards)
-        if here:
+        if here and stage is not last:
             draw_sheet(stage, shards, redraw=True)
             discard(shards, work)
     if here or (work.processes == 1 and runs[-1].target.exists()):
         return finish(last, runs[-1], work, redraw=True)
+    if together:
+        return
     left = len(runs[-1].missing())
     print(f"process {work.rank} of {work.processes} is done, {left} shards are not: the last process merges them")
 
@@ -80,16 +84,21 @@ def begin(stages: Sequence[Stage], work: Work) -> list[Shards]:
         if stage.base is not None and stage.base not in made:
             check_base(stage.base, out)
     for run in planned:
-        try:
-            find_run(*run)
-        except OtherRun as error:
-            if not work.overwrite:
-                raise ValueError(f"{error}; choose another --out, or --overwrite it") from None
+        check_run(*run, work.overwrite)
     if work.overwrite:
         clear(out)
     for stage in reversed(stages):
         check_output_folder(stage.out)
     return [open_run(*run) for run in planned][::-1]
+
+
+def check_run(settings: Mapping[str, Any], shards: Shards, overwrite: bool) -> None:
+    """ValueError: the folder holds another run, which may not be overwritten, or files that are not of one."""
+    try:
+        find_run(settings, shards)
+    except OtherRun as error:
+        if not overwrite:
+            raise ValueError(f"{error}; choose another --out, or --overwrite it") from None
 
 
 def check_base(base: Path, out: Path) -> None:
@@ -193,13 +202,14 @@ def clear(folder: Path) -> None:
         (folder / "base").rmdir()
 
 
-def add_work(parser: argparse.ArgumentParser, out: str) -> None:
-    """The options of Work, and --out."""
+def add_work(parser: argparse.ArgumentParser, out: str, holds: str = "", images: str = "of up to 1,000") -> None:
+    """The options of Work, and --out. holds: what that is a folder of; images: of what --images is the default"""
     group = parser.add_argument_group("output: interrupted runs continue when the same command is started again")
     add = group.add_argument
-    add("--out", default=out, metavar="DIR", help=f"folder of samples_NxHxWxC.npz and pictures (default: {out})")
+    holds = holds or "samples_NxHxWxC.npz and pictures"
+    add("--out", default=out, metavar="DIR", help=f"folder of {holds} (default: {out})")
     add("--overwrite", action="store_true", help="remove the run that the folder holds, and start anew")
-    add("--images", action=argparse.BooleanOptionalAction, help="a PNG of each (default: of up to 1,000)")
+    add("--images", action=argparse.BooleanOptionalAction, help=f"a PNG of each (default: {images})")
     add("--shard-size", type=int, metavar="N", help="images to a file of OUT/shards (default: by number and size)")
     add("--keep-shards", action="store_true", help="do not remove OUT/shards when they are merged")
     add("--rank", type=int, metavar="R", help="this process makes every WORLD_SIZE-th shard (default: torchrun's RANK)")

@@ -14,6 +14,7 @@ import numpy as np
 
 from .. import download
 from ..files import atomic
+from ..memory import keep_freed_memory
 from ..shards import BROKEN
 from .networks import Activations, FeatureNetwork
 from .sources import Source
@@ -66,6 +67,7 @@ class Extraction:
 
         ValueError: the network gives no features, or some that are not finite.
         """
+        keep_freed_memory(self.network.device.type)
         blocks = range(self.rank, len(self), self.processes)
         with ThreadPoolExecutor(1) as reader:
             ahead = {block: reader.submit(self._read, block) for block in blocks[:1]}

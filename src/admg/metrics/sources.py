@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,7 @@ from .statistics import Gaussian, statistics_of
 
 Fit = Literal["resize", "pad"]
 Array = UInt8[np.ndarray, "n h w c"]
+MERGED = re.compile(r"samples_\d+x\d+x\d+x\d+\.npz")  # of Shards.target
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def open_source(path: str | Path, *, labels: bool = False, split: Literal["train
 
     - An .npz as the published batches have it: arr_0, uint8 (N, H, W[, C]), and maybe arr_1, labels; read in slices.
       It may hold mu, sigma (and mu_s, sigma_s) beside arr_0 or instead of it: statistics of Inception's features.
-    - A folder that `admg sample` wrote: its .npz.
+    - A folder that `admg sample` or `admg demo` wrote: its .npz.
     - A folder of images, with folders in it or not.
     - A folder of IDX files (MNIST family), of which `split` picks a part, or one IDX file.
 
@@ -226,10 +228,16 @@ def _open_folder(path: Path, labels: bool) -> Source:
 
 
 def _merged(path: Path) -> Path:
-    """Of the folder of a run its merged samples; any other path as it is. ValueError: the run is not finished."""
+    """Of the folder of a run, or of `admg demo`, its merged samples; any other path as it is.
+
+    ValueError: the run is not finished; there is no run, but several such files.
+    """
     record = read_record(path) if path.is_dir() else None
     if record is None:
-        return path
+        files = [file for file in sorted(path.glob("samples_*.npz")) if MERGED.fullmatch(file.name)]
+        if len(files) > 1:
+            raise ValueError(f"{path} holds {' and '.join(file.name for file in files)}: name one of them")
+        return files[0] if files else path
     merged = Shards(path, record["num"], record["shard_size"], tuple(record["shape"]), record["labelled"]).target
     if not merged.is_file():
         raise ValueError(f"{path} holds a run that is not finished: {merged.name} is not there yet")

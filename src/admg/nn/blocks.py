@@ -17,6 +17,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .norm import GroupNorm32
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -26,24 +28,10 @@ def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10_000.0
     Frequencies fall geometrically from 1 to 1/max_period; an odd `dim` ends with a zero.
     """
     half = dim // 2
-    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32) / half)
-    angles = timesteps.float()[:, None] * frequencies.to(timesteps.device)[None]
+    steps = torch.arange(half, dtype=torch.float32, device=timesteps.device)
+    angles = timesteps.float()[:, None] * torch.exp(-math.log(max_period) * steps / half)[None]
     embedding = torch.cat([angles.cos(), angles.sin()], dim=-1)
     return F.pad(embedding, (0, dim % 2))
-
-
-class GroupNorm32(nn.GroupNorm):
-    """Group norm over 32 groups, computed in float32 whatever the dtype of the input."""
-
-    def __init__(self, channels: int):
-        if channels % 32:
-            raise ValueError(f"{channels} channels: every width of the network must be a multiple of 32 (group norm)")
-        super().__init__(32, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu" and x.dtype == torch.bfloat16:  # this kernel reads bf16 and accumulates in float32
-            return super().forward(x)
-        return super().forward(x.float()).to(x.dtype)
 
 
 class Pointwise(nn.Conv1d):
@@ -113,20 +101,20 @@ class ResBlock(nn.Module):
         return run(self._forward, self.checkpoint, x, emb)
 
     def _forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        norm, act, conv = self.in_layers
-        h = act(norm(x))
+        norm, _, conv = self.in_layers
+        h = norm(x, silu=True)
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
         h = conv(h)
 
-        norm, act, dropout, conv = self.out_layers
-        y = self.emb_layers(emb).to(h.dtype)[:, :, None, None]
+        norm, _, dropout, conv = self.out_layers
+        y = self.emb_layers(emb)
         if self.scale_shift_norm:
             scale, shift = y.chunk(2, dim=1)
-            h = torch.addcmul(shift, norm(h), 1 + scale)  # AdaGN
+            h = norm(h, scale, shift, silu=True)  # AdaGN
         else:
-            h = norm(h + y)
-        return self.skip_connection(x) + conv(dropout(act(h)))
+            h = norm(h + y.to(h.dtype)[:, :, None, None], silu=True)
+        return conv(dropout(h)).add_(self.skip_connection(x))
 
 
 class AttentionBlock(nn.Module):

@@ -1,6 +1,7 @@
 """Training of diffusion models and noisy classifiers."""
 
-from .loop import TrainConfig, train
+from .config import TrainConfig
+from .loop import train
 from .tasks import LearnClassifier, LearnDiffusion
 
 __all__ = ["LearnClassifier", "LearnDiffusion", "TrainConfig", "train"]

@@ -33,20 +33,16 @@ class LearnDiffusion:
     def network(self) -> nn.Module:
         return self.model.network
 
-    def loss(self, x: Tensor, y: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    def draw(self, x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """x_0, the labels that are told (-1: dropped), t and noise."""
         t = torch.randint(len(self.model.diffusion), (len(x),), generator=generator)
         noise = torch.randn(x.shape, generator=generator)
         dropped = torch.rand(len(x), generator=generator) < self.label_dropout
-        labels = torch.where(dropped.to(y.device), -1, y) if self.model.conditional else None
-        return loss_terms(
-            self.model.diffusion,
-            self.network,
-            x,
-            t.to(x.device),
-            noise.to(x.device),
-            objective=self.objective,
-            y=labels,
-        )
+        return x, torch.where(dropped, -1, y), t, noise
+
+    def loss(self, x: Tensor, y: Tensor, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        told = y if self.model.conditional else None
+        return loss_terms(self.model.diffusion, self.network, x, t, noise, objective=self.objective, y=told)
 
     def preview(self, network: nn.Module, folder: Path, step: int) -> dict[str, float]:
         """Four images of each of at most ten labels, by 25 steps of DDIM, always from the same noise."""
@@ -79,11 +75,14 @@ class LearnClassifier:
     def network(self) -> nn.Module:
         return self.classifier.network
 
-    def loss(self, x: Tensor, y: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    def draw(self, x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """x_0, labels, t and noise."""
+        t = torch.randint(len(self.classifier.diffusion), (len(x),), generator=generator)
+        return x, y, t, torch.randn(x.shape, generator=generator)
+
+    def loss(self, x: Tensor, y: Tensor, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
         diffusion = self.classifier.diffusion
-        t = torch.randint(len(diffusion), (len(x),), generator=generator).to(x.device)
-        x_t = diffusion.q_sample(x, t, torch.randn(x.shape, generator=generator).to(x.device))
-        logits = self.network(x_t, diffusion.timestep(t, x.device)).float()
+        logits = self.network(diffusion.q_sample(x, t, noise), diffusion.timestep(t, x.device)).float()
         return {"loss": F.cross_entropy(logits, y, reduction="none"), "accuracy": (logits.argmax(1) == y).float()}
 
     @torch.no_grad()

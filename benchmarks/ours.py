@@ -1,0 +1,124 @@
+"""The side of speed.py that is admg as shipped."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from cases import (
+    EMA,
+    GOOD,
+    LEARNING_RATE,
+    SCALE,
+    STEPS,
+    TIMESTEP,
+    Part,
+    Serve,
+    Setting,
+    Unable,
+    Work,
+    again_and_again,
+    build,
+    last,
+    to_train,
+    training_batch,
+)
+from torch import Tensor, nn
+
+import admg
+from admg import guidance, samplers
+from admg.guidance.classifier import log_prob_gradient
+from admg.memory import keep_freed_memory
+from admg.model import Model
+from admg.training import LearnDiffusion, TrainConfig
+from admg.training.feed import feed
+from admg.training.learner import Learner
+
+
+def within_sample(make: Callable[[Model, guidance.Classifier, Tensor, Tensor], Work]) -> Part:
+    """A part that runs where samplers do: inside of sample(), with all that it prepares."""
+
+    def part(setting: Setting, serve: Serve) -> None:
+        case = build(setting)
+
+        def sampler(model, x_T, *, y, guide, noise_sampler, drop_label):
+            serve(make(model, guide, x_T, y))
+            yield samplers.Step(x_T, x_T, 0, 0)
+
+        guide = guidance.Classifier(case.classifier, SCALE)
+        options: dict[str, Any] = {"precision": setting.precision, "compile": setting.compile, "progress": False}
+        admg.sample(
+            case.model,
+            case.y,
+            guide=guide,
+            sampler=sampler,
+            steps=STEPS,
+            batch_size=setting.batch,
+            x_T=case.x,
+            **options,
+        )
+
+    return part
+
+
+@within_sample
+def forward(model: Model, guide: guidance.Classifier, x: Tensor, y: Tensor) -> Work:
+    t, told = torch.tensor([TIMESTEP], device=x.device), {"y": y} if model.conditional else {}
+    run = torch.no_grad()(lambda: model.network(x, t, **told))
+    return Work(run, run)
+
+
+@within_sample
+def gradient(model: Model, guide: guidance.Classifier, x: Tensor, y: Tensor) -> Work:
+    t = torch.tensor([TIMESTEP], device=x.device)
+    run = partial(log_prob_gradient, guide.classifier, x, t, y)
+    return Work(run, run)
+
+
+@within_sample
+def step(model: Model, guide: guidance.Classifier, x: Tensor, y: Tensor) -> Work:
+    start = partial(samplers.ddim, model, x, y=y, guide=guide)
+    return Work(again_and_again(start), lambda: last(start()).x)
+
+
+def training(setting: Setting, serve: Serve) -> None:
+    if setting.precision == "fp16":
+        raise Unable("trains in fp32 or bf16")
+    case, device = build(setting), torch.device(setting.device)
+    to_train(case.model.network)
+    task = LearnDiffusion(case.model, label_dropout=0.0)
+    options: dict[str, Any] = {"precision": setting.precision, "compile": setting.compile}
+    config = TrainConfig(batch_size=setting.batch, lr=LEARNING_RATE, warmup=0, ema=EMA, **options)
+    keep_freed_memory(device.type)
+    learner = Learner(task, config, device)
+    fed = feed(task, itertools.repeat((case.x.cpu().clamp(-1, 1), case.y.cpu())), 0, 0, device)
+
+    def run() -> list[float]:
+        return torch.stack(list(learner.step(0, next(fed)).values())).tolist()
+
+    def check() -> Tensor:
+        means = learner.backward([tensor.to(device) for tensor in training_batch(case)])
+        norm = nn.utils.get_total_norm([p.grad for p in learner.network.parameters()])
+        learner.optimizer.zero_grad()
+        return torch.stack([means["mse"], means["loss"], norm])
+
+    serve(Work(run, check))
+
+
+def whole_sample(setting: Setting, serve: Serve) -> None:
+    case, (sampler, steps) = build(setting), GOOD
+    options: dict[str, Any] = {"precision": setting.precision, "compile": setting.compile, "progress": False}
+    options |= {"guide": guidance.Classifier(case.classifier, SCALE), "batch_size": setting.batch}
+    serve(Work(lambda: admg.sample(case.model, case.y, sampler=sampler, steps=steps, x_T=case.x, **options).x, None))
+
+
+PARTS = {
+    "forward": forward,
+    "gradient": gradient,
+    "step": step,
+    "training": training,
+    "sample": whole_sample,
+}

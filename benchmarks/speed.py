@@ -1,0 +1,259 @@
+"""How fast admg is, and how much memory it needs, against diffusers and OpenAI's code: side by side, by turns.
+
+    python benchmarks/speed.py --reference ../guided-diffusion                         # minutes to hours on a CPU
+    python benchmarks/speed.py --models adm-256 --batch 32 --device cuda --reference ../guided-diffusion
+
+For each model (fashion-mnist as shipped, the architectures of the paper with random weights) and each part:
+
+    forward   the network's output            gradient  ∇ log p(y | x_t) of the classifier
+    step      of classifier-guided DDIM       training  loss, gradient, AdamW, moving average
+
+`admg` is as shipped, in sample() and in train(). `diffusers` is UNet2DModel with the same weights, which has no
+guidance, and is trained on the error of eps alone. `reference` is a checkout of github.com/openai/guided-diffusion,
+unchanged: float32 on a CPU, fp16 on a GPU. Before anything is timed, their results are compared. Each side is a process
+of its own; they take turns, and what is told is the median of the rounds' ratios, with the least and the largest: how
+many times as fast as that side admg is. FLOPs are counted from the architecture (of convolutions and matrix products as
+they are written down), and compared with those of a square matrix product, measured in the same round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from cases import GOOD, MODELS, PARTS, Setting, Unable, flops
+from rivals import check_reference
+from turns import Worker
+
+from admg.cli.main import Parser, one_line
+from admg.cli.measure import device_of
+from admg.compiling import wanted
+from admg.files import atomic
+from admg.precision import DTYPES, resolve
+
+BATCHES = {"fashion-mnist": (16, 256), "adm-64": (1, 64), "adm-128": (1, 32), "adm-256": (1, 16), "tiny": (4, 4)}
+"""Images at a time on a CPU, and on a GPU."""
+AGREE = {"fp32": 2e-3, "bf16": 0.2, "fp16": 0.2}
+"""Largest difference allowed between the sides' results, relative to the largest value."""
+STEPS = {"reference": 250, "admg": 10}
+"""Of the network for a sample that is as good: DDPM's, and those of GOOD."""
+
+
+@dataclass
+class Row:
+    """What one side took for one part: seconds and FLOP/s of each round; note: why it has none."""
+
+    side: str
+    part: str
+    seconds: list[float] = field(default_factory=list)
+    peaks: list[float] = field(default_factory=list)
+    memory: int | None = None
+    difference: float | None = None
+    note: str = ""
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser(prog="speed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--models", default="fashion-mnist,adm-64,adm-128,adm-256", help="names, with commas (default: all four)")
+    add("--parts", default=",".join(PARTS), help="of forward, gradient, step, training (default: all)")
+    add("--reference", default="", metavar="DIR", help="a checkout of guided-diffusion; none: without it")
+    add("--no-diffusers", action="store_true", help="without diffusers")
+    add("--batch", type=int, default=0, help="images at a time (default: by the model)")
+    add("--threads", type=int, default=0, help="of a CPU (default: as many as torch takes)")
+    add("--device", default="auto", help="cpu or cuda (default: cuda if there is one)")
+    add("--precision", default="auto", help="of admg: auto, fp32, bf16 or fp16; diffusers has the same (default: auto)")
+    add("--compile", default="auto", help="of admg: auto (as for a long run), on or off; diffusers too (default: auto)")
+    add("--rounds", type=int, default=5, help="measurements of each side (default: 5)")
+    add("--seconds", type=float, default=2.0, help="that each takes at least (default: 2)")
+    add("--whole", action="store_true", help="measure whole samples too, DDPM's of 250 steps among them")
+    add("--json", metavar="FILE", help="all measurements")
+    args = parser.parse_args(argv)
+    try:
+        results = []
+        for setting in settings_of(args):
+            rows = measure(setting, args)
+            results.append({"setting": asdict(setting), "rows": [asdict(row) for row in rows]})
+            if args.json:
+                with atomic(Path(args.json)) as temporary:
+                    temporary.write_text(json.dumps({"machine": machine(setting), "models": results}, indent=1) + "\n")
+    except (ValueError, OSError) as error:
+        print(f"speed: error: {one_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def settings_of(args: argparse.Namespace) -> list[Setting]:
+    """One for each model. ValueError: bad options."""
+    device = device_of(args.device)
+    for name, values, allowed in (("models", args.models, MODELS), ("parts", args.parts, PARTS)):
+        unknown = [value for value in values.split(",") if value not in allowed]
+        if unknown:
+            raise ValueError(f"--{name}: unknown {unknown[0]!r}, allowed are {', '.join(allowed)}")
+    if args.rounds < 1 or args.batch < 0 or args.threads < 0 or args.seconds < 0:
+        raise ValueError("--rounds must be at least 1; --batch, --threads and --seconds must not be negative")
+    if args.reference:
+        check_reference(args.reference)
+    return [
+        Setting(
+            model=model,
+            batch=args.batch or BATCHES[model][device.type != "cpu"],
+            device=str(device),
+            threads=args.threads or torch.get_num_threads(),
+            precision=resolve(args.precision, device),
+            compile="on" if wanted(args.compile, device, 10**9) else "off",
+            reference=args.reference,
+        )
+        for model in args.models.split(",")
+    ]
+
+
+def measure(setting: Setting, args: argparse.Namespace) -> list[Row]:
+    """Measure all parts of a model, and print its table as it grows."""
+    print(f"\n{machine(setting)}\n")
+    print(f"**{setting.model}**, batch {setting.batch}\n")
+    print("| part | side | seconds | admg is faster by | memory, MB | GFLOP/s | share of peak | difference |")
+    print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |", flush=True)
+    sides = ["admg", *([] if args.no_diffusers else ["diffusers"]), *(["reference"] if args.reference else [])]
+    parts = [*args.parts.split(","), *(["sample"] if args.whole else [])]
+    table: dict[str, list[Row]] = {}
+    with workers(sides, setting) as processes:
+        for part in parts:
+            work = 0 if part == "sample" else flops(setting, part)
+            rounds = 1 if part == "sample" else args.rounds
+            table[part] = list(measure_part(part, processes, setting, rounds, args.seconds))
+            for row in table[part]:
+                print(line(row, table[part][0], work), flush=True)
+    if extra := good_sample(table):
+        print(f"\n{extra}")
+    return [row for rows in table.values() for row in rows]
+
+
+@contextmanager
+def workers(sides: list[str], setting: Setting) -> Iterator[list[Worker]]:
+    made = [Worker(side, setting) for side in sides]
+    try:
+        yield made
+    finally:
+        for worker in made:
+            worker.close()
+
+
+def measure_part(part: str, processes: list[Worker], setting: Setting, rounds: int, seconds: float) -> Iterator[Row]:
+    """One row a side. ValueError: they compute different things."""
+    rows, able, expected = [], [], None
+    for worker in processes:
+        row = Row(worker.side, part)
+        rows.append(row)
+        try:
+            found = worker.prepare(part)
+        except Unable as error:
+            row.note = str(error)
+            continue
+        able.append((worker, row))
+        if found is None:
+            continue
+        if expected is None:
+            expected = found
+        row.difference = difference(expected, found)
+        if not row.difference <= AGREE[setting.precision if setting.device == "cpu" else "fp16"]:
+            raise ValueError(f"{setting.model}, {part}: {row.side} computes something else, by {row.difference:.2g}")
+    dtype = str(DTYPES[setting.precision]).removeprefix("torch.")
+    for worker, _ in able:
+        if part != "sample":
+            worker.seconds(0)  # to warm up
+    for number in range(rounds):
+        peak = able[0][0].matmul(dtype)
+        for worker, row in able[number % len(able) :] + able[: number % len(able)]:
+            row.seconds.append(worker.seconds(seconds))
+            row.peaks.append(peak)
+    for worker, row in able:
+        row.memory = worker.peak()
+        worker.finish()
+    yield from rows
+
+
+def difference(expected: np.ndarray, found: np.ndarray) -> float:
+    """The largest, relative to the largest value; of the leading elements, where one side has more."""
+    if expected.shape != found.shape:
+        expected = expected[: len(found)]
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+# -- what is told ----------------------------------------------------------------------------------------------------
+
+
+def machine(setting: Setting) -> str:
+    """Processor, threads, torch and formats, in one line."""
+    if setting.device == "cpu":
+        what = f"{processor()}, {setting.threads} threads, {torch.backends.cpu.get_cpu_capability()}"
+        formats = f"admg and diffusers in {setting.precision}, reference in fp32"
+    else:
+        what = torch.cuda.get_device_name(setting.device)
+        formats = f"admg and diffusers in {setting.precision}, reference in fp16"
+    return f"{what}; torch {torch.__version__}; {formats}; compile {setting.compile}"
+
+
+def processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor() or "CPU")
+
+
+def line(row: Row, ours: Row, work: int) -> str:
+    """Of the table."""
+    if not row.seconds:
+        return f"| {row.part} | {row.side} | - | {row.note} | | | | |"
+    ratios = [theirs / own for own, theirs in zip(ours.seconds, row.seconds)]
+    rates = [work / seconds for seconds in row.seconds]
+    shares = [rate / peak for rate, peak in zip(rates, row.peaks)]
+    cells = [
+        f"{statistics.median(row.seconds):.4g}",
+        "" if row is ours else spread(ratios, "{:.2f}"),
+        "-" if row.memory is None else f"{row.memory / 1e6:.0f}",
+        f"{statistics.median(rates) / 1e9:.0f}" if work else "",
+        f"{100 * statistics.median(shares):.0f} %" if work else "",
+        "" if row is ours or row.difference is None else f"{row.difference:.1e}",
+    ]
+    return f"| {row.part} | {row.side} | " + " | ".join(cells) + " |"
+
+
+def spread(values: list[float], form: str) -> str:
+    """Median (least to largest)."""
+    told: list[Callable[[list[float]], Any]] = [statistics.median, min, max]
+    middle, least, largest = (form.format(function(values)) for function in told)
+    return f"{middle} ({least} to {largest})"
+
+
+def good_sample(table: dict[str, list[Row]]) -> str:
+    """How much sooner a sample as good is there: measured as a whole, or from the seconds of a step."""
+    rows = {(row.part, row.side): row.seconds for part in table.values() for row in part if row.seconds}
+    what = f"a sample by {GOOD[0]} {GOOD[1]} against the reference's DDPM of 250 steps"
+    if ("sample", "reference") in rows:
+        seconds = [rows["sample", side][0] for side in ("admg", "reference")]
+        return (
+            f"{what}: {seconds[1] / seconds[0]:.1f} times less time, measured ({seconds[0]:.4g} s, {seconds[1]:.4g} s)"
+        )
+    if ("step", "reference") in rows and ("step", "admg") in rows:
+        ratios = [
+            STEPS["reference"] * b / (STEPS["admg"] * a)
+            for a, b in zip(rows["step", "admg"], rows["step", "reference"])
+        ]
+        return f"{what}: {spread(ratios, '{:.1f}')} times less time, from the seconds of a step"
+    return ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

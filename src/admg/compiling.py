@@ -1,0 +1,126 @@
+"""What makes networks fast as they are: precision, compiled graphs, laid out weights, each within a context.
+
+torch.compile without a wrapper: one graph for all batch sizes, and eager where the compiler fails.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from .download import cache_folder
+from .memory import free_bytes, keep_freed_memory
+from .nn.packing import packed
+from .precision import Precision, autocast, resolve
+
+Compile = Literal["auto", "on", "off"]
+PAYS = 20_000
+"""Images times steps on a GPU from which on compiling takes less time than it saves."""
+
+
+class Built(dict[str, Callable[..., Any]]):
+    """Backend -> what it made of a network, kept in that network; a copy of the network begins without."""
+
+    def __deepcopy__(self, memo: Any) -> Built:
+        return Built()
+
+    def __reduce__(self) -> tuple[type[Built], tuple[()]]:
+        return Built, ()
+
+
+def wanted(compile: Compile, device: torch.device, evaluations: int) -> bool:
+    """`auto`: on a GPU, if there is work for it. On a CPU never: building takes a minute or more and gains nothing.
+
+    evaluations: images times steps. ValueError: an unknown mode.
+    """
+    if compile not in get_args(Compile):
+        raise ValueError(f"unknown compile mode {compile!r}: {', '.join(get_args(Compile))}")
+    return compile == "on" or (compile == "auto" and device.type == "cuda" and evaluations >= PAYS)
+
+
+@contextmanager
+def fast(
+    networks: Sequence[nn.Module],
+    device: torch.device,
+    *,
+    evaluations: int,
+    precision: Precision = "fp32",
+    compile: Compile = "auto",
+) -> Iterator[None]:
+    """Within it, these networks run as fast as they can in this precision; their weights must not change.
+
+    Compiled if that pays for so many evaluations (images times steps); else on a CPU with weights laid out once, if
+    there is memory for them. ValueError: an unknown mode or precision, fp16 on a CPU.
+    """
+    keep_freed_memory(device.type)
+    to_compile = wanted(compile, device, evaluations)
+    to_pack = not to_compile and device.type == "cpu" and resolve(precision, device) == "fp32" and _fits(networks)
+    with (
+        compiled(*networks if to_compile else []),
+        packed(*networks if to_pack else []),
+        autocast(precision, device),
+    ):
+        yield
+
+
+def _fits(networks: Sequence[nn.Module]) -> bool:
+    """Whether the weights fit into half of the free memory four times."""
+    free = free_bytes(torch.device("cpu"))
+    size = sum(p.numel() * p.element_size() for network in networks for p in network.parameters())
+    return free is None or 8 * size < free
+
+
+@contextmanager
+def compiled(*networks: nn.Module, backend: str = "inductor") -> Iterator[None]:
+    """Within it, calls of these networks run compiled, at any batch size.
+
+    What was built serves the next time too: in this process for the same network, in others from a cache on disk
+    ($TORCHINDUCTOR_CACHE_DIR, by default in admg's cache folder). If the compiler fails, a warning says so, and the
+    network runs uncompiled.
+    """
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
+    before = [network._compiled_call_impl for network in networks]
+    for network in networks:
+        network._compiled_call_impl = _build(network, backend)  # what nn.Module.compile sets
+    try:
+        yield
+    finally:
+        for network, call in zip(networks, before):
+            network._compiled_call_impl = call
+
+
+def _build(network: nn.Module, backend: str) -> Callable[..., Any]:
+    built = network.__dict__.setdefault("_built", Built())
+    if backend not in built:
+        forward = network._call_impl
+        built[backend] = _or_eager(torch.compile(forward, backend=backend), forward)
+    return built[backend]
+
+
+def _or_eager(fast: Callable[..., Any], eager: Callable[..., Any]) -> Callable[..., Any]:
+    """The first, its batch sizes dynamic; once it has failed in the compiler, always the second."""
+    failed = False
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        nonlocal failed
+        if failed:
+            return eager(*args, **kwargs)
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, Tensor) and value.ndim and len(value) > 1:
+                torch._dynamo.maybe_mark_dynamic(value, 0)
+        try:
+            return fast(*args, **kwargs)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            failed = True
+            cause = getattr(error, "inner_exception", error)
+            first = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+            warnings.warn(f"torch.compile failed, going on without it: {first[:200]}", stacklevel=2)
+            return eager(*args, **kwargs)
+
+    return call

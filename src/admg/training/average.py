@@ -1,0 +1,40 @@
+"""The exponential moving average of a network's weights, whose samples are better than those of the weights."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Average:
+    """A copy of the network that follows it: average += (1 - d)(weights - average), in one pass over memory.
+
+    decay: what d rises to, as (1 + n) / (10 + n) after n updates; the first copies the weights
+    """
+
+    def __init__(self, network: nn.Module, decay: float):
+        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        self.decay = decay
+        self.count = 0
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        n = self.count
+        decay = min(self.decay, (1 + n) / (10 + n)) if n else 0.0
+        torch._foreach_lerp_(list(self.network.parameters()), list(network.parameters()), 1 - decay)
+        for mine, theirs in zip(self.network.buffers(), network.buffers()):
+            mine.copy_(theirs)
+        self.count += 1
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """With the keys of torch.optim.swa_utils.AveragedModel, which older checkpoints hold."""
+        weights = {f"module.{name}": value for name, value in self.network.state_dict().items()}
+        return {"n_averaged": torch.tensor(self.count), **weights}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        weights = {name.removeprefix("module."): value for name, value in state.items() if name != "n_averaged"}
+        self.network.load_state_dict(weights)
+        self.count = int(state["n_averaged"])

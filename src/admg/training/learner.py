@@ -1,0 +1,109 @@
+"""One training step: loss, gradient, AdamW, moving average."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..checkpoints.weights import CheckpointError, load_pickle
+from ..compiling import compiled, wanted
+from ..files import atomic
+from ..precision import autocast, native_bf16
+from .average import Average
+from .config import TrainConfig
+from .feed import step_seed
+
+
+class Task(Protocol):
+    """What is learned: a loss, and what to do with the averaged network now and then."""
+
+    network: nn.Module
+
+    def draw(self, x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """A batch with all that is random in its loss, each tensor (N, ...), on the CPU."""
+        ...
+
+    def loss(self, *drawn: Tensor) -> dict[str, Tensor]:
+        """Terms (N,) of each image, "loss" among them, from what draw() gave, or a part of it."""
+        ...
+
+    def preview(self, network: nn.Module, folder: Path, step: int) -> dict[str, float]:
+        """Draw or measure what the averaged network can do; figures to log."""
+        ...
+
+    def save(self, network: nn.Module, folder: Path, training: dict[str, Any]) -> None:
+        """Write the averaged network as a native checkpoint."""
+        ...
+
+
+class Learner:
+    """A network that learns a task: its weights, their average, and the optimiser's state."""
+
+    def __init__(self, task: Task, config: TrainConfig, device: torch.device):
+        self.task, self.config, self.device = task, config, device
+        self.network = task.network.to(device).train()
+        self.average = Average(self.network, config.ema)
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
+        )
+        self.compile = wanted(config.compile, device, config.steps * config.batch_size)
+
+    @property
+    def lr(self) -> float:
+        """Of the last step."""
+        return self.optimizer.param_groups[0]["lr"]
+
+    def step(self, number: int, drawn: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Step `number`, from 0 on: the mean of each term, and the norm of the gradient. It waits for no GPU."""
+        torch.manual_seed(step_seed(self.config.seed, number) + 1)  # dropout draws from torch's global random numbers
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.lr * min(1.0, (number + 1) / max(1, self.config.warmup))
+        means = self.backward(drawn)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.grad_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.average.update(self.network)
+        return means | {"grad_norm": norm}
+
+    def backward(self, drawn: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Add the gradient of the batch's mean loss, part by part; the mean of each term."""
+        count = len(drawn[0])
+        means: dict[str, Tensor] = {}
+        parts = zip(*(tensor.split(-(-count // self.config.accumulate)) for tensor in drawn))
+        with compiled(*[self.network] if self.compile else []):
+            for part in parts:
+                with self.autocast():
+                    terms = self.task.loss(*part)
+                sums = {name: value.float().sum() / count for name, value in terms.items()}
+                sums["loss"].backward()
+                means = {name: value.detach() + means.get(name, 0.0) for name, value in sums.items()}
+        return means
+
+    def autocast(self) -> AbstractContextManager:
+        if self.config.precision == "auto":  # not fp16, whose gradients would have to be scaled
+            return autocast("bf16" if native_bf16(self.device.type) else "fp32", self.device)
+        return autocast(self.config.precision, self.device)
+
+    def save(self, path: Path, step: int) -> None:
+        state = {"network": self.network.state_dict(), "average": self.average.state_dict()}
+        with atomic(path) as temporary:
+            torch.save({"step": step, "optimizer": self.optimizer.state_dict(), **state}, temporary)
+
+    def resume(self, path: Path) -> int:
+        """Take all from the checkpoint, if there is one; the number of steps done. CheckpointError: it does not fit."""
+        if not path.exists():
+            return 0
+        try:
+            state = load_pickle(path)
+            self.network.load_state_dict(state["network"])
+            self.average.load_state_dict(state["average"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            return state["step"]
+        except Exception as error:  # torch raises many kinds for a foreign or truncated file
+            reason = str(error).strip().splitlines()[0]
+            raise CheckpointError(f"cannot resume from {path}: {reason}; give another --out or remove it") from None
