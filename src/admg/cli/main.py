@@ -24,6 +24,7 @@ COMMANDS = {
     "diagnose": "find out, on real images, how a checkpoint wants to be used",
     "evaluate": "judge samples against a reference: FID, sFID, IS, KID, precision, recall and more",
     "evaluate nll": "measure a model: its log-likelihood of real images, in bits per dimension",
+    "sweep": "samples, figures and curves over guidance scales, samplers and steps",
     "neighbours": "the nearest training images of samples: whether a model has memorised",
     "export": "write a model for diffusers or for OpenAI's code",
     "demo": "every label with guidance, and a sheet of guidance scales",
