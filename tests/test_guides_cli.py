@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from test_cli import refused, run
 
@@ -53,6 +54,20 @@ def own(tmp_path) -> Path:
     path = tmp_path / "own.py"
     path.write_text(OWN)
     return path
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory"), torch.OutOfMemoryError()]
+)
+def test_an_own_guide_that_runs_out_of_memory_says_so(error):
+    """As it is: whoever made the batch will then make a smaller one."""
+
+    def guide(state):
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        guides.Own(guide, Path("own.py"), "guide")(None)
+    assert raised.value is error
 
 
 @pytest.fixture

@@ -243,6 +243,15 @@ def test_differences_of_settings_within_settings():
     assert differences(old, new) == ["base.scale is 1 there, 2 here", "num is 3 there, 4 here"]
 
 
+def test_a_run_that_recorded_precision_auto_is_continued(tmp_path):
+    """As older versions did, here in both stages; now it is recorded as what it comes to."""
+    old, new = ({"precision": p, "base": {"precision": p, "scale": 1}} for p in ("auto", "fp32"))
+    shards = open_run(old, Shards(tmp_path, 10, 3, SHAPE, True))
+    assert open_run(new, dataclasses.replace(shards, size=5)) == shards
+    assert differences(new, old) == ["precision is fp32 there, auto here", "base.precision is fp32 there, auto here"]
+    assert differences(old, new | {"base": {"precision": "fp32", "scale": 2}}) == ["base.scale is 1 there, 2 here"]
+
+
 @pytest.mark.parametrize("links", [True, False])
 def test_processes_that_begin_a_run_at_once_agree_on_its_record(tmp_path, monkeypatch, links):
     """Each would like shards of its own size; the first one decides."""

@@ -196,6 +196,15 @@ def test_without_a_label_there_is_no_accuracy(capsys, command, tmp_path):
     assert rows[0]["FD-Quarters low"] == "" and float(rows[0]["FD-Quarters"]) > 0
 
 
+def test_without_any_figure_there_is_no_picture(capsys, command, tmp_path):
+    """The first cell has no label, and only the accuracy is wanted: curves.png comes with the second."""
+    out, arguments = tmp_path / "s", [*command, "--unconditional", "--metrics", "accuracy", "--out", tmp_path / "s"]
+    text = succeed(capsys, *arguments, "--scale", "0,50")
+    assert str(out / "curves.png") in text and (out / "curves.png").is_file()
+    curves.Report([row("ddim", "3", 0.0, {})], "", "").write(out)  # as after the first cell
+    assert not (out / "curves.png").exists() and len(rows_of(out)) == 1
+
+
 # -- kept ------------------------------------------------------------------------------------------------------------
 
 
@@ -224,6 +233,18 @@ def test_interrupted_and_continued(capsys, command, made, monkeypatch, tmp_path)
 
 def interrupt():
     raise KeyboardInterrupt
+
+
+def test_continued_with_shards_of_another_size(capsys, command, made, monkeypatch, tmp_path):
+    """What is there is of the recorded size: one shard of four, of 12 images."""
+    out, make = tmp_path / "s", Stage.make
+    monkeypatch.setattr(Stage, "make", lambda *a: interrupt() if len(made) == 1 else make(*a))
+    assert run(capsys, *command, "--scale", "0", "--out", out)[0] == 130
+    monkeypatch.setattr(Stage, "make", make)
+    other = [*command, "--scale", "0", "--out", out, "--shard-size", 6]
+    assert succeed(capsys, *other, "--dry-run").splitlines()[-1] == "1 cells, 24 steps of one image to sample"
+    succeed(capsys, *other)
+    assert made == [range(0, 4), range(4, 8), range(8, 12)]
 
 
 @pytest.mark.slow
@@ -405,6 +426,9 @@ def test_bad_input_is_one_line_and_nothing_is_written(capsys, models, judges, tm
         (["--cfg", "1;2"], "--cfg must be a list of numbers"),
         (["--num", "-4"], "--num must be at least 2, got -4"),
         (["--num", "1"], "--num must be at least 2, got 1"),
+        (["--num", "3"], "3 samples: precision, recall must have at least 4; see --metrics"),
+        (["--num", "3", "--metrics", "fid,density"], "3 samples: density must have at least 4"),
+        (["--num-reference", "5"], "5 reference images: precision, recall must have at least 6"),
         (["--seed", "-1"], "--seed must be at least 0"),
         (["--sampler", "ddpm", "--eta", "0.5"], "--eta is of the sampler ddim"),
         (["--sampler-option", "nothing=1"], "has no option 'nothing'"),

@@ -73,6 +73,13 @@ def test_parts_that_cannot_be(digits):
         TrainConfig(accumulate=0)
 
 
+def test_modes_that_there_are_not():
+    with pytest.raises(ValueError, match="precision must be one of auto, fp32, bf16, got 'fp16'"):
+        TrainConfig(precision="fp16")
+    with pytest.raises(ValueError, match="compile must be one of auto, on, off, got True"):
+        TrainConfig(compile=True)
+
+
 def test_a_part_is_computed_at_a_time(digits):
     task, sizes = make(), []
     task.network.register_forward_hook(lambda module, args, output: sizes.append(len(args[0])))
@@ -223,6 +230,16 @@ def test_a_loss_that_is_not_finite_ends_the_training(digits, tmp_path):
     with pytest.raises(FloatingPointError, match=r"the loss became .* at step \d+; try a smaller lr"):
         run(digits, tmp_path, make(), lr=1e25, steps=20)
     assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_a_loss_that_is_not_finite_leaves_the_weights(digits):
+    _, learner = learned(digits, make(), steps=1)
+    before = {name: p.clone() for name, p in learner.network.state_dict().items()}
+    x, *rest = next(feed(learner.task, batches(open_dataset(digits, 8), 10, seed=0), 0, 0, CPU))
+    with pytest.raises(FloatingPointError, match="the loss became nan at step 1;"):
+        learner.step(1, (x * float("nan"), *rest))
+    assert all(torch.equal(p, before[name]) for name, p in learner.network.state_dict().items())
+    assert learner.average.count == 1
 
 
 def test_a_run_in_parts_resumes(digits, tmp_path):

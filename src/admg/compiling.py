@@ -81,18 +81,18 @@ def compiled(*networks: nn.Module, backend: str = "inductor") -> Iterator[None]:
     """Within it, calls of these networks run compiled, at any batch size.
 
     What was built serves the next time too: in this process for the same network, in others from a cache on disk
-    ($TORCHINDUCTOR_CACHE_DIR, by default in admg's cache folder). If the compiler fails, a warning says so, and the
-    network runs uncompiled.
+    ($TORCHINDUCTOR_CACHE_DIR, by default in admg's cache folder). If the compiler fails when a network is called, a
+    warning says so, and it runs uncompiled. A network that is compiled already stays as it is.
     """
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
-    before = [network._compiled_call_impl for network in networks]
-    for network in networks:
-        network._compiled_call_impl = _build(network, backend)  # what nn.Module.compile sets
+    mine = [(network, _build(network, backend)) for network in networks if network._compiled_call_impl is None]
+    for network, call in mine:
+        network._compiled_call_impl = call  # what nn.Module.compile sets
     try:
         yield
     finally:
-        for network, call in zip(networks, before):
-            network._compiled_call_impl = call
+        for network, _ in mine:
+            network._compiled_call_impl = None
 
 
 def _build(network: nn.Module, backend: str) -> Callable[..., Any]:

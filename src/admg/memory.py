@@ -40,7 +40,7 @@ def batch_size(networks: Iterable[nn.Module], shape: tuple[int, int, int], devic
 def block_elements(network: nn.Module, shape: tuple[int, int, int]) -> int:
     """Elements of the outputs of all blocks, for one image; 0 for a network that is not of ours."""
     config: Any = getattr(network, "config", None)
-    if not hasattr(config, "channel_mult"):
+    if not hasattr(config, "channel_mult") or not callable(getattr(config, "attends", None)):
         return 0
     total = 0
     for level in range(len(config.channel_mult)):
@@ -121,5 +121,5 @@ def keep_freed_memory(device_type: str) -> None:
             mallopt = ctypes.CDLL(None).mallopt
         except (OSError, AttributeError):  # another C library
             return
-        for parameter, value in ((-3, 1 << 30), (-1, (1 << 31) - 1)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
-            mallopt(parameter, value)
+        if mallopt(-3, 1 << 30) or mallopt(-3, 32 << 20):  # M_MMAP_THRESHOLD; the second is the most of an older glibc
+            mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD

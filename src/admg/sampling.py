@@ -75,7 +75,8 @@ def sample(
     sampler: the name of one of admg.samplers: ddpm, ddim, heun, dpmpp_2m, dpmpp_2m_sde, dpmpp_3m or unipc, or a
         function called as they are, e.g. functools.partial(samplers.ddim, eta=1.0)
     steps: any respacing: 25, "ddim25", "10,15,20", "karras25", see NoiseSchedule.respace
-    seed: image i of a seed is the same whatever the batch size, and however many processes share the work
+    seed: image i of a seed is the same, up to rounding, whatever the batch size, and however many processes share the
+        work
     first: the number of the first image, for a process that makes images first .. first + N - 1 of a larger set
     batch_size: images at a time; None: as many as fit in memory, up to 64, and half as many from where it runs out
     x_T: the noise to start from (N, C, H, W), instead of the seed's; its size may differ from the model's
@@ -122,7 +123,9 @@ def sample(
             return x.float().cpu()
 
         if batch_size is None:
-            done = list(in_batches(make, len(wanted), batch_that_fits(model, guide)))
+            done = list(
+                in_batches(make, len(wanted), batch_that_fits(model, guide, None if x_T is None else x_T.shape[1:]))
+            )
         else:
             done = [make(slice(i, min(i + batch_size, len(wanted)))) for i in range(0, len(wanted), batch_size)]
     names = label_table(model, guide)
@@ -131,20 +134,24 @@ def sample(
 
 def networks_of(model: Model, guide: Guide | None) -> list[nn.Module]:
     """The modules that run at each step: the model's, and those that the guide and its parts hold."""
-    found, waiting = [], [model.network, guide]
+    found, seen, waiting = [], set[int](), [model.network, guide]
     for part in waiting:
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
         if isinstance(part, nn.Module):
             found.append(part)
         elif isinstance(part, list | tuple):
             waiting.extend(part)
         elif dataclasses.is_dataclass(part) and not isinstance(part, type):
-            waiting.extend(getattr(part, field.name) for field in dataclasses.fields(part))
-    return list(dict.fromkeys(found))
+            waiting.extend(getattr(part, field.name, None) for field in dataclasses.fields(part))
+    return found
 
 
-def batch_that_fits(model: Model, guide: Guide | None) -> int:
-    """Images at a time, from the free memory of the model's device; at most 64."""
-    return images_that_fit(networks_of(model, guide), model.shape, model.device)
+def batch_that_fits(model: Model, guide: Guide | None, shape: Sequence[int] | None = None) -> int:
+    """Images (C, H, W), by default as the model makes them, at a time, from its device's free memory; at most 64."""
+    channels, height, width = model.shape if shape is None else shape
+    return images_that_fit(networks_of(model, guide), (channels, height, width), model.device)
 
 
 class SeededNoise:

@@ -271,8 +271,12 @@ def _content(settings: Mapping[str, Any], shards: Shards) -> dict[str, Any]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """`scale is 4 there, 2 here`, for each setting that differs, but NAMES; settings within settings: base.scale."""
+    """`scale is 4 there, 2 here`, for each setting that differs, but NAMES; settings within settings: base.scale.
+
+    An old precision "auto", as runs once recorded it, is any.
+    """
     a, b = dict(_flat(old)), dict(_flat(new))
+    a |= {key: b.get(key) for key in a if key.split(".")[-1] == "precision" and a[key] == "auto"}
     keys = [key for key in {**a, **b} if a.get(key) != b.get(key) and key.split(".")[-1] not in NAMES]
     return [f"{key} is {_shown(a.get(key))} there, {_shown(b.get(key))} here" for key in keys]
 

@@ -31,12 +31,15 @@ class Report:
     caption: str
 
     def write(self, out: Path) -> None:
-        """sweep.csv, table.md and curves.png, each whole or not at all."""
+        """sweep.csv, table.md and, if there is a figure yet, curves.png, each whole or not at all."""
         with atomic(out / "sweep.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerows(self.table())
         with atomic(out / "table.md") as temporary:
             temporary.write_text(self.markdown(), encoding="utf-8")
-        draw(self.rows, self.title, out / "curves.png")
+        if self.names:
+            draw(self.rows, self.title, out / "curves.png")
+        else:  # nor may one of other cells stay
+            (out / "curves.png").unlink(missing_ok=True)
 
     @property
     def names(self) -> dict[str, str]:
@@ -130,7 +133,7 @@ def lines_of(rows: Sequence[Row], axis: str) -> list[Line]:
 
 
 def draw(rows: Sequence[Row], title: str, path: Path) -> None:
-    """A panel for each figure over the scale, with its interval, and one of precision against recall."""
+    """A panel for each figure over the scale, of which there must be one, and one of precision against recall."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Picture
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .. import guidance, presets
 from ..diffusion import Prediction
 from ..guidance import Guide, State
+from ..memory import is_out_of_memory
 from ..model import Classifier, Model
 from ..userfile import described, load_object
 
@@ -250,6 +250,6 @@ class Own(guidance.Guidance):
         try:
             return ask()
         except Exception as error:
-            if isinstance(error, torch.OutOfMemoryError):
+            if is_out_of_memory(error):  # whoever made the batch will make a smaller one
                 raise
             raise ValueError(f"{self.path}:{self.name}: {described(error, self.path)}") from error

@@ -71,9 +71,10 @@ def run(args: argparse.Namespace) -> None:
     cells, how = cells_of(args), work.work_of(args)
     how = dataclasses.replace(how, images=bool(args.images))
     planned = plan(args, cells)
-    runs = {cell: stage.shards(how.shard_size) for cell, stage in planned.items()}
-    for cell, stage in planned.items():
-        work.check_run(stage.settings, runs[cell], how.overwrite)
+    runs = {
+        cell: work.check_run(stage.settings, stage.shards(how.shard_size), how.overwrite)
+        for cell, stage in planned.items()
+    }
     if args.dry_run:
         return tell(planned, runs)
     labelled = [stage for cell, stage in planned.items() if runs[cell].labelled]
@@ -91,7 +92,8 @@ def run(args: argparse.Namespace) -> None:
     rows = sweep(planned, runs, keeper, how, lambda rows: report(args, planned, rows, keeper).write(out))
     if how.rank == 0:
         print("\n".join([report(args, planned, rows, keeper).markdown(), *notes]))
-        print("   ".join(str(out / name) for name in ("curves.png", "table.md", "sweep.csv")))
+        written = [out / name for name in ("curves.png", "table.md", "sweep.csv")]
+        print("   ".join(str(path) for path in written if path.exists()))
 
 
 def sweep(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from .stages import Stage, from_torchrun
 from .work import Work
 
 KEPT = "figures.json"
+NEIGHBOURS = {"samples": 4, "reference images": 6}  # that figures of k-th neighbours need: prdc's k + 1
 FIGURES = ("fid", "is", "precision", "recall", "accuracy")  # those of the paper, and of the labels
 
 
@@ -145,11 +147,20 @@ def load_keeper(args: argparse.Namespace, stage: Stage, how: Work) -> tuple[Keep
         reasons = {metric: reason_against(metric, *of) for metric in FIGURES[:-1]}
         notes = [f"no {figure_name(metric, network)}: {reason}" for metric, reason in reasons.items() if reason]
         chosen = [metric for metric in chosen if metric in FIGURES]
+    check_neighbours(chosen, {"samples": args.num, "reference images": len(reference)})
     judge = load_judge(args.judge, samples, network.device) if "accuracy" in chosen else None
     if judge:
         judge.right(samples, 2)  # one that cannot judge such images must show now
     comparison = Comparison(reference, network, chosen, Options(not args.no_interval), args, processes)
     return Keeper(comparison, judge, args.reference, fingerprint(reference)), notes
+
+
+def check_neighbours(metrics: Sequence[str], counts: Mapping[str, int]) -> None:
+    """ValueError: too few images for one of the figures, which would show after hours of sampling."""
+    found = [metric for metric in metrics if metric in ("precision", "recall", "density", "coverage")]
+    for name, least in NEIGHBOURS.items():
+        if found and counts[name] < least:
+            raise ValueError(f"{counts[name]} {name}: {', '.join(found)} must have at least {least}; see --metrics")
 
 
 def fingerprint_npz(images: NpzImages) -> str:

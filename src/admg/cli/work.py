@@ -92,13 +92,18 @@ def begin(stages: Sequence[Stage], work: Work) -> list[Shards]:
     return [open_run(*run) for run in planned][::-1]
 
 
-def check_run(settings: Mapping[str, Any], shards: Shards, overwrite: bool) -> None:
-    """ValueError: the folder holds another run, which may not be overwritten, or files that are not of one."""
+def check_run(settings: Mapping[str, Any], shards: Shards, overwrite: bool) -> Shards:
+    """The shards as the run to be continued has them, else as they are planned.
+
+    ValueError: the folder holds another run, which may not be overwritten, or files that are not of one.
+    """
     try:
-        find_run(settings, shards)
+        found = find_run(settings, shards)
     except OtherRun as error:
         if not overwrite:
             raise ValueError(f"{error}; choose another --out, or --overwrite it") from None
+        return shards
+    return shards if found is None or overwrite else found
 
 
 def check_base(base: Path, out: Path) -> None:

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .norm import GroupNorm32
+from .norm import GroupNorm32, norm_and_silu
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -101,20 +101,20 @@ class ResBlock(nn.Module):
         return run(self._forward, self.checkpoint, x, emb)
 
     def _forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        norm, _, conv = self.in_layers
-        h = norm(x, silu=True)
+        norm, act, conv = self.in_layers
+        h = norm_and_silu(norm, act, x)
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
         h = conv(h)
 
-        norm, _, dropout, conv = self.out_layers
+        norm, act, dropout, conv = self.out_layers
         y = self.emb_layers(emb)
         if self.scale_shift_norm:
             scale, shift = y.chunk(2, dim=1)
-            h = norm(h, scale, shift, silu=True)  # AdaGN
+            h = norm_and_silu(norm, act, h, scale, shift)  # AdaGN
         else:
-            h = norm(h + y.to(h.dtype)[:, :, None, None], silu=True)
-        return conv(dropout(h)).add_(self.skip_connection(x))
+            h = norm_and_silu(norm, act, h + y.to(h.dtype)[:, :, None, None])
+        return self.skip_connection(x) + conv(dropout(h))
 
 
 class AttentionBlock(nn.Module):

@@ -6,6 +6,7 @@ Winograd's algorithm, which takes a third less time.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from . import winograd
+from .norm import is_watched
+
+LOCK = threading.Lock()
+"""Held while a convolution's forward is exchanged: several threads may sample with one network."""
 
 
 @contextmanager
@@ -24,20 +29,29 @@ def packed(*networks: nn.Module) -> Iterator[None]:
     weights, which must not change meanwhile. It takes the memory of these weights once or twice more, and the same
     again for those that a gradient goes through.
     """
-    convolutions = []
-    for module in dict.fromkeys(module for network in networks for module in network.modules()):
-        if isinstance(module, nn.Conv2d) and _packable(module):
-            module.forward = Packed(module)  # type: ignore[method-assign, assignment]
-            convolutions.append(module)
+    mine: list[Packed] = []
     try:
+        for module in dict.fromkeys(module for network in networks for module in network.modules()):
+            with LOCK:
+                if isinstance(module, nn.Conv2d) and _packable(module):
+                    mine.append(Packed(module))
+                    module.forward = mine[-1]  # type: ignore[method-assign, assignment]
         yield
     finally:
-        for module in convolutions:
-            del module.forward
+        for packed_one in mine:
+            with LOCK:
+                if vars(packed_one.conv).get("forward") is packed_one:
+                    del packed_one.conv.forward
 
 
 def _packable(conv: nn.Conv2d) -> bool:
-    """Whether its gradient is a convolution of the same kind: an odd kernel, and as many pixels out as in."""
+    """Whether it is a plain one whose gradient is another: an odd kernel, zeros around, as many pixels out as in."""
+    kind = type(conv)
+    plain = kind.forward is nn.Conv2d.forward and kind._conv_forward is nn.Conv2d._conv_forward
+    if not plain or "weight" not in conv._parameters or conv._forward_pre_hooks or conv.weight.is_inference():
+        return False  # one with another forward, or whose weight is made anew at each call
+    if conv.padding_mode != "zeros":
+        return False
     height, width = conv.kernel_size
     same = conv.stride == conv.dilation == (1, 1) and conv.padding == (height // 2, width // 2) and conv.groups == 1
     here = conv.weight.is_cpu and conv.weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
@@ -48,18 +62,32 @@ class Packed:
     """What takes the place of a convolution's forward."""
 
     def __init__(self, conv: nn.Conv2d):
-        self.plain: Callable[[Tensor], Tensor] = conv.forward
+        self.conv = conv
+        self.plain: Callable[[Tensor], Tensor] = plain_forward(conv)
+        self.made_of = self._weights()
         self.bias = None if conv.bias is None else conv.bias.detach()
         turned = conv.weight.detach().flip(2, 3).transpose(0, 1)
         self.there, self.back = Layouts(conv.weight.detach()), Layouts(turned)
 
     def __call__(self, x: Tensor) -> Tensor:
-        special = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-        if special or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+        if x.ndim != 4 or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu") or is_watched():
+            return self.plain(x)
+        if self._weights() != self.made_of:  # exchanged or changed, against what packed() asks for
             return self.plain(x)
         if torch.is_grad_enabled() and x.requires_grad:
             return _Convolution.apply(x, self.there, self.back, self.bias)
         return self.there.convolve(x, self.bias)
+
+    def _weights(self) -> list[tuple[int, int]]:
+        """Tells these weights from others, and from themselves after a change."""
+        return [(id(p), p._version) for p in (self.conv.weight, self.conv.bias) if p is not None]
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[nn.Conv2d]]:
+        return plain_forward, (self.conv,)  # a copy of the network, or a saved one, is not packed
+
+
+def plain_forward(conv: nn.Conv2d) -> Callable[[Tensor], Tensor]:
+    return type(conv).forward.__get__(conv)
 
 
 class Layouts:

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .blocks import AttentionBlock, Downsample, GroupNorm32, ResBlock, Upsample, timestep_embedding, zero
+from .norm import norm_and_silu
 
 CHANNEL_MULT: dict[int, tuple[float, ...]] = {
     512: (0.5, 1, 1, 2, 2, 4, 4),
@@ -266,8 +267,8 @@ class UNet(Trunk):
         for block in self.output_blocks:
             h = block(torch.cat([h, skips.pop()], dim=1), emb)
         with torch.autocast(x.device.type, enabled=False):  # as in the reference, the last layer is in float32
-            norm, _, conv = self.out
-            return conv(norm(h.to(x.dtype), silu=True))
+            norm, act, conv = self.out
+            return conv(norm_and_silu(norm, act, h.to(x.dtype)))
 
 
 class SuperResUNet(UNet):

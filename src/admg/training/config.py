@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from ..compiling import Compile
+
+TrainPrecision = Literal["auto", "fp32", "bf16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,7 +16,8 @@ class TrainConfig:
 
     steps: optimiser steps in all, those before a resumption included
     batch_size: images per step
-    accumulate: parts that a batch is computed in, one after the other, for less memory; the step is the same
+    accumulate: parts that a batch is computed in, one after the other, for less memory; without dropout the step is
+        the same, with dropout it is of another draw
     lr: learning rate of AdamW, after the warm-up
     warmup: steps over which the learning rate grows linearly from 0
     weight_decay: of AdamW
@@ -38,7 +41,7 @@ class TrainConfig:
     weight_decay: float = 0.0
     ema: float = 0.9999
     grad_clip: float = 1.0
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: TrainPrecision = "auto"
     compile: Compile = "auto"
     seed: int = 0
     workers: int = 0
@@ -51,6 +54,9 @@ class TrainConfig:
         for name in ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "preview_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, allowed in (("precision", get_args(TrainPrecision)), ("compile", get_args(Compile))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         if self.accumulate > self.batch_size:
             raise ValueError(f"accumulate {self.accumulate}: a batch of {self.batch_size} has not so many parts")
         if not 0 <= self.ema < 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -59,11 +60,16 @@ class Learner:
         return self.optimizer.param_groups[0]["lr"]
 
     def step(self, number: int, drawn: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Step `number`, from 0 on: the mean of each term, and the norm of the gradient. It waits for no GPU."""
+        """Step `number`, from 0 on: the mean of each term, and the norm of the gradient. It waits for no GPU.
+
+        FloatingPointError: on a CPU, the loss is not finite; the weights are left as they were.
+        """
         torch.manual_seed(step_seed(self.config.seed, number) + 1)  # dropout draws from torch's global random numbers
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * min(1.0, (number + 1) / max(1, self.config.warmup))
         means = self.backward(drawn)
+        if self.device.type == "cpu":
+            check_finite(means["loss"].item(), number)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.grad_clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -107,3 +113,9 @@ class Learner:
         except Exception as error:  # torch raises many kinds for a foreign or truncated file
             reason = str(error).strip().splitlines()[0]
             raise CheckpointError(f"cannot resume from {path}: {reason}; give another --out or remove it") from None
+
+
+def check_finite(loss: float, number: int) -> None:
+    """FloatingPointError: it is not, at the step of this number."""
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"the loss became {loss} at step {number}; try a smaller lr or fp32")

@@ -24,7 +24,7 @@ from ..memory import keep_freed_memory
 from .config import TrainConfig
 from .curves import plot_log
 from .feed import feed
-from .learner import Learner, Task
+from .learner import Learner, Task, check_finite
 
 
 def train(task: Task, dataset: Any, out: Path, config: TrainConfig, provenance: dict[str, Any]) -> Iterator[dict]:
@@ -45,8 +45,7 @@ def train(task: Task, dataset: Any, out: Path, config: TrainConfig, provenance: 
             figures = learner.step(step, next(fed))
             step += 1
             row = dict(zip(figures, torch.stack(list(figures.values())).tolist()))  # here the CPU waits for a GPU
-            if not math.isfinite(row["loss"]):
-                raise FloatingPointError(f"the loss became {row['loss']} at step {step - 1}; try a smaller lr or fp32")
+            check_finite(row["loss"], step - 1)  # on a GPU after the step, which would else wait twice
             row |= {"lr": learner.lr, "images_per_second": config.batch_size / (time.perf_counter() - started)}
             log.add(step, row)
             _now_and_then(learner, out, step, log, provenance)
