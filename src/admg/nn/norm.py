@@ -111,7 +111,7 @@ class _Folded(torch.autograd.Function):
 def _statistics(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
     """Mean and inverse deviation (N, groups).
 
-    By sums over pixels, which torch adds up in a tree, and so a digit more exact on large images than its own kernel for
+    By sums over pixels, which torch adds up in a tree, so a digit more exact on large images than its own kernel for
     channels last. As in that one, a deviation below a three-hundredth of the mean is lost in rounding.
     """
     size = x[0].numel() // groups
