@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 import json
+import pickle
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from admg.guidance.classifier import log_prob_gradient
 from admg.model import Classifier, DiffusionConfig, Labels, Model
 from admg.nn import ClassifierConfig, NoisyClassifier, UNet, UNetConfig, winograd
 from admg.nn import norm as norms
+from admg.nn.blocks import ResBlock
 from admg.nn.packing import packed
 from admg.precision import resolve
 
@@ -146,6 +149,79 @@ def test_packing_leaves_nothing_behind(tiny_model):
     strided = nn.Conv2d(4, 4, 3, stride=2, padding=1)
     with packed(strided):
         assert "forward" not in vars(strided)  # its gradient is another kind of convolution
+
+
+class Standardised(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, (self.weight - self.weight.mean()) / self.weight.std(), self.bias)
+
+
+UNLIKE = {
+    "circular": lambda: nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular"),
+    "own forward": lambda: Standardised(8, 8, 3, padding=1),
+    "weight norm": lambda: nn.utils.weight_norm(nn.Conv2d(8, 8, 3, padding=1)),
+    "parametrised": lambda: nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 8, 3, padding=1)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("name", UNLIKE)
+def test_other_convolutions_than_plain_ones_stay_as_they_are(name):
+    torch.manual_seed(0)
+    conv, x = UNLIKE[name](), torch.randn(2, 8, 8, 8)
+    expected = conv(x)
+    with packed(conv):
+        torch.testing.assert_close(conv(x), expected, rtol=0, atol=1e-6)
+
+
+def test_packed_weights_that_are_exchanged_or_changed_count():
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1)), torch.randn(2, 8, 8, 8)
+    zeros = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
+    with packed(net), torch.no_grad():
+        net(x)
+        assert torch.func.functional_call(net, zeros, x).abs().max() == 0
+        apart = copy.deepcopy(net)
+        net[0].weight.zero_()
+        torch.testing.assert_close(net(x), net[0].bias[None, :, None, None].expand(2, 8, 8, 8))
+    nn.init.zeros_(apart[0].weight)
+    assert apart(x).std((0, 2, 3)).max() < 1e-6  # the copy knows its own weights
+    torch.testing.assert_close(pickle.loads(pickle.dumps(apart))(x), apart(x))
+
+
+def test_forward_mode_derivatives_pass_packed_convolutions():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(8, 32, 3, padding=1), norms.GroupNorm32(32))
+    x, dx = torch.randn(2, 2, 8, 8, 8)
+    expected = torch.func.jvp(net, (x,), (dx,))[1]
+    with packed(net), torch.autograd.forward_ad.dual_level():
+        found = torch.autograd.forward_ad.unpack_dual(net(torch.autograd.forward_ad.make_dual(x, dx))).tangent
+    assert found is not None
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_two_samplings_may_share_a_packed_network():
+    conv = nn.Conv2d(8, 8, 3, padding=1)
+    first, second = packed(conv), packed(conv)
+    first.__enter__(), second.__enter__()
+    first.__exit__(None, None, None), second.__exit__(None, None, None)
+    assert "forward" not in vars(conv)
+
+
+def test_hooks_between_norm_activation_and_convolution_are_called():
+    torch.manual_seed(0)
+    block = ResBlock(32, 32, 16)
+    x, emb = torch.randn(2, 32, 8, 8).to(memory_format=torch.channels_last), torch.randn(2, 16)
+    expected = block(x, emb)
+    seen: list[Tensor] = []
+    block.in_layers[1].register_forward_hook(lambda module, inputs, output: seen.append(output))
+    block.out_layers[3].register_full_backward_hook(lambda module, given, returned: None)
+    y = block(x.requires_grad_(), emb)
+    y.sum().backward()
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(seen[0], F.silu(F.group_norm(x, 32)), rtol=1e-4, atol=1e-5)
+    block.in_layers[1] = nn.Tanh()
+    torch.testing.assert_close(norms.norm_and_silu(*block.in_layers[:2], x), torch.tanh(block.in_layers[0](x)))
 
 
 @pytest.mark.parametrize("recompute", [False, True])

@@ -41,15 +41,20 @@ class GroupNorm32(nn.GroupNorm):
             if scale is not None and shift is not None:
                 weight, bias = (1 + scale) * weight, torch.addcmul(shift, 1 + scale, bias)
             return _Folded.apply(x, weight.expand(len(x), -1), bias.expand(len(x), -1), self.num_groups, self.eps, silu)
-        h = self._plain(x)
-        if scale is not None and shift is not None:
-            h = torch.addcmul(_as_images(shift, h), h, _as_images(1 + scale, h))
+        h = _modulated(self._plain(x), scale, shift)
         return F.silu(h) if silu else h
 
     def _plain(self, x: Tensor) -> Tensor:
         if x.device.type == "cpu" and x.dtype == torch.bfloat16:  # this kernel reads bf16 and accumulates in float32
             return super().forward(x)
         return super().forward(x.float()).to(x.dtype)
+
+
+def _modulated(h: Tensor, scale: Rows | None, shift: Rows | None) -> Tensor:
+    """(1 + scale) h + shift, or h alone."""
+    if scale is None or shift is None:
+        return h
+    return torch.addcmul(_as_images(shift, h), h, _as_images(1 + scale, h))
 
 
 def _as_images(rows: Rows, like: Tensor) -> Tensor:
@@ -69,10 +74,7 @@ def norm_and_silu(
     usual = type(norm) is GroupNorm32 and type(act) is nn.SiLU
     if usual and not (norm._forward_hooks or act._forward_hooks or act._forward_pre_hooks):
         return norm(h, scale, shift, silu=True)
-    h = norm(h)
-    if scale is not None and shift is not None:
-        h = torch.addcmul(_as_images(shift, h), h, _as_images(1 + scale, h))
-    return act(h)
+    return act(_modulated(norm(h), scale, shift))
 
 
 def _foldable(x: Tensor) -> bool:

@@ -50,10 +50,9 @@ def _packable(conv: nn.Conv2d) -> bool:
     plain = kind.forward is nn.Conv2d.forward and kind._conv_forward is nn.Conv2d._conv_forward
     if not plain or "weight" not in conv._parameters or conv._forward_pre_hooks or conv.weight.is_inference():
         return False  # one with another forward, or whose weight is made anew at each call
-    if conv.padding_mode != "zeros":
-        return False
     height, width = conv.kernel_size
     same = conv.stride == conv.dilation == (1, 1) and conv.padding == (height // 2, width // 2) and conv.groups == 1
+    same = same and conv.padding_mode == "zeros"
     here = conv.weight.is_cpu and conv.weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
     return here and same and height % 2 == width % 2 == 1 and "forward" not in vars(conv)
 
