@@ -118,15 +118,17 @@ def markdown(rows: dict[Cell, Figures], real: Figures, titles: dict[str, str]) -
         parts.append(f"### {title[0].upper()}{title[1:]}\n\n{table}\n\n{verdict(of_kind)}")
     counts = dict.fromkeys((cell.steps, f.num) for cell, f in rows.items() if (cell.sampler, cell.steps) != REFERENCE)
     few = ", ".join(f"{num} at {steps} steps" for steps, num in sorted(counts) if steps > 25)
-    most = max(f.num for f in rows.values())
-    error = np.median([f.error for f in rows.values() if f.num == most])
+    nums = sorted({f.num for f in rows.values()}, reverse=True)
+    errors = {num: np.median([f.error for f in rows.values() if f.num == num]) for num in nums}
+    known = ", ".join(f"{error:.1f} at {num}" for num, error in errors.items() if np.isfinite(error))
+    unknown = ", ".join(f"larger and not known at {num}" for num, error in errors.items() if not np.isfinite(error))
+    most = nums[0]
     notes = (
         f"{most} samples a cell{few and f' ({few})'}, equally many of each label, the same noise in each. "
         f"Accuracy: the share that the judge takes for the garment asked for. Distance: KID x 1000 in the judge's "
         f"features to the test images, unbiased whatever the number of samples, and so below 0 at times; its standard "
-        f"error is about {error:.1f} at "
-        f"{most}. As many real images: {100 * real.accuracy:.0f}, {real.distance:.1f}. Heun asks the network twice a "
-        f"step. In brackets: the spacing of the steps.\n"
+        f"error is about {known}{unknown and f', {unknown}'}; cells of as many samples err alike. As many "
+        f"real images: {100 * real.accuracy:.0f}, {real.distance:.1f}. Heun asks the network twice a step. In brackets: the spacing of the steps.\n"
     )
     return "\n\n".join([*parts, notes])
 
