@@ -128,7 +128,8 @@ def markdown(rows: dict[Cell, Figures], real: Figures, titles: dict[str, str]) -
         f"Accuracy: the share that the judge takes for the garment asked for. Distance: KID x 1000 in the judge's "
         f"features to the test images, unbiased whatever the number of samples, and so below 0 at times; its standard "
         f"error is about {known}{unknown and f', {unknown}'}; cells of as many samples err alike. As many "
-        f"real images: {100 * real.accuracy:.0f}, {real.distance:.1f}. Heun asks the network twice a step. In brackets: the spacing of the steps.\n"
+        f"real images: {100 * real.accuracy:.0f}, {real.distance:.1f}. Heun asks the network "
+        f"twice a step. In brackets: the spacing of the steps.\n"
     )
     return "\n\n".join([*parts, notes])
 
