@@ -2,7 +2,7 @@
 larger the blocks, the less of the garment is kept. At low noise the model finishes alone, which leaves no seams. It is
 told the label, in the last rows another than the garment's.
 
-    python examples/reference.py --out out
+    python examples/ilvr.py --out out
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     rows = [a if a == b else f"{a}, told {b}" for a, b in pairs]
     picture = sheet(list(zip(*columns)), row_titles=rows, column_titles=titles, cell=96)
-    save_png(picture, args.out / "reference.png")
+    save_png(picture, args.out / "ilvr.png")
 
 
 if __name__ == "__main__":
