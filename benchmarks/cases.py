@@ -42,6 +42,7 @@ class Setting:
     threads: int = 1
     precision: str = "fp32"
     compile: str = "off"
+    compile_diffusers: bool = False
     reference: str = ""
 
 

@@ -66,7 +66,7 @@ def diffusers_forward(setting: Setting, serve: Serve) -> None:
     network = unet2d(case).requires_grad_(False)
     network = network if dtype == torch.float32 else network.to(dtype)
     case.model.network = None  # type: ignore[assignment]
-    call = torch.compile(network) if setting.compile == "on" else network
+    call = torch.compile(network) if setting.compile_diffusers else network
     x, t, told = case.x.to(dtype), torch.tensor(TIMESTEP, device=case.x.device), class_labels(network, case.y)
     run = torch.no_grad()(lambda: call(x, t, **told).sample)
     serve(Work(run, run))
@@ -83,7 +83,7 @@ def diffusers_training(setting: Setting, serve: Serve) -> None:
     case.model.network = None  # type: ignore[assignment]
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
     average = EMAModel(network.parameters(), decay=EMA)
-    call = torch.compile(network) if setting.compile == "on" else network
+    call = torch.compile(network) if setting.compile_diffusers else network
 
     def backward(t: Tensor, noise: Tensor) -> Tensor:
         with autocast(setting.precision, x.device):  # type: ignore[arg-type]

@@ -193,7 +193,8 @@ def test_bad_edits(tiny_model, tiny_upsampler):
 
 @pytest.fixture
 def models(tiny_folders):
-    return ["--model", tiny_folders["model"], "--classifier", tiny_folders["classifier"], "--steps", 4]
+    folders = ["--model", tiny_folders["model"], "--classifier", tiny_folders["classifier"]]
+    return [*folders, "--steps", 4, "--precision", "fp32"]
 
 
 @pytest.fixture

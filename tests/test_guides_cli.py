@@ -73,7 +73,7 @@ def test_an_own_guide_that_runs_out_of_memory_says_so(error):
 @pytest.fixture
 def command(tiny_folders, tmp_path):
     return ["sample", "--model", tiny_folders["model"], "--classifier", tiny_folders["classifier"], "--steps", 4,
-            "--label", "two", "--label", "one", "--num", 4, "--out", tmp_path / "out"]  # fmt: skip
+            "--label", "two", "--label", "one", "--num", 4, "--precision", "fp32", "--out", tmp_path / "out"]  # fmt: skip
 
 
 @pytest.fixture
@@ -201,7 +201,8 @@ def test_upsampling_takes_guides_too(capsys, tiny_upsampler, own, tmp_path):
     tiny_upsampler.save(tmp_path / "up")
     small = np.random.default_rng(0).integers(256, size=(2, 4, 4, 1), dtype=np.uint8)
     np.savez(tmp_path / "small.npz", arr_0=small, arr_1=np.array([1, 2]))
-    command = ["upsample", "--model", tmp_path / "up", "--base", tmp_path / "small.npz", "--steps", 3]
+    command = ["upsample", "--model", tmp_path / "up", "--base", tmp_path / "small.npz", "--steps", 3,
+               "--precision", "fp32"]  # fmt: skip
     assert run(capsys, *command, "--cfg", 3, "--out", tmp_path / "out")[0] == 0
     x = admg.cli.stages.to_float(small)
     expected = admg.sample(tiny_upsampler, [1, 2], low_res=x, guide=guidance.ClassifierFree(3.0), steps=3,

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import admg
 from admg import compiling, guidance, memory, samplers, sampling
 from admg.cli.main import main
-from admg.compiling import PAYS, compiled, wanted
+from admg.compiling import compiled, wanted
 from admg.guidance.classifier import log_prob_gradient
 from admg.model import Classifier, DiffusionConfig, Labels, Model
 from admg.nn import ClassifierConfig, NoisyClassifier, UNet, UNetConfig, winograd
@@ -251,7 +251,7 @@ def test_images_of_a_seed_are_those_of_the_plain_computation(tiny_model, tiny_cl
     options = {"guide": guidance.Classifier(tiny_classifier, 2.0), "steps": 10, "progress": False}
     fast = [admg.sample(tiny_model, [0, 1, 2, 3], sampler=sampler, **options) for sampler in ("ddim", "ddpm")]
 
-    def forward(norm, x, scale=None, shift=None, *, silu=False):
+    def forward(norm, x, scale=None, shift=None, offset=None, *, silu=False):
         h = F.group_norm(x.contiguous(), 32, norm.weight, norm.bias)
         h = h if scale is None else h * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
         return F.silu(h) if silu else h
@@ -376,15 +376,9 @@ def test_compiled_images_are_the_same(tiny_model, tiny_classifier, tmp_path, mon
 
 
 def test_when_compiling_is_wanted():
-    cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert [wanted("auto", cpu, 10**9), wanted("auto", cuda, PAYS - 1), wanted("auto", cuda, PAYS)] == [
-        False,
-        False,
-        True,
-    ]
-    assert wanted("on", cpu, 1) and not wanted("off", cuda, 10**9)
+    assert wanted("on") and not wanted("off") and not wanted("auto")
     with pytest.raises(ValueError, match="unknown compile mode 'yes': auto, on, off"):
-        wanted("yes", cpu, 1)
+        wanted("yes")
 
 
 # -- precision and memory --------------------------------------------------------------------------------------------
@@ -408,9 +402,9 @@ def test_networks_of_a_guide_are_found(tiny_model, tiny_classifier):
 
 
 def test_how_it_is_computed_does_not_part_runs(tiny_folders, tmp_path, capsys):
-    """run.json has the precision that was taken; another batch size or compiling continue the same run."""
+    """As the processor has it, which run.json names; another batch size or compiling continue the same run."""
     same = ["sample", "--model", tiny_folders["model"], "--num", "2", "--steps", "2", "--out", str(tmp_path / "out")]
-    assert not main([*same, "--precision", "auto"])
+    assert not main(same)
     taken = resolve("auto", torch.device("cpu"))
     settings = json.loads((tmp_path / "out/run.json").read_text())
     assert taken in json.dumps(settings) and "auto" not in json.dumps(settings)

@@ -61,7 +61,8 @@ def judges(tmp_path) -> list[str]:
 
 @pytest.fixture
 def models(tiny_folders) -> list[str]:
-    return ["--model", tiny_folders["model"], "--classifier", tiny_folders["classifier"]]
+    folders = ["--model", tiny_folders["model"], "--classifier", tiny_folders["classifier"]]
+    return [*folders, "--precision", "fp32"]
 
 
 @pytest.fixture
@@ -245,6 +246,9 @@ def test_continued_with_shards_of_another_size(capsys, command, made, monkeypatc
     assert succeed(capsys, *other, "--dry-run").splitlines()[-1] == "1 cells, 24 steps of one image to sample"
     succeed(capsys, *other)
     assert made == [range(0, 4), range(4, 8), range(8, 12)]
+    assert succeed(capsys, *other, "--dry-run").splitlines()[-1] == "1 cells, 0 steps of one image to sample"
+    anew = succeed(capsys, *other, "--dry-run", "--overwrite").splitlines()[-1]
+    assert anew == "1 cells, 36 steps of one image to sample" and samples_of(out, "ddim-3-scale-0").exists()
 
 
 @pytest.mark.slow

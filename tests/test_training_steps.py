@@ -226,6 +226,22 @@ def test_the_average_is_torchs_own():
         assert difference(average.network, torchs.module) < 1e-6 and average.count == n + 1
 
 
+def test_a_run_is_resumed_with_weights_laid_out_otherwise(digits, tmp_path):
+    """A GPU has them channels-last, and AdamW pairs weights and moments by their place in memory."""
+    figures, _ = learned(digits, make(), steps=5)
+    fed = feed(make(), batches(open_dataset(digits, 8), 10, seed=0), 0, 0, CPU)
+    config = TrainConfig(batch_size=10, precision="fp32", warmup=1)
+    first = Learner(make(), config, CPU)
+    first.network.to(memory_format=torch.channels_last)
+    for k in range(3):
+        first.step(k, next(fed))
+    first.save(tmp_path / "checkpoint.pt", 3)
+    second = Learner(make(), config, CPU)
+    assert second.resume(tmp_path / "checkpoint.pt") == 3
+    for k in (3, 4):
+        assert second.step(k, next(fed))["loss"].item() == pytest.approx(figures[k]["loss"], rel=1e-4)
+
+
 def test_a_loss_that_is_not_finite_ends_the_training(digits, tmp_path):
     with pytest.raises(FloatingPointError, match=r"the loss became .* at step \d+; try a smaller lr"):
         run(digits, tmp_path, make(), lr=1e25, steps=20)

@@ -1,4 +1,4 @@
-"""What makes networks fast as they are: precision, compiled graphs, laid out weights, each within a context.
+"""What makes networks fast as they are: precision, compiled and recorded graphs, laid out weights, within a context.
 
 torch.compile without a wrapper: one graph for all batch sizes, and eager where the compiler fails.
 """
@@ -8,20 +8,20 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from .download import cache_folder
-from .memory import free_bytes, keep_freed_memory
+from .memory import call_bytes, free_bytes, keep_freed_memory
+from .nn.graphs import recorded
+from .nn.halving import halved
 from .nn.packing import packed
-from .precision import Precision, autocast, resolve
+from .precision import DTYPES, Precision, autocast, float32_proper, resolve
 
 Compile = Literal["auto", "on", "off"]
-PAYS = 20_000
-"""Images times steps on a GPU from which on compiling takes less time than it saves."""
 
 
 class Built(dict[str, Callable[..., Any]]):
@@ -34,14 +34,14 @@ class Built(dict[str, Callable[..., Any]]):
         return Built, ()
 
 
-def wanted(compile: Compile, device: torch.device, evaluations: int) -> bool:
-    """`auto`: on a GPU, if there is work for it. On a CPU never: building takes a minute or more and gains nothing.
+def wanted(compile: Compile) -> bool:
+    """`auto`: no. Building takes minutes; kernels of our own, weights laid out and recordings gain as much without.
 
-    evaluations: images times steps. ValueError: an unknown mode.
+    ValueError: an unknown mode.
     """
     if compile not in get_args(Compile):
         raise ValueError(f"unknown compile mode {compile!r}: {', '.join(get_args(Compile))}")
-    return compile == "on" or (compile == "auto" and device.type == "cuda" and evaluations >= PAYS)
+    return compile == "on"
 
 
 @contextmanager
@@ -49,31 +49,43 @@ def fast(
     networks: Sequence[nn.Module],
     device: torch.device,
     *,
-    evaluations: int,
     precision: Precision = "fp32",
     compile: Compile = "auto",
 ) -> Iterator[None]:
     """Within it, these networks run as fast as they can in this precision; their weights must not change.
 
-    Compiled if that pays for so many evaluations (images times steps); else on a CPU with weights laid out once, if
-    there is memory for them. ValueError: an unknown mode or precision, fp16 on a CPU.
+    With weights laid out once, if there is memory for them, and on a GPU recorded and replayed; or compiled. Networks
+    that are so already stay as they are. ValueError: an unknown mode or precision, fp16 on a CPU.
     """
     keep_freed_memory(device.type)
-    to_compile = wanted(compile, device, evaluations)
-    to_pack = not to_compile and device.type == "cpu" and resolve(precision, device) == "fp32" and _fits(networks)
+    to_compile = wanted(compile)
+    dtype = DTYPES[resolve(precision, device)]
+    fits = not to_compile and _fits(networks, device)
+    to_pack = fits and device.type == "cpu"
+    to_halve = fits and device.type == "cuda" and dtype != torch.float32
     with (
+        autocast(precision, device),  # first: packed() lays weights out for its format
         compiled(*networks if to_compile else []),
         packed(*networks if to_pack else []),
-        autocast(precision, device),
+        halved(*networks if to_halve else [], dtype=dtype),
+        recorded(*networks if device.type == "cuda" and not to_compile else [], fits=_recording_fits),
+        torch.cuda.device(device) if device.type == "cuda" else nullcontext(),  # where Triton launches
+        float32_proper() if device.type == "cuda" and dtype == torch.float32 else nullcontext(),
     ):
         yield
 
 
-def _fits(networks: Sequence[nn.Module]) -> bool:
+def _fits(networks: Sequence[nn.Module], device: torch.device) -> bool:
     """Whether the weights fit into half of the free memory four times."""
-    free = free_bytes(torch.device("cpu"))
+    free = free_bytes(device)
     size = sum(p.numel() * p.element_size() for network in networks for p in network.parameters())
     return free is None or 8 * size < free
+
+
+def _recording_fits(network: nn.Module, x: Tensor) -> bool:
+    """Whether the memory that a call may take (see memory.batch_size) is free three times."""
+    free = free_bytes(x.device)
+    return free is None or 3 * call_bytes(network, x.shape[1:]) * len(x) < free
 
 
 @contextmanager

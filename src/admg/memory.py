@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,13 +31,18 @@ def batch_size(networks: Iterable[nn.Module], shape: tuple[int, int, int], devic
     pixels = shape[1] * shape[2]
     most = MOST_IMAGES if device.type == "cuda" else max(1, min(MOST_IMAGES, MOST_PIXELS // pixels))
     free = free_bytes(device)
-    elements = sum(block_elements(network, shape) for network in networks)
-    if free is None or elements == 0:
+    each = sum(call_bytes(network, shape) for network in networks)
+    if free is None or each == 0:
         return most
-    return max(1, min(most, int(USABLE * free) // (4 * TENSORS_PER_BLOCK * elements)))
+    return max(1, min(most, int(USABLE * free) // each))
 
 
-def block_elements(network: nn.Module, shape: tuple[int, int, int]) -> int:
+def call_bytes(network: nn.Module, shape: Sequence[int]) -> int:
+    """That a call may need for each image."""
+    return 4 * TENSORS_PER_BLOCK * block_elements(network, shape)
+
+
+def block_elements(network: nn.Module, shape: Sequence[int]) -> int:
     """Elements of the outputs of all blocks, for one image; 0 for a network that is not of ours."""
     config: Any = getattr(network, "config", None)
     if not hasattr(config, "channel_mult") or not callable(getattr(config, "attends", None)):

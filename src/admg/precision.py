@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import platform
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import Literal, get_args
 
@@ -21,6 +23,9 @@ def native_bf16(device_type: str) -> bool:
         return torch.cuda.get_device_capability() >= (8, 0)
     if device_type != "cpu":
         return False
+    known = [getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile")]
+    if platform.machine().lower() in ("x86_64", "amd64") and None not in known:
+        return any(ask() for ask in known if ask)  # not by timing, which may differ from start to start
     return _matmul_seconds(torch.bfloat16) < _matmul_seconds(torch.float32)
 
 
@@ -47,6 +52,20 @@ def resolve(precision: Precision, device: torch.device) -> Resolved:
     if precision != "auto":
         return precision
     return "bf16" if native_bf16(device.type) else "fp32"
+
+
+@contextmanager
+def float32_proper() -> Iterator[None]:
+    """cuDNN's convolutions without TF32, whose three digits are its default."""
+    try:
+        before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    except RuntimeError:  # set by torch's newer switch (fp32_precision), which is left as it is
+        yield
+        return
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager:

@@ -83,7 +83,7 @@ def sample(
     low_res: (N, C, h, w) in [-1, 1], what an upsampling model makes larger
     noise_sampler: (x, index) -> noise of a step, instead of the seed's
     y: what a conditional model is told: "labels", or None to let the guide alone steer
-    precision: auto, fp32, bf16 or fp16 (on a GPU)
+    precision: of matrix products: fp32, auto (bf16 where the processor or GPU has it), bf16, or fp16 (on a GPU)
     compile: auto, on or off, see compiling
     ValueError: an unknown label, sampler or respacing; low_res of a wrong size, missing or not wanted.
     """
@@ -97,10 +97,9 @@ def sample(
     check_low_res(model, low_res, len(numbers))
 
     wanted = torch.tensor([-1 if n is None else n for n in numbers], dtype=torch.int64)
-    networks, evaluations = networks_of(model, guide), len(numbers) * len(model.diffusion)
     with (
-        _progress(evaluations, progress) as bar,
-        fast(networks, model.device, evaluations=evaluations, precision=precision, compile=compile),
+        _progress(len(numbers) * len(model.diffusion), progress) as bar,
+        fast(networks_of(model, guide), model.device, precision=precision, compile=compile),
     ):
 
         def make(batch: slice) -> Images:
@@ -167,7 +166,8 @@ class SeededNoise:
         return torch.stack([torch.randn(tuple(shape), generator=generator) for generator in self.generators])
 
     def __call__(self, x: Images, index: int) -> Images:
-        return self.draw(x.shape[1:]).to(x.device)
+        noise = self.draw(x.shape[1:])
+        return noise.pin_memory().to(x.device, non_blocking=True) if x.is_cuda else noise.to(x.device)
 
 
 def check_low_res(model: Model, low_res: Images | None, count: int) -> None:

@@ -122,7 +122,7 @@ class Shards:
 class NpzImages:
     """The images of an .npz, arr_0, uint8 (N, H, W, C) or (N, H, W), read in slices and never all at once.
 
-    Stored arrays (np.savez, Shards.merge) are memory-mapped; compressed ones are decompressed up to the slice.
+    Of stored arrays (np.savez, Shards.merge) the slice alone is read; compressed ones are decompressed up to it.
 
     shape: (N, H, W, C); labels: arr_1 as int64 (N,), or None; crc: checksum of the images
     ValueError: not such a file; labels below -1, which stands for none.
@@ -149,7 +149,7 @@ class NpzImages:
             raise ValueError(f"{self.path} cannot be used: {error}".replace("\n", " ")) from None
         self.crc = self._archive.getinfo("arr_0.npy").CRC
         self._start = self._images.tell()
-        self._mapped = self._map() if self._archive.getinfo("arr_0.npy").compress_type == zipfile.ZIP_STORED else None
+        self._begin = self._find() if self._archive.getinfo("arr_0.npy").compress_type == zipfile.ZIP_STORED else None
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -159,20 +159,21 @@ class NpzImages:
         start, stop, step = images.indices(len(self))
         if step != 1:
             raise ValueError(f"images are read in slices of step 1, not {step}")
-        if self._mapped is not None:
-            return np.array(self._mapped[start:stop])
         count, each = max(0, stop - start), prod(self.shape[1:])
-        self._images.seek(self._start + start * each)
-        data = self._images.read(count * each)
-        return np.frombuffer(data, np.uint8).reshape(count, *self.shape[1:])
+        if self._begin is not None:
+            data = np.fromfile(self.path, np.uint8, count * each, offset=self._begin + start * each)
+        else:
+            self._images.seek(self._start + start * each)
+            data = np.frombuffer(self._images.read(count * each), np.uint8)
+        return data.reshape(count, *self.shape[1:])
 
-    def _map(self) -> np.ndarray:
-        """The bytes of a stored member follow its local header: 30 bytes, its name and an extra field."""
+    def _find(self) -> int:
+        """Where the images begin in the file: a stored member follows its header of 30 bytes, its name and an extra."""
         begin = self._archive.getinfo("arr_0.npy").header_offset
         with open(self.path, "rb") as file:
             file.seek(begin + 26)
             lengths = [int.from_bytes(file.read(2), "little") for _ in range(2)]
-        return np.memmap(self.path, np.uint8, "r", begin + 30 + sum(lengths) + self._start, self.shape)
+        return begin + 30 + sum(lengths) + self._start
 
     def _read_labels(self) -> Int64[np.ndarray, " n"]:
         with self._archive.open("arr_1.npy") as member:

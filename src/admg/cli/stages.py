@@ -9,6 +9,7 @@ import inspect
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, get_args
@@ -18,13 +19,13 @@ import torch
 from torch import Tensor
 
 from .. import presets, samplers
-from ..compiling import Compile, wanted
+from ..compiling import Compile, fast
 from ..editing import Start, begun, lowest
 from ..memory import in_batches
 from ..model import Classifier, Labels, Model
 from ..precision import Precision, resolve
 from ..samplers import Sampler, Step
-from ..sampling import SAMPLERS, Samples, batch_that_fits, find_sampler, sample
+from ..sampling import SAMPLERS, Samples, batch_that_fits, find_sampler, networks_of, sample
 from ..shards import NpzImages, Shards
 from .drawing import Picture, contact_sheet
 from .guides import Guidance
@@ -148,12 +149,10 @@ class Stage:
         """The images of these numbers, uint8 (N, H, W, C); `done` is told of each part of an image."""
         channels, height, width = self.model.shape
         result = np.empty((len(images), height, width, channels), np.uint8)
-        evaluations = len(self.labels) * len(self.model.respace(self.recipe.steps).diffusion)
-        compile: Compile = "on" if wanted(self.compile, self.model.device, evaluations) else "off"
 
         def make(batch: slice) -> None:
             numbers = images[batch]
-            samples = self._sample(numbers, base, counted(self.recipe.function, done), compile)
+            samples = self._sample(numbers, base, counted(self.recipe.function, done), self.compile)
             if not torch.isfinite(samples.x).all():
                 raise FloatingPointError(f"images {numbers[0]} to {numbers[-1]} of {self.name} are not finite numbers")
             result[batch] = samples.images
@@ -161,6 +160,11 @@ class Stage:
         for _ in in_batches(make, len(images), self.batch_size or batch_that_fits(self.model, self.guide())):
             pass
         return result
+
+    def fast(self) -> AbstractContextManager:
+        """Within it, make() does not prepare the networks at each batch anew."""
+        networks = networks_of(self.model, self.guide())
+        return fast(networks, self.model.device, precision=self.recipe.precision, compile=self.compile)
 
     def _sample(self, images: range, base: NpzImages | None, sampler: Sampler, compile: Compile) -> Samples:
         """One batch."""
@@ -235,8 +239,9 @@ def add_recipe_rest(parser: argparse.ArgumentParser) -> None:
     text = "; ".join(f"of {name}: {', '.join(own)}" for name in sorted(SAMPLERS) if (own := own_options(name)))
     add("--sampler-option", action="append", metavar="NAME=VALUE", help=f"{text}; may be repeated")
     add("--seed", type=int, default=0, help="image i of a seed is always the same (default: 0)")
-    add("--precision", choices=get_args(Precision), default="fp32", help="of matrix products (default: fp32)")
-    text = "run networks as compiled graphs; auto: on a GPU, for much work (default: auto)"
+    text = "of matrix products; auto: bf16 where the processor or GPU has it, else fp32 (default: auto)"
+    add("--precision", choices=get_args(Precision), default="auto", help=text)
+    text = "build networks by torch.compile first, which takes minutes; auto: no (default: auto)"
     add("--compile", choices=get_args(Compile), default="auto", help=text)
     add("--unconditional", action="store_true", help="do not tell the model the label: the classifier alone steers")
     add("--batch-size", type=int, metavar="N", help="images at a time (default: what fits in memory, up to 64)")

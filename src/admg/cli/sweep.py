@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> None:
         for cell, stage in planned.items()
     }
     if args.dry_run:
-        return tell(planned, runs)
+        return tell(planned, runs, how.overwrite)
     labelled = [stage for cell, stage in planned.items() if runs[cell].labelled]
     if args.judge and not labelled:
         raise ValueError("--judge is of labels, and none is asked for: neither the model nor a classifier is told any")
@@ -265,11 +265,12 @@ def try_out(planned: Sequence[Stage]) -> None:
         stage.try_out()
 
 
-def tell(planned: dict[Cell, Stage], runs: dict[Cell, Shards]) -> None:
+def tell(planned: dict[Cell, Stage], runs: dict[Cell, Shards], anew: bool) -> None:
     left = 0
     for cell, stage in planned.items():
-        done = runs[cell].target.exists()
-        missing = 0 if done else sum(len(runs[cell].span(k)) for k in runs[cell].missing())
+        shards = runs[cell]
+        todo = range(len(shards)) if anew else [] if shards.target.exists() else shards.missing()
+        missing = sum(len(shards.span(k)) for k in todo)
         steps = len(stage.model.respace(cell.steps).diffusion)
         left += missing * steps
         print(f"{cell.name:<32} {missing:>9,} images to sample, of {steps} steps; guidance: {kind_of(stage.guide)}")

@@ -126,7 +126,7 @@ def produce(stage: Stage, shards: Shards, work: Work) -> None:
         print(f"continuing {shards.folder}: {total - left:,} of {total:,} images are there")
     base = None if stage.base is None else NpzImages(stage.base)
     doing = "upsampling" if stage.model.upsamples else "sampling"
-    with progress(doing, total, total - left, show=work.rank == 0) as bar:
+    with progress(doing, total, total - left, show=work.rank == 0) as bar, stage.fast():
         for k in todo:
             images, labels = stage.make(shards.span(k), base, lambda part: bar.update(min(part, total - bar.n))), None
             if shards.labelled:

@@ -191,7 +191,7 @@ def resampler(name: str, layer: nn.Module, width: int) -> tuple[str, nn.Module]:
     if isinstance(layer, ResBlock):
         return name, layer
     assert isinstance(layer, Downsample | Upsample)
-    conv = layer.op if isinstance(layer, Downsample) else getattr(layer, "conv", None)
+    conv = getattr(layer, "op" if isinstance(layer, Downsample) else "conv", None)
     if not isinstance(conv, nn.Conv2d):
         conv = zero(nn.Conv2d(width, width, 3))
         same = torch.eye(width)[:, :, None, None]

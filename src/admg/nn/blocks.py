@@ -17,9 +17,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .norm import GroupNorm32, norm_and_silu
+from .exchange import apart
+from .norm import GroupNorm32, add, norm_and_silu, resampled
 
 M = TypeVar("M", bound=nn.Module)
+
+FEW_TOKENS = 256
+"""Up to which a CPU's backward pass of attention takes less time in float32 than in bf16."""
 
 
 def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
@@ -53,7 +57,7 @@ class Upsample(nn.Module):
             self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.interpolate(x, scale_factor=2, mode="nearest")
+        x = resampled(x, up=True)
         return self.conv(x) if hasattr(self, "conv") else x
 
 
@@ -62,10 +66,11 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int, conv: bool):
         super().__init__()
-        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1) if conv else nn.AvgPool2d(2)
+        if conv:
+            self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.op(x)
+        return self.op(x) if hasattr(self, "op") else resampled(x, up=False)
 
 
 class ResBlock(nn.Module):
@@ -105,16 +110,19 @@ class ResBlock(nn.Module):
         h = norm_and_silu(norm, act, x)
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
-        h = conv(h)
+        h, bias = apart(conv, h)
 
         norm, act, dropout, conv = self.out_layers
         y = self.emb_layers(emb)
         if self.scale_shift_norm:
             scale, shift = y.chunk(2, dim=1)
-            h = norm_and_silu(norm, act, h, scale, shift)  # AdaGN
+            h = norm_and_silu(norm, act, h, scale, shift, bias)  # AdaGN
         else:
-            h = norm_and_silu(norm, act, h + y.to(h.dtype)[:, :, None, None])
-        return self.skip_connection(x) + conv(dropout(h))
+            h = norm_and_silu(norm, act, h + y.to(h.dtype)[:, :, None, None], offset=bias)
+        h, bias = apart(conv, dropout(h))
+        x, of_skip = apart(self.skip_connection, x)
+        biases = [b for b in (bias, of_skip) if b is not None]
+        return add(x, h, sum(biases[1:], biases[0]) if biases else None)
 
 
 class AttentionBlock(nn.Module):
@@ -141,9 +149,20 @@ class AttentionBlock(nn.Module):
         n, c, h, w = x.shape
         tokens = self.norm(x).flatten(2).transpose(1, 2)  # (N, HW, C)
         q, k, v = split_heads(self.qkv(tokens), self.heads, self.new_order)
-        a = v if self.identity else F.scaled_dot_product_attention(q, k, v)
+        a = v if self.identity else attention(q, k, v)
         a = a.transpose(1, 2).reshape(n, h * w, c)
         return x + self.proj_out(a).transpose(1, 2).reshape(n, c, h, w)
+
+
+def attention(
+    q: Float[Tensor, "n heads t c"], k: Float[Tensor, "n heads t c"], v: Float[Tensor, "n heads t c"]
+) -> Float[Tensor, "n heads t c"]:
+    """softmax(q kᵀ / sqrt(c)) v for each head."""
+    differentiated = torch.is_grad_enabled() and q.requires_grad
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and differentiated and q.shape[2] <= FEW_TOKENS:
+        with torch.autocast("cpu", enabled=False):
+            return F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v)
 
 
 @contextmanager

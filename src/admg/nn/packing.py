@@ -1,113 +1,138 @@
-"""Convolutions whose weights are laid out once as a CPU's kernels want them, instead of at each call.
+"""Layers whose weights are cast and laid out once as a CPU's kernels want them, instead of at each call.
 
-For one large image or a few small ones, laying them out takes a fifth of the time of a network. Wide layers compute by
-Winograd's algorithm, which takes a third less time.
+For one large image or a few small ones, laying them out takes a fifth of the time of a network. Wide layers compute in
+float32 by Winograd's algorithm, which takes a third less time.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import winograd
-from .norm import is_watched
+from .blocks import Pointwise
+from .exchange import Exchanged, exchangeable, exchanged, is_watched
 
-LOCK = threading.Lock()
-"""Held while a convolution's forward is exchanged: several threads may sample with one network."""
+FORWARDS = nn.Conv2d.forward, Pointwise.forward, nn.Linear.forward
 
 
 @contextmanager
 def packed(*networks: nn.Module) -> Iterator[None]:
     """Within it, the float32 convolutions of these networks run on a CPU with weights laid out once, channels last.
 
+    Entered within autocast to bf16: those that it computes in bf16 too, and linear layers have their weights cast once.
     Results differ from the plain ones by rounding. They are differentiable in the images, to any order, and not in the
     weights, which must not change meanwhile. It takes the memory of these weights once or twice more, and the same
     again for those that a gradient goes through.
     """
-    mine: list[Packed] = []
-    try:
-        for module in dict.fromkeys(module for network in networks for module in network.modules()):
-            with LOCK:
-                if isinstance(module, nn.Conv2d) and _packable(module):
-                    mine.append(Packed(module))
-                    module.forward = mine[-1]  # type: ignore[method-assign, assignment]
+    mkldnn = torch.backends.mkldnn.is_available()
+    in_bf16 = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    in_bf16 = in_bf16 and mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    layers: dict[nn.Module, Callable[[Tensor], Tensor]] = {}
+    for layer in dict.fromkeys(layer for network in networks for layer in network.modules()):
+        if not exchangeable(layer, FORWARDS) or not layer.weight.is_cpu:
+            continue
+        if isinstance(layer, nn.Conv2d):
+            if mkldnn and _packable(layer):
+                layers[layer] = PackedConvolution(layer, in_bf16)
+        elif in_bf16:
+            layers[layer] = PackedLinear(layer)
+    with exchanged(layers):
         yield
-    finally:
-        for packed_one in mine:
-            with LOCK:
-                if vars(packed_one.conv).get("forward") is packed_one:
-                    del packed_one.conv.forward
 
 
 def _packable(conv: nn.Conv2d) -> bool:
-    """Whether it is a plain one whose gradient is another: an odd kernel, zeros around, as many pixels out as in."""
-    kind = type(conv)
-    plain = kind.forward is nn.Conv2d.forward and kind._conv_forward is nn.Conv2d._conv_forward
-    if not plain or "weight" not in conv._parameters or conv._forward_pre_hooks or conv.weight.is_inference():
-        return False  # one with another forward, or whose weight is made anew at each call
+    """Whether its gradient is another of its kind: an odd kernel, zeros around, as many pixels out as in."""
     height, width = conv.kernel_size
     same = conv.stride == conv.dilation == (1, 1) and conv.padding == (height // 2, width // 2) and conv.groups == 1
-    same = same and conv.padding_mode == "zeros"
-    here = conv.weight.is_cpu and conv.weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
-    return here and same and height % 2 == width % 2 == 1 and "forward" not in vars(conv)
+    return same and conv.padding_mode == "zeros" and height % 2 == width % 2 == 1
 
 
-class Packed:
-    """What takes the place of a convolution's forward."""
+class Packed(Exchanged):
+    """A layer with weights made ready.
 
-    def __init__(self, conv: nn.Conv2d):
-        self.conv = conv
-        self.plain: Callable[[Tensor], Tensor] = plain_forward(conv)
-        self.made_of = self._weights()
-        self.bias = None if conv.bias is None else conv.bias.detach()
-        turned = conv.weight.detach().flip(2, 3).transpose(0, 1)
-        self.there, self.back = Layouts(conv.weight.detach()), Layouts(turned)
+    dtypes: that it computes in
+    """
+
+    dtypes: tuple[torch.dtype, ...] = ()
+
+    def __init__(self, layer: Any):
+        super().__init__(layer)
+        self.weight: Tensor = layer.weight.detach()
+        self.bias: Tensor | None = None if layer.bias is None else layer.bias.detach()
 
     def __call__(self, x: Tensor) -> Tensor:
-        if x.ndim != 4 or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu") or is_watched():
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
+        if dtype not in self.dtypes or x.dtype not in (torch.float32, dtype) or is_watched():
             return self.plain(x)
-        if self._weights() != self.made_of:  # exchanged or changed, against what packed() asks for
+        if not self.is_current():  # exchanged or changed, against what packed() asks for
             return self.plain(x)
+        return self.compute(x.to(dtype))
+
+    def compute(self, x: Tensor) -> Tensor:
+        """In the dtype of x."""
+        raise NotImplementedError
+
+
+class PackedLinear(Packed):
+    """With weights cast once, where autocast casts them at each call."""
+
+    dtypes = (torch.bfloat16,)
+    cast: tuple[Tensor, Tensor | None] | None = None
+
+    def compute(self, x: Tensor) -> Tensor:
+        if self.cast is None:
+            weight = self.weight.flatten(1)  # (K, C, 1) of a Pointwise
+            self.cast = weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, *self.cast)
+
+
+class PackedConvolution(Packed):
+    """With weights laid out for each dtype that it computes in, there and back."""
+
+    def __init__(self, conv: nn.Conv2d, in_bf16: bool):
+        super().__init__(conv)
+        self.dtypes = (torch.float32, torch.bfloat16) if in_bf16 else (torch.float32,)
+        self.layouts = {
+            dtype: (Layouts(self.weight, dtype), Layouts(self.weight, dtype, turned=True)) for dtype in self.dtypes
+        }
+
+    def compute(self, x: Tensor) -> Tensor:
+        if x.ndim == 3:
+            return self.compute(x[None])[0]
+        there, back = self.layouts[x.dtype]
         if torch.is_grad_enabled() and x.requires_grad:
-            return _Convolution.apply(x, self.there, self.back, self.bias)
-        return self.there.convolve(x, self.bias)
-
-    def _weights(self) -> list[tuple[int, int]]:
-        """Tells these weights from others, and from themselves after a change."""
-        return [(id(p), p._version) for p in (self.conv.weight, self.conv.bias) if p is not None]
-
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[nn.Conv2d]]:
-        return plain_forward, (self.conv,)  # a copy of the network, or a saved one, is not packed
-
-
-def plain_forward(conv: nn.Conv2d) -> Callable[[Tensor], Tensor]:
-    return type(conv).forward.__get__(conv)
+            return _Convolution.apply(x, there, back, self.bias)
+        return there.convolve(x, self.bias)
 
 
 class Layouts:
-    """A weight (K, C, h, w) as the kernels want it, laid out at the first call."""
+    """A weight (K, C, h, w) as the kernels of a dtype want it, laid out at the first call; `turned`: (C, K, h, w)."""
 
-    def __init__(self, weight: Tensor):
-        self.weight = weight
+    def __init__(self, weight: Tensor, dtype: torch.dtype, turned: bool = False):
+        self.weight, self.dtype, self.turned = weight, dtype, turned
         self.transformed: Tensor | None = None
         self.ordered: Tensor | None = None
 
     def convolve(self, x: Tensor, bias: Tensor | None) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
-        if winograd.pays(self.weight, x):
+        if self.dtype == torch.float32 and winograd.pays(self.weight, x):
             if self.transformed is None:
-                self.transformed = winograd.transformed(self.weight)
+                self.transformed = winograd.transformed(self._oriented())
             return winograd.convolve(x, self.transformed, bias)
         same = [size // 2 for size in self.weight.shape[2:]], [1, 1], [1, 1], 1  # padding, stride, dilation, groups
         if self.ordered is None:
-            weight = self.weight.contiguous()
+            weight = self._oriented().to(self.dtype).contiguous()
             self.ordered = torch.ops.mkldnn._reorder_convolution_weight(weight, *same, list(x.shape))
         return torch.ops.mkldnn._convolution_pointwise(x, self.ordered, bias, *same, "none", [], "")
+
+    def _oriented(self) -> Tensor:
+        return self.weight.flip(2, 3).transpose(0, 1) if self.turned else self.weight
 
 
 class _Convolution(torch.autograd.Function):

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .blocks import AttentionBlock, Downsample, GroupNorm32, ResBlock, Upsample, timestep_embedding, zero
-from .norm import norm_and_silu
+from .norm import joined, norm_and_silu
 
 CHANNEL_MULT: dict[int, tuple[float, ...]] = {
     512: (0.5, 1, 1, 2, 2, 4, 4),
@@ -216,7 +216,7 @@ class Trunk(nn.Module):
         features: list[Tensor] = []
         for block in self.input_blocks:
             x = block(x, emb)
-            if not features and x.device.type == "cpu" and x[:, 0].numel() >= CHANNELS_LAST:
+            if not features and (x.is_cuda or (x.device.type == "cpu" and x[:, 0].numel() >= CHANNELS_LAST)):
                 x = x.contiguous(memory_format=torch.channels_last)  # as its convolutions compute; the rest follows
             features.append(x)
         return [*features, self.middle_block(x, emb)]
@@ -263,9 +263,10 @@ class UNet(Trunk):
             if not self.config.num_classes:
                 raise ValueError("this network is unconditional and takes no labels y")
             emb = emb + self.label_emb(y.clamp(min=0)) * (y >= 0)[:, None]
-        *skips, h = self.encode(x, emb)
+        skips = self.encode(x, emb)
+        h = skips.pop()
         for block in self.output_blocks:
-            h = block(torch.cat([h, skips.pop()], dim=1), emb)
+            h = block(joined(h, skips.pop()), emb)
         with torch.autocast(x.device.type, enabled=False):  # as in the reference, the last layer is in float32
             norm, act, conv = self.out
             return conv(norm_and_silu(norm, act, h.to(x.dtype)))

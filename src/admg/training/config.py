@@ -24,7 +24,7 @@ class TrainConfig:
     ema: decay of the exponential moving average of the weights; it begins small and rises to this
     grad_clip: largest norm of the gradient
     precision: auto, fp32 or bf16 (mixed); auto takes bf16 where the processor has it natively
-    compile: auto, on or off: torch.compile; auto does so on a GPU, for long runs
+    compile: auto, on or off: torch.compile, which takes minutes to build; auto is off
     seed: of everything random
     workers: processes that load images; 0: none, for data in memory
     device: cpu or cuda; auto takes cuda if there is one

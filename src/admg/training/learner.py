@@ -18,6 +18,7 @@ from ..precision import autocast, native_bf16
 from .average import Average
 from .config import TrainConfig
 from .feed import step_seed
+from .recording import Backward, RecordedBackward
 
 
 class Task(Protocol):
@@ -30,7 +31,10 @@ class Task(Protocol):
         ...
 
     def loss(self, *drawn: Tensor) -> dict[str, Tensor]:
-        """Terms (N,) of each image, "loss" among them, from what draw() gave, or a part of it."""
+        """Terms (N,) of each image, "loss" among them, from what draw() gave, or a part of it.
+
+        On a GPU what it computes is recorded, and replayed for other batches: let it depend on them alone.
+        """
         ...
 
     def preview(self, network: nn.Module, folder: Path, step: int) -> dict[str, float]:
@@ -48,11 +52,17 @@ class Learner:
     def __init__(self, task: Task, config: TrainConfig, device: torch.device):
         self.task, self.config, self.device = task, config, device
         self.network = task.network.to(device).train()
+        if device.type == "cuda":  # as its convolutions compute
+            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = Average(self.network, config.ema)
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
-        self.compile = wanted(config.compile, device, config.steps * config.batch_size)
+        self.compile = wanted(config.compile)
+        self.backward: Backward = self._backward
+        """On a GPU recorded and replayed."""
+        if device.type == "cuda" and not (self.compile or _recomputes(self.network)):
+            self.backward = RecordedBackward(self._backward, self.network)
 
     @property
     def lr(self) -> float:
@@ -76,7 +86,7 @@ class Learner:
         self.average.update(self.network)
         return means | {"grad_norm": norm}
 
-    def backward(self, drawn: Sequence[Tensor]) -> dict[str, Tensor]:
+    def _backward(self, drawn: Sequence[Tensor]) -> dict[str, Tensor]:
         """Add the gradient of the batch's mean loss, part by part; the mean of each term."""
         count = len(drawn[0])
         means: dict[str, Tensor] = {}
@@ -95,6 +105,13 @@ class Learner:
             return autocast("bf16" if native_bf16(self.device.type) else "fp32", self.device)
         return autocast(self.config.precision, self.device)
 
+    def _lay_out_moments(self) -> None:
+        """As the weights, which may be channels-last here and not where they were saved: AdamW pairs them by memory."""
+        for parameter, state in self.optimizer.state.items():
+            for name, value in state.items():
+                if value.shape == parameter.shape:
+                    state[name] = torch.empty_like(parameter).copy_(value)
+
     def save(self, path: Path, step: int) -> None:
         state = {"network": self.network.state_dict(), "average": self.average.state_dict()}
         with atomic(path) as temporary:
@@ -109,10 +126,16 @@ class Learner:
             self.network.load_state_dict(state["network"])
             self.average.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])
+            self._lay_out_moments()
             return state["step"]
         except Exception as error:  # torch raises many kinds for a foreign or truncated file
             reason = str(error).strip().splitlines()[0]
             raise CheckpointError(f"cannot resume from {path}: {reason}; give another --out or remove it") from None
+
+
+def _recomputes(network: nn.Module) -> bool:
+    """Whether it drops activations, whose recomputation asks for the state of random numbers, which is not recorded."""
+    return getattr(getattr(network, "config", None), "checkpoint", False)
 
 
 def check_finite(loss: float, number: int) -> None:
