@@ -73,7 +73,8 @@ def test_an_own_guide_that_runs_out_of_memory_says_so(error):
 @pytest.fixture
 def command(tiny_folders, tmp_path):
     return ["sample", "--model", tiny_folders["model"], "--classifier", tiny_folders["classifier"], "--steps", 4,
-            "--label", "two", "--label", "one", "--num", 4, "--precision", "fp32", "--out", tmp_path / "out"]  # fmt: skip
+            "--label", "two", "--label", "one", "--num", 4, "--precision", "fp32",
+            "--out", tmp_path / "out"]  # fmt: skip
 
 
 @pytest.fixture

@@ -50,7 +50,7 @@ def folders(tiny_folders, upsampler, tmp_path_factory) -> dict[str, str]:
 def sampling(folders):
     """10 images in 5 shards of 2."""
     return ["sample", "--model", folders["model"], "--classifier", folders["classifier"], "--steps", 3, "--num", 10,
-            "--batch-size", 2, "--sampler", "ddpm"]  # fmt: skip
+            "--batch-size", 2, "--sampler", "ddpm", "--precision", "fp32"]  # fmt: skip
 
 
 @pytest.fixture
@@ -360,7 +360,7 @@ def test_labels_that_steer_nothing_are_not_written(capsys, folders, tmp_path):
 def test_upsample_makes_each_image_from_its_small_one_and_label(capsys, folders, upsampler, small, tmp_path):
     path, images = small
     out = tmp_path / "out"
-    options = ["--steps", 3, "--seed", 5, "--batch-size", 2]
+    options = ["--steps", 3, "--seed", 5, "--batch-size", 2, "--precision", "fp32"]
     succeed(capsys, "upsample", "--model", folders["upsampler"], "--base", path, "--out", out, *options)
     large, labels = arrays(out / "samples_6x16x16x1.npz")
     assert labels.tolist() == [3, 1, 4, 1, 0, 2]
