@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from test_cli import refused, run
 import admg
 from admg import guidance, samplers
 from admg.cli import guides
+from admg.userfile import load_object
 
 OWN = """
 import torch
@@ -149,6 +151,16 @@ def test_sampler_options(capsys, command, expected, tmp_path, options, function)
     assert np.abs(images.astype(int) - expected(sampler=function)).max() <= 1
     assert "options.s_churn" in refused(capsys, *command, "--scale", 0, "--sampler", "heun", "--sampler-option",
                                         "s_churn=1") or function.func is samplers.unipc  # fmt: skip
+
+
+def test_a_file_that_changed_within_a_second_is_read_anew(tmp_path):
+    path = tmp_path / "own.py"
+    found = []
+    for value in ("1", "2"):  # of equal length
+        path.write_text(f"value = {value}\n")
+        os.utime(path, (1e9, 1e9))
+        found.append(load_object(f"{path}:value"))
+    assert [value for value, _ in found] == [1, 2] and found[0][1] != found[1][1]
 
 
 def test_what_decides_the_images_is_in_run_json(capsys, command, own, tmp_path):

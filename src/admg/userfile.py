@@ -22,7 +22,7 @@ def load_object(spec: str) -> tuple[Any, str]:
     text = path.read_bytes()
     digest = hashlib.sha256(text).hexdigest()[:12]
     try:
-        module = _executed(path, f"admg_user_{path.stem}_{digest}")
+        module = _executed(path, text, f"admg_user_{path.stem}_{digest}")
     except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise ValueError(f"{path} cannot be imported: {described(error, path)}") from error
     if not hasattr(module, name):
@@ -39,15 +39,18 @@ def described(error: BaseException, path: Path) -> str:
     return type(error).__name__ + (f": {text}" if text else "") + (f" (line {line})" if line else "")
 
 
-def _executed(path: Path, name: str) -> ModuleType:
-    """The file as a module, which may import what lies beside it."""
+def _executed(path: Path, text: bytes, name: str) -> ModuleType:
+    """The file's text as a module, which may import what lies beside it.
+
+    Not by its loader, whose compiled copy of a file that changed within a second, and not in length, would be the old.
+    """
     found = importlib.util.spec_from_file_location(name, path.resolve())
-    assert found is not None and found.loader is not None
+    assert found is not None
     module = importlib.util.module_from_spec(found)
     sys.modules[name] = module  # dataclasses look their module up
     sys.path.insert(0, str(path.resolve().parent))
     try:
-        found.loader.exec_module(module)
+        exec(compile(text, str(path.resolve()), "exec", dont_inherit=True), vars(module))
     finally:
         sys.path.pop(0)
     return module
