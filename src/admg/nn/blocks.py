@@ -48,6 +48,20 @@ class Pointwise(nn.Conv1d):
         return F.linear(tokens, self.weight[:, :, 0], self.bias)
 
 
+def exchangeable(layer: nn.Module) -> bool:
+    """Whether it is a plain convolution or linear layer, not exchanged, whose float32 weight lasts from call to call.
+
+    One that computes in its own way (weight norm, standardised weights, low-rank additions) is left alone.
+    """
+    plain = nn.Conv2d.forward, Pointwise.forward, nn.Linear.forward
+    weight = layer._parameters.get("weight")
+    if type(layer).forward not in plain or "forward" in vars(layer) or layer._forward_pre_hooks:
+        return False
+    if isinstance(layer, nn.Conv2d) and type(layer)._conv_forward is not nn.Conv2d._conv_forward:
+        return False
+    return weight is not None and weight.dtype == torch.float32 and not weight.is_inference()
+
+
 class Upsample(nn.Module):
     """Nearest-neighbour doubling, then a 3x3 convolution if `conv`."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,19 +51,6 @@ class Exchanged:
 
 def plain_forward(layer: nn.Module) -> Callable[[Tensor], Tensor]:
     return type(layer).forward.__get__(layer)
-
-
-def exchangeable(layer: nn.Module, forwards: Sequence[Callable[..., Tensor]]) -> bool:
-    """Whether its forward is one of these, its float32 weight is not made anew at each call, and it is not exchanged.
-
-    A layer that computes in its own way (weight norm, standardised weights, low-rank additions) is left alone.
-    """
-    weight = layer._parameters.get("weight")
-    if type(layer).forward not in forwards or "forward" in vars(layer) or layer._forward_pre_hooks:
-        return False
-    if isinstance(layer, nn.Conv2d) and type(layer)._conv_forward is not nn.Conv2d._conv_forward:
-        return False
-    return weight is not None and weight.dtype == torch.float32 and not weight.is_inference()
 
 
 def is_heard(module: nn.Module) -> bool:

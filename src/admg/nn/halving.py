@@ -10,10 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import Pointwise
-from .exchange import Exchanged, exchangeable, exchanged, is_watched
-
-FORWARDS = nn.Conv2d.forward, Pointwise.forward, nn.Linear.forward
+from .blocks import exchangeable
+from .exchange import Exchanged, exchanged, is_watched
 
 
 @contextmanager
@@ -26,7 +24,7 @@ def halved(*networks: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     layers: dict[nn.Module, Callable[[Tensor], Tensor]] = {}
     for layer in dict.fromkeys(layer for network in networks for layer in network.modules()):
         zeros_around = getattr(layer, "padding_mode", "zeros") == "zeros"
-        if exchangeable(layer, FORWARDS) and layer.weight.is_cuda and zeros_around:
+        if exchangeable(layer) and layer.weight.is_cuda and zeros_around:
             layers[layer] = Halved(layer, dtype)
     with exchanged(layers):
         yield

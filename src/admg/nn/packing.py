@@ -15,10 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import winograd
-from .blocks import Pointwise
-from .exchange import Exchanged, exchangeable, exchanged, is_watched
-
-FORWARDS = nn.Conv2d.forward, Pointwise.forward, nn.Linear.forward
+from .blocks import exchangeable
+from .exchange import Exchanged, exchanged, is_watched
 
 
 @contextmanager
@@ -35,7 +33,7 @@ def packed(*networks: nn.Module) -> Iterator[None]:
     in_bf16 = in_bf16 and mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     layers: dict[nn.Module, Callable[[Tensor], Tensor]] = {}
     for layer in dict.fromkeys(layer for network in networks for layer in network.modules()):
-        if not exchangeable(layer, FORWARDS) or not layer.weight.is_cpu:
+        if not exchangeable(layer) or not layer.weight.is_cpu:
             continue
         if isinstance(layer, nn.Conv2d):
             if mkldnn and _packable(layer):

@@ -8,11 +8,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..nn.graphs import CAPTURING
+from ..nn.graphs import CAPTURING, FIRST
 
 Backward = Callable[[Sequence[Tensor]], dict[str, Tensor]]
-FIRST = 2
-"""Steps that run as usual: they compile kernels and choose algorithms, which must not be recorded."""
 
 
 class RecordedBackward:
@@ -28,6 +26,10 @@ class RecordedBackward:
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, drawn: Sequence[Tensor]) -> dict[str, Tensor]:
+        with torch.cuda.device(self.parameters[0].device):  # a recording is of the current GPU
+            return self._call(drawn)
+
+    def _call(self, drawn: Sequence[Tensor]) -> dict[str, Tensor]:
         self.calls += 1
         if self.calls == FIRST + 1:
             self._record(drawn)
