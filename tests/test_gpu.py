@@ -267,6 +267,20 @@ def test_images_of_a_seed_are_those_of_a_cpu(tiny_model, tiny_classifier, sample
 
 
 @on_gpu
+def test_with_and_without_the_label_in_one_call(tiny_model):
+    """As many images as are asked for in one call, and one more."""
+    model, guide = copy.deepcopy(tiny_model).to("cuda"), guidance.ClassifierFree(2.0)
+    sizes: list[int] = []
+    model.network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    for count, calls in ((16, [32, 32]), (17, [17] * 4)):
+        options = {"guide": guide, "steps": 2, "progress": False, "precision": "fp32", "batch_size": 32}
+        found = admg.sample(model, [i % len(NAMES) for i in range(count)], **options).x
+        expected = admg.sample(tiny_model, [i % len(NAMES) for i in range(count)], **options).x
+        assert (found - expected).abs().max() < 1e-3 and sizes == calls
+        sizes.clear()
+
+
+@on_gpu
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m", "unipc"])
 def test_no_step_waits_for_the_gpu(tiny_model, tiny_classifier, sampler):
     model, classifier = (copy.deepcopy(part).to("cuda") for part in (tiny_model, tiny_classifier))

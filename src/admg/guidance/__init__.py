@@ -2,7 +2,7 @@
 own works as well."""
 
 from .apg import APG
-from .base import DiffusionModel, Guidance, Guide, Split, State, Sum, changed
+from .base import DiffusionModel, Guidance, Guide, Split, State, Sum, changed, compares, sigma_at
 from .calibration import Calibrated, calibrated, expected_calibration_error, fit_temperature
 from .cfg_plus_plus import CFGPlusPlus
 from .cfg_zero_star import CFGZeroStar
@@ -49,7 +49,9 @@ __all__ = [
     "Sum",
     "calibrated",
     "changed",
+    "compares",
     "expected_calibration_error",
     "fit_temperature",
     "log_prob_gradient",
+    "sigma_at",
 ]

@@ -38,6 +38,9 @@ class APG(Guidance):
         if not self.max_norm > 0:
             raise ValueError(f"the largest norm of a difference must be above 0, got {self.max_norm}")
 
+    def compares(self, sigma: float) -> bool:
+        return self.scale != 1
+
     def change(self, state: State) -> Prediction:
         check_told(state)
         if self.scale == 1:

@@ -40,6 +40,7 @@ class State:
     raw: the network's prediction at x, as other guides have changed it; prediction: the same, its x0 clipped if `clip`
     model: to ask again, with other labels or at another x
     memory: what guides keep from step to step of one run, each under a key of its own
+    unlabelled: the network's prediction at x without a label, if it was asked along with `raw`; not clipped
     takes_both: whether the sampler takes x0 and eps of a prediction apart, as DDIM's equation 12 does; see Split
     own: the network's prediction before any guide of a sum; None where raw is still that
     """
@@ -56,6 +57,7 @@ class State:
     memory: dict[Any, Any] = field(default_factory=dict)
     takes_both: bool = False
     own: Prediction | None = None
+    unlabelled: Prediction | None = None
 
     @cached_property
     def prediction(self) -> Prediction:
@@ -72,11 +74,12 @@ class State:
     @property
     def sigma(self) -> float:
         """The noise level sqrt((1 - ᾱ) / ᾱ): the noise's deviation where the image keeps its scale (EDM's σ)."""
-        alpha_bar = self.diffusion.at("alpha_bar", self.index)
-        return ((1 - alpha_bar) / alpha_bar) ** 0.5 if alpha_bar else float("inf")
+        return sigma_at(self.diffusion, self.index)
 
     def predict(self, y: Tensor | None = None) -> Prediction:
         """What the model says at x if it is told other labels, or none; not clipped."""
+        if y is None and self.unlabelled is not None:
+            return self.unlabelled
         return self.ask(self.model, y)
 
     def ask(self, model: DiffusionModel, y: Tensor | None = None) -> Prediction:
@@ -107,6 +110,12 @@ class State:
             return x, self.model.predict(x, self.index, self.told, clip=False)
 
 
+def sigma_at(diffusion: Diffusion, index: int) -> float:
+    """State.sigma at this step."""
+    alpha_bar = diffusion.at("alpha_bar", index)
+    return ((1 - alpha_bar) / alpha_bar) ** 0.5 if alpha_bar else float("inf")
+
+
 Guide = Callable[[State], Tensor | None]
 """Guidance: the score ∇ log of whatever is wanted, at state.x, (N, C, H, W) float32; None where it adds nothing."""
 
@@ -127,6 +136,10 @@ class Guidance:
     def __call__(self, state: State) -> Tensor | None:
         """The score to add, (N, C, H, W) float32, or None."""
         return None
+
+    def compares(self, sigma: float) -> bool:
+        """Whether it will ask at this noise level what the network says without a label; it may be asked earlier."""
+        return False
 
     def __add__(self, other: Guide) -> Sum:
         return Sum((self, other))
@@ -152,6 +165,9 @@ class Sum(Guidance):
         if scores:
             check_whole(state.raw)
         return sum(scores[1:], start=scores[0]) if scores else None
+
+    def compares(self, sigma: float) -> bool:
+        return any(compares(guide, sigma) for guide in self.guides)
 
     @property
     def classifier(self) -> Any:
@@ -181,3 +197,8 @@ def check_whole(prediction: Prediction) -> None:
 def changed(guide: Guide, state: State) -> Prediction:
     """state.raw as the guide changes it; a plain function leaves it."""
     return guide.change(state) if isinstance(guide, Guidance) else state.raw
+
+
+def compares(guide: Guide | None, sigma: float) -> bool:
+    """Whether the guide will ask what the network says without a label; of a plain function it is not known."""
+    return isinstance(guide, Guidance) and guide.compares(sigma)

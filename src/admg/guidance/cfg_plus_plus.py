@@ -26,6 +26,9 @@ class CFGPlusPlus(Guidance):
         if not 0 <= self.scale <= 1:
             raise ValueError(f"the scale of CFG++ must be in [0, 1], got {self.scale}")
 
+    def compares(self, sigma: float) -> bool:
+        return True
+
     def change(self, state: State) -> Prediction:
         check_told(state)
         if not state.takes_both:

@@ -25,6 +25,9 @@ class ClassifierFree(Guidance):
     def __post_init__(self):
         finite(self.scale, "the guidance scale")
 
+    def compares(self, sigma: float) -> bool:
+        return self.scale != 1
+
     def change(self, state: State) -> Prediction:
         check_told(state)
         if self.scale == 1:

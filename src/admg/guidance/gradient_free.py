@@ -43,6 +43,9 @@ class GradientFree(Guidance):
         if self.reference not in get_args(Reference):
             raise ValueError(f"the reference is a 'label' or 'null', not {self.reference!r}")
 
+    def compares(self, sigma: float) -> bool:
+        return self.reference == "null" and scale_at(self.scale, sigma) != 1
+
     def change(self, state: State) -> Prediction:
         told = check_told(state)
         scale = scale_at(self.scale, state.sigma)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..diffusion import Prediction
-from .base import Guidance, Guide, State, changed
+from .base import Guidance, Guide, State, changed, compares
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,9 @@ class Interval(Guidance):
     def __post_init__(self):
         if not 0 <= self.low <= self.high:
             raise ValueError(f"an interval of noise levels needs 0 <= low <= high, got {self.low} and {self.high}")
+
+    def compares(self, sigma: float) -> bool:
+        return self.contains(sigma) and compares(self.guide, sigma)
 
     def change(self, state: State) -> Prediction:
         return changed(self.guide, state) if self.contains(state.sigma) else state.raw

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..diffusion import Prediction
-from .base import Guidance, Guide, State, changed, check_whole
+from .base import Guidance, Guide, State, changed, check_whole, compares
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,9 @@ class Rescaled(Guidance):
     def __post_init__(self):
         if not 0 <= self.phi <= 1:
             raise ValueError(f"phi must be in [0, 1], got {self.phi}")
+
+    def compares(self, sigma: float) -> bool:
+        return compares(self.guide, sigma)
 
     def change(self, state: State) -> Prediction:
         guided = changed(self.guide, state)

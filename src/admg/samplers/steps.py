@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..diffusion import Images, Prediction
-from ..guidance import DiffusionModel, Guide, State, changed
+from ..guidance import DiffusionModel, Guide, State, changed, compares, sigma_at
 
 NoiseSampler = Callable[[Images, int], Images]
 """(x, index) -> standard normal noise of the shape of x, for the step from x at `index`."""
@@ -60,7 +60,7 @@ class Walk:
         with torch.no_grad():
             if self.guide is None:
                 return self.model.predict(x, index, self.network_y, clip=self.clip), None
-            raw, diffusion = self.model.predict(x, index, self.network_y, clip=False), self.model.diffusion
+            (raw, unlabelled), diffusion = self._raw(x, index), self.model.diffusion
             state = State(
                 x=x,
                 t=diffusion.timestep(index, x.device),
@@ -73,9 +73,17 @@ class Walk:
                 clip=self.clip,
                 memory=self.memory,
                 takes_both=self.takes_both,
+                unlabelled=unlabelled,
             )
             state = replace(state, raw=changed(self.guide, state))
             return state.prediction, self.guide(state)
+
+    def _raw(self, x: Images, index: int) -> tuple[Prediction, Prediction | None]:
+        """What the network says at x; and what it says without a label, if the guide will ask for that."""
+        predict_both: Any = getattr(self.model, "predict_both", None)
+        if self.network_y is not None and compares(self.guide, sigma_at(self.model.diffusion, index)) and predict_both:
+            return predict_both(x, index, self.network_y)
+        return self.model.predict(x, index, self.network_y, clip=False), None
 
     def guided(self, x: Images, index: int) -> Prediction:
         """The prediction with the guide's score in it: ε̂ = ε - sqrt(1 - ᾱ) g, and x0 from ε̂ (Algorithm 2)."""
