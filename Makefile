@@ -22,7 +22,9 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+KERNELS := $(wildcard src/admg/nn/native/*)
+
+$(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py $(filter %.c %.h %.py,$(KERNELS))
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	touch $@

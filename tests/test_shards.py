@@ -12,6 +12,7 @@ import zipfile
 import numpy as np
 import pytest
 
+from admg.cli.main import main
 from admg.files import atomic
 from admg.shards import NpzImages, Shards, differences, open_run, run_files
 
@@ -99,6 +100,29 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         fill(shards, *numbers(4))
     assert list(shards.parts.iterdir()) == [] and shards.missing() == [0, 1]
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_a_full_disk_ends_the_command_and_the_run_goes_on(tmp_path, tiny_folders, monkeypatch, capsys, failing):
+    """Shards are written while the next one is made, the last one after all."""
+    command = ["sample", "--model", tiny_folders["model"], "--label", "one", "--num", "6", "--steps", "2"]
+    command += ["--shard-size", "2", "--precision", "fp32", "--device", "cpu"]
+    write = Shards.write
+
+    def full(shards, k, *arrays):
+        if k == failing:
+            raise OSError(28, "No space left on device")
+        write(shards, k, *arrays)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Shards, "write", full)
+        assert main([*command, "--out", str(tmp_path / "a")]) == 2
+    assert "No space left on device" in capsys.readouterr().err
+    kept = [path.name for path in sorted((tmp_path / "a" / "shards").glob("*.npz"))]
+    assert len(kept) <= 2 and not list((tmp_path / "a").glob("samples*"))
+    assert main([*command, "--out", str(tmp_path / "a")]) == main([*command, "--out", str(tmp_path / "b")]) == 0
+    a, b = ((tmp_path / name / "samples_6x8x8x1.npz").read_bytes() for name in "ab")
+    assert a == b
 
 
 def test_a_shard_refuses_what_it_must_not_hold(tmp_path):

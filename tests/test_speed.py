@@ -21,9 +21,10 @@ from admg.cli.main import main
 from admg.compiling import compiled, wanted
 from admg.guidance.classifier import log_prob_gradient
 from admg.model import Classifier, DiffusionConfig, Labels, Model
-from admg.nn import ClassifierConfig, NoisyClassifier, UNet, UNetConfig, winograd
+from admg.nn import ClassifierConfig, NoisyClassifier, UNet, UNetConfig
 from admg.nn import norm as norms
 from admg.nn.blocks import ResBlock
+from admg.nn.native import winograd
 from admg.nn.packing import packed
 from admg.precision import resolve
 
@@ -97,13 +98,13 @@ def test_second_derivatives_of_the_norm(layout):
 
 @pytest.mark.parametrize("n,c_in,c_out,height,width", [(1, 3, 5, 16, 16), (3, 4, 2, 64, 32), (5, 7, 3, 2, 64)])
 def test_winograds_convolution(n, c_in, c_out, height, width):
-    """Against the direct one in float64, one and several images at a time."""
+    """By torch, against the direct one in float64, one and several images at a time."""
     torch.manual_seed(0)
     x, weight, bias = torch.randn(n, c_in, height, width), torch.randn(c_out, c_in, 3, 3), torch.randn(c_out)
     expected = F.conv2d(x.double(), weight.double(), bias.double(), padding=1)
     for b in (bias, None):
         shift = 0 if b is not None else bias.double()[:, None, None]
-        got = winograd.convolve(x, winograd.transformed(weight), b)
+        got = winograd.convolve(x, winograd.transformed(weight, 2), b)
         assert (got - (expected - shift)).abs().max() < 2e-5
     assert got.is_contiguous(memory_format=torch.channels_last)
 
@@ -113,7 +114,7 @@ def test_packed_convolutions_and_their_gradients(c_in, c_out, kernel):
     torch.manual_seed(0)
     conv = nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2)
     x, w = torch.randn(2, c_in, 12, 12), torch.randn(2, c_out, 12, 12)
-    assert winograd.pays(conv.weight, x) == (c_in == 192)
+    assert bool(winograd.tile(conv.weight, x)) == (c_in == 192)
 
     def results(dtype: torch.dtype) -> list[Tensor]:
         """The output, the gradient of sum(w y²), and the gradient of its square."""

@@ -16,8 +16,9 @@ import admg
 from admg import compiling, guidance
 from admg.compiling import fast
 from admg.guidance.classifier import log_prob_gradient
-from admg.nn import ClassifierConfig, NoisyClassifier, UNet, UNetConfig, blocks, folded
+from admg.nn import ClassifierConfig, NoisyClassifier, UNet, UNetConfig, blocks
 from admg.nn import norm as norms
+from admg.nn.native import norm as native_norm
 from admg.nn.packing import packed
 from admg.training import LearnDiffusion, TrainConfig
 from admg.training.learner import Learner
@@ -43,7 +44,7 @@ def plain(monkeypatch):
     @contextlib.contextmanager
     def context():
         with monkeypatch.context() as patch:
-            patch.setattr(folded, "takes", lambda x: False)
+            patch.setattr(native_norm, "takes", lambda x: False)
             patch.setattr(blocks, "FEW_TOKENS", 0)
             patch.setattr(compiling, "packed", lambda *networks: contextlib.nullcontext())
             yield

@@ -76,7 +76,7 @@ def fast(
 
 
 def _fits(networks: Sequence[nn.Module], device: torch.device) -> bool:
-    """Whether the weights fit into half of the free memory four times."""
+    """Whether there is room for the weights as they are laid out, at most four times their size there and back each."""
     free = free_bytes(device)
     size = sum(p.numel() * p.element_size() for network in networks for p in network.parameters())
     return free is None or 8 * size < free

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,14 +127,23 @@ def produce(stage: Stage, shards: Shards, work: Work) -> None:
         print(f"continuing {shards.folder}: {total - left:,} of {total:,} images are there")
     base = None if stage.base is None else NpzImages(stage.base)
     doing = "upsampling" if stage.model.upsamples else "sampling"
-    with progress(doing, total, total - left, show=work.rank == 0) as bar, stage.fast():
+    with (
+        progress(doing, total, total - left, show=work.rank == 0) as bar,
+        stage.fast(),
+        ThreadPoolExecutor(1) as writer,  # of a shard, while the next one is made
+    ):
+        writing: Future[None] | None = None
         for k in todo:
             images, labels = stage.make(shards.span(k), base, lambda part: bar.update(min(part, total - bar.n))), None
             if shards.labelled:
                 wanted = stage.labels[shards.span(k).start : shards.span(k).stop]
                 labels = np.array([-1 if label is None else label for label in wanted], np.int64)
-            shards.write(k, images, labels)
+            if writing is not None:
+                writing.result()
+            writing = writer.submit(shards.write, k, images, labels)
             bar.n = round(bar.n)  # parts sum to a little more or less than a whole
+        if writing is not None:
+            writing.result()
 
 
 def progress(doing: str, total: int, initial: int, show: bool):

@@ -1,4 +1,4 @@
-"""Norm, modulation and SiLU in one on a CPU, for images with channels last.
+"""Norm, modulation and SiLU in one on a CPU by torch, for images with channels last.
 
 The weights of the norm and of the modulation are folded into one multiply-add per element, SiLU works in place, and for
 the backward pass nothing is kept but the input and the statistics. In bf16, sums and factors are in float32.
@@ -6,6 +6,7 @@ the backward pass nothing is kept but the input and the statistics. In bf16, sum
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,14 +17,17 @@ from torch import Tensor
 Rows = Float[Tensor, "n c"]
 
 
-def takes(x: Tensor) -> bool:
-    """Whether x is what Folded, or in bf16 FoldedBF16, take."""
-    last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return last and x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
+def modulated(n: int, weight: Tensor, bias: Tensor, scale: Rows | None, shift: Rows | None) -> tuple[Rows, Rows]:
+    """Weight and bias (C,) with the modulation in them, of each of n images, in float32."""
+    weight, bias = weight[None].float(), bias[None].float()
+    if scale is not None and shift is not None:
+        gain = 1 + scale.float()
+        weight, bias = gain * weight, torch.addcmul(shift.float(), gain, bias)
+    return weight.expand(n, -1), bias.expand(n, -1)
 
 
 class Folded(torch.autograd.Function):
-    """SiLU(weight·x̂ + bias), x̂ = (x - mean)·rstd of each group, with gradients of any order."""
+    """SiLU(weight·x̂ + bias), x̂ = (x - mean)·rstd of each group, in float32, with gradients of any order."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Rows, bias: Rows, groups: int, eps: float, silu: bool) -> Tensor:
@@ -38,7 +42,7 @@ class Folded(torch.autograd.Function):
         x, weight, bias, mean, rstd = ctx.saved_tensors
         if torch.is_grad_enabled():  # someone wants the gradient of this gradient
             return *differentiable_gradients(ctx, dy, x, weight, bias), None, None, None
-        return *_gradients(dy, x, weight, bias, mean, rstd, ctx.silu), None, None, None
+        return *gradients(dy, x, weight, bias, mean, rstd, ctx.silu), None, None, None
 
 
 def _statistics(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
@@ -65,7 +69,7 @@ def _of_channels(of_groups: Tensor, weight: Rows) -> Tensor:
     return of_groups.repeat_interleave(weight.shape[1] // of_groups.shape[1], dim=1)
 
 
-def _gradients(
+def gradients(
     dy: Tensor, x: Tensor, weight: Rows, bias: Rows, mean: Tensor, rstd: Tensor, silu: bool
 ) -> tuple[Tensor, Rows, Rows]:
     """With respect to x, weight and bias: with z = weight·x̂ + bias,
@@ -90,15 +94,20 @@ def differentiable_gradients(
     ctx: Any, dy: Tensor, x: Tensor, weight: Rows, bias: Rows, offset: Tensor | None = None
 ) -> list[Tensor | None]:
     """Of SiLU(weight·x̂ + bias), x̂ of x + offset, those that are wanted of x, weight and bias."""
-    x, weight, bias = (tensor.view_as(tensor) for tensor in (x, weight, bias))  # which may depend on one another
+    x, weight, bias = leaves = [tensor.view_as(tensor) for tensor in (x, weight, bias)]  # may depend on one another
     moved = x.float() if offset is None else x.float() + offset[:, None, None]
-    y = _by_formula(moved, weight, bias, ctx.groups, ctx.eps, ctx.silu).to(x.dtype)
-    wanted = [tensor for tensor, needed in zip((x, weight, bias), ctx.needs_input_grad) if needed]
+    y = by_formula(moved, weight, bias, ctx.groups, ctx.eps, ctx.silu)
+    return wanted_gradients(ctx, y.to(x.dtype), leaves, dy)
+
+
+def wanted_gradients(ctx: Any, y: Tensor, leaves: Sequence[Tensor], dy: Tensor) -> list[Tensor | None]:
+    """The gradients of those leaves, the first inputs of ctx, that are needed, differentiable."""
+    wanted = [leaf for leaf, needed in zip(leaves, ctx.needs_input_grad) if needed]
     found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
-    return [next(found) if needed else None for needed in ctx.needs_input_grad[:3]]
+    return [next(found) if needed else None for _, needed in zip(leaves, ctx.needs_input_grad)]
 
 
-def _by_formula(x: Tensor, weight: Rows, bias: Rows, groups: int, eps: float, silu: bool) -> Tensor:
+def by_formula(x: Tensor, weight: Rows, bias: Rows, groups: int, eps: float, silu: bool) -> Tensor:
     """The same result in differentiable operations."""
     grouped = x.reshape(len(x), groups, -1)
     variance, mean = torch.var_mean(grouped, dim=2, correction=0, keepdim=True)
@@ -129,7 +138,7 @@ class FoldedBF16(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        """As _gradients."""
+        """As gradients()."""
         x, weight, bias, mean, variance = ctx.saved_tensors
         if torch.is_grad_enabled():  # someone wants the gradient of this gradient
             return *differentiable_gradients(ctx, dy, x, weight, bias), None, None, None

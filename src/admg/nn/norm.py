@@ -1,6 +1,6 @@
 """Group norm with what follows it in one, a modulation per image and channel and SiLU; and what else blocks compute.
 
-Each by kernels that read and write images once, where there are some: folded.py on a CPU, fused.py on a GPU.
+Each by kernels that read and write images once, where there are some: native/norm.py on a CPU, fused.py on a GPU.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from . import folded, fused
+from . import fused
 from .exchange import is_watched
-from .folded import Rows
+from .folded import Rows, modulated
+from .native import norm as native_norm
 
 
 class GroupNorm32(nn.GroupNorm):
@@ -40,22 +41,14 @@ class GroupNorm32(nn.GroupNorm):
         offset: no gradient is computed for it
         """
         if takes(fused, x):
-            return fused.Norm.apply(x, *self._rows(x, scale, shift), offset, self.num_groups, self.eps, silu)
+            rows = modulated(len(x), self.weight, self.bias, scale, shift)
+            return fused.Norm.apply(x, *rows, offset, self.num_groups, self.eps, silu)
         if offset is not None:
             x = x + _as_images(offset[None], x)
-        if takes(folded, x):
-            function = folded.FoldedBF16 if x.dtype == torch.bfloat16 else folded.Folded
-            return function.apply(x, *self._rows(x, scale, shift), self.num_groups, self.eps, silu)
+        if takes(native_norm, x):
+            return native_norm.normalised(x, self.weight, self.bias, scale, shift, self.num_groups, self.eps, silu)
         h = _modulated(self._plain(x), scale, shift)
         return F.silu(h) if silu else h
-
-    def _rows(self, x: Tensor, scale: Rows | None, shift: Rows | None) -> list[Rows]:
-        """Weight and bias with the modulation in them, of each image."""
-        weight, bias = self.weight[None].float(), self.bias[None].float()
-        if scale is not None and shift is not None:
-            gain = 1 + scale.float()
-            weight, bias = gain * weight, torch.addcmul(shift.float(), gain, bias)
-        return [rows.expand(len(x), -1) for rows in (weight, bias)]
 
     def _plain(self, x: Tensor) -> Tensor:
         if x.device.type == "cpu" and x.dtype == torch.bfloat16:  # this kernel reads bf16 and accumulates in float32
@@ -108,6 +101,8 @@ def resampled(x: Float[Tensor, "n c h w"], up: bool) -> Float[Tensor, "n c h2 w2
     """Twice the height and width by nearest neighbour, or half of them by means of four pixels, in the dtype of x."""
     if takes(fused, x):
         return fused.Resample.apply(x, up, 1.0 if up else 0.25)
+    if not is_watched() and native_norm.resamples(x):
+        return native_norm.Resample.apply(x, up, 1.0 if up else 0.25)
     return F.interpolate(x, scale_factor=2, mode="nearest") if up else F.avg_pool2d(x, 2)
 
 

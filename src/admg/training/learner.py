@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from ..checkpoints.weights import CheckpointError, load_pickle
 from ..compiling import compiled, wanted
 from ..files import atomic
+from ..nn.trained import trained
 from ..precision import autocast, native_bf16
 from .average import Average
 from .config import TrainConfig
@@ -52,7 +52,10 @@ class Learner:
     def __init__(self, task: Task, config: TrainConfig, device: torch.device):
         self.task, self.config, self.device = task, config, device
         self.network = task.network.to(device).train()
-        if device.type == "cuda":  # as its convolutions compute
+        self.precision = config.precision
+        if self.precision == "auto":  # not fp16, whose gradients would have to be scaled
+            self.precision = "bf16" if native_bf16(device.type) else "fp32"
+        if device.type == "cuda" or self.precision == "bf16":  # as its convolutions compute
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = Average(self.network, config.ema)
         self.optimizer = torch.optim.AdamW(
@@ -91,19 +94,14 @@ class Learner:
         count = len(drawn[0])
         means: dict[str, Tensor] = {}
         parts = zip(*(tensor.split(-(-count // self.config.accumulate)) for tensor in drawn))
-        with compiled(*[self.network] if self.compile else []):
+        with compiled(self.network) if self.compile else trained(self.network):
             for part in parts:
-                with self.autocast():
+                with autocast(self.precision, self.device):
                     terms = self.task.loss(*part)
                 sums = {name: value.float().sum() / count for name, value in terms.items()}
                 sums["loss"].backward()
                 means = {name: value.detach() + means.get(name, 0.0) for name, value in sums.items()}
         return means
-
-    def autocast(self) -> AbstractContextManager:
-        if self.config.precision == "auto":  # not fp16, whose gradients would have to be scaled
-            return autocast("bf16" if native_bf16(self.device.type) else "fp32", self.device)
-        return autocast(self.config.precision, self.device)
 
     def _lay_out_moments(self) -> None:
         """As the weights, which may be channels-last here and not where they were saved: AdamW pairs them by memory."""

@@ -1,0 +1,28 @@
+"""Compiles the kernels in C where admg is installed from source; without a compiler it is installed without them."""
+
+from __future__ import annotations
+
+import importlib.util
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+NATIVE = "src/admg/nn/native"
+
+
+class KernelsHook(BuildHookInterface):
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        spec = importlib.util.spec_from_file_location("build_kernels", Path(self.root, NATIVE, "build.py"))
+        assert spec is not None and spec.loader is not None
+        kernels = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(kernels)
+        try:
+            built = list(kernels.build())
+        except OSError as error:
+            self.app.display_warning(f"admg is installed without its kernels for CPUs, and slower: {error}")
+            return
+        build_data["pure_python"] = False
+        build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
+        build_data["artifacts"] += [f"/{path.relative_to(self.root)}" for path in built]

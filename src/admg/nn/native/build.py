@@ -1,0 +1,66 @@
+"""The kernels of this folder, compiled. Installing admg from source does it, before its dependencies are there."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+HERE = Path(__file__).parent
+FLAGS = "-std=gnu11 -O3 -fPIC -shared -fopenmp -fno-math-errno -fno-trapping-math -fno-signed-zeros -ffp-contract=fast"
+CAPABILITIES = {
+    "AVX2": "-mavx2 -mfma -mtune=haswell",
+    "AVX512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mprefer-vector-width=512 -mtune=skylake-avx512",
+}
+"""As torch.backends.cpu.get_cpu_capability() names what a processor can do -> flags for it."""
+SOURCE = "ADMG_SOURCE"
+"""The macro with the digest of the sources that a library was built from."""
+
+
+def sources() -> list[Path]:
+    return sorted(HERE.glob("*.c"))
+
+
+def digest() -> str:
+    """Of the sources, to tell whether a library is of these."""
+    content = b"".join(path.read_bytes() for path in [*sorted(HERE.glob("*.h")), *sources()])
+    return hashlib.sha256(content + FLAGS.encode() + repr(CAPABILITIES).encode()).hexdigest()[:16]
+
+
+def library(capability: str) -> Path:
+    return HERE / f"kernels-{capability.lower()}.so"
+
+
+def compiler() -> list[str] | None:
+    """The command that compiles C, $CC or cc; None: there is none."""
+    command = shlex.split(os.environ.get("CC", "")) or ["cc"]
+    return command if shutil.which(command[0]) else None
+
+
+def build() -> Iterator[Path]:
+    """The libraries, as they are built. OSError: none can be built here; the message says why."""
+    if sys.platform != "linux" or platform.machine() not in ("x86_64", "AMD64"):
+        raise OSError("the kernels are for Linux on x86-64")
+    command = compiler()
+    if command is None:
+        raise OSError("there is no C compiler (cc, or what $CC names)")
+    for capability, flags in CAPABILITIES.items():
+        handle, temporary = tempfile.mkstemp(suffix=".so", dir=HERE)
+        os.close(handle)
+        try:
+            line = [*command, *FLAGS.split(), *flags.split(), f'-D{SOURCE}="{digest()}"']
+            done = subprocess.run([*line, "-o", temporary, *map(str, sources()), "-lm"], capture_output=True, text=True)
+            if done.returncode:
+                raise OSError(f"{command[0]} failed: {done.stderr.strip().splitlines()[:1]}")
+            os.chmod(temporary, 0o755)
+            os.replace(temporary, library(capability))
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+        yield library(capability)

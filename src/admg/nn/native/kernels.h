@@ -1,0 +1,22 @@
+/* What the kernels share: vectors of the processor's width, and formats of images.
+
+   Images are channels last: (n, pixels, c), rows of c channels. Floats, or bfloat16, which are computed as floats. */
+
+#pragma once
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#ifdef __AVX512F__
+#define LANES 16
+#else
+#define LANES 8
+#endif
+
+typedef float floats __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t ints __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint32_t words __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+
+#define EXPORT __attribute__((visibility("default")))

@@ -1,0 +1,31 @@
+"""3x3 convolutions to a few channels, as those to images and to gradients in images are; see narrow.c."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from . import available, call
+
+
+def pays(weight: Float[Tensor, "k c height width"]) -> bool:
+    """Whether it takes less time than torch's in float32 on a CPU."""
+    k, c, *kernel = weight.shape
+    return available() and weight.dtype == torch.float32 and kernel == [3, 3] and k <= 6 and c % 32 == 0
+
+
+def laid_out(weight: Float[Tensor, "k c 3 3"]) -> Float[Tensor, "k 3 3 c"]:
+    return weight.permute(0, 2, 3, 1).contiguous()
+
+
+def convolve(
+    x: Float[Tensor, "n c h w"], weight: Float[Tensor, "k 3 3 c"], bias: Float[Tensor, " k"] | None
+) -> Float[Tensor, "n k h w"]:
+    """The convolution of images padded by one pixel of zeros; channels last."""
+    (n, c, height, width), k = x.shape, len(weight)
+    x = x.permute(0, 2, 3, 1).contiguous()
+    y = x.new_empty(n, height, width, k)
+    bias = None if bias is None else bias.contiguous()
+    call("narrow_convolve", x, weight, bias, y, x.new_zeros(c), n, height, width, c, k)
+    return y.permute(0, 3, 1, 2)

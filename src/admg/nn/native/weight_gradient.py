@@ -1,0 +1,31 @@
+"""The gradient of a 3x3 convolution's weights on a CPU, by the transpose of Winograd's algorithm.
+
+See weight_gradient.c.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from . import available, call, scratch
+
+
+def pays(weight: Float[Tensor, "k c 3 3"], x: Float[Tensor, "n c h w"]) -> bool:
+    """Whether the kernel can compute it, in less time than torch: for more than one tile of 4x4 pixels."""
+    n, _, height, width = x.shape
+    several = n * -(-height // 4) * -(-width // 4) > 1 and min(height, width) > 1
+    return several and all(channels % 32 == 0 for channels in weight.shape[:2]) and available()
+
+
+def weight_gradient(x: Float[Tensor, "n c h w"], dy: Float[Tensor, "n k h w"]) -> Float[Tensor, "k c 3 3"]:
+    """Σ over images and pixels of dy and what the filter saw there: of a convolution padded by one pixel of zeros.
+
+    In float32; the same whatever the number of threads. c and k are multiples of 32.
+    """
+    x, dy = (t.contiguous(memory_format=torch.channels_last) for t in (x, dy))
+    (n, c, h, w), k = x.shape, dy.shape[1]
+    dg = x.new_empty(k, c, 3, 3)
+    call("weight_gradient", x, dy, dg, scratch("weight_gradient", n, h, w, c, k), n, h, w, c, k)
+    return dg

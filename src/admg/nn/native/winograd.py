@@ -1,0 +1,114 @@
+"""3x3 convolutions by Winograd's minimal filtering F(m x m, 3x3): (m + 2)² products for m² pixels instead of 9 m².
+
+Lavin & Gray 2016, "Fast algorithms for convolutional neural networks": Y = Aᵀ [(G g Gᵀ) ⊙ (Bᵀ d B)] A for a 3x3
+filter g and the pixels d around a tile Y of m x m pixels. Summed over the channels, the products at each place of the
+tiles are one matrix product. Rounding errors are about those of a direct convolution.
+
+By a kernel in C (winograd.c) with m = 2 or 4; without it by torch with m = 2, for images of even sides.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from . import available, call, scratch
+
+TILES = 1024
+"""That torch works on at a time, so that they stay in the cache."""
+G = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
+
+
+def tile(weight: Float[Tensor, "k c 3 3"], x: Float[Tensor, "n c h w"]) -> int:
+    """The m that takes least time in float32 on a CPU; 0: a direct convolution takes less."""
+    if weight.shape[2:] != (3, 3):
+        return 0
+    (n, _, height, width), (k, c) = x.shape, weight.shape[:2]
+    if not _is_native(weight):
+        wide = min(k, c) >= 192 and n * height * width >= 256
+        return 2 if wide and height % 2 == width % 2 == 0 else 0
+    large, small = (n * -(-height // m) * -(-width // m) for m in (4, 2))  # numbers of tiles
+    if large >= 16 or k * c <= 64**2:
+        return 4
+    return 2 if small >= 8 or k * c <= 256**2 else 0  # more weights are read than of the direct one: 16/9 of them, or 4
+
+
+def transformed(weight: Float[Tensor, "k c 3 3"], m: int, turned: bool = False) -> Tensor:
+    """G g Gᵀ, as convolve() wants it; turned: for the gradient in x."""
+    if not _is_native(weight):
+        return _transformed(weight.flip(2, 3).transpose(0, 1) if turned else weight)
+    k, c = weight.shape[:2]
+    u = weight.new_empty((m + 2) ** 2, k * c)
+    call("winograd_pack", weight.contiguous(), u, k, c, m, turned)
+    return u
+
+
+def convolve(x: Float[Tensor, "n c h w"], weight: Tensor, bias: Float[Tensor, " k"] | None) -> Float[Tensor, "n k h w"]:
+    """The convolution with a transformed weight of images padded by one pixel of zeros; channels last."""
+    if weight.ndim == 3:
+        return _convolve(x, weight, bias)
+    n, c, height, width = x.shape
+    k, m = weight.shape[1] // c, math.isqrt(len(weight)) - 2
+    x = x.permute(0, 2, 3, 1).contiguous()
+    y = x.new_empty(n, height, width, k)
+    sizes = n, height, width, c, k, m
+    bias = None if bias is None else bias.contiguous()
+    call("winograd_convolve", x, weight, bias, y, scratch("winograd", *sizes), *sizes)
+    return y.permute(0, 3, 1, 2)
+
+
+def _is_native(weight: Tensor) -> bool:
+    """Whether the kernel in C convolves with it."""
+    return available() and weight.dtype == torch.float32 and all(c % 32 == 0 for c in weight.shape[:2])
+
+
+def _transformed(weight: Float[Tensor, "k c 3 3"]) -> Float[Tensor, "16 c k"]:
+    """G g Gᵀ for m = 2"""
+    g = G.to(weight)
+    return torch.einsum("ai,bj,kcij->abck", g, g, weight).flatten(0, 1).contiguous()
+
+
+def _convolve(
+    x: Float[Tensor, "n c h w"], weight: Float[Tensor, "16 c k"], bias: Float[Tensor, " k"] | None
+) -> Float[Tensor, "n k h w"]:
+    """Bᵀ and A hold 0 and ±1 alone."""
+    n, _, height, width = x.shape
+    y = torch.empty(n, weight.shape[2], height, width, dtype=x.dtype, memory_format=torch.channels_last)
+    images = max(1, 4 * TILES // (height * width))
+    for d, part in zip(x.permute(0, 2, 3, 1).split(images), y.permute(0, 2, 3, 1).split(images)):
+        v = _transform(d)
+        m = torch.bmm(v.flatten(0, 1).flatten(1, 3), weight).view(*v.shape[:-1], -1)
+        if bias is not None:
+            m[1, 1] += bias  # which Aᵀ and A pass on to all four pixels once
+        for i, row in enumerate(_sums(m)):
+            for j, pixels in enumerate(_sums(row)):
+                part[:, i::2, j::2] = pixels
+    return y
+
+
+def _transform(d: Float[Tensor, "n h w c"]) -> Float[Tensor, "4 4 n h/2 w/2 c"]:
+    """Bᵀ d B of every tile"""
+    n, height, width, c = d.shape
+    d = F.pad(d, (0, 0, 1, 1, 1, 1))
+    rows = d.new_empty(4, n, height // 2, width + 2, c)
+    _differences([d[:, k : k + height - 1 : 2] for k in range(4)], [rows[k] for k in range(4)])
+    v = d.new_empty(4, 4, n, height // 2, width // 2, c)
+    _differences([rows[..., k : k + width - 1 : 2, :] for k in range(4)], [v[:, k] for k in range(4)])
+    return v
+
+
+def _differences(d: list[Tensor], out: list[Tensor]) -> None:
+    """Bᵀ d"""
+    torch.sub(d[0], d[2], out=out[0])
+    torch.add(d[1], d[2], out=out[1])
+    torch.sub(d[2], d[1], out=out[2])
+    torch.sub(d[1], d[3], out=out[3])
+
+
+def _sums(m: Tensor) -> tuple[Tensor, Tensor]:
+    """Aᵀ m"""
+    return torch.add(m[0], m[1]).add_(m[2]), torch.sub(m[1], m[2]).sub_(m[3])
