@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from test_speed import by_formula
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from admg.nn import native
 from admg.nn import norm as norms
@@ -109,6 +112,15 @@ def test_what_is_not_finite_stays_in_sight(bad, dtype):
     assert y[1, 4:6].isnan().all()  # its group
     y[1, 4:6] = 0
     assert y.isfinite().all()
+
+
+def test_no_number_stays_none_in_bf16():
+    """One whose bits are all ones, which rounding would carry over to zero."""
+    weight = torch.full((64,), 0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
+    y = native_norm.normalised(
+        images(2, 64, 3, 3, dtype=torch.bfloat16), weight, torch.zeros(64), None, None, 32, 1e-5, False
+    )
+    assert y.isnan().all()
 
 
 def test_bf16_is_rounded_to_the_nearest_even():
@@ -220,3 +232,73 @@ def test_resampling_and_its_gradients(shape, up, dtype):
     for value, expected in zip(got, exact, strict=True):
         assert value.dtype == dtype and error(value, expected) < (1e-6 if dtype == torch.float32 else 1e-2)
     assert got[0].is_contiguous(memory_format=torch.channels_last)
+
+
+# -- what is not for the kernels -------------------------------------------------------------------------------------
+
+
+def test_scale_and_shift_that_differ_in_format_or_rows():
+    torch.manual_seed(0)
+    norm, x, row, rows = module(64), images(3, 64, 4, 5), torch.randn(1, 64), torch.randn(3, 64)
+    for scale, shift in ((rows.bfloat16(), rows), (rows, rows.bfloat16()), (row, rows), (rows, row), (row, row)):
+        exact = by_formula(x.double(), copy.deepcopy(norm).double(), scale.double(), shift.double(), True)
+        assert error(norm(x, scale, shift, silu=True).detach(), exact.detach()) < 2e-6
+
+
+def test_what_does_not_fit_is_refused():
+    norm, x = module(64), images(3, 64, 4, 4)
+    for other in (images(2, 32, 4, 4), images(2, 40, 4, 4), images(2, 96, 4, 4)):
+        with pytest.raises(RuntimeError, match="channels"):
+            norm(other)
+    for rows in ((2, 64), (3, 32)):
+        with pytest.raises(RuntimeError, match="must match"):
+            norm(x, *torch.randn(2, *rows))
+    with pytest.raises(RuntimeError, match="device"):
+        norm.to("meta")(x)
+    with pytest.raises(RuntimeError, match="too small"):
+        norms.resampled(images(2, 32, 1, 5), up=False)
+
+
+def test_a_trace_holds_what_is_computed():
+    norm, x, other = module(64).requires_grad_(False), images(2, 64, 4, 4), images(2, 64, 4, 4)
+
+    def function(x: Tensor) -> Tensor:
+        return norms.resampled(norm(x, silu=True), up=False)
+
+    for traced in (torch.jit.trace(function, x, check_trace=False), make_fx(function)(x)):
+        assert error(traced(other), function(other).double()) < 1e-6
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert function(torch.empty(2, 64, 4, 4).to(memory_format=torch.channels_last)).shape == (2, 64, 2, 2)
+
+
+def test_images_with_the_sign_still_to_be_changed():
+    norm, x = module(64), images(2, 64, 4, 4)
+    assert torch.allclose(norm(torch._neg_view(x)), norm(-x), atol=1e-5)
+
+
+def test_the_gradient_of_images_that_were_kept_in_another_layout():
+    norm, x = module(64), images(2, 64, 4, 5).requires_grad_()
+    dy, found = torch.randn_like(x), []
+    for layout in (torch.channels_last, torch.contiguous_format):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t: t, lambda t, layout=layout: t.clone(memory_format=layout) if t.ndim == 4 else t
+        ):
+            found.append(torch.autograd.grad(norm(x, silu=True), x, dy)[0])
+    assert torch.equal(*found)
+
+
+def test_transforms_of_functions():
+    """Which know what torch computes alone. Its norm, with channels last, can not be differentiated forward."""
+    torch.manual_seed(0)
+    norm, x, dx = module(64).requires_grad_(False), images(2, 64, 4, 4), images(2, 64, 4, 4)
+
+    def resized(x: Tensor) -> Tensor:
+        return norms.resampled(norms.resampled(x, up=False), up=True).pow(3).sum()
+
+    for function in (resized, lambda x: norm(x, silu=True).pow(3).sum()):
+        leaf = x.clone().requires_grad_()
+        gradient = torch.autograd.grad(function(leaf), leaf)[0]
+        assert error(torch.func.grad(function)(x), gradient.double()) < 1e-5
+        if function is resized:
+            slope = torch.func.jvp(function, (x,), (dx,))[1]
+            assert slope.item() == pytest.approx((gradient * dx).sum().item(), rel=1e-4)

@@ -10,11 +10,13 @@ import torch
 import torch.nn.functional as F
 from conftest import randomised
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from admg.compiling import fast
 from admg.nn import UNet, UNetConfig, native
 from admg.nn.native import winograd
 from admg.nn.packing import packed
+from admg.nn.trained import trained
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the kernels in C were not built")
 
@@ -162,3 +164,57 @@ def test_a_network_with_it_gives_the_plain_numbers():
     for value in (got, without):
         assert (value - expected).abs().max() < 1e-5 * expected.abs().max()
     assert not torch.equal(got, without)
+
+
+# -- layers of packing.py --------------------------------------------------------------------------------------------
+
+
+def test_one_layout_for_batches_of_one_size():
+    """Where batches of other sizes want another, it takes the place of the first."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(288, 256, 3, padding=1).requires_grad_(False)
+    x = torch.randn(16, 288, 4, 4)
+    expected = conv(x)
+    with packed(conv):
+        there, _ = conv.forward.layouts[torch.float32]
+        for n, wanted in ((1, (1, 288, 4, 4)), (4, 2), (16, 4), (1, (1, 288, 4, 4))):
+            assert (conv(x[:n]) - expected[:n]).abs().max() < 1e-5
+            assert there.kept[0] == wanted
+
+
+@pytest.mark.parametrize("k", [64, 3])  # by winograd.c, by narrow.c
+@pytest.mark.parametrize("context", [packed, trained])
+def test_what_does_not_fit_is_refused(context, k):
+    conv = nn.Conv2d(64, k, 3, padding=1)
+    with context(conv):
+        assert conv(torch.empty(0, 64, 8, 8)).shape == (0, k, 8, 8)
+        for channels in (3, 32, 128, 4096):
+            with pytest.raises(RuntimeError, match=f"to have 64 channels, but got {channels}"):
+                conv(torch.randn(2, channels, 8, 8))
+        assert conv(torch.empty(2, 64, 8, 8, device="meta")).is_meta
+    for bias in (torch.zeros(k, dtype=torch.bfloat16), torch.zeros(k, dtype=torch.float64)):
+        conv.bias = nn.Parameter(bias)
+        with context(conv), pytest.raises(RuntimeError, match="should be the same"):
+            conv(torch.randn(2, 64, 8, 8))
+
+
+@pytest.mark.parametrize("context", [packed, trained])
+def test_defaults_of_devices_and_formats_are_not_for_scratch(context):
+    conv, x = nn.Conv2d(64, 64, 3, padding=1), torch.randn(8, 64, 16, 16, requires_grad=True)
+    expected = conv(x)
+    with context(conv), torch.device("meta"):
+        torch.set_default_dtype(torch.float16)
+        try:
+            got = conv(x)
+            got.sum().backward()
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert (got - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("context", [packed, trained])
+def test_a_trace_holds_what_is_computed(context):
+    conv, x, other = nn.Conv2d(64, 64, 3, padding=1), torch.randn(2, 64, 8, 8), torch.randn(2, 64, 8, 8)
+    with context(conv):
+        traced = make_fx(conv)(x)
+    assert (traced(other) - conv(other)).abs().max() < 1e-5

@@ -179,6 +179,21 @@ def test_what_is_left_alone(counted):
     assert counted == [(32, 32)] and "forward" not in vars(conv)
 
 
+def test_transforms_of_functions(counted):
+    """Which know the plain convolution alone."""
+    torch.manual_seed(0)
+    conv, x, dx = nn.Conv2d(32, 32, 3, padding=1), *torch.randn(2, 2, 32, 6, 6)
+
+    def loss(x: Tensor) -> Tensor:
+        return conv(x).pow(2).sum()
+
+    expected = torch.func.grad(loss)(x)
+    with trained(conv):
+        assert torch.equal(torch.func.grad(loss)(x), expected)
+        slope = torch.func.jvp(loss, (x,), (dx,))[1]
+    assert slope.item() == pytest.approx((expected * dx).sum().item(), rel=1e-4) and not counted
+
+
 def test_no_more_is_kept_for_the_gradient():
     """Bytes of different tensors."""
     network, kept = nn.Sequential(*[nn.Conv2d(32, 32, 3, padding=1) for _ in range(3)]), []

@@ -45,7 +45,7 @@ class GroupNorm32(nn.GroupNorm):
             return fused.Norm.apply(x, *rows, offset, self.num_groups, self.eps, silu)
         if offset is not None:
             x = x + _as_images(offset[None], x)
-        if takes(native_norm, x):
+        if takes(native_norm, x) and native_norm.fits(x, self.weight, self.bias, scale, shift):
             return native_norm.normalised(x, self.weight, self.bias, scale, shift, self.num_groups, self.eps, silu)
         h = _modulated(self._plain(x), scale, shift)
         return F.silu(h) if silu else h

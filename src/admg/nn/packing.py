@@ -6,7 +6,7 @@ convolutions compute by Winograd's algorithm, in less than half of the time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .blocks import exchangeable
 from .exchange import Exchanged, exchanged, is_watched
-from .native import narrow, winograd
+from .native import narrow, reads, winograd
 
 
 @contextmanager
@@ -33,7 +33,7 @@ def packed(*networks: nn.Module) -> Iterator[None]:
     in_bf16 = in_bf16 and mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     layers: dict[nn.Module, Callable[[Tensor], Tensor]] = {}
     for layer in dict.fromkeys(layer for network in networks for layer in network.modules()):
-        if not exchangeable(layer) or not layer.weight.is_cpu:
+        if not exchangeable(layer) or not reads(*layer._parameters.values()):
             continue
         if isinstance(layer, nn.Conv2d):
             if mkldnn and _packable(layer):
@@ -48,7 +48,8 @@ def _packable(conv: nn.Conv2d) -> bool:
     """Whether its gradient is another of its kind: an odd kernel, zeros around, as many pixels out as in."""
     height, width = conv.kernel_size
     same = conv.stride == conv.dilation == (1, 1) and conv.padding == (height // 2, width // 2) and conv.groups == 1
-    return same and conv.padding_mode == "zeros" and height % 2 == width % 2 == 1
+    same = same and conv.padding_mode == "zeros" and height % 2 == width % 2 == 1
+    return same and (conv.bias is None or conv.bias.dtype == torch.float32)
 
 
 class Packed(Exchanged):
@@ -66,7 +67,7 @@ class Packed(Exchanged):
 
     def __call__(self, x: Tensor) -> Tensor:
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
-        if dtype not in self.dtypes or x.dtype not in (torch.float32, dtype) or is_watched():
+        if dtype not in self.dtypes or x.dtype not in (torch.float32, dtype) or is_watched() or not reads(x):
             return self.plain(x)
         if not self.is_current():  # exchanged or changed, against what packed() asks for
             return self.plain(x)
@@ -103,6 +104,8 @@ class PackedConvolution(Packed):
     def compute(self, x: Tensor) -> Tensor:
         if x.ndim == 3:
             return self.compute(x[None])[0]
+        if x.ndim != 4 or x.shape[1] != self.weight.shape[1]:
+            return self.plain(x)  # which says what is wrong
         there, back = self.layouts[x.dtype]
         if torch.is_grad_enabled() and x.requires_grad:
             return _Convolution.apply(x, there, back, self.bias)
@@ -110,36 +113,38 @@ class PackedConvolution(Packed):
 
 
 class Layouts:
-    """A weight (K, C, h, w) as the kernels of a dtype want it, laid out at the first call; `turned`: (C, K, h, w)."""
+    """A weight (K, C, h, w) as the kernels of a dtype want it; `turned`: (C, K, h, w).
+
+    Laid out at the first call, and anew where images of another size want it otherwise: no two layouts take memory.
+    """
 
     def __init__(self, weight: Tensor, dtype: torch.dtype, turned: bool = False):
         self.weight, self.dtype, self.turned = weight, dtype, turned
         self.to_few = narrow.pays(weight.transpose(0, 1) if turned else weight)
-        self.few: Tensor | None = None
-        self.transformed: dict[int, Tensor] = {}  # by the side of Winograd's tiles
-        self.ordered: Tensor | None = None
-        self.ordered_for: torch.Size | None = None
+        self.kept: tuple[Hashable, Tensor] | None = None
+        """For what it is laid out, and how; in one, as several threads may come with images of different sizes."""
 
     def convolve(self, x: Tensor, bias: Tensor | None) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
-        if self.dtype != torch.float32:
-            return self._direct(x, bias)
-        if m := winograd.tile(self.weight, x):
-            if m not in self.transformed:
-                self.transformed[m] = winograd.transformed(self.weight, m, self.turned)
-            return winograd.convolve(x, self.transformed[m], bias)
-        if self.to_few:
-            self.few = narrow.laid_out(self._oriented()) if self.few is None else self.few
-            return narrow.convolve(x, self.few, bias)
-        return self._direct(x, bias)
-
-    def _direct(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        if self.dtype == torch.float32 and (m := winograd.tile(self.weight, x)):
+            transformed = self._laid_out(m, lambda: winograd.transformed(self.weight, m, self.turned))
+            return winograd.convolve(x, transformed, bias)
+        if self.dtype == torch.float32 and self.to_few:
+            return narrow.convolve(x, self._laid_out("few", lambda: narrow.laid_out(self._oriented())), bias)
         same = [size // 2 for size in self.weight.shape[2:]], [1, 1], [1, 1], 1  # padding, stride, dilation, groups
-        if self.ordered is None or self.ordered_for != x.shape:  # oneDNN's order depends on the shape
+
+        def ordered() -> Tensor:
             weight = self._oriented().to(self.dtype).contiguous()
-            self.ordered = torch.ops.mkldnn._reorder_convolution_weight(weight, *same, list(x.shape))
-            self.ordered_for = x.shape
-        return torch.ops.mkldnn._convolution_pointwise(x, self.ordered, bias, *same, "none", [], "")
+            return torch.ops.mkldnn._reorder_convolution_weight(weight, *same, list(x.shape))
+
+        weight = self._laid_out(x.shape, ordered)  # oneDNN's order depends on the shape
+        return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *same, "none", [], "")
+
+    def _laid_out(self, what: Hashable, make: Callable[[], Tensor]) -> Tensor:
+        kept = self.kept
+        if kept is None or kept[0] != what:
+            kept = self.kept = what, make()
+        return kept[1]
 
     def _oriented(self) -> Tensor:
         return self.weight.flip(2, 3).transpose(0, 1) if self.turned else self.weight

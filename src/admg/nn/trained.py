@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .blocks import exchangeable
 from .exchange import Exchanged, exchanged, is_watched
-from .native import winograd
+from .native import reads, winograd
 from .native.weight_gradient import pays, weight_gradient
 
 SAME = [1, 1], [1, 1], [1, 1], False, [0, 0], 1
@@ -46,7 +46,9 @@ class TrainedConvolution(Exchanged):
         differentiated = torch.is_grad_enabled() and weight.requires_grad
         if not differentiated or x.ndim != 4 or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
             return self.plain(x)
-        if is_watched() or not pays(weight, x):
+        if is_watched() or not reads(x, weight, bias) or not pays(weight, x):
+            return self.plain(x)
+        if weight.dtype != torch.float32 or (bias is not None and bias.dtype != torch.float32):
             return self.plain(x)
         return _Convolution.apply(x, weight, bias)
 

@@ -36,10 +36,12 @@ def available() -> bool:
 
 def reads(*tensors: Tensor | None) -> bool:
     """Whether kernels may go to the memory of all of these: plain tensors on a CPU, of which nobody makes a trace."""
-    if torch._C._len_torch_dispatch_stack() or torch.jit.is_tracing():
+    if torch._C._len_torch_dispatch_stack() or torch._C._is_tracing():
         return False
-    given = (t for t in tensors if t is not None)
-    return all(type(t) in (Tensor, nn.Parameter) and t.device.type == "cpu" and not t.is_neg() for t in given)
+    for t in tensors:
+        if t is not None and (type(t) not in (Tensor, nn.Parameter) or not t.is_cpu or t.is_neg()):
+            return False
+    return True
 
 
 def call(name: str, *arguments: Tensor | int | float | None) -> int:

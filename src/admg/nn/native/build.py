@@ -58,7 +58,8 @@ def build() -> Iterator[Path]:
             line = [*command, *FLAGS.split(), *flags.split(), f'-D{SOURCE}="{digest()}"']
             done = subprocess.run([*line, "-o", temporary, *map(str, sources()), "-lm"], capture_output=True, text=True)
             if done.returncode:
-                raise OSError(f"{command[0]} failed: {done.stderr.strip().splitlines()[:1]}")
+                said = [line for line in done.stderr.splitlines() if line.strip()]
+                raise OSError(": ".join([f"{command[0]} failed", *said[:1]]))
             os.chmod(temporary, 0o755)
             os.replace(temporary, library(capability))
         finally:

@@ -6,8 +6,6 @@
 
 #include "kernels.h"
 
-#define ALWAYS static inline __attribute__((always_inline))
-
 /* Numbers from which on several threads take less time than one. */
 #define SHARED 32768
 

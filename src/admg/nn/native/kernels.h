@@ -5,7 +5,6 @@
 #pragma once
 
 #include <stdint.h>
-#include <stdlib.h>
 #include <string.h>
 
 #ifdef __AVX512F__
@@ -15,8 +14,7 @@
 #endif
 
 typedef float floats __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef int32_t ints __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef uint32_t words __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 
 #define EXPORT __attribute__((visibility("default")))
+#define ALWAYS static inline __attribute__((always_inline))

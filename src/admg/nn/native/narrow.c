@@ -4,8 +4,7 @@
 
 #define TOGETHER 8 /* pixels of a row */
 
-static inline float total(floats v)
-{
+static inline float total(floats v) {
     float a[LANES];
     memcpy(a, &v, sizeof v);
     for (int half = LANES / 2; half; half /= 2)
@@ -17,8 +16,7 @@ static inline float total(floats v)
 /* y (n, h, w, k) = x (n, h, w, c) with zeros around, convolved with weights (k, 3, 3, c), + bias (k) or NULL.
    c is a multiple of LANES, for which there are c zeros. */
 EXPORT void narrow_convolve(const float *x, const float *weight, const float *bias, float *y, const float *zeros,
-                            long n, long h, long w, long c, long k, long threads)
-{
+                            long n, long h, long w, long c, long k, long threads) {
 #pragma omp parallel for num_threads(threads)
     for (long row = 0; row < n * h; row++)
         for (long column = 0; column < w; column += TOGETHER) {

@@ -16,7 +16,7 @@ typedef struct {
     void *y; /* y, or dx */
     const float *weight, *bias;
     const void *scale, *shift;                     /* or NULL */
-    long weight_stride, bias_stride, scale_stride; /* from image to image; 0: one row for all */
+    long scale_stride;                             /* from image to image; 0: one row for all */
     float *mean, *rstd;                            /* (n, groups) */
     float *dweight, *dbias;                        /* (n, c), or NULL */
     float *scratch;
@@ -104,9 +104,8 @@ static void moments_of_groups(const norm *f, tables t) {
 /* z = (x - mean) gain + bias for each channel, given mean and gain = rstd. By scale and shift, weight and bias are
    modulated. */
 static void affine(const norm *f, long image, tables t) {
-    const float *weight = f->weight + image * f->weight_stride, *bias = f->bias + image * f->bias_stride;
     for (long v = 0, i = image * f->scale_stride; v < f->c; v += LANES, i += LANES) {
-        floats w = AT(weight, v), b = AT(bias, v);
+        floats w = AT(f->weight, v), b = AT(f->bias, v);
         if (f->scale) {
             floats factor = 1.0f + load(f->scale, i, f->format_of_scale);
             w *= factor;
@@ -263,31 +262,30 @@ static void each_image(const norm *f, void (*direction)(const norm *, long, tabl
     }
 }
 
-/* x, y: (n, pixels, c). weight, bias: rows of c floats, strides apart, that scale and shift modulate, where they are
-   not NULL: w (1 + scale), b (1 + scale) + shift. moments: (2, n, groups), mean and rstd, to be kept.
+/* x, y: (n, pixels, c). weight, bias: (c), that scale and shift modulate, where they are not NULL, in rows that far
+   apart: w (1 + scale), b (1 + scale) + shift. moments: (2, n, groups), mean and rstd, to be kept.
    rows: pixels of a block. scratch: (threads, 9 + 2 blocks, c) floats. */
 EXPORT void norm_forward(
-    const void *x, void *y, const float *weight, long weight_stride, const float *bias, long bias_stride,
-    const void *scale, const void *shift, long scale_stride, long scale_bf16, float *moments, float *scratch, long n,
-    long pixels, long c, long rows, long groups, double eps, long silu, long bf16, long threads
+    const void *x, void *y, const float *weight, const float *bias, const void *scale, const void *shift,
+    long scale_stride, long scale_bf16, float *moments, float *scratch, long n, long pixels, long c, long rows,
+    long groups, double eps, long silu, long bf16, long threads
 ) {
     norm f = {
-        n, pixels, c, groups, rows, eps, silu != 0, format_of(bf16), scale_bf16 ? BF16 : FLOAT, x, NULL, y, weight, bias,
-        scale, shift, weight_stride, bias_stride, scale_stride, moments, moments + n * groups, NULL, NULL, scratch,
+        n, pixels, c, groups, rows, eps, silu != 0, format_of(bf16), scale_bf16 ? BF16 : FLOAT, x, NULL, y,
+        weight, bias, scale, shift, scale_stride, moments, moments + n * groups, NULL, NULL, scratch,
     };
     each_image(&f, forward_image, threads);
 }
 
 /* dx (n, pixels, c) for dy; dweight, dbias (n, c), of what modulation makes of them, where they are not NULL. */
 EXPORT void norm_backward(
-    const void *dy, const void *x, void *dx, float *dweight, float *dbias, const float *weight, long weight_stride,
-    const float *bias, long bias_stride, const void *scale, const void *shift, long scale_stride, long scale_bf16,
-    float *moments, float *scratch, long n, long pixels, long c, long rows, long groups, double eps, long silu,
-    long bf16, long threads
+    const void *dy, const void *x, void *dx, float *dweight, float *dbias, const float *weight, const float *bias,
+    const void *scale, const void *shift, long scale_stride, long scale_bf16, float *moments, float *scratch, long n,
+    long pixels, long c, long rows, long groups, double eps, long silu, long bf16, long threads
 ) {
     norm f = {
-        n, pixels, c, groups, rows, eps, silu != 0, format_of(bf16), scale_bf16 ? BF16 : FLOAT, x, dy, dx, weight, bias,
-        scale, shift, weight_stride, bias_stride, scale_stride, moments, moments + n * groups, dweight, dbias, scratch,
+        n, pixels, c, groups, rows, eps, silu != 0, format_of(bf16), scale_bf16 ? BF16 : FLOAT, x, dy, dx,
+        weight, bias, scale, shift, scale_stride, moments, moments + n * groups, dweight, dbias, scratch,
     };
     each_image(&f, backward_image, threads);
 }

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..folded import Folded, FoldedBF16, Rows, by_formula, modulated, wanted_gradients
-from . import available, call
+from . import available, call, reads
 
 BLOCK = 8192
 """Numbers of an image that a kernel sums before it goes on: they stay in the nearest cache."""
@@ -22,7 +22,15 @@ BLOCK = 8192
 def takes(x: Tensor) -> bool:
     """Whether x is what normalised() takes."""
     last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return last and x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
+    return last and x.dtype in (torch.float32, torch.bfloat16) and reads(x)
+
+
+def fits(x: Tensor, weight: Tensor, bias: Tensor, scale: Rows | None, shift: Rows | None) -> bool:
+    """Whether the others are such as normalised() takes with this x."""
+    n, c = x.shape[:2]
+    if not weight.shape == bias.shape == (c,) or not reads(weight, bias, scale, shift):
+        return False
+    return scale is None or shift is None or scale.shape == shift.shape in ((n, c), (1, c))
 
 
 def normalised(
@@ -50,7 +58,7 @@ def normalised(
 
 def resamples(x: Tensor) -> bool:
     """Whether x is what Resample takes."""
-    return takes(x) and available() and x.shape[1] % 16 == 0
+    return takes(x) and available() and x.shape[1] % 16 == 0 and min(x.shape[2:]) > 1
 
 
 class Native(torch.autograd.Function):
@@ -72,7 +80,8 @@ class Native(torch.autograd.Function):
             x, *factors = leaves
             y = by_formula(x.float(), *modulated(len(x), *factors), ctx.groups, ctx.eps, ctx.silu)
             return *wanted_gradients(ctx, y.to(x.dtype), leaves, dy), None, None, None
-        dy, dx = dy.contiguous(memory_format=torch.channels_last), torch.empty_like(x)
+        x, dy = (t.contiguous(memory_format=torch.channels_last) for t in (x, dy))  # as hooks may have changed it
+        dx = torch.empty_like(x)
         wanted = any(ctx.needs_input_grad[1:5])
         of_rows = (_empty(*x.shape[:2]), _empty(*x.shape[:2])) if wanted else (None, None)
         rest = *_rows(*factors), moments, *_rest(x, ctx.groups, ctx.eps, ctx.silu)
@@ -103,26 +112,18 @@ def _forward(
 
 
 def _rows(weight: Tensor, bias: Tensor, scale: Rows | None, shift: Rows | None) -> list[Tensor | int | None]:
-    """As the kernels want them: rows, and how far they are apart from image to image."""
-    weight, bias = (
-        rows if rows.dtype == torch.float32 and rows.stride(-1) == 1 else rows.float().contiguous()
-        for rows in (weight, bias)
-    )
-    found: list[Tensor | int | None] = [weight, _stride(weight), bias, _stride(bias)]
+    """As the kernels want them; rows of scale and shift with how far they are apart from image to image."""
+    found: list[Tensor | int | None] = [weight.float().contiguous(), bias.float().contiguous()]
     if scale is None or shift is None:
         return [*found, None, None, 0, 0]
     alike = scale.stride() == shift.stride() and scale.stride(1) == 1 and scale.dtype == shift.dtype
     if not alike or scale.dtype not in (torch.float32, torch.bfloat16):
         scale, shift = (rows.float().contiguous() for rows in (scale, shift))
-    return [*found, scale, shift, _stride(scale), scale.dtype == torch.bfloat16]
+    return [*found, scale, shift, scale.stride(0) if len(scale) > 1 else 0, scale.dtype == torch.bfloat16]
 
 
 def _empty(*shape: int) -> Tensor:
     return torch.empty(shape, dtype=torch.float32, device="cpu")
-
-
-def _stride(rows: Tensor) -> int:
-    return rows.stride(0) if rows.ndim == 2 and len(rows) > 1 else 0
 
 
 def _rest(x: Tensor, groups: int, eps: float, silu: bool) -> tuple[Tensor | int | float, ...]:

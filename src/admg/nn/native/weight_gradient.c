@@ -28,8 +28,7 @@ static inline floats load(const float *p) { return *(const floats *)p; }
 static inline void store(float *p, floats v) { *(floats *)p = v; }
 
 /* v = A y, of vectors `by` apart */
-INLINE void powers(const floats *y, int by, floats *v)
-{
+ALWAYS void powers(const floats *y, int by, floats *v) {
     floats y0 = y[0], y1 = y[by], y2 = y[2 * by], y3 = y[3 * by];
     floats even = y0 + 2 * y2, odd = (float)ROOT * (y1 + 2 * y3);
     floats even2 = y0 + 0.5f * y2, odd2 = (float)(ROOT / 2) * (y1 + 0.5f * y3);
@@ -37,8 +36,7 @@ INLINE void powers(const floats *y, int by, floats *v)
 }
 
 /* g = Gᵀ m, of vectors `by` apart */
-INLINE void filter(const floats *m, int by, floats *g)
-{
+ALWAYS void filter(const floats *m, int by, floats *g) {
     floats sum = m[by] + m[2 * by], difference = m[by] - m[2 * by];
     floats sum2 = m[3 * by] + m[4 * by], difference2 = m[3 * by] - m[4 * by];
     g[0] = m[0] + 1.f / 6 * (sum - 4 * sum2);
@@ -47,8 +45,7 @@ INLINE void filter(const floats *m, int by, floats *g)
 }
 
 /* v[place][tile][channel] = Bᵀ d B of tiles first .. last - 1, for `width` of the c channels of x (n, h, w, c) */
-static void transform_x(const float *x, long h, long w, long c, long first, long last, long width, float *v)
-{
+static void transform_x(const float *x, long h, long w, long c, long first, long last, long width, float *v) {
     static const float outside[PANEL];
     const float *d[PLACES(M)];
     for (long tile = first; tile < last; tile++, v += width) {
@@ -58,8 +55,7 @@ static void transform_x(const float *x, long h, long w, long c, long first, long
 }
 
 /* v[place][tile][channel] = A dY Aᵀ, likewise */
-static void transform_dy(const float *dy, long h, long w, long k, long first, long last, long width, float *v)
-{
+static void transform_dy(const float *dy, long h, long w, long k, long first, long last, long width, float *v) {
     static const float outside[PANEL];
     const float *y[M * M];
     for (long tile = first; tile < last; tile++, v += width) {
@@ -85,9 +81,8 @@ static void transform_dy(const float *dy, long h, long w, long k, long first, lo
 }
 
 /* sums[k][c] (+)= Σ over tiles dy[tile][k] x[tile][c], for `rows` k and two vectors of c, which the registers hold */
-INLINE void outer_products(int rows, long tiles, const float *dy, long wide_k, const float *x, long wide_c, float *sums,
-                           int add)
-{
+ALWAYS void outer_products(int rows, long tiles, const float *dy, long wide_k, const float *x, long wide_c, float *sums,
+                           int add) {
     floats sum[ROWS][2] = {};
     for (long t = 0; t < tiles; t++, dy += wide_k, x += wide_c) {
         floats left = load(x), right = load(x + LANES);
@@ -104,8 +99,7 @@ INLINE void outer_products(int rows, long tiles, const float *dy, long wide_k, c
 }
 
 /* The same for all k and c */
-static void product(long tiles, const float *dy, long wide_k, const float *x, long wide_c, float *sums, int add)
-{
+static void product(long tiles, const float *dy, long wide_k, const float *x, long wide_c, float *sums, int add) {
     for (long k = 0, rows; k < wide_k; k += rows, sums += rows * wide_c) {
         rows = (wide_k - k) % ROWS ? FEWER : ROWS; /* 32 and 64 are sums of these */
         for (long c = 0; c < wide_c; c += 2 * LANES)
@@ -117,8 +111,7 @@ static void product(long tiles, const float *dy, long wide_k, const float *x, lo
 }
 
 /* dg[k][c][3][3] = Gᵀ sums G, in rows of `c` channels */
-static void transform_back(const float *sums, long wide_k, long wide_c, float *dg, long c)
-{
+static void transform_back(const float *sums, long wide_k, long wide_c, float *dg, long c) {
     for (long k = 0; k < wide_k; k++, dg += 9 * c)
         for (long j = 0; j < wide_c; j += LANES, sums += LANES) {
             floats column[EDGE(M)], s[3 * EDGE(M)], row[3]; /* s: transposed */
@@ -139,8 +132,7 @@ static void transform_back(const float *sums, long wide_k, long wide_c, float *d
 }
 
 /* Into how many parts the tiles are split, each summed by itself: enough for many threads, whatever their number */
-static long parts_of(long tiles, long panels)
-{
+static long parts_of(long tiles, long panels) {
     long most = tiles / (4 * TILES);
     return least(quotient(16, panels), most ? most : 1);
 }
@@ -148,15 +140,13 @@ static long parts_of(long tiles, long panels)
 static long panels_of(long c, long k) { return quotient(c, PANEL) * quotient(k, PANEL); }
 
 /* How many floats of scratch weight_gradient() takes */
-EXPORT long weight_gradient_scratch(long n, long h, long w, long c, long k, long threads)
-{
+EXPORT long weight_gradient_scratch(long n, long h, long w, long c, long k, long threads) {
     return threads * SCRATCH + (parts_of(tiles_of(M, n, h, w), panels_of(c, k)) - 1) * 9 * c * k;
 }
 
 /* dg (k, c, 3, 3) of x (n, h, w, c) and dy (n, h, w, k) */
 EXPORT void weight_gradient(const float *x, const float *dy, float *dg, float *scratch, long n, long h, long w, long c,
-                            long k, long threads)
-{
+                            long k, long threads) {
     long tiles = tiles_of(M, n, h, w), panels = panels_of(c, k), parts = parts_of(tiles, panels), size = 9 * c * k;
     float *others = scratch + threads * SCRATCH; /* gradients of the parts from the second on */
     if (!tiles)

@@ -14,9 +14,9 @@ from . import available, call, scratch
 
 def pays(weight: Float[Tensor, "k c 3 3"], x: Float[Tensor, "n c h w"]) -> bool:
     """Whether the kernel can compute it, in less time than torch: for more than one tile of 4x4 pixels."""
-    n, _, height, width = x.shape
+    (n, c, height, width), k = x.shape, len(weight)
     several = n * -(-height // 4) * -(-width // 4) > 1 and min(height, width) > 1
-    return several and all(channels % 32 == 0 for channels in weight.shape[:2]) and available()
+    return several and weight.shape == (k, c, 3, 3) and k % 32 == c % 32 == 0 and available()
 
 
 def weight_gradient(x: Float[Tensor, "n c h w"], dy: Float[Tensor, "n k h w"]) -> Float[Tensor, "k c 3 3"]:

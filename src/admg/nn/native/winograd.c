@@ -15,8 +15,7 @@
 #define PAD 16   /* floats between rows and places, which a power of two apart would share sets of the cache */
 
 /* s = G g, of vectors `by` apart */
-INLINE void transform_filter(int m, const doubles *g, int by, doubles *s)
-{
+ALWAYS void transform_filter(int m, const doubles *g, int by, doubles *s) {
     doubles g0 = g[0], g1 = g[by], g2 = g[2 * by];
     if (m == 2) {
         s[0] = g0, s[1] = 0.5 * (g0 + g1 + g2), s[2] = 0.5 * (g0 - g1 + g2), s[3] = g2;
@@ -28,8 +27,7 @@ INLINE void transform_filter(int m, const doubles *g, int by, doubles *s)
     }
 }
 
-INLINE void pack_panel(int m, const float *g, float *u, long k, long c, int turned, long panel)
-{
+ALWAYS void pack_panel(int m, const float *g, float *u, long k, long c, int turned, long panel) {
     long rows = turned ? k : c, panels = (turned ? c : k) / PANEL;
     for (long i = 0; i < rows; i++)
         for (long begin = 0; begin < PANEL; begin += LANES) {
@@ -53,8 +51,7 @@ INLINE void pack_panel(int m, const float *g, float *u, long k, long c, int turn
 
 /* u = G g Gᵀ, (places, k / PANEL, c, PANEL), of weights g (k, c, 3, 3). turned: (places, c / PANEL, k, PANEL), of those
    of the convolution that gives the gradient in x, which are flipped and transposed. */
-EXPORT void winograd_pack(const float *g, float *u, long k, long c, long m, long turned, long threads)
-{
+EXPORT void winograd_pack(const float *g, float *u, long k, long c, long m, long turned, long threads) {
 #pragma omp parallel for num_threads(threads)
     for (long panel = 0; panel < (turned ? c : k) / PANEL; panel++)
         if (m == 2)
@@ -64,8 +61,7 @@ EXPORT void winograd_pack(const float *g, float *u, long k, long c, long m, long
 }
 
 /* s = Aᵀ d, of vectors `by` apart */
-INLINE void transform_sums(int m, const floats *d, int by, floats *s)
-{
+ALWAYS void transform_sums(int m, const floats *d, int by, floats *s) {
     floats plus = d[by] + d[2 * by], minus = d[by] - d[2 * by];
     if (m == 2) {
         s[0] = d[0] + plus, s[1] = minus - d[3 * by];
@@ -79,8 +75,7 @@ INLINE void transform_sums(int m, const floats *d, int by, floats *s)
 }
 
 /* y = Aᵀ sums A + bias of k channels, a multiple of LANES; place p at sums + p stride */
-INLINE void transform_tile_back(int m, const float *sums, long stride, const float *bias, float *const *y, long k)
-{
+ALWAYS void transform_tile_back(int m, const float *sums, long stride, const float *bias, float *const *y, long k) {
     for (long i = 0; i < k; i += LANES) {
         floats b = bias ? *(floats *)(bias + i) : (floats){0}, column[6], s[24], row[4]; /* s: transposed */
         for (int j = 0; j < EDGE(m); j++) {
@@ -101,9 +96,8 @@ INLINE void transform_tile_back(int m, const float *sums, long stride, const flo
 
 /* y (rows, PANEL) = x (rows, c) u (c, PANEL), rows of x and y x_row and y_row floats apart. `ahead`: what is wanted
    next, of which `step` floats are brought into the cache with each row of u. c is a multiple of TERMS. */
-INLINE void multiply(int rows, const float *x, long x_row, const float *u, long c, float *y, long y_row,
-                     const float *ahead, long step)
-{
+ALWAYS void multiply(int rows, const float *x, long x_row, const float *u, long c, float *y, long y_row,
+                     const float *ahead, long step) {
     for (long begin = 0; begin < c; begin += TERMS) {
         floats sum[ROWS][2];
 #pragma GCC unroll 16
@@ -130,8 +124,7 @@ INLINE void multiply(int rows, const float *x, long x_row, const float *u, long 
 }
 
 /* Of any number of rows, in pieces of nearly the same number. */
-static void multiply_rows(long rows, const float *x, long x_row, const float *u, long c, float *y, long y_row)
-{
+static void multiply_rows(long rows, const float *x, long x_row, const float *u, long c, float *y, long y_row) {
     long pieces = quotient(rows, ROWS);
     for (long piece = 0; piece < pieces; piece++) {
         long r = piece * rows / pieces, next = (piece + 1) * rows / pieces, size = PANEL * c;
@@ -163,8 +156,7 @@ typedef struct {
 
 /* Few tiles at a time where their transforms then stay in the cache, many where the weights do not stay there; parts
    only where there are fewer blocks than threads. */
-static Plan plan(Convolution a, long threads)
-{
+static Plan plan(Convolution a, long threads) {
     long channels = a.c + a.k, most = channels <= 128 ? 24 : channels <= 512 ? 48 : 96;
     long tiles = tiles_of(a.m, a.n, a.h, a.w), panels = a.k / PANEL, blocks = quotient(tiles, most), parts = 1;
     if (!tiles)
@@ -181,8 +173,7 @@ static Plan plan(Convolution a, long threads)
 }
 
 /* y of `count` tiles from `first` on, and of the channels of the panels from `from` to before `to`. */
-INLINE void convolve_tiles(int m, Convolution a, long first, long count, long from, long to, float *scratch)
-{
+ALWAYS void convolve_tiles(int m, Convolution a, long first, long count, long from, long to, float *scratch) {
     long v_row = a.c + PAD, v_place = count * v_row + PAD, k = from * PANEL, width = (to - from) * PANEL;
     long sums_row = width + PAD, sums_place = count * sums_row + PAD;
     float *zeros = scratch, *unused = zeros + a.c, *v = unused + a.k, *sums = v + PLACES(m) * v_place;
@@ -204,15 +195,13 @@ INLINE void convolve_tiles(int m, Convolution a, long first, long count, long fr
 }
 
 /* How many floats of scratch winograd_convolve takes. */
-EXPORT long winograd_scratch(long n, long h, long w, long c, long k, long m, long threads)
-{
+EXPORT long winograd_scratch(long n, long h, long w, long c, long k, long m, long threads) {
     return threads * plan((Convolution){.n = n, .h = h, .w = w, .c = c, .k = k, .m = m}, threads).scratch;
 }
 
 /* y (n, h, w, k) = x (n, h, w, c) convolved with weights that winograd_pack made u of, + bias (k) or NULL. */
 EXPORT void winograd_convolve(const float *x, const float *u, const float *bias, float *y, float *scratch, long n,
-                              long h, long w, long c, long k, long m, long threads)
-{
+                              long h, long w, long c, long k, long m, long threads) {
     Convolution a = {x, u, bias, y, n, h, w, c, k, m};
     Plan p = plan(a, threads);
 #pragma omp parallel for num_threads(threads) schedule(dynamic)

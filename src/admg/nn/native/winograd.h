@@ -12,7 +12,6 @@
 
 #include "kernels.h"
 
-#define INLINE static inline __attribute__((always_inline))
 #define EDGE(m) ((m) + 2)             /* of the pixels around a tile */
 #define PLACES(m) (EDGE(m) * EDGE(m)) /* of its transform */
 #define ROOT 1.41421356237309504880   /* of 2 */
@@ -26,9 +25,8 @@ static inline long least(long a, long b) { return a < b ? a : b; }
 static inline long tiles_of(long m, long n, long h, long w) { return n * quotient(h, m) * quotient(w, m); }
 
 /* Where the edge x edge pixels of tile t, from (offset, offset) on, begin in x; `outside` for those beyond it. */
-INLINE void find_pixels(const float **pixels, long m, long edge, long offset, long t, const float *x, long h, long w,
-                        long c, const float *outside)
-{
+ALWAYS void find_pixels(const float **pixels, long m, long edge, long offset, long t, const float *x, long h, long w,
+                        long c, const float *outside) {
     long across = quotient(w, m), down = quotient(h, m);
     long top = m * (t / across % down) + offset, left = m * (t % across) + offset, image = t / (across * down);
     for (long i = top; i < top + edge; i++)
@@ -37,8 +35,7 @@ INLINE void find_pixels(const float **pixels, long m, long edge, long offset, lo
 }
 
 /* s = Bᵀ d, of vectors `by` apart */
-INLINE void transform(int m, const floats *d, int by, floats *s)
-{
+ALWAYS void transform(int m, const floats *d, int by, floats *s) {
     floats d0 = d[0], d1 = d[by], d2 = d[2 * by], d3 = d[3 * by];
     if (m == 2) {
         s[0] = d0 - d2, s[1] = d1 + d2, s[2] = d2 - d1, s[3] = d1 - d3;
@@ -53,8 +50,7 @@ INLINE void transform(int m, const floats *d, int by, floats *s)
 }
 
 /* v = Bᵀ d B of c channels, a multiple of LANES; place p at v + p stride */
-INLINE void transform_pixels(int m, const float *const *d, float *v, long stride, long c)
-{
+ALWAYS void transform_pixels(int m, const float *const *d, float *v, long stride, long c) {
     for (long i = 0; i < c; i += LANES) {
         floats column[6], s[36], row[6]; /* s: transposed */
         for (int j = 0; j < EDGE(m); j++) {

@@ -77,7 +77,8 @@ def _convolve(
 ) -> Float[Tensor, "n k h w"]:
     """Bᵀ and A hold 0 and ±1 alone."""
     n, _, height, width = x.shape
-    y = torch.empty(n, weight.shape[2], height, width, dtype=x.dtype, memory_format=torch.channels_last)
+    size = n, weight.shape[2], height, width
+    y = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     images = max(1, 4 * TILES // (height * width))
     for d, part in zip(x.permute(0, 2, 3, 1).split(images), y.permute(0, 2, 3, 1).split(images)):
         v = _transform(d)
