@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from admg.cli.main import main
+from admg.cli.measure import note_missing_kernels
 from admg.nn import native
 from admg.nn.native import build
 
@@ -64,3 +66,19 @@ def test_the_kernels_of_lesser_processors():
         cwd=Path(__file__).parent,
     )
     assert result.returncode == 0 and "skipped" not in result.stdout, result.stdout[-2000:]
+
+
+def test_who_has_no_kernels_is_told_once(tiny_folders, monkeypatch, capsys, tmp_path):
+    def told() -> int:
+        note_missing_kernels.cache_clear()
+        command = ["sample", "--model", tiny_folders["model"], "--label", "one", "--sheet", "cfg=1,2", "--steps", "1"]
+        assert main([*command, "--num", "1", "--device", "cpu", "--out", str(tmp_path), "--overwrite"]) == 0
+        return capsys.readouterr().err.count("kernels for this CPU were not built")
+
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr(native, "kernels", lambda: None)
+    assert told() == 1
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+    assert told() == 0  # there are none for it
+    monkeypatch.undo()
+    assert told() == native.missing()

@@ -20,6 +20,7 @@ from ..checkpoints import native
 from ..data import Dataset, open_dataset
 from ..files import check_output_folder
 from ..training import TrainConfig, train
+from .measure import device_of, note_missing_kernels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +114,7 @@ def learn(task: Any, dataset: Dataset, config: TrainConfig, values: dict[str, An
         print(
             "no TensorBoard scalars: `pip install 'admg[train]'` brings them; log.csv and curves.png are written anyway"
         )
+    note_missing_kernels(device_of(config.device))
     command = shlex.join(["admg", *sys.argv[1:]])
     provenance = {"data": Path(values["data"]).name, "command": command, "date": time.strftime("%Y-%m-%d"), **start}
     bar = None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -15,6 +17,7 @@ from ..data import Dataset, open_dataset
 from ..data.dataset import Fit
 from ..data.transforms import GREY_MODES
 from ..model import Labels, file_name
+from ..nn import native
 
 
 @dataclass(frozen=True)
@@ -120,3 +123,11 @@ def header(image) -> tuple[int, int, bool]:
         with Image.open(image) as file:
             return *file.size, file.mode in GREY_MODES
     return image.shape[1], image.shape[0], image.shape[-1] == 1
+
+
+@cache
+def note_missing_kernels(device: torch.device) -> None:
+    """Say it, once, if the kernels for this CPU are not there."""
+    if device.type == "cpu" and native.missing():
+        why = "were not built when it was installed, for want of a C compiler"
+        print(f"note: admg's kernels for this CPU {why}: torch computes, about half as fast", file=sys.stderr)

@@ -29,7 +29,7 @@ from ..sampling import SAMPLERS, Samples, batch_that_fits, find_sampler, network
 from ..shards import NpzImages, Shards
 from .drawing import Picture, contact_sheet
 from .guides import Guidance
-from .measure import device_of
+from .measure import device_of, note_missing_kernels
 
 SHARDS, SHARD_IMAGES, SHARD_BYTES = 500, 256, 64 << 20
 UPSAMPLER_SEED = 2**32  # added to the seed: an upsampler's noise must not repeat that of its base images
@@ -292,6 +292,7 @@ def parse_options(sampler: str, given: Sequence[str]) -> dict[str, Any]:
 def to_device(name: str, *parts: Model | Classifier | None) -> None:
     """Move the networks. ValueError: the device cannot be used."""
     device = device_of(name, from_torchrun("LOCAL_RANK", 0))
+    note_missing_kernels(device)
     for part in parts:
         if part is not None:
             part.to(device)

@@ -34,6 +34,11 @@ def available() -> bool:
     return kernels() is not None
 
 
+def missing() -> bool:
+    """Whether there are kernels for this processor, but they were not built."""
+    return torch.backends.cpu.get_cpu_capability() in build.CAPABILITIES and not available()
+
+
 def reads(*tensors: Tensor | None) -> bool:
     """Whether kernels may go to the memory of all of these: plain tensors on a CPU, of which nobody makes a trace."""
     if torch._C._len_torch_dispatch_stack() or torch._C._is_tracing():
