@@ -33,6 +33,17 @@ def randomised(network: torch.nn.Module, seed: int) -> torch.nn.Module:
     return network.eval().requires_grad_(False)
 
 
+def up_to_second_derivatives(
+    layer: torch.nn.Module, x: torch.Tensor, w: torch.Tensor, dtype: torch.dtype
+) -> list[torch.Tensor]:
+    """In this dtype: y = layer(x), the gradient of sum(w y²), and the gradient of its square."""
+    layer.to(dtype)
+    leaf = x.to(dtype).requires_grad_()
+    y = layer(leaf)
+    first = torch.autograd.grad((w.to(dtype) * y * y).sum(), leaf, create_graph=True)[0]
+    return [y.detach(), first.detach(), torch.autograd.grad(first.square().sum(), leaf)[0]]
+
+
 @pytest.fixture(scope="session")
 def tiny_model() -> Model:
     config = DiffusionConfig(diffusion_steps=100)

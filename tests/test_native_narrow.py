@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from conftest import up_to_second_derivatives
+from torch import nn
 
 from admg.nn import native
 from admg.nn.native import narrow
@@ -47,15 +48,7 @@ def test_packed_ones_and_their_gradients(c_in, c_out):
     conv = nn.Conv2d(c_in, c_out, 3, padding=1)
     x, w = torch.randn(2, c_in, 9, 10), torch.randn(2, c_out, 9, 10)
 
-    def results(dtype: torch.dtype) -> list[Tensor]:
-        """The output, the gradient of sum(w y²), and the gradient of its square."""
-        conv.to(dtype)
-        leaf = x.to(dtype).requires_grad_()
-        y = conv(leaf)
-        first = torch.autograd.grad((w.to(dtype) * y * y).sum(), leaf, create_graph=True)[0]
-        return [y.detach(), first.detach(), torch.autograd.grad(first.square().sum(), leaf)[0]]
-
     with packed(conv):
-        got = results(torch.float32)
-    for value, expected in zip(got, results(torch.float64), strict=True):
+        got = up_to_second_derivatives(conv, x, w, torch.float32)
+    for value, expected in zip(got, up_to_second_derivatives(conv, x, w, torch.float64), strict=True):
         assert (value - expected).abs().max() < 1e-5 * expected.abs().max()

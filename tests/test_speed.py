@@ -11,7 +11,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TRUNK, randomised
+from conftest import TRUNK, randomised, up_to_second_derivatives
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -116,18 +116,10 @@ def test_packed_convolutions_and_their_gradients(c_in, c_out, kernel):
     x, w = torch.randn(2, c_in, 12, 12), torch.randn(2, c_out, 12, 12)
     assert bool(winograd.tile(conv.weight, x)) == (c_in == 192)
 
-    def results(dtype: torch.dtype) -> list[Tensor]:
-        """The output, the gradient of sum(w y²), and the gradient of its square."""
-        conv.to(dtype)
-        leaf = x.to(dtype).requires_grad_()
-        y = conv(leaf)
-        first = torch.autograd.grad((w.to(dtype) * y * y).sum(), leaf, create_graph=True)[0]
-        return [y.detach(), first.detach(), torch.autograd.grad(first.square().sum(), leaf)[0]]
-
     with packed(conv):
-        got = results(torch.float32)
+        got = up_to_second_derivatives(conv, x, w, torch.float32)
         slope = torch.func.jvp(conv, (x,), (x,))[1]
-    for value, expected in zip(got, results(torch.float64), strict=True):
+    for value, expected in zip(got, up_to_second_derivatives(conv, x, w, torch.float64), strict=True):
         assert (value - expected).abs().max() < 1e-5 * expected.abs().max()
     assert (slope - (got[0] - conv.bias.float()[:, None, None])).abs().max() < 1e-4
 

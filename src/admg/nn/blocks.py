@@ -62,6 +62,13 @@ def exchangeable(layer: nn.Module) -> bool:
     return weight is not None and weight.dtype == torch.float32 and not weight.is_inference()
 
 
+def keeps_size(conv: nn.Conv2d) -> bool:
+    """Whether its gradient is another of its kind: an odd kernel, zeros around, as many pixels out as in."""
+    height, width = conv.kernel_size
+    same = conv.stride == conv.dilation == (1, 1) and conv.padding == (height // 2, width // 2) and conv.groups == 1
+    return same and conv.padding_mode == "zeros" and height % 2 == width % 2 == 1
+
+
 class Upsample(nn.Module):
     """Nearest-neighbour doubling, then a 3x3 convolution if `conv`."""
 

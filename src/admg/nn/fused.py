@@ -7,7 +7,6 @@ from functools import cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .folded import Rows, differentiable_gradients
@@ -80,19 +79,3 @@ class Join(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, ...]:
         parts = dy[:, : ctx.channels], dy[:, ctx.channels :]
         return tuple(part.contiguous(memory_format=torch.channels_last) for part in parts)
-
-
-class Resample(torch.autograd.Function):
-    """Each direction is the gradient of the other."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, up: bool, scale: float) -> Tensor:
-        ctx.up, ctx.scale, ctx.size = up, scale, x.shape[2:]
-        return kernels().resample(x.contiguous(memory_format=torch.channels_last), up, scale)
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
-        dx = Resample.apply(dy, not ctx.up, ctx.scale)
-        if dx.shape[2:] != ctx.size:  # an odd size has a row or column that went nowhere
-            dx = F.pad(dx, (0, ctx.size[1] - dx.shape[3], 0, ctx.size[0] - dx.shape[2]))
-        return dx, None, None

@@ -5,7 +5,9 @@ Each by kernels that read and write images once, where there are some: native/no
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -100,10 +102,26 @@ def add(x: Tensor, h: Tensor, offset: Float[Tensor, " c"] | None) -> Tensor:
 def resampled(x: Float[Tensor, "n c h w"], up: bool) -> Float[Tensor, "n c h2 w2"]:
     """Twice the height and width by nearest neighbour, or half of them by means of four pixels, in the dtype of x."""
     if takes(fused, x):
-        return fused.Resample.apply(x, up, 1.0 if up else 0.25)
+        return Resample.apply(x, fused.kernels().resample, up, 1.0 if up else 0.25)
     if not is_watched() and native_norm.resamples(x):
-        return native_norm.Resample.apply(x, up, 1.0 if up else 0.25)
+        return Resample.apply(x, native_norm.resample, up, 1.0 if up else 0.25)
     return F.interpolate(x, scale_factor=2, mode="nearest") if up else F.avg_pool2d(x, 2)
+
+
+class Resample(torch.autograd.Function):
+    """kernel(x, up, scale): twice the size, or half of it by sums. Each direction is the gradient of the other."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kernel: Callable[[Tensor, bool, float], Tensor], up: bool, scale: float) -> Tensor:
+        ctx.kernel, ctx.up, ctx.scale, ctx.size = kernel, up, scale, x.shape[2:]
+        return kernel(x.contiguous(memory_format=torch.channels_last), up, scale)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:
+        dx = Resample.apply(dy, ctx.kernel, not ctx.up, ctx.scale)
+        if dx.shape[2:] != ctx.size:  # an odd size has a row or column that went nowhere
+            dx = F.pad(dx, (0, ctx.size[1] - dx.shape[3], 0, ctx.size[0] - dx.shape[2]))
+        return dx, None, None, None
 
 
 def joined(x: Float[Tensor, "n c h w"], h: Float[Tensor, "n c2 h w"]) -> Float[Tensor, "n c3 h w"]:

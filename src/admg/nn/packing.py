@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import exchangeable
+from .blocks import exchangeable, keeps_size
 from .exchange import Exchanged, exchanged, is_watched
 from .native import narrow, reads, winograd
 
@@ -36,20 +36,12 @@ def packed(*networks: nn.Module) -> Iterator[None]:
         if not exchangeable(layer) or not reads(*layer._parameters.values()):
             continue
         if isinstance(layer, nn.Conv2d):
-            if mkldnn and _packable(layer):
+            if mkldnn and keeps_size(layer) and (layer.bias is None or layer.bias.dtype == torch.float32):
                 layers[layer] = PackedConvolution(layer, in_bf16)
         elif in_bf16:
             layers[layer] = PackedLinear(layer)
     with exchanged(layers):
         yield
-
-
-def _packable(conv: nn.Conv2d) -> bool:
-    """Whether its gradient is another of its kind: an odd kernel, zeros around, as many pixels out as in."""
-    height, width = conv.kernel_size
-    same = conv.stride == conv.dilation == (1, 1) and conv.padding == (height // 2, width // 2) and conv.groups == 1
-    same = same and conv.padding_mode == "zeros" and height % 2 == width % 2 == 1
-    return same and (conv.bias is None or conv.bias.dtype == torch.float32)
 
 
 class Packed(Exchanged):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .blocks import exchangeable
+from .blocks import exchangeable, keeps_size
 from .exchange import Exchanged, exchanged, is_watched
 from .native import reads, winograd
 from .native.weight_gradient import pays, weight_gradient
@@ -29,15 +29,12 @@ def trained(*networks: nn.Module) -> Iterator[None]:
     """
     layers: dict[nn.Module, Callable[[Tensor], Tensor]] = {}
     for layer in dict.fromkeys(layer for network in networks for layer in network.modules()):
-        if isinstance(layer, nn.Conv2d) and layer.weight.is_cpu and exchangeable(layer) and _is_same(layer):
+        if not isinstance(layer, nn.Conv2d) or not layer.weight.is_cpu or not exchangeable(layer):
+            continue
+        if layer.kernel_size == (3, 3) and keeps_size(layer):
             layers[layer] = TrainedConvolution(layer)
     with exchanged(layers):
         yield
-
-
-def _is_same(conv: nn.Conv2d) -> bool:
-    same = conv.stride == conv.dilation == conv.padding == (1, 1) and conv.groups == 1
-    return same and conv.kernel_size == (3, 3) and conv.padding_mode == "zeros"
 
 
 class TrainedConvolution(Exchanged):

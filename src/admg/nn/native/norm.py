@@ -57,7 +57,7 @@ def normalised(
 
 
 def resamples(x: Tensor) -> bool:
-    """Whether x is what Resample takes."""
+    """Whether x is what resample() takes."""
     return takes(x) and available() and x.shape[1] % 16 == 0 and min(x.shape[2:]) > 1
 
 
@@ -135,27 +135,12 @@ def _rest(x: Tensor, groups: int, eps: float, silu: bool) -> tuple[Tensor | int 
     return scratch, n, h * w, c, rows, groups, eps, silu, x.dtype == torch.bfloat16
 
 
-class Resample(torch.autograd.Function):
-    """Twice the size by nearest neighbour, or half of it by sums of four pixels, times a scale, by kernels.
-
-    Each direction is the gradient of the other.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, up: bool, scale: float) -> Tensor:
-        ctx.up, ctx.scale, ctx.size = up, scale, x.shape[2:]
-        x = x.contiguous(memory_format=torch.channels_last)
-        if up and scale == 1:  # which torch does as well
-            return F.interpolate(x, scale_factor=2, mode="nearest")
-        n, c, h, w = x.shape
-        size = (2 * h, 2 * w) if up else (h // 2, w // 2)
-        y = torch.empty((n, c, *size), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-        call("resample", x, y, n, h, w, c, up, scale, x.dtype == torch.bfloat16)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
-        dx = Resample.apply(dy, not ctx.up, ctx.scale)
-        if dx.shape[2:] != ctx.size:  # an odd size has a row or column that went nowhere
-            dx = F.pad(dx, (0, ctx.size[1] - dx.shape[3], 0, ctx.size[0] - dx.shape[2]))
-        return dx, None, None
+def resample(x: Tensor, up: bool, scale: float) -> Tensor:
+    """Twice the size by nearest neighbour, or half of it by sums of four pixels, times a scale."""
+    if up and scale == 1:  # which torch does as well
+        return F.interpolate(x, scale_factor=2, mode="nearest")
+    n, c, h, w = x.shape
+    size = (2 * h, 2 * w) if up else (h // 2, w // 2)
+    y = torch.empty((n, c, *size), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    call("resample", x, y, n, h, w, c, up, scale, x.dtype == torch.bfloat16)
+    return y
