@@ -22,7 +22,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-KERNELS := $(wildcard src/admg/nn/native/*)
+KERNELS := $(wildcard src/admg/engine/cpu/*)
 
 $(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py $(filter %.c %.h %.py,$(KERNELS))
 	$(PYTHON) -m venv $(VENV)

@@ -9,7 +9,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-NATIVE = "src/admg/nn/native"
+NATIVE = "src/admg/engine/cpu"
 
 
 class KernelsHook(BuildHookInterface):

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import admg
+from admg.checkpoints.model import Classifier, DiffusionConfig, Labels, Model
+from admg.checkpoints.openai.loading import published
 from admg.guidance.classifier import log_prob_gradient
-from admg.model import Classifier, DiffusionConfig, Labels, Model
-from admg.nn import ClassifierConfig, NoisyClassifier, UNet, UNetConfig
-from admg.openai.loading import published
+from admg.models import ClassifierConfig, NoisyClassifier, UNet, UNetConfig
 from admg.training import LearnDiffusion
 
 PARTS = ("forward", "gradient", "step", "training")

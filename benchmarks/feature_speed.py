@@ -25,9 +25,9 @@ from torch import nn
 
 from admg.cli.main import Parser, one_line
 from admg.cli.measure import device_of
-from admg.metrics.features import Extraction
-from admg.metrics.networks import FeatureNetwork, efficientnet, inception
-from admg.metrics.sources import Source, of_array, open_source
+from admg.evaluation.features import FeatureNetwork, efficientnet, inception
+from admg.evaluation.features.extraction import Extraction
+from admg.evaluation.sources import Source, of_array, open_source
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -36,11 +36,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from admg import guidance
+from admg.checkpoints.model import Classifier, Model
 from admg.cli.main import Parser
 from admg.files import atomic
+from admg.generation.sample import find_sampler
 from admg.guidance import Guide
-from admg.model import Classifier, Model
-from admg.sampling import find_sampler
 
 LOW, HIGH = 0.3, 2.0  # of the noise levels that an interval keeps; half of the steps
 GRADIENT, FREE, OTHER = "guided by a classifier", "classifier-free guidance", "others"

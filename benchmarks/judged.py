@@ -17,12 +17,12 @@ from store import Store, fingerprint
 from torch import Tensor
 
 import admg
+from admg.checkpoints.model import Classifier, Model
 from admg.cli.main import Parser, one_line
 from admg.data import FASHION_MNIST_LABELS, open_dataset
+from admg.engine.precision import resolve
 from admg.files import atomic
 from admg.guidance import Guide
-from admg.model import Classifier, Model
-from admg.precision import resolve
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "judge"))
 from judge import Judge

@@ -1,4 +1,4 @@
-"""Figures for a handful of samples, beside those of admg.metrics: a distance of balanced sets, diversity."""
+"""Figures for a handful of samples, beside those of admg.evaluation: a distance of balanced sets, diversity."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from admg.metrics import precision_recall, wilson
+from admg.evaluation.metrics import precision_recall, wilson
 
 __all__ = ["Distance", "balanced_kid", "precision_recall", "wilson", "within_class_distance"]
 

@@ -30,9 +30,9 @@ from torch import Tensor, nn
 
 import admg
 from admg import guidance, samplers
+from admg.checkpoints.model import Model
+from admg.engine.memory import keep_freed_memory
 from admg.guidance.classifier import log_prob_gradient
-from admg.memory import keep_freed_memory
-from admg.model import Model
 from admg.training import LearnDiffusion, TrainConfig
 from admg.training.feed import feed
 from admg.training.learner import Learner

@@ -32,10 +32,10 @@ from cases import (
 )
 from torch import Tensor, nn
 
-from admg.export.unet2d import unet2d_config, unet2d_state
-from admg.model import DiffusionConfig
-from admg.nn import NoisyClassifier
-from admg.precision import DTYPES, autocast
+from admg.checkpoints.export.unet2d import unet2d_config, unet2d_state
+from admg.checkpoints.model import DiffusionConfig
+from admg.engine.precision import DTYPES, autocast
+from admg.models import NoisyClassifier
 
 # -- diffusers -------------------------------------------------------------------------------------------------------
 

@@ -37,9 +37,9 @@ from turns import Worker
 
 from admg.cli.main import Parser, one_line
 from admg.cli.measure import device_of
-from admg.compiling import wanted
+from admg.engine.compiling import wanted
+from admg.engine.precision import DTYPES, resolve
 from admg.files import atomic
-from admg.precision import DTYPES, resolve
 
 BATCHES = {"fashion-mnist": (16, 256), "adm-64": (1, 64), "adm-128": (1, 32), "adm-256": (1, 16), "tiny": (4, 4)}
 """Images at a time on a CPU, and on a GPU."""

@@ -21,10 +21,10 @@ from tqdm.auto import tqdm
 
 import admg
 from admg.data import Dataset
+from admg.generation.pictures import save_png, sheet
+from admg.generation.sample import to_uint8
 from admg.guidance import Grey, LinearInverse
-from admg.nn import UNet, UNetConfig
-from admg.pictures import save_png, sheet
-from admg.sampling import to_uint8
+from admg.models import UNet, UNetConfig
 from admg.training import LearnDiffusion, TrainConfig, train
 
 SIZE, CUT = (96, 64), 32  # pixels of the photograph, and of its width those trained on: to the pagoda's middle

@@ -12,8 +12,8 @@ from common import options
 from torch import Tensor
 
 import admg
+from admg.generation.pictures import save_png, sheet
 from admg.guidance import Classifier, ClassifierFree, Guide, Interval, Loss
-from admg.pictures import save_png, sheet
 
 
 def bright_left(x0: Tensor) -> Tensor:

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 import admg
+from admg.generation.pictures import save_png, sheet
+from admg.generation.sample import to_uint8
 from admg.guidance import EmbeddingDistance, Loss
-from admg.pictures import save_png, sheet
-from admg.sampling import to_uint8
 
 TARGETS = ("sneaker", "bag", "trouser", "t-shirt/top", "sandal", "dress")
 SCALE = 800.0

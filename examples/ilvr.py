@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from common import garments, options
 
 import admg
+from admg.generation.pictures import save_png, sheet
+from admg.generation.sample import to_uint8
 from admg.guidance import ILVR, Interval
-from admg.pictures import save_png, sheet
-from admg.sampling import to_uint8
 
 PAIRS = (("bag", "bag"), ("sneaker", "sneaker"), ("coat", "coat"), ("pullover", "dress"), ("ankle boot", "sandal"))
 FACTORS = (4, 8, 16)

@@ -12,9 +12,9 @@ import torch
 from common import garments, options
 
 import admg
+from admg.generation.pictures import save_png, sheet
+from admg.generation.sample import to_uint8
 from admg.guidance import LinearInverse, Mask
-from admg.pictures import save_png, sheet
-from admg.sampling import to_uint8
 
 LABELS = ("coat", "ankle boot", "dress", "bag", "shirt", "sandal")
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from common import garments, options
 
 import admg
-from admg.pictures import save_png, sheet
-from admg.sampling import to_uint8
+from admg.generation.pictures import save_png, sheet
+from admg.generation.sample import to_uint8
 
 PAIRS = (("dress", "dress"), ("sneaker", "ankle boot"), ("pullover", "coat"))
 

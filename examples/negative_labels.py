@@ -12,8 +12,8 @@ import torch
 from common import options
 
 import admg
+from admg.generation.pictures import save_png, sheet
 from admg.guidance import Classifier
-from admg.pictures import save_png, sheet
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -15,9 +15,9 @@ from common import garments, options
 from torch import Tensor
 
 import admg
+from admg.generation.pictures import save_png, sheet
+from admg.generation.sample import to_uint8
 from admg.guidance import Loss
-from admg.pictures import save_png, sheet
-from admg.sampling import to_uint8
 
 LABELS = ("pullover", "sneaker", "dress", "bag", "ankle boot")
 NOISE = 0.5  # deviation of the dither; pixels are in [-1, 1]

@@ -13,7 +13,7 @@ from common import options
 from my_guide import darker, symmetric
 
 import admg
-from admg.pictures import save_png, sheet
+from admg.generation.pictures import save_png, sheet
 
 LABELS = ("bag", "coat", "dress", "shirt", "sandal")
 

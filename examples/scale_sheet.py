@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from common import options
 
 import admg
+from admg.generation.pictures import save_png, sheet
 from admg.guidance import Classifier, ClassifierFree
-from admg.pictures import save_png, sheet
 
 LABELS = ("sneaker", "bag", "dress", "coat", "sandal", "trouser")
 CLASSIFIER, FREE = (0, 1, 4, 16), (1, 2, 4, 8)

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 import admg
+from admg.generation.pictures import save_png, sheet
+from admg.generation.sample import to_uint8
 from admg.guidance import DPS, Blur, Downsample, Guide, LinearInverse
-from admg.pictures import save_png, sheet
-from admg.sampling import to_uint8
 
 LABELS = ("pullover", "sneaker", "dress", "bag", "t-shirt/top", "ankle boot")
 NOISE = 0.05  # deviation of the measurement's noise; pixels are in [-1, 1]

@@ -2,46 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
-import torch
+from helpers import NAMES, TRUNK, randomised
 
-from admg.model import Classifier, DiffusionConfig, Labels, Model
-from admg.nn import ClassifierConfig, NoisyClassifier, SuperResConfig, SuperResUNet, UNet, UNetConfig
-
-NAMES = ("zero", "one", "two", "T-shirt/top", "Ankle boot")
-TRUNK = {
-    "image_size": 8,
-    "image_channels": 1,
-    "channels": 32,
-    "channel_mult": (1, 1),
-    "num_res_blocks": 1,
-    "attention_resolutions": (4,),
-    "head_channels": 32,
-}
-
-
-def randomised(network: torch.nn.Module, seed: int) -> torch.nn.Module:
-    """Weights without the zero-initialised layers, which would make every output zero."""
-    generator = torch.Generator().manual_seed(seed)
-    for p in network.parameters():
-        p.data = torch.randn(p.shape, generator=generator) * 0.05 + (p.data if p.ndim == 1 else 0)
-    return network.eval().requires_grad_(False)
-
-
-def up_to_second_derivatives(
-    layer: torch.nn.Module, x: torch.Tensor, w: torch.Tensor, dtype: torch.dtype
-) -> list[torch.Tensor]:
-    """In this dtype: y = layer(x), the gradient of sum(w y²), and the gradient of its square."""
-    layer.to(dtype)
-    leaf = x.to(dtype).requires_grad_()
-    y = layer(leaf)
-    first = torch.autograd.grad((w.to(dtype) * y * y).sum(), leaf, create_graph=True)[0]
-    return [y.detach(), first.detach(), torch.autograd.grad(first.square().sum(), leaf)[0]]
+from admg.checkpoints.model import Classifier, DiffusionConfig, Labels, Model
+from admg.models import ClassifierConfig, NoisyClassifier, SuperResConfig, SuperResUNet, UNet, UNetConfig
 
 
 @pytest.fixture(scope="session")
@@ -84,12 +50,3 @@ def digits(tmp_path_factory) -> str:
     path = tmp_path_factory.mktemp("digits") / "digits.npz"
     np.savez(path, arr_0=(images.reshape(-1, 8, 8, 1) * 255 / 16).round().astype(np.uint8), arr_1=labels)
     return str(path)
-
-
-def admg(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """The real command in a process of its own."""
-    command = [sys.executable, "-m", "admg.cli.main", *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
-    if check and result.returncode:
-        raise AssertionError(f"exit code {result.returncode}: {result.stderr}")
-    return result

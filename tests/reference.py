@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from admg.model import DiffusionConfig
-from admg.nn import ClassifierConfig, NoisyClassifier, SuperResUNet, UNet, UNetConfig
-from admg.nn.unet import TrunkConfig
+from admg.checkpoints.model import DiffusionConfig
+from admg.models import ClassifierConfig, NoisyClassifier, SuperResUNet, UNet, UNetConfig
+from admg.models.unet import TrunkConfig
 
 FOLDER = Path(__file__).parent / "openai"
 NETWORKS = {"diffusion": UNet, "upsampler": SuperResUNet, "classifier": NoisyClassifier}

@@ -5,21 +5,17 @@ from __future__ import annotations
 import json
 import re
 import sys
-from pathlib import Path
-
-import numpy as np
-import pytest
-import torch
-from torch import nn
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 import cases
+import numpy as np
+import pytest
 import speed
+import torch
+from torch import nn
 from turns import Memory
 
-from admg.nn import NoisyClassifier, UNet
-from admg.nn.blocks import AttentionBlock, AttentionPool, Pointwise
+from admg.models import NoisyClassifier, UNet
+from admg.models.blocks import AttentionBlock, AttentionPool, Pointwise
 
 TINY = cases.Setting("tiny", batch=2)
 

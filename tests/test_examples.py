@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import run
 from PIL import Image
-from test_cli import run
 
 import admg
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from admg.nn.native.build import build
+from admg.engine.cpu.build import build
 
 try:
     for path in build():

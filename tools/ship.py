@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--classifier", type=Path, metavar="RUN", help="run folder of `admg train-classifier`")
     parser.add_argument("--name", default="fashion-mnist")
     args = parser.parse_args()
-    models = Path(__file__).parents[1] / "src" / "admg" / "models" / args.name
+    models = Path(__file__).parents[1] / "src" / "admg" / "weights" / args.name
     model = admg.load(args.diffusion or models / "diffusion")
     classifier = admg.load_classifier(args.classifier or models / "classifier")
     if model.label_names != classifier.label_names:

@@ -10,46 +10,49 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import data, diagnose, editing, export, guidance, likelihood, losses, nn, openai, samplers, training
-    from .diffusion import Diffusion, Prediction
-    from .editing import edit, encode, interpolate
-    from .model import Classifier, DiffusionConfig, Labels, Model
-    from .presets import load, load_classifier, load_upsampler
-    from .sampling import Samples, sample
-    from .schedule import NoiseSchedule
+    from . import data, diffusion, engine, evaluation, generation, guidance, models, samplers, training
+    from .checkpoints import export, openai
+    from .checkpoints.model import Classifier, DiffusionConfig, Labels, Model
+    from .checkpoints.presets import load, load_classifier, load_upsampler
+    from .diffusion import Diffusion, NoiseSchedule, Prediction
+    from .evaluation import diagnose, likelihood
+    from .generation.edit import edit, encode, interpolate
+    from .generation.sample import Samples, sample
 
 __version__ = "0.1.0"
 
 _WHERE = {
-    "Classifier": "model",
+    "Classifier": "checkpoints.model",
     "Diffusion": "diffusion",
-    "DiffusionConfig": "model",
-    "Labels": "model",
-    "Model": "model",
-    "NoiseSchedule": "schedule",
+    "DiffusionConfig": "checkpoints.model",
+    "Labels": "checkpoints.model",
+    "Model": "checkpoints.model",
+    "NoiseSchedule": "diffusion",
     "Prediction": "diffusion",
-    "Samples": "sampling",
-    "edit": "editing",
-    "encode": "editing",
-    "interpolate": "editing",
-    "load": "presets",
-    "load_classifier": "presets",
-    "load_upsampler": "presets",
-    "sample": "sampling",
+    "Samples": "generation.sample",
+    "edit": "generation.edit",
+    "encode": "generation.edit",
+    "interpolate": "generation.edit",
+    "load": "checkpoints.presets",
+    "load_classifier": "checkpoints.presets",
+    "load_upsampler": "checkpoints.presets",
+    "sample": "generation.sample",
 }
-_MODULES = (
-    "data",
-    "diagnose",
-    "editing",
-    "export",
-    "guidance",
-    "likelihood",
-    "losses",
-    "nn",
-    "openai",
-    "samplers",
-    "training",
-)
+_MODULES = {
+    "data": "data",
+    "diagnose": "evaluation.diagnose",
+    "diffusion": "diffusion",
+    "engine": "engine",
+    "evaluation": "evaluation",
+    "export": "checkpoints.export",
+    "generation": "generation",
+    "guidance": "guidance",
+    "likelihood": "evaluation.likelihood",
+    "models": "models",
+    "openai": "checkpoints.openai",
+    "samplers": "samplers",
+    "training": "training",
+}
 
 __all__ = [  # noqa: RUF022 (what people call first, then what it is made of)
     "load",
@@ -65,7 +68,6 @@ __all__ = [  # noqa: RUF022 (what people call first, then what it is made of)
     "export",
     "likelihood",
     "diagnose",
-    "editing",
     "Model",
     "Classifier",
     "Samples",
@@ -75,8 +77,11 @@ __all__ = [  # noqa: RUF022 (what people call first, then what it is made of)
     "NoiseSchedule",
     "Prediction",
     "data",
-    "losses",
-    "nn",
+    "diffusion",
+    "engine",
+    "evaluation",
+    "generation",
+    "models",
     "training",
 ]
 
@@ -84,7 +89,7 @@ __all__ = [  # noqa: RUF022 (what people call first, then what it is made of)
 def __getattr__(name: str) -> Any:
     """Import on first use, so that `admg --help` need not wait for torch."""
     if name in _MODULES:
-        return import_module(f".{name}", __name__)
+        return import_module(f".{_MODULES[name]}", __name__)
     if name in _WHERE:
         return getattr(import_module(f".{_WHERE[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,6 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def cache_folder() -> Path:
+    """ADMG_HOME, else XDG_CACHE_HOME/admg, else ~/.cache/admg."""
+    if home := os.environ.get("ADMG_HOME"):
+        return Path(home).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "admg"
+
+
 @contextmanager
 def atomic(path: Path | str) -> Iterator[Path]:
     """A temporary path beside `path`, of the same suffix, that takes its place (file or folder) once written whole.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from admg.data import FASHION_MNIST_LABELS, open_dataset
-from admg.precision import autocast, resolve
+from admg.engine.precision import autocast, resolve
 
 
 def shifted(x: Tensor, by: int = 2) -> Tensor:

@@ -12,7 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..files import atomic
+from admg.files import atomic
+
 from .weights import CheckpointError, check_state
 
 FORMAT = "admg"

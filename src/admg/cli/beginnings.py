@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data import Dataset, open_dataset
-from ..data.dataset import Fit
-from ..data.folder import read_image
-from ..data.transforms import check_pad
-from ..diffusion import Images
-from ..editing import Start, encoded, noised
-from ..model import Model
+from admg.checkpoints.model import Model
+from admg.data import Dataset, open_dataset
+from admg.data.dataset import Fit
+from admg.data.folder import read_image
+from admg.data.transforms import check_pad
+from admg.diffusion.gaussian import Images
+from admg.generation.edit import Start, encoded, noised
 
 STRENGTH = 0.6
 

@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..files import atomic
-from ..metrics.evaluation import Figure
+from admg.evaluation.evaluate import Figure
+from admg.files import atomic
+
 from .evaluate import shown
 from .sweeping import Cell, Row, number
 

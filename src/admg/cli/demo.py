@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import time
 
-from .. import guidance, presets
-from ..files import check_output_folder
-from ..pictures import save_png
-from ..sampling import sample
+from admg import guidance
+from admg.checkpoints import presets
+from admg.files import check_output_folder
+from admg.generation.pictures import save_png
+from admg.generation.sample import sample
+
 from .drawing import scale_sheet, write
 
 SCALES = [0.0, 1.0, 2.0, 4.0, 8.0, 16.0]

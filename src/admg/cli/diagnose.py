@@ -11,13 +11,14 @@ from typing import cast
 
 from tqdm.auto import tqdm
 
-from .. import openai, presets
-from ..data import open_dataset
-from ..diagnose import Board, Candidate, Diagnosis, Trial, conclude, search
-from ..model import Classifier, DiffusionConfig, Model
-from ..nn import UNetConfig
-from ..openai import OpenAIConfig
-from ..openai.shapes import resolutions
+from admg.checkpoints import openai, presets
+from admg.checkpoints.model import Classifier, DiffusionConfig, Model
+from admg.checkpoints.openai import OpenAIConfig
+from admg.checkpoints.openai.shapes import resolutions
+from admg.data import open_dataset
+from admg.evaluation.diagnose import Board, Candidate, Diagnosis, Trial, conclude, search
+from admg.models import UNetConfig
+
 from .measure import RealImages, add_image_arguments, device_of, header, open_images
 
 SHOWN = 10

@@ -12,11 +12,11 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from ..files import atomic
-from ..model import file_name
-from ..pictures import BACKGROUND, INK, save_png, sheet, to_pil
-from ..sampling import Samples
-from ..shards import Shards
+from admg.checkpoints.model import file_name
+from admg.files import atomic
+from admg.generation.pictures import BACKGROUND, INK, save_png, sheet, to_pil
+from admg.generation.sample import Samples
+from admg.generation.shards import Shards
 
 READ = 64  # images at a time
 MOST_IMAGES, MOST_PIXELS, MOST_ROWS = 200, 16_000_000, 20  # of a contact sheet that one can look at

@@ -11,9 +11,10 @@ import torch
 from jaxtyping import UInt8
 from PIL import Image
 
-from ..model import Labels
-from ..pictures import sheet
-from ..sampling import to_uint8
+from admg.checkpoints.model import Labels
+from admg.generation.pictures import sheet
+from admg.generation.sample import to_uint8
+
 from . import beginnings, guides, stages, work
 from .beginnings import FromImages
 from .drawing import MOST_ROWS, Images, Picture

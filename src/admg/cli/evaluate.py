@@ -11,10 +11,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..files import atomic, check_output_folder
-from ..metrics.evaluation import METRICS, Figure, Judged, Options, accuracy, chosen_metrics, evaluate, needs_features
-from ..metrics.networks import FeatureNetwork
-from ..metrics.sources import Source
+from admg.evaluation.evaluate import (
+    METRICS,
+    Figure,
+    Judged,
+    Options,
+    accuracy,
+    chosen_metrics,
+    evaluate,
+    needs_features,
+)
+from admg.evaluation.features import FeatureNetwork
+from admg.evaluation.sources import Source
+from admg.files import atomic, check_output_folder
+
 from .judging import Judge, Processes, add_network_arguments, extract, load_judge, load_network, one_size, open_images
 
 FEW = 10_000

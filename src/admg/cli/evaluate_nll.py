@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .. import presets
-from ..files import atomic, check_output_folder
-from ..likelihood import BitsPerDim, Term, gather, terms
-from ..model import Model
+from admg.checkpoints import presets
+from admg.checkpoints.model import Model
+from admg.evaluation.likelihood import BitsPerDim, Term, gather, terms
+from admg.files import atomic, check_output_folder
+
 from .measure import RealImages, add_image_arguments, device_of, open_images
 
 BANDS = 10

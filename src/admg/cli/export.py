@@ -6,11 +6,10 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from .. import openai, presets
-from ..checkpoints import native
-from ..export import Exported, to_diffusers, to_openai
-from ..model import Classifier, Model
-from ..published import PUBLISHED
+from admg.checkpoints import native, openai, presets
+from admg.checkpoints.export import Exported, to_diffusers, to_openai
+from admg.checkpoints.model import Classifier, Model
+from admg.checkpoints.published import PUBLISHED
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -13,12 +13,13 @@ from typing import Any
 
 from torch import Tensor
 
-from .. import guidance, presets
-from ..diffusion import Prediction
-from ..guidance import Guide, State
-from ..memory import is_out_of_memory
-from ..model import Classifier, Model
-from ..userfile import described, load_object
+from admg import guidance
+from admg.checkpoints import presets
+from admg.checkpoints.model import Classifier, Model
+from admg.diffusion.gaussian import Prediction
+from admg.engine.memory import is_out_of_memory
+from admg.guidance import Guide, State
+from admg.userfile import described, load_object
 
 
 @dataclass(frozen=True)

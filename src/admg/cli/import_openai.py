@@ -8,11 +8,10 @@ from typing import cast
 
 import torch
 
-from .. import imagenet, openai
-from ..checkpoints import native
-from ..files import check_output_folder
-from ..model import Classifier, Model
-from ..nn.unet import TrunkConfig
+from admg.checkpoints import imagenet, native, openai
+from admg.checkpoints.model import Classifier, Model
+from admg.files import check_output_folder
+from admg.models.unet import TrunkConfig
 
 EPILOG = """examples:
   admg import-openai ema_0.9999_200000.pt --out mine --flags "--image_size 64 --num_channels 128 --learn_sigma True"

@@ -8,10 +8,10 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from .. import openai, presets
-from ..checkpoints import native
-from ..model import KIND_NAMES, Classifier, Model
-from ..published import CARD, INTENDED_USE, LICENSE, PUBLISHED, Published, Settings
+from admg.checkpoints import native, openai, presets
+from admg.checkpoints.model import KIND_NAMES, Classifier, Model
+from admg.checkpoints.published import CARD, INTENDED_USE, LICENSE, PUBLISHED, Published, Settings
+
 from .models import size_text
 
 

@@ -11,10 +11,11 @@ import torch
 from jaxtyping import UInt8
 from PIL import Image
 
-from ..editing import between, encode, seed_noise
-from ..model import Model
-from ..pictures import sheet
-from ..sampling import to_uint8
+from admg.checkpoints.model import Model
+from admg.generation.edit import between, encode, seed_noise
+from admg.generation.pictures import sheet
+from admg.generation.sample import to_uint8
+
 from . import beginnings, guides, stages, work
 from .beginnings import FromNoise, checksum
 from .drawing import MOST_ROWS, Images, Picture

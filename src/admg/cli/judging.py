@@ -14,15 +14,17 @@ from jaxtyping import Int64, UInt8
 from torch import nn
 from tqdm.auto import tqdm
 
-from .. import presets
-from ..data.arrays import Split
-from ..download import DownloadError
-from ..metrics import features, networks
-from ..metrics.networks import Activations, FeatureNetwork, own
-from ..metrics.networks.base import fingerprint
-from ..metrics.sources import Source, open_source
-from ..model import Classifier
-from ..nn import ClassifierConfig
+from admg.checkpoints import presets
+from admg.checkpoints.download import DownloadError
+from admg.checkpoints.model import Classifier
+from admg.data.arrays import Split
+from admg.evaluation import features as networks
+from admg.evaluation.features import Activations, FeatureNetwork, own
+from admg.evaluation.features import extraction as features
+from admg.evaluation.features.base import fingerprint
+from admg.evaluation.sources import Source, open_source
+from admg.models import ClassifierConfig
+
 from .measure import device_of, label_numbers
 from .stages import from_torchrun
 

@@ -15,11 +15,11 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from .. import presets
-from ..checkpoints import native
-from ..data import Dataset, open_dataset
-from ..files import check_output_folder
-from ..training import TrainConfig, train
+from admg.checkpoints import native, presets
+from admg.data import Dataset, open_dataset
+from admg.files import check_output_folder
+from admg.training import TrainConfig, train
+
 from .measure import device_of, note_missing_kernels
 
 

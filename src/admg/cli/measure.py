@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..data import Dataset, open_dataset
-from ..data.dataset import Fit
-from ..data.transforms import GREY_MODES
-from ..model import Labels, file_name
-from ..nn import native
+from admg.checkpoints.model import Labels, file_name
+from admg.data import Dataset, open_dataset
+from admg.data.dataset import Fit
+from admg.data.transforms import GREY_MODES
+from admg.engine import cpu as native
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 from safetensors import safe_open
 
-from .. import download, presets
-from ..checkpoints import native
-from ..published import PUBLISHED
+from admg.checkpoints import download, native, presets
+from admg.checkpoints.published import PUBLISHED
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from ..files import check_output_folder
-from ..metrics.neighbours import nearest, picture
-from ..pictures import save_png
+from admg.evaluation.neighbours import nearest, picture
+from admg.files import check_output_folder
+from admg.generation.pictures import save_png
+
 from .judging import Processes, add_network_arguments, extract, load_network, one_size, open_images
 
 EPILOG = """example:

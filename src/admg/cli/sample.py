@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from .. import presets
-from ..files import check_output_folder
-from ..model import Labels, Model
-from ..pictures import save_png
-from ..sampling import SAMPLERS, sample
+from admg.checkpoints import presets
+from admg.checkpoints.model import Labels, Model
+from admg.files import check_output_folder
+from admg.generation.pictures import save_png
+from admg.generation.sample import SAMPLERS, sample
+
 from . import beginnings, guides, stages, work
 from .beginnings import FromImages
 from .drawing import scale_sheet

@@ -18,15 +18,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import presets, samplers
-from ..compiling import Compile, fast
-from ..editing import Start, begun, lowest
-from ..memory import in_batches
-from ..model import Classifier, Labels, Model
-from ..precision import Precision, resolve
-from ..samplers import Sampler, Step
-from ..sampling import SAMPLERS, Samples, batch_that_fits, find_sampler, networks_of, sample
-from ..shards import NpzImages, Shards
+from admg import samplers
+from admg.checkpoints import presets
+from admg.checkpoints.model import Classifier, Labels, Model
+from admg.engine.compiling import Compile, fast
+from admg.engine.memory import in_batches
+from admg.engine.precision import Precision, resolve
+from admg.generation.edit import Start, begun, lowest
+from admg.generation.sample import SAMPLERS, Samples, batch_that_fits, find_sampler, networks_of, sample
+from admg.generation.shards import NpzImages, Shards
+from admg.samplers import Sampler, Step
+
 from .drawing import Picture, contact_sheet
 from .guides import Guidance
 from .measure import device_of, note_missing_kernels

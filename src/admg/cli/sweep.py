@@ -10,11 +10,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from .. import presets
-from ..files import check_output_folder, remove
-from ..model import Classifier, Model
-from ..sampling import SAMPLERS
-from ..shards import Shards
+from admg.checkpoints import presets
+from admg.checkpoints.model import Classifier, Model
+from admg.files import check_output_folder, remove
+from admg.generation.sample import SAMPLERS
+from admg.generation.shards import Shards
+
 from . import guides, stages, work
 from .curves import Report
 from .evaluate import FEW, described, warn_if_few

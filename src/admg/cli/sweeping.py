@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from .. import __version__
-from ..metrics.evaluation import Figure, Options, chosen_metrics, figure_name, reason_against
-from ..metrics.sources import Source, of_array
-from ..shards import NpzImages, Shards
+from admg import __version__
+from admg.evaluation.evaluate import Figure, Options, chosen_metrics, figure_name, reason_against
+from admg.evaluation.sources import Source, of_array
+from admg.generation.shards import NpzImages, Shards
+
 from .evaluate import Comparison, write_json
 from .judging import Judge, Processes, load_judge, load_network, open_images
 from .stages import Stage, from_torchrun

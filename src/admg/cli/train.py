@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 
-from ..losses import Objective
-from ..model import DiffusionConfig, Labels, Model
-from ..nn import UNet, UNetConfig
-from ..training import LearnDiffusion, TrainConfig
+from admg.checkpoints.model import DiffusionConfig, Labels, Model
+from admg.diffusion.losses import Objective
+from admg.models import UNet, UNetConfig
+from admg.training import LearnDiffusion, TrainConfig
+
 from .learning import DataConfig, StartConfig, add_common, learn, open_data, options_of, seed_torch, start_from
 from .options import add_fields, build
 

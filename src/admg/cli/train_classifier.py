@@ -7,11 +7,12 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..data import Dataset
-from ..data.arrays import find_idx
-from ..model import Classifier, DiffusionConfig, Labels
-from ..nn import ClassifierConfig, NoisyClassifier
-from ..training import LearnClassifier, TrainConfig
+from admg.checkpoints.model import Classifier, DiffusionConfig, Labels
+from admg.data import Dataset
+from admg.data.arrays import find_idx
+from admg.models import ClassifierConfig, NoisyClassifier
+from admg.training import LearnClassifier, TrainConfig
+
 from .learning import DataConfig, StartConfig, add_common, learn, open_data, options_of, seed_torch, start_from
 from .options import add_fields, build
 

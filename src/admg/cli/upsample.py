@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
-from .. import presets
-from ..compiling import Compile
-from ..model import Labels, Model
-from ..sampling import check_low_res
-from ..shards import NpzImages
+from admg.checkpoints import presets
+from admg.checkpoints.model import Labels, Model
+from admg.engine.compiling import Compile
+from admg.generation.sample import check_low_res
+from admg.generation.shards import NpzImages
+
 from . import guides, stages, work
 from .guides import Guidance
 from .stages import Recipe, Stage

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..files import LockError, check_output_folder, locked, remove
-from ..pictures import save_png
-from ..shards import NpzImages, OtherRun, Shards, find_run, open_run, run_files
+from admg.files import LockError, check_output_folder, locked, remove
+from admg.generation.pictures import save_png
+from admg.generation.shards import NpzImages, OtherRun, Shards, find_run, open_run, run_files
+
 from .drawing import save_images
 from .stages import Stage, from_torchrun
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..diffusion import Images, Prediction
+from admg.diffusion.gaussian import Images, Prediction
+
 from .base import Guidance, State
 from .classifier_free import check_told
 from .gradient import finite, per_image_dot, per_image_norm

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..diffusion import Diffusion, Images, Index, Prediction
+from admg.diffusion.gaussian import Diffusion, Images, Index, Prediction
 
 
 class DiffusionModel(Protocol):

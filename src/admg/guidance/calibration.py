@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from ..diffusion import Diffusion, Images
+from admg.diffusion.gaussian import Diffusion, Images
 
 LIMITS = (0.01, 100.0)
 """Of a fitted temperature: one that errs nowhere would have 0, one worse than a guess infinity."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..diffusion import Prediction
+from admg.diffusion.gaussian import Prediction
+
 from .base import Guidance, Split, State
 from .classifier_free import check_told
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..diffusion import Images, Prediction
+from admg.diffusion.gaussian import Images, Prediction
+
 from .base import Guidance, State
 from .classifier_free import away_from, check_told
 from .gradient import finite, per_image_dot

@@ -10,21 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..diffusion import Images
+from admg.diffusion.gaussian import Images
+
 from .base import Guidance, State
 from .divergence import Divergence
-from .gradient import (
-    At,
-    Scale,
-    bounded,
-    check_at,
-    check_scale,
-    finite,
-    gradient,
-    gradient_at,
-    per_image_norm,
-    scale_at,
-)
+from .gradient import At, Scale, bounded, check_at, check_scale, finite, gradient, gradient_at, per_image_norm, scale_at
 
 
 @dataclass(frozen=True, eq=False)

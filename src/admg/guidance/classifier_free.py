@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..diffusion import Images, Prediction
+from admg.diffusion.gaussian import Images, Prediction
+
 from .base import DiffusionModel, Guidance, State
 from .gradient import finite
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..diffusion import Images
+from admg.diffusion.gaussian import Images
 
 Distance = Literal["spherical", "cosine"]
 

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..diffusion import Images
+from admg.diffusion.gaussian import Images
+
 from .base import State
 
 At = Literal["x", "x0"]

@@ -9,7 +9,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ..diffusion import Prediction
+from admg.diffusion.gaussian import Prediction
+
 from .base import Guidance, State
 from .classifier_free import away_from, check_told
 from .gradient import At, Scale, check_at, check_scale, scale_at

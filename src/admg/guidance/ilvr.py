@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from ..diffusion import Images, Prediction
+from admg.diffusion.gaussian import Images, Prediction
+
 from .base import Guidance, Guide, State, changed
 from .operators import Downsample
 

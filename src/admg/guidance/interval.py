@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..diffusion import Prediction
+from admg.diffusion.gaussian import Prediction
+
 from .base import Guidance, Guide, State, changed, compares
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..diffusion import Images
+from admg.diffusion.gaussian import Images
+
 from .base import Guidance, State
 from .gradient import bounded, gradient
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from ..diffusion import Images
+from admg.diffusion.gaussian import Images
+
 from .base import Guidance, State
 from .gradient import At, Scale, bounded, check_at, check_scale, gradient, scale_at
 

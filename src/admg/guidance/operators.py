@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..diffusion import Images
+from admg.diffusion.gaussian import Images
 
 BT709 = (0.2126, 0.7152, 0.0722)
 """Red, green and blue in the luminance of a screen."""

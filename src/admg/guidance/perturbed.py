@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ..diffusion import Prediction
-from ..nn.blocks import AttentionBlock, identity_attention
+from admg.diffusion.gaussian import Prediction
+from admg.models.blocks import AttentionBlock, identity_attention
+
 from .base import Guidance, State
 from .classifier_free import away_from
 from .gradient import finite

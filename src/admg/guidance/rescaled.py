@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..diffusion import Prediction
+from admg.diffusion.gaussian import Prediction
+
 from .base import Guidance, Guide, State, changed, check_whole, compares
 
 

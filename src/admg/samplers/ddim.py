@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from ..diffusion import Images
-from ..guidance import Guide
+from admg.diffusion.gaussian import Images
+from admg.guidance import Guide
+
 from .steps import DiffusionModel, NoiseSampler, Step, gaussian_noise, walk
 
 

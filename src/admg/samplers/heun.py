@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..diffusion import Diffusion, Images
-from ..guidance import Guide
+from admg.diffusion.gaussian import Diffusion, Images
+from admg.guidance import Guide
+
 from .levels import level
 from .steps import DiffusionModel, NoiseSampler, Step, gaussian_noise, walk
 

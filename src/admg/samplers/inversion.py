@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from ..diffusion import Diffusion, Images, Prediction
-from ..guidance import Guide
+from admg.diffusion.gaussian import Diffusion, Images, Prediction
+from admg.guidance import Guide
+
 from .levels import Level, level
 from .steps import DiffusionModel, Step, Walk, walk
 

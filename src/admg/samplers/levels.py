@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..diffusion import Diffusion, Images
+from admg.diffusion.gaussian import Diffusion, Images
 
 
 @dataclass(frozen=True)

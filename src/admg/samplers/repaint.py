@@ -9,8 +9,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..diffusion import Diffusion, Images
-from ..guidance import Guide, Mask
+from admg.diffusion.gaussian import Diffusion, Images
+from admg.guidance import Guide, Mask
+
 from .steps import DiffusionModel, NoiseSampler, Sampler, Step, gaussian_noise, walk
 
 

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..diffusion import Images, Prediction
-from ..guidance import DiffusionModel, Guide, State, changed, compares, sigma_at
+from admg.diffusion.gaussian import Images, Prediction
+from admg.guidance import DiffusionModel, Guide, State, changed, compares, sigma_at
 
 NoiseSampler = Callable[[Images, int], Images]
 """(x, index) -> standard normal noise of the shape of x, for the step from x at `index`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from ..compiling import Compile
+from admg.engine.compiling import Compile
 
 TrainPrecision = Literal["auto", "fp32", "bf16"]
 

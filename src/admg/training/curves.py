@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..files import atomic
+from admg.files import atomic
 
 HIDDEN = {"step", "images", "lr", "images_per_second", "grad_norm"}
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.stream import Batch
+from admg.data.stream import Batch
 
 T = TypeVar("T")
 

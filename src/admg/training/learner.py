@@ -10,15 +10,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..checkpoints.weights import CheckpointError, load_pickle
-from ..compiling import compiled, wanted
-from ..files import atomic
-from ..nn.trained import trained
-from ..precision import autocast, native_bf16
+from admg.checkpoints.weights import CheckpointError, load_pickle
+from admg.engine.compiling import compiled, wanted
+from admg.engine.cpu.trained import trained
+from admg.engine.cuda.recording import Backward, RecordedBackward
+from admg.engine.precision import autocast, native_bf16
+from admg.files import atomic
+
 from .average import Average
 from .config import TrainConfig
 from .feed import step_seed
-from .recording import Backward, RecordedBackward
 
 
 class Task(Protocol):

@@ -18,9 +18,10 @@ from typing import Any
 
 import torch
 
-from ..data import batches
-from ..files import atomic
-from ..memory import keep_freed_memory
+from admg.data import batches
+from admg.engine.memory import keep_freed_memory
+from admg.files import atomic
+
 from .config import TrainConfig
 from .curves import plot_log
 from .feed import feed

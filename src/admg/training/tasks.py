@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data import evaluation_batches
-from ..losses import Objective, loss_terms
-from ..model import Classifier, Model
-from ..pictures import save_png, sheet
-from ..sampling import sample
+from admg.checkpoints.model import Classifier, Model
+from admg.data import evaluation_batches
+from admg.diffusion.losses import Objective, loss_terms
+from admg.generation.pictures import save_png, sheet
+from admg.generation.sample import sample
+
 from .curves import plot_accuracy
 
 

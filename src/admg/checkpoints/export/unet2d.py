@@ -1,0 +1,232 @@
+"""A U-Net as diffusers' UNet2DModel: the arguments of its constructor, and its state dict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from admg.models import UNet, UNetConfig
+from admg.models.blocks import AttentionBlock, Downsample, GroupNorm32, ResBlock, Upsample, timestep_embedding, zero
+
+RES_BLOCK = {
+    "in_layers.0": "norm1",
+    "in_layers.2": "conv1",
+    "emb_layers.1": "time_emb_proj",
+    "out_layers.0": "norm2",
+    "out_layers.3": "conv2",
+    "skip_connection": "conv_shortcut",
+}
+TABLE_ERROR = 1e-4  # of a sinusoid, whose float32 values are no more exact than that at t = 1000
+
+
+def unet2d_config(network: UNet, timesteps: Tensor, mean_only: bool = False) -> dict[str, Any]:
+    """The arguments of UNet2DModel, as its config.json has them.
+
+    timesteps: (T,) what the network is told at each step; diffusers tells 0 .. T-1
+    mean_only: without the channels of a learned variance
+    ValueError: something that UNet2DModel cannot express.
+    """
+    c = network.config
+    levels = range(len(c.channel_mult))
+    attends = [c.attends(level) for level in levels]
+    plain = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D") if c.resblock_updown else ("DownBlock2D", "UpBlock2D")
+    resample = "resnet" if c.resblock_updown else "conv"
+    by_table = needs_table(c, timesteps)
+    return {
+        "_class_name": "UNet2DModel",
+        "sample_size": c.image_size,
+        "in_channels": first_conv(network).in_channels,
+        "out_channels": c.image_channels * (2 if c.learn_variance and not mean_only else 1),
+        "center_input_sample": False,
+        "time_embedding_type": "learned" if by_table else "positional",
+        "time_embedding_dim": c.emb_dim,
+        "num_train_timesteps": len(timesteps) if by_table else None,
+        "freq_shift": 0,
+        "flip_sin_to_cos": True,  # cosines first
+        "down_block_types": ["AttnDownBlock2D" if attends[level] else plain[0] for level in levels],
+        "mid_block_type": "UNetMidBlock2D",
+        "up_block_types": ["AttnUpBlock2D" if attends[level] else plain[1] for level in reversed(levels)],
+        "block_out_channels": [c.width(level) for level in levels],
+        "layers_per_block": c.num_res_blocks,
+        "mid_block_scale_factor": 1,
+        "downsample_padding": 1,
+        "downsample_type": resample,
+        "upsample_type": resample,
+        "dropout": c.dropout,
+        "act_fn": "silu",
+        "attention_head_dim": head_dim(c),
+        "norm_num_groups": 32,
+        "attn_norm_num_groups": 32,
+        "norm_eps": 1e-5,
+        "resnet_time_scale_shift": "scale_shift" if c.scale_shift_norm else "default",
+        "add_attention": True,
+        "class_embed_type": None,
+        "num_class_embeds": c.num_classes or None,
+    }
+
+
+def unet2d_state(network: UNet, timesteps: Tensor, mean_only: bool = False) -> dict[str, Tensor]:
+    """The state dict of the UNet2DModel of unet2d_config, on the CPU in float32; the same values in another order."""
+    state: dict[str, Tensor] = {}
+    for name, module in blocks(network):
+        state |= {f"{name}.{key}": value for key, value in converted(module)}
+    if needs_table(network.config, timesteps):
+        weight = state["time_embedding.linear_1.weight"]
+        state["time_proj.weight"], state["time_embedding.linear_1.weight"] = time_table(
+            timesteps, weight, network.config.width(0)
+        )
+    if mean_only:
+        for key in ("conv_out.weight", "conv_out.bias"):
+            state[key] = state[key][: network.config.image_channels]
+    return {key: value.detach().to("cpu", torch.float32).contiguous() for key, value in state.items()}
+
+
+def first_conv(network: UNet) -> nn.Conv2d:
+    (conv,) = network.input_blocks[0].children()
+    return cast(nn.Conv2d, conv)
+
+
+# -- what UNet2DModel can express --------------------------------------------------------------------------------------
+
+
+def head_dim(c: UNetConfig) -> int | None:
+    """Channels per attention head, of which UNet2DModel has one number; None: a single head everywhere."""
+    if c.head_channels:
+        return c.head_channels
+    if c.num_heads_upsample not in (0, c.num_heads):
+        raise ValueError(
+            f"diffusers' UNet2DModel has no num_heads_upsample: {c.num_heads_upsample} heads on the way up, where "
+            f"there are {c.num_heads} on the way down, cannot be exported"
+        )
+    levels = range(len(c.channel_mult))
+    dims = {c.width(level) // c.num_heads for level in levels if c.attends(level) or level == levels[-1]}
+    if len(dims) == 1:
+        return dims.pop()
+    if c.num_heads == 1:
+        return None
+    shown = ", ".join(map(str, sorted(dims)))
+    raise ValueError(
+        f"diffusers' UNet2DModel has one number of channels per attention head: {c.num_heads} heads at every width, "
+        f"of {shown} channels each, cannot be exported"
+    )
+
+
+def needs_table(c: UNetConfig, timesteps: Tensor) -> bool:
+    """Whether the time embedding must be a table over the steps, instead of UNet2DModel's own sinusoids.
+
+    Those have as many channels as the first level, and are of the numbers 0 .. T-1.
+    """
+    return c.width(0) != c.channels or not torch.equal(timesteps.double(), torch.arange(len(timesteps)).double())
+
+
+def time_table(timesteps: Tensor, weight: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """A table (T, width) and a matrix (4C, width) with table @ matrix.T = sinusoids (T, C) @ weight.T, weight (4C, C).
+
+    If width < C, the sinusoids' singular vectors: the low frequencies of T steps are nearly dependent, so a few more
+    than half of them may be enough, as for ImageNet-512's 256 of 1000 steps in 128.
+    ValueError: they are not.
+    """
+    weight = weight.detach().cpu().float()
+    table = timestep_embedding(timesteps.cpu(), weight.shape[1])
+    missing = width - table.shape[1]
+    if missing >= 0:
+        return nn.functional.pad(table, (0, missing)), nn.functional.pad(weight, (0, missing))
+    u, s, vh = torch.linalg.svd(table.double(), full_matrices=False)
+    small = u[:, :width] * s[:width]
+    error = (small @ vh[:width] - table).abs().max().item()
+    if error > TABLE_ERROR:
+        raise ValueError(
+            f"diffusers' UNet2DModel embeds time in as many channels as the first level has, {width}: this model needs "
+            f"{table.shape[1]} (its channel_mult begins with less than 1), and {len(table)} steps do not fit into fewer"
+        )
+    return small.float(), (weight.double() @ vh[:width].T).float()
+
+
+# -- names and tensors -------------------------------------------------------------------------------------------------
+
+
+def blocks(network: UNet) -> Iterator[tuple[str, nn.Module]]:
+    """UNet2DModel's name of each block, in the order of the reference's."""
+    c, levels = network.config, len(network.config.channel_mult)
+    yield "time_embedding.linear_1", network.time_embed[0]
+    yield "time_embedding.linear_2", network.time_embed[2]
+    if c.num_classes:
+        yield "class_embedding", network.label_emb
+    yield "conv_in", first_conv(network)
+
+    stages = iter(network.input_blocks[1:])
+    for level in range(levels):
+        for i in range(c.num_res_blocks):
+            yield from zip(
+                (f"down_blocks.{level}.resnets.{i}", f"down_blocks.{level}.attentions.{i}"), next(stages).children()
+            )
+        if level < levels - 1:
+            (layer,) = next(stages).children()
+            yield resampler(f"down_blocks.{level}.downsamplers.0", layer, c.width(level))
+
+    yield from zip(
+        ("mid_block.resnets.0", "mid_block.attentions.0", "mid_block.resnets.1"), network.middle_block.children()
+    )
+
+    stages = iter(network.output_blocks)
+    for k, level in enumerate(reversed(range(levels))):
+        for i in range(c.num_res_blocks + 1):
+            resnet, *others = next(stages).children()
+            yield f"up_blocks.{k}.resnets.{i}", resnet
+            for layer in others:
+                if isinstance(layer, AttentionBlock):
+                    yield f"up_blocks.{k}.attentions.{i}", layer
+                else:
+                    yield resampler(f"up_blocks.{k}.upsamplers.0", layer, c.width(level))
+
+    yield "conv_norm_out", network.out[0]
+    yield "conv_out", network.out[2]
+
+
+def resampler(name: str, layer: nn.Module, width: int) -> tuple[str, nn.Module]:
+    """A residual block as it is; else the convolution, which UNet2DModel always has: the mean, or a copy, as one."""
+    if isinstance(layer, ResBlock):
+        return name, layer
+    assert isinstance(layer, Downsample | Upsample)
+    conv = getattr(layer, "op" if isinstance(layer, Downsample) else "conv", None)
+    if not isinstance(conv, nn.Conv2d):
+        conv = zero(nn.Conv2d(width, width, 3))
+        same = torch.eye(width)[:, :, None, None]
+        with torch.no_grad():
+            if isinstance(layer, Downsample):
+                conv.weight[:, :, 1:, 1:] = 0.25 * same  # with stride 2 and padding 1: the 2x2 mean
+            else:
+                conv.weight[:, :, 1:2, 1:2] = same
+    return f"{name}.conv", conv
+
+
+def converted(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """A block's tensors under UNet2DModel's names."""
+    if isinstance(module, ResBlock):
+        for ours, theirs in RES_BLOCK.items():
+            for key, value in module.get_submodule(ours).state_dict().items():
+                yield f"{theirs}.{key}", value
+    elif isinstance(module, AttentionBlock):
+        for kind in ("weight", "bias"):
+            yield f"group_norm.{kind}", getattr(module.norm, kind)
+            for name, rows in zip(("to_q", "to_k", "to_v"), split_rows(module, getattr(module.qkv, kind))):
+                yield f"{name}.{kind}", rows
+        for key, value in module.proj_out.state_dict().items():
+            yield f"to_out.0.{key}", value[:, :, 0] if key == "weight" else value
+    elif isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding | GroupNorm32):
+        yield from module.state_dict().items()
+    else:
+        raise TypeError(f"no counterpart of {type(module).__name__}")
+
+
+def split_rows(attention: AttentionBlock, qkv: Tensor) -> tuple[Tensor, ...]:
+    """The rows of q, k and v, each heads x channels, without the trailing dimension of the 1x1 convolution."""
+    tail = qkv.shape[1:2]
+    if attention.new_order:
+        parts = qkv.reshape(3, attention.heads, -1, *tail).unbind(0)
+    else:
+        parts = qkv.reshape(attention.heads, 3, -1, *tail).unbind(1)
+    return tuple(part.reshape(-1, *tail) for part in parts)

@@ -1,0 +1,82 @@
+"""Training objectives of a diffusion model: L_simple, L_vlb, and their sum L_hybrid (Improved DDPM, section 3.1)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .gaussian import Diffusion, Images, Index, discretized_gaussian_log_likelihood, gaussian_kl
+
+Objective = Literal["simple", "hybrid", "vlb"]
+Network = Callable[..., Tensor]
+
+
+def loss_terms(
+    diffusion: Diffusion,
+    network: Network,
+    x0: Images,
+    t: Tensor,
+    noise: Images,
+    *,
+    objective: Objective = "hybrid",
+    vlb_weight: float = 0.001,
+    **conditioning: Tensor | None,
+) -> dict[str, Float[Tensor, " n"]]:
+    """The loss of each image at its step t (N,), and the terms that it is made of, in float32.
+
+    simple: the mean squared error of what the network predicts.
+    hybrid: L_simple + λ·L_vlb, where L_vlb trains the variance alone (the mean's gradient is stopped);
+        λ = `vlb_weight` multiplies T·vb, as in Improved DDPM. The variance must be a learned one.
+    vlb: T·vb in bits per dimension.
+    conditioning: further arguments of the network, such as y or low_res.
+    """
+    x_t = diffusion.q_sample(x0, t, noise)
+    output = network(x_t, diffusion.timestep(t, x_t.device), **conditioning).float()
+    if objective == "vlb":
+        vb = vb_bpd(diffusion, output, x0, x_t, t)
+        return {"loss": len(diffusion) * vb, "vb": vb}
+
+    prediction, v = output[:, : x0.shape[1]], output[:, x0.shape[1] :]
+    mse = (target(diffusion, x0, t, noise) - prediction).square().flatten(1).mean(1)
+    if objective == "simple" or not diffusion.learns_variance:
+        return {"loss": mse, "mse": mse}
+    vb = vb_bpd(diffusion, torch.cat([prediction.detach(), v], dim=1), x0, x_t, t)
+    return {"loss": mse + vlb_weight * len(diffusion) * vb, "mse": mse, "vb": vb}
+
+
+def target(diffusion: Diffusion, x0: Images, t: Index, noise: Images) -> Images:
+    """What the network should predict."""
+    if diffusion.predicts == "eps":
+        return noise
+    if diffusion.predicts == "x0":
+        return x0
+    return diffusion.q_sample(noise, t, -x0)  # v = sqrt(ᾱ) eps - sqrt(1 - ᾱ) x_0
+
+
+def vb_bpd(
+    diffusion: Diffusion, output: Tensor, x0: Images, x_t: Images, t: Tensor, clip: bool = False
+) -> Float[Tensor, " n"]:
+    """The term of the variational bound at step t, in bits per dimension.
+
+    KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), and at t = 0 the discretised -log p(x_0 | x_1).
+    """
+    mean, _, log_variance = diffusion.posterior(x0, x_t, t)
+    p = diffusion.predict(output, x_t, t, clip=clip)
+    kl = gaussian_kl(mean, log_variance, p.mean, p.log_variance)
+    nll = -discretized_gaussian_log_likelihood(x0, p.mean, 0.5 * p.log_variance)
+    first = (t == 0).view(-1, 1, 1, 1)
+    return torch.where(first, nll, kl).flatten(1).mean(1) / math.log(2)
+
+
+def prior_bpd(diffusion: Diffusion, x0: Images) -> Float[Tensor, " n"]:
+    """KL(q(x_T | x_0) || N(0, I)) in bits per dimension: the part of the bound that no training changes."""
+    alpha_bar = diffusion.schedule.alphas_cumprod[-1]
+    mean = float(alpha_bar.sqrt()) * x0
+    log_variance = torch.full_like(x0, float((1 - alpha_bar).log()))
+    kl = gaussian_kl(mean, log_variance, torch.zeros_like(x0), torch.zeros_like(x0))
+    return kl.flatten(1).mean(1) / math.log(2)

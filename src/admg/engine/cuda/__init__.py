@@ -1,0 +1,1 @@
+"""Triton kernels, CUDA graphs and half-precision weights for GPUs."""

@@ -1,0 +1,127 @@
+"""What is tried: settings of the attention, and diffusion processes, those that come to the same thing only once."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import get_args
+
+from admg.checkpoints.model import DiffusionConfig
+from admg.diffusion.gaussian import Predict
+from admg.models import UNet, UNetConfig
+from admg.models.blocks import AttentionBlock
+
+from .denoising import LEVELS, told
+
+HEAD_CHANNELS = (64, 32, 128, 16)
+NUM_HEADS = (1, 2, 4, 8, 16)
+STEPS = (1000, 4000, 2000, 500)
+PREDICTIONS: tuple[Predict, ...] = get_args(Predict)
+SAME_TIMESTEP = 2.0
+"""Processes that tell the network timesteps nearer than this at every level cannot be told apart by it."""
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Settings of all attention blocks, as in TrunkConfig and UNetConfig."""
+
+    num_heads: int
+    head_channels: int
+    new_order: bool
+    num_heads_upsample: int = 0
+
+    @classmethod
+    def of(cls, config: UNetConfig) -> Attention:
+        return cls(config.num_heads, config.head_channels, config.new_attention_order, config.num_heads_upsample)
+
+    def on(self, config: UNetConfig) -> UNetConfig:
+        """The architecture with these settings."""
+        return dataclasses.replace(
+            config,
+            num_heads=self.num_heads,
+            head_channels=self.head_channels,
+            new_attention_order=self.new_order,
+            num_heads_upsample=self.num_heads_upsample,
+        )
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to use a network. Only `variance` of the process is not tried here."""
+
+    process: DiffusionConfig
+    attention: Attention
+
+    @property
+    def predict(self) -> Predict:
+        return self.process.predict
+
+
+def blocks(network: UNet) -> list[tuple[AttentionBlock, bool]]:
+    """The attention blocks, and whether each is on the way up."""
+    found = [(name, block) for name, block in network.named_modules() if isinstance(block, AttentionBlock)]
+    return [(block, name.startswith("output_blocks.")) for name, block in found]
+
+
+def heads_by_block(network: UNet, attention: Attention) -> tuple[int, ...]:
+    """The number of heads of each block. ValueError: these settings do not divide its channels."""
+    config = attention.on(network.config)
+    return tuple(
+        config.heads(block.qkv.weight.shape[1], attention.num_heads_upsample if up else 0)
+        for block, up in blocks(network)
+    )
+
+
+def attentions(network: UNet) -> list[Attention]:
+    """Settings that the network's widths allow, its own first; with one head in each block both orders are the same."""
+    own = Attention.of(network.config)
+    by_channels = [Attention(own.num_heads, channels, new) for channels in HEAD_CHANNELS for new in (False, True)]
+    by_count = [Attention(count, 0, new) for count in NUM_HEADS for new in (False, True)]
+    found: dict[tuple[tuple[int, ...], bool], Attention] = {}
+    for attention in [own, *by_channels, *by_count]:
+        try:
+            heads = heads_by_block(network, attention)
+        except ValueError:
+            continue
+        found.setdefault((heads, attention.new_order and max(heads, default=1) > 1), attention)
+    return list(found.values())
+
+
+def processes(own: DiffusionConfig, levels: Sequence[float] = LEVELS) -> list[tuple[DiffusionConfig, ...]]:
+    """Groups of processes that look the same to a network, the first of each the plainest; own's group comes first."""
+    found: list[tuple[DiffusionConfig, ...]] = []
+    every = itertools.product((False, True), STEPS, ("linear", "cosine"))
+    tried = [
+        dataclasses.replace(own, noise_schedule=schedule, diffusion_steps=steps, rescale_timesteps=rescaled)
+        for rescaled, steps, schedule in every
+        if not (rescaled and steps == 1000)  # the same as not rescaled
+    ]
+    for process in dict.fromkeys([own, *tried]):
+        timesteps = told(process, levels)
+        for i, group in enumerate(found):
+            if (told(group[0], levels) - timesteps).abs().max() <= SAME_TIMESTEP:
+                found[i] = (*group, process)
+                break
+        else:
+            found.append((process,))
+    return found
+
+
+@contextmanager
+def restored(network: UNet) -> Iterator[None]:
+    """Afterwards the attention blocks are as they were."""
+    before = [(block, block.heads, block.new_order) for block, _ in blocks(network)]
+    try:
+        yield
+    finally:
+        for block, heads, new_order in before:
+            block.heads, block.new_order = heads, new_order
+
+
+def use(network: UNet, attention: Attention) -> None:
+    """Set all attention blocks, in place: the weights are the same for all candidates."""
+    for (block, _), heads in zip(blocks(network), heads_by_block(network, attention), strict=True):
+        block.heads, block.new_order = heads, attention.new_order

@@ -1,0 +1,140 @@
+"""The denoising error: real images are noised to some levels, and the network guesses what they were.
+
+The levels are signal-to-noise ratios ᾱ / (1 - ᾱ), so that candidates with different schedules see the same noisy
+images, and differ in the timestep that they tell the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from admg.checkpoints.model import DiffusionConfig, Model
+from admg.diffusion.gaussian import Images, Predict
+from admg.diffusion.losses import vb_bpd
+from admg.generation.sample import SeededNoise
+
+LEVELS = (14.0, 7.0, 2.0, -3.0, -14.0)
+"""Signal-to-noise ratios in dB, of images in [-1, 1] and noise of unit variance."""
+
+WORST = 1e6
+"""Stands for errors that are larger, or not a number."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """N real images, noised to L levels.
+
+    x0: (N, C, H, W) in [-1, 1]; noise and x_t: (L, N, C, H, W); y: labels (N,) or None; low_res: of an upsampler
+    alpha_bar: (L,); spread: the variance of the pixels of all images
+    """
+
+    x0: Images
+    noise: Tensor
+    x_t: Tensor
+    y: Tensor | None
+    low_res: Images | None
+    levels: tuple[float, ...]
+    alpha_bar: Float[Tensor, " l"]
+    spread: float
+
+    def images(self, chosen: slice) -> Probe:
+        """Some of them, measured by the variance of all."""
+        y, low_res = (None if v is None else v[chosen] for v in (self.y, self.low_res))
+        parts = self.noise[:, chosen], self.x_t[:, chosen], y, low_res
+        return Probe(self.x0[chosen], *parts, self.levels, self.alpha_bar, self.spread)
+
+    def conditioning(self) -> dict[str, Tensor]:
+        given = {"y": self.y, "low_res": self.low_res}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+def noised(model: Model, x0: Images, y: Tensor | None, levels: Sequence[float], seed: int) -> Probe:
+    """ValueError: images that do not fit the model, none at all, or without any contrast; no levels."""
+    if x0.ndim != 4 or len(x0) == 0 or tuple(x0.shape[1:]) != model.shape:
+        raise ValueError(f"images of shape {tuple(x0.shape)}: needed is (N, {', '.join(map(str, model.shape))}), N > 0")
+    if not levels:
+        raise ValueError("no noise levels")
+    spread = float(x0.double().var(correction=0))
+    if spread < 1e-4:
+        raise ValueError("the images are all of one colour: real images are needed to tell how well they are denoised")
+    drawn = SeededNoise(seed, range(len(x0)))
+    noise = torch.stack([drawn.draw(x0.shape[1:]) for _ in levels])
+    snr = 10 ** (torch.tensor(levels, dtype=torch.float64) / 10)
+    alpha_bar = snr / (1 + snr)
+    x_t = _column(alpha_bar.sqrt()) * x0 + _column((1 - alpha_bar).sqrt()) * noise
+    low_res = None
+    if model.upsamples:
+        side = getattr(model.network.config, "small_size", 0) or x0.shape[-1] // 4
+        low_res = F.interpolate(x0, (side, side), mode="area")  # as its training made them
+    x0, noise, x_t = (v.to(model.device, torch.float32) for v in (x0, noise, x_t))
+    y, low_res = (None if v is None else v.to(model.device) for v in (y, low_res))
+    return Probe(x0, noise, x_t, y, low_res, tuple(levels), alpha_bar, spread)
+
+
+def told(process: DiffusionConfig, levels: Sequence[float]) -> Float[Tensor, " l"]:
+    """The timesteps at which the process has these levels of noise, fractions included, as the network is told them."""
+    schedule = process.build().schedule
+    return torch.from_numpy(_interpolated(schedule.alphas_cumprod, schedule.timesteps, levels)).float()
+
+
+def step(process: DiffusionConfig, level: float) -> int:
+    """The index of the step whose level of noise is nearest."""
+    schedule = process.build().schedule
+    at = _interpolated(schedule.alphas_cumprod, torch.arange(len(schedule)), [level])
+    return round(float(at[0]))
+
+
+@torch.no_grad()
+def outputs(model: Model, process: DiffusionConfig, probe: Probe) -> Tensor:
+    """What the network gives, told the process's timesteps: (L, N, C or 2C, H, W)."""
+    timesteps = told(process, probe.levels).to(probe.x_t.device)
+    given = probe.conditioning()
+    return torch.stack([model.network(x, t[None], **given).float() for x, t in zip(probe.x_t, timesteps)])
+
+
+def relative_errors(output: Tensor, predict: Predict, probe: Probe) -> Float[Tensor, "n l"]:
+    """The squared error of x_0, divided by that of the best guess from the mean and variance of the pixels alone.
+
+    That guess's is spread / (1 + SNR spread). 1 is to know nothing of images, 0 to know all. x_0 is not clipped, so
+    that the ratio is the same for the errors of x_0, eps and v.
+    """
+    output = output[:, :, : probe.x0.shape[1]]
+    sqrt_alpha_bar, sqrt_noise = _column(probe.alpha_bar.sqrt()), _column((1 - probe.alpha_bar).sqrt())
+    sqrt_alpha_bar, sqrt_noise = (v.float().to(output.device) for v in (sqrt_alpha_bar, sqrt_noise))
+    if predict == "eps":
+        x0 = (probe.x_t - sqrt_noise * output) / sqrt_alpha_bar
+    elif predict == "x0":
+        x0 = output
+    else:
+        x0 = sqrt_alpha_bar * probe.x_t - sqrt_noise * output
+    errors = (x0 - probe.x0).square().flatten(2).mean(2).T.double().cpu()
+    snr = probe.alpha_bar / (1 - probe.alpha_bar)
+    relative = errors * (1 + snr * probe.spread) / probe.spread
+    return relative.nan_to_num(WORST, posinf=WORST).clamp(1e-12, WORST)
+
+
+def variance_bits(output: Tensor, process: DiffusionConfig, probe: Probe) -> float:
+    """The mean of the bound's terms at the levels, in bits per dimension: small if the variance is right."""
+    diffusion, channels = process.build(), probe.x0.shape[1]
+    output = output if diffusion.learns_variance else output[:, :, :channels]
+    terms = []
+    for level, out, x_t in zip(probe.levels, output, probe.x_t):
+        t = torch.full((len(probe.x0),), max(1, step(process, level)), device=x_t.device)
+        terms.append(vb_bpd(diffusion, out, probe.x0, x_t, t, clip=True))
+    return float(torch.stack(terms).mean())
+
+
+def _interpolated(alpha_bar: Tensor, values: Tensor, levels: Sequence[float]) -> np.ndarray:
+    log_snr = 10 * (alpha_bar / (1 - alpha_bar)).log10().numpy()
+    return np.interp([-level for level in levels], -log_snr, values.double().numpy())  # -log SNR rises with t
+
+
+def _column(values: Tensor) -> Tensor:
+    return values.view(-1, 1, 1, 1, 1)

@@ -1,0 +1,143 @@
+"""Log-likelihood: the variational bound of images in bits per dimension, summed over every step of the process.
+
+-log2 p(x_0) / D <= total = prior + Σ_t vb_t (DDPM, equation 5). Alongside, the squared errors of the network's image
+and noise at each step, as guided-diffusion reports them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from admg.checkpoints.model import Model
+from admg.diffusion.gaussian import Images
+from admg.diffusion.losses import prior_bpd, vb_bpd
+from admg.engine.precision import Precision, autocast
+from admg.generation.sample import SeededNoise
+
+NoiseAt = Callable[[Images, int], Images]
+"""(x_0, t) -> the noise (N, C, H, W) that x_0 is given at step t."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """One step of the bound, each (N,): vb in bits per dimension, mean squared errors of x_0 and of the noise."""
+
+    t: int
+    vb: Float[Tensor, " n"]
+    x0_mse: Float[Tensor, " n"]
+    mse: Float[Tensor, " n"]
+
+
+@dataclass(frozen=True)
+class BitsPerDim:
+    """The bound of N images and its terms, t from 0 to T-1, on the CPU.
+
+    prior: (N,), KL(q(x_T | x_0) || N(0, I)) in bits per dimension
+    vb: (N, T), in bits per dimension; at t = 0 the discretised -log2 p(x_0 | x_1), else a KL divergence
+    x0_mse: (N, T), mean squared error of the predicted image, which is in [-1, 1]
+    mse: (N, T), mean squared error of the noise that follows from it
+    """
+
+    prior: Float[Tensor, " n"]
+    vb: Float[Tensor, "n t"]
+    x0_mse: Float[Tensor, "n t"]
+    mse: Float[Tensor, "n t"]
+
+    @property
+    def total(self) -> Float[Tensor, " n"]:
+        """prior + Σ_t vb_t, an upper bound of -log2 p(x_0) per dimension."""
+        return self.prior + self.vb.double().sum(1).float()
+
+    def __len__(self) -> int:
+        return len(self.prior)
+
+    @classmethod
+    def join(cls, parts: Sequence[BitsPerDim]) -> BitsPerDim:
+        """Those of several batches as one."""
+        return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+
+
+def bits_per_dim(
+    model: Model,
+    x0: Images,
+    y: Tensor | None = None,
+    *,
+    seed: int = 0,
+    images: Sequence[int] | None = None,
+    noise: NoiseAt | None = None,
+    clip: bool = True,
+    precision: Precision = "fp32",
+) -> BitsPerDim:
+    """The bound of images x0 (N, C, H, W) in [-1, 1], over all steps of `model.diffusion` (respace it for fewer).
+
+    Arguments and errors are those of `terms`, whoever wants to show progress iterates over that and calls `gather`.
+    """
+    steps = terms(model, x0, y, seed=seed, images=images, noise=noise, clip=clip, precision=precision)
+    return gather(model, x0, steps)
+
+
+def terms(
+    model: Model,
+    x0: Images,
+    y: Tensor | None = None,
+    *,
+    seed: int = 0,
+    images: Sequence[int] | None = None,
+    noise: NoiseAt | None = None,
+    clip: bool = True,
+    precision: Precision = "fp32",
+) -> Iterator[Term]:
+    """The terms of the bound for t = T-1 .. 0, each with noise of its own.
+
+    y: labels (N,), if the network is to be told them
+    images: the numbers of the images, 0 .. N-1 if not given: image i of a seed has the same noise in any batch
+    noise: (x0, t) -> the noise of a step, instead of the seed's
+    clip: the predicted image is clipped to [-1, 1], as published figures have it
+    ValueError: images of a size or number of channels that the model does not take, or an upsampling model.
+    """
+    _check(model, x0, y)
+    x0 = x0.to(model.device, torch.float32)
+    y = None if y is None else y.to(model.device)
+    drawn = noise or SeededNoise(seed, range(len(x0)) if images is None else images)
+    for t in reversed(range(len(model.diffusion))):
+        yield _term(model, x0, y, t, drawn(x0, t), clip, precision)
+
+
+def gather(model: Model, x0: Images, steps: Iterable[Term]) -> BitsPerDim:
+    """The terms of all steps, in any order, and the prior, as one."""
+    by_t = sorted(steps, key=lambda term: term.t)
+    vb, x0_mse, mse = (torch.stack([getattr(term, name) for term in by_t], 1).cpu() for name in ("vb", "x0_mse", "mse"))
+    return BitsPerDim(prior_bpd(model.diffusion, x0.float()).cpu(), vb, x0_mse, mse)
+
+
+@torch.no_grad()
+def _term(model: Model, x0: Images, y: Tensor | None, t: int, noise: Images, clip: bool, precision: Precision) -> Term:
+    diffusion = model.diffusion
+    ts = torch.full((len(x0),), t, device=x0.device)
+    x_t = diffusion.q_sample(x0, t, noise)
+    conditioning = model.given if y is None else {**model.given, "y": y}
+    with autocast(precision, x0.device):
+        output = model.network(x_t, diffusion.timestep(t, x0.device), **conditioning)
+    p = diffusion.predict(output, x_t, t, clip=clip)
+    vb = vb_bpd(diffusion, output.float(), x0, x_t, ts, clip=clip)
+    return Term(t, vb, _mean_square(p.x0 - x0), _mean_square(p.eps - noise))
+
+
+def _mean_square(difference: Images) -> Float[Tensor, " n"]:
+    return difference.square().flatten(1).mean(1)
+
+
+def _check(model: Model, x0: Images, y: Tensor | None) -> None:
+    if model.upsamples and "low_res" not in model.given:
+        raise ValueError("this model upsamples: its likelihood needs the small images too, as Model.given['low_res']")
+    if x0.ndim != 4 or tuple(x0.shape[1:]) != model.shape:
+        raise ValueError(f"images of shape {tuple(x0.shape)}: the model takes (N, {', '.join(map(str, model.shape))})")
+    if len(x0) == 0:
+        raise ValueError("no images")
+    if y is not None and len(y) != len(x0):
+        raise ValueError(f"{len(y)} labels for {len(x0)} images")

@@ -1,0 +1,1 @@
+"""Sampling, editing and interpolation, and the shards and pictures that they write."""

@@ -1,0 +1,350 @@
+"""Downloads from a server on this machine that misbehaves as servers do."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import http.server
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from admg.checkpoints import download
+from admg.checkpoints.download import DownloadError, Expected, connection
+
+CONTENT = np.random.default_rng(0).bytes(3_000_001)
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves `content` at any path, until told to do otherwise; `requests` are the Range headers (or "") that came."""
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.content = CONTENT
+        self.etag: str | None = '"v1"'
+        self.ranges = True  # whether it knows the header Range
+        self.honest = True  # whether it heeds If-Range
+        self.drop_after: list[int] = []  # bytes after which each of the next connections breaks
+        self.statuses: list[int] = []  # of the next answers
+        self.length: int | None = None  # told instead of the true one; -1: none is told
+        self.type = "application/octet-stream"
+        self.hold = threading.Event()  # the body is not sent before
+        self.hold.set()
+        self.requests: list[str] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/models/x.pt"
+
+    def handle_error(self, request, client_address):
+        """Connections that we break on purpose are no news."""
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self):
+        server, wanted = self.server, self.headers.get("Range", "")
+        server.requests.append(wanted)
+        if server.statuses:
+            return self.send_error(server.statuses.pop(0))
+        content, start = server.content, 0
+        fresh = not server.honest or self.headers.get("If-Range") == server.etag
+        if wanted and server.ranges and fresh:
+            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        else:
+            self.send_response(200)
+        length = len(content) - start if server.length is None else server.length
+        if length >= 0:
+            self.send_header("Content-Length", str(length))
+        self.send_header("Content-Type", server.type)
+        if server.etag:
+            self.send_header("ETag", server.etag)
+        self.end_headers()
+        end = start + server.drop_after.pop(0) if server.drop_after else len(content)
+        server.hold.wait(10)
+        self.wfile.write(content[start:end])
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch) -> Iterator[Server]:
+    monkeypatch.setattr(connection, "PAUSE", 0.001)
+    for name in ("http_proxy", "HTTP_PROXY", "ADMG_MIRROR", "ADMG_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.hold.set()
+        server.shutdown()
+        thread.join()
+
+
+def fetch(server: Server, path: Path, **options) -> bytes:
+    return download.fetch(server.url, path, progress=False, **options).read_bytes()
+
+
+def rest(path: Path) -> set[str]:
+    """What stands beside a file, but for the lock, which stays."""
+    return {p.name for p in path.parent.iterdir()} - {f".{path.name}.lock"}
+
+
+def refused(server: Server, path: Path, **options) -> str:
+    with pytest.raises(DownloadError) as error:
+        fetch(server, path, **options)
+    assert not path.exists()
+    assert f"get {server.url} and put it at {path}" in str(error.value) and "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_fetches_once_and_records_what_came(server, tmp_path):
+    path = tmp_path / "openai" / "x.pt"
+    assert fetch(server, path) == fetch(server, path) == CONTENT
+    assert server.requests == [""]
+    assert rest(path) == {"x.pt", "x.pt.json"}
+    record = json.loads((path.parent / "x.pt.json").read_text())
+    assert (record["sha256"], record["size"]) == (SHA256, len(CONTENT))
+    assert (record["url"], record["etag"]) == (server.url, '"v1"') and record["date"].startswith("20")
+
+
+def test_progress_is_told(server, tmp_path):
+    steps = list(download.download(server.url, tmp_path / "x.pt"))
+    assert {step.total for step in steps} == {len(CONTENT)} and steps[-1].done == len(CONTENT)
+    assert [s.done for s in steps] == sorted(s.done for s in steps)
+
+
+def test_dropped_connections_are_resumed_where_they_broke(server, tmp_path):
+    server.drop_after = [1_000_000, 0, 500_000]
+    assert fetch(server, tmp_path / "x.pt") == CONTENT
+    assert server.requests == ["", "bytes=1000000-", "bytes=1000000-", "bytes=1500000-"]
+
+
+def test_a_break_of_ours_is_resumed_by_the_next_start(server, tmp_path):
+    path = tmp_path / "x.pt"
+    with contextlib.closing(download.download(server.url, path)) as steps:
+        while next(steps).done < 100_000:
+            assert not path.exists()
+    have = (tmp_path / "x.pt.part").stat().st_size
+    assert 0 < have < len(CONTENT) and not path.exists()
+    assert fetch(server, path) == CONTENT
+    assert server.requests == ["", f"bytes={have}-"]
+
+
+def test_a_whole_part_needs_no_connection(server, tmp_path):
+    (tmp_path / "x.pt.part").write_bytes(CONTENT)
+    part = connection.Part(server.url, len(CONTENT), '"v1"')
+    (tmp_path / "x.pt.part.json").write_text(json.dumps(dataclasses.asdict(part)))
+    assert fetch(server, tmp_path / "x.pt") == CONTENT and server.requests == []
+
+
+def test_a_part_of_unknown_origin_is_not_gone_on_with(server, tmp_path):
+    (tmp_path / "x.pt.part").write_bytes(b"x" * 1000)
+    assert fetch(server, tmp_path / "x.pt") == CONTENT and server.requests == [""]
+
+
+def test_without_ranges_it_starts_over(server, tmp_path):
+    server.ranges, server.drop_after = False, [1_000_000, 2_000_000]
+    assert fetch(server, tmp_path / "x.pt") == CONTENT
+    assert server.requests == ["", "bytes=1000000-", "bytes=2000000-"]
+
+
+def test_without_an_etag_it_starts_over(server, tmp_path):
+    server.etag, server.drop_after = None, [1_000_000]
+    assert fetch(server, tmp_path / "x.pt") == CONTENT and server.requests == ["", ""]
+
+
+@pytest.mark.parametrize("honest", [True, False])
+def test_a_file_that_changed_meanwhile_starts_over(server, tmp_path, honest):
+    server.drop_after, server.honest = [1_000_000], honest
+    steps = download.download(server.url, tmp_path / "x.pt")
+    while next(steps).done < 1_000_000:
+        pass
+    server.content, server.etag = CONTENT[::-1], '"v2"'
+    assert list(steps)[-1].done == len(CONTENT)
+    assert (tmp_path / "x.pt").read_bytes() == CONTENT[::-1]
+
+
+def test_a_truncated_file_is_never_taken_for_whole(server, tmp_path):
+    server.content, server.length, server.ranges = CONTENT[:-1], len(CONTENT), False
+    assert "broke after 3,000,000 of 3,000,001 bytes, 6 times in a row" in refused(server, tmp_path / "x.pt")
+    assert rest(tmp_path / "x.pt") == {"x.pt.part", "x.pt.part.json"}
+    server.content, server.length = CONTENT, None
+    assert fetch(server, tmp_path / "x.pt") == CONTENT
+
+
+def test_a_length_that_cannot_be(server, tmp_path):
+    server.length = 1000
+    assert "has 1,000 bytes, and must have at least 2,000,000" in refused(
+        server, tmp_path / "x.pt", expected=Expected(2_000_000)
+    )
+    assert rest(tmp_path / "x.pt") == set()
+    server.length = -1
+    assert "does not tell how long the file is" in refused(server, tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize(
+    "kind, page", [("text/html; charset=utf-8", b"sorry"), ("application/x", b"\n<!doctype html>")]
+)
+def test_an_error_page_is_refused(server, tmp_path, kind, page):
+    server.type, server.content = kind, page
+    assert "web page" in refused(server, tmp_path / "x.pt")
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("statuses, tries", [([404], 1), ([403], 1), ([503] * 9, 3)])
+def test_errors_of_the_server(server, tmp_path, statuses, tries):
+    server.statuses = list(statuses)
+    assert f"the server answers {statuses[0]}" in refused(server, tmp_path / "x.pt")
+    assert len(server.requests) == tries
+
+
+def test_passing_errors_of_the_server(server, tmp_path):
+    server.statuses = [503, 429]
+    assert fetch(server, tmp_path / "x.pt") == CONTENT
+
+
+def test_a_part_that_the_server_cannot_go_on_from(server, tmp_path):
+    server.drop_after, server.statuses = [1_000_000], []
+    steps = download.download(server.url, tmp_path / "x.pt")
+    while next(steps).done < 1_000_000:
+        pass
+    server.statuses = [416]
+    list(steps)
+    assert (tmp_path / "x.pt").read_bytes() == CONTENT and server.requests == ["", "bytes=1000000-", ""]
+
+
+def test_no_server(server, tmp_path):
+    server.server_close()
+    assert "refused" in refused(server, tmp_path / "x.pt")
+
+
+def test_mirrors_are_tried_in_order(server, tmp_path, monkeypatch):
+    base = server.url.removesuffix("/x.pt")
+    monkeypatch.setenv("ADMG_MIRROR", f"http://127.0.0.1:1/nothing, {base}/mirror/")
+    url = "https://example.invalid/published/x.pt"
+    assert download.sources(url) == ["http://127.0.0.1:1/nothing/x.pt", f"{base}/mirror/x.pt", url]
+    assert download.fetch(url, tmp_path / "x.pt", progress=False).read_bytes() == CONTENT
+    monkeypatch.setenv("ADMG_MIRROR", "/some/folder")
+    with pytest.raises(ValueError, match="ADMG_MIRROR must hold URLs"):
+        download.sources(url)
+
+
+def test_what_was_first_used_is_what_must_come_again(server, tmp_path):
+    path = tmp_path / "x.pt"
+    fetch(server, path)
+    path.unlink()
+    server.content, server.etag = CONTENT[::-1], '"v2"'
+    message = refused(server, path)
+    assert f"its SHA-256 is {hashlib.sha256(CONTENT[::-1]).hexdigest()}, not {SHA256}" in message
+    assert "remove x.pt.json" in message
+    (tmp_path / "x.pt.json").unlink()
+    assert fetch(server, path) == CONTENT[::-1]
+
+
+def test_a_file_put_there_by_hand_is_trusted_at_first_use_only(server, tmp_path):
+    path = tmp_path / "x.pt"
+    path.write_bytes(CONTENT)
+    assert fetch(server, path, forbid=True) == CONTENT and server.requests == []
+    assert json.loads((tmp_path / "x.pt.json").read_text())["sha256"] == SHA256
+    path.write_bytes(CONTENT[::-1])
+    with pytest.raises(DownloadError, match=r"^x\.pt is not the file that was first used on 20"):
+        fetch(server, path)
+    path.write_bytes(CONTENT)  # of another time, but the same
+    assert fetch(server, path) == CONTENT
+
+
+def test_a_file_by_hand_that_cannot_be_one(server, tmp_path):
+    path = tmp_path / "x.pt"
+    path.write_bytes(CONTENT[:1000])
+    with pytest.raises(DownloadError, match="1,000 bytes, and must have at least 2,000: it is not whole"):
+        fetch(server, path, expected=Expected(2000))
+    path.write_bytes(b"<html>not here</html>")
+    with pytest.raises(DownloadError, match="is a web page"):
+        fetch(server, path)
+    assert rest(path) == {"x.pt"}
+
+
+def test_a_known_hash(server, tmp_path):
+    other = "0" * 64
+    message = refused(server, tmp_path / "x.pt", expected=Expected(sha256=other))
+    assert f"is not the published file: its SHA-256 is {SHA256}, not {other}" in message
+    assert fetch(server, tmp_path / "x.pt", expected=Expected(sha256=SHA256)) == CONTENT
+
+
+@pytest.mark.parametrize("value", ["1", "true"])
+def test_offline(server, tmp_path, monkeypatch, value):
+    assert "downloads are off" in refused(server, tmp_path / "x.pt", forbid=True)
+    monkeypatch.setenv("ADMG_OFFLINE", value)
+    assert "downloads are off" in refused(server, tmp_path / "x.pt")
+    assert server.requests == []
+    monkeypatch.setenv("ADMG_OFFLINE", "0")
+    assert fetch(server, tmp_path / "x.pt") == CONTENT
+
+
+def test_a_full_disk_is_told_before_anything_is_written(server, tmp_path, monkeypatch):
+    usage = type("Usage", (), {"free": 1_000_000})
+    monkeypatch.setattr(connection.shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(DownloadError, match=r"needs 0\.00 GB more, and .* has 0\.00 GB left: make room, or set ADMG_"):
+        fetch(server, tmp_path / "x.pt")
+    assert rest(tmp_path / "x.pt") == set()
+
+
+def test_concurrent_threads_download_once(server, tmp_path):
+    server.hold.clear()
+    results: list[bytes] = []
+    threads = [threading.Thread(target=lambda: results.append(fetch(server, tmp_path / "x.pt"))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    threading.Timer(0.3, server.hold.set).start()
+    for thread in threads:
+        thread.join(20)
+    assert results == [CONTENT] * 4 and server.requests == [""]
+    assert rest(tmp_path / "x.pt") == {"x.pt", "x.pt.json"}
+
+
+def test_concurrent_processes_download_once(server, tmp_path):
+    server.hold.clear()
+    code = "import sys; from admg.checkpoints import download; download.fetch(sys.argv[1], sys.argv[2], progress=False)"
+    command = [sys.executable, "-c", code, server.url, str(tmp_path / "x.pt")]
+    first = subprocess.Popen(command)
+    second = subprocess.Popen(command)
+    threading.Timer(1.5, server.hold.set).start()
+    assert first.wait(30) == second.wait(30) == 0
+    assert server.requests == [""] and (tmp_path / "x.pt").read_bytes() == CONTENT
+
+
+def test_the_lock_of_a_killed_process_is_free(server, tmp_path):
+    server.hold.clear()
+    code = "import sys; from admg.checkpoints import download; download.fetch(sys.argv[1], sys.argv[2], progress=False)"
+    process = subprocess.Popen([sys.executable, "-c", code, server.url, str(tmp_path / "x.pt")])
+    while not server.requests:
+        assert process.poll() is None
+    process.kill()
+    process.wait()
+    server.hold.set()
+    assert fetch(server, tmp_path / "x.pt") == CONTENT
+
+
+def test_the_cache_folder(monkeypatch, tmp_path):
+    monkeypatch.delenv("ADMG_HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert download.cache_folder() == Path("~/.cache/admg").expanduser()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert download.cache_folder() == tmp_path / "admg"
+    monkeypatch.setenv("ADMG_HOME", "~/models")
+    assert download.cache_folder() == Path("~/models").expanduser()

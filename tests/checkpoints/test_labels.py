@@ -1,0 +1,104 @@
+"""Labels by name: ImageNet's, and any others with aliases. The expected numbers are the data set's published order."""
+
+from __future__ import annotations
+
+import pytest
+
+from admg.checkpoints import imagenet
+from admg.checkpoints.model import Labels
+
+KNOWN = {
+    0: "tench",
+    207: "golden retriever",
+    281: "tabby",
+    388: "giant panda",
+    417: "balloon",
+    933: "cheeseburger",
+    973: "coral reef",
+    985: "daisy",
+    999: "toilet tissue",
+    134: "crane (wading bird)",
+    517: "crane (lifting device)",
+}
+LABELS = Labels.imagenet()
+
+
+def test_a_thousand_names_of_which_no_two_are_the_same():
+    ids = [wordnet_id for wordnet_id, _ in imagenet.terms()]
+    assert len(ids) == 1000 and ids == sorted(set(ids))
+    assert (ids[0], ids[207], ids[999]) == ("n01440764", "n02099601", "n15075141")
+    assert len({name.lower() for name in imagenet.names()}) == 1000
+
+
+@pytest.mark.parametrize("number, name", KNOWN.items())
+def test_known_numbers(number, name):
+    assert imagenet.names()[number] == LABELS.name(number) == name
+    assert LABELS.number(name) == LABELS.number(name.upper()) == LABELS.number(number) == LABELS.number(str(number))
+
+
+def test_each_label_is_found_by_its_name_and_its_wordnet_id():
+    for i, (wordnet_id, _) in enumerate(imagenet.terms()):
+        assert LABELS.number(LABELS.name(i)) == LABELS.number(wordnet_id) == i
+
+
+@pytest.mark.parametrize(
+    "name, number",
+    [("Tinca tinca", 0), (" toilet paper ", 999), ("Cardigan Welsh corgi", 264), ("tank suit", 639), ("harp", 594)],
+)
+def test_synonyms_find_a_label_but_its_own_name_comes_first(name, number):
+    assert LABELS.number(name) == number  # "harp" is also a synonym of harmonica
+
+
+@pytest.mark.parametrize(
+    "name, candidates",
+    [
+        ("crane", "'crane (wading bird)' (134) or 'crane (lifting device)' (517)"),
+        ("Maillot", "'maillot (tights)' (638) or 'maillot (swimsuit)' (639)"),
+        ("panda", "'lesser panda' (387) or 'giant panda' (388)"),
+    ],
+)
+def test_ambiguous_names_list_the_candidates(name, candidates):
+    with pytest.raises(ValueError) as error:
+        LABELS.number(name)
+    assert str(error.value) == f"label {name!r} is ambiguous: {candidates}"
+
+
+@pytest.mark.parametrize(
+    "name, near",
+    [
+        ("golden retreiver", "'golden retriever' (207)"),
+        ("retriever", "'golden retriever' (207)"),
+        ("Tinca tinka", "'tench' (0)"),
+        ("orgutan", "'orangutan' (365)"),
+    ],
+)
+def test_misspelt_names_list_the_nearest(name, near):
+    with pytest.raises(ValueError, match=r"^unknown label") as error:
+        LABELS.number(name)
+    assert near in str(error.value) and str(error.value).endswith("? labels are 0 to 999")
+
+
+@pytest.mark.parametrize("label", ["1000", "-1", 1000, ""])
+def test_numbers_outside_suggest_no_names(label):
+    with pytest.raises(ValueError) as error:
+        LABELS.number(label)
+    assert str(error.value) == f"unknown label {str(label)!r}: labels are 0 to 999"
+
+
+def test_names_that_differ_by_case_alone():
+    labels = Labels(3, ("A", "a", "b"))
+    assert [labels.number(name) for name in ("A", "a", "B")] == [0, 1, 2]
+    with pytest.raises(ValueError, match=r"ambiguous: 'x' \(0\) or 'x' \(1\)"):
+        Labels(2, ("x", "x")).number("x")
+
+
+def test_aliases_of_ones_own():
+    labels = Labels(2, ("cat", "dog"), aliases=(("Felis Catus",), ()))
+    assert labels.number("felis catus") == 0
+    with pytest.raises(ValueError, match="1 tuples of aliases for 2 labels"):
+        Labels(2, ("cat", "dog"), aliases=(("x",),))
+
+
+def test_a_checkpoint_with_imagenets_names_finds_its_synonyms_again():
+    assert Labels.of(list(imagenet.names())).number("Tinca tinca") == 0
+    assert Labels.of(["cat", "dog"]).names == ("cat", "dog") and Labels.of(["cat", "dog"]).aliases == ()

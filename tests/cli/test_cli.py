@@ -1,0 +1,290 @@
+"""The command: what it writes, and one clear line with exit code 2 for bad input, with nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from helpers import refused, run
+from PIL import Image
+
+from admg.checkpoints import presets
+from admg.data import open_dataset
+
+
+@pytest.fixture
+def sample_arguments(tiny_folders):
+    return ["sample", "--model", tiny_folders["model"], "--classifier", tiny_folders["classifier"], "--steps", "3"]
+
+
+def test_sample_writes_pictures_that_training_reads_with_the_same_labels(capsys, sample_arguments, tmp_path):
+    out = tmp_path / "out"
+    code, _, err = run(capsys, *sample_arguments, "--label", "ankle boot", "--label", 3, "--num", 5, "--out", out)
+    assert code == 0, err
+    stored = np.load(out / "samples_5x8x8x1.npz")
+    assert stored["arr_0"].shape == (5, 8, 8, 1) and stored["arr_0"].dtype == np.uint8
+    assert stored["arr_1"].tolist() == [4, 3, 4, 3, 4]
+    names = sorted(path.name for path in (out / "images").iterdir())
+    assert names == [f"Ankle-boot_{i:06d}.png" for i in (0, 2, 4)] + [f"T-shirt-top_{i:06d}.png" for i in (1, 3)]
+    with Image.open(out / "images" / names[0]) as image:
+        assert np.array_equal(np.asarray(image), stored["arr_0"][0, :, :, 0])
+    assert open_dataset(out / "images", 8).label_names == ("Ankle-boot", "T-shirt-top")
+    assert Image.open(out / "sheet.png").size[0] > 64
+
+
+def test_sheet_columns_are_the_samples_at_each_scale(capsys, sample_arguments, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("admg.cli.sample.scale_sheet", lambda columns, scales, *_: drawn.append((columns, scales)) or
+                        Image.new("L", (1, 1)))  # fmt: skip
+    arguments = [*sample_arguments, "--label", "one", "--num", 2, "--seed", 5, "--out"]
+    assert run(capsys, *arguments, tmp_path, "--sheet", "scale=0,50")[0] == 0
+    (unguided, guided), scales = drawn[0]
+    assert scales == [0, 50] and (unguided.x - guided.x).abs().max() > 1e-3
+    for column, scale in ((unguided, 0), (guided, 50)):
+        assert run(capsys, *arguments, tmp_path / str(scale), "--scale", scale)[0] == 0
+        assert np.array_equal(np.load(tmp_path / str(scale) / "samples_2x8x8x1.npz")["arr_0"], column.images)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--label", "ankel boot"], "did you mean 'Ankle boot'"),
+        (["--label", "7"], "labels are 0 to 4: zero, one, two, T-shirt/top, Ankle boot"),
+        (["--label", "-1"], "unknown label '-1'"),
+        (["--sampler", "ddpn"], "choose from"),
+        (["--steps", "banana"], "respacing 'banana'"),
+        (["--steps", "101"], "cannot take 101 steps from a section of 100"),
+        (["--steps", "ddim77"], "no whole stride"),
+        (["--scale", "four"], "invalid float value: 'four'"),
+        (["--scale", "nan"], "finite"),
+        (["--sheet", "scale=1,x"], "scale=0,1,2,4,8"),
+        (["--sheet", "steps=1,2"], "scale=0,1,2,4,8"),
+        (["--num", "0"], "--num must be at least 1"),
+        (["--seed", "-1"], "--seed must be at least 0"),
+        (["--labels", "one,ankel boot"], "did you mean 'Ankle boot'"),
+        (["--labels", "one", "--label", "two"], "not allowed with argument"),
+        (["--labels", "random", "--unconditional", "--scale", "0"], "neither the model nor a classifier"),
+        (["--shard-size", "0"], "--shard-size must be at least 1"),
+        (["--labels", ""], "unknown label ''"),
+        (["--world-size", "0"], "--world-size must be at least 1, got 0"),
+        (["--rank", "2", "--world-size", "2"], "--rank must be from 0 to 1"),
+        (["--world-size", "2", "--overwrite"], "--overwrite is for one process"),
+        (["--upsampler-batch-size", "0"], "--upsampler-batch-size must be at least 1"),
+        (["--sheet", "scale=1", "--upsampler", "x"], "leave out --upsampler"),
+        (["--batch-size", "0"], "--batch-size must be at least 1"),
+        (["--eta", "1.5"], "--eta must be in [0, 1]"),
+        (["--eta", "0.5", "--sampler", "ddpm"], "--eta is of the sampler ddim"),
+        (["--model", "fashion-mnits"], "did you mean 'fashion-mnist'"),
+        (["--classifier", "no/such/folder"], "unknown model 'no/such/folder'"),
+        (["--device", "warp"], "device 'warp' cannot be used"),
+        (["--device", "meta"], "device 'meta' cannot be used"),
+        (["--colour", "red"], "unrecognized arguments"),
+    ],
+)
+def test_sample_refuses_bad_input_and_writes_nothing(capsys, sample_arguments, tmp_path, arguments, expected):
+    out = tmp_path / "out"
+    assert expected in refused(capsys, *sample_arguments, "--num", 1, "--out", out, *arguments)
+    assert not out.exists()
+
+
+def test_output_folder_that_cannot_be_written(capsys, sample_arguments, tmp_path):
+    (tmp_path / "file").write_text("kept")
+    assert "cannot write to the output folder" in refused(capsys, *sample_arguments, "--out", tmp_path / "file" / "out")
+    assert "cannot write to the output folder" in refused(capsys, *sample_arguments, "--out", tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def spoil(folder, how: str) -> str:
+    """Spoils a checkpoint folder; returns what the message must say."""
+    config, weights = folder / "config.json", folder / "model.safetensors"
+    values = json.loads(config.read_text())
+    if how == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-1000])
+        return "truncated or not a safetensors file"
+    if how == "foreign weights":
+        weights.write_bytes(b"PK\x03\x04" + bytes(100))
+        return "truncated or not a safetensors file"
+    if how == "no weights":
+        weights.unlink()
+        return "has no model.safetensors"
+    if how == "not json":
+        config.write_text("{")
+        return "not valid JSON"
+    if how == "foreign config":
+        config.write_text('{"_class_name": "UNet2DModel"}')
+        return "not of an admg checkpoint"
+    if how == "newer":
+        config.write_text(json.dumps(values | {"version": 99}))
+        return "version 99; this admg reads up to version 1"
+    if how == "unknown field":
+        config.write_text(json.dumps(values | {"network": values["network"] | {"flux": 1}}))
+        return "flux"
+    if how == "other architecture":
+        config.write_text(json.dumps(values | {"network": values["network"] | {"channels": 64}}))
+        return "does not fit its architecture"
+    if how == "classifier":
+        config.write_text(json.dumps(values | {"kind": "classifier"}))
+        return "'classifier' checkpoint where a 'diffusion' or 'upsampler' one is needed"
+    raise AssertionError(how)
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["truncated", "foreign weights", "no weights", "not json", "foreign config", "newer", "unknown field",
+     "other architecture", "classifier"],
+)  # fmt: skip
+def test_checkpoints_that_cannot_be_used(capsys, tiny_folders, tmp_path, how):
+    shutil.copytree(tiny_folders["model"], tmp_path / "model")
+    expected = spoil(tmp_path / "model", how)
+    out = tmp_path / "out"
+    assert expected in refused(capsys, "sample", "--model", tmp_path / "model", "--num", 1, "--out", out)
+    assert not out.exists()
+
+
+def test_a_checkpoint_that_is_a_file(capsys, tmp_path):
+    (tmp_path / "model.bin").write_bytes(b"x")
+    assert "is a file; a checkpoint is a folder" in refused(capsys, "info", tmp_path / "model.bin")
+    (tmp_path / "model.pt").write_bytes(b"x")
+    assert "is damaged" in refused(capsys, "info", tmp_path / "model.pt")
+
+
+def tiny_training(data, out) -> list:
+    return ["train", "--data", data, "--out", out, "--image-size", 8, "--channels", 32, "--channel-mult", "1,1",
+            "--head-channels", 32, "--attention-resolutions", 4, "--num-res-blocks", 1, "--steps", 2, "--batch-size", 2,
+            "--diffusion-steps", 20]  # fmt: skip
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Two classes of two images."""
+    for i, name in enumerate(("cat", "dog")):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for j in range(2):
+            Image.new("L", (8, 8), 100 * i + 50 * j).save(tmp_path / "data" / name / f"{j}.png")
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--image-size", 9], "image size 9 must be a positive multiple of 2"),
+        (["--image-size", 9, "--channel-mult", ""], "channel_mult must be given for image size 9"),
+        (["--channels", 40], "multiple of 32"),
+        (["--head-channels", 24], "cannot be divided into attention heads"),
+        (["--noise-schedule", "square"], "unknown noise schedule 'square': linear or cosine"),
+        (["--label-dropout", 2], "label_dropout must be between 0 and 1"),
+        (["--lr", "fast"], "invalid float value: 'fast'"),
+        (["--lr", 0], "lr must be positive"),
+        (["--channel-mult", "1,a"], "--channel-mult"),
+        (["--precision", "fp8"], "choose from"),
+        (["--data", "no/such/data"], "no/such/data does not exist"),
+        (["--config", "no-such.toml"], "no-such.toml"),
+    ],
+)
+def test_train_refuses_bad_input_and_writes_nothing(capsys, pictures, tmp_path, arguments, expected):
+    out = tmp_path / "out"
+    assert expected in refused(capsys, *tiny_training(pictures, out), *arguments)
+    assert not out.exists()
+
+
+def test_empty_data_folder(capsys, tmp_path):
+    (tmp_path / "data").mkdir()
+    assert str(tmp_path / "data") in refused(capsys, *tiny_training(tmp_path / "data", tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_corrupt_file_is_named_and_skipped_or_stops_a_strict_run(capsys, pictures, tmp_path):
+    (pictures / "cat" / "broken.png").write_bytes(b"\x89PNG\r\n")
+    line = refused(capsys, *tiny_training(pictures, tmp_path / "out"), "--strict")
+    assert "broken.png" in line and not (tmp_path / "out").exists()
+    code, _, err = run(capsys, *tiny_training(pictures, tmp_path / "out"))
+    assert code == 0 and "broken.png" in err and "skipped 1 file" in err
+    assert (tmp_path / "out" / "model" / "config.json").exists()
+
+
+def test_config_file_and_command_line(capsys, pictures, tmp_path):
+    """The command line wins over the file, the file over the defaults; unknown and mistyped options are named."""
+    (tmp_path / "c.toml").write_text('lr = 0.125\nbatch_size = 1\nobjective = "simple"\nflip = true\n')
+    arguments = [*tiny_training(pictures, tmp_path / "out"), "--config", tmp_path / "c.toml"]
+    assert run(capsys, *arguments)[0] == 0
+    train = json.loads((tmp_path / "out" / "model" / "config.json").read_text())["training"]["train"]
+    assert (train["lr"], train["batch_size"], train["ema"]) == (0.125, 2, 0.9999)
+    (tmp_path / "c.toml").write_text("learning_rate = 0.125\n")
+    assert "--learning-rate" in refused(capsys, *arguments)
+    (tmp_path / "c.toml").write_text('lr = "fast"\n')
+    assert "--lr: invalid float value: 'fast'" in refused(capsys, *arguments)
+    (tmp_path / "c.toml").write_text("lr = \n")
+    assert "not valid TOML" in refused(capsys, *arguments)
+
+
+def test_training_starts_from_the_weights_of_a_model(capsys, pictures, tmp_path):
+    """One step at a vanishing learning rate leaves the weights as they were in the model."""
+    assert run(capsys, *tiny_training(pictures, tmp_path / "a"))[0] == 0
+    arguments = [*tiny_training(pictures, tmp_path / "b"), "--steps", 1, "--lr", 1e-12, "--init", tmp_path / "a"]
+    assert run(capsys, *arguments)[0] == 0
+    first, second = presets.load(tmp_path / "a"), presets.load(tmp_path / "b")
+    assert second.training["init"] == {"model": str(tmp_path / "a"), **first.training}
+    a, b = first.network.state_dict(), second.network.state_dict()
+    assert all((a[name] - b[name]).abs().max() < 1e-6 for name in a) and a["out.2.weight"].abs().max() > 1e-6
+    line = refused(capsys, *tiny_training(pictures, tmp_path / "c"), "--channel-mult", "1,2", "--init", tmp_path / "a")
+    assert "does not fit its architecture" in line and not (tmp_path / "c").exists()
+
+
+def test_resuming_a_foreign_run_is_refused_and_leaves_it(capsys, pictures, tmp_path):
+    out = tmp_path / "out"
+    assert run(capsys, *tiny_training(pictures, out))[0] == 0
+    before = (out / "checkpoint.pt").read_bytes()
+    line = refused(capsys, *tiny_training(pictures, out), "--channel-mult", "1,2", "--steps", 4)
+    assert "cannot resume" in line and (out / "checkpoint.pt").read_bytes() == before
+    (out / "checkpoint.pt").write_bytes(before[:-500])
+    assert "cannot resume" in refused(capsys, *tiny_training(pictures, out), "--steps", 4)
+
+
+def test_a_pickle_in_place_of_a_training_checkpoint_is_not_executed(capsys, pictures, tmp_path):
+    import pickle
+
+    class Payload:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "payload-ran"), "w"))
+
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "checkpoint.pt").write_bytes(pickle.dumps(Payload()))
+    assert "cannot resume" in refused(capsys, *tiny_training(pictures, out))
+    assert not (tmp_path / "payload-ran").exists()
+
+
+def test_classifier_needs_labels(capsys, tmp_path):
+    (tmp_path / "data").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "data" / "0.png")
+    arguments = ["train-classifier", "--data", tmp_path / "data", "--out", tmp_path / "out", "--image-size", 8]
+    assert "has no labels" in refused(capsys, *arguments, "--channel-mult", "1,1", "--channels", 32)
+
+
+def test_info(capsys, tiny_folders):
+    code, out, _ = run(capsys, "info", tiny_folders["model"])
+    assert code == 0 and "UNet" in out and "T-shirt/top" in out and "learned_range" in out
+    code, out, _ = run(capsys, "info", tiny_folders["classifier"])
+    assert code == 0 and "NoisyClassifier" in out and "attention" in out
+
+
+def test_info_of_the_shipped_model_tells_where_it_comes_from(capsys):
+    code, out, _ = run(capsys, "info", "fashion-mnist")
+    assert code == 0 and "admg train --data" in out and "admg train-classifier --data" in out and "Ankle boot" in out
+    assert presets.load("fashion-mnist").label_names == presets.load_classifier("fashion-mnist").label_names
+
+
+def test_help_shows_every_default_of_training(capsys):
+    code, out, _ = run(capsys, "train", "--help")
+    assert code == 0
+    text = " ".join(out[out.index("data:") :].split())
+    for option, default in (("--lr", "0.0003"), ("--ema", "0.9999"), ("--channel-mult", "by image size")):
+        assert f"(default: {default})" in text[text.index(option + " ") :][:250]
+
+
+def test_no_command_and_version(capsys):
+    assert "sample" in run(capsys)[1]
+    assert run(capsys, "--version")[1].startswith("admg 0.")
+    assert "choose from" in refused(capsys, "smaple")

@@ -1,0 +1,80 @@
+"""Step spacings other than the reference's: where their steps lie, and what they refuse."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from exact import EVEN, betas_of
+
+from admg.diffusion.schedule import SPACINGS, NoiseSchedule
+
+LINEAR = NoiseSchedule.linear()
+
+
+def kept(spec: str, schedule: NoiseSchedule = LINEAR) -> np.ndarray:
+    return schedule.respace(spec).timesteps.numpy()
+
+
+def test_uniform_is_the_references_even_respacing():
+    for steps in (2, 7, 25, 250, 1000):
+        assert np.abs(kept(f"uniform{steps}") - kept(str(steps))).max() <= 1  # which rounds sums
+
+
+def test_quad_is_even_in_the_root_of_t():
+    assert kept("quad5").tolist() == [0, 62, 250, 562, 999]  # 999 (i/4)²
+
+
+def test_logsnr_is_even_in_log_snr():
+    schedule = NoiseSchedule.from_betas(betas_of(EVEN))
+    assert kept("logsnr28", schedule).tolist() == list(range(0, 1000, 37))  # EVEN is even in it already
+    log_snr = np.log(1 / (1 / LINEAR.alphas_cumprod.numpy() - 1))
+    chosen, even = log_snr[kept("logsnr10")], np.linspace(log_snr[0], log_snr[-1], 10)
+    assert np.abs(chosen - even)[3:].max() < 0.02  # the first few levels lie far apart
+    assert (np.abs(chosen - even) <= np.abs(np.diff(log_snr)).max() / 2).all()
+
+
+def test_karras_is_even_in_the_seventh_root_of_sigma():
+    sigma = (1 / LINEAR.alphas_cumprod.numpy() - 1) ** 0.5
+    low, high = sigma[0] ** (1 / 7), sigma[-1] ** (1 / 7)
+    wanted = [(high + i / 17 * (low - high)) ** 7 for i in range(18)]  # EDM, equation 5
+    chosen = sigma[kept("karras18")][::-1]
+    nearest = [np.abs(np.log(sigma / w)).min() for w in wanted]
+    assert np.allclose(np.abs(np.log(chosen / wanted)), nearest, atol=1e-9)
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("schedule", [LINEAR, NoiseSchedule.cosine(), NoiseSchedule.cosine(50)], ids=["l", "c", "c50"])
+def test_distinct_and_up_to_the_highest(spacing, schedule):
+    for steps in {1, 2, 3, 10, 20, len(schedule) // 2, len(schedule) - 1, len(schedule)}:
+        respaced = schedule.respace(f" {spacing}{steps} ")
+        chosen = respaced.timesteps.numpy()
+        assert len(chosen) == steps and (np.diff(chosen) > 0).all()
+        assert chosen[-1] == len(schedule) - 1 and (chosen[0] == 0 or steps == 1)
+        np.testing.assert_allclose(respaced.alphas_cumprod, schedule.alphas_cumprod[chosen], rtol=1e-7)
+
+
+@pytest.mark.parametrize("spacing", ["logsnr", "karras"])
+def test_a_highest_level_with_no_signal_is_kept(spacing):
+    schedule = NoiseSchedule.from_betas([*LINEAR.betas.tolist(), 1.0])
+    assert kept(f"{spacing}20", schedule).tolist() == [*kept(f"{spacing}19"), 1000]
+    assert kept(f"{spacing}1", schedule).tolist() == [1000]
+
+
+def test_respacing_twice_keeps_the_original_timesteps():
+    twice = LINEAR.respace("ddim100").respace("karras10")
+    assert twice.timesteps[-1] == 990 and set((twice.timesteps % 10).tolist()) == {0}
+    assert math.isclose(twice.alphas_cumprod[-1], LINEAR.alphas_cumprod[990], rel_tol=1e-9)
+
+
+@pytest.mark.parametrize("spec", ["karras", "karras0", "quad-5", "logsnr2.5", "karras20,5", "Karras20", "foo25"])
+def test_spacings_that_cannot_be(spec):
+    with pytest.raises(ValueError, match=r"^respacing .* is not a number of steps.*karras25"):
+        LINEAR.respace(spec)
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_more_steps_than_there_are(spacing):
+    with pytest.raises(ValueError, match=f"respacing '{spacing}1001': cannot take 1001 steps from 1000"):
+        LINEAR.respace(f"{spacing}1001")

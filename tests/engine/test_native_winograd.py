@@ -1,0 +1,221 @@
+"""3x3 convolutions by the kernel in C: the numbers of a direct convolution, whatever the batch and the threads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import randomised
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from admg.engine import cpu as native
+from admg.engine.compiling import fast
+from admg.engine.cpu import winograd
+from admg.engine.cpu.packing import packed
+from admg.engine.cpu.trained import trained
+from admg.models import UNet, UNetConfig
+
+pytestmark = pytest.mark.skipif(not native.available(), reason="the kernels in C were not built")
+
+SHAPES = [
+    (1, 32, 64, 1, 1),
+    (1, 64, 32, 2, 3),
+    (3, 32, 32, 5, 7),
+    (2, 96, 64, 9, 8),
+    (5, 64, 160, 4, 6),
+    (2, 288, 32, 13, 9),
+]
+"""n, c, k, height, width"""
+EPS = torch.finfo(torch.float32).eps  # of numbers about 1
+
+
+def rms(t: Tensor) -> float:
+    return t.double().square().mean().sqrt().item()
+
+
+def example(n: int, c: int, k: int, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(0)
+    return torch.randn(n, c, height, width), torch.randn(k, c, 3, 3) / (9 * c) ** 0.5, torch.randn(k)
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("m", [2, 4])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_convolution(shape, m):
+    """As exact as torch's direct one, within a factor, with a bias and without; even and odd sides."""
+    x, weight, bias = example(*shape)
+    u = winograd.transformed(weight, m)
+    for b in (bias, None):
+        exact = F.conv2d(x.double(), weight.double(), None if b is None else b.double(), padding=1)
+        got = winograd.convolve(x, u, b)
+        assert rms(got - exact) < 3 * rms(F.conv2d(x, weight, b, padding=1) - exact) + 2 * EPS
+        assert got.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("m", [2, 4])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_turned_weights_give_the_gradient_in_x(shape, m):
+    x, weight, _ = example(*shape)
+    dy = torch.randn(shape[0], shape[2], *shape[3:])
+    exact = torch.nn.grad.conv2d_input(x.shape, weight.double(), dy.double(), padding=1)
+    got = winograd.convolve(dy, winograd.transformed(weight, m, turned=True), None)
+    assert rms(got - exact) < 3 * rms(torch.nn.grad.conv2d_input(x.shape, weight, dy, padding=1) - exact) + 2 * EPS
+
+
+@pytest.mark.parametrize("m", [2, 4])
+def test_results_depend_on_neither_batch_nor_threads(m):
+    """Bit for bit: one image or many, few channels shared out or blocks of tiles."""
+    x, weight, bias = example(40, 64, 96, 7, 10)
+    u = winograd.transformed(weight, m)
+    with threads(1):
+        expected = winograd.convolve(x, u, bias)
+        assert torch.equal(torch.cat([winograd.convolve(one, u, bias) for one in x.split(1)]), expected)
+    for number in (2, 3):
+        with threads(number):
+            assert torch.equal(winograd.convolve(x, u, bias), expected)
+            assert torch.equal(winograd.convolve(x[:1], u, bias), expected[:1])
+            assert torch.equal(winograd.transformed(weight, m), u)
+
+
+@pytest.mark.parametrize("m", [2, 4])
+def test_images_and_weights_in_any_layout(m):
+    x, weight, bias = example(2, 64, 64, 6, 6)
+    u = winograd.transformed(weight, m)
+    expected = winograd.convolve(x, u, bias)
+    strided = torch.zeros(2, 64, 6, 12)[..., ::2].copy_(x)
+    for same in (
+        strided,
+        x.contiguous(memory_format=torch.channels_last),
+        x.transpose(2, 3).contiguous().transpose(2, 3),
+    ):
+        assert torch.equal(winograd.convolve(same, u, bias), expected)
+    laid_out = weight.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(winograd.transformed(laid_out, m), u)
+    assert torch.equal(winograd.convolve(x, u, torch.stack([bias, bias], 1)[:, 0]), expected)
+
+
+@pytest.mark.parametrize("m", [2, 4])
+def test_pixels_far_away_have_no_part(m):
+    """Infinite ones and those that are no numbers spoil the tiles that see them, and no others."""
+    x, weight, bias = example(2, 32, 32, 16, 16)
+    u = winograd.transformed(weight, m)
+    expected = winograd.convolve(x, u, bias)
+    x[0, 3, 0, 0], x[0, 5, 1, 1] = torch.inf, torch.nan
+    got = winograd.convolve(x, u, bias)
+    assert not got[0, :, :2, :2].isfinite().any()
+    assert torch.equal(got[1], expected[1]) and torch.equal(got[0, :, 5:, 5:], expected[0, :, 5:, 5:])
+
+
+def test_which_tiles_are_taken():
+    def tile(c: int, k: int, *image: int, kernel: int = 3) -> int:
+        return winograd.tile(torch.empty(k, c, kernel, kernel, device="meta", dtype=torch.float32), torch.empty(image))
+
+    assert tile(64, 64, 1, 64, 32, 32) == tile(64, 64, 1, 64, 2, 2) == tile(768, 768, 4, 768, 8, 8) == 4
+    assert tile(768, 768, 1, 768, 8, 8) == tile(128, 128, 1, 128, 4, 4) == 2
+    assert tile(768, 768, 1, 768, 4, 4) == tile(3, 64, 16, 3, 32, 32) == tile(64, 2, 16, 64, 32, 32) == 0
+    assert tile(64, 64, 1, 64, 32, 32, kernel=1) == 0
+
+
+def test_derivatives_of_any_order():
+    torch.manual_seed(0)
+    conv = nn.Conv2d(64, 96, 3, padding=1)
+    x, w = torch.randn(2, 64, 11, 12), torch.randn(2, 96, 11, 12)
+    assert winograd.tile(conv.weight, x) == 4
+
+    def results(dtype: torch.dtype) -> list[Tensor]:
+        """Of sum(w y³): the gradient, that of its square, and that of the square of this."""
+        conv.to(dtype)
+        leaf = x.to(dtype).requires_grad_()
+        value, found = (w.to(dtype) * conv(leaf) ** 3).sum(), []
+        for _ in range(3):
+            found.append(torch.autograd.grad(value, leaf, create_graph=True)[0])
+            value = found[-1].square().sum()
+        return found
+
+    with packed(conv):
+        got = results(torch.float32)
+    for value, expected in zip(got, results(torch.float64), strict=True):
+        assert (value - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_a_network_with_it_gives_the_plain_numbers():
+    config = UNetConfig(
+        image_size=16, channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(8,), head_channels=32
+    )
+    torch.manual_seed(0)
+    network, x, t = randomised(UNet(config), 0), torch.randn(2, 3, 16, 16), torch.tensor([5])
+    with torch.no_grad():
+        expected = network(x, t)
+        with fast([network], x.device):
+            got = network(x, t)
+        with fast([network], x.device), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(native, "kernels", lambda: None)
+            without = network(x, t)
+    for value in (got, without):
+        assert (value - expected).abs().max() < 1e-5 * expected.abs().max()
+    assert not torch.equal(got, without)
+
+
+# -- layers of packing.py --------------------------------------------------------------------------------------------
+
+
+def test_one_layout_for_batches_of_one_size():
+    """Where batches of other sizes want another, it takes the place of the first."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(288, 256, 3, padding=1).requires_grad_(False)
+    x = torch.randn(16, 288, 4, 4)
+    expected = conv(x)
+    with packed(conv):
+        there, _ = conv.forward.layouts[torch.float32]
+        for n, wanted in ((1, (1, 288, 4, 4)), (4, 2), (16, 4), (1, (1, 288, 4, 4))):
+            assert (conv(x[:n]) - expected[:n]).abs().max() < 1e-5
+            assert there.kept[0] == wanted
+
+
+@pytest.mark.parametrize("k", [64, 3])  # by winograd.c, by narrow.c
+@pytest.mark.parametrize("context", [packed, trained])
+def test_what_does_not_fit_is_refused(context, k):
+    conv = nn.Conv2d(64, k, 3, padding=1)
+    with context(conv):
+        assert conv(torch.empty(0, 64, 8, 8)).shape == (0, k, 8, 8)
+        for channels in (3, 32, 128, 4096):
+            with pytest.raises(RuntimeError, match=f"to have 64 channels, but got {channels}"):
+                conv(torch.randn(2, channels, 8, 8))
+        assert conv(torch.empty(2, 64, 8, 8, device="meta")).is_meta
+    for bias in (torch.zeros(k, dtype=torch.bfloat16), torch.zeros(k, dtype=torch.float64)):
+        conv.bias = nn.Parameter(bias)
+        with context(conv), pytest.raises(RuntimeError, match="should be the same"):
+            conv(torch.randn(2, 64, 8, 8))
+
+
+@pytest.mark.parametrize("context", [packed, trained])
+def test_defaults_of_devices_and_formats_are_not_for_scratch(context):
+    conv, x = nn.Conv2d(64, 64, 3, padding=1), torch.randn(8, 64, 16, 16, requires_grad=True)
+    expected = conv(x)
+    with context(conv), torch.device("meta"):
+        torch.set_default_dtype(torch.float16)
+        try:
+            got = conv(x)
+            got.sum().backward()
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert (got - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("context", [packed, trained])
+def test_a_trace_holds_what_is_computed(context):
+    conv, x, other = nn.Conv2d(64, 64, 3, padding=1), torch.randn(2, 64, 8, 8), torch.randn(2, 64, 8, 8)
+    with context(conv):
+        traced = make_fx(conv)(x)
+    assert (traced(other) - conv(other)).abs().max() < 1e-5

@@ -1,0 +1,489 @@
+"""What makes it fast changes no number: each optimisation against the plain computation, and what it promises."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import itertools
+import json
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import TRUNK, by_formula, randomised, up_to_second_derivatives
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import admg
+from admg import guidance, samplers
+from admg.checkpoints.model import Classifier, DiffusionConfig, Labels, Model
+from admg.cli.main import main
+from admg.engine import compiling, memory
+from admg.engine import norm as norms
+from admg.engine.compiling import compiled, wanted
+from admg.engine.cpu import winograd
+from admg.engine.cpu.packing import packed
+from admg.engine.precision import resolve
+from admg.generation import sample as sampling
+from admg.guidance.classifier import log_prob_gradient
+from admg.models import ClassifierConfig, NoisyClassifier, UNet, UNetConfig
+from admg.models.blocks import ResBlock
+
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+
+# -- norm, modulation and SiLU in one --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("silu", [True, False])
+@pytest.mark.parametrize("rows", [0, 1, 3])
+def test_norm_with_modulation_and_silu_and_its_gradients(layout, silu, rows):
+    torch.manual_seed(0)
+    norm = norms.GroupNorm32(64)
+    for p in norm.parameters():
+        nn.init.normal_(p)
+    x = (torch.randn(3, 64, 12, 20) * 2 + 1).to(memory_format=layout)
+    given = [torch.randn(rows, 64) for _ in range(2)] if rows else [None, None]
+    weights = torch.randn(x.shape)
+
+    def results(dtype: torch.dtype, function) -> list[Tensor]:
+        module = norms.GroupNorm32(64).to(dtype)
+        module.load_state_dict(norm.state_dict())
+        inputs = [x.to(dtype), *[g.to(dtype) for g in given if g is not None]]
+        inputs = [i.detach().clone(memory_format=torch.preserve_format).requires_grad_() for i in inputs]
+        y = function(module, *inputs)
+        leaves = [*inputs, module.weight, module.bias]
+        return [y.detach(), *torch.autograd.grad((y * weights.to(dtype)).sum(), leaves)]
+
+    def plain(module, x, scale=None, shift=None):
+        return by_formula(x, module, scale, shift, silu)
+
+    ours = results(torch.float32, lambda module, *inputs: module(*inputs, silu=silu))
+    for got, expected in zip(ours, results(torch.float64, plain), strict=True):
+        assert (got - expected).abs().max() < 2e-6 * (1 + expected.abs().max()) * x[0, 0].numel() ** 0.5
+    assert ours[0].is_contiguous(memory_format=layout)
+    with torch.no_grad():
+        assert (norm(x, *given, silu=silu) - ours[0]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["contiguous", "channels_last"])
+def test_second_derivatives_of_the_norm(layout):
+    """d/dx of |d/dx sum(y·w)|², which guides that differentiate a gradient need."""
+    torch.manual_seed(0)
+    norm, scale, shift = norms.GroupNorm32(64), torch.randn(2, 64), torch.randn(2, 64)
+    x, w = torch.randn(2, 64, 4, 4).to(memory_format=layout), torch.randn(2, 64, 4, 4)
+
+    def second(function, dtype: torch.dtype) -> Tensor:
+        leaf = x.to(dtype).requires_grad_()
+        first = torch.autograd.grad((function(leaf) * w.to(dtype)).sum(), leaf, create_graph=True)[0]
+        return torch.autograd.grad(first.square().sum(), leaf)[0]
+
+    got = second(lambda x: norm(x, scale, shift, silu=True), torch.float32)
+    exact = norms.GroupNorm32(64).double()
+    expected = second(lambda x: by_formula(x, exact, scale.double(), shift.double(), True), torch.float64)
+    assert expected.abs().max() > 1 and (got - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+# -- convolutions with laid out weights, and Winograd's --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n,c_in,c_out,height,width", [(1, 3, 5, 16, 16), (3, 4, 2, 64, 32), (5, 7, 3, 2, 64)])
+def test_winograds_convolution(n, c_in, c_out, height, width):
+    """By torch, against the direct one in float64, one and several images at a time."""
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(n, c_in, height, width), torch.randn(c_out, c_in, 3, 3), torch.randn(c_out)
+    expected = F.conv2d(x.double(), weight.double(), bias.double(), padding=1)
+    for b in (bias, None):
+        shift = 0 if b is not None else bias.double()[:, None, None]
+        got = winograd.convolve(x, winograd.transformed(weight, 2), b)
+        assert (got - (expected - shift)).abs().max() < 2e-5
+    assert got.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("c_in,c_out,kernel", [(8, 12, 3), (12, 8, 1), (192, 224, 3)])  # the last by Winograd's
+def test_packed_convolutions_and_their_gradients(c_in, c_out, kernel):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2)
+    x, w = torch.randn(2, c_in, 12, 12), torch.randn(2, c_out, 12, 12)
+    assert bool(winograd.tile(conv.weight, x)) == (c_in == 192)
+
+    with packed(conv):
+        got = up_to_second_derivatives(conv, x, w, torch.float32)
+        slope = torch.func.jvp(conv, (x,), (x,))[1]
+    for value, expected in zip(got, up_to_second_derivatives(conv, x, w, torch.float64), strict=True):
+        assert (value - expected).abs().max() < 1e-5 * expected.abs().max()
+    assert (slope - (got[0] - conv.bias.float()[:, None, None])).abs().max() < 1e-4
+
+
+def test_packing_leaves_nothing_behind(tiny_model):
+    network = tiny_model.network
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    x, t = torch.randn(2, 1, 8, 8), torch.tensor([5])
+    with torch.no_grad():
+        expected = network(x, t)
+        with packed(network):
+            assert (network(x, t) - expected).abs().max() < 1e-5
+            with torch.autocast("cpu", torch.bfloat16):
+                coarse = network(x, t)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert (network(x, t) - coarse).abs().max() < 1e-5  # the last layer is in float32
+        assert torch.equal(network(x, t), expected)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert not any("forward" in vars(module) for module in network.modules())
+    strided = nn.Conv2d(4, 4, 3, stride=2, padding=1)
+    with packed(strided):
+        assert "forward" not in vars(strided)  # its gradient is another kind of convolution
+
+
+class Standardised(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, (self.weight - self.weight.mean()) / self.weight.std(), self.bias)
+
+
+UNLIKE = {
+    "circular": lambda: nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular"),
+    "own forward": lambda: Standardised(8, 8, 3, padding=1),
+    "weight norm": lambda: nn.utils.weight_norm(nn.Conv2d(8, 8, 3, padding=1)),
+    "parametrised": lambda: nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 8, 3, padding=1)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("name", UNLIKE)
+def test_other_convolutions_than_plain_ones_stay_as_they_are(name):
+    torch.manual_seed(0)
+    conv, x = UNLIKE[name](), torch.randn(2, 8, 8, 8)
+    expected = conv(x)
+    with packed(conv):
+        torch.testing.assert_close(conv(x), expected, rtol=0, atol=1e-6)
+
+
+def test_packed_weights_that_are_exchanged_or_changed_count():
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1)), torch.randn(2, 8, 8, 8)
+    zeros = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
+    with packed(net), torch.no_grad():
+        net(x)
+        assert torch.func.functional_call(net, zeros, x).abs().max() == 0
+        apart = copy.deepcopy(net)
+        net[0].weight.zero_()
+        torch.testing.assert_close(net(x), net[0].bias[None, :, None, None].expand(2, 8, 8, 8))
+    nn.init.zeros_(apart[0].weight)
+    assert apart(x).std((0, 2, 3)).max() < 1e-6  # the copy knows its own weights
+    torch.testing.assert_close(pickle.loads(pickle.dumps(apart))(x), apart(x))
+
+
+def test_forward_mode_derivatives_pass_packed_convolutions():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(8, 32, 3, padding=1), norms.GroupNorm32(32))
+    x, dx = torch.randn(2, 2, 8, 8, 8)
+    expected = torch.func.jvp(net, (x,), (dx,))[1]
+    with packed(net), torch.autograd.forward_ad.dual_level():
+        found = torch.autograd.forward_ad.unpack_dual(net(torch.autograd.forward_ad.make_dual(x, dx))).tangent
+    assert found is not None
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_two_samplings_may_share_a_packed_network():
+    conv = nn.Conv2d(8, 8, 3, padding=1)
+    first, second = packed(conv), packed(conv)
+    first.__enter__(), second.__enter__()
+    first.__exit__(None, None, None), second.__exit__(None, None, None)
+    assert "forward" not in vars(conv)
+
+
+def test_hooks_between_norm_activation_and_convolution_are_called():
+    torch.manual_seed(0)
+    block = ResBlock(32, 32, 16)
+    x, emb = torch.randn(2, 32, 8, 8).to(memory_format=torch.channels_last), torch.randn(2, 16)
+    expected = block(x, emb)
+    seen: list[Tensor] = []
+    block.in_layers[1].register_forward_hook(lambda module, inputs, output: seen.append(output))
+    block.out_layers[3].register_full_backward_hook(lambda module, given, returned: None)
+    y = block(x.requires_grad_(), emb)
+    y.sum().backward()
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(seen[0], F.silu(F.group_norm(x, 32)), rtol=1e-4, atol=1e-5)
+    block.in_layers[1] = nn.Tanh()
+    torch.testing.assert_close(norms.norm_and_silu(*block.in_layers[:2], x), torch.tanh(block.in_layers[0](x)))
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_gradients_through_packed_networks(recompute):
+    """With respect to the image, of the classifier's logits, and with activations computed again."""
+    network = randomised(NoisyClassifier(ClassifierConfig(**TRUNK, num_classes=5, checkpoint=recompute)), 0)
+    x, t, y = torch.randn(3, 1, 8, 8), torch.tensor([50]), torch.tensor([0, 4, -1])
+    expected = log_prob_gradient(network, x, t, y)
+    with packed(network):
+        got = log_prob_gradient(network, x, t, y)
+    assert (got - expected).abs().max() < 1e-5 * expected.abs().max() and not got[2].any()
+
+
+def test_large_batches_run_channels_last(tiny_model):
+    """On a CPU, without packing too, with equal results."""
+    seen, x, t = [], torch.randn(256, 1, 8, 8), torch.tensor([5])
+    hook = tiny_model.network.middle_block.register_forward_hook(lambda _, args, out: seen.append(out))
+    with torch.no_grad():
+        large, small = tiny_model.network(x, t), tiny_model.network(x[:2], t)
+    hook.remove()
+    assert seen[0].is_contiguous(memory_format=torch.channels_last) and seen[1].is_contiguous()
+    assert (large[:2] - small).abs().max() < 1e-5
+
+
+def test_images_of_a_seed_are_those_of_the_plain_computation(tiny_model, tiny_classifier, monkeypatch):
+    """Fused norms and packed convolutions against one operation after the other, by both algorithms of the paper."""
+    options = {"guide": guidance.Classifier(tiny_classifier, 2.0), "steps": 10, "progress": False}
+    fast = [admg.sample(tiny_model, [0, 1, 2, 3], sampler=sampler, **options) for sampler in ("ddim", "ddpm")]
+
+    def forward(norm, x, scale=None, shift=None, offset=None, *, silu=False):
+        h = F.group_norm(x.contiguous(), 32, norm.weight, norm.bias)
+        h = h if scale is None else h * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
+        return F.silu(h) if silu else h
+
+    monkeypatch.setattr(norms.GroupNorm32, "forward", forward)
+    monkeypatch.setattr(compiling, "packed", lambda *networks: contextlib.nullcontext())
+    plain = [admg.sample(tiny_model, [0, 1, 2, 3], sampler=sampler, **options) for sampler in ("ddim", "ddpm")]
+    assert all(0 < (f.x - p.x).abs().max() < 1e-4 for f, p in zip(fast, plain))
+
+
+# -- work that is not done -------------------------------------------------------------------------------------------
+
+
+class Convolutions(TorchDispatchMode):
+    """What is asked of the backward pass of each: the gradients of the input, the weight and the bias."""
+
+    def __init__(self):
+        super().__init__()
+        self.forward, self.backward = 0, []
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        self.forward += op is torch.ops.aten.convolution.default
+        if op is torch.ops.aten.convolution_backward.default:
+            self.backward.append(tuple(args[-1]))
+        return op(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_gradients_of_the_classifiers_weights_are_not_computed(tiny_classifier, frozen):
+    network = tiny_classifier.network.requires_grad_(not frozen)
+    with Convolutions() as seen:
+        log_prob_gradient(network, torch.randn(2, 1, 8, 8), torch.tensor([5]), torch.tensor([0, 1]))
+    network.requires_grad_(False)
+    assert seen.forward > 5 and seen.backward == [(True, False, False)] * seen.forward
+    assert all(p.grad is None for p in network.parameters())
+
+
+def test_a_scale_of_zero_calls_no_classifier(tiny_model):
+    def classifier(x, t):
+        raise AssertionError
+
+    admg.sample(tiny_model, [0], guide=guidance.Classifier(classifier, 0.0), steps=2, progress=False)
+
+
+def test_the_time_is_embedded_once_for_all_images(tiny_model, tiny_classifier):
+    rows = []
+    networks = tiny_model.network, tiny_classifier.network
+    hooks = [n.time_embed.register_forward_hook(lambda _, args, out: rows.append(len(out))) for n in networks]
+    guide = guidance.Classifier(tiny_classifier, 1.0)
+    admg.sample(tiny_model, [0, 1, 2, 3], guide=guide, steps=2, progress=False)
+    for hook in hooks:
+        hook.remove()
+    assert rows == [1] * 4
+
+
+@pytest.mark.parametrize("sampler", [samplers.ddpm, samplers.ddim, samplers.dpmpp_2m], ids=lambda f: f.__name__)
+def test_no_step_waits_for_the_device(tiny_classifier, sampler, monkeypatch):
+    """On the device `meta` there are no numbers: whatever asks for one, as .item() or .cpu() do, fails."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # which it does not have either
+    config = DiffusionConfig(diffusion_steps=100)
+    with torch.device("meta"):
+        network = UNet(UNetConfig(**TRUNK, num_classes=5)).requires_grad_(False)
+        classifier = NoisyClassifier(tiny_classifier.network.config).requires_grad_(False)
+        x_T, y = torch.empty(2, 1, 8, 8), torch.zeros(2, dtype=torch.int64)
+    model = Model(network, config.build(), (1, 8, 8), Labels(5), config).respace(4)
+    guide = guidance.Classifier(Classifier(classifier, config.build(), Labels(5)), 1.0)
+    steps = list(sampler(model, x_T, y=y, guide=guide))
+    assert len(steps) == 4 and steps[-1].x.shape == x_T.shape
+    t = torch.zeros(2, dtype=torch.int64, device="meta")
+    assert model.diffusion.timestep(t, "meta").shape == (2,)
+
+
+# -- compiling -------------------------------------------------------------------------------------------------------
+
+
+def test_one_graph_serves_all_batch_sizes_steps_and_labels():
+    network = randomised(UNet(UNetConfig(**TRUNK, num_classes=5)), 0)
+    built = []
+
+    def backend(graph, inputs):
+        built.append(graph)
+        return graph
+
+    torch._dynamo.reset()
+    with torch.no_grad():
+        for n, t in itertools.product((3, 5, 2, 8, 7), (1, 50)):
+            x, y = torch.randn(n, 1, 8, 8), torch.randint(5, (n,))
+            expected = network(x, torch.tensor([t]), y=y)
+            with compiled(network, backend=backend):  # as each call of sample() does
+                got = network(x, torch.tensor([t]), y=y)
+            assert (got - expected).abs().max() < 1e-5 * expected.abs().max()
+    assert len(built) == 1
+    assert network._compiled_call_impl is None
+
+
+def test_where_the_compiler_fails_one_warning_says_so(tiny_model):
+    network = randomised(UNet(UNetConfig(**TRUNK)), 0)
+
+    def backend(graph, inputs):
+        raise RuntimeError("no C++ compiler")
+
+    torch._dynamo.reset()
+    x, t = torch.randn(2, 1, 8, 8), torch.tensor([5])
+    warns = pytest.warns(UserWarning, match="going on without it: no C++ compiler$".replace("+", r"\+"))
+    with torch.no_grad(), compiled(network, backend=backend), warns as warned:
+        got = network(x, t)
+        network(x, t)
+    assert len(warned) == 1 and "\n" not in str(warned[0].message)
+    with torch.no_grad():
+        assert torch.equal(got, network(x, t))
+
+
+@pytest.mark.slow
+def test_compiled_images_are_the_same(tiny_model, tiny_classifier, tmp_path, monkeypatch):
+    monkeypatch.setenv("ADMG_HOME", str(tmp_path))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    torch._dynamo.reset()
+    options = {"guide": guidance.Classifier(tiny_classifier, 2.0), "steps": 5, "progress": False, "batch_size": 3}
+    plain, fast = (admg.sample(tiny_model, [0, 1, 2, 3, 4], compile=mode, **options) for mode in ("off", "on"))
+    assert (plain.x - fast.x).abs().max() < 1e-4
+    assert any((tmp_path / "inductor").rglob("*"))
+
+
+def test_when_compiling_is_wanted():
+    assert wanted("on") and not wanted("off") and not wanted("auto")
+    with pytest.raises(ValueError, match="unknown compile mode 'yes': auto, on, off"):
+        wanted("yes")
+
+
+# -- precision and memory --------------------------------------------------------------------------------------------
+
+
+def test_fp16_is_for_gpus(tiny_model):
+    with pytest.raises(ValueError, match="fp16 is for GPUs; on cpu choose auto, fp32 or bf16"):
+        admg.sample(tiny_model, [0], precision="fp16", progress=False)
+    assert resolve("auto", torch.device("cpu")) in ("fp32", "bf16") and resolve("bf16", torch.device("cpu")) == "bf16"
+    with pytest.raises(ValueError, match="unknown precision 'half': auto, fp32, bf16, fp16"):
+        resolve("half", torch.device("cpu"))
+
+
+def test_networks_of_a_guide_are_found(tiny_model, tiny_classifier):
+    """Wherever it keeps them: they too run fast, and take memory."""
+    inner = guidance.Interval(guidance.Classifier(tiny_classifier, 1.0), 0.1, 1.0) + guidance.Autoguidance(tiny_model)
+    other = Model(nn.Identity(), tiny_model.diffusion, tiny_model.shape)
+    found = sampling.networks_of(other, inner + (lambda state: None))
+    assert found[0] is other.network and {*found} == {other.network, tiny_classifier.network, tiny_model.network}
+    assert sampling.networks_of(tiny_model, None) == [tiny_model.network]
+
+
+def test_how_it_is_computed_does_not_part_runs(tiny_folders, tmp_path, capsys):
+    """As the processor has it, which run.json names; another batch size or compiling continue the same run."""
+    same = ["sample", "--model", tiny_folders["model"], "--num", "2", "--steps", "2", "--out", str(tmp_path / "out")]
+    assert not main(same)
+    taken = resolve("auto", torch.device("cpu"))
+    settings = json.loads((tmp_path / "out/run.json").read_text())
+    assert taken in json.dumps(settings) and "auto" not in json.dumps(settings)
+    capsys.readouterr()
+    assert not main([*same, "--precision", taken, "--compile", "on", "--batch-size", "1"])
+    assert "holds the finished run of these settings" in capsys.readouterr().out
+    assert main([*same, "--precision", "fp16"]) == 2
+    assert "precision fp16 is for GPUs" in capsys.readouterr().err
+
+
+class Limited(nn.Module):
+    """A network that has memory for `most` images."""
+
+    def __init__(self, network: nn.Module, most: int):
+        super().__init__()
+        self.network, self.config, self.most, self.sizes = network, network.config, most, []
+
+    def forward(self, x, timesteps, y=None):
+        self.sizes.append(len(x))
+        if len(x) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self.network(x, timesteps, y)
+
+
+def test_batches_are_halved_where_memory_runs_out(tiny_model, monkeypatch):
+    limited = Limited(tiny_model.network, 3)
+    model = Model(limited, tiny_model.diffusion, tiny_model.shape, tiny_model.labels)
+    labels = [i % 5 for i in range(10)]
+    options = {"sampler": "ddpm", "steps": 3, "progress": False}
+    expected = admg.sample(tiny_model, labels, batch_size=2, **options)  # this network makes much of rounding
+    monkeypatch.setattr(sampling, "images_that_fit", lambda *_: 8)
+    got = admg.sample(model, labels, **options)
+    assert (got.x - expected.x).abs().max() < 1e-4 and got.labels.tolist() == labels
+    assert limited.sizes == [8, 4] + [2] * 15  # three steps of five batches
+    limited.most = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        admg.sample(model, labels, **options)
+    limited.sizes = []
+    with pytest.raises(torch.OutOfMemoryError):  # as asked for
+        admg.sample(model, labels, batch_size=2, **options)
+    assert limited.sizes == [2]
+
+
+def test_what_is_done_stays_when_memory_runs_out_later(tiny_model, monkeypatch):
+    """Another program takes memory in between: no image is made twice, none is lost."""
+    limited = Limited(tiny_model.network, 4)
+    model = Model(limited, tiny_model.diffusion, tiny_model.shape, tiny_model.labels)
+    monkeypatch.setattr(sampling, "images_that_fit", lambda *_: 4)
+
+    def sampler(model, x_T, **options):
+        yield from samplers.ddim(model, x_T, **options)
+        limited.most = 2
+
+    got = admg.sample(model, [0] * 8, sampler=sampler, steps=2, progress=False)
+    assert limited.sizes == [4, 4, 4, 2, 2, 2, 2]
+    options = {"steps": 2, "progress": False}
+    parts = [admg.sample(tiny_model, [0] * 4, batch_size=size, first=first, **options).x
+             for size, first in ((4, 0), (2, 4))]  # fmt: skip
+    assert (got.x - torch.cat(parts)).abs().max() < 1e-4
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory():
+    def make(batch):
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        list(memory.in_batches(make, 4, 2))
+
+
+def test_batch_size_by_free_memory(monkeypatch):
+    with torch.device("meta"):
+        unet = UNet(UNetConfig(image_size=256, channels=256))
+        classifier = NoisyClassifier(ClassifierConfig(image_size=256, channels=128))
+    shape, cuda = (3, 256, 256), torch.device("cuda")
+
+    def size(gigabytes: float, *networks: nn.Module, device=cuda) -> int:
+        monkeypatch.setattr(memory, "free_bytes", lambda device: int(gigabytes * 1e9))
+        return memory.batch_size(networks, shape, device)
+
+    assert size(0.1, unet) == 1 and size(1e4, unet) == 64
+    assert 4 <= size(70, unet, classifier) < size(70, unet) <= 64
+    assert size(35, unet, classifier) == pytest.approx(size(70, unet, classifier) / 2, abs=1)
+    assert size(1e4, unet, device=torch.device("cpu")) == 4  # the pixels of 64 of 64x64
+    monkeypatch.setattr(memory, "free_bytes", lambda device: None)
+    assert memory.batch_size([unet], (3, 64, 64), torch.device("cpu")) == 64
+    monkeypatch.undo()
+    assert 1e6 < memory.free_bytes(torch.device("cpu")) < 1e14
+
+
+def test_less_is_kept_for_the_backward_pass():
+    """Of a norm with its modulation and SiLU, the input alone."""
+    norm, kept = norms.GroupNorm32(64), []
+    x = torch.randn(2, 64, 16, 16).to(memory_format=torch.channels_last).requires_grad_()
+    scale, shift = torch.randn(2, 2, 64, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        norm(x, scale, shift, silu=True)
+    assert sum(n for n in kept if n >= x.numel()) == x.numel()

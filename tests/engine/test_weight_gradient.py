@@ -1,0 +1,245 @@
+"""Gradients of convolutions' weights by the kernel in C, and training with it, against float64 and the plain way."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import CPU, learned, make
+from torch import Tensor, nn
+
+import admg.engine.cpu.trained as module
+import admg.training.learner
+from admg.engine import cpu as native
+from admg.engine.cpu.trained import trained
+from admg.engine.cpu.weight_gradient import pays, weight_gradient
+
+pytestmark = pytest.mark.skipif(not native.available(), reason="the kernels were not built")
+
+
+@pytest.fixture
+def counted(monkeypatch) -> list[tuple[int, ...]]:
+    """Shapes of the gradients that the kernel computes."""
+    shapes: list[tuple[int, ...]] = []
+
+    def count(x: Tensor, dy: Tensor) -> Tensor:
+        shapes.append((dy.shape[1], x.shape[1]))
+        return weight_gradient(x, dy)
+
+    monkeypatch.setattr(module, "weight_gradient", count)
+    return shapes
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def exact(x: Tensor, dy: Tensor) -> Tensor:
+    """In float64, by autograd."""
+    weight = torch.zeros(dy.shape[1], x.shape[1], 3, 3, dtype=torch.float64, requires_grad=True)
+    F.conv2d(x.double(), weight, padding=1).backward(dy.double())
+    return weight.grad
+
+
+def error(a: Tensor, b: Tensor) -> float:
+    """Rms, relative."""
+    return ((a - b).square().mean() / b.square().mean()).sqrt().item()
+
+
+@pytest.mark.parametrize(
+    "n, c, k, height, width",
+    [
+        (1, 32, 32, 1, 1),
+        (2, 32, 64, 7, 5),
+        (3, 64, 32, 4, 9),
+        (1, 96, 160, 8, 8),
+        (5, 224, 96, 6, 3),
+        (9, 32, 32, 32, 32),
+    ],
+)
+def test_the_gradient_is_that_of_float64(n, c, k, height, width):
+    torch.manual_seed(0)
+    x, dy = torch.randn(n, c, height, width), torch.randn(n, k, height, width) + 0.2
+    gradient = weight_gradient(x, dy)
+    assert gradient.is_contiguous() and error(gradient, exact(x, dy)) < 1e-6
+    last = weight_gradient(x.to(memory_format=torch.channels_last), dy.flip(0).flip(0).transpose(2, 3).transpose(2, 3))
+    assert torch.equal(last, gradient)
+
+
+def test_long_sums_are_as_precise_as_torchs():
+    """Of 16384 pixels, which processors without AVX-512 sum with three times the error."""
+    torch.manual_seed(0)
+    x, dy = torch.randn(16, 32, 32, 32), torch.randn(16, 32, 32, 32)
+    plain = torch.zeros(32, 32, 3, 3, requires_grad=True)
+    F.conv2d(x, plain, padding=1).backward(dy)
+    assert error(weight_gradient(x, dy), exact(x, dy)) < 2 * error(plain.grad, exact(x, dy))
+
+
+@pytest.mark.parametrize("n, c, k, size", [(2, 160, 96, 5), (8, 32, 32, 32)])
+def test_threads_change_nothing(threads, n, c, k, size):
+    """With panels of channels, and with parts of the images, shared out among them."""
+    torch.manual_seed(0)
+    x, dy = torch.randn(n, c, size, size), torch.randn(n, k, size, size)
+    found = []
+    for count in (1, 2, 3):
+        threads(count)
+        found.append(weight_gradient(x, dy))
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+def test_which_it_is_for(monkeypatch):
+    def fits(k: int, c: int, n: int = 2, height: int = 8, width: int = 8) -> bool:
+        return pays(torch.empty(k, c, 3, 3), torch.empty(n, c, height, width))
+
+    assert fits(32, 96) and fits(32, 96, height=5, n=1) and fits(32, 96, n=2, height=3, width=2)
+    assert not fits(32, 1) and not fits(2, 32) and not fits(48, 32)
+    assert not fits(32, 96, n=1, height=4, width=4) and not fits(32, 96, n=16, height=1)
+    monkeypatch.setattr(native, "kernels", lambda: None)
+    assert not fits(32, 96)
+
+
+def test_no_images():
+    assert torch.equal(weight_gradient(torch.empty(0, 32, 8, 8), torch.empty(0, 64, 8, 8)), torch.zeros(64, 32, 3, 3))
+
+
+# -- layers ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 6, 7), (1, 32, 9, 2), (16, 32, 8, 8)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_layer_and_its_gradients(counted, shape, bias):
+    torch.manual_seed(0)
+    conv, x = nn.Conv2d(32, 64, 3, padding=1, bias=bias), torch.randn(shape, requires_grad=True)
+    twin, z = copy.deepcopy(conv).double(), x.detach().double().requires_grad_()
+    dy = torch.randn(shape[0], 64, *shape[2:])
+    with trained(conv):
+        y = conv(x)
+        y.backward(dy)
+    exact_y = twin(z)
+    exact_y.backward(dy.double())
+    assert counted == [(64, 32)]
+    for found, wanted in [(y, exact_y), (x.grad, z.grad), *((p.grad, q.grad) for p, q in both(conv, twin))]:
+        assert error(found, wanted) < 1e-6
+
+
+def both(a: nn.Module, b: nn.Module) -> list[tuple[nn.Parameter, nn.Parameter]]:
+    return list(zip(a.parameters(), b.parameters(), strict=True))
+
+
+def test_second_derivatives():
+    """Of a penalty on the norm of the gradient."""
+    torch.manual_seed(0)
+    conv, x = nn.Conv2d(32, 32, 3, padding=1), torch.randn(2, 32, 5, 6, requires_grad=True)
+    twin, z = copy.deepcopy(conv).double(), x.detach().double().requires_grad_()
+
+    def penalty(layer: nn.Module, x: Tensor) -> Tensor:
+        loss = layer(x).pow(3).sum()
+        return sum(g.square().sum() for g in torch.autograd.grad(loss, [x, *layer.parameters()], create_graph=True))
+
+    with trained(conv):
+        penalty(conv, x).backward()
+    penalty(twin, z).backward()
+    for found, wanted in [(x.grad, z.grad), *((p.grad, q.grad) for p, q in both(conv, twin))]:
+        assert error(found, wanted) < 3e-6
+
+
+def test_what_is_left_alone(counted):
+    """Other convolutions, other formats, frozen weights, and what is computed without gradients."""
+    x = torch.randn(2, 32, 8, 8)
+    others = [
+        nn.Conv2d(32, 32, 1),
+        nn.Conv2d(32, 32, 3, padding=1, stride=2),
+        nn.Conv2d(32, 32, 3),
+        nn.Conv2d(32, 32, 3, padding=1, groups=2),
+        nn.Conv2d(32, 32, 3, padding=1, padding_mode="circular"),
+        nn.Conv2d(32, 8, 3, padding=1),
+        nn.utils.parametrizations.weight_norm(nn.Conv2d(32, 32, 3, padding=1)),
+    ]
+    frozen, conv = (nn.Conv2d(32, 32, 3, padding=1) for _ in range(2))
+    frozen.weight.requires_grad_(False)
+    with trained(nn.ModuleList([*others, frozen, conv])):
+        for layer in [*others, frozen]:
+            layer(x).sum().backward()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert conv(x).dtype == torch.bfloat16
+            conv(x).float().sum().backward()
+        assert not conv(x[0]).grad_fn.name().startswith("_Convolution")
+        with torch.no_grad():
+            conv(x)
+        copy.deepcopy(conv)(x).sum().backward()
+        assert not counted
+        conv(x).sum().backward()
+    assert counted == [(32, 32)] and "forward" not in vars(conv)
+
+
+def test_transforms_of_functions(counted):
+    """Which know the plain convolution alone."""
+    torch.manual_seed(0)
+    conv, x, dx = nn.Conv2d(32, 32, 3, padding=1), *torch.randn(2, 2, 32, 6, 6)
+
+    def loss(x: Tensor) -> Tensor:
+        return conv(x).pow(2).sum()
+
+    expected = torch.func.grad(loss)(x)
+    with trained(conv):
+        assert torch.equal(torch.func.grad(loss)(x), expected)
+        slope = torch.func.jvp(loss, (x,), (dx,))[1]
+    assert slope.item() == pytest.approx((expected * dx).sum().item(), rel=1e-4) and not counted
+
+
+def test_no_more_is_kept_for_the_gradient():
+    """Bytes of different tensors."""
+    network, kept = nn.Sequential(*[nn.Conv2d(32, 32, 3, padding=1) for _ in range(3)]), []
+    x = torch.randn(4, 32, 8, 8).to(memory_format=torch.channels_last)
+    for context in (nullcontext(), trained(network)):
+        saved: dict[int, int] = {}
+
+        def keep(t: Tensor, saved: dict[int, int] = saved) -> Tensor:
+            saved[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+            return t
+
+        with context, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            y = network(x)
+        kept.append(sum(saved.values()))
+        del y
+    assert kept[1] == kept[0] > 0
+
+
+# -- training --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind, changes", [("diffusion", {}), ("classifier", {}), ("diffusion", {"checkpoint": True})])
+def test_training_is_the_same(digits, monkeypatch, counted, kind, changes):
+    """Losses and norms of the gradient of a few steps."""
+    ours, _ = learned(digits, make(kind, **changes), steps=4)
+    assert counted
+    monkeypatch.setattr(admg.training.learner, "trained", lambda *networks: nullcontext())
+    plain, _ = learned(digits, make(kind, **changes), steps=4)
+    for a, b in zip(ours, plain, strict=True):
+        assert a == pytest.approx(b, rel=1e-5, abs=1e-6)
+
+
+def test_training_by_the_plain_way_goes_on_by_the_kernel(digits, tmp_path, monkeypatch, counted):
+    from admg.data import batches, open_dataset
+    from admg.training import TrainConfig
+    from admg.training.feed import feed
+    from admg.training.learner import Learner
+
+    monkeypatch.setattr(admg.training.learner, "trained", lambda *networks: nullcontext())
+    figures, _ = learned(digits, make(), steps=4)
+    _, first = learned(digits, make(), steps=2)
+    assert not counted
+    first.save(tmp_path / "checkpoint.pt", 2)
+    monkeypatch.undo()
+    second = Learner(make(), TrainConfig(batch_size=10, precision="fp32", warmup=1), CPU)
+    fed = feed(second.task, batches(open_dataset(digits, 8), 10, seed=0, start=2), 0, 2, CPU)
+    assert second.resume(tmp_path / "checkpoint.pt") == 2
+    for k in (2, 3):
+        assert second.step(k, next(fed))["loss"].item() == pytest.approx(figures[k]["loss"], rel=1e-5)

@@ -1,0 +1,597 @@
+"""Reading of samples and references, features block by block and shared, and the command that prints the figures."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from helpers import write_idx
+from PIL import Image
+
+from admg.checkpoints.model import Classifier
+from admg.cli.judging import load_judge
+from admg.cli.main import main
+from admg.evaluation import features as networks
+from admg.evaluation.evaluate import Judged, Options, chosen_metrics, evaluate, needs_features
+from admg.evaluation.features import extraction as features
+from admg.evaluation.metrics.fid import frechet_estimate, frechet_infinite, group_moments
+from admg.evaluation.metrics.statistics import Gaussian
+from admg.evaluation.neighbours import nearest, picture
+from admg.evaluation.sources import Stored, of_array, open_source
+from admg.generation.shards import Shards, open_run
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path_factory):
+    monkeypatch.setenv("ADMG_HOME", str(tmp_path_factory.mktemp("home")))
+    monkeypatch.setenv("ADMG_OFFLINE", "1")
+
+
+class Pixels(torch.nn.Module):
+    """Features: means of the quarters of the image, each channel; counts the images that it has seen."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = 0
+
+    def forward(self, x):
+        self.seen += len(x)
+        return torch.nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)
+
+
+OWN = """
+import torch
+class Quarters(torch.nn.Module):
+    def forward(self, x):
+        return torch.nn.functional.adaptive_avg_pool2d(x[:, :1], 2).flatten(1)
+class Bright:
+    def predict(self, images):
+        return (images.mean((1, 2, 3)) > 127).astype(int)
+"""
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("own") / "own.py"
+    path.write_text(OWN)
+    return str(path)
+
+
+def images(count: int, seed: int = 0, size: int = 8, channels: int = 1) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return (rng.integers(0, 200, (count, 1, 1, 1)) + rng.integers(0, 56, (count, size, size, channels))).astype(
+        np.uint8
+    )
+
+
+def save_folder(folder, array, names=None) -> str:
+    folder.mkdir()
+    for i, image in enumerate(array):
+        Image.fromarray(image.squeeze()).save(folder / f"{names[i] + '_' if names else ''}{i:04d}.png")
+    return str(folder)
+
+
+# -- sources ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_npz_and_folder_and_memory_give_the_same_pixels(tmp_path, channels, save):
+    array = images(7, channels=channels)
+    save(tmp_path / "a.npz", arr_0=array, arr_1=np.arange(7) % 3)
+    sources = [open_source(tmp_path / "a.npz", labels=True), of_array(array)]
+    sources.append(open_source(save_folder(tmp_path / "folder", array)))
+    for source in sources:
+        assert (len(source), source.size, source.channels) == (7, (8, 8), channels)
+        np.testing.assert_array_equal(source[2:5], array[2:5])
+        np.testing.assert_array_equal(source[5:99], array[5:])
+    assert sources[0].labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert sources[1].labels is None
+    assert sources[0].digest(slice(0, 7)) == sources[1].digest(slice(0, 7))
+
+
+def test_spread_takes_images_evenly_with_their_labels(tmp_path):
+    array = images(10)
+    np.savez(tmp_path / "a.npz", arr_0=array, arr_1=np.arange(10))
+    source = open_source(tmp_path / "a.npz", labels=True).spread(4)
+    assert source.labels.tolist() == [0, 2, 5, 7]
+    np.testing.assert_array_equal(source[1:4], array[[2, 5, 7]])
+    assert len(source.spread(9)) == 4
+    with pytest.raises(ValueError, match="at least 2 images are needed, not 1"):
+        source.spread(1)
+
+
+def test_other_sizes_are_fitted_as_training_does(tmp_path):
+    from admg.data import center_crop, pad
+
+    array = images(3, size=6)
+    source = of_array(array)
+    np.testing.assert_array_equal(source.fitted((8, 8), "pad")[0:1][0], pad(array[0], 8))
+    wide = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8))
+    (tmp_path / "f").mkdir()
+    wide.save(tmp_path / "f" / "a.png")
+    wide.resize((8, 8)).save(tmp_path / "f" / "b.png")
+    source = open_source(tmp_path / "f")
+    assert source.size is None
+    with pytest.raises(ValueError, match="images of different sizes"):
+        source[0:1]
+    with pytest.raises(ValueError, match="images of different sizes, the samples are 8x8: say --fit resize"):
+        source.fitted((8, 8), None)
+    fitted = source.fitted((8, 8), "resize")
+    np.testing.assert_array_equal(fitted[0:1][0], center_crop(wide, 8))
+    assert fitted.digest(slice(0, 1)) != source.fitted((4, 4), "resize").digest(slice(0, 1))
+    with pytest.raises(ValueError, match="only to squares"):
+        source.fitted((8, 4), "resize")
+
+
+def test_a_folder_of_idx_files_and_its_splits(tmp_path):
+    for split, count in (("train", 12), ("t10k", 5)):
+        write_idx(tmp_path / f"{split}-images-idx3-ubyte", images(count).squeeze(-1))
+        write_idx(tmp_path / f"{split}-labels-idx1-ubyte", (np.arange(count) % 3).astype(np.uint8))
+    source = open_source(tmp_path, labels=True)
+    assert (len(source), source.size, source.channels) == (5, (8, 8), 1)
+    assert source.labels.tolist() == [0, 1, 2, 0, 1]
+    np.testing.assert_array_equal(source[1:3], images(5)[1:3])
+    assert len(open_source(tmp_path, split="train")) == 12
+
+
+def test_a_folder_that_sample_wrote_is_its_npz(tmp_path):
+    """Not its contact sheet, nor its images again."""
+    shards = open_run({"seed": 0}, Shards(tmp_path, 3, 2, (8, 8, 1), labelled=False))
+    with pytest.raises(ValueError, match=r"not finished: samples_3x8x8x1\.npz is not there yet"):
+        open_source(tmp_path)
+    array = images(3)
+    shards.write(0, array[:2], None)
+    shards.write(1, array[2:], None)
+    shards.merge()
+    Image.new("RGB", (50, 50)).save(tmp_path / "sheet.png")
+    source = open_source(tmp_path)
+    assert (len(source), source.size) == (3, (8, 8))
+    np.testing.assert_array_equal(source[0:3], array)
+
+
+def test_labels_of_a_folder(tmp_path):
+    source = open_source(save_folder(tmp_path / "f", images(4), ["b", "a", "b", "c"]), labels=True)
+    assert source.label_names == ("a", "b", "c")
+    assert [source.label_names[k] for k in source.labels] == ["a", "b", "b", "c"]  # files are in the order of names
+
+
+def test_statistics_alone_and_beside_images(tmp_path):
+    cov = np.eye(3) * 2
+    stored = {"mu": np.arange(3.0), "sigma": cov, "mu_s": np.zeros(2), "sigma_s": np.eye(2)}
+    np.savez(tmp_path / "only.npz", **stored)
+    only = open_source(tmp_path / "only.npz")
+    assert only.images is None and len(only) == 0
+    assert only.statistics.features.mean.tolist() == [0, 1, 2]
+    assert only.statistics.spatial.cov.tolist() == [[1, 0], [0, 1]]
+    np.savez(tmp_path / "both.npz", arr_0=images(3), mu=np.zeros(3), sigma=cov)
+    both = open_source(tmp_path / "both.npz")
+    assert len(both) == 3
+    assert both.statistics.spatial is None
+    np.savez(tmp_path / "half.npz", mu=np.zeros(3), mu_s=np.zeros(2), sigma_s=np.eye(2))
+    with pytest.raises(ValueError, match=r"half.npz has no mu and sigma, but mu, mu_s, sigma_s"):
+        open_source(tmp_path / "half.npz")
+    np.savez(tmp_path / "bad.npz", mu=np.zeros(3), sigma=np.eye(2))
+    with pytest.raises(ValueError, match=r"mu and sigma of shapes \(3,\) and \(2, 2\)"):
+        open_source(tmp_path / "bad.npz")
+    np.savez(tmp_path / "half.npz", mu=np.zeros(3))
+    with pytest.raises(ValueError, match="sigma"):
+        open_source(tmp_path / "half.npz")
+    np.savez(tmp_path / "nan.npz", mu=np.full(3, np.nan), sigma=cov)
+    with pytest.raises(ValueError, match="not finite"):
+        open_source(tmp_path / "nan.npz")
+
+
+def test_floats_are_images_in_minus_one_to_one():
+    from admg.generation.sample import to_uint8
+
+    x = torch.rand(3, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 2.2 - 1.1
+    np.testing.assert_array_equal(of_array(x.numpy())[0:3], to_uint8(x))
+
+
+def test_bad_images_are_named(tmp_path):
+    x = np.zeros((3, 1, 4, 4), np.float32)
+    x[1, 0, 2, 2] = np.nan
+    wrong = [
+        (x, "image 1 has values that are not finite"),
+        (np.full((3, 1, 4, 4), 200.0), r"float \(3, 1, 4, 4\) in \[200, 200\]: allowed is"),
+        (np.zeros((3, 4, 4), np.int64), "are int64"),
+        (np.zeros((3, 4, 4, 2), np.uint8), r"uint8 \(3, 4, 4, 2\)"),
+        (np.zeros((1, 4, 4, 3), np.uint8), "at least 2 images are needed, not 1"),
+    ]
+    for array, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            of_array(array)
+    files = {
+        "float": ({"arr_0": np.zeros((3, 4, 4, 3))}, "arr_0 is float64"),
+        "none": ({"images": np.zeros(3)}, r"neither images \(arr_0\) nor statistics \(mu, sigma\), but images"),
+        "one": ({"arr_0": np.zeros((1, 4, 4, 3), np.uint8)}, "holds one image: at least 2"),
+        "two": ({"arr_0": np.zeros((3, 4, 4, 2), np.uint8)}, "2 channels: allowed are 1 and 3"),
+        "object": ({"arr_0": np.array([None])}, "cannot be used"),
+    }
+    for name, (arrays, message) in files.items():
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+        with pytest.raises(ValueError, match=message):
+            open_source(tmp_path / f"{name}.npz")
+    (tmp_path / "broken.npz").write_bytes(b"PK no zip")
+    with pytest.raises(ValueError, match=r"broken\.npz cannot be used"):
+        open_source(tmp_path / "broken.npz")
+    for path in ("none.npz", "none"):
+        with pytest.raises((ValueError, OSError), match="does not exist"):
+            open_source(tmp_path / "here" / path)
+
+
+# -- features --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(features, "BLOCK", 4)
+
+
+def test_features_are_those_of_the_network_in_order(small_blocks):
+    array = images(11)
+    found = features.extract(of_array(array), networks.load(Pixels()), batch_size=3)
+    quarters = array.reshape(11, 2, 4, 2, 4).mean((2, 4)).reshape(11, 4) / 127.5 - 1
+    np.testing.assert_allclose(found.features, np.tile(quarters, 3), atol=1e-6)
+    assert found.features.dtype == np.float32
+    assert found.spatial is None
+
+
+def test_equal_images_are_looked_at_once(small_blocks, tmp_path):
+    array = images(11)
+    module = Pixels()
+    network = networks.load(module)
+    first = features.extract(of_array(array), network, tmp_path, batch_size=3)
+    assert module.seen == 11
+    np.savez_compressed(tmp_path / "a.npz", arr_0=array)  # from wherever they come
+    again = features.extract(open_source(tmp_path / "a.npz"), network, tmp_path, batch_size=2)
+    assert module.seen == 11
+    np.testing.assert_array_equal(again.features, first.features)
+    changed = array.copy()
+    changed[6, 0, 0, 0] += 1
+    found = features.extract(of_array(changed), network, tmp_path)
+    assert module.seen == 11 + 4  # the block that holds it, and no other
+    assert np.flatnonzero((found.features != first.features).any(1)).tolist() == [6]
+    features.extract(of_array(array), networks.load(Pixels(), None), None)
+    assert module.seen == 15
+
+
+def test_another_network_or_a_damaged_file_is_not_taken_from_the_cache(small_blocks, tmp_path):
+    source = of_array(images(5))
+    first = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2))
+    before = features.extract(source, networks.load(first), tmp_path).features
+    first[1].bias.data += 1
+    np.testing.assert_allclose(features.extract(source, networks.load(first), tmp_path).features, before + 1, atol=1e-6)
+    kept = sorted(tmp_path.rglob("*.npz"))
+    assert len(kept) == 4  # two blocks of each
+    for path in kept:
+        path.write_bytes(path.read_bytes()[:100])
+    np.testing.assert_allclose(features.extract(source, networks.load(first), tmp_path).features, before + 1, atol=1e-6)
+
+
+def test_processes_share_the_work_and_give_the_same(small_blocks, tmp_path):
+    source, modules = of_array(images(22)), [Pixels(), Pixels(), Pixels()]
+    alone = features.extract(source, networks.load(Pixels()))
+    jobs = [features.Extraction(source, networks.load(m), tmp_path, 3, rank, 3) for rank, m in enumerate(modules)]
+    for job in reversed(jobs):
+        for _ in job.work():
+            pass
+    assert [module.seen for module in modules] == [8, 8, 6]
+    np.testing.assert_array_equal(jobs[0].gather().features, alone.features)
+    with pytest.raises(ValueError, match="share features through the cache"):
+        features.Extraction(source, networks.load(Pixels()), None, 3, 0, 2)
+
+
+def test_features_that_are_not_finite():
+    class Broken(torch.nn.Module):
+        def forward(self, x):
+            return x.flatten(1) / 0
+
+    with pytest.raises(ValueError, match="network Broken gives features that are not finite"):
+        features.extract(of_array(images(3)), networks.load(Broken()))
+
+
+# -- neighbours ------------------------------------------------------------------------------------------------------
+
+
+def test_nearest_in_blocks_is_the_nearest_of_all(monkeypatch):
+    from admg.evaluation import neighbours
+
+    monkeypatch.setattr(neighbours, "ROWS", 7)
+    monkeypatch.setattr(neighbours, "COLUMNS", 5)
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(100, 1, (20, 6)).astype(np.float32), rng.normal(100, 1, (33, 6)).astype(np.float32)
+    a[3] = b[30]  # memorised
+    distances = np.linalg.norm(a[:, None].astype(np.float64) - b[None], axis=2)
+    found = nearest(a, b, k=7)
+    np.testing.assert_array_equal(found.numbers, distances.argsort(1)[:, :7])
+    np.testing.assert_allclose(found.distances, np.sort(distances, 1)[:, :7], rtol=1e-6)
+    assert found.distances[3, 0] == 0
+    for k in (0, 34):
+        with pytest.raises(ValueError, match=f"{k} nearest of 33 images"):
+            nearest(a, b, k)
+    with pytest.raises(ValueError, match="6 and 5 dimensions"):
+        nearest(a, b[:, :5], 2)
+
+
+def test_picture_has_a_row_for_each_sample():
+    samples, training = of_array(images(3, size=64)), of_array(images(6, 1, size=64))
+    found = nearest(*(s[0:9].reshape(len(s), -1).astype(np.float32) for s in (samples, training)), k=2)
+    drawn = np.asarray(picture(samples, training, found).convert("L"))
+    places = [x for x in range(drawn.shape[1] - 64) if (drawn[-68:-4, x : x + 64] == samples[2:3][0, :, :, 0]).all()]
+    assert len(places) == 1  # the third sample is in the third row, with its neighbours to the right
+    second = drawn[-68:-4, places[0] + 2 * 68 : places[0] + 2 * 68 + 64]
+    np.testing.assert_array_equal(second, training[found.numbers[2, 1] : found.numbers[2, 1] + 1][0, :, :, 0])
+
+
+# -- commands --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def files(tmp_path) -> dict[str, str]:
+    """Samples, of which number 3 is number 20 of the training images, in an .npz and in a folder."""
+    training, samples = images(40, 1), images(12, 2)
+    samples[3] = training[20]
+    np.savez(tmp_path / "samples.npz", arr_0=samples, arr_1=(samples.mean((1, 2, 3)) > 127).astype(int))
+    np.savez(tmp_path / "training.npz", arr_0=training)
+    np.savez(tmp_path / "statistics.npz", mu=np.zeros(4), sigma=np.eye(4))
+    return {name: str(tmp_path / f"{name}.npz") for name in ("samples", "training", "statistics")}
+
+
+def run(capsys, *arguments) -> tuple[int, str, str]:
+    code = main([*map(str, arguments)])
+    return code, *capsys.readouterr()
+
+
+def refused(capsys, *arguments) -> str:
+    """The one line on stderr."""
+    try:
+        code = main([*map(str, arguments)])
+    except SystemExit as error:
+        code = error.code
+    out, err = capsys.readouterr()
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    return err
+
+
+def test_neighbours_finds_a_memorised_sample(files, own, capsys, tmp_path):
+    out = tmp_path / "n.png"
+    common = ["--network", f"{own}:Quarters", "--out", out]
+    code, text, _ = run(capsys, "neighbours", files["samples"], files["training"], "--num", 4, "--k", 3, *common)
+    lines = text.splitlines()
+    assert code == 0 and lines[-1] == str(out)
+    assert lines[0].startswith("nearest of 40 training images") and "Quarters" in lines[0]
+    assert [line.split(":")[0] for line in lines[1:-1]] == ["  sample 0", "  sample 3", "  sample 6", "  sample 9"]
+    assert lines[2].startswith("  sample 3: 20 (0.000)") and lines[2].count("(") == 3
+    assert Image.open(out).size[1] > 4 * 64
+    text = run(capsys, "neighbours", files["samples"], files["training"], "--num", 1, "--closest", *common)[1]
+    assert text.splitlines()[1].startswith("  sample 3: 20 (0.000)")
+
+
+def test_two_processes_of_torchrun_find_the_same(files, own, capsys, tmp_path, small_blocks):
+    """Spawned as torchrun does it; blocks are of 500 there, so that each process has some of 1,100 images."""
+    np.savez(tmp_path / "many.npz", arr_0=images(1100, 5))
+    command = [
+        "neighbours",
+        files["samples"],
+        str(tmp_path / "many.npz"),
+        "--network",
+        f"{own}:Quarters",
+        "--num",
+        "12",
+    ]
+    cache = ["--cache", str(tmp_path / "cache")]
+    code = [sys.executable, "-m", "admg.cli.main", *command, *cache, "--out", str(tmp_path / "two.png")]
+    processes = [
+        subprocess.Popen(code, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | environment)
+        for environment in ({"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)} for rank in (1, 0))
+    ]
+    (out1, err1), (out0, err0) = (process.communicate(timeout=60) for process in processes)
+    assert [process.returncode for process in processes] == [0, 0], err0 + err1
+    assert out1 == ""
+    alone = run(capsys, *command, "--no-cache", "--out", tmp_path / "one.png")[1]
+    assert out0.splitlines()[:-1] == alone.splitlines()[:-1]
+    assert (tmp_path / "two.png").read_bytes() == (tmp_path / "one.png").read_bytes()
+    assert len(list((tmp_path / "cache").rglob("*.npz"))) == 3 + 1
+
+
+def test_label_accuracy_of_own_judges_and_of_noisy_classifiers(files, own, tiny_folders, tmp_path):
+    samples = open_source(files["samples"], labels=True)
+    cpu = torch.device("cpu")
+    assert load_judge(f"{own}:Bright", samples, cpu).right(samples, 5) == (12, 12)
+    samples.labels = np.where(np.arange(12) < 4, 1 - samples.labels, np.where(np.arange(12) < 6, -1, samples.labels))
+    assert load_judge(f"{own}:Bright", samples, cpu).right(samples, 5) == (6, 10)  # -1 stands for no label
+    classifier = Classifier.load(tiny_folders["classifier"])
+    x = torch.from_numpy(samples[0:12]).permute(0, 3, 1, 2).float() / 127.5 - 1
+    with torch.no_grad():
+        samples.labels = classifier(x, torch.zeros(12)).argmax(1).numpy()
+    assert load_judge(tiny_folders["classifier"], samples, cpu).right(samples, 5) == (12, 12)
+    folder = save_folder(
+        tmp_path / "f", samples[0:12], [classifier.labels.names[k].replace("/", "-") for k in samples.labels]
+    )
+    by_name = open_source(folder, labels=True)  # numbers of names are others there, and found by name
+    assert load_judge(tiny_folders["classifier"], by_name, cpu).right(by_name, 5) == (12, 12)
+    with pytest.raises(ValueError, match="has labels by name"):
+        load_judge(f"{own}:Bright", by_name, cpu)
+    with pytest.raises(ValueError, match="knows images of 1x8x8; images has 3x8x8"):
+        load_judge(tiny_folders["classifier"], of_array(images(2, channels=3)), cpu)
+    with pytest.raises(ValueError, match="has no labels"):
+        load_judge(f"{own}:Bright", of_array(images(2)), cpu).right(of_array(images(2)), 5)
+
+
+def test_which_figures_there_can_be(files):
+    samples, training = open_source(files["samples"]), open_source(files["training"])
+    statistics = open_source(files["statistics"])
+    ours = networks.load(Pixels())
+    inception = replace(ours, name="Inception", probabilities=lambda features: features)
+    every = ["fid", "sfid", "is", "kid", "precision", "recall", "density", "coverage", "accuracy"]
+    assert chosen_metrics(None, inception, samples, training, True) == (every, [])
+    chosen, notes = chosen_metrics(None, ours, samples, training, False)
+    assert chosen == ["fid", "kid", "precision", "recall", "density", "coverage"]
+    assert notes[0] == "no sFID: it is said of Inception's features, not of Pixels"
+    assert notes[1] == "no IS-Pixels: Pixels tells no classes"
+    chosen, notes = chosen_metrics(None, inception, samples, statistics, False)
+    assert chosen == ["fid", "is"]
+    assert notes[0] == f"no sFID: {statistics.name} has no mu_s and sigma_s"
+    assert notes[1] == f"no KID, Precision, Recall, Density, Coverage: {statistics.name} holds statistics and no images"
+    wrong = [
+        (["fid", "lpips"], ours, training, "unknown figure 'lpips': fid, sfid"),
+        (["recall"], inception, statistics, "Recall cannot be had: .* holds statistics and no images"),
+        (
+            ["fid"],
+            ours,
+            statistics,
+            "FD-Pixels cannot be had: .* holds statistics of Inception's features, and no images",
+        ),
+        (None, ours, statistics, "no figure can be had: .* holds statistics of Inception's features"),
+        (["accuracy"], ours, training, "Accuracy cannot be had: it needs a classifier"),
+    ]
+    for wanted, network, reference, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            chosen_metrics(wanted, network, samples, reference, False)
+    assert needs_features(["fid"], inception, statistics, True) is False
+    assert needs_features(["fid"], inception, training, True)
+    assert not needs_features(["is", "accuracy"], inception, training, True)
+    assert needs_features(["is"], inception, samples, False)
+    assert not needs_features(["accuracy"], inception, samples, False)
+
+
+def test_bad_input_of_neighbours_is_one_line(files, own, capsys, tmp_path):
+    np.savez(tmp_path / "large.npz", arr_0=images(6, size=16))
+    common = ["--network", f"{own}:Quarters"]
+    wrong = [
+        ([files["samples"], files["training"], *common, "--k", 41], "--k 41: there are 40 training images"),
+        ([files["samples"], files["training"], *common, "--k", 0], "--num and --k must be at least 1"),
+        ([files["samples"], files["statistics"], *common], "holds statistics and no images"),
+        ([files["samples"], tmp_path / "large.npz", *common], "images of 16x16, the samples are 8x8: say --fit resize"),
+        ([files["samples"], files["training"], *common, "--out", "n.gif"], "must end in .png"),
+        ([files["samples"], files["training"], *common, "--batch-size", 0], "--batch-size must be at least 1"),
+        ([files["samples"], files["training"]], "--network efficientnet-lite0 works without a download"),
+        ([files["samples"], tmp_path / "none", *common], "does not exist"),
+        ([files["samples"], files["training"], "--network", "vgg"], "unknown feature network 'vgg'"),
+    ]
+    for arguments, message in wrong:
+        assert message in refused(capsys, "neighbours", *arguments).replace("\n", " "), arguments
+
+
+def test_accuracy_on_the_command_line(files, own, capsys, tmp_path):
+    common = ["--network", f"{own}:Quarters", "--metrics", "accuracy", "--json", tmp_path / "a.json"]
+    code, text, err = run(
+        capsys, "evaluate", files["samples"], files["training"], "--classifier", f"{own}:Bright", *common
+    )
+    assert code == 0
+    assert text.splitlines()[0].startswith("12 images of ") and "against 40 images of" in text.splitlines()[0]
+    assert [line.split() for line in text.splitlines() if line.startswith("Accuracy")] == [
+        ["Accuracy", "1.0000", "0.7575", "..", "1.0000", "Bright", "(12/12)"]  # Wilson: 12/(12 + 1.96²)
+    ]
+    assert "12 samples: a FID of fewer than 10,000 is far too high" in err
+    content = json.loads((tmp_path / "a.json").read_text())
+    assert content["network"] == "Quarters" and content["images"] == 12
+    assert content["figures"][0]["value"] == 1 and content["figures"][0]["low"] == pytest.approx(0.75749, abs=1e-4)
+
+
+def figures_of(capsys, tmp_path, *arguments) -> dict[str, dict]:
+    code, text, err = run(capsys, "evaluate", *arguments, "--json", tmp_path / "figures.json")
+    assert code == 0, err
+    figures = json.loads((tmp_path / "figures.json").read_text())["figures"]
+    assert all(figure["name"] in text for figure in figures)
+    return {figure["name"] + figure["note"]: figure for figure in figures}
+
+
+def test_figures_on_the_command_line_are_those_of_their_definitions(files, own, capsys, tmp_path):
+    pair = [files["samples"], files["training"], "--network", f"{own}:Quarters"]
+    found = figures_of(capsys, tmp_path, *pair, "--infinite")
+    network = networks.load(f"{own}:Quarters")
+    x, y = (network(np.load(files[name])["arr_0"]).features.astype(float) for name in ("samples", "training"))
+
+    root = scipy.linalg.sqrtm(np.cov(x.T) @ np.cov(y.T)).real
+    distance = ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(np.cov(x.T) + np.cov(y.T) - 2 * root)
+    assert found["FD-Quarters"]["value"] == pytest.approx(distance, rel=1e-6)
+
+    def k(a, b):
+        return (a @ b.T / 4 + 1) ** 3
+
+    within = [(k(a, a).sum() - np.trace(k(a, a))) / (len(a) * (len(a) - 1)) for a in (x, y)]
+    assert found["KD-Quarters"]["value"] == pytest.approx(sum(within) - 2 * k(x, y).mean(), rel=1e-6, abs=1e-9)
+
+    def far(a, b):
+        return np.linalg.norm(a[:, None] - b[None], axis=2)
+
+    between = far(x, y)
+    radii = {n: (np.sort(far(x, x))[:, n], np.sort(far(y, y))[:, n]) for n in (3, 5)}
+    assert found["Precision"]["value"] == pytest.approx((between <= radii[3][1] + 1e-9).any(1).mean())
+    assert found["Recall"]["value"] == pytest.approx((between <= radii[3][0][:, None] + 1e-9).any(0).mean())
+    assert found["Density"]["value"] == pytest.approx((between <= radii[5][1] + 1e-9).sum(1).mean() / 5)
+    assert found["Coverage"]["value"] == pytest.approx((between <= radii[5][1] + 1e-9).any(0).mean())
+
+    assert {name for name, figure in found.items() if figure["low"] is not None} == set(found)
+    assert all(figure["low"] <= figure["value"] <= figure["high"] for figure in found.values())
+    parts, other = group_moments(x), Gaussian.of(y)  # the interval is of the samples, the reference is given
+    expected = frechet_estimate(parts, other)
+    assert [found["FD-Quarters"][end] for end in ("low", "high")] == pytest.approx([expected.low, expected.high])
+    endless = found["FD-Quartersat infinitely many samples, extrapolated"]["value"]
+    assert endless == pytest.approx(frechet_infinite(parts, other).value)
+    assert found["FD-Quartersat infinitely many samples, extrapolated"]["value"] < distance  # more samples are nearer
+    plain = figures_of(capsys, tmp_path, *pair, "--no-interval", "--metrics", "fid,recall")
+    assert [plain[name]["value"] for name in plain] == [found[name]["value"] for name in plain]
+    assert all(figure["low"] is None for figure in plain.values()) and list(plain) == ["FD-Quarters", "Recall"]
+
+
+def test_stored_statistics_are_taken_for_the_distances(tmp_path):
+    """As the published evaluator does, and of Inception alone; with the scores of its classes."""
+    rng = np.random.default_rng(0)
+    features, spatial = rng.normal(size=(50, 3)), rng.normal(size=(50, 2))
+    network = networks.FeatureNetwork(
+        "Inception", torch.nn.Identity(), lambda x: x, "", lambda f: np.eye(4)[np.arange(len(f)) % 4]
+    )
+    ours = Judged(networks.Activations(features.astype(np.float32), spatial.astype(np.float32)))
+    theirs = Judged(None, Stored(Gaussian(np.full(3, 2.0), np.eye(3)), Gaussian(np.zeros(2), 4 * np.eye(2))))
+    found = evaluate(ours, theirs, network, ["fid", "sfid", "is"], Options())
+    assert [figure.name for figure in found] == ["FID", "sFID", "IS"]
+
+    def distance(x, mean, scale):  # to N(mean, scale² I), whose covariance commutes with any
+        values = np.linalg.eigvalsh(np.cov(x.T))
+        return ((x.mean(0) - mean) ** 2).sum() + ((np.sqrt(values) - scale) ** 2).sum()
+
+    assert found[0].value == pytest.approx(distance(features, 2.0, 1.0), rel=1e-5)
+    assert found[1].value == pytest.approx(distance(spatial, 0.0, 2.0), rel=1e-5)
+    assert found[2].value == pytest.approx(4.0, rel=1e-2)  # four classes, each sure, 13 or 12 of each
+
+
+def test_two_processes_give_the_same_figures(files, own, capsys, tmp_path):
+    np.savez(tmp_path / "many.npz", arr_0=images(1100, 5))
+    command = ["evaluate", str(tmp_path / "many.npz"), files["training"], "--network", f"{own}:Quarters"]
+    alone = run(capsys, *command, "--no-cache")[1]
+    code = [sys.executable, "-m", "admg.cli.main", *command, "--cache", str(tmp_path / "cache")]
+    processes = [
+        subprocess.Popen(code, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | environment)
+        for environment in ({"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)} for rank in (1, 0))
+    ]
+    (out1, err1), (out0, err0) = (process.communicate(timeout=60) for process in processes)
+    assert [process.returncode for process in processes] == [0, 0], err0 + err1
+    assert out1 == "" and out0 == alone and "FD-Quarters" in alone
+
+
+def test_bad_input_of_evaluate_is_one_line(files, own, capsys, tmp_path):
+    np.savez(tmp_path / "large.npz", arr_0=images(6, size=16))
+    pair, common = [files["samples"], files["training"]], ["--network", f"{own}:Quarters"]
+    wrong = [
+        ([*pair, *common, "--metrics", "lpips"], "unknown figure 'lpips'"),
+        ([*pair, *common, "--metrics", "accuracy"], "Accuracy cannot be had: it needs a classifier"),
+        ([*pair, *common, "--num", 1], "at least 2 images are needed, not 1"),
+        ([*pair, *common, "--seed", -1], "--seed must not be negative"),
+        ([files["samples"], tmp_path / "large.npz", *common], "images of 16x16, the samples are 8x8: say --fit resize"),
+        ([*pair], "--network efficientnet-lite0 works without a download"),
+        ([files["samples"]], "REFERENCE"),
+        ([*pair, *common, "--metrics", "accuracy", "--classifier", f"{own}:Quarters2"], "has no 'Quarters2'"),
+    ]
+    for arguments, message in wrong:
+        assert message in refused(capsys, "evaluate", *arguments), arguments

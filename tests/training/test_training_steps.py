@@ -1,0 +1,243 @@
+"""What makes training fast or small changes no number: parts of batches, threads, compiling, fused updates."""
+
+from __future__ import annotations
+
+import csv
+import threading
+
+import pytest
+import torch
+from helpers import CPU, learned, make
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from admg.data import batches, open_dataset
+from admg.training import TrainConfig, train
+from admg.training.average import Average
+from admg.training.feed import ahead, draws, feed, step_seed
+from admg.training.learner import Learner
+
+
+def run(digits: str, out, task, **changes) -> list[dict[str, str]]:
+    """A run of six steps; its log."""
+    options = {"steps": 6, "batch_size": 10, "log_every": 1, "preview_every": 100, "precision": "fp32", "lr": 1e-3}
+    list(train(task, open_dataset(digits, 8), out, TrainConfig(**options | {"warmup": 1} | changes), {}))
+    with (out / "log.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def difference(a: nn.Module, b: nn.Module) -> float:
+    """Of all weights, relative to their size."""
+    pairs = list(zip(a.parameters(), b.parameters()))
+    return (sum((p - q).square().sum() for p, q in pairs) / sum(p.square().sum() for p, _ in pairs)).sqrt().item()
+
+
+@pytest.mark.parametrize("kind", ["diffusion", "classifier"])
+def test_a_batch_in_parts_is_the_same_step(digits, kind):
+    """Parts of 4, 4 and 2 of 10 images: the same noise, losses, gradients and weights as in one."""
+    whole, one = learned(digits, make(kind), lr=2e-5)
+    parts, three = learned(digits, make(kind), lr=2e-5, accumulate=3)
+    for a, b in zip(whole, parts, strict=True):
+        assert b == pytest.approx(a, rel=1e-5, abs=1e-6)
+    assert difference(one.network, three.network) < 1e-5 and difference(one.average.network, one.network) > 1e-5
+    assert whole[-1]["loss"] != pytest.approx(whole[0]["loss"], rel=1e-3)
+
+
+def test_parts_that_cannot_be(digits):
+    with pytest.raises(ValueError, match="accumulate 3: a batch of 2 has not so many parts"):
+        TrainConfig(batch_size=2, accumulate=3)
+    with pytest.raises(ValueError, match="accumulate must be at least 1, got 0"):
+        TrainConfig(accumulate=0)
+
+
+def test_modes_that_there_are_not():
+    with pytest.raises(ValueError, match="precision must be one of auto, fp32, bf16, got 'fp16'"):
+        TrainConfig(precision="fp16")
+    with pytest.raises(ValueError, match="compile must be one of auto, on, off, got True"):
+        TrainConfig(compile=True)
+
+
+def test_a_part_is_computed_at_a_time(digits):
+    task, sizes = make(), []
+    task.network.register_forward_hook(lambda module, args, output: sizes.append(len(args[0])))
+    learned(digits, task, steps=2, accumulate=3)
+    assert sizes == [4, 4, 2] * 2
+
+
+def test_recomputed_activations_are_the_same_steps(digits):
+    """With dropout, whose random numbers must be the same at the second time."""
+    plain, small = (learned(digits, make(dropout=0.3, checkpoint=flag)) for flag in (False, True))
+    for a, b in zip(plain[0], small[0], strict=True):
+        assert b == pytest.approx(a, rel=1e-4)
+    assert difference(plain[1].network, small[1].network) < 1e-4
+
+
+def test_one_step_is_adamw_of_the_clipped_mean_gradient(digits):
+    """Against the formulas of AdamW (Loshchilov & Hutter 2019), with the gradient of the loss taken by hand."""
+    task, twin = make(), make()
+    options = {"lr": 1e-2, "weight_decay": 0.1, "grad_clip": 0.05}
+    fed = draws(task, batches(open_dataset(digits, 8), 10, seed=0), 0, 0)
+    drawn = next(fed)
+    terms = twin.loss(*drawn)
+    gradients = torch.autograd.grad(terms["loss"].mean(), twin.network.parameters())
+    norm = sum(g.double().square().sum() for g in gradients).sqrt()
+    learner = Learner(task, TrainConfig(batch_size=10, precision="fp32", warmup=2, **options), CPU)
+    figures = learner.step(0, drawn)
+    assert figures["grad_norm"].item() == pytest.approx(norm.item(), rel=1e-5) and norm > 0.1
+    assert figures["loss"].item() == pytest.approx(terms["loss"].mean().item(), rel=1e-5)
+    assert learner.lr == pytest.approx(5e-3)  # the first of two steps of warm-up
+    expected = []
+    for p, g in zip(twin.network.parameters(), gradients):
+        g = g * (0.05 / norm)
+        expected.append(p - 5e-3 * (0.1 * p + g / (g.abs() + 1e-8)))  # at the first step m/sqrt(v) is g/|g|
+    for (name, p), q in zip(task.network.named_parameters(), expected):
+        assert (p - q).abs().max() < 1e-3 * 5e-3, name
+    assert difference(learner.average.network, task.network) == 0  # the first update of the average copies
+
+
+@pytest.mark.parametrize("kind", ["diffusion", "classifier"])
+def test_compiled_training_is_the_same(digits, monkeypatch, kind):
+    """Traced by the compiler and run by its plainest backend."""
+    import admg.training.learner as module
+
+    inside, calls = module.compiled, []
+
+    def backend(graph, inputs):
+        calls.append(graph)
+        return graph
+
+    monkeypatch.setattr(module, "compiled", lambda *networks: inside(*networks, backend=backend))
+    torch._dynamo.reset()
+    plain, fast = (learned(digits, make(kind), compile=mode) for mode in ("off", "on"))
+    for a, b in zip(plain[0], fast[0], strict=True):
+        assert b == pytest.approx(a, rel=1e-4)
+    assert calls and not plain[1].compile
+
+
+# -- what each step is fed -------------------------------------------------------------------------------------------
+
+
+def test_a_thread_ahead_changes_nothing():
+    done = []
+
+    def items():
+        for i in range(5):
+            done.append(threading.get_ident())
+            yield i
+
+    made = ahead(items(), 2)
+    assert next(made) == 0 and list(made) == [1, 2, 3, 4]
+    assert len(set(done)) == 1 and done[0] != threading.get_ident()
+
+
+def test_what_a_thread_ahead_raises_comes_in_its_turn():
+    def items():
+        yield 1
+        raise ValueError("an image that is none")
+
+    made = ahead(items(), 3)
+    assert next(made) == 1
+    with pytest.raises(ValueError, match="an image that is none"):
+        next(made)
+
+
+def test_a_thread_ahead_ends_with_its_reader():
+    before = threading.active_count()
+    made = ahead(iter(range(10**9)), 2)
+    assert next(made) == 0 and threading.active_count() == before + 1
+    made.close()
+    assert threading.active_count() == before
+
+
+def test_draws_depend_on_the_seed_and_the_step_alone(digits):
+    task, data = make(), open_dataset(digits, 8)
+
+    def drawn(first: int, seed: int = 0) -> tuple[torch.Tensor, ...]:
+        return next(draws(task, batches(data, 4, seed=seed, start=first), seed, first))
+
+    stream = draws(task, batches(data, 4, seed=0), 0, 0)
+    third = [next(stream) for _ in range(3)][2]
+    assert all(torch.equal(a, b) for a, b in zip(third, drawn(2)))
+    assert not torch.equal(third[3], drawn(2, seed=1)[3]) and not torch.equal(third[3], drawn(3)[3])
+    assert torch.equal(third[2], torch.randint(50, (4,), generator=torch.Generator().manual_seed(step_seed(0, 2))))
+
+
+# -- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_of_the_loop_before_is_resumed(digits, tmp_path):
+    """It had torch's AveragedModel, whose average of three updates goes on here as it would have gone on there."""
+    task = make()
+    old = AveragedModel(task.network, multi_avg_fn=lambda mine, theirs, n: torch._foreach_lerp_(mine, theirs, 0.5))
+    optimizer = torch.optim.AdamW(task.network.parameters(), fused=True)
+    for _ in range(3):
+        task.network(torch.randn(2, 1, 8, 8), torch.tensor([3]), torch.tensor([1, 2])).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        old.update_parameters(task.network)
+    state = {"network": task.network.state_dict(), "average": old.state_dict(), "optimizer": optimizer.state_dict()}
+    torch.save({"step": 3, **state}, tmp_path / "checkpoint.pt")
+
+    other = make()
+    learner = Learner(other, TrainConfig(), CPU)
+    assert learner.resume(tmp_path / "checkpoint.pt") == 3 and learner.average.count == 3
+    assert difference(other.network, task.network) == 0 and difference(learner.average.network, old.module) == 0
+    learner.save(tmp_path / "again.pt", 3)
+    again = torch.load(tmp_path / "again.pt", weights_only=True)
+    assert again["average"].keys() == old.state_dict().keys()
+    assert [int(s["step"]) for s in again["optimizer"]["state"].values()] == [3] * len(optimizer.state)
+    old.load_state_dict(again["average"])  # and the other way round
+
+
+def test_the_average_is_torchs_own():
+    """AveragedModel with the same decay, over steps of random weights."""
+    torch.manual_seed(0)
+    network, n = nn.Linear(5, 3), 0
+    average = Average(network, 0.5)
+    torchs = AveragedModel(network, avg_fn=lambda a, b, n: a + (1 - min(0.5, (1 + int(n)) / (10 + int(n)))) * (b - a))
+    for n in range(12):
+        for p in network.parameters():
+            nn.init.normal_(p)
+        average.update(network)
+        torchs.update_parameters(network)
+        assert difference(average.network, torchs.module) < 1e-6 and average.count == n + 1
+
+
+def test_a_run_is_resumed_with_weights_laid_out_otherwise(digits, tmp_path):
+    """A GPU has them channels-last, and AdamW pairs weights and moments by their place in memory."""
+    figures, _ = learned(digits, make(), steps=5)
+    fed = feed(make(), batches(open_dataset(digits, 8), 10, seed=0), 0, 0, CPU)
+    config = TrainConfig(batch_size=10, precision="fp32", warmup=1)
+    first = Learner(make(), config, CPU)
+    first.network.to(memory_format=torch.channels_last)
+    for k in range(3):
+        first.step(k, next(fed))
+    first.save(tmp_path / "checkpoint.pt", 3)
+    second = Learner(make(), config, CPU)
+    assert second.resume(tmp_path / "checkpoint.pt") == 3
+    for k in (3, 4):
+        assert second.step(k, next(fed))["loss"].item() == pytest.approx(figures[k]["loss"], rel=1e-4)
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(digits, tmp_path):
+    with pytest.raises(FloatingPointError, match=r"the loss became .* at step \d+; try a smaller lr"):
+        run(digits, tmp_path, make(), lr=1e25, steps=20)
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_a_loss_that_is_not_finite_leaves_the_weights(digits):
+    _, learner = learned(digits, make(), steps=1)
+    before = {name: p.clone() for name, p in learner.network.state_dict().items()}
+    x, *rest = next(feed(learner.task, batches(open_dataset(digits, 8), 10, seed=0), 0, 0, CPU))
+    with pytest.raises(FloatingPointError, match="the loss became nan at step 1;"):
+        learner.step(1, (x * float("nan"), *rest))
+    assert all(torch.equal(p, before[name]) for name, p in learner.network.state_dict().items())
+    assert learner.average.count == 1
+
+
+def test_a_run_in_parts_resumes(digits, tmp_path):
+    """Begun in one, gone on with in three: the log is that of a run in one."""
+    whole = run(digits, tmp_path / "a", make())
+    run(digits, tmp_path / "b", make(), steps=3)
+    parts = run(digits, tmp_path / "b", make(), accumulate=3)
+    assert [float(row["loss"]) for row in parts] == pytest.approx([float(row["loss"]) for row in whole], rel=1e-3)
