@@ -73,8 +73,8 @@ class Cell:
 def guides(classifier: Classifier) -> dict[str, tuple[str, guidance.Guide]]:
     """The conditional network with either kind of guidance, of scales that gain accuracy and keep the distance low."""
     return {
-        "classifier": ("classifier guidance, scale 2", guidance.Classifier(classifier, 2.0)),
-        "cfg": ("classifier-free guidance, scale 2", guidance.ClassifierFree(2.0)),
+        "classifier": ("classifier guidance, scale 2", guidance.ClassifierGuidance(classifier, 2.0)),
+        "cfg": ("classifier-free guidance, scale 2", guidance.ClassifierFreeGuidance(2.0)),
     }
 
 

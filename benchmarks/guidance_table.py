@@ -121,12 +121,12 @@ def run(args: argparse.Namespace) -> None:
         samples = admg.sample(
             model,
             labels,
-            guide=admg.guidance.Classifier(classifier, scale=cell.scale),
+            guide=admg.guidance.ClassifierGuidance(classifier, scale=cell.scale),
             sampler=cell.sampler,
             steps=cell.steps,
             seed=args.seed,
             batch_size=args.batch_size,
-            y="labels" if cell.told else None,
+            unconditional=not cell.told,
             precision=args.precision,
         )
         if not torch.isfinite(samples.x).all():

@@ -100,9 +100,10 @@ def sampling(
     """Numbers of images -> x (N, C, H, W), of all labels in turn; told: the network is told them. For Store.fill."""
 
     def make(images: range) -> Tensor:
-        labels, y = [i % CLASSES for i in images], "labels" if told else None
+        labels = [i % CLASSES for i in images]
         options = {"sampler": sampler, "steps": steps, "seed": args.seed, "precision": args.precision}
-        return admg.sample(model, labels, guide=guide, y=y, first=images.start, batch_size=len(images), **options).x
+        options = {"unconditional": not told, "first": images.start, "batch_size": len(images), **options}
+        return admg.sample(model, labels, guide=guide, **options).x
 
     return make
 

@@ -38,17 +38,17 @@ from admg.training.feed import feed
 from admg.training.learner import Learner
 
 
-def within_sample(make: Callable[[Model, guidance.Classifier, Tensor, Tensor], Work]) -> Part:
+def within_sample(make: Callable[[Model, guidance.ClassifierGuidance, Tensor, Tensor], Work]) -> Part:
     """A part that runs where samplers do: inside of sample(), with all that it prepares."""
 
     def part(setting: Setting, serve: Serve) -> None:
         case = build(setting)
 
-        def sampler(model, x_T, *, y, guide, noise_sampler, drop_label):
+        def sampler(model, x_T, *, y, guide, noise_sampler, unconditional):
             serve(make(model, guide, x_T, y))
             yield samplers.Step(x_T, x_T, 0, 0)
 
-        guide = guidance.Classifier(case.classifier, SCALE)
+        guide = guidance.ClassifierGuidance(case.classifier, SCALE)
         options: dict[str, Any] = {"precision": setting.precision, "compile": setting.compile, "progress": False}
         admg.sample(
             case.model,
@@ -65,21 +65,21 @@ def within_sample(make: Callable[[Model, guidance.Classifier, Tensor, Tensor], W
 
 
 @within_sample
-def forward(model: Model, guide: guidance.Classifier, x: Tensor, y: Tensor) -> Work:
+def forward(model: Model, guide: guidance.ClassifierGuidance, x: Tensor, y: Tensor) -> Work:
     t, told = torch.tensor([TIMESTEP], device=x.device), {"y": y} if model.conditional else {}
     run = torch.no_grad()(lambda: model.network(x, t, **told))
     return Work(run, run)
 
 
 @within_sample
-def gradient(model: Model, guide: guidance.Classifier, x: Tensor, y: Tensor) -> Work:
+def gradient(model: Model, guide: guidance.ClassifierGuidance, x: Tensor, y: Tensor) -> Work:
     t = torch.tensor([TIMESTEP], device=x.device)
     run = partial(log_prob_gradient, guide.classifier, x, t, y)
     return Work(run, run)
 
 
 @within_sample
-def step(model: Model, guide: guidance.Classifier, x: Tensor, y: Tensor) -> Work:
+def step(model: Model, guide: guidance.ClassifierGuidance, x: Tensor, y: Tensor) -> Work:
     start = partial(samplers.ddim, model, x, y=y, guide=guide)
     return Work(again_and_again(start), lambda: last(start()).x)
 
@@ -111,7 +111,7 @@ def training(setting: Setting, serve: Serve) -> None:
 def whole_sample(setting: Setting, serve: Serve) -> None:
     case, (sampler, steps) = build(setting), GOOD
     options: dict[str, Any] = {"precision": setting.precision, "compile": setting.compile, "progress": False}
-    options |= {"guide": guidance.Classifier(case.classifier, SCALE), "batch_size": setting.batch}
+    options |= {"guide": guidance.ClassifierGuidance(case.classifier, SCALE), "batch_size": setting.batch}
     serve(Work(lambda: admg.sample(case.model, case.y, sampler=sampler, steps=steps, x_T=case.x, **options).x, None))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import admg
 from admg.generation.pictures import save_png, sheet
-from admg.guidance import Classifier, ClassifierFree, Guide, Interval, Loss
+from admg.guidance import ClassifierFreeGuidance, ClassifierGuidance, Guide, Interval, LossGuidance
 
 
 def bright_left(x0: Tensor) -> Tensor:
@@ -26,15 +26,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = options(__doc__, argv, steps="50", num=8, help="noises")
     model, classifier = admg.load("fashion-mnist"), admg.load_classifier("fashion-mnist")
     boot, sneaker, coat = (model.labels.number(name) for name in ("ankle boot", "sneaker", "coat"))
-    free, late = ClassifierFree(2.0), Interval(Classifier(classifier, 8.0), 0.3, 2.0)
-    left = Interval(Loss(bright_left), high=3.0)  # from pure noise on, so strong a loss leaves no garment, but its half
+    free, late = ClassifierFreeGuidance(2.0), Interval(ClassifierGuidance(classifier, 8.0), 0.3, 2.0)
+    left = Interval(
+        LossGuidance(bright_left), high=3.0
+    )  # from pure noise on, so strong a loss leaves no garment, but its half
     rows: dict[str, tuple[int | None, Guide]] = {  # what the model is told, and the guide
-        "sneaker": (None, Classifier(classifier, labels={sneaker: 8.0})),
-        "ankle boot": (None, Classifier(classifier, labels={boot: 8.0})),
-        "both": (None, Classifier(classifier, labels={sneaker: 4.0, boot: 4.0})),
-        "coat": (None, Classifier(classifier, labels={coat: 8.0})),
+        "sneaker": (None, ClassifierGuidance(classifier, labels={sneaker: 8.0})),
+        "ankle boot": (None, ClassifierGuidance(classifier, labels={boot: 8.0})),
+        "both": (None, ClassifierGuidance(classifier, labels={sneaker: 4.0, boot: 4.0})),
+        "coat": (None, ClassifierGuidance(classifier, labels={coat: 8.0})),
         "bright left": (None, left),
-        "coat + bright left": (None, Classifier(classifier, labels={coat: 8.0}) + left),
+        "coat + bright left": (None, ClassifierGuidance(classifier, labels={coat: 8.0}) + left),
         "coat, free": (coat, free),
         "coat, classifier late": (coat, late),
         "coat, free + late": (coat, free + late),

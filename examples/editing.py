@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     edits = EDITS[: args.num]
     images, labels = garments(model, [a for a, _ in edits]), [b for _, b in edits]
 
-    guide = admg.guidance.Classifier(classifier, scale=4.0)
+    guide = admg.guidance.ClassifierGuidance(classifier, scale=4.0)
     columns = [
         admg.edit(model, images, labels, strength=strength, guide=guide, steps=args.steps) for strength in STRENGTHS
     ]

@@ -17,7 +17,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 import admg
 from admg.generation.pictures import save_png, sheet
 from admg.generation.sample import to_uint8
-from admg.guidance import EmbeddingDistance, Loss
+from admg.guidance import EmbeddingDistance, LossGuidance
 
 TARGETS = ("sneaker", "bag", "trouser", "t-shirt/top", "sandal", "dress")
 SCALE = 800.0
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     pictures = garments(model, targets, first=3)
     with torch.no_grad():
         target = embed(pictures)  # or CLIP's encode_text
-    guide = Loss(EmbeddingDistance(embed, target), SCALE)
+    guide = LossGuidance(EmbeddingDistance(embed, target), SCALE)
 
     rows, titles = [to_uint8(pictures)], ["target"]
     for seed in (0, 1):

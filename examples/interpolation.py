@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows.append([first, *frames.images, last])
         titles.append(f"{a} to {b}")
 
-    guide = admg.guidance.Classifier(classifier, scale=4.0)
+    guide = admg.guidance.ClassifierGuidance(classifier, scale=4.0)
     frames = admg.interpolate(model, (0, 1), "bag", frames=args.num + 2, guide=guide, steps=args.steps)
     rows.append([*frames.images])
     titles.append("bag, seed 0 to 1")

@@ -15,4 +15,4 @@ def unlike_its_mirror(x0: torch.Tensor) -> torch.Tensor:
     return (x0 - x0.flip(-1)).square().flatten(1).sum(1)
 
 
-symmetric = guidance.Loss(unlike_its_mirror, scale=0.3)  # follows -0.3 ∇ of that at the predicted x_0
+symmetric = guidance.LossGuidance(unlike_its_mirror, scale=0.3)  # follows -0.3 ∇ of that at the predicted x_0

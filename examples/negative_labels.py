@@ -13,13 +13,13 @@ from common import options
 
 import admg
 from admg.generation.pictures import save_png, sheet
-from admg.guidance import Classifier
+from admg.guidance import ClassifierGuidance
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = options(__doc__, argv, steps="50", num=10, help="noises")
     model, classifier = admg.load("fashion-mnist"), admg.load_classifier("fashion-mnist")
-    everything = {"steps": args.steps, "y": None, "batch_size": args.num}
+    everything = {"steps": args.steps, "unconditional": True, "batch_size": args.num}
     plain = admg.sample(model, [None] * args.num, **everything)
     seen = classifier(plain.x, torch.zeros(1)).argmax(1)
 
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for weight in (-1.0, -4.0, -16.0):
         labels = torch.zeros(args.num, model.labels.count)
         labels[torch.arange(args.num), seen] = weight  # log p(label | x), to be made small
-        guide = Classifier(classifier, labels=labels)
+        guide = ClassifierGuidance(classifier, labels=labels)
         rows.append(admg.sample(model, [None] * args.num, guide=guide, **everything).images)
         titles.append(f"weight {weight:g}")
 

@@ -17,7 +17,7 @@ from torch import Tensor
 import admg
 from admg.generation.pictures import save_png, sheet
 from admg.generation.sample import to_uint8
-from admg.guidance import Loss
+from admg.guidance import LossGuidance
 
 LABELS = ("pullover", "sneaker", "dress", "bag", "ankle boot")
 NOISE = 0.5  # deviation of the dither; pixels are in [-1, 1]
@@ -34,7 +34,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         """-log p(bits | x0): a bit is +1 with the probability Φ(x0 / NOISE)."""
         return -torch.special.log_ndtr(bits * x0 / NOISE).flatten(1).sum(1)
 
-    samples = [admg.sample(model, labels, y=None, guide=Loss(surprise), steps=args.steps, seed=seed) for seed in SEEDS]
+    samples = [
+        admg.sample(model, labels, unconditional=True, guide=LossGuidance(surprise), steps=args.steps, seed=seed)
+        for seed in SEEDS
+    ]
 
     mean = torch.stack([s.x for s in samples]).mean(0)
     columns = [to_uint8(images), to_uint8(bits), *(s.images for s in samples), to_uint8(mean)]

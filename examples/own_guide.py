@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = options(__doc__, argv, steps="25", num=8, help="columns")
     model, classifier = admg.load("fashion-mnist"), admg.load_classifier("fashion-mnist")
     labels = [LABELS[i % len(LABELS)] for i in range(args.num)]
-    guide = admg.guidance.Classifier(classifier, scale=4.0)
+    guide = admg.guidance.ClassifierGuidance(classifier, scale=4.0)
 
     rows = [
         admg.sample(model, labels, guide=g, steps=args.steps).images for g in (guide, guide + darker, guide + symmetric)

@@ -12,7 +12,7 @@ from common import options
 
 import admg
 from admg.generation.pictures import save_png, sheet
-from admg.guidance import Classifier, ClassifierFree
+from admg.guidance import ClassifierFreeGuidance, ClassifierGuidance
 
 LABELS = ("sneaker", "bag", "dress", "coat", "sandal", "trouser")
 CLASSIFIER, FREE = (0, 1, 4, 16), (1, 2, 4, 8)
@@ -25,10 +25,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     columns = []
     for scale in CLASSIFIER:  # the model is told no label: the classifier alone steers
-        guide = Classifier(classifier, scale=scale)
-        columns.append(admg.sample(model, labels, guide=guide, steps=args.steps, y=None))
+        guide = ClassifierGuidance(classifier, scale=scale)
+        columns.append(admg.sample(model, labels, guide=guide, steps=args.steps, unconditional=True))
     for scale in FREE:  # 1 is the conditional model by itself
-        columns.append(admg.sample(model, labels, guide=ClassifierFree(scale), steps=args.steps))
+        columns.append(admg.sample(model, labels, guide=ClassifierFreeGuidance(scale), steps=args.steps))
 
     rows = [[column.images[i] for column in columns] for i in range(args.num)]
     titles = ["unguided", *(f"classifier {scale}" for scale in CLASSIFIER[1:])]

@@ -33,8 +33,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return y + NOISE * torch.randn(y.shape, generator=random)
 
     def restored(guide: Guide, sampler: str) -> list:
-        return [admg.sample(model, labels, y=None, guide=guide, sampler=sampler, steps=args.steps, seed=seed).images
-                for seed in (0, 1)]  # fmt: skip
+        return [admg.sample(model, labels, unconditional=True, guide=guide, sampler=sampler, steps=args.steps,
+        seed=seed).images for seed in (0, 1)]  # fmt: skip
 
     small, blurred = measured(Downsample(4)), measured(Blur.gaussian(1.5))
     columns = [to_uint8(images), to_uint8(interpolate(small, model.shape[1:]))]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from admg.checkpoints.model import DiffusionConfig
 from admg.models import ClassifierConfig, NoisyClassifier, SuperResUNet, UNet, UNetConfig
-from admg.models.unet import TrunkConfig
+from admg.models.unet import EncoderConfig
 
 FOLDER = Path(__file__).parent / "openai"
 NETWORKS = {"diffusion": UNet, "upsampler": SuperResUNet, "classifier": NoisyClassifier}
@@ -54,7 +54,7 @@ def truth(text: str) -> bool:
     return {"True": True, "False": False}[text]
 
 
-def network_config(kind: str, flags: str) -> TrunkConfig:
+def network_config(kind: str, flags: str) -> EncoderConfig:
     """The network of guided-diffusion's flags, with the defaults of its script_util.py."""
     given = parse(flags)
     size = int(given.get("large_size") or given["image_size"])

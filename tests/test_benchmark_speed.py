@@ -15,7 +15,7 @@ from torch import nn
 from turns import Memory
 
 from admg.models import NoisyClassifier, UNet
-from admg.models.blocks import AttentionBlock, AttentionPool, Pointwise
+from admg.models.blocks import AttentionBlock, AttentionPool, Conv1x1
 
 TINY = cases.Setting("tiny", batch=2)
 
@@ -109,7 +109,7 @@ def by_hand(network: nn.Module, *arguments: torch.Tensor) -> int:
         x = inputs[0]
         if isinstance(layer, nn.Conv2d):
             total += 2 * output.numel() * layer.weight[0].numel()
-        elif isinstance(layer, Pointwise | nn.Linear):
+        elif isinstance(layer, Conv1x1 | nn.Linear):
             total += (
                 2 * output.numel() * layer.in_features
                 if isinstance(layer, nn.Linear)

@@ -65,7 +65,7 @@ def test_garments_are_test_images_in_order(examples, monkeypatch, tmp_path):
 def test_the_users_own_guide_is_the_same_on_the_command_line_and_in_python(examples, capsys, tmp_path):
     symmetric = examples("my_guide").symmetric
     model, classifier = admg.load("fashion-mnist"), admg.load_classifier("fashion-mnist")
-    guide = admg.guidance.Classifier(classifier, 4.0)
+    guide = admg.guidance.ClassifierGuidance(classifier, 4.0)
     plain = admg.sample(model, ["bag"], guide=guide, steps=6, progress=False)
     own = admg.sample(model, ["bag"], guide=guide + symmetric, steps=6, progress=False)
     code, _, err = run(capsys, "sample", "--label", "bag", "--num", 1, "--steps", 6, "--guide", GUIDE, "--scale", 4,

@@ -1,7 +1,7 @@
 """Guided diffusion for pixel images: *Diffusion Models Beat GANs on Image Synthesis*, in PyTorch.
 
 model, classifier = admg.load("fashion-mnist"), admg.load_classifier("fashion-mnist")
-samples = admg.sample(model, ["sneaker", "coat"], guide=admg.guidance.Classifier(classifier, scale=4.0))
+samples = admg.sample(model, ["sneaker", "coat"], guide=admg.guidance.ClassifierGuidance(classifier, scale=4.0))
 """
 
 from __future__ import annotations

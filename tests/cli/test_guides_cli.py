@@ -47,7 +47,7 @@ def fails(state):
     return wanted
 
 
-changing = guidance.ClassifierFree(3.0)
+changing = guidance.ClassifierFreeGuidance(3.0)
 """
 
 
@@ -104,21 +104,23 @@ def pull(state):
 @pytest.mark.parametrize(
     ("options", "guide"),
     [
-        (["--scale", 2], lambda c: guidance.Classifier(c, 2.0)),
-        (["--cfg", 3], lambda c: guidance.ClassifierFree(3.0)),  # in place of the classifier's
-        (["--guide", "classifier-free:3"], lambda c: guidance.ClassifierFree(3.0)),
-        (["--cfg", 3, "--scale", 2], lambda c: guidance.Classifier(c, 2.0) + guidance.ClassifierFree(3.0)),
+        (["--scale", 2], lambda c: guidance.ClassifierGuidance(c, 2.0)),
+        (["--cfg", 3], lambda c: guidance.ClassifierFreeGuidance(3.0)),  # in place of the classifier's
+        (["--guide", "classifier-free:3"], lambda c: guidance.ClassifierFreeGuidance(3.0)),
+        (["--cfg", 3, "--scale", 2],
+         lambda c: guidance.ClassifierGuidance(c, 2.0) + guidance.ClassifierFreeGuidance(3.0)),
         (["--guide", "apg:4,eta=0.5,momentum=0.25"], lambda c: guidance.APG(4.0, 0.5, 0.25)),
         (["--guide", "cfg-plus-plus"], lambda c: guidance.CFGPlusPlus()),
         (["--guide", "cfg-zero-star:3"], lambda c: guidance.CFGZeroStar(3.0)),
-        (["--guide", "perturbed-attention:2"], lambda c: guidance.PerturbedAttention(2.0)),
-        (["--guide", "gradient-free:3,reference=null"], lambda c: guidance.GradientFree(c, 3.0, "null")),
-        (["--scale", 99, "--interval", "0.5,3"], lambda c: guidance.Interval(guidance.Classifier(c, 99.0), 0.5, 3.0)),
-        (["--guide", "OWN:pull"], lambda c: guidance.Classifier(c, 4.0) + pull),  # added to the classifier's
+        (["--guide", "perturbed-attention:2"], lambda c: guidance.PerturbedAttentionGuidance(2.0)),
+        (["--guide", "gradient-free:3,reference=null"], lambda c: guidance.GradientFreeGuidance(c, 3.0, "null")),
+        (["--scale", 99, "--interval", "0.5,3"],
+         lambda c: guidance.Interval(guidance.ClassifierGuidance(c, 99.0), 0.5, 3.0)),
+        (["--guide", "OWN:pull"], lambda c: guidance.ClassifierGuidance(c, 4.0) + pull),  # added to the classifier's
         (["--guide", "OWN:pull", "--scale", 0], lambda c: pull),
         (["--guide", "OWN:as_object", "--guide", "OWN:changing", "--scale", 0],
-         lambda c: guidance.ClassifierFree(3.0) + pull),
-        (["--guide", "OWN:pull", "--cfg", 2], lambda c: guidance.ClassifierFree(2.0) + pull),
+         lambda c: guidance.ClassifierFreeGuidance(3.0) + pull),
+        (["--guide", "OWN:pull", "--cfg", 2], lambda c: guidance.ClassifierFreeGuidance(2.0) + pull),
     ],
 )  # fmt: skip
 def test_the_command_samples_as_python_does(capsys, command, expected, own, tmp_path, options, guide):
@@ -199,7 +201,7 @@ def test_sheet_over_the_scale_of_cfg(capsys, command, expected, tmp_path, monkey
     ((one, four), scales, title, name), = drawn  # fmt: skip
     assert (scales, name) == ([1, 4], "cfg") and "scale 2" in title and "cfg" not in title
     for column, scale in ((one, 1.0), (four, 4.0)):
-        wanted = expected(lambda c, w=scale: guidance.Classifier(c, 2.0) + guidance.ClassifierFree(w))
+        wanted = expected(lambda c, w=scale: guidance.ClassifierGuidance(c, 2.0) + guidance.ClassifierFreeGuidance(w))
         assert np.abs(column.images.astype(int) - wanted).max() <= 1
 
 
@@ -218,7 +220,7 @@ def test_upsampling_takes_guides_too(capsys, tiny_upsampler, own, tmp_path):
                "--precision", "fp32"]  # fmt: skip
     assert run(capsys, *command, "--cfg", 3, "--out", tmp_path / "out")[0] == 0
     x = admg.cli.stages.to_float(small)
-    expected = admg.sample(tiny_upsampler, [1, 2], low_res=x, guide=guidance.ClassifierFree(3.0), steps=3,
+    expected = admg.sample(tiny_upsampler, [1, 2], low_res=x, guide=guidance.ClassifierFreeGuidance(3.0), steps=3,
                            seed=admg.cli.stages.UPSAMPLER_SEED, progress=False).images  # fmt: skip
     images = np.load(tmp_path / "out" / "samples_2x8x8x1.npz")["arr_0"]
     assert np.abs(images.astype(int) - expected).max() <= 1

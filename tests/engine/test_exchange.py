@@ -14,7 +14,7 @@ from admg.engine.compiling import fast
 from admg.engine.cpu.packing import packed
 from admg.engine.exchange import Exchanged, exchanged
 from admg.models import UNet, UNetConfig
-from admg.models.blocks import Pointwise, ResBlock, exchangeable
+from admg.models.blocks import Conv1x1, ResBlock, exchangeable
 
 
 class WithoutBias(Exchanged):
@@ -68,7 +68,7 @@ class LowRank(nn.Linear):
 
 
 def test_layers_that_compute_in_their_own_way_are_left_alone():
-    kept = [nn.Conv2d(4, 4, 3), Pointwise(4, 4), nn.Linear(4, 4)]
+    kept = [nn.Conv2d(4, 4, 3), Conv1x1(4, 4), nn.Linear(4, 4)]
     assert all(exchangeable(layer) for layer in kept)
     hooked, double, inference = nn.Linear(4, 4), nn.Linear(4, 4).double(), nn.Linear(4, 4)
     hooked.register_forward_pre_hook(lambda *_: None)

@@ -257,7 +257,7 @@ def test_second_derivatives(networks):
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpmpp_2m"])
 def test_images_of_a_seed_are_those_of_a_cpu(tiny_model, tiny_classifier, sampler):
     def samples(device: str, **options) -> Tensor:
-        guide = guidance.Classifier(copy.deepcopy(tiny_classifier).to(device), 2.0)
+        guide = guidance.ClassifierGuidance(copy.deepcopy(tiny_classifier).to(device), 2.0)
         model = copy.deepcopy(tiny_model).to(device)
         options = {"guide": guide, "sampler": sampler, "steps": 10, "progress": False, "precision": "fp32"} | options
         return admg.sample(model, list(NAMES), **options).x
@@ -271,7 +271,7 @@ def test_images_of_a_seed_are_those_of_a_cpu(tiny_model, tiny_classifier, sample
 @on_gpu
 def test_with_and_without_the_label_in_one_call(tiny_model):
     """As many images as are asked for in one call, and one more."""
-    model, guide = copy.deepcopy(tiny_model).to("cuda"), guidance.ClassifierFree(2.0)
+    model, guide = copy.deepcopy(tiny_model).to("cuda"), guidance.ClassifierFreeGuidance(2.0)
     sizes: list[int] = []
     model.network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     for count, calls in ((16, [32, 32]), (17, [17] * 4)):
@@ -299,7 +299,7 @@ def test_no_step_waits_for_the_gpu(tiny_model, tiny_classifier, sampler):
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    guide = guidance.ClassifierFree(2.0) + guidance.Classifier(classifier, 2.0)
+    guide = guidance.ClassifierFreeGuidance(2.0) + guidance.ClassifierGuidance(classifier, 2.0)
     options = {"guide": guide, "sampler": watched, "steps": 8, "progress": False, "precision": "bf16"}
     admg.sample(model, list(NAMES), **options)
     assert waits == [0]

@@ -70,7 +70,7 @@ def test_a_guided_step_of_imagenet_256(tmp_path):
 from admg import guidance, samplers
 model = admg.openai.load_diffusion({str(tmp_path / "model.pt")!r})
 classifier = admg.openai.load_classifier({str(tmp_path / "classifier.pt")!r})
-guide = guidance.Classifier(classifier, 1.0)
+guide = guidance.ClassifierGuidance(classifier, 1.0)
 x, y = torch.randn(1, 3, 256, 256), torch.tensor([207])
 step = next(iter(samplers.ddim(model.respace(25), x, y=y, guide=guide)))
 assert step.x.shape == x.shape and step.x.isfinite().all() and not torch.equal(step.x, x)

@@ -233,7 +233,7 @@ def test_large_batches_run_channels_last(tiny_model):
 
 def test_images_of_a_seed_are_those_of_the_plain_computation(tiny_model, tiny_classifier, monkeypatch):
     """Fused norms and packed convolutions against one operation after the other, by both algorithms of the paper."""
-    options = {"guide": guidance.Classifier(tiny_classifier, 2.0), "steps": 10, "progress": False}
+    options = {"guide": guidance.ClassifierGuidance(tiny_classifier, 2.0), "steps": 10, "progress": False}
     fast = [admg.sample(tiny_model, [0, 1, 2, 3], sampler=sampler, **options) for sampler in ("ddim", "ddpm")]
 
     def forward(norm, x, scale=None, shift=None, offset=None, *, silu=False):
@@ -278,14 +278,14 @@ def test_a_scale_of_zero_calls_no_classifier(tiny_model):
     def classifier(x, t):
         raise AssertionError
 
-    admg.sample(tiny_model, [0], guide=guidance.Classifier(classifier, 0.0), steps=2, progress=False)
+    admg.sample(tiny_model, [0], guide=guidance.ClassifierGuidance(classifier, 0.0), steps=2, progress=False)
 
 
 def test_the_time_is_embedded_once_for_all_images(tiny_model, tiny_classifier):
     rows = []
     networks = tiny_model.network, tiny_classifier.network
     hooks = [n.time_embed.register_forward_hook(lambda _, args, out: rows.append(len(out))) for n in networks]
-    guide = guidance.Classifier(tiny_classifier, 1.0)
+    guide = guidance.ClassifierGuidance(tiny_classifier, 1.0)
     admg.sample(tiny_model, [0, 1, 2, 3], guide=guide, steps=2, progress=False)
     for hook in hooks:
         hook.remove()
@@ -302,7 +302,7 @@ def test_no_step_waits_for_the_device(tiny_classifier, sampler, monkeypatch):
         classifier = NoisyClassifier(tiny_classifier.network.config).requires_grad_(False)
         x_T, y = torch.empty(2, 1, 8, 8), torch.zeros(2, dtype=torch.int64)
     model = Model(network, config.build(), (1, 8, 8), Labels(5), config).respace(4)
-    guide = guidance.Classifier(Classifier(classifier, config.build(), Labels(5)), 1.0)
+    guide = guidance.ClassifierGuidance(Classifier(classifier, config.build(), Labels(5)), 1.0)
     steps = list(sampler(model, x_T, y=y, guide=guide))
     assert len(steps) == 4 and steps[-1].x.shape == x_T.shape
     t = torch.zeros(2, dtype=torch.int64, device="meta")
@@ -354,7 +354,12 @@ def test_compiled_images_are_the_same(tiny_model, tiny_classifier, tmp_path, mon
     monkeypatch.setenv("ADMG_HOME", str(tmp_path))
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     torch._dynamo.reset()
-    options = {"guide": guidance.Classifier(tiny_classifier, 2.0), "steps": 5, "progress": False, "batch_size": 3}
+    options = {
+        "guide": guidance.ClassifierGuidance(tiny_classifier, 2.0),
+        "steps": 5,
+        "progress": False,
+        "batch_size": 3,
+    }
     plain, fast = (admg.sample(tiny_model, [0, 1, 2, 3, 4], compile=mode, **options) for mode in ("off", "on"))
     assert (plain.x - fast.x).abs().max() < 1e-4
     assert any((tmp_path / "inductor").rglob("*"))
@@ -379,7 +384,9 @@ def test_fp16_is_for_gpus(tiny_model):
 
 def test_networks_of_a_guide_are_found(tiny_model, tiny_classifier):
     """Wherever it keeps them: they too run fast, and take memory."""
-    inner = guidance.Interval(guidance.Classifier(tiny_classifier, 1.0), 0.1, 1.0) + guidance.Autoguidance(tiny_model)
+    inner = guidance.Interval(guidance.ClassifierGuidance(tiny_classifier, 1.0), 0.1, 1.0) + guidance.AutoGuidance(
+        tiny_model
+    )
     other = Model(nn.Identity(), tiny_model.diffusion, tiny_model.shape)
     found = sampling.networks_of(other, inner + (lambda state: None))
     assert found[0] is other.network and {*found} == {other.network, tiny_classifier.network, tiny_model.network}

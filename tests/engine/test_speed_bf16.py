@@ -124,7 +124,7 @@ LAYERS = {
     "one image": (lambda: nn.Conv2d(8, 12, 3, padding=1, bias=False), (8, 6, 6)),
     "wide": (lambda: nn.Conv2d(192, 192, 3, padding=1), (1, 192, 16, 16)),  # in float32 by Winograd's algorithm
     "linear": (lambda: nn.Linear(8, 12), (2, 8)),
-    "pointwise": (lambda: blocks.Pointwise(8, 12), (2, 5, 8)),
+    "pointwise": (lambda: blocks.Conv1x1(8, 12), (2, 5, 8)),
 }
 
 
@@ -226,7 +226,7 @@ def test_networks_and_gradients_in_bf16(plain):
 
 
 def test_images_of_a_seed_are_those_of_the_plain_computation(plain, tiny_model, tiny_classifier):
-    options = {"guide": guidance.Classifier(tiny_classifier, 2.0), "steps": 5, "progress": False, "seed": 3}
+    options = {"guide": guidance.ClassifierGuidance(tiny_classifier, 2.0), "steps": 5, "progress": False, "seed": 3}
     exact = admg.sample(tiny_model, [0, 1, 2, 3], precision="fp32", **options).x.double()
     got = admg.sample(tiny_model, [0, 1, 2, 3], precision="bf16", **options).x
     with plain():

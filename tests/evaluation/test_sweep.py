@@ -155,7 +155,10 @@ def test_cells_are_those_of_sample_and_figures_those_of_evaluate(capsys, command
 
     model, classifier = admg.load(models[1]), admg.load_classifier(models[3])
     labels = [i % 5 for i in range(NUM)]
-    for cell, guide in (("ddim-3-scale-0", None), ("ddim-3-scale-50", admg.guidance.Classifier(classifier, 50.0))):
+    for cell, guide in (
+        ("ddim-3-scale-0", None),
+        ("ddim-3-scale-50", admg.guidance.ClassifierGuidance(classifier, 50.0)),
+    ):
         expected = admg.sample(model, labels, guide=guide, steps=3, batch_size=4, progress=False).images
         found = np.load(samples_of(out, cell))
         assert np.abs(found["arr_0"].astype(int) - expected).max() <= 1 and found["arr_1"].tolist() == labels

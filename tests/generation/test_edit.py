@@ -77,7 +77,7 @@ def test_an_edit_of_strength_1_is_sample_from_the_highest_level(tiny_model):
 
 def test_an_edit_of_an_image_is_the_same_whatever_the_batch(tiny_model, tiny_classifier):
     images = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    options = {"strength": 0.5, "steps": 8, "seed": 3, "guide": admg.guidance.Classifier(tiny_classifier, 2.0),
+    options = {"strength": 0.5, "steps": 8, "seed": 3, "guide": admg.guidance.ClassifierGuidance(tiny_classifier, 2.0),
                "sampler": "ddpm", "progress": False}  # fmt: skip
     labels = [0, 1, 2, 3, 4]
     whole = admg.edit(tiny_model, images, labels, **options).x
@@ -102,7 +102,7 @@ def test_the_labels_told_while_inverting(tiny_model):
     admg.edit(model, image, ["two"], invert=True, from_labels=["zero"], strength=0.5, steps=4, progress=False)
     assert told == [(0, [0]), (33, [2]), (0, [2])]  # two of four levels: one step up between them, two down
     told.clear()
-    admg.edit(model, image, ["two"], invert=True, strength=0.5, steps=4, y=None, progress=False)
+    admg.edit(model, image, ["two"], invert=True, strength=0.5, steps=4, unconditional=True, progress=False)
     assert [y for _, y in told] == [None] * 3
 
 
@@ -222,7 +222,7 @@ def test_edit_command_is_edit(capsys, models, tiny_folders, pictures, tmp_path):
                        "--out", out)  # fmt: skip
     assert code == 0, err
     labels = [2, 2, 2, 1, 1, 1] * 2
-    guide = admg.guidance.Classifier(admg.load_classifier(tiny_folders["classifier"]), 2.0)
+    guide = admg.guidance.ClassifierGuidance(admg.load_classifier(tiny_folders["classifier"]), 2.0)
     expected = admg.edit(admg.load(tiny_folders["model"]), x.repeat_interleave(6, 0), labels, strength=0.5, guide=guide,
                          steps=4, seed=4, sampler="ddpm", batch_size=5, progress=False)  # fmt: skip
     assert np.array_equal(stored(out)["arr_0"], expected.images) and stored(out)["arr_1"].tolist() == labels

@@ -18,7 +18,7 @@ from admg.generation.sample import SeededNoise, cycle_labels, to_uint8
 def test_an_image_of_a_seed_is_the_same_whatever_the_batch_size(tiny_model, tiny_classifier, sampler, batch_size):
     labels = [i % 5 for i in range(64)]
     options = {
-        "guide": guidance.Classifier(tiny_classifier, 2.0),
+        "guide": guidance.ClassifierGuidance(tiny_classifier, 2.0),
         "sampler": sampler,
         "steps": 4,
         "seed": 3,
@@ -72,7 +72,7 @@ def test_y_none_drops_the_label_of_the_network_but_not_of_the_guide(tiny_model):
 
     model = admg.Model(Conditional(), tiny_model.diffusion, (1, 8, 8), tiny_model.labels)
     admg.sample(model, [1, 4], guide=guide, steps=2, progress=False)
-    admg.sample(model, [1, 4], guide=guide, steps=2, y=None, progress=False)
+    admg.sample(model, [1, 4], guide=guide, steps=2, unconditional=True, progress=False)
     assert [None if y is None else y.tolist() for y in told] == [[1, 4], [1, 4], None, None]
     assert [y.tolist() for y in wanted] == [[1, 4]] * 4
 
@@ -86,7 +86,7 @@ def test_one_label_for_each_image(tiny_model):
 
 def test_images_without_a_label_among_others(tiny_model, tiny_classifier):
     """None: neither the network nor the guide is told anything for that image."""
-    guide = guidance.Classifier(tiny_classifier, 20.0)
+    guide = guidance.ClassifierGuidance(tiny_classifier, 20.0)
     mixed = admg.sample(tiny_model, [0, None, 1], guide=guide, steps=4, progress=False)
     free = admg.sample(tiny_model, [None], steps=4, first=1, progress=False)
     assert (mixed.x[1] - free.x[0]).abs().max() < 2e-3 and mixed.label_names == ("zero", "", "one")
@@ -132,7 +132,7 @@ def test_x_T_and_noise_sampler_replace_the_seed(tiny_model):
 
 def test_each_image_is_upsampled_from_its_own(tiny_upsampler, tiny_classifier):
     low_res = torch.rand(5, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    labels, guide = [0, 1, 2, 3, 4], guidance.Classifier(tiny_classifier, 2.0)
+    labels, guide = [0, 1, 2, 3, 4], guidance.ClassifierGuidance(tiny_classifier, 2.0)
     options = {"guide": guide, "steps": 3, "seed": 1, "progress": False}
     whole = admg.sample(tiny_upsampler, labels, low_res=low_res, **options).x
     parts = admg.sample(tiny_upsampler, labels, low_res=low_res, batch_size=2, **options).x
@@ -212,7 +212,12 @@ def test_a_save_that_fails_leaves_the_old_checkpoint(tiny_model, tmp_path, monke
 def test_shipped_images_of_a_seed_are_the_same_for_batches_of_1_7_and_64():
     model, classifier = admg.load("fashion-mnist"), admg.load_classifier("fashion-mnist")
     labels = [i % 10 for i in range(64)]
-    options = {"guide": guidance.Classifier(classifier, 4.0), "steps": 5, "y": None, "progress": False}
+    options = {
+        "guide": guidance.ClassifierGuidance(classifier, 4.0),
+        "steps": 5,
+        "unconditional": True,
+        "progress": False,
+    }
     whole = admg.sample(model, labels, batch_size=64, **options)
     for batch_size, count in ((1, 8), (7, 64)):
         parts = admg.sample(model, labels[:count], batch_size=batch_size, **options)

@@ -81,7 +81,7 @@ def test_shards_hold_what_sample_makes(capsys, sampling, folders, tmp_path):
     out = succeed(capsys, *sampling, "--out", tmp_path / "out", "--keep-shards", "--scale", 2, "--seed", 7)
     images, labels = arrays(tmp_path / "out" / "samples_10x8x8x1.npz")
     assert labels.tolist() == [0, 1, 2, 3, 4] * 2 and "10 images" in out
-    guide = guidance.Classifier(admg.load_classifier(folders["classifier"]), 2.0)
+    guide = guidance.ClassifierGuidance(admg.load_classifier(folders["classifier"]), 2.0)
     expected = admg.sample(admg.load(folders["model"]), labels, guide=guide, sampler="ddpm", steps=3, seed=7,
                            batch_size=2, progress=False)  # fmt: skip
     assert np.array_equal(images, expected.images)
@@ -562,7 +562,9 @@ def test_batches_and_shards_by_default(upsampler, tiny_model):
 
 
 def test_images_that_are_not_finite_stop_the_run_before_they_are_written(capsys, sampling, tmp_path, monkeypatch):
-    monkeypatch.setattr("admg.guidance.Classifier", lambda *a: lambda state: torch.full_like(state.x, torch.nan))
+    monkeypatch.setattr(
+        "admg.guidance.ClassifierGuidance", lambda *a: lambda state: torch.full_like(state.x, torch.nan)
+    )
     line = failed(capsys, *sampling, "--out", tmp_path)
     assert "are not finite numbers" in line and not list((tmp_path / "shards").glob("*"))
 

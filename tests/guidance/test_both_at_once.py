@@ -13,13 +13,13 @@ from admg.checkpoints.model import Model
 
 Y = torch.tensor([1, 2, 0])
 GUIDES = {
-    "cfg": guidance.ClassifierFree(3.0),
+    "cfg": guidance.ClassifierFreeGuidance(3.0),
     "apg": guidance.APG(4.0),
     "cfg++": guidance.CFGPlusPlus(0.6),
     "cfg-zero*": guidance.CFGZeroStar(2.0),
-    "rescaled": guidance.Rescaled(guidance.ClassifierFree(3.0)),
-    "sum": guidance.ClassifierFree(3.0) + (lambda state: -state.x),
-    "gradient-free": guidance.GradientFree(lambda x, t: x.flatten(1)[:, :3], 3.0, "null"),
+    "rescaled": guidance.Rescaled(guidance.ClassifierFreeGuidance(3.0)),
+    "sum": guidance.ClassifierFreeGuidance(3.0) + (lambda state: -state.x),
+    "gradient-free": guidance.GradientFreeGuidance(lambda x, t: x.flatten(1)[:, :3], 3.0, "null"),
 }
 
 
@@ -54,22 +54,28 @@ def test_no_call_more_than_the_guide_asks_for(tiny_model, pays):
     pays()
     model, x = tiny_model.respace(4), torch.randn(3, 1, 8, 8)
     sigmas = [guidance.sigma_at(model.diffusion, i) for i in range(4)]
-    limited = guidance.Interval(guidance.ClassifierFree(3.0), high=(sigmas[1] + sigmas[2]) / 2)
+    limited = guidance.Interval(guidance.ClassifierFreeGuidance(3.0), high=(sigmas[1] + sigmas[2]) / 2)
     assert calls_of(model, limited, x)[1] == [3, 3, 6, 6]
-    for guide in (guidance.ClassifierFree(1.0), guidance.APG(1.0), guidance.CFGZeroStar(1.0), lambda state: None, None):
+    for guide in (
+        guidance.ClassifierFreeGuidance(1.0),
+        guidance.APG(1.0),
+        guidance.CFGZeroStar(1.0),
+        lambda state: None,
+        None,
+    ):
         assert calls_of(model, guide, x)[1] == [3] * 4
-    assert calls_of(model, guidance.PerturbedAttention(3.0), x)[1] == [3] * 8
+    assert calls_of(model, guidance.PerturbedAttentionGuidance(3.0), x)[1] == [3] * 8
     with pytest.raises(ValueError, match="told labels"):
-        calls_of(model, guidance.ClassifierFree(3.0), x, None)
+        calls_of(model, guidance.ClassifierFreeGuidance(3.0), x, None)
 
 
 def test_what_else_the_network_is_given_is_given_twice(tiny_upsampler, pays):
     low_res = torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(1)) * 2 - 1
     x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     model = replace(tiny_upsampler.respace(3), given={"low_res": low_res})
-    expected, _ = calls_of(model, guidance.ClassifierFree(3.0), x)
+    expected, _ = calls_of(model, guidance.ClassifierFreeGuidance(3.0), x)
     pays()
-    found, sizes = calls_of(model, guidance.ClassifierFree(3.0), x)
+    found, sizes = calls_of(model, guidance.ClassifierFreeGuidance(3.0), x)
     assert sizes == [6] * 3
     torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)  # rounding, magnified at the noisiest step
 
@@ -87,5 +93,5 @@ def test_a_network_of_ones_own_is_asked_twice(tiny_model, pays):
             return torch.zeros(len(x), 2, 8, 8)
 
     model = admg.Model(Own(), tiny_model.diffusion.respace(1), (1, 8, 8), tiny_model.labels)
-    list(samplers.ddim(model, torch.randn(3, 1, 8, 8), y=Y, guide=guidance.ClassifierFree(3.0)))
+    list(samplers.ddim(model, torch.randn(3, 1, 8, 8), y=Y, guide=guidance.ClassifierFreeGuidance(3.0)))
     assert told[0] is Y and told[1] is None

@@ -94,53 +94,53 @@ def assert_eps(prediction, state: State, eps: np.ndarray) -> None:
 
 @pytest.mark.parametrize("sampler", [samplers.ddim, samplers.dpmpp_2m, samplers.heun])
 def test_cfg_at_1_is_conditional_and_at_0_unconditional(sampler):
-    torch.testing.assert_close(run(guidance.ClassifierFree(1.0), sampler=sampler), run(None, sampler=sampler))
+    torch.testing.assert_close(run(guidance.ClassifierFreeGuidance(1.0), sampler=sampler), run(None, sampler=sampler))
     unconditional = run(None, model_of(conditional=False), sampler)
-    torch.testing.assert_close(run(guidance.ClassifierFree(0.0), sampler=sampler), unconditional)
+    torch.testing.assert_close(run(guidance.ClassifierFreeGuidance(0.0), sampler=sampler), unconditional)
 
 
 @pytest.mark.parametrize("w", [0.5, 1.0, 2.5])
 def test_cfg_is_the_exact_classifier_on_the_unconditional_model(w):
     """s_c - s_u = ∇ log p(y | x_t), so both follow the same trajectory, to float32's rounding."""
-    classifier = guidance.Classifier(MIXTURE.classifier, w)
+    classifier = guidance.ClassifierGuidance(MIXTURE.classifier, w)
     by_classifier = run(classifier, model_of(conditional=False))
-    torch.testing.assert_close(run(guidance.ClassifierFree(w)), by_classifier, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(run(guidance.ClassifierFreeGuidance(w)), by_classifier, atol=2e-5, rtol=1e-4)
 
 
 def test_cfg_and_the_classifier_add_up():
     """w of the one and s of the other are the classifier at w + s, on the unconditional network."""
-    both = guidance.ClassifierFree(1.7) + guidance.Classifier(MIXTURE.classifier, 0.8)
-    alone = run(guidance.Classifier(MIXTURE.classifier, 2.5), model_of(conditional=False))
+    both = guidance.ClassifierFreeGuidance(1.7) + guidance.ClassifierGuidance(MIXTURE.classifier, 0.8)
+    alone = run(guidance.ClassifierGuidance(MIXTURE.classifier, 2.5), model_of(conditional=False))
     torch.testing.assert_close(run(both), alone, atol=2e-5, rtol=1e-4)
 
 
 def test_autoguidance_by_the_model_itself_is_none():
     model = model_of()
-    torch.testing.assert_close(run(guidance.Autoguidance(model, 3.0), model), run(None, model), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(run(guidance.AutoGuidance(model, 3.0), model), run(None, model), atol=1e-5, rtol=1e-5)
 
 
 def test_autoguidance_extrapolates_from_the_worse_model():
     worse = model_of(replace(MIXTURE, variances=MIXTURE.variances * 3), steps=1000)
     state = state_of()
     good, bad = (m.eps(state.x, state.t, Y) for m in (MIXTURE, worse.network.mixture))
-    assert_eps(guidance.Autoguidance(worse, 2.5).change(state), state, (bad + 2.5 * (good - bad)).numpy())
+    assert_eps(guidance.AutoGuidance(worse, 2.5).change(state), state, (bad + 2.5 * (good - bad)).numpy())
 
 
 def test_unsuitable_pairs_are_refused():
     unconditional = model_of(conditional=False)
     for guide in (
-        guidance.ClassifierFree(), guidance.APG(), guidance.CFGZeroStar(), guidance.CFGPlusPlus(),
-        guidance.Rescaled(guidance.ClassifierFree()),
+        guidance.ClassifierFreeGuidance(), guidance.APG(), guidance.CFGZeroStar(), guidance.CFGPlusPlus(),
+        guidance.Rescaled(guidance.ClassifierFreeGuidance()),
     ):  # fmt: skip
         with pytest.raises(ValueError, match="conditional model"):
             run(guide, unconditional)
     with pytest.raises(ValueError, match="same noise schedule"):
         other = replace(MIXTURE, alpha_bars=EVEN**2)
-        run(guidance.Autoguidance(model_of(other, steps=1000)))
+        run(guidance.AutoGuidance(model_of(other, steps=1000)))
     with pytest.raises(ValueError, match="attention"):
-        run(guidance.PerturbedAttention())
+        run(guidance.PerturbedAttentionGuidance())
     with pytest.raises(ValueError, match="needs labels"):
-        run(guidance.Classifier(MIXTURE.classifier), y=None)
+        run(guidance.ClassifierGuidance(MIXTURE.classifier), y=None)
 
 
 @pytest.mark.parametrize("sampler", [samplers.ddpm, samplers.heun, samplers.dpmpp_2m, samplers.unipc])
@@ -165,14 +165,16 @@ class Counted:
 
 
 @pytest.mark.parametrize("sampler", [samplers.ddim, samplers.heun, samplers.dpmpp_2m])
-@pytest.mark.parametrize("guide", [guidance.Classifier(MIXTURE.classifier, 2.0), guidance.ClassifierFree(2.0)])
+@pytest.mark.parametrize(
+    "guide", [guidance.ClassifierGuidance(MIXTURE.classifier, 2.0), guidance.ClassifierFreeGuidance(2.0)]
+)
 def test_an_interval_of_everything_is_the_guide(guide, sampler):
     assert torch.equal(run(guidance.Interval(guide), sampler=sampler), run(guide, sampler=sampler))
 
 
 def test_an_interval_costs_nothing_outside():
     classifier = Counted()
-    run(guidance.Interval(guidance.Classifier(classifier, 2.0), 0.3, 5.0))
+    run(guidance.Interval(guidance.ClassifierGuidance(classifier, 2.0), 0.3, 5.0))
     alpha_bars = EVEN[model_of().diffusion.schedule.timesteps.numpy()]
     sigmas = np.sqrt((1 - alpha_bars) / alpha_bars)
     inside = sigmas[(sigmas >= 0.3) & (sigmas <= 5.0)][::-1]
@@ -180,14 +182,14 @@ def test_an_interval_costs_nothing_outside():
     np.testing.assert_allclose(classifier.sigmas, inside)
 
     model = model_of()
-    run(guidance.Interval(guidance.ClassifierFree(2.0), 0.3, 5.0), model)
+    run(guidance.Interval(guidance.ClassifierFreeGuidance(2.0), 0.3, 5.0), model)
     assert len(model.network.told) == 20 + len(inside)
-    never = guidance.Interval(guidance.Classifier(classifier, 2.0) + guidance.ClassifierFree(2.0), 1e6)
+    never = guidance.Interval(guidance.ClassifierGuidance(classifier, 2.0) + guidance.ClassifierFreeGuidance(2.0), 1e6)
     assert torch.equal(run(never), run(None)) and len(classifier.sigmas) == len(inside)
 
 
 def test_an_interval_ends_at_its_noise_levels_and_includes_them():
-    state, guide = state_of(), guidance.Classifier(MIXTURE.classifier)
+    state, guide = state_of(), guidance.ClassifierGuidance(MIXTURE.classifier)
     sigma = math.sqrt(1 / EVEN[int(state.t)] - 1)
     assert state.sigma == pytest.approx(sigma, rel=1e-6)
     assert guidance.Interval(guide, state.sigma, state.sigma)(state) is not None
@@ -196,16 +198,18 @@ def test_an_interval_ends_at_its_noise_levels_and_includes_them():
 
 
 def test_intervals_compose_and_hand_on_the_classifier():
-    low, high = (guidance.Interval(guidance.Classifier(MIXTURE.classifier, 2.0), *ends) for ends in ((0, 1), (1, 1e9)))
-    torch.testing.assert_close(run(low + high), run(guidance.Classifier(MIXTURE.classifier, 2.0)))
-    assert (guidance.ClassifierFree() + low).classifier == MIXTURE.classifier
+    low, high = (
+        guidance.Interval(guidance.ClassifierGuidance(MIXTURE.classifier, 2.0), *ends) for ends in ((0, 1), (1, 1e9))
+    )
+    torch.testing.assert_close(run(low + high), run(guidance.ClassifierGuidance(MIXTURE.classifier, 2.0)))
+    assert (guidance.ClassifierFreeGuidance() + low).classifier == MIXTURE.classifier
     assert guidance.Interval(lambda state: None).classifier is None
 
 
 @pytest.mark.parametrize("low, high", [(-1, 2), (2, 1), (math.nan, 1), (0, math.nan)])
 def test_intervals_that_are_none_are_refused(low, high):
     with pytest.raises(ValueError, match="low <= high"):
-        guidance.Interval(guidance.ClassifierFree(), low, high)
+        guidance.Interval(guidance.ClassifierFreeGuidance(), low, high)
 
 
 # -- the classifier's options, of logits z = W x + b ---------------------------------------------------------------
@@ -233,7 +237,7 @@ ONE_HOT = np.eye(K)[Y.numpy()]
 
 
 def score(state: State, **options) -> np.ndarray:
-    return guidance.Classifier(linear, **options)(state).flatten(1).numpy()
+    return guidance.ClassifierGuidance(linear, **options)(state).flatten(1).numpy()
 
 
 def flat(state: State) -> np.ndarray:
@@ -264,7 +268,7 @@ def test_an_avoided_label_is_avoided():
     """The share of label 1, by the exact classifier, where it is avoided, left alone and asked for."""
     model, ends = model_of(conditional=False), {}
     for weight in (-1.0, 0.0, 1.0):
-        ends[weight] = run(guidance.Classifier(MIXTURE.classifier, 1.0, labels={1: weight}), model, y=None)
+        ends[weight] = run(guidance.ClassifierGuidance(MIXTURE.classifier, 1.0, labels={1: weight}), model, y=None)
     shares = {w: MIXTURE.classifier(x, torch.tensor([0])).softmax(1)[:, 1].mean().item() for w, x in ends.items()}
     assert shares[-1.0] < shares[0.0] / 2
     asked_for = run(None, y=torch.ones(N).long())  # p(x | y = 1)
@@ -302,16 +306,16 @@ def test_the_scale_may_follow_the_noise_level():
     state = state_of()
     expected = (0.5 + math.sqrt(1 / EVEN[int(state.t)] - 1)) * by_hand(flat(state), ONE_HOT)
     np.testing.assert_allclose(score(state, scale=lambda sigma: 0.5 + sigma), expected, atol=1e-4, rtol=1e-5)
-    assert guidance.Classifier(linear, lambda sigma: 0.0)(state) is None
+    assert guidance.ClassifierGuidance(linear, lambda sigma: 0.0)(state) is None
     with pytest.raises(ValueError, match=r"noise level .* finite"):
-        guidance.Classifier(linear, lambda sigma: math.nan)(state)
+        guidance.ClassifierGuidance(linear, lambda sigma: math.nan)(state)
 
 
 @pytest.mark.parametrize("index", [2, 10, 17])
 def test_the_gradient_at_x0_goes_through_the_network(index):
     """Against central differences in float64 of log p(y | x0-hat(x_t)), the exact posterior mean."""
     state = state_of(index)
-    classifier = guidance.Classifier(linear, 1.0, at="x0")
+    classifier = guidance.ClassifierGuidance(linear, 1.0, at="x0")
     with torch.no_grad():  # as in a sampler
         found = classifier(state)
 
@@ -340,7 +344,7 @@ def test_the_gradient_at_x0_goes_through_the_network(index):
 )  # fmt: skip
 def test_options_out_of_range_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        guidance.Classifier(linear, **options)
+        guidance.ClassifierGuidance(linear, **options)
 
 
 @pytest.mark.parametrize(
@@ -350,7 +354,7 @@ def test_options_out_of_range_are_refused(options, message):
 )  # fmt: skip
 def test_labels_that_do_not_fit_are_refused(labels, message):
     with pytest.raises(ValueError, match=message):
-        guidance.Classifier(linear, labels=labels)(state_of())
+        guidance.ClassifierGuidance(linear, labels=labels)(state_of())
 
 
 # -- variants of classifier-free guidance, on made-up predictions --------------------------------------------------
@@ -361,14 +365,14 @@ def test_rescaled(phi):
     state, cond, uncond = made_up()
     guided = uncond + 3 * (cond - uncond)
     ratio = cond.std((1, 2, 3), keepdims=True) / guided.std((1, 2, 3), keepdims=True)
-    found = guidance.Rescaled(guidance.ClassifierFree(3.0), phi).change(state)
+    found = guidance.Rescaled(guidance.ClassifierFreeGuidance(3.0), phi).change(state)
     assert_eps(found, state, phi * ratio * guided + (1 - phi) * guided)
     if phi == 1:
         np.testing.assert_allclose(found.eps.std((1, 2, 3)), cond.std((1, 2, 3), ddof=1), rtol=1e-4)
 
 
 def test_rescaled_leaves_scores():
-    classifier, state = guidance.Classifier(linear, 2.0), state_of()
+    classifier, state = guidance.ClassifierGuidance(linear, 2.0), state_of()
     rescaled = guidance.Rescaled(classifier)
     assert torch.equal(rescaled(state), classifier(state)) and rescaled.change(state) is state.raw
 
@@ -396,7 +400,7 @@ def test_apg_over_three_steps():
 
 def test_apg_with_everything_off_is_cfg_and_its_change_is_orthogonal():
     plain = run(guidance.APG(2.5, eta=1.0, momentum=0.0))
-    torch.testing.assert_close(plain, run(guidance.ClassifierFree(2.5)), atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(plain, run(guidance.ClassifierFreeGuidance(2.5)), atol=2e-5, rtol=1e-4)
     state, _, _ = made_up()
     x0 = state.raw.x0.double().numpy()
     moved = guidance.APG(4.0).change(state).x0.double().numpy() - x0
@@ -437,10 +441,10 @@ def test_cfg_plus_plus_keeps_its_eps_when_x0_is_clipped():
 
 def test_nothing_comes_after_cfg_plus_plus():
     state, plus = state_of(takes_both=True), guidance.CFGPlusPlus()
-    for guide in (plus + guidance.ClassifierFree(), plus + guidance.APG(), guidance.Rescaled(plus)):
+    for guide in (plus + guidance.ClassifierFreeGuidance(), plus + guidance.APG(), guidance.Rescaled(plus)):
         with pytest.raises(ValueError, match=r"CFG\+\+"):
             guide.change(state)
-    scored = plus + guidance.Classifier(linear)
+    scored = plus + guidance.ClassifierGuidance(linear)
     with pytest.raises(ValueError, match=r"CFG\+\+"):
         scored(replace(state, raw=scored.change(state)))
     alone = guidance.Interval(plus) + (lambda state: None)
@@ -450,8 +454,9 @@ def test_nothing_comes_after_cfg_plus_plus():
 @pytest.mark.parametrize(
     "make",
     [
-        guidance.ClassifierFree, guidance.CFGZeroStar, guidance.APG, guidance.CFGPlusPlus, guidance.PerturbedAttention,
-        functools.partial(guidance.Autoguidance, model_of()), functools.partial(guidance.Rescaled, lambda state: None),
+        guidance.ClassifierFreeGuidance, guidance.CFGZeroStar, guidance.APG, guidance.CFGPlusPlus,
+        guidance.PerturbedAttentionGuidance,
+        functools.partial(guidance.AutoGuidance, model_of()), functools.partial(guidance.Rescaled, lambda state: None),
         functools.partial(guidance.APG, 2.0), functools.partial(guidance.APG, 2.0, 0.0),
         functools.partial(guidance.APG, 2.0, 0.0, 0.0),
     ],
@@ -503,25 +508,27 @@ def test_perturbed_attention_extrapolates_from_the_middle_blocks_alone():
     blocks[0].identity = True
     perturbed = network(x, state.t, y=y)[:, :1]
     blocks[0].identity = False
-    found = guidance.PerturbedAttention(2.5).change(state)
+    found = guidance.PerturbedAttentionGuidance(2.5).change(state)
     torch.testing.assert_close(found.eps, perturbed + 2.5 * (own - perturbed), atol=1e-5, rtol=1e-4)
     assert (own - perturbed).abs().max() > 1e-3
-    assert guidance.PerturbedAttention(1.0).change(state) is state.raw
+    assert guidance.PerturbedAttentionGuidance(1.0).change(state) is state.raw
     assert not any(block.identity for block in others)
 
 
 # -- all of them, on a small network ------------------------------------------------------------------------------
 
 GUIDES = {
-    "x0": lambda c: guidance.Classifier(lambda x0: c(x0, torch.zeros(1)), 3.0, at="x0", normalise=True),
-    "options": lambda c: guidance.Classifier(c, lambda s: 2 / (1 + s), temperature=2.0, joint=0.5, entropy=0.3),
-    "avoid": lambda c: guidance.Classifier(c, 2.0, labels={0: 1.0, 2: -1.0}, max_norm=1.0),
-    "interval": lambda c: guidance.Interval(guidance.Classifier(c, 4.0), 0.5, 5.0) + guidance.ClassifierFree(2.0),
+    "x0": lambda c: guidance.ClassifierGuidance(lambda x0: c(x0, torch.zeros(1)), 3.0, at="x0", normalise=True),
+    "options": lambda c: guidance.ClassifierGuidance(c, lambda s: 2 / (1 + s), temperature=2.0, joint=0.5, entropy=0.3),
+    "avoid": lambda c: guidance.ClassifierGuidance(c, 2.0, labels={0: 1.0, 2: -1.0}, max_norm=1.0),
+    "interval": lambda c: (
+        guidance.Interval(guidance.ClassifierGuidance(c, 4.0), 0.5, 5.0) + guidance.ClassifierFreeGuidance(2.0)
+    ),
     "apg": lambda c: guidance.APG(3.0, momentum=-0.5, max_norm=5.0),
-    "rescaled": lambda c: guidance.Rescaled(guidance.ClassifierFree(4.0)),
+    "rescaled": lambda c: guidance.Rescaled(guidance.ClassifierFreeGuidance(4.0)),
     "zero star": lambda c: guidance.CFGZeroStar(3.0),
-    "perturbed": lambda c: guidance.PerturbedAttention(3.0) + guidance.Classifier(c, 1.0),
-    "loss": lambda c: guidance.Loss(lambda x0: x0.square().flatten(1).sum(1), 0.1),
+    "perturbed": lambda c: guidance.PerturbedAttentionGuidance(3.0) + guidance.ClassifierGuidance(c, 1.0),
+    "loss": lambda c: guidance.LossGuidance(lambda x0: x0.square().flatten(1).sum(1), 0.1),
     "inverse": lambda c: guidance.LinearInverse(guidance.Downsample(2), torch.full((1, 1, 4, 4), 0.3), 0.5, 0.5),
     "dps": lambda c: guidance.DPS(guidance.Blur.gaussian(1.0), torch.full((1, 1, 8, 8), 0.3), 0.1),
 }
@@ -546,7 +553,7 @@ def test_an_image_does_not_depend_on_those_beside_it(name, tiny_model, tiny_clas
 
 def run_one(guide, model: Model, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """The guided eps at a step in the middle, asked for twice, so that memory counts."""
-    walk = samplers.steps.walk(model, x, y, guide, True, False)
+    walk = samplers.steps.guided_model(model, x, y, guide, True, False)
     walk.guided(0.9 * x, 3)
     return walk.guided(x, 2).eps
 
@@ -555,5 +562,5 @@ def test_labels_are_asked_for_by_the_names_of_an_inner_classifier(tiny_classifie
     model = model_of(replace(MIXTURE, alpha_bars=EVEN[::10]), conditional=False, steps=2)
     model = replace(model, shape=(1, 8, 8), labels=Labels(0), network=unet(num_classes=0))
     model = replace(model, diffusion=Diffusion(model.diffusion.schedule))
-    guide = guidance.Interval(guidance.Classifier(tiny_classifier), 1.0) + (lambda state: None)
+    guide = guidance.Interval(guidance.ClassifierGuidance(tiny_classifier), 1.0) + (lambda state: None)
     assert admg.sample(model, ["Ankle boot"], guide=guide, steps=2, progress=False).labels.tolist() == [4]

@@ -91,13 +91,13 @@ def test_divergences_are_scipys(kind, smoothing):
         return np.log(p)[np.arange(N), Y.numpy()] - 0.7 * INDEPENDENT[kind](q, p)
 
     expected = 2.0 * central_differences(value, state.x.double().flatten(1).numpy())
-    guide = guidance.Classifier(linear, 2.0, temperature=1.5, divergence=Divergence(0.7, kind, smoothing))
+    guide = guidance.ClassifierGuidance(linear, 2.0, temperature=1.5, divergence=Divergence(0.7, kind, smoothing))
     np.testing.assert_allclose(guide(state).flatten(1), expected, atol=3e-5, rtol=1e-4)
 
 
 def test_the_target_of_several_labels_has_their_weights():
     state, q = state_of(), 0.9 * np.array([0, 0.25, 0, 0.75]) + 0.1 / K
-    guide = guidance.Classifier(linear, labels={1: 0.5, 3: 1.5}, divergence=Divergence(0.4))
+    guide = guidance.ClassifierGuidance(linear, labels={1: 0.5, 3: 1.5}, divergence=Divergence(0.4))
 
     def value(x: np.ndarray) -> np.ndarray:
         p = softmax(x @ WEIGHT.T + BIAS)
@@ -113,7 +113,7 @@ def test_the_target_of_several_labels_has_their_weights():
 def test_divergences_leave_images_without_a_label_alone(kind):
     state = state_of()
     state = replace(state, y=torch.where(torch.arange(N) % 2 == 0, Y, -1))
-    found = guidance.Classifier(linear, divergence=Divergence(0.7, kind))(state)
+    found = guidance.ClassifierGuidance(linear, divergence=Divergence(0.7, kind))(state)
     assert (found[1::2] == 0).all() and (found[::2] != 0).any((1, 2, 3)).all()
 
 
@@ -124,11 +124,11 @@ def test_where_the_classifier_is_sure_the_gradient_does_not_vanish():
         return linear(x) + 200 * torch.nn.functional.one_hot(Y, K)
 
     state = state_of()
-    assert guidance.Classifier(sure)(state).abs().max() < 1e-6
-    found = guidance.Classifier(sure, divergence=Divergence(1.5, smoothing=0.2))(state)
+    assert guidance.ClassifierGuidance(sure)(state).abs().max() < 1e-6
+    found = guidance.ClassifierGuidance(sure, divergence=Divergence(1.5, smoothing=0.2))(state)
     expected = 1.5 * 0.2 / K * (WEIGHT[None] - WEIGHT[Y.numpy()][:, None]).sum(1)
     np.testing.assert_allclose(found.flatten(1), expected, atol=1e-5)
-    wrong = guidance.Classifier(
+    wrong = guidance.ClassifierGuidance(
         lambda x, t: linear(x) + 200 * torch.eye(K)[(Y + 1) % K], divergence=Divergence(kind="js")
     )
     assert wrong(state).isfinite().all()
@@ -149,11 +149,11 @@ def test_divergences_that_cannot_be_are_refused():
 def test_the_temperature_may_follow_the_noise_level():
     state = state_of()
     sigma = math.sqrt(1 / EVEN[int(state.t)] - 1)
-    found = guidance.Classifier(linear, temperature=lambda level: 1 + level)(state)
-    torch.testing.assert_close(found, guidance.Classifier(linear, temperature=1 + sigma)(state))
+    found = guidance.ClassifierGuidance(linear, temperature=lambda level: 1 + level)(state)
+    torch.testing.assert_close(found, guidance.ClassifierGuidance(linear, temperature=1 + sigma)(state))
     for bad in (0.0, -1.0, math.inf, math.nan):
         with pytest.raises(ValueError, match="temperature"):
-            guidance.Classifier(linear, temperature=lambda level, bad=bad: bad)(state)
+            guidance.ClassifierGuidance(linear, temperature=lambda level, bad=bad: bad)(state)
 
 
 @pytest.mark.parametrize("z, right, wrong", [(5.0, 3, 1), (0.4, 9, 1), (-2.0, 1, 4)])
@@ -226,8 +226,8 @@ def test_a_calibrated_classifier_guides_as_one_of_that_temperature(tiny_classifi
     state = state_of()
     found = guidance.Calibrated(linear, (0.0, 500.0, 1000.0), (1.0, 2.0, 6.0))
     assert [found.temperature(t) for t in (-5, 0, 250, 500, 750, 1000, 2000)] == [1, 1, 1.5, 2, 4, 6, 6]
-    expected = guidance.Classifier(linear, temperature=found.temperature(state.t.item()))(state)
-    torch.testing.assert_close(guidance.Classifier(found)(state), expected)
+    expected = guidance.ClassifierGuidance(linear, temperature=found.temperature(state.t.item()))(state)
+    torch.testing.assert_close(guidance.ClassifierGuidance(found)(state), expected)
     x = normal(3)
     each = found(x, torch.tensor([0, 750, 1000]))
     torch.testing.assert_close(each, linear(x) / torch.tensor([[1.0], [4.0], [6.0]]))
@@ -270,7 +270,7 @@ def test_gradient_free_guidance_by_hand(reference, at):
         w = 1 + 2.5 * (1 - p[i, y])
         expected[i] = away + w * (own[i] - away)
     classifier = MIXTURE.classifier if at == "x" else lambda x: linear(x)[:, :3]
-    found = guidance.GradientFree(classifier, 3.5, reference, at).change(state)
+    found = guidance.GradientFreeGuidance(classifier, 3.5, reference, at).change(state)
     np.testing.assert_allclose(found.eps, expected, atol=3e-5, rtol=1e-4)
     assert len(rivals) > 1
 
@@ -283,8 +283,8 @@ def test_gradient_free_guidance_needs_no_gradient_and_costs_nothing_at_1():
 
     calls: list[torch.Tensor] = []
     state = state_of()
-    assert guidance.GradientFree(classifier, 1.0).change(state) is state.raw and not calls
-    samples = run(guidance.GradientFree(classifier, 4.0))
+    assert guidance.GradientFreeGuidance(classifier, 1.0).change(state) is state.raw and not calls
+    samples = run(guidance.GradientFreeGuidance(classifier, 4.0))
     t = torch.tensor([0])
     log_p = [MIXTURE.classifier(x, t).log_softmax(1).gather(1, Y[:, None]).mean().item() for x in (run(None), samples)]
     assert log_p[1] > log_p[0] and len(calls) == 20
@@ -297,7 +297,7 @@ def test_gradient_free_guidance_leaves_images_without_a_label_and_those_it_is_su
         return torch.tensor([0.0, 0.0, 0.0, 500.0, 0.0]).expand(len(x), 5)
 
     state = state_of(3, model, x, y)
-    p = guidance.GradientFree(sure_of_3, 3.0).change(state)
+    p = guidance.GradientFreeGuidance(sure_of_3, 3.0).change(state)
     assert torch.equal(p.eps[1:], state.raw.eps[1:])
     other = model.predict(x, 3, torch.tensor([3, 0, 0]), clip=False).eps  # the first is taken for 3
     torch.testing.assert_close(p.eps[0], 3 * state.raw.eps[0] - 2 * other[0], atol=1e-5, rtol=1e-4)
@@ -305,11 +305,14 @@ def test_gradient_free_guidance_leaves_images_without_a_label_and_those_it_is_su
 
 def test_gradient_free_guidance_that_cannot_be_is_refused():
     for make, message in (
-        (lambda: guidance.GradientFree(linear, math.nan), "finite"),
-        (lambda: guidance.GradientFree(linear, reference="other"), "'label' or 'null'"),
-        (lambda: guidance.GradientFree(linear, at="eps"), "'x' or 'x0'"),
-        (lambda: run(guidance.GradientFree(linear), model_of(conditional=False)), "conditional model"),
-        (lambda: guidance.GradientFree(lambda x, t: x.flatten(1)[:, :1]).change(state_of(y=0 * Y)), "two labels"),
+        (lambda: guidance.GradientFreeGuidance(linear, math.nan), "finite"),
+        (lambda: guidance.GradientFreeGuidance(linear, reference="other"), "'label' or 'null'"),
+        (lambda: guidance.GradientFreeGuidance(linear, at="eps"), "'x' or 'x0'"),
+        (lambda: run(guidance.GradientFreeGuidance(linear), model_of(conditional=False)), "conditional model"),
+        (
+            lambda: guidance.GradientFreeGuidance(lambda x, t: x.flatten(1)[:, :1]).change(state_of(y=0 * Y)),
+            "two labels",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             make()
@@ -328,7 +331,7 @@ def blocks(x: torch.Tensor) -> np.ndarray:
 
 
 @pytest.mark.parametrize("sampler", [samplers.ddim, samplers.ddpm, samplers.heun, samplers.dpmpp_2m, samplers.unipc])
-@pytest.mark.parametrize("guide", [None, guidance.Classifier(lambda x, t: x.flatten(1)[:, :2], 5.0)])
+@pytest.mark.parametrize("guide", [None, guidance.ClassifierGuidance(lambda x, t: x.flatten(1)[:, :2], 5.0)])
 def test_ilvr_ends_at_the_references_low_frequencies(sampler, guide):
     model, x_T, y = model_of(GAUSSIAN, conditional=False), normal(4, BIG), torch.tensor([0, 1, 0, 1])
     x = run(guidance.ILVR(IMAGE, 2, guide), model, sampler, x_T, y, noise_sampler=lambda x, i: normal(4, BIG, i))
@@ -385,11 +388,11 @@ def test_ilvrs_low_frequencies_are_the_noised_references_at_each_level():
 
 def test_ilvr_works_on_what_other_guides_leave():
     state = state_of(y=Y)
-    image, cfg = normal(N) / 3, guidance.ClassifierFree(3.0)
+    image, cfg = normal(N) / 3, guidance.ClassifierFreeGuidance(3.0)
     before, inside = guidance.ILVR(image, 2, cfg).change(state), (cfg + guidance.ILVR(image, 2)).change(state)
     torch.testing.assert_close(before.x0, inside.x0)
     torch.testing.assert_close(before.x0.mean((2, 3)), image.mean((2, 3)), atol=1e-5, rtol=1e-5)
-    classifier = guidance.Classifier(MIXTURE.classifier)
+    classifier = guidance.ClassifierGuidance(MIXTURE.classifier)
     assert guidance.ILVR(image, 2, classifier).classifier == MIXTURE.classifier
     with pytest.raises(ValueError, match=r"CFG\+\+"):
         guidance.ILVR(image, 2, guidance.CFGPlusPlus()).change(replace(state, takes_both=True))
@@ -439,7 +442,7 @@ def test_the_gradient_of_a_linear_embedding_in_closed_form(distance):
         theta, gradient = angle_and_gradient(x)
         expected = 7.0 * chain * gradient * (theta / np.sin(theta) if distance == "spherical" else 1.0)
         with torch.no_grad():  # as in a sampler
-            found = guidance.Loss(energy, 7.0, at=at)(state)
+            found = guidance.LossGuidance(energy, 7.0, at=at)(state)
         np.testing.assert_allclose(found.flatten(1), expected, atol=3e-5, rtol=1e-3)
     theta, _ = angle_and_gradient(x0)
     value = energy(torch.from_numpy(x0).float().view(N, *SHAPE)).double().numpy()
@@ -468,7 +471,7 @@ def test_distances_at_the_target_and_opposite_to_it():
 def test_samples_come_near_to_the_target():
     target = embed(normal(1, seed=7))[0]
     energy = guidance.EmbeddingDistance(embed, target)
-    free, guided = (run(g) for g in (None, guidance.Loss(energy, 20.0)))
+    free, guided = (run(g) for g in (None, guidance.LossGuidance(energy, 20.0)))
     assert energy(guided).mean() < 0.7 * energy(free).mean()
 
 
@@ -494,13 +497,13 @@ def test_differences_of_predictions_add_in_any_order():
     worse = replace(MIXTURE, variances=MIXTURE.variances * 3)
     cond, uncond = (MIXTURE.eps(state.x, state.t, y).numpy() for y in (Y, None))
     bad = worse.eps(state.x, state.t, Y).numpy()
-    cfg, auto = guidance.ClassifierFree(2.5), guidance.Autoguidance(model_of(worse, steps=1000), 1.8)
+    cfg, auto = guidance.ClassifierFreeGuidance(2.5), guidance.AutoGuidance(model_of(worse, steps=1000), 1.8)
     for guide in (cfg + auto, auto + cfg, guidance.Interval(auto) + cfg):
         expected = cond + 1.5 * (cond - uncond) + 0.8 * (cond - bad)
         np.testing.assert_allclose(guide.change(state).eps, expected, atol=3e-5, rtol=1e-4)
-    twice = (guidance.ClassifierFree(2.0) + guidance.ClassifierFree(1.5)).change(state)
+    twice = (guidance.ClassifierFreeGuidance(2.0) + guidance.ClassifierFreeGuidance(1.5)).change(state)
     torch.testing.assert_close(twice.eps, cfg.change(state).eps)
-    for other in (guidance.APG(2.0, eta=1.0, momentum=0.0), guidance.GradientFree(MIXTURE.classifier, 2.0)):
+    for other in (guidance.APG(2.0, eta=1.0, momentum=0.0), guidance.GradientFreeGuidance(MIXTURE.classifier, 2.0)):
         gained = other.change(state).eps + cfg.change(state).eps - state.raw.eps
         for guide in (cfg + other, other + cfg):
             torch.testing.assert_close(guide.change(state).eps, gained, atol=3e-5, rtol=1e-4)
@@ -508,13 +511,13 @@ def test_differences_of_predictions_add_in_any_order():
 
 def test_perturbed_attention_adds_to_classifier_free_guidance(tiny_model):
     state = state_of(3, tiny_model.respace(6), normal(3, (1, 8, 8)), torch.tensor([1, 2, 0]))
-    cfg, perturbed = guidance.ClassifierFree(2.5), guidance.PerturbedAttention(3.0)
+    cfg, perturbed = guidance.ClassifierFreeGuidance(2.5), guidance.PerturbedAttentionGuidance(3.0)
     expected = cfg.change(state).eps + perturbed.change(state).eps - state.raw.eps
     for guide in (cfg + perturbed, perturbed + cfg):
         torch.testing.assert_close(guide.change(state).eps, expected, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("before", [guidance.ClassifierFree(2.0), guidance.ILVR(normal() / 3, 2)])
+@pytest.mark.parametrize("before", [guidance.ClassifierFreeGuidance(2.0), guidance.ILVR(normal() / 3, 2)])
 def test_nothing_that_changes_a_prediction_comes_before_cfg_plus_plus(before):
     state = state_of(takes_both=True)
     with pytest.raises(ValueError, match=r"CFG\+\+ .* no guide may change them"):
@@ -535,10 +538,10 @@ def test_the_new_guides_on_a_real_network(sampler, tiny_model, tiny_classifier):
     """Through sample(), and none of an image's depends on the batch."""
     image, target = torch.full((1, 1, 8, 8), 0.3), torch.tensor([1.0, -1.0])
     guides = {
-        "divergence": guidance.Classifier(tiny_classifier, 3.0, divergence=Divergence(1.0, "js")),
-        "free": guidance.GradientFree(tiny_classifier, 3.0),
-        "ilvr": guidance.ILVR(image, 4, guidance.Classifier(tiny_classifier, 3.0)),
-        "embedding": guidance.Loss(guidance.EmbeddingDistance(lambda x: x[:, 0, 2:4, 5], target), 5.0),
+        "divergence": guidance.ClassifierGuidance(tiny_classifier, 3.0, divergence=Divergence(1.0, "js")),
+        "free": guidance.GradientFreeGuidance(tiny_classifier, 3.0),
+        "ilvr": guidance.ILVR(image, 4, guidance.ClassifierGuidance(tiny_classifier, 3.0)),
+        "embedding": guidance.LossGuidance(guidance.EmbeddingDistance(lambda x: x[:, 0, 2:4, 5], target), 5.0),
     }
     options = {"steps": 5, "progress": False, "sampler": sampler}
     plain = admg.sample(tiny_model, ["one", "two"], **options).x

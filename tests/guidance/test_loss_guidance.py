@@ -58,7 +58,7 @@ def square_to(target: float):
 def test_a_quadratic_energy_at_x0_has_tweedies_derivative(index):
     state = state_of(index)
     with torch.no_grad():  # as in a sampler
-        found = guidance.Loss(square_to(0.4), 1.5)(state)
+        found = guidance.LossGuidance(square_to(0.4), 1.5)(state)
     x0, gain = tweedie(state)
     np.testing.assert_allclose(found, -1.5 * gain * (x0 - 0.4), atol=2e-5, rtol=1e-4)
     assert found.dtype == torch.float32 and not found.requires_grad and not state.x.requires_grad
@@ -67,7 +67,7 @@ def test_a_quadratic_energy_at_x0_has_tweedies_derivative(index):
 def test_a_quadratic_energy_at_x_and_a_scale_of_the_noise():
     state = state_of()
     sigma = math.sqrt(1 / EVEN[int(state.t)] - 1)
-    found = guidance.Loss(square_to(0.4), lambda level: 1 / (1 + level), at="x")(state)
+    found = guidance.LossGuidance(square_to(0.4), lambda level: 1 / (1 + level), at="x")(state)
     np.testing.assert_allclose(found, -(state.x.double().numpy() - 0.4) / (1 + sigma), atol=1e-5, rtol=1e-5)
 
 
@@ -87,7 +87,7 @@ def test_the_exact_energy_at_x_gives_the_exact_tilted_data():
         return (square * (1 / (a * tilted + 1 - a) - 1 / (a * variance + 1 - a))).flatten(1).sum(1)
 
     x_T = normal(6, (1, 1, 1))
-    found = list(samplers.ddim(model, x_T, guide=note + guidance.Loss(energy, at="x"), clip=False))[-1].x
+    found = list(samplers.ddim(model, x_T, guide=note + guidance.LossGuidance(energy, at="x"), clip=False))[-1].x
     direct = model_of(Mixture.of((1, 1, 1), [1.0], [mean], [math.sqrt(tilted)], [0]), 50)
     torch.testing.assert_close(found, list(samplers.ddim(direct, x_T, clip=False))[-1].x, atol=1e-5, rtol=1e-4)
 
@@ -96,14 +96,14 @@ def test_losses_that_cannot_be_are_refused():
     state = state_of()
     for scale in (math.nan, math.inf):
         with pytest.raises(ValueError, match="finite"):
-            guidance.Loss(square_to(0.0), scale)
+            guidance.LossGuidance(square_to(0.0), scale)
     with pytest.raises(ValueError, match="'x' or 'x0'"):
-        guidance.Loss(square_to(0.0), at="eps")
+        guidance.LossGuidance(square_to(0.0), at="eps")
     with pytest.raises(ValueError, match=r"one value for each of 5 images, not \(\)"):
-        guidance.Loss(lambda x: x.square().sum())(state)
+        guidance.LossGuidance(lambda x: x.square().sum())(state)
     with pytest.raises(ValueError, match="does not depend on the image"):
-        guidance.Loss(lambda x: torch.ones(len(x)))(state)
-    assert guidance.Loss(lambda x: 1 / 0, 0.0)(state) is None
+        guidance.LossGuidance(lambda x: torch.ones(len(x)))(state)
+    assert guidance.LossGuidance(lambda x: 1 / 0, 0.0)(state) is None
 
 
 # -- operators ---------------------------------------------------------------------------------------------------
@@ -181,10 +181,10 @@ def test_a_score_is_bounded_by_the_largest_that_an_exact_one_can_be(index):
 
 
 X0_GUIDES = {
-    "Loss": guidance.Loss(lambda x: -x.flatten(1).sum(1), 1e6),
+    "Loss": guidance.LossGuidance(lambda x: -x.flatten(1).sum(1), 1e6),
     "LinearInverse": guidance.LinearInverse(guidance.Downsample(2), torch.ones(1, 3, 2, 2), 1e-4),
     "DPS": guidance.DPS(guidance.Downsample(2), torch.ones(1, 3, 2, 2), 1e6),
-    "Classifier": guidance.Classifier(
+    "Classifier": guidance.ClassifierGuidance(
         lambda x: x.mean((2, 3)) * x.new_tensor([1.0, 0, 0]), 1e7, at="x0", labels={0: 1.0}
     ),
 }
@@ -202,7 +202,7 @@ def test_every_guide_at_x0_is_bounded(name):
 
 def test_a_gradient_at_x_is_not_bounded():
     state = replace(state_of(), clip=True)
-    assert (guidance.Loss(lambda x: -x.flatten(1).sum(1), 1e6, at="x")(state) == 1e6).all()
+    assert (guidance.LossGuidance(lambda x: -x.flatten(1).sum(1), 1e6, at="x")(state) == 1e6).all()
 
 
 def test_samples_of_a_network_do_not_diverge_near_pure_noise():

@@ -55,8 +55,8 @@ def end(steps: Iterator[samplers.Step]) -> torch.Tensor:
     return list(steps)[-1].x
 
 
-def classifier_of(mixture: Mixture, scale: float = 1.0) -> guidance.Classifier:
-    return guidance.Classifier(mixture.classifier, scale)
+def classifier_of(mixture: Mixture, scale: float = 1.0) -> guidance.ClassifierGuidance:
+    return guidance.ClassifierGuidance(mixture.classifier, scale)
 
 
 # -- mixtures: samples end in p(x), or in p(x | y) ---------------------------------------------------------------
@@ -255,7 +255,7 @@ def test_scale_2_follows_the_guided_process(algorithm, guide, predict, alpha_bar
     x, noise_sampler, mean, var = normal(n, SHAPE), noise_of(2), np.zeros(SHAPE), np.ones(SHAPE)
     steps = sampler(
         model, x, clip=False, noise_sampler=noise_sampler, y=torch.ones(n, dtype=torch.int64),
-        guide=score if guide == "score" else guidance.Classifier(hand.classifier(alpha_bars), 2.0),
+        guide=score if guide == "score" else guidance.ClassifierGuidance(hand.classifier(alpha_bars), 2.0),
     )  # fmt: skip
     for step in steps:
         slope, offset, sigma2 = by_hand(step.index)
@@ -362,7 +362,9 @@ def test_network_and_classifier_are_told_the_original_timesteps(sampler, steps, 
         return mixture.classifier(x, timesteps)
 
     model, y = model_of(mixture), torch.tensor([0, 1])
-    walked = list(sampler(model.respace(steps), normal(2, (1, 1, 1)), y=y, guide=guidance.Classifier(classifier)))
+    walked = list(
+        sampler(model.respace(steps), normal(2, (1, 1, 1)), y=y, guide=guidance.ClassifierGuidance(classifier))
+    )
     assert model.network.told == seen == [step.t for step in walked] == list(reversed(told))
     assert [step.index for step in walked] == list(reversed(range(len(told))))
 
@@ -393,7 +395,7 @@ def unused(x, timesteps):
 def test_scale_0_is_no_guidance_bit_for_bit(sampler):
     mixture = MIXTURES["images"]
     run = functools.partial(sampler, model_of(mixture).respace(20), normal(8, mixture.shape), noise_sampler=noise_of(6))
-    off = guidance.Classifier(unused, 0.0)
+    off = guidance.ClassifierGuidance(unused, 0.0)
     for guide in (off, off + off, lambda state: None):
         for a, b in zip(run(), run(guide=guide, y=torch.zeros(8).long()), strict=True):
             assert torch.equal(a.x, b.x)
@@ -403,7 +405,7 @@ def test_scale_0_is_no_guidance_bit_for_bit(sampler):
 def test_guides_add_up(sampler):
     mixture, y = MIXTURES["images"], torch.arange(8) % 3
     run = functools.partial(sampler, model_of(mixture).respace(20), normal(8, mixture.shape), noise_sampler=noise_of(7))
-    a, b, off = classifier_of(mixture, 1.5), classifier_of(mixture, -0.5), guidance.Classifier(unused, 0.0)
+    a, b, off = classifier_of(mixture, 1.5), classifier_of(mixture, -0.5), guidance.ClassifierGuidance(unused, 0.0)
 
     def pull(state):
         return 0.3 - state.x

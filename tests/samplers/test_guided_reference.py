@@ -54,7 +54,7 @@ def check(run: str, images: Tensor) -> None:
 def test_sampler_equals_the_reference(run, model, classifier):
     sampler, respacing, scale, _ = RUNS[run]
     x_T, noise_sampler = drawn_noise()
-    guide = guidance.Classifier(classifier, scale)
+    guide = guidance.ClassifierGuidance(classifier, scale)
     *_, last = sampler(model.respace(respacing), x_T, y=torch.tensor(LABELS), guide=guide, noise_sampler=noise_sampler)
     assert (last.index, last.t) == (0, 0)
     check(run, last.x)
@@ -67,7 +67,7 @@ def test_sample_equals_the_reference(run, model, classifier):
     samples = sample(
         model,
         LABELS,
-        guide=guidance.Classifier(classifier, scale),
+        guide=guidance.ClassifierGuidance(classifier, scale),
         sampler=sampler.__name__,
         steps=respacing,
         x_T=x_T,

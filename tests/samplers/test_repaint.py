@@ -140,7 +140,7 @@ def test_more_resamplings_come_closer_to_the_exact_conditional():
 
 def test_known_pixels_are_exact_in_any_batch_and_with_any_guide(tiny_model, tiny_classifier):
     known, mask = torch.rand(3, 1, 8, 8) * 2 - 1, torch.rand(8, 8) < 0.5
-    guides = [None, guidance.ClassifierFree(2.0), guidance.Classifier(tiny_classifier, 2.0)]
+    guides = [None, guidance.ClassifierFreeGuidance(2.0), guidance.ClassifierGuidance(tiny_classifier, 2.0)]
     for guide in guides:
         sampler = samplers.repaint(known, mask, jump_length=2, resamplings=2)
         x = admg.sample(tiny_model, [0, 1, 2], guide=guide, sampler=sampler, steps=8, progress=False).x

@@ -66,7 +66,7 @@ SCALE = 2.0
 
 
 def classifier_guide(state) -> Tensor:
-    """guidance.Classifier in float64: 2 ∇ log p(y | x_t) of the mixture's exact classifier."""
+    """guidance.ClassifierGuidance in float64: 2 ∇ log p(y | x_t) of the mixture's exact classifier."""
     with torch.enable_grad():
         x = state.x.detach().requires_grad_()
         log_p = MIXTURE.classifier(x, state.t).log_softmax(1)

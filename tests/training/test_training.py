@@ -15,7 +15,7 @@ from admg.data import open_dataset
 from admg.generation.sample import sample
 from admg.models import UNet, UNetConfig
 from admg.training import LearnDiffusion, TrainConfig, train
-from admg.training.average import Average
+from admg.training.ema import EMA
 
 NETWORK = ["--image-size", 8, "--channels", 32, "--channel-mult", "1,2", "--num-res-blocks", 1,
            "--attention-resolutions", 4, "--head-channels", 32]  # fmt: skip
@@ -52,7 +52,9 @@ def test_digits_from_nothing(digits, tmp_path):
     wanted = [i % 10 for i in range(100)]
 
     def accuracy(scale: float) -> float:
-        samples = sample(model, wanted, guide=guidance.Classifier(guide, scale), y=None, progress=False)
+        samples = sample(
+            model, wanted, guide=guidance.ClassifierGuidance(guide, scale), unconditional=True, progress=False
+        )
         return float(np.mean(judge.predict(samples.images.reshape(-1, 64) / 255.0) == wanted))
 
     assert accuracy(0.0) < 0.3  # chance is 0.1
@@ -102,7 +104,7 @@ def test_another_seed_is_another_run(tiny_run, tmp_path):
 def test_ema_is_the_weighted_sum_of_all_weights():
     """Against the recursion by hand, with the decay that rises as (1 + n) / (10 + n); the first update copies."""
     network = torch.nn.Linear(2, 1, bias=False)
-    average, expected = Average(network, 0.9), 100.0
+    average, expected = EMA(network, 0.9), 100.0
     for n in range(200):
         torch.nn.init.constant_(network.weight, 100.0 - n)
         average.update(network)

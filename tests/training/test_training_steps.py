@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from admg.data import batches, open_dataset
 from admg.training import TrainConfig, train
-from admg.training.average import Average
+from admg.training.ema import EMA
 from admg.training.feed import ahead, draws, feed, step_seed
 from admg.training.learner import Learner
 
@@ -193,7 +193,7 @@ def test_the_average_is_torchs_own():
     """AveragedModel with the same decay, over steps of random weights."""
     torch.manual_seed(0)
     network, n = nn.Linear(5, 3), 0
-    average = Average(network, 0.5)
+    average = EMA(network, 0.5)
     torchs = AveragedModel(network, avg_fn=lambda a, b, n: a + (1 - min(0.5, (1 + int(n)) / (10 + int(n)))) * (b - a))
     for n in range(12):
         for p in network.parameters():

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from admg.diffusion.gaussian import Diffusion, Images, Index, Predict, Prediction, Variance
 from admg.diffusion.schedule import NoiseSchedule
 from admg.models import ClassifierConfig, NoisyClassifier, SuperResConfig, SuperResUNet, UNet, UNetConfig
-from admg.models.unet import TrunkConfig
+from admg.models.unet import EncoderConfig
 
 from . import imagenet, native
 from .weights import CheckpointError, build_network
 
-KINDS: dict[str, tuple[type[nn.Module], type[TrunkConfig]]] = {
+KINDS: dict[str, tuple[type[nn.Module], type[EncoderConfig]]] = {
     "diffusion": (UNet, UNetConfig),
     "upsampler": (SuperResUNet, SuperResConfig),
     "classifier": (NoisyClassifier, ClassifierConfig),
@@ -267,7 +267,7 @@ def _save(folder: Path | str, kinds: tuple[str, ...], part: Model | Classifier, 
         raise ValueError("only a model with its DiffusionConfig can be saved as a native checkpoint")
     config = {
         "kind": kind,
-        "network": dataclasses.asdict(cast(TrunkConfig, part.network.config)),
+        "network": dataclasses.asdict(cast(EncoderConfig, part.network.config)),
         "diffusion": dataclasses.asdict(part.config),
         "labels": part.labels.names or part.labels.count,
         "training": part.training,

@@ -28,14 +28,18 @@ def run(args: argparse.Namespace) -> None:
     labels = list(range(model.labels.count))
 
     print("1/2  every label: an unconditional model, steered by the classifier alone (scale 8, DDIM, 25 steps)")
-    guide = guidance.Classifier(classifier, 8.0)
-    samples = sample(model, [label for label in labels for _ in range(8)], guide=guide, seed=args.seed, y=None)
+    guide = guidance.ClassifierGuidance(classifier, 8.0)
+    samples = sample(
+        model, [label for label in labels for _ in range(8)], guide=guide, seed=args.seed, unconditional=True
+    )
     write(samples, out, "classifier guidance, scale 8, DDIM 25")
 
     print("2/2  the same noise over guidance scales")
     wanted = [model.labels.number(name) for name in ("Dress", "Sandal", "Sneaker", "Bag", "Ankle boot", "Shirt")]
     columns = [
-        sample(model, wanted, guide=guidance.Classifier(classifier, scale), seed=args.seed + 1, y=None)
+        sample(
+            model, wanted, guide=guidance.ClassifierGuidance(classifier, scale), seed=args.seed + 1, unconditional=True
+        )
         for scale in SCALES
     ]
     save_png(scale_sheet(columns, SCALES, "the same noise, from unguided to strongly guided"), out / "scale-sheet.png")

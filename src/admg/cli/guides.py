@@ -48,7 +48,9 @@ class Guidance:
 
     def __call__(self) -> Guide | None:
         """All of it as one guide. ValueError: a scale that is not finite, or a bad interval."""
-        guides: list[Guide] = [] if self.classifier is None else [guidance.Classifier(self.classifier, self.scale)]
+        guides: list[Guide] = (
+            [] if self.classifier is None else [guidance.ClassifierGuidance(self.classifier, self.scale)]
+        )
         guides += [other.guide for other in self.named]
         if not guides:
             return None
@@ -69,7 +71,7 @@ class Guidance:
         """Those beside the classifier's."""
         if self.cfg is None:
             return self.others
-        cfg = Named(guidance.ClassifierFree(self.cfg), f"cfg {self.cfg:g}", f"classifier-free:{self.cfg:g}")
+        cfg = Named(guidance.ClassifierFreeGuidance(self.cfg), f"cfg {self.cfg:g}", f"classifier-free:{self.cfg:g}")
         return (cfg, *self.others)
 
     @property
@@ -158,8 +160,9 @@ def built_in() -> dict[str, type[guidance.Guidance]]:
     for name, kind in vars(guidance).items():
         if not (isinstance(kind, type) and issubclass(kind, guidance.Guidance) and dataclasses.is_dataclass(kind)):
             continue
-        if kind is not guidance.Classifier and required(kind) <= {"classifier"} and "scale" in fields(kind):
-            found[re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", name).lower()] = kind
+        if kind is not guidance.ClassifierGuidance and required(kind) <= {"classifier"} and "scale" in fields(kind):
+            short = name.removesuffix("Guidance")
+            found[re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", short).lower()] = kind
     return dict(sorted(found.items()))
 
 

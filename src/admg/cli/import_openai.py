@@ -11,7 +11,7 @@ import torch
 from admg.checkpoints import imagenet, native, openai
 from admg.checkpoints.model import Classifier, Model
 from admg.files import check_output_folder
-from admg.models.unet import TrunkConfig
+from admg.models.unet import EncoderConfig
 
 EPILOG = """examples:
   admg import-openai ema_0.9999_200000.pt --out mine --flags "--image_size 64 --num_channels 128 --learn_sigma True"
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
 
 def described(model: Model | Classifier) -> str:
     """The kind of model, its images, labels and number of parameters, in a line."""
-    n = cast(TrunkConfig, model.network.config)
+    n = cast(EncoderConfig, model.network.config)
     channels = {1: "grey", 3: "RGB"}.get(n.image_channels, f"{n.image_channels}-channel")
     labels = f"{model.labels.count} labels" if model.labels.count else "no labels"
     labels += " (named as ImageNet's)" if model.labels.names == imagenet.names() else ""

@@ -89,7 +89,7 @@ def draw_scales(base: Stage, variants: list[Guidance], name: str, scales: list[f
     out, recipe = check_output_folder(base.out), base.recipe
     options: dict[str, Any] = {"sampler": recipe.function, "steps": recipe.steps, "seed": recipe.seed,
                                "precision": recipe.precision, "batch_size": base.batch_size,
-                               "compile": base.compile, "y": None if recipe.unconditional else "labels"}  # fmt: skip
+                               "compile": base.compile, "unconditional": recipe.unconditional}  # fmt: skip
     columns = [sample(base.model, base.labels, guide=variant(), **options) for variant in variants]
     title = f"{base.name}, {recipe}" + (f", {rest}" if (rest := base.guide.title_without(name)) else "")
     save_png(scale_sheet(columns, scales, title, name), out / "scale-sheet.png")

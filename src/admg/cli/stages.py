@@ -184,7 +184,7 @@ class Stage:
             seed=self.recipe.seed + (UPSAMPLER_SEED if self.model.upsamples else 0),
             batch_size=len(images),
             low_res=None if base is None else to_float(base[chosen]),
-            y=None if self.recipe.unconditional else "labels",
+            unconditional=self.recipe.unconditional,
             first=images.start,
             precision=self.recipe.precision,
             compile=compile,

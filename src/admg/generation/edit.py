@@ -23,7 +23,7 @@ from .sample import Samples, SeededNoise, batch_that_fits, find_sampler, resolve
 
 LabelsAsked = Sequence[int | str | None] | Tensor
 Start = Callable[[Model, Images, bool], Images]
-"""(model, noise, drop_label) -> the x (N, C, H, W) at the highest step of the model that sampling begins with."""
+"""(model, noise, unconditional) -> the x (N, C, H, W) at the highest step of the model that sampling begins with."""
 
 
 def edit(
@@ -39,7 +39,7 @@ def edit(
     steps: int | str = 25,
     seed: int = 0,
     batch_size: int | None = None,
-    y: Tensor | str | None = "labels",
+    unconditional: bool = False,
     first: int = 0,
     precision: Precision = "fp32",
     compile: Compile = "auto",
@@ -68,7 +68,12 @@ def edit(
 
     def make(batch: slice) -> Samples:
         start = encoded(images[batch], None if source is None else source[batch]) if invert else noised(images[batch])
-        options: dict[str, Any] = {"y": y, "precision": precision, "compile": compile, "progress": progress}
+        options: dict[str, Any] = {
+            "unconditional": unconditional,
+            "precision": precision,
+            "compile": compile,
+            "progress": progress,
+        }
         return sample(model, labels[batch], guide=guide, sampler=begun(find_sampler(sampler), start), seed=seed,
                       steps=len(model.diffusion), batch_size=size, first=first + batch.start, **options)  # fmt: skip
 
@@ -114,7 +119,7 @@ def interpolate(
     steps: int | str = 100,
     seed: int = 0,
     batch_size: int | None = None,
-    y: Tensor | str | None = "labels",
+    unconditional: bool = False,
     precision: Precision = "fp32",
     progress: bool = True,
 ) -> Samples:
@@ -129,13 +134,13 @@ def interpolate(
     if len(ends) != 2:
         raise ValueError(f"interpolation is between two ends, not {len(ends)}")
     if isinstance(ends, Tensor):
-        labels = None if label is None or y is None else [label] * 2
+        labels = None if label is None or unconditional else [label] * 2
         noise = encode(model, ends, labels, steps=steps, seed=seed, precision=precision)
     else:
         noise = seed_noise(model, ends)
     x_T = between(noise, frames)
     return sample(model, [label] * frames, guide=guide, sampler=sampler, steps=steps, seed=seed, batch_size=batch_size,
-                  x_T=x_T, y=y, precision=precision, progress=progress)  # fmt: skip
+                  x_T=x_T, unconditional=unconditional, precision=precision, progress=progress)  # fmt: skip
 
 
 def seed_noise(model: Model, seeds: Sequence[int]) -> Images:
@@ -183,9 +188,9 @@ def noised(images: Images) -> Start:
 def encoded(images: Images, y: Tensor | None) -> Start:
     """The end of DDIM's inversion, the network told y (N,), with the noise at the lowest level."""
 
-    def start(model: Model, noise: Images, drop_label: bool) -> Images:
+    def start(model: Model, noise: Images, unconditional: bool) -> Images:
         told = None if y is None else y.to(noise.device)
-        return last(ddim_inversion(model, images.to(noise), y=told, drop_label=drop_label, noise=noise))
+        return last(ddim_inversion(model, images.to(noise), y=told, unconditional=unconditional, noise=noise))
 
     return start
 
@@ -193,8 +198,8 @@ def encoded(images: Images, y: Tensor | None) -> Start:
 def begun(sampler: Sampler, start: Start) -> Sampler:
     """The sampler, beginning where `start` says instead of with the noise that it is given."""
 
-    def wrapped(model: Model, x_T: Images, *, drop_label: bool = False, **options: Any) -> Iterator[Step]:
-        yield from sampler(model, start(model, x_T, drop_label), drop_label=drop_label, **options)
+    def wrapped(model: Model, x_T: Images, *, unconditional: bool = False, **options: Any) -> Iterator[Step]:
+        yield from sampler(model, start(model, x_T, unconditional), unconditional=unconditional, **options)
 
     return wrapped
 

@@ -62,7 +62,7 @@ def sample(
     x_T: Images | None = None,
     low_res: Images | None = None,
     noise_sampler: NoiseSampler | None = None,
-    y: Tensor | str | None = "labels",
+    unconditional: bool = False,
     first: int = 0,
     precision: Precision = "fp32",
     compile: Compile = "auto",
@@ -71,7 +71,7 @@ def sample(
     """One image for each label.
 
     labels: names or numbers, None for no label. A conditional model is told them; the guide wants them.
-    guide: such as guidance.Classifier(classifier, scale=4.0), or any function of a guidance.State
+    guide: such as guidance.ClassifierGuidance(classifier, scale=4.0), or any function of a guidance.State
     sampler: the name of one of admg.samplers: ddpm, ddim, heun, dpmpp_2m, dpmpp_2m_sde, dpmpp_3m or unipc, or a
         function called as they are, e.g. functools.partial(samplers.ddim, eta=1.0)
     steps: any respacing: 25, "ddim25", "10,15,20", "karras25", see NoiseSchedule.respace
@@ -82,7 +82,7 @@ def sample(
     x_T: the noise to start from (N, C, H, W), instead of the seed's; its size may differ from the model's
     low_res: (N, C, h, w) in [-1, 1], what an upsampling model makes larger
     noise_sampler: (x, index) -> noise of a step, instead of the seed's
-    y: what a conditional model is told: "labels", or None to let the guide alone steer
+    unconditional: if True, the network is not conditioned on the labels; the guide still uses them
     precision: of matrix products: fp32, auto (bf16 where the processor or GPU has it), bf16, or fp16 (on a GPU)
     compile: auto, on or off, see compiling
     ValueError: an unknown label, sampler or respacing; low_res of a wrong size, missing or not wanted.
@@ -115,7 +115,7 @@ def sample(
                 y=wanted[batch].to(model.device) if labelled else None,
                 guide=guide,
                 noise_sampler=noise_sampler or noise,
-                drop_label=y is None,
+                unconditional=unconditional,
             ):
                 x = step.x
                 bar.update(count)

@@ -6,43 +6,43 @@ from .base import DiffusionModel, Guidance, Guide, Split, State, Sum, changed, c
 from .calibration import Calibrated, calibrated, expected_calibration_error, fit_temperature
 from .cfg_plus_plus import CFGPlusPlus
 from .cfg_zero_star import CFGZeroStar
-from .classifier import Classifier, log_prob_gradient
-from .classifier_free import Autoguidance, ClassifierFree
+from .classifier import ClassifierGuidance, log_prob_gradient
+from .classifier_free import AutoGuidance, ClassifierFreeGuidance
 from .divergence import Divergence
 from .embedding import EmbeddingDistance
-from .gradient_free import GradientFree
+from .gradient_free import GradientFreeGuidance
 from .ilvr import ILVR
 from .interval import Interval
 from .inverse import DPS, LinearInverse
-from .loss import Loss
+from .loss import LossGuidance
 from .operators import Blur, Downsample, Grey, Mask
-from .perturbed import PerturbedAttention
+from .perturbed import PerturbedAttentionGuidance
 from .rescaled import Rescaled
 
 __all__ = [
     "APG",
     "DPS",
     "ILVR",
-    "Autoguidance",
+    "AutoGuidance",
     "Blur",
     "CFGPlusPlus",
     "CFGZeroStar",
     "Calibrated",
-    "Classifier",
-    "ClassifierFree",
+    "ClassifierFreeGuidance",
+    "ClassifierGuidance",
     "DiffusionModel",
     "Divergence",
     "Downsample",
     "EmbeddingDistance",
-    "GradientFree",
+    "GradientFreeGuidance",
     "Grey",
     "Guidance",
     "Guide",
     "Interval",
     "LinearInverse",
-    "Loss",
+    "LossGuidance",
     "Mask",
-    "PerturbedAttention",
+    "PerturbedAttentionGuidance",
     "Rescaled",
     "Split",
     "State",

@@ -18,8 +18,8 @@ class APG(Guidance):
 
     x̂0 = x0(y) + (w - 1) (Δ⊥ + η Δ∥), of Δ = x0(y) - x0 with momentum and of bounded norm, and ∥ along x0(y).
 
-    scale: w, as in ClassifierFree; 1 costs nothing
-    eta: η; 0 drops the parallel part, 1 with no momentum and no max_norm is ClassifierFree
+    scale: w, as in ClassifierFreeGuidance; 1 costs nothing
+    eta: η; 0 drops the parallel part, 1 with no momentum and no max_norm is ClassifierFreeGuidance
     momentum: β of Δ̄_t = Δ_t + β Δ̄_{t+1}, negative in the paper: away from where the last steps went
     max_norm: r, the largest norm of Δ̄ of an image; inf is no bound
     With a sampler that asks twice a step (heun), the momentum counts both times.

@@ -123,8 +123,8 @@ Guide = Callable[[State], Tensor | None]
 class Guidance:
     """A base for guides that compose: with `a + b`, the changes are made in this order, and the scores are added.
 
-    Guides that compare two predictions, such as ClassifierFree, add (w - 1) times the difference of the network's own
-    one and the worse one to whatever is there: differences of scores add too, in any order.
+    Guides that compare two predictions, such as ClassifierFreeGuidance, add (w - 1) times the difference of the
+    network's own one and the worse one to whatever is there: differences of scores add too, in any order.
 
     A guide need not inherit from it: a plain function of a State is a score.
     """

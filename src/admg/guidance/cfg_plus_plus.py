@@ -14,8 +14,8 @@ from .classifier_free import check_told
 class CFGPlusPlus(Guidance):
     """x0 from ε̂ = ε(x) + λ (ε(x, y) - ε(x)), but the noise of the next step from ε(x): the paper's Algorithm 2.
 
-    Samples stay near the data where ClassifierFree extrapolates, so small scales do. Only a sampler that takes x0 and
-    eps apart can do it, such as ddim. No other guide may change the prediction, nor add a score.
+    Samples stay near the data where ClassifierFreeGuidance extrapolates, so small scales do. Only a sampler that
+    takes x0 and eps apart can do it, such as ddim. No other guide may change the prediction, nor add a score.
 
     scale: λ in [0, 1]; 0 is unconditional
     ValueError: a scale outside [0, 1]; the network was not told labels; a sampler or another guide that does not fit.

@@ -18,7 +18,7 @@ from .gradient import At, Scale, bounded, check_at, check_scale, finite, gradien
 
 
 @dataclass(frozen=True, eq=False)
-class Classifier(Guidance):
+class ClassifierGuidance(Guidance):
     """s ∇_x log p(y | x_t, t), by a classifier of noised images.
 
     classifier: any function (x_t, timesteps) -> logits (N, K) that is differentiable in x_t

@@ -13,7 +13,7 @@ from .gradient import finite
 
 
 @dataclass(frozen=True)
-class ClassifierFree(Guidance):
+class ClassifierFreeGuidance(Guidance):
     """ε̂ = ε(x) + w (ε(x, y) - ε(x)): one network, trained with label dropout, told the label and not told it.
 
     scale: w; 0 is unconditional, 1 conditional (and costs nothing), larger is surer of the label and less diverse.
@@ -37,7 +37,7 @@ class ClassifierFree(Guidance):
 
 
 @dataclass(frozen=True)
-class Autoguidance(Guidance):
+class AutoGuidance(Guidance):
     """ε̂ = ε_bad + w (ε - ε_bad): away from what a worse version of the model says (Karras et al. 2024).
 
     bad: a model of the same process that knows less, such as an earlier checkpoint; told the same labels

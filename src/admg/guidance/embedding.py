@@ -1,4 +1,5 @@
-"""Distances to a target in the space of any network that embeds images, such as CLIP: energies for guidance.Loss."""
+"""Distances to a target in the space of any network that embeds images, such as CLIP: energies for
+guidance.LossGuidance."""
 
 from __future__ import annotations
 
@@ -20,8 +21,8 @@ Distance = Literal["spherical", "cosine"]
 class EmbeddingDistance:
     """θ²/2, or 1 - cos θ, where θ is the angle between embed(image) and the target (Crowson 2021, "CLIP guided ...").
 
-    Loss(EmbeddingDistance(embed, target), 100.0) leads to images whose embedding is like the target's: of a text, if
-    the network embeds both, or of another image.
+    LossGuidance(EmbeddingDistance(embed, target), 100.0) leads to images whose embedding is like the target's: of a
+    text, if the network embeds both, or of another image.
 
     embed: images (N, C, H, W) in about [-1, 1] -> (N, D), differentiable; to resize and normalise is its own affair
     target: (D,), or (N, D) for each image of the batch; of any length but 0

@@ -19,7 +19,7 @@ Reference = Literal["label", "null"]
 
 
 @dataclass(frozen=True, eq=False)
-class GradientFree(Guidance):
+class GradientFreeGuidance(Guidance):
     """ε̂ = ε(x, r) + w (ε(x, y) - ε(x, r)): classifier-free guidance whose r and w a classifier sets at each step.
 
     r is the likeliest label beside y, which the image is most taken for; w = 1 + (scale - 1)(1 - p(y | x)), so that an
@@ -28,7 +28,7 @@ class GradientFree(Guidance):
 
     classifier: (x_t, timesteps) -> logits (N, K) of the network's own labels
     scale: the largest w; 1 costs nothing; or a function of the noise level State.sigma
-    reference: "label": r as above; "null": no label, as ClassifierFree has it, with w by the classifier
+    reference: "label": r as above; "null": no label, as ClassifierFreeGuidance has it, with w by the classifier
     at: "x0": the classifier knows clean images alone, and is called as classifier(x0) at the predicted x_0
     ValueError: the network was told no labels; a scale that is not finite; fewer than two labels to tell apart.
     """

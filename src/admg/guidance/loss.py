@@ -15,7 +15,7 @@ from .gradient import At, Scale, bounded, check_at, check_scale, gradient, scale
 
 
 @dataclass(frozen=True)
-class Loss(Guidance):
+class LossGuidance(Guidance):
     """-s ∇_x E(x0-hat(x_t)), or -s ∇_x E(x_t): samples tend to p(x) exp(-s E(x)).
 
     With at="x" that holds if E is the energy of x_t, -log E[exp(-E(x_0)) | x_t]; with at="x0" it is an approximation,

@@ -15,7 +15,7 @@ from .gradient import finite
 
 
 @dataclass(frozen=True)
-class PerturbedAttention(Guidance):
+class PerturbedAttentionGuidance(Guidance):
     """ε̂ = ε_p + w (ε - ε_p), where ε_p is of the same network with identity maps for the attention of its middle block.
 
     It needs no labels, and no other model. The network is told the same labels for both.

@@ -15,8 +15,8 @@ from .base import Guidance, Guide, State, changed, check_whole, compares
 class Rescaled(Guidance):
     """A guide's ε̂, brought towards the deviation that ε had before: φ ε̂ std(ε)/std(ε̂) + (1 - φ) ε̂.
 
-    The deviation is over channels and pixels of each image. Large scales of ClassifierFree overexpose without it. (The
-    paper's model predicts v; here it is ε, whatever the network predicts.)
+    The deviation is over channels and pixels of each image. Large scales of ClassifierFreeGuidance overexpose
+    without it. (The paper's model predicts v; here it is ε, whatever the network predicts.)
 
     guide: one that changes the prediction; a score that it adds stays as it is
     phi: 0 leaves the guide as it is, the paper's 0.7, 1 keeps the deviation

@@ -38,7 +38,7 @@ def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10_000.0
     return F.pad(embedding, (0, dim % 2))
 
 
-class Pointwise(nn.Conv1d):
+class Conv1x1(nn.Conv1d):
     """A linear layer on tokens (N, T, C), stored as the 1x1 convolution that the published checkpoints have."""
 
     def __init__(self, c_in: int, c_out: int):
@@ -53,7 +53,7 @@ def exchangeable(layer: nn.Module) -> bool:
 
     One that computes in its own way (weight norm, standardised weights, low-rank additions) is left alone.
     """
-    plain = nn.Conv2d.forward, Pointwise.forward, nn.Linear.forward
+    plain = nn.Conv2d.forward, Conv1x1.forward, nn.Linear.forward
     weight = layer._parameters.get("weight")
     if type(layer).forward not in plain or "forward" in vars(layer) or layer._forward_pre_hooks:
         return False
@@ -160,8 +160,8 @@ class AttentionBlock(nn.Module):
         self.checkpoint = checkpoint
         self.identity = False  # see identity_attention()
         self.norm = GroupNorm32(channels)
-        self.qkv = Pointwise(channels, 3 * channels)
-        self.proj_out = zero(Pointwise(channels, channels))
+        self.qkv = Conv1x1(channels, 3 * channels)
+        self.proj_out = zero(Conv1x1(channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
         return run(self._forward, self.checkpoint, x)
@@ -207,8 +207,8 @@ class AttentionPool(nn.Module):
         self.size = size
         self.heads = heads
         self.positional_embedding = nn.Parameter(torch.randn(channels, size**2 + 1) / channels**0.5)
-        self.qkv_proj = Pointwise(channels, 3 * channels)
-        self.c_proj = Pointwise(channels, out_dim)
+        self.qkv_proj = Conv1x1(channels, 3 * channels)
+        self.c_proj = Conv1x1(channels, out_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[2:] != (self.size, self.size):

@@ -10,11 +10,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .blocks import AttentionPool, GroupNorm32, zero
-from .unet import Trunk, TrunkConfig
+from .unet import EncoderConfig, UNetEncoder
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassifierConfig(TrunkConfig):
+class ClassifierConfig(EncoderConfig):
     """Architecture of a noisy classifier.
 
     num_classes: labels
@@ -25,7 +25,7 @@ class ClassifierConfig(TrunkConfig):
     pool: Literal["attention", "adaptive", "spatial", "spatial_v2"] = "attention"
 
 
-class NoisyClassifier(Trunk):
+class NoisyClassifier(UNetEncoder):
     """(x_t, t) -> logits of p(y | x_t, t)."""
 
     config: ClassifierConfig

@@ -28,7 +28,7 @@ CHANNELS_LAST = 1 << 14
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrunkConfig:
+class EncoderConfig:
     """What the U-Net and the classifier have in common: the shape of their encoder.
 
     image_size: pixels of the side of the training images; it decides where attention stands
@@ -111,7 +111,7 @@ class TrunkConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class UNetConfig(TrunkConfig):
+class UNetConfig(EncoderConfig):
     """Architecture of a U-Net; the defaults are the paper's best (section 3).
 
     num_classes: labels that the network can be conditioned on; 0: unconditional
@@ -134,7 +134,7 @@ class SuperResConfig(UNetConfig):
     small_size: int = 0
 
 
-class Stage(nn.Sequential):
+class TimestepSequential(nn.Sequential):
     """Layers in a row; those that are conditioned get the embedding too."""
 
     def forward(self, h: Tensor, emb: Tensor) -> Tensor:
@@ -143,15 +143,15 @@ class Stage(nn.Sequential):
         return h
 
 
-class Trunk(nn.Module):
+class UNetEncoder(nn.Module):
     """The time embedding, the encoder and the middle block."""
 
-    def __init__(self, config: TrunkConfig, in_channels: int):
+    def __init__(self, config: EncoderConfig, in_channels: int):
         super().__init__()
         c = self.config = config
         self.time_embed = nn.Sequential(nn.Linear(c.channels, c.emb_dim), nn.SiLU(), nn.Linear(c.emb_dim, c.emb_dim))
         width = c.width(0)
-        self.input_blocks = nn.ModuleList([Stage(nn.Conv2d(in_channels, width, 3, padding=1))])
+        self.input_blocks = nn.ModuleList([TimestepSequential(nn.Conv2d(in_channels, width, 3, padding=1))])
         self.skip_widths = [width]
         for level in range(len(c.channel_mult)):
             for _ in range(c.num_res_blocks):
@@ -159,12 +159,12 @@ class Trunk(nn.Module):
                 width = c.width(level)
                 if c.attends(level):
                     layers.append(self._attention(width, c.heads(width)))
-                self.input_blocks.append(Stage(*layers))
+                self.input_blocks.append(TimestepSequential(*layers))
                 self.skip_widths.append(width)
             if level < len(c.channel_mult) - 1:
-                self.input_blocks.append(Stage(self._resample(width, Downsample)))
+                self.input_blocks.append(TimestepSequential(self._resample(width, Downsample)))
                 self.skip_widths.append(width)
-        self.middle_block = Stage(
+        self.middle_block = TimestepSequential(
             self._res_block(width, width), self._attention(width, c.heads(width)), self._res_block(width, width)
         )
         self.width = width
@@ -223,7 +223,7 @@ class Trunk(nn.Module):
         return [*features, self.middle_block(x, emb)]
 
 
-class UNet(Trunk):
+class UNet(UNetEncoder):
     """ADM's U-Net: (x_t, t, y) -> the prediction, and v of the variance if it is learned."""
 
     config: UNetConfig
@@ -243,7 +243,7 @@ class UNet(Trunk):
                     layers.append(self._attention(width, c.heads(width, c.num_heads_upsample)))
                 if level and i == c.num_res_blocks:
                     layers.append(self._resample(width, Upsample))
-                self.output_blocks.append(Stage(*layers))
+                self.output_blocks.append(TimestepSequential(*layers))
         out_channels = c.image_channels * (2 if c.learn_variance else 1)
         self.out = nn.Sequential(GroupNorm32(width), nn.SiLU(), zero(nn.Conv2d(width, out_channels, 3, padding=1)))
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from admg.diffusion.gaussian import Images
 from admg.guidance import Guide
 
-from .steps import DiffusionModel, NoiseSampler, Step, gaussian_noise, walk
+from .steps import DiffusionModel, NoiseSampler, Step, gaussian_noise, guided_model
 
 
 def ddim(
@@ -22,7 +22,7 @@ def ddim(
     noise_sampler: NoiseSampler = gaussian_noise,
     eta: float = 0.0,
     clip: bool = True,
-    drop_label: bool = False,
+    unconditional: bool = False,
 ) -> Iterator[Step]:
     """Algorithm 2: ε̂ = ε - sqrt(1 - ᾱ) g, then the DDIM step with ε̂, where g is the guide's score (s ∇ log p(y | x_t)).
 
@@ -31,7 +31,7 @@ def ddim(
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must be in [0, 1], got {eta}")
-    x, run, diffusion = x_T, walk(model, x_T, y, guide, clip, drop_label, takes_both=True), model.diffusion
+    x, run, diffusion = x_T, guided_model(model, x_T, y, guide, clip, unconditional, takes_both=True), model.diffusion
     for i in run.indices():
         p = run.guided(x, i)  # Algorithm 2: ε̂ = ε - sqrt(1 - ᾱ) g, and x0 from ε̂
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from admg.diffusion.gaussian import Images
 from admg.guidance import Guide
 
-from .steps import DiffusionModel, NoiseSampler, Step, gaussian_noise, walk
+from .steps import DiffusionModel, NoiseSampler, Step, gaussian_noise, guided_model
 
 
 def ddpm(
@@ -20,14 +20,14 @@ def ddpm(
     guide: Guide | None = None,
     noise_sampler: NoiseSampler = gaussian_noise,
     clip: bool = True,
-    drop_label: bool = False,
+    unconditional: bool = False,
 ) -> Iterator[Step]:
     """Algorithm 1: x_{t-1} ~ N(μ + Σ g, Σ) with the model's own Σ, where g is the guide's score (s ∇ log p(y | x_t)).
 
     x_T: (N, C, H, W) standard normal; y: (N,) wanted labels; clip: x0 to [-1, 1] before μ is derived from it
-    drop_label: do not tell y to a conditional network, only to the guide
+    unconditional: do not tell y to a conditional network, only to the guide
     """
-    x, run = x_T, walk(model, x_T, y, guide, clip, drop_label)
+    x, run = x_T, guided_model(model, x_T, y, guide, clip, unconditional)
     for i in run.indices():
         p, g = run.predict(x, i)
         mean = p.mean if g is None else p.mean + p.variance * g  # Algorithm 1

@@ -11,7 +11,7 @@ from admg.diffusion.gaussian import Images
 from admg.guidance import Guide
 
 from .levels import Known, advance, level
-from .steps import DiffusionModel, NoiseSampler, Step, gaussian_noise, walk
+from .steps import DiffusionModel, NoiseSampler, Step, gaussian_noise, guided_model
 
 
 def dpmpp_2m(
@@ -22,13 +22,13 @@ def dpmpp_2m(
     guide: Guide | None = None,
     noise_sampler: NoiseSampler = gaussian_noise,
     clip: bool = True,
-    drop_label: bool = False,
+    unconditional: bool = False,
 ) -> Iterator[Step]:
     """DPM-Solver++(2M), Algorithm 2: x_0 of two steps, extrapolated to the middle of the next one; second order.
 
     The first step and the last, to the clean image, are DDIM's. The arguments are those of ddpm(); no noise is drawn.
     """
-    x, run, diffusion = x_T, walk(model, x_T, y, guide, clip, drop_label), model.diffusion
+    x, run, diffusion = x_T, guided_model(model, x_T, y, guide, clip, unconditional), model.diffusion
     last: Known | None = None
     for i in run.indices():
         p, now, then = run.guided(x, i), level(diffusion, i), level(diffusion, i - 1)
@@ -47,13 +47,13 @@ def dpmpp_2m_sde(
     guide: Guide | None = None,
     noise_sampler: NoiseSampler = gaussian_noise,
     clip: bool = True,
-    drop_label: bool = False,
+    unconditional: bool = False,
 ) -> Iterator[Step]:
     """SDE-DPM-Solver++(2M), the paper's appendix: as dpmpp_2m(), of the reverse SDE, with fresh noise in each step.
 
     The last step, to the clean image, has no noise. The arguments are those of ddpm().
     """
-    x, run, diffusion = x_T, walk(model, x_T, y, guide, clip, drop_label), model.diffusion
+    x, run, diffusion = x_T, guided_model(model, x_T, y, guide, clip, unconditional), model.diffusion
     last: Known | None = None
     for i in run.indices():
         p, now, then = run.guided(x, i), level(diffusion, i), level(diffusion, i - 1)
@@ -75,7 +75,7 @@ def dpmpp_3m(
     guide: Guide | None = None,
     noise_sampler: NoiseSampler = gaussian_noise,
     clip: bool = True,
-    drop_label: bool = False,
+    unconditional: bool = False,
     lower_order_final: bool = True,
 ) -> Iterator[Step]:
     """DPM-Solver++(3M): x_0 of three steps as a parabola in λ, integrated exactly; third order.
@@ -85,7 +85,7 @@ def dpmpp_3m(
 
     lower_order_final: with fewer than 15 steps, the last but one is of second order as well
     """
-    x, run, diffusion = x_T, walk(model, x_T, y, guide, clip, drop_label), model.diffusion
+    x, run, diffusion = x_T, guided_model(model, x_T, y, guide, clip, unconditional), model.diffusion
     past: list[Known] = []  # the latest first
     for i in run.indices():
         p, now, then = run.guided(x, i), level(diffusion, i), level(diffusion, i - 1)

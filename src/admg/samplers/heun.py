@@ -14,7 +14,7 @@ from admg.diffusion.gaussian import Diffusion, Images
 from admg.guidance import Guide
 
 from .levels import level
-from .steps import DiffusionModel, NoiseSampler, Step, gaussian_noise, walk
+from .steps import DiffusionModel, NoiseSampler, Step, gaussian_noise, guided_model
 
 
 def heun(
@@ -25,7 +25,7 @@ def heun(
     guide: Guide | None = None,
     noise_sampler: NoiseSampler = gaussian_noise,
     clip: bool = True,
-    drop_label: bool = False,
+    unconditional: bool = False,
     s_churn: float = 0.0,
     s_min: float = 0.0,
     s_max: float = math.inf,
@@ -44,7 +44,7 @@ def heun(
         raise ValueError(f"s_churn and s_noise must not be negative, got {s_churn} and {s_noise}")
     steps = len(model.diffusion)
     model, own, raised = _with_raised_levels(model, min(s_churn / steps, math.sqrt(2) - 1), s_min, s_max)
-    x, run, diffusion = x_T, walk(model, x_T, y, guide, clip, drop_label), model.diffusion
+    x, run, diffusion = x_T, guided_model(model, x_T, y, guide, clip, unconditional), model.diffusion
     for i in range(steps - 1, -1, -1):
         now, hat, then = (level(diffusion, k) for k in (own[i], raised[i], own[i - 1] if i else -1))
         if raised[i] > own[i]:  # x̂ = x + sqrt(σ̂² - σ²) S_noise ε

@@ -10,7 +10,7 @@ from admg.diffusion.gaussian import Diffusion, Images, Prediction
 from admg.guidance import Guide
 
 from .levels import Level, level
-from .steps import DiffusionModel, Step, Walk, walk
+from .steps import DiffusionModel, GuidedModel, Step, guided_model
 
 
 def ddim_inversion(
@@ -20,7 +20,7 @@ def ddim_inversion(
     y: Tensor | None = None,
     guide: Guide | None = None,
     clip: bool = True,
-    drop_label: bool = False,
+    unconditional: bool = False,
     noise: Images | None = None,
 ) -> Iterator[Step]:
     """Encode images x0 (N, C, H, W): as many steps as ddim() has, from the image up to x_T, the x of the last one.
@@ -32,10 +32,12 @@ def ddim_inversion(
     noise: like x0, standard normal: what the image gets in that step, instead of what the network takes for its noise.
         Of an image with none at all, such as on a plain background, x_T is smoother than noise; with this it is not.
     """
-    return _upwards(walk(model, x0, y, guide, clip, drop_label), x0, noise)
+    return _upwards(guided_model(model, x0, y, guide, clip, unconditional), x0, noise)
 
 
-def _upwards(run: Walk, x: Images, noise: Images | None) -> Iterator[Step]:  # apart, since a generator function is
+def _upwards(
+    run: GuidedModel, x: Images, noise: Images | None
+) -> Iterator[Step]:  # apart, since a generator function is
     diffusion = run.model.diffusion  # a sampler to sample()
     lowest = level(diffusion, 0)
     if noise is not None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from admg.diffusion.gaussian import Diffusion, Images
 from admg.guidance import Guide, Mask
 
-from .steps import DiffusionModel, NoiseSampler, Sampler, Step, gaussian_noise, walk
+from .steps import DiffusionModel, NoiseSampler, Sampler, Step, gaussian_noise, guided_model
 
 
 def repaint(known: Images, mask: Tensor, *, jump_length: int = 10, resamplings: int = 10) -> Sampler:
@@ -47,11 +47,11 @@ def _repaint(
     guide: Guide | None = None,
     noise_sampler: NoiseSampler = gaussian_noise,
     clip: bool = True,
-    drop_label: bool = False,
+    unconditional: bool = False,
 ) -> Iterator[Step]:
     if known.shape[1:] != x_T.shape[1:] or len(known) not in (1, len(x_T)):
         raise ValueError(f"known images of shape {tuple(known.shape)} for samples {tuple(x_T.shape)}")
-    x, run, diffusion = x_T, walk(model, x_T, y, guide, clip, drop_label), model.diffusion
+    x, run, diffusion = x_T, guided_model(model, x_T, y, guide, clip, unconditional), model.diffusion
     known, mask = known.to(x_T), mask.to(x_T.device)
     for i, rise, last in path(len(diffusion), jump_length, resamplings):
         p, g = run.predict(x, i)

@@ -37,7 +37,7 @@ def gaussian_noise(x: Images, index: int) -> Images:
 
 
 @dataclass(frozen=True)
-class Walk:
+class GuidedModel:
     """One pass through a model's schedule, from noise to image, asking the model and the guide at each step.
 
     y: labels (N,) that the guide wants; network_y: those that the network is told, or None for an unconditional one
@@ -94,23 +94,23 @@ class Walk:
         return Step(x, x0, self.model.diffusion.schedule.timesteps[index].item(), index)
 
 
-def walk(
+def guided_model(
     model: DiffusionModel,
     x_T: Images,
     y: Tensor | None,
     guide: Guide | None,
     clip: bool,
-    drop_label: bool,
+    unconditional: bool,
     takes_both: bool = False,
-) -> Walk:
-    """The labels steer the guide; a network that takes labels is told them too, unless `drop_label`.
+) -> GuidedModel:
+    """The labels steer the guide; a network that takes labels is told them too, unless `unconditional`.
 
     ValueError: y is not one label for each image.
     """
     if y is not None and y.shape != (len(x_T),):
         raise ValueError(f"y must be one label for each of {len(x_T)} images, not of shape {tuple(y.shape)}")
-    told = y if getattr(model, "conditional", False) and not drop_label else None
-    return Walk(model, y, told, guide, clip, takes_both)
+    told = y if getattr(model, "conditional", False) and not unconditional else None
+    return GuidedModel(model, y, told, guide, clip, takes_both)
 
 
 Sampler = Callable[..., Iterator[Step]]

@@ -10,7 +10,7 @@ from admg.diffusion.gaussian import Images
 from admg.guidance import Guide
 
 from .levels import Known, Level, advance, level
-from .steps import DiffusionModel, NoiseSampler, Step, gaussian_noise, walk
+from .steps import DiffusionModel, NoiseSampler, Step, gaussian_noise, guided_model
 
 
 def unipc(
@@ -21,7 +21,7 @@ def unipc(
     guide: Guide | None = None,
     noise_sampler: NoiseSampler = gaussian_noise,
     clip: bool = True,
-    drop_label: bool = False,
+    unconditional: bool = False,
     order: int = 2,
     lower_order_final: bool = True,
 ) -> Iterator[Step]:
@@ -34,7 +34,7 @@ def unipc(
     """
     if order not in (1, 2, 3):
         raise ValueError(f"order must be 1, 2 or 3, got {order}")
-    x, run, diffusion = x_T, walk(model, x_T, y, guide, clip, drop_label), model.diffusion
+    x, run, diffusion = x_T, guided_model(model, x_T, y, guide, clip, unconditional), model.diffusion
     past: list[Known] = []  # the latest first
     before: tuple[Images, Level] | None = None  # the last step: where it started,
     used = 1  # and its order

@@ -17,8 +17,8 @@ from admg.engine.cuda.recording import Backward, RecordedBackward
 from admg.engine.precision import autocast, native_bf16
 from admg.files import atomic
 
-from .average import Average
 from .config import TrainConfig
+from .ema import EMA
 from .feed import step_seed
 
 
@@ -58,7 +58,7 @@ class Learner:
             self.precision = "bf16" if native_bf16(device.type) else "fp32"
         if device.type == "cuda" or self.precision == "bf16":  # as its convolutions compute
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.average = Average(self.network, config.ema)
+        self.average = EMA(self.network, config.ema)
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
         )

@@ -79,7 +79,7 @@ class PackedLinear(Packed):
 
     def compute(self, x: Tensor) -> Tensor:
         if self.cast is None:
-            weight = self.weight.flatten(1)  # (K, C, 1) of a Pointwise
+            weight = self.weight.flatten(1)  # (K, C, 1) of a Conv1x1
             self.cast = weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
         return F.linear(x, *self.cast)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from admg.engine.exchange import is_heard, is_watched
 from admg.models.blocks import AttentionBlock
-from admg.models.unet import Trunk
+from admg.models.unet import UNetEncoder
 
 Call = Callable[..., Tensor]
 CAPTURING = threading.Lock()
@@ -35,7 +35,7 @@ def recorded(*networks: nn.Module, fits: Callable[[nn.Module, Tensor], bool] = l
 
     fits: (network, images) -> whether there is memory for a recording
     """
-    free = [network for network in networks if isinstance(network, Trunk) and network._compiled_call_impl is None]
+    free = [network for network in networks if isinstance(network, UNetEncoder) and network._compiled_call_impl is None]
     mine = {network: Recorder(network, fits) for network in free}
     for network, recorder in mine.items():
         network._compiled_call_impl = recorder  # what nn.Module.compile sets

@@ -56,5 +56,5 @@ class Halved(Exchanged):
         x, layer = x.to(self.weight.dtype), self.layer
         if isinstance(layer, nn.Conv2d):
             return F.conv2d(x, self.weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
-        weight = self.weight[:, :, 0] if self.weight.ndim == 3 else self.weight  # a Pointwise
+        weight = self.weight[:, :, 0] if self.weight.ndim == 3 else self.weight  # a Conv1x1
         return F.linear(x, weight, bias)

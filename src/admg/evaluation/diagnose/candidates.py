@@ -26,7 +26,7 @@ SAME_TIMESTEP = 2.0
 
 @dataclass(frozen=True)
 class Attention:
-    """Settings of all attention blocks, as in TrunkConfig and UNetConfig."""
+    """Settings of all attention blocks, as in EncoderConfig and UNetConfig."""
 
     num_heads: int
     head_channels: int

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Average:
+class EMA:
     """A copy of the network that follows it: average += (1 - d)(weights - average), in one pass over memory.
 
     decay: what d rises to, as (1 + n) / (10 + n) after n updates; the first copies the weights
