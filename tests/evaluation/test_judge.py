@@ -230,9 +230,9 @@ def test_kinds_of_guidance_cost_the_same(told_command, capsys, monkeypatch, tmp_
     command = [*told_command, "--budget", "4", "--out", f"{tmp_path}/out"]
     kinds = "no guidance;classifier-free;classifier alone"
     assert guidance_kinds.main([*command, "--kinds", kinds]) == 0, capsys.readouterr().err
-    steps = {(type(k["guide"]).__name__, k["y"]): k["steps"] for _, k in made}
-    assert steps["NoneType", "labels"] == 4 and steps["ClassifierFreeGuidance", "labels"] == 2
-    assert 2 <= steps["Classifier", None] <= 3 and len(steps) == 3  # not told, and dearer than none
+    steps = {(type(k["guide"]).__name__, k["unconditional"]): k["steps"] for _, k in made}
+    assert steps["NoneType", False] == 4 and steps["ClassifierFreeGuidance", False] == 2
+    assert 2 <= steps["ClassifierGuidance", True] <= 3 and len(steps) == 3  # not told, and dearer than none
     assert all(labels == [*range(10)] * 2 for labels, _ in made)
     table = (tmp_path / "out" / "table.md").read_text()
     assert table.count("| classifier-free |") == 4 and "| real images |" in table
