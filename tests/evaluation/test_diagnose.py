@@ -387,7 +387,7 @@ def test_bad_input_is_one_line(capsys, tiny_folders, digits, shipped_pt, tmp_pat
         ([*tiny, digits, "--num", 0], "--num must be at least 1"),
         ([*tiny, digits, "--seed", -1], "--seed must not be negative"),
         ([*tiny, tmp_path / "black.png"], "black.png"),
-        ([shipped_pt, "--images", digits, "--image-size", 32], "8x8, smaller than the model's 32x32: say --fit pad"),
+        ([shipped_pt, "--images", digits, "--image-size", 32], "8x8, smaller than the model's 32x32: choose --fit pad"),
         ([shipped_pt, "--images", digits, "--image-size", 30], "must be a positive multiple of 8"),
         ([shipped_pt, "--images", digits, "--flags", RIGHT, "--image-size", 64], "leave one out"),
         ([shipped_pt, "--images", digits, "--flags", RIGHT.replace("linear", "liner")], "must be linear or cosine"),

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from admg.checkpoints.model import Labels, Model
 from admg.cli.evaluate_nll import bands
-from admg.cli.measure import label_numbers
 from admg.data import open_dataset
 from admg.diffusion.gaussian import Diffusion
 from admg.diffusion.schedule import NoiseSchedule
 from admg.evaluation.likelihood import BitsPerDim, bits_per_dim, gather, terms
+from admg.evaluation.real_images import label_numbers
 
 MATHS = arrays("maths.npz")
 INPUT = {name: torch.from_numpy(MATHS[f"in/{name}"]) for name in ("x0", "x", "raw")}
@@ -288,9 +288,9 @@ def test_bad_input_is_one_line(capsys, command, digits, tmp_path):
     colour = image_folder(tmp_path / "colour", (8, 8), "RGB")
     (tmp_path / "empty").mkdir()
     wrong = [
-        (["--data", grey], "6x8, smaller than the model's 8x8: say --fit pad"),
+        (["--data", grey], "6x8, smaller than the model's 8x8: choose --fit pad"),
         (["--data", image_folder(tmp_path / "large", (9, 9)), "--fit", "pad"], "larger than image_size 8x8"),
-        (["--data", colour], "in colour, and the model's are grey"),
+        (["--data", colour], "in colour, but the model's are grey"),
         (["--data", tmp_path / "empty"], "is an empty folder"),
         (["--data", tmp_path / "none"], "does not exist"),
         (["--data", digits, "--num", 0], "--num must be at least 1"),

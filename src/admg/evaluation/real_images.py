@@ -1,0 +1,123 @@
+"""Real images that a model is measured on: opened in the model's size, with labels as the model numbers them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from admg.checkpoints.model import Labels, file_name
+from admg.data import Dataset, open_dataset
+from admg.data.arrays import Split
+from admg.data.dataset import Fit
+from admg.data.transforms import GREY_MODES
+
+
+@dataclass(frozen=True)
+class RealImages:
+    """Some images of a data set, fitted to the size of a model.
+
+    dataset: the data set
+    numbers: positions of the images in the data set
+    labels: label numbers of the model (N,), or None
+    """
+
+    dataset: Dataset
+    numbers: list[int]
+    labels: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def batch(self, chosen: slice) -> tuple[Tensor, Tensor | None]:
+        """Return the images x (n, C, S, S) in [-1, 1] of a slice, and their labels (n,) or None."""
+        x, _ = self.dataset.batch(self.numbers[chosen])
+        return x, None if self.labels is None else self.labels[chosen]
+
+
+def open_real_images(
+    path: Path | str,
+    shape: Sequence[int],
+    labels: Labels | None = None,
+    *,
+    num: int | None = None,
+    fit: Fit | None = None,
+    split: Split = "test",
+) -> RealImages:
+    """Open images of a folder, IDX files or an .npz for a model of this shape, (C, S, S).
+
+    labels: labels of the model; None leaves the labels of the data out
+    num: number of images, spread evenly over the data set; None: all
+    fit: what to do with images that are smaller than the model's: "resize" enlarges them, "pad" adds a black border
+    split: "train" or "test", of data that have both
+    Raises ValueError if there are no images, if they are in colour and the model is grey, if they are smaller than the
+    model's and no fit is given, or if the model does not have their labels.
+    """
+    if num is not None and num < 1:
+        raise ValueError(f"num must be at least 1, got {num}")
+    channels, size = shape[0], shape[1]
+    dataset = open_dataset(
+        path, size, channels=channels, labels=labels is not None, fit=fit or "resize", split=split, verify=False
+    )
+    total = len(dataset)
+    numbers = list(range(total)) if num is None or num >= total else [i * total // num for i in range(num)]
+    check_images(path, dataset, numbers, fit)
+    if labels is None or dataset.labels is None:
+        return RealImages(dataset, numbers, None)
+    known = torch.tensor(label_numbers(labels, dataset.label_names))
+    return RealImages(dataset, numbers, known[torch.from_numpy(dataset.labels[numbers])])
+
+
+def check_images(path: Path | str, dataset: Dataset, numbers: Sequence[int], fit: Fit | None) -> None:
+    """Raise ValueError if an image is in colour and the model is grey, or if it is too small and no fit is given."""
+    for number in numbers:
+        width, height, grey = header(dataset.images[number])
+        if dataset.channels == 1 and not grey:
+            raise ValueError(f"{path} has images in colour, but the model's are grey: convert them first")
+        if fit is None and min(width, height) < dataset.image_size:
+            side = dataset.image_size
+            raise ValueError(
+                f"{path} has images of {width}x{height}, smaller than the model's {side}x{side}: choose --fit pad (a "
+                f"black border) or --fit resize (enlarge), as the model was trained"
+            )
+
+
+def header(image: Path | np.ndarray) -> tuple[int, int, bool]:
+    """Return the width and height of an image, and whether it is grey; of a file only its header is read."""
+    if isinstance(image, Path):
+        with Image.open(image) as file:
+            return *file.size, file.mode in GREY_MODES
+    return image.shape[1], image.shape[0], image.shape[-1] == 1
+
+
+def label_numbers(labels: Labels, names: Sequence[str]) -> list[int]:
+    """Return the model's number of each label name of the data, also where it is spelt as in the names of files.
+
+    If the names differ from the model's but are as many, they are taken in order, as training did.
+    Raises ValueError if the model does not have one of the labels.
+    """
+    by_file = [file_name(name).lower() for name in labels.names]
+    if len(names) == labels.count and not all(file_name(name).lower() in by_file for name in names):
+        return list(range(labels.count))
+    try:
+        return [_label_number(labels, by_file, name) for name in names]
+    except ValueError as error:
+        raise ValueError(
+            f"the data's {len(names)} labels are not the model's {labels.count}: {error}; "
+            f"--unconditional leaves labels out"
+        ) from None
+
+
+def _label_number(labels: Labels, by_file: Sequence[str], name: str) -> int:
+    """Raise ValueError if no label, or several, have this name."""
+    try:
+        return labels.number(name)
+    except ValueError:
+        if by_file.count(file_name(name).lower()) != 1:
+            raise
+        return by_file.index(file_name(name).lower())
