@@ -20,7 +20,7 @@ from PIL import Image
 
 import admg
 from admg.cli import curves, drawing
-from admg.cli.main import Parser
+from admg.cli.options import Parser
 from admg.cli.stages import Stage
 from admg.cli.sweep import add_arguments, cells_of, plan
 from admg.cli.sweeping import Cell, Row

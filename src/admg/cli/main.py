@@ -1,120 +1,157 @@
-"""`admg`: the command. Bad input gives one line on stderr and exit code 2."""
+"""The command `admg`. Bad input gives one line on stderr and exit code 2."""
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import os
 import sys
 import warnings
-from typing import NoReturn
+from types import ModuleType
+from typing import Any
 
-from .options import config_arguments
+from admg.config import did_you_mean
+
+from .options import Parser, add_options, config_arguments, is_command, parse
 
 COMMANDS = {
-    "sample": "make images of the labels that you ask for, steered by a classifier",
-    "edit": "change images towards labels, from a noised or an encoded copy",
-    "interpolate": "make the images on the way between two images, or two seeds",
-    "upsample": "make small images large, with a super-resolution model",
+    "demo": "sample every label with guidance, and a sheet of guidance scales",
+    "sample": "generate images of chosen labels, guided by a classifier",
+    "edit": "change images towards labels",
+    "interpolate": "generate the images between two images or two seeds",
+    "upsample": "enlarge images with a super-resolution model",
     "train": "train a diffusion model on a folder of images",
-    "train-classifier": "train a noisy classifier, for guidance",
-    "info": "what a model is: architecture, parameters, labels, provenance",
-    "models": "list the models that come with the package, and the published ones",
-    "import-openai": "turn a checkpoint of OpenAI's code into a native one, with or without its flags",
-    "diagnose": "find out, on real images, how a checkpoint wants to be used",
-    "evaluate": "judge samples against a reference: FID, sFID, IS, KID, precision, recall and more",
-    "evaluate nll": "measure a model: its log-likelihood of real images, in bits per dimension",
-    "sweep": "samples, figures and curves over guidance scales, samplers and steps",
-    "neighbours": "the nearest training images of samples: whether a model has memorised",
-    "export": "write a model for diffusers or for OpenAI's code",
-    "demo": "every label with guidance, and a sheet of guidance scales",
+    "train-classifier": "train a noisy classifier for guidance",
+    "evaluate": "compare samples with a reference: FID, sFID, IS, KID, precision, recall and more",
+    "evaluate nll": "measure the log-likelihood of real images in bits per dimension",
+    "sweep": "sample and evaluate over guidance scales, samplers and steps",
+    "neighbours": "find the nearest training images of samples, to see memorisation",
+    "models": "list the shipped and the published models",
+    "info": "describe a model: architecture, parameters, labels, provenance",
+    "import-openai": "convert a checkpoint of guided-diffusion, with or without its flags",
+    "export": "write a model for diffusers or for guided-diffusion",
+    "diagnose": "infer the missing settings of a checkpoint from real images",
+    "completion": "print a completion script for bash, zsh or tcsh",
 }
 
+FIRST_STEPS = """Guided diffusion for pixel images.
 
-class Parser(argparse.ArgumentParser):
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs, allow_abbrev=False)
+To begin:
+  admg demo                                          pictures of guided samples in about a minute
+  admg sample --label sneaker --num 8 --out sneakers
+  admg train --data my-images --image-size 32 --out run
 
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+  admg --help             all commands
+  admg COMMAND --help     the options of a command, with examples
+"""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 2 for bad input, 130 when interrupted."""
-    argv = joined(sys.argv[1:] if argv is None else argv)
-    parser = Parser(prog="admg", description="Guided diffusion for pixel images.")
-    parser.add_argument("--version", action="store_true", help="print the version")
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
-    chosen = next((arg for arg in argv if not arg.startswith("-")), None)
-    for name, text in COMMANDS.items():
-        command = subparsers.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        if name == chosen:  # the others' modules need not be imported
-            module = importlib.import_module(f"admg.cli.{name.replace('-', '_').replace(' ', '_')}")
-            module.add_arguments(command)
-            add_offline(command)
-            command.set_defaults(run=module.run)
-    args = parser.parse_args(argv)
-    if args.version:
-        from admg import __version__
-
-        print(f"admg {__version__}")
-        return 0
-    if args.command is None:
-        parser.print_help()
-        return 0
+    argv = list(sys.argv[1:] if argv is None else argv)
+    name = command_name(argv)
+    if name is None:
+        return _without_command(argv)
+    if name not in COMMANDS:
+        hint = did_you_mean(name, COMMANDS)
+        print(
+            f"admg: error: unknown command {name!r}" + (f": {hint}" if hint else "") + " (see admg --help)",
+            file=sys.stderr,
+        )
+        return 2
+    module = importlib.import_module(f"admg.cli.{name.replace('-', '_').replace(' ', '_')}")
+    parser = Parser(prog=f"admg {name}")
+    arguments = argv[len(name.split()) :]
     try:
-        if getattr(args, "config", None):  # the file's options first, so that the command line wins over them
-            at = argv.index(args.command) + 1
-            args = parser.parse_args([*argv[:at], *config_arguments(args.config), *argv[at:]])
-        if getattr(args, "offline", False):
-            os.environ["ADMG_OFFLINE"] = "1"
         with warnings.catch_warnings():
-            warnings.showwarning = show_warning
-            args.run(args)
+            warnings.showwarning = show_warning  # type: ignore[assignment]
+            _run(parser, module, arguments)
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("ADMG_TRACEBACK"):
             raise
-        print(f"admg {args.command}: error: {one_line(error)}", file=sys.stderr)
+        print(f"admg {name}: error: {one_line(error)}", file=sys.stderr)
         return 2
     except RuntimeError as error:
         if "out of memory" not in str(error) or os.environ.get("ADMG_TRACEBACK"):
             raise
-        print(f"admg {args.command}: error: out of memory; a smaller --batch-size needs less", file=sys.stderr)
+        print(f"admg {name}: error: out of memory: choose a smaller --batch-size", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"admg {args.command}: interrupted", file=sys.stderr)
+        print(f"admg {name}: interrupted", file=sys.stderr)
         return 130
     return 0
 
 
-def joined(argv: list[str]) -> list[str]:
-    """`--flags TEXT` as one word, since the text begins with -- itself, which argparse takes for an option; and the
-    two words of a command such as `evaluate nll`, if they are the first."""
+def command_name(argv: list[str]) -> str | None:
+    """Return the command that the arguments begin with, of one word or two; None if they begin with an option."""
     if " ".join(argv[:2]) in COMMANDS:
-        argv = [" ".join(argv[:2]), *argv[2:]]
+        return " ".join(argv[:2])
+    return argv[0] if argv and not argv[0].startswith("-") else None
+
+
+def command_parser() -> Parser:
+    """Return the parser of `admg` without a command, whose help lists the commands."""
+    parser = Parser(prog="admg", description="Guided diffusion for pixel images.", usage="admg [--version] COMMAND ...")
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = parser.add_argument_group("commands (admg COMMAND --help lists the options)")
+    for name, text in COMMANDS.items():
+        commands.add_argument(name, nargs="?", metavar=name, help=text)
+    return parser
+
+
+def _without_command(argv: list[str]) -> int:
+    if not argv:
+        print(FIRST_STEPS, end="")
+        return 0
+    if argv == ["--version"]:
+        from admg import __version__
+
+        print(f"admg {__version__}")
+        return 0
+    parser = command_parser()
+    if argv[0] in ("-h", "--help"):
+        parser.print_help()
+        return 0
+    hint = did_you_mean(argv[0], ("--help", "--version"))
+    print(
+        f"admg: error: unknown option {argv[0]!r}: {hint or 'a command is expected'} (see admg --help)", file=sys.stderr
+    )
+    return 2
+
+
+def _run(parser: Parser, module: ModuleType, argv: list[str]) -> None:
+    if not is_command(module):
+        return _run_namespace(parser, module, argv)
+    add_options(parser, module)
+    options, offline = parse(parser, module, argv)
+    if offline:
+        os.environ["ADMG_OFFLINE"] = "1"
+    module.run(options)
+
+
+def _run_namespace(parser: Parser, module: ModuleType, argv: list[str]) -> None:
+    """Run a command that has no Options yet."""
     at = argv.index("--flags") if "--flags" in argv[:-1] else None
-    return argv if at is None else [*argv[:at], f"--flags={argv[at + 1]}", *argv[at + 2 :]]
+    argv = argv if at is None else [*argv[:at], f"--flags={argv[at + 1]}", *argv[at + 2 :]]
+    module.add_arguments(parser)
+    parser.add_argument("--offline", action="store_true", help="do not download models; use those on disk")
+    args = parser.parse_args(argv)
+    if getattr(args, "config", None):
+        args = parser.parse_args([*config_arguments(args.config), *argv])
+    if args.offline:
+        os.environ["ADMG_OFFLINE"] = "1"
+    module.run(args)
 
 
-def show_warning(message, category, filename, lineno, file=None, line=None) -> None:
-    """A warning of ours as a line for people; of others as Python shows it."""
+def show_warning(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
+    """Print a warning of admg as one line, and any other as Python shows it."""
     if category is UserWarning and "admg" in filename:
         print(f"note: {message}", file=sys.stderr)
     else:
         print(warnings.formatwarning(message, category, filename, lineno, line), end="", file=sys.stderr)
 
 
-def add_offline(parser: argparse.ArgumentParser) -> None:
-    """--offline, for a command and its sub-commands."""
-    subparsers = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-    for sub in {id(p): p for action in subparsers for p in action.choices.values()}.values():
-        add_offline(sub)
-    if not subparsers:
-        parser.add_argument("--offline", action="store_true", help="never download a model; use only what is on disk")
-
-
 def one_line(error: Exception) -> str:
-    """The message on one line; an OSError without one of ours says what failed and where."""
+    """Return the message on one line; that of an OSError of the system says what failed and where."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     return " ".join(str(error).split()) or type(error).__name__

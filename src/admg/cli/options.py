@@ -1,82 +1,269 @@
-"""Command-line options made from dataclasses: one option per field, explained by the class's docstring."""
+"""Command-line parsers made from documented dataclasses: one option per field, explained by the docstring.
+
+A command is a module `cli/<name>.py` with a dataclass `Options`, a text `EXAMPLES` and a function `run(options)`.
+"""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import re
-import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import ModuleType
+from typing import Any, NoReturn, get_args, get_origin
+
+from admg import config
+from admg.config import Option
 
 
-def add_fields(parser: argparse.ArgumentParser, config: type, title: str, omit: tuple[str, ...] = ()) -> None:
-    """An option for every field of the dataclass but those in `omit`. The default is left to the dataclass."""
-    group = parser.add_argument_group(title)
-    hints, texts = get_type_hints(config), field_help(config)
-    for field in dataclasses.fields(config):
-        if field.name in omit:
-            continue
-        required = field.default is dataclasses.MISSING
-        default = "" if required else f" (default: {_shown(field.default)})"
-        text = texts.get(field.name, "").replace("%", "%%") + default
-        arguments = _argument(hints[field.name]) | {"dest": field.name, "default": argparse.SUPPRESS, "help": text}
-        group.add_argument(f"--{field.name.replace('_', '-')}", **arguments)
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line on stderr, with exit code 2."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
-def build(config: type, values: dict[str, Any], **fixed: Any) -> Any:
-    """The dataclass from those of the values that it has fields for, and the fixed ones."""
-    names = {field.name for field in dataclasses.fields(config)}
-    return config(**{k: v for k, v in values.items() if k in names} | fixed)
+def is_command(module: ModuleType) -> bool:
+    """Whether the module has the parts of a command made from a dataclass."""
+    return hasattr(module, "Options") and hasattr(module, "EXAMPLES")
+
+
+def add_options(parser: argparse.ArgumentParser, command: ModuleType) -> None:
+    """Add the options of a command, its description and its examples to a parser."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = config.summary(command.Options)
+    parser.epilog = f"examples:\n{command.EXAMPLES.rstrip()}"
+    groups: dict[str, Any] = {}
+    for option in config.options(command.Options):
+        if option.group and option.group not in groups:
+            groups[option.group] = parser.add_argument_group(option.group)
+        _add(groups.get(option.group, parser), option)
+    common = parser.add_argument_group("Configuration")
+    text = "TOML file of options, named as here; options on the command line take precedence"
+    common.add_argument("--config", metavar="FILE", dest="config_file", help=text)
+    common.add_argument("--print-config", action="store_true", help="print the options as TOML and exit")
+    common.add_argument("--offline", action="store_true", help="do not download models; use those on disk")
+
+
+def parse(parser: argparse.ArgumentParser, command: ModuleType, argv: list[str]) -> Any:
+    """Parse the arguments of a command into its Options. Exits after --help and --print-config.
+
+    Raises ValueError if an option is unknown, missing or out of range; the message names the option, and the file that
+    it stands in if that is the one of --config.
+    """
+    known = {option.name: option for option in config.options(command.Options)}
+    given = vars(_parse_known(parser, join_dashes(argv, known.values())))
+    file, printing = given.pop("config_file", None), given.pop("print_config", False)
+    offline = given.pop("offline", False)
+    if file is not None:
+        given = _from_file(parser, file, known) | {name: value for name, value in given.items() if value is not None}
+    values = {name: value for name, value in given.items() if name in known and value is not None}
+    if printing:
+        print(config.to_toml(command.Options, values), end="")
+        parser.exit()
+    try:
+        return config.build(command.Options, values), offline
+    except ValueError as error:
+        raise ValueError(as_option(str(error), known)) from None
+
+
+def as_option(message: str, known: Mapping[str, Option]) -> str:
+    """Return the message with the name of the field that it begins with as an option: `batch_size` as --batch-size."""
+    name, _, rest = message.partition(" ")
+    if name not in known:
+        return message
+    return f"{flag(known[name])} {rest}"
+
+
+def flag(option: Option) -> str:
+    return option.name.upper() if option.declared.positional else f"--{option.name.replace('_', '-')}"
+
+
+def join_dashes(argv: list[str], known: Any) -> list[str]:
+    """Join `--flags --image_size 64` as `--flags=--image_size 64` for options whose value may begin with dashes."""
+    names = [flag(option) for option in known if option.declared.dashes]
+    joined: list[str] = []
+    for word in argv:
+        if joined and joined[-1] in names:
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
+
+
+def _parse_known(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
+    flags = [string for action in parser._actions for string in action.option_strings]
+    misspelt = [word for word in argv if word.startswith("--") and word.partition("=")[0] not in (*flags, "--")]
+    found, unknown = (None, misspelt) if misspelt else parser.parse_known_args(argv)
+    if found is None or unknown:
+        word = unknown[0].partition("=")[0]
+        hint = config.did_you_mean(word, flags) if word.startswith("-") else ""
+        parser.error(
+            f"unknown {'option' if word.startswith('-') else 'argument'} {word!r}" + (f": {hint}" if hint else "")
+        )
+    return found
+
+
+def _from_file(parser: argparse.ArgumentParser, file: str, known: Mapping[str, Option]) -> dict[str, Any]:
+    """Return the options of a TOML file. Raises ValueError, naming the file, if one is unknown or has a bad value."""
+    values = config.read_toml(Path(file).expanduser())
+    words: list[str] = []
+    for name, value in values.items():
+        if name not in known:
+            hint = config.did_you_mean(name, known)
+            raise ValueError(f"{file}: unknown option {name!r}" + (f": {hint}" if hint else ""))
+        words += _words(known[name], value)
+    quiet = Parser(prog=parser.prog, add_help=False)
+    for option in known.values():
+        _add(quiet, option)
+    quiet.error = _raise(file)  # type: ignore[method-assign, assignment]
+    return vars(quiet.parse_args(words))
+
+
+def _raise(file: str) -> Callable[[str], NoReturn]:
+    def error(message: str) -> NoReturn:
+        raise ValueError(f"{file}: {re.sub(r'^argument ', '', message)}")
+
+    return error
+
+
+def _words(option: Option, value: Any) -> list[str]:
+    """Return a value of a TOML file as words of a command line."""
+    items = value if isinstance(value, list) else [value]
+    if option.declared.positional:
+        return [str(value)]
+    if isinstance(value, bool):
+        return [flag(option) if value else f"--no-{flag(option)[2:]}"]
+    if option.declared.repeat:
+        return [f"{flag(option)}={item}" for item in items]
+    return [f"{flag(option)}={','.join(map(str, items))}"]
+
+
+def _add(parser: Any, option: Option) -> None:
+    arguments = _argument(option)
+    if option.declared.positional:
+        arguments |= {"nargs": "?", "default": None, "metavar": option.declared.metavar or option.name.upper()}
+        parser.add_argument(option.name, **arguments)
+    else:
+        arguments |= {"dest": option.name, "default": argparse.SUPPRESS}
+        parser.add_argument(flag(option), **arguments)
+
+
+def _argument(option: Option) -> dict[str, Any]:
+    declared, hint = option.declared, _without_none(option.type)
+    text = {"help": _help(option)}
+    if hint is bool:
+        return text | {"action": argparse.BooleanOptionalAction}
+    choices = declared.choices or config.literals(hint)
+    if get_origin(hint) is tuple:
+        item = get_args(hint)[0]
+        convert = one_of(config.literals(item)) if config.literals(item) else item
+        if declared.repeat:
+            return text | {"action": Repeat, "type": convert, "metavar": declared.metavar or _metavar(item)}
+        return text | {"type": _list_of(convert), "metavar": declared.metavar or "A,B,..."}
+    if choices:
+        return text | {"type": one_of(choices), "metavar": declared.metavar or "{" + ",".join(map(str, choices)) + "}"}
+    return text | {"type": hint, "metavar": declared.metavar or _metavar(hint)}
+
+
+class Repeat(argparse.Action):
+    """Collect the values of an option that is repeated in a tuple."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        setattr(namespace, self.dest, (*getattr(namespace, self.dest, ()), values))
+
+
+def one_of(choices: tuple[Any, ...]) -> Callable[[str], Any]:
+    """Return a converter that accepts the choices alone, and suggests one for a misspelt word."""
+    by_text = {str(choice): choice for choice in choices}
+
+    def convert(text: str) -> Any:
+        if text not in by_text:
+            hint = config.did_you_mean(text, by_text)
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not one of {', '.join(by_text)}" + (f": {hint}" if hint else "")
+            )
+        return by_text[text]
+
+    return convert
+
+
+def _list_of(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
+    def convert(text: str) -> tuple[Any, ...]:
+        return tuple(kind(part.strip()) for part in text.split(",") if part.strip())
+
+    convert.__name__ = f"list of {getattr(kind, '__name__', 'value')}s"  # argparse names it in its error message
+    return convert
+
+
+def _without_none(hint: Any) -> Any:
+    """Return T for `T | None`."""
+    parts = [part for part in get_args(hint) if part is not type(None)]
+    return parts[0] if type(None) in get_args(hint) and len(parts) == 1 else hint
+
+
+def _metavar(kind: Any) -> str:
+    return {int: "N", float: "X", Path: "PATH"}.get(kind, "TEXT")
+
+
+def _help(option: Option) -> str:
+    declared = option.declared
+    notes = list(_notes(option))
+    text = option.text or option.name.replace("_", " ")
+    mentioned = "(default" in text
+    if mentioned:
+        notes = [note for note in notes if not note.startswith("default")]
+    shown = f" ({'; '.join(notes)})" if notes else ""
+    return (text + shown).replace("%", "%%") if declared is not None else text
+
+
+def _notes(option: Option) -> Iterator[str]:
+    declared, default = option.declared, option.default
+    if declared.range is not None:
+        yield str(declared.range)
+    if declared.repeat:
+        yield "may be repeated"
+    if default is MISSING:
+        yield "required"
+    elif declared.default_text:
+        yield f"default: {declared.default_text}"
+    elif default not in (None, "", ()):
+        yield f"default: {shown(default)}"
+
+
+def shown(value: Any) -> str:
+    """Return a default as it would be typed."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+# -- options of commands that are not dataclasses yet ----------------------------------------------------------------
+
+
+def add_fields(parser: argparse.ArgumentParser, kind: type, title: str, omit: tuple[str, ...] = ()) -> None:
+    """Add an option for every field of the dataclass but those in `omit`. The default is left to the dataclass."""
+    added = parser.add_argument_group(title)
+    for option in config.options(kind, omit=omit):
+        _add(added, option)
+
+
+def build(kind: type, values: dict[str, Any], **fixed: Any) -> Any:
+    """Build the dataclass from those of the values that it has fields for, and the fixed ones."""
+    return config.build(kind, {k: v for k, v in values.items() if v is not None}, **fixed)
 
 
 def config_arguments(path: str) -> list[str]:
-    """The options in a TOML file, named as on the command line (with - or _), as command-line arguments."""
-    try:
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid TOML: {error}") from None
+    """Return the options in a TOML file as command-line arguments."""
     arguments = []
-    for key, value in values.items():
+    for key, value in config.read_toml(path).items():
         name = key.replace("_", "-")
         if isinstance(value, bool):
             arguments.append(f"--{name}" if value else f"--no-{name}")
         else:
             arguments.append(f"--{name}={','.join(map(str, value)) if isinstance(value, list) else value}")
     return arguments
-
-
-def field_help(config: type) -> dict[str, str]:
-    """Field -> text, from lines `name: text` (continued by deeper indentation) in docstrings, its bases' too."""
-    texts: dict[str, str] = {}
-    for cls in reversed(config.__mro__):
-        for match in re.finditer(r"^ {4}(\w+): (.+(?:\n {5,}\S.*)*)", cls.__doc__ or "", re.MULTILINE):
-            texts[match[1]] = re.sub(r"\s+", " ", match[2])
-    return texts
-
-
-def _argument(hint: Any) -> dict[str, Any]:
-    if hint is bool:
-        return {"action": argparse.BooleanOptionalAction}
-    if get_origin(hint) is Literal:
-        return {"choices": get_args(hint), "type": str}
-    if get_origin(hint) is tuple:
-        return {"type": _list_of(get_args(hint)[0]), "metavar": "A,B,..."}
-    if get_args(hint):  # an optional value: `int | None`
-        hint = next(h for h in get_args(hint) if h is not type(None))
-    return {"type": hint, "metavar": {int: "N", float: "X", str: "TEXT", Path: "PATH"}.get(hint)}
-
-
-def _list_of(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
-    def parse(text: str) -> tuple[Any, ...]:
-        return tuple(kind(part) for part in text.split(",") if part.strip())
-
-    parse.__name__ = f"list of {kind.__name__}s"  # argparse names it in its error message
-    return parse
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, tuple):
-        return ",".join(map(str, value)) or "by image size"
-    return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)

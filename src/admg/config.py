@@ -1,0 +1,287 @@
+"""Documented dataclasses as configurations: one declaration for Python, the command line and TOML files.
+
+A configuration is a frozen dataclass whose docstring has a line `name: text` for each field. `setting` declares the
+range of a field, `check` enforces it, and `describe` reads the texts, so that help and error messages agree.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True)
+class Range:
+    """The values that a number may have; an omitted bound is infinite and excluded.
+
+    min, max: inclusive bounds
+    above, below: exclusive bounds
+    """
+
+    min: float | None = None
+    max: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    def __contains__(self, value: float) -> bool:
+        return (
+            math.isfinite(value)
+            and (self.min is None or value >= self.min)
+            and (self.max is None or value <= self.max)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        lower = (
+            f"at least {self.min:g}"
+            if self.min is not None
+            else f"above {self.above:g}"
+            if self.above is not None
+            else ""
+        )
+        upper = (
+            f"at most {self.max:g}"
+            if self.max is not None
+            else f"below {self.below:g}"
+            if self.below is not None
+            else ""
+        )
+        return " and ".join(part for part in (lower, upper) if part) or "a finite number"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a field is shown and checked. See `setting`."""
+
+    range: Range | None = None
+    choices: tuple[str, ...] | None = None
+    repeat: bool = False
+    positional: bool = False
+    metavar: str | None = None
+    default_text: str | None = None
+    dashes: bool = False
+    hidden: bool = False
+
+
+def setting(
+    default: Any = MISSING,
+    *,
+    min: float | None = None,
+    max: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    choices: Iterable[str] | None = None,
+    repeat: bool = False,
+    positional: bool = False,
+    metavar: str | None = None,
+    default_text: str | None = None,
+    dashes: bool = False,
+    hidden: bool = False,
+) -> Any:
+    """Declare a dataclass field with a range and with the way it appears on the command line.
+
+    default: the field's default; without one the field is required
+    min, max, above, below: inclusive and exclusive bounds of a number, or of each number of a tuple
+    choices: allowed texts, if the type is not a Literal
+    repeat: a tuple whose option is repeated, `--label A --label B`, in place of a list, `--label A,B`
+    positional: an argument without a name
+    metavar: placeholder of the value in the help
+    default_text: description of the default in the help, where the value itself says too little
+    dashes: the value may begin with `--`
+    hidden: the field is no option
+    """
+    bounds = (min, max, above, below)
+    range = Range(*bounds) if any(bound is not None for bound in bounds) else None
+    names = None if choices is None else tuple(choices)
+    declared = Setting(range, names, repeat, positional, metavar, default_text, dashes, hidden)
+    return dataclasses.field(default=default, metadata={"setting": declared})
+
+
+def group(kind: type, *, omit: Iterable[str] = (), title: str | None = None) -> Any:
+    """Declare a field that holds another configuration, whose fields become a group of options.
+
+    omit: fields that are no options and keep their defaults
+    title: heading in the help; by default the first sentence of the docstring
+    """
+    return dataclasses.field(default_factory=kind, metadata={"group": (kind, tuple(omit), title, False)})
+
+
+def overrides(kind: type, *, omit: Iterable[str] = (), title: str | None = None) -> Any:
+    """Declare a field of type `dict[str, Any]` with the given fields of a configuration that is built later.
+
+    For a configuration that cannot be built from the options alone, such as a network whose number of labels the data
+    decides: `build(kind, options.network, num_classes=10)` does it.
+    """
+    return dataclasses.field(default_factory=dict, metadata={"group": (kind, tuple(omit), title, True)})
+
+
+@dataclass(frozen=True)
+class Option:
+    """A field of a configuration, or of a configuration within it.
+
+    group: heading of the group that the option belongs to, "" for the configuration itself
+    """
+
+    name: str
+    type: Any
+    default: Any
+    text: str
+    declared: Setting
+    group: str
+
+    @property
+    def required(self) -> bool:
+        return self.default is MISSING
+
+
+def options(kind: type, heading: str = "", omit: Iterable[str] = ()) -> Iterator[Option]:
+    """Yield the options of a configuration class, those of nested configurations included."""
+    hints, texts = get_type_hints(kind), describe(kind)
+    for field in dataclasses.fields(kind):
+        declared = field.metadata.get("setting", Setting())
+        if field.name in omit or declared.hidden:
+            continue
+        if "group" in field.metadata:
+            inner, inner_omit, title, _ = field.metadata["group"]
+            yield from options(inner, title or first_sentence(inner), inner_omit)
+            continue
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        yield Option(field.name, hints[field.name], default, texts.get(field.name, ""), declared, heading)
+
+
+def build(kind: type[C], values: Mapping[str, Any], omit: Iterable[str] = (), **fixed: Any) -> C:
+    """Build a configuration, with those nested in it, from flat values; names that it does not have are ignored.
+
+    Raises ValueError if a required field is missing or a value is out of range.
+    """
+    arguments: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        if "group" in field.metadata:
+            inner, inner_omit, _, deferred = field.metadata["group"]
+            if deferred:
+                names = {f.name for f in dataclasses.fields(inner)} - set(inner_omit)
+                arguments[field.name] = {name: value for name, value in values.items() if name in names}
+            else:
+                arguments[field.name] = build(inner, values, inner_omit)
+        elif field.name in values and field.name not in omit:
+            arguments[field.name] = values[field.name]
+    arguments |= fixed
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        if field.name not in arguments and field.default is MISSING and field.default_factory is MISSING:
+            raise ValueError(f"{field.name} is required")
+    return kind(**arguments)
+
+
+def check(config: Any) -> None:
+    """Raise ValueError, naming the field and the allowed values, if a field of the dataclass is out of its range."""
+    hints = get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        declared: Setting = field.metadata.get("setting", Setting())
+        value = getattr(config, field.name)
+        if value is None:
+            continue
+        allowed = declared.choices or literals(hints[field.name])
+        for item in value if isinstance(value, tuple) else (value,):
+            if allowed and item not in allowed:
+                raise ValueError(f"{field.name} must be one of {', '.join(map(str, allowed))}, got {item!r}")
+            if isinstance(item, bool) or not isinstance(item, int | float):
+                continue
+            if declared.range is not None and item not in declared.range:
+                raise ValueError(f"{field.name} must be {declared.range}, got {item}")
+            if isinstance(item, float) and math.isnan(item):
+                raise ValueError(f"{field.name} must be a number, got nan")
+
+
+def literals(hint: Any) -> tuple[Any, ...]:
+    """Return the values of a Literal, or of the Literal in `Literal[...] | None`; () for other types."""
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    return next((get_args(part) for part in get_args(hint) if get_origin(part) is Literal), ())
+
+
+def describe(kind: type) -> dict[str, str]:
+    """Return the text of each field, from the lines `name: text` of the docstring and of its base classes."""
+    texts: dict[str, str] = {}
+    for cls in reversed(kind.__mro__):
+        for match in re.finditer(r"^ {4}(\w+): (.+(?:\n {5,}\S.*)*)", cls.__doc__ or "", re.MULTILINE):
+            texts[match[1]] = re.sub(r"\s+", " ", match[2])
+    return texts
+
+
+def summary(kind: type) -> str:
+    """Return the docstring of a configuration without the lines that describe its fields."""
+    text = re.sub(r"^ {4}\w+: .+(?:\n {5,}\S.*)*\n?", "", kind.__doc__ or "", flags=re.MULTILINE)
+    return "\n\n".join(re.sub(r"\s+", " ", part).strip() for part in text.split("\n\n") if part.strip())
+
+
+def first_sentence(kind: type) -> str:
+    return summary(kind).split(". ")[0].split("\n")[0].rstrip(".")
+
+
+def did_you_mean(text: str, known: Iterable[str]) -> str:
+    """Return `did you mean 'x'?` for the nearest of the known words, or "" if none is near."""
+    near = difflib.get_close_matches(text, list(known), n=1, cutoff=0.6)
+    return f"did you mean {near[0]!r}?" if near else ""
+
+
+def read_toml(path: Path | str) -> dict[str, Any]:
+    """Return the values of a TOML file, those in tables included, with `_` for `-` in their names.
+
+    Raises ValueError if the file is not valid TOML or gives a value twice, OSError if it cannot be read.
+    """
+    try:
+        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid TOML: {error}") from None
+    values: dict[str, Any] = {}
+    pending = list(content.items())
+    while pending:
+        key, value = pending.pop(0)
+        name = key.replace("-", "_")
+        if isinstance(value, dict):
+            pending[:0] = value.items()
+        elif name in values:
+            raise ValueError(f"{path} sets {key!r} twice")
+        else:
+            values[name] = value
+    return values
+
+
+def to_toml(kind: type, values: Mapping[str, Any]) -> str:
+    """Return a TOML text of all options of a configuration: the given values, defaults for the rest.
+
+    Options without a value are written as comments.
+    """
+    lines: list[str] = []
+    heading = ""
+    for option in options(kind):
+        if option.group != heading:
+            heading = option.group
+            lines.append(f"\n# {heading}")
+        value = values.get(option.name, option.default)
+        if value is None or value is MISSING:
+            lines.append(f"# {option.name} =")
+        else:
+            lines.append(f"{option.name} = {toml_value(value)}")
+    return "\n".join(lines).strip() + "\n"
+
+
+def toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(toml_value, value)) + "]"
+    return json.dumps(str(value), ensure_ascii=False)

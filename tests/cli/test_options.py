@@ -1,0 +1,157 @@
+"""The command-line framework: options from dataclasses, configuration files, suggestions, one-line errors."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Literal
+
+import pytest
+from helpers import admg, run
+
+from admg import config
+from admg.cli import main as cli
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """Sampling.
+
+    steps: Number of steps
+    guide: Guide, by name
+    """
+
+    steps: int = config.setting(25, min=1)
+    guide: tuple[str, ...] = config.setting((), repeat=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Do something. This is the description, 100 % of it.
+
+    source: Where to read
+    sizes: Pixels of the side
+    kind: Kind of thing
+    fast: Whether to hurry
+    flags: Other flags
+    """
+
+    source: str = config.setting(positional=True)
+    sizes: tuple[int, ...] = (8, 16)
+    kind: Literal["ddim", "ddpm"] = "ddim"
+    fast: bool | None = None
+    flags: str = config.setting("", dashes=True)
+    sampler: Sampler = config.group(Sampler)
+
+    def __post_init__(self) -> None:
+        config.check(self)
+        config.check(self.sampler)
+        if self.kind == "ddpm" and self.fast:
+            raise ValueError("fast is for kind ddim")
+
+
+@pytest.fixture
+def command(monkeypatch) -> list[Options]:
+    """The options that the command `demo`, replaced by one of the module here, is run with."""
+    module: Any = ModuleType("admg.cli.demo")
+    seen: list[Options] = []
+    module.Options, module.EXAMPLES, module.run = Options, "  admg demo here", seen.append
+    monkeypatch.setitem(sys.modules, "admg.cli.demo", module)
+    return seen
+
+
+def test_options_of_every_type(capsys, command):
+    text = "demo here --sizes 4,5 --kind ddpm --no-fast --flags --image_size=64 --steps 3 --guide a --guide=b,c"
+    words = text.split()
+    assert run(capsys, *words)[0] == 0
+    sampler = Sampler(steps=3, guide=("a", "b,c"))
+    expected = Options(source="here", sizes=(4, 5), kind="ddpm", fast=False, flags="--image_size=64", sampler=sampler)
+    assert command == [expected]
+    assert run(capsys, "demo", "here")[0] == 0 and command[1] == Options(source="here")
+
+
+def test_help_explains_defaults_ranges_and_shows_examples(capsys, command):
+    code, out, _ = run(capsys, "demo", "--help")
+    text = " ".join(out.split())
+    assert code == 0 and not command
+    for part in ("This is the description, 100 % of it.", "Number of steps (at least 1; default: 25)",
+                 "Guide, by name (may be repeated)", "(default: 8,16)", "Where to read (required)",
+                 "examples: admg demo here"):  # fmt: skip
+        assert part in text, part
+
+
+def test_the_command_line_takes_precedence_over_the_file(capsys, command, tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text('source = "there"\nsizes = [1, 2]\nfast = true\n[sampling]\nsteps = 7\nguide = ["x", "y,z"]\n')
+    assert run(capsys, "demo", "--config", file, "--steps", 9, "--guide", "q")[0] == 0
+    sampler = Sampler(steps=9, guide=("q",))
+    assert command == [Options(source="there", sizes=(1, 2), fast=True, sampler=sampler)]
+
+
+def test_a_printed_configuration_gives_the_same_options(capsys, command, tmp_path):
+    words = ["demo", "here", "--sizes", "3", "--guide", "a=1,b", "--guide", "c", "--kind", "ddpm"]
+    assert run(capsys, *words)[0] == 0
+    code, out, _ = run(capsys, *words, "--print-config")
+    file = tmp_path / "run.toml"
+    file.write_text(out)
+    assert code == 0 and run(capsys, "demo", "--config", file)[0] == 0
+    assert len(command) == 2 and command[0] == command[1]
+
+
+@pytest.mark.parametrize(
+    "words, line",
+    [
+        (["demo"], "admg demo: error: SOURCE is required"),
+        (["demo", "x", "--steps", "0"], "admg demo: error: --steps must be at least 1, got 0"),
+        (["demo", "x", "--steps", "many"], "invalid int value: 'many'"),
+        (["demo", "x", "--stepps", "3"], "unknown option '--stepps': did you mean '--steps'?"),
+        (["demo", "x", "y"], "unknown argument 'y'"),
+        (["demo", "x", "--kind", "ddin"], "'ddin' is not one of ddim, ddpm: did you mean 'ddim'?"),
+        (["demo", "x", "--kind", "ddpm", "--fast"], "admg demo: error: --fast is for kind ddim"),
+        (["demo", "x", "--config", "missing.toml"], "No such file or directory: missing.toml"),
+        (["dem"], "admg: error: unknown command 'dem': did you mean 'demo'?"),
+        (["--versoin"], "unknown option '--versoin': did you mean '--version'?"),
+    ],
+)
+def test_bad_input_is_one_line_with_a_suggestion(capsys, command, words, line):
+    code, _, err = run(capsys, *words)
+    assert code == 2 and line in err and len(err.splitlines()) == 1 and not command, err
+
+
+@pytest.mark.parametrize(
+    "content, part",
+    [
+        ("stpes = 3", "unknown option 'stpes': did you mean 'steps'?"),
+        ("steps = 'x'", "--steps: invalid int value: 'x'"),
+        ("steps = 0", "--steps must be at least 1"),
+        ("kind = 'dddpm'", "did you mean 'ddpm'?"),
+        ("steps = ", "is not valid TOML"),
+    ],
+)
+def test_bad_files_are_named(capsys, command, tmp_path, content, part):
+    file = tmp_path / "run.toml"
+    file.write_text(content)
+    code, _, err = run(capsys, "demo", "x", "--config", file)
+    assert code == 2 and part in err and len(err.splitlines()) == 1 and not command
+    assert "steps = 0" in content or "run.toml" in err
+
+
+def test_admg_alone_says_what_to_do_first(capsys):
+    code, out, _ = run(capsys)
+    assert code == 0 and "admg demo" in out and "admg --help" in out
+    code, out, _ = run(capsys, "--help")
+    assert code == 0 and all(name in out for name in cli.COMMANDS)
+
+
+def test_python_m_admg():
+    import subprocess
+
+    result = subprocess.run([sys.executable, "-m", "admg", "--version"], capture_output=True, text=True)
+    assert result.stdout.startswith("admg 0.") and result.returncode == 0
+    assert admg("--version").stdout == result.stdout
+
+
+def test_a_completion_script_knows_commands_and_options(capsys):
+    code, out, _ = run(capsys, "completion", "bash")
+    assert code == 0 and "train-classifier" in out and "--steps" in out
