@@ -39,7 +39,8 @@ import admg
 from admg.cli.main import Parser
 from admg.data import FASHION_MNIST_LABELS
 from admg.files import atomic, check_output_folder
-from admg.generation.pictures import save_png, sheet
+from admg.generation.contact_sheet import sheet
+from admg.generation.images import save_png
 from admg.generation.sample import cycle_labels, find_sampler
 
 Figures = dict[str, float]

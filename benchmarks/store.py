@@ -52,7 +52,7 @@ class Store:
 
         FloatingPointError: it made an image that is not finite.
         """
-        from admg.generation.sample import to_uint8
+        from admg.generation.images import to_uint8
 
         made = self.get(key)
         while made is None or len(made.images) < num:

@@ -21,8 +21,8 @@ from tqdm.auto import tqdm
 
 import admg
 from admg.data import Dataset
-from admg.generation.pictures import save_png, sheet
-from admg.generation.sample import to_uint8
+from admg.generation.contact_sheet import sheet
+from admg.generation.images import save_png, to_uint8
 from admg.guidance import Grey, LinearInverse
 from admg.models import UNet, UNetConfig
 from admg.training import LearnDiffusion, TrainConfig, train

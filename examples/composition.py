@@ -12,7 +12,8 @@ from common import options
 from torch import Tensor
 
 import admg
-from admg.generation.pictures import save_png, sheet
+from admg.generation.contact_sheet import sheet
+from admg.generation.images import save_png
 from admg.guidance import ClassifierFreeGuidance, ClassifierGuidance, Guide, Interval, LossGuidance
 
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from common import garments, options
 
 import admg
-from admg.generation.pictures import save_png, sheet
-from admg.generation.sample import to_uint8
+from admg.generation.contact_sheet import sheet
+from admg.generation.images import save_png, to_uint8
 
 EDITS = (("shirt", "dress"), ("t-shirt/top", "coat"), ("ankle boot", "sneaker"), ("sneaker", "bag"))
 STRENGTHS = (0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 import admg
-from admg.generation.pictures import save_png, sheet
-from admg.generation.sample import to_uint8
+from admg.generation.contact_sheet import sheet
+from admg.generation.images import save_png, to_uint8
 from admg.guidance import EmbeddingDistance, LossGuidance
 
 TARGETS = ("sneaker", "bag", "trouser", "t-shirt/top", "sandal", "dress")

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from common import garments, options
 
 import admg
-from admg.generation.pictures import save_png, sheet
-from admg.generation.sample import to_uint8
+from admg.generation.contact_sheet import sheet
+from admg.generation.images import save_png, to_uint8
 from admg.guidance import ILVR, Interval
 
 PAIRS = (("bag", "bag"), ("sneaker", "sneaker"), ("coat", "coat"), ("pullover", "dress"), ("ankle boot", "sandal"))

@@ -12,8 +12,8 @@ import torch
 from common import garments, options
 
 import admg
-from admg.generation.pictures import save_png, sheet
-from admg.generation.sample import to_uint8
+from admg.generation.contact_sheet import sheet
+from admg.generation.images import save_png, to_uint8
 from admg.guidance import LinearInverse, Mask
 
 LABELS = ("coat", "ankle boot", "dress", "bag", "shirt", "sandal")

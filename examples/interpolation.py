@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from common import garments, options
 
 import admg
-from admg.generation.pictures import save_png, sheet
-from admg.generation.sample import to_uint8
+from admg.generation.contact_sheet import sheet
+from admg.generation.images import save_png, to_uint8
 
 PAIRS = (("dress", "dress"), ("sneaker", "ankle boot"), ("pullover", "coat"))
 

@@ -12,7 +12,8 @@ import torch
 from common import options
 
 import admg
-from admg.generation.pictures import save_png, sheet
+from admg.generation.contact_sheet import sheet
+from admg.generation.images import save_png
 from admg.guidance import ClassifierGuidance
 
 

@@ -15,8 +15,8 @@ from common import garments, options
 from torch import Tensor
 
 import admg
-from admg.generation.pictures import save_png, sheet
-from admg.generation.sample import to_uint8
+from admg.generation.contact_sheet import sheet
+from admg.generation.images import save_png, to_uint8
 from admg.guidance import LossGuidance
 
 LABELS = ("pullover", "sneaker", "dress", "bag", "ankle boot")

@@ -13,7 +13,8 @@ from common import options
 from my_guide import darker, symmetric
 
 import admg
-from admg.generation.pictures import save_png, sheet
+from admg.generation.contact_sheet import sheet
+from admg.generation.images import save_png
 
 LABELS = ("bag", "coat", "dress", "shirt", "sandal")
 

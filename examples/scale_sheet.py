@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from common import options
 
 import admg
-from admg.generation.pictures import save_png, sheet
+from admg.generation.contact_sheet import sheet
+from admg.generation.images import save_png
 from admg.guidance import ClassifierFreeGuidance, ClassifierGuidance
 
 LABELS = ("sneaker", "bag", "dress", "coat", "sandal", "trouser")

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 import admg
-from admg.generation.pictures import save_png, sheet
-from admg.generation.sample import to_uint8
+from admg.generation.contact_sheet import sheet
+from admg.generation.images import save_png, to_uint8
 from admg.guidance import DPS, Blur, Downsample, Guide, LinearInverse
 
 LABELS = ("pullover", "sneaker", "dress", "bag", "t-shirt/top", "ankle boot")

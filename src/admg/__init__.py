@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from .diffusion import Diffusion, NoiseSchedule, Prediction
     from .evaluation import diagnose, likelihood
     from .generation.edit import edit, encode, interpolate
-    from .generation.sample import Samples, sample
+    from .generation.sample import sample
+    from .generation.samples import Samples
 
 __version__ = "0.1.0"
 
@@ -29,7 +30,7 @@ _WHERE = {
     "Model": "checkpoints.model",
     "NoiseSchedule": "diffusion",
     "Prediction": "diffusion",
-    "Samples": "generation.sample",
+    "Samples": "generation.samples",
     "edit": "generation.edit",
     "encode": "generation.edit",
     "interpolate": "generation.edit",

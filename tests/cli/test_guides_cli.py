@@ -16,6 +16,7 @@ from PIL import Image
 import admg
 from admg import guidance, samplers
 from admg.cli import guides
+from admg.generation.images import to_float
 from admg.userfile import load_object
 
 OWN = """
@@ -195,14 +196,14 @@ def test_runs_without_any_of_this_are_continued_as_they_were(capsys, command, tm
 
 def test_sheet_over_the_scale_of_cfg(capsys, command, expected, tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr("admg.cli.sample.scale_sheet", lambda columns, scales, title, name="scale": drawn.append(
-        (columns, scales, title, name)) or Image.new("L", (1, 1)))  # fmt: skip
+    monkeypatch.setattr("admg.cli.sample.scale_sheet", lambda columns, scales, names, title, option: drawn.append(
+        (columns, scales, title, option)) or Image.new("L", (1, 1)))  # fmt: skip
     assert run(capsys, *command, "--scale", 2, "--sheet", "cfg=1,4")[0] == 0
     ((one, four), scales, title, name), = drawn  # fmt: skip
     assert (scales, name) == ([1, 4], "cfg") and "scale 2" in title and "cfg" not in title
     for column, scale in ((one, 1.0), (four, 4.0)):
         wanted = expected(lambda c, w=scale: guidance.ClassifierGuidance(c, 2.0) + guidance.ClassifierFreeGuidance(w))
-        assert np.abs(column.images.astype(int) - wanted).max() <= 1
+        assert np.abs(column.astype(int) - wanted).max() <= 1
 
 
 def test_titles_name_the_guide(own):
@@ -219,7 +220,7 @@ def test_upsampling_takes_guides_too(capsys, tiny_upsampler, own, tmp_path):
     command = ["upsample", "--model", tmp_path / "up", "--base", tmp_path / "small.npz", "--steps", 3,
                "--precision", "fp32"]  # fmt: skip
     assert run(capsys, *command, "--cfg", 3, "--out", tmp_path / "out")[0] == 0
-    x = admg.cli.stages.to_float(small)
+    x = to_float(small)
     expected = admg.sample(tiny_upsampler, [1, 2], low_res=x, guide=guidance.ClassifierFreeGuidance(3.0), steps=3,
                            seed=admg.cli.stages.UPSAMPLER_SEED, progress=False).images  # fmt: skip
     images = np.load(tmp_path / "out" / "samples_2x8x8x1.npz")["arr_0"]

@@ -25,7 +25,8 @@ from admg.evaluation.metrics.fid import frechet_estimate, frechet_infinite, grou
 from admg.evaluation.metrics.statistics import Gaussian
 from admg.evaluation.neighbours import nearest, picture
 from admg.evaluation.sources import Stored, of_array, open_source
-from admg.generation.shards import Shards, open_run
+from admg.generation.run_record import open_run
+from admg.generation.shards import Shards
 
 
 @pytest.fixture(autouse=True)
@@ -190,7 +191,7 @@ def test_statistics_alone_and_beside_images(tmp_path):
 
 
 def test_floats_are_images_in_minus_one_to_one():
-    from admg.generation.sample import to_uint8
+    from admg.generation.images import to_uint8
 
     x = torch.rand(3, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 2.2 - 1.1
     np.testing.assert_array_equal(of_array(x.numpy())[0:3], to_uint8(x))

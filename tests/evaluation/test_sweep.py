@@ -19,7 +19,7 @@ from helpers import refused, run
 from PIL import Image
 
 import admg
-from admg.cli import curves, drawing
+from admg.cli import curves
 from admg.cli.options import Parser
 from admg.cli.stages import Stage
 from admg.cli.sweep import add_arguments, cells_of, plan
@@ -466,7 +466,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(capsys, models, judges, tm
 def test_the_folder_of_the_demo_is_its_samples(tiny_model, tmp_path):
     """Not its sheet and its images/; and where there are several, they must be told apart."""
     samples = admg.sample(tiny_model, [0, 1, 2, 2], steps=2, progress=False)
-    drawing.write(samples, tmp_path, "title")
+    samples.save(tmp_path, "title")
     source = open_source(tmp_path, labels=True)
     np.testing.assert_array_equal(source[0:9], samples.images)
     assert source.labels.tolist() == [0, 1, 2, 2]

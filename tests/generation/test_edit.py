@@ -15,11 +15,11 @@ from PIL import Image
 import admg
 from admg import samplers
 from admg.cli import beginnings
-from admg.cli.edit import beside
-from admg.cli.interpolate import strips
 from admg.engine.cpu.packing import packed
 from admg.generation import edit as editing
-from admg.generation.sample import SeededNoise, to_uint8
+from admg.generation.contact_sheet import edit_sheet, interpolation_sheet
+from admg.generation.images import to_uint8
+from admg.generation.sample import SeededNoise
 
 
 def gaussian(std: float = 0.5) -> admg.Model:
@@ -227,7 +227,7 @@ def test_edit_command_is_edit(capsys, models, tiny_folders, pictures, tmp_path):
                          steps=4, seed=4, sampler="ddpm", batch_size=5, progress=False)  # fmt: skip
     assert np.array_equal(stored(out)["arr_0"], expected.images) and stored(out)["arr_1"].tolist() == labels
     assert len([*(out / "images").iterdir()]) == 12
-    drawn = np.asarray(beside(to_uint8(x), 3)(expected.images, expected.label_names, "").convert("L"))
+    drawn = np.asarray(edit_sheet(to_uint8(x), 3)(expected.images, expected.label_names, "").convert("L"))
     cells = drawn[-400:, -400:].reshape(4, 100, 4, 100).transpose(0, 2, 1, 3)[:, :, 6:96:12, 6:96:12]
     assert np.array_equal(cells[:, 0], to_uint8(x)[[0, 0, 1, 1], :, :, 0])  # each image beside its edits
     assert np.array_equal(cells[:, 1:].reshape(12, 8, 8), expected.images[:, :, :, 0])
@@ -283,7 +283,9 @@ def test_interpolate_command_is_interpolate(capsys, models, tiny_folders, pictur
         expected = [admg.interpolate(model, ends, label, frames=3, steps=4, progress=False).images for label in (1, 2)]
         assert np.abs(stored(out)["arr_0"].astype(int) - np.concatenate(expected)).max() <= 1
         assert stored(out)["arr_1"].tolist() == [1, 1, 1, 2, 2, 2]
-        drawn = strips(to_uint8(x) if name == "images" else None, 3)(stored(out)["arr_0"], ["", "", ""] * 2, "")
+        drawn = interpolation_sheet(to_uint8(x) if name == "images" else None, 3)(
+            stored(out)["arr_0"], ["", "", ""] * 2, ""
+        )
         assert drawn.width == (5 if name == "images" else 3) * 100 + 4  # the images stand beside their frames
         assert Image.open(out / "sheet.png").height == drawn.height + 28  # and a title
 

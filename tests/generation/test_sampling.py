@@ -10,7 +10,8 @@ import torch
 
 import admg
 from admg import guidance, samplers
-from admg.generation.sample import SeededNoise, cycle_labels, to_uint8
+from admg.generation.images import to_uint8
+from admg.generation.sample import SeededNoise, cycle_labels
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", functools.partial(samplers.ddim, eta=1.0)])

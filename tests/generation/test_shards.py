@@ -14,7 +14,8 @@ import pytest
 
 from admg.cli.main import main
 from admg.files import atomic
-from admg.generation.shards import NpzImages, Shards, differences, open_run, run_files
+from admg.generation.run_record import differences, open_run, run_files
+from admg.generation.shards import NpzImages, Shards
 
 SHAPE = (4, 6, 3)
 

@@ -21,9 +21,10 @@ from PIL import Image
 import admg
 from admg import guidance
 from admg.checkpoints.model import DiffusionConfig, Labels, Model
-from admg.cli import drawing, measure, stages, work
+from admg.cli import measure, stages, work
 from admg.cli import sample as sample_command
 from admg.cli.sample import random_labels, shares
+from admg.generation import contact_sheet
 from admg.generation.sample import SeededNoise
 from admg.models import SuperResConfig, SuperResUNet
 
@@ -573,20 +574,20 @@ def test_contact_sheets_of_many_labels_and_many_images():
     """Rows by label; more labels than rows: captions; never more than 200 images, nor 16 megapixels."""
     rng = np.random.default_rng(0)
     images = rng.integers(256, size=(1000, 8, 8, 1), dtype=np.uint8)
-    rows = drawing.contact_sheet(images, [f"name {i % 10}" for i in range(1000)], "title")
+    rows = contact_sheet.contact_sheet(images, [f"name {i % 10}" for i in range(1000)], "title")
     assert 20 * 68 < rows.width < 20 * 68 + 120 and 10 * 68 < rows.height < 10 * 68 + 60  # 10 labels, 20 of each
-    grid = drawing.contact_sheet(images, [f"name {i}" for i in range(1000)], "title")
+    grid = contact_sheet.contact_sheet(images, [f"name {i}" for i in range(1000)], "title")
     assert grid.width == 14 * 100 + 4 and 15 * 116 < grid.height < 15 * 116 + 60  # 96 pixels and a caption
-    square = drawing.contact_sheet(images[:9], [""] * 9, "t")
+    square = contact_sheet.contact_sheet(images[:9], [""] * 9, "t")
     assert square.width == 3 * 68 + 4
     huge = np.zeros((20, 1024, 1024, 1), np.uint8)
-    assert drawing.contact_sheet(huge, [""] * 20, "t").width == 4 * 1028 + 4
+    assert contact_sheet.contact_sheet(huge, [""] * 20, "t").width == 4 * 1028 + 4
 
 
 def test_samples_in_memory_are_written_alike(tiny_model, tmp_path):
     samples = admg.sample(tiny_model, ["two", "Ankle boot"], steps=1, progress=False)
     for _ in range(2):  # the demo may be repeated
-        path = drawing.write(samples, tmp_path, "title")
+        path = samples.save(tmp_path, "title")
     assert np.array_equal(arrays(path)[0], samples.images) and arrays(path)[1].tolist() == [2, 4]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["images", "samples_2x8x8x1.npz", "sheet.png"]
     assert sorted(p.name for p in (tmp_path / "images").iterdir()) == ["Ankle-boot_000001.png", "two_000000.png"]
@@ -594,7 +595,10 @@ def test_samples_in_memory_are_written_alike(tiny_model, tmp_path):
 
 def test_captions_are_cut_to_fit():
     image = np.full((8, 8, 1), 100, np.uint8)
-    short, long = drawing.captioned(image, "cat"), drawing.captioned(image, "a very long name of a label indeed")
+    short, long = (
+        contact_sheet.captioned(image, "cat"),
+        contact_sheet.captioned(image, "a very long name of a label indeed"),
+    )
     assert short.shape == long.shape == (112, 96, 3)
     assert (short[:96] == 100).all() and (short[96:] < 128).any() and (long[96:, [0, -1]] == 255).all()
 

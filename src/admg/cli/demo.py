@@ -8,10 +8,9 @@ import time
 from admg import guidance
 from admg.checkpoints import presets
 from admg.files import check_output_folder
-from admg.generation.pictures import save_png
+from admg.generation.contact_sheet import scale_sheet
+from admg.generation.images import save_png
 from admg.generation.sample import sample
-
-from .drawing import scale_sheet, write
 
 SCALES = [0.0, 1.0, 2.0, 4.0, 8.0, 16.0]
 
@@ -32,7 +31,7 @@ def run(args: argparse.Namespace) -> None:
     samples = sample(
         model, [label for label in labels for _ in range(8)], guide=guide, seed=args.seed, unconditional=True
     )
-    write(samples, out, "classifier guidance, scale 8, DDIM 25")
+    samples.save(out, "classifier guidance, scale 8, DDIM 25")
 
     print("2/2  the same noise over guidance scales")
     wanted = [model.labels.number(name) for name in ("Dress", "Sandal", "Sneaker", "Bag", "Ankle boot", "Shirt")]
@@ -42,5 +41,7 @@ def run(args: argparse.Namespace) -> None:
         )
         for scale in SCALES
     ]
-    save_png(scale_sheet(columns, SCALES, "the same noise, from unguided to strongly guided"), out / "scale-sheet.png")
+    images, names = [column.images for column in columns], columns[0].label_names
+    title = "the same noise, from unguided to strongly guided"
+    save_png(scale_sheet(images, SCALES, names, title), out / "scale-sheet.png")
     print(f"done in {time.perf_counter() - start:.0f} s: look at {out / 'sheet.png'} and {out / 'scale-sheet.png'}")

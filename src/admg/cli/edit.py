@@ -5,19 +5,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from jaxtyping import UInt8
-from PIL import Image
 
 from admg.checkpoints.model import Labels
-from admg.generation.pictures import sheet
-from admg.generation.sample import to_uint8
+from admg.generation.contact_sheet import edit_sheet
+from admg.generation.images import to_uint8
 
 from . import beginnings, guides, stages, work
 from .beginnings import FromImages
-from .drawing import MOST_ROWS, Images, Picture
 from .sample import labels_of, load_both
 from .stages import Stage
 
@@ -72,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
             images, [i for i in range(len(names)) for _ in range(len(wanted) * num)], strength, args.invert,
             from_labels(args.from_label, model.labels, len(names)),
         ),
-        draw=beside(to_uint8(images), num),
+        draw=edit_sheet(to_uint8(images), num),
     )  # fmt: skip
     stages.to_device(args.device, model, guide.classifier)
     stage.try_out()
@@ -97,18 +93,3 @@ def from_labels(asked: Sequence[str] | None, table: Labels, count: int) -> torch
         raise ValueError(f"--from-label is given {len(asked)} times for {count} images: once, or for each")
     numbers = [table.number(label) for label in asked]
     return torch.tensor(numbers * (count if len(numbers) == 1 else 1))
-
-
-def beside(originals: UInt8[Any, "m h w c"], num: int) -> Picture:
-    """A row for each image and label: the image, then its edits."""
-
-    def draw(images: Images, names: Sequence[str], title: str) -> Image.Image:
-        rows, titles = [], []
-        for start in range(0, min(len(names), MOST_ROWS * num), num):
-            original = originals[start * len(originals) // len(names)]
-            rows.append([original, *images[start : start + min(num, 20)]])
-            titles.append(names[start])
-        columns = ["image", *(str(i + 1) for i in range(len(rows[0]) - 1))]
-        return sheet(rows, row_titles=titles if any(titles) else (), column_titles=columns, title=title, cell=96)
-
-    return draw

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from jaxtyping import UInt8
-from PIL import Image
 
 from admg.checkpoints.model import Model
+from admg.generation.contact_sheet import interpolation_sheet
 from admg.generation.edit import between, encode, seed_noise
-from admg.generation.pictures import sheet
-from admg.generation.sample import to_uint8
+from admg.generation.images import to_uint8
 
 from . import beginnings, guides, stages, work
 from .beginnings import FromNoise, checksum
-from .drawing import MOST_ROWS, Images, Picture
 from .edit import wanted_labels
 from .sample import labels_of, load_both
 from .stages import Recipe, Stage
@@ -74,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
         out=Path(args.out), name=args.model, model=model, recipe=recipe, guide=guide, names=table,
         labels=[label for label in wanted for _ in range(args.frames)], chosen=wanted,
         batch_size=args.batch_size, compile=args.compile, begin=begin,
-        draw=strips(None if ends is None else to_uint8(ends), args.frames),
+        draw=interpolation_sheet(None if ends is None else to_uint8(ends), args.frames),
     )  # fmt: skip
     stage.try_out()
     work.carry_out([stage], how)
@@ -101,18 +96,3 @@ def parse_seeds(text: str) -> tuple[int, int]:
     if not (a.strip().isdecimal() and b.strip().isdecimal()):
         raise ValueError(f"--seeds must be two whole numbers such as 0,1, not {text!r}")
     return int(a), int(b)
-
-
-def strips(ends: UInt8[Any, "2 h w c"] | None, frames: int) -> Picture:
-    """A row for each label: the frames, and the images at its ends."""
-
-    def draw(images: Images, names: Sequence[str], title: str) -> Image.Image:
-        starts = range(0, min(len(names), MOST_ROWS * frames), frames)
-        rows = [[*images[start : start + frames]] for start in starts]
-        columns = [str(i + 1) for i in range(frames)]
-        if ends is not None:
-            rows, columns = [[ends[0], *row, ends[1]] for row in rows], ["image", *columns, "image"]
-        titles = [names[start] for start in starts]
-        return sheet(rows, row_titles=titles if any(titles) else (), column_titles=columns, title=title, cell=96)
-
-    return draw

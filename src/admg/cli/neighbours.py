@@ -8,7 +8,7 @@ from pathlib import Path
 
 from admg.evaluation.neighbours import nearest, picture
 from admg.files import check_output_folder
-from admg.generation.pictures import save_png
+from admg.generation.images import save_png
 
 from .judging import Processes, add_network_arguments, extract, load_network, one_size, open_images
 

@@ -13,12 +13,12 @@ import numpy as np
 from admg.checkpoints import presets
 from admg.checkpoints.model import Labels, Model
 from admg.files import check_output_folder
-from admg.generation.pictures import save_png
+from admg.generation.contact_sheet import scale_sheet
+from admg.generation.images import save_png
 from admg.generation.sample import SAMPLERS, sample
 
 from . import beginnings, guides, stages, work
 from .beginnings import FromImages
-from .drawing import scale_sheet
 from .guides import Guidance
 from .stages import Recipe, Stage
 from .upsample import load_upsampler, upsampling
@@ -91,8 +91,9 @@ def draw_scales(base: Stage, variants: list[Guidance], name: str, scales: list[f
                                "precision": recipe.precision, "batch_size": base.batch_size,
                                "compile": base.compile, "unconditional": recipe.unconditional}  # fmt: skip
     columns = [sample(base.model, base.labels, guide=variant(), **options) for variant in variants]
+    images, names = [column.images for column in columns], columns[0].label_names
     title = f"{base.name}, {recipe}" + (f", {rest}" if (rest := base.guide.title_without(name)) else "")
-    save_png(scale_sheet(columns, scales, title, name), out / "scale-sheet.png")
+    save_png(scale_sheet(images, scales, names, title, name), out / "scale-sheet.png")
     print(out / "scale-sheet.png")
 
 

@@ -24,12 +24,14 @@ from admg.checkpoints.model import Classifier, Labels, Model
 from admg.engine.compiling import Compile, fast
 from admg.engine.memory import in_batches
 from admg.engine.precision import Precision, resolve
+from admg.generation.contact_sheet import Layout, contact_sheet
 from admg.generation.edit import Start, begun, lowest
-from admg.generation.sample import SAMPLERS, Samples, batch_that_fits, find_sampler, networks_of, sample
+from admg.generation.images import to_float
+from admg.generation.sample import SAMPLERS, batch_that_fits, find_sampler, networks_of, sample
+from admg.generation.samples import Samples
 from admg.generation.shards import NpzImages, Shards
 from admg.samplers import Sampler, Step
 
-from .drawing import Picture, contact_sheet
 from .guides import Guidance
 from .measure import device_of, note_missing_kernels
 
@@ -105,7 +107,7 @@ class Stage:
     base: Path | None = None
     origin: Any = None
     begin: Begin | None = None
-    draw: Picture = contact_sheet
+    draw: Layout = contact_sheet
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -206,11 +208,6 @@ def counted(sampler: Sampler, done: Callable[[float], Any]) -> Sampler:
 def first_step(sampler: Sampler) -> Sampler:
     """The sampler, stopped after its first step."""
     return lambda model, x_T, **options: itertools.islice(sampler(model, x_T, **options), 1)
-
-
-def to_float(images: np.ndarray) -> Tensor:
-    """uint8 (N, H, W, C) -> (N, C, H, W) in [-1, 1]."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def fingerprint(part: Model | Classifier) -> str:

@@ -15,10 +15,10 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from admg.files import LockError, check_output_folder, locked, remove
-from admg.generation.pictures import save_png
-from admg.generation.shards import NpzImages, OtherRun, Shards, find_run, open_run, run_files
+from admg.generation.images import save_images, save_png
+from admg.generation.run_record import OtherRun, find_run, open_run, run_files
+from admg.generation.shards import NpzImages, Shards
 
-from .drawing import save_images
 from .stages import Stage, from_torchrun
 
 

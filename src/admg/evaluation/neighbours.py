@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int64
 from PIL import Image
 
-from admg.generation.pictures import sheet
+from admg.generation.contact_sheet import sheet
 
 from .sources import Source
 

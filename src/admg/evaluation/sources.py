@@ -18,8 +18,9 @@ from PIL import Image
 from admg.data import DataError, open_dataset
 from admg.data.folder import label_names_of, number_labels, open_folder, read_image
 from admg.data.transforms import GREY_MODES, center_crop, pad
-from admg.generation.sample import to_uint8
-from admg.generation.shards import BROKEN, NpzImages, Shards, read_record
+from admg.generation.images import to_uint8
+from admg.generation.run_record import read_record
+from admg.generation.shards import BROKEN, NpzImages, Shards
 
 from .metrics.statistics import Gaussian, statistics_of
 

@@ -19,7 +19,8 @@ from admg.engine.precision import Precision, autocast
 from admg.guidance import Guide
 from admg.samplers import Sampler, Step, ddim_inversion
 
-from .sample import Samples, SeededNoise, batch_that_fits, find_sampler, resolve_labels, sample
+from .sample import SeededNoise, batch_that_fits, find_sampler, resolve_labels, sample
+from .samples import Samples
 
 LabelsAsked = Sequence[int | str | None] | Tensor
 Start = Callable[[Model, Images, bool], Images]

@@ -6,12 +6,10 @@ import dataclasses
 import inspect
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from admg import samplers
@@ -24,30 +22,11 @@ from admg.engine.precision import Precision
 from admg.guidance import Guide
 from admg.samplers import NoiseSampler, Sampler
 
+from .samples import Samples
+
 SAMPLERS: dict[str, Sampler] = {
     name: function for name, function in vars(samplers).items() if inspect.isgeneratorfunction(function)
 }
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Finished samples.
-
-    x: (N, C, H, W) float32, in about [-1, 1]; labels: (N,), -1 where none was asked for; label_names: of each image
-    """
-
-    x: Float[Tensor, "n c h w"]
-    labels: Int64[Tensor, " n"]
-    label_names: tuple[str, ...]
-
-    @property
-    def images(self) -> UInt8[np.ndarray, "n h w c"]:
-        return to_uint8(self.x)
-
-
-def to_uint8(x: Images) -> UInt8[np.ndarray, "n h w c"]:
-    """x in [-1, 1] as 8-bit images. Cut off rather than rounded, as the samples behind published figures were."""
-    return ((x + 1) * 127.5).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 def sample(

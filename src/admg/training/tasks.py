@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from admg.checkpoints.model import Classifier, Model
 from admg.data import evaluation_batches
 from admg.diffusion.losses import Objective, loss_terms
-from admg.generation.pictures import save_png, sheet
+from admg.generation.contact_sheet import sheet
+from admg.generation.images import save_png
 from admg.generation.sample import sample
 
 from .curves import plot_accuracy

@@ -1,0 +1,70 @@
+"""Images as 8-bit arrays: conversion to and from tensors in [-1, 1], and PNG files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+
+from admg.checkpoints.model import file_name
+from admg.diffusion.gaussian import Images
+from admg.files import atomic
+
+IMAGES_AT_A_TIME = 64
+
+
+class ImageArray(Protocol):
+    """uint8 (N, H, W, C), in memory or on disk."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, images: slice, /) -> UInt8[np.ndarray, "n h w c"]: ...
+
+
+def to_uint8(x: Images) -> UInt8[np.ndarray, "n h w c"]:
+    """Return x (N, C, H, W) in [-1, 1] as 8-bit images (N, H, W, C).
+
+    Values are truncated, not rounded, as in the samples behind the published metrics.
+    """
+    return ((x + 1) * 127.5).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def to_float(images: UInt8[np.ndarray, "n h w c"]) -> Images:
+    """Return 8-bit images (N, H, W, C) as x (N, C, H, W) in [-1, 1]."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_pil(image: UInt8[np.ndarray, "h w c"]) -> Image.Image:
+    """Return an 8-bit image of one or three channels as a Pillow image."""
+    return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+
+
+def save_png(image: Image.Image, path: Path) -> None:
+    """Write an image. The file appears only once it is complete."""
+    with atomic(path) as temporary:
+        image.save(temporary)
+
+
+def save_images(images: ImageArray, names: Sequence[str], out: Path) -> None:
+    """Write a PNG file per image to the folder `out`, named `<label>_<number>.png` so that training finds the labels.
+
+    The folder appears only once all files are written.
+    """
+    with atomic(out) as folder:
+        folder.mkdir()
+
+        def save(number: int, image: UInt8[np.ndarray, "h w c"]) -> None:
+            to_pil(image).save(folder / f"{file_name(names[number])}_{number:06d}.png")
+
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # Pillow encodes without holding the GIL
+            for start in range(0, len(names), IMAGES_AT_A_TIME):
+                part = images[start : min(start + IMAGES_AT_A_TIME, len(names))]
+                list(pool.map(save, range(start, start + len(part)), part))

@@ -1,0 +1,132 @@
+"""run.json: the record of the settings that a run of images was begun with, which decides whether it may continue."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from .shards import Shards
+
+RUN = "run.json"
+IGNORED = ("model", "classifier", "name")
+"""Keys of settings that are for people to read: a network is identified by its weights, whatever its name is."""
+
+
+class OtherRun(ValueError):
+    """The folder holds a run with other settings."""
+
+
+def open_run(settings: Mapping[str, Any], shards: Shards) -> Shards:
+    """Begin the run with these settings in the folder of the shards, or find it there. Return its shards.
+
+    A run that exists keeps its shard size. run.json is written before anything else, and only once: processes that
+    share a run may call this function at the same time.
+
+    settings: everything that decides the images, in JSON types
+    Raises ValueError as find_run does.
+    """
+    found = find_run(settings, shards)
+    if found is None:
+        content = _content(settings, shards) | {"shard_size": shards.size}
+        _write_once(shards.folder / RUN, json.dumps(content, indent=2) + "\n")
+        found = find_run(settings, shards)
+    return found or shards
+
+
+def find_run(settings: Mapping[str, Any], shards: Shards) -> Shards | None:
+    """Return the shards of the run with these settings in the folder, with its shard size, or None if it has no run.
+
+    Raises OtherRun, which names the differences, if the folder holds a run with other settings. Raises ValueError if it
+    holds files that a run would replace but no run.json, or a run.json that admg did not write.
+    """
+    present = [path.name for path in (shards.target, *_outputs(shards.folder)) if os.path.lexists(path)]
+    record = read_record(shards.folder)  # after the listing: a process that begins this run writes its record first
+    if record is None:
+        if present:
+            missing = f"no {RUN} that says how it was made"
+            raise ValueError(f"{shards.folder} holds {present[0]}, but {missing}: choose another folder")
+        return None
+    run = _recorded(shards.folder, record)
+    here = _content(settings, shards) | {"shard_size": run.size}
+    if differing := differences(record, json.loads(json.dumps(here))):
+        raise OtherRun(f"{shards.folder} holds a run with other settings: {'; '.join(differing)}")
+    return run
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """Return the content of run.json, or None if there is none. Raises ValueError if it is not the record of a run."""
+    path = folder / RUN
+    if not path.exists():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        _recorded(folder, record)
+        dict(record["settings"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not the record of a run: {type(error).__name__}: {error}") from None
+    return record
+
+
+def run_files(folder: Path) -> list[Path]:
+    """Return the paths that the run in this folder writes to, or [] if the folder holds no run."""
+    try:
+        record = read_record(folder)
+    except ValueError:  # a run.json of another program
+        return []
+    if record is None:
+        return []
+    return [*_outputs(folder), _recorded(folder, record).target, folder / RUN]
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return `scale is 4 there, 2 here` for each setting that differs; nested settings read `base.scale`."""
+    a, b = dict(_flat(old)), dict(_flat(new))
+    a |= {key: b.get(key) for key in a if key.split(".")[-1] == "precision" and a[key] == "auto"}
+    keys = [key for key in {**a, **b} if a.get(key) != b.get(key) and key.split(".")[-1] not in IGNORED]
+    return [f"{key} is {_shown(a.get(key))} there, {_shown(b.get(key))} here" for key in keys]
+
+
+def _recorded(folder: Path, record: Mapping[str, Any]) -> Shards:
+    return Shards(folder, record["num"], record["shard_size"], tuple(record["shape"]), record["labelled"])
+
+
+def _outputs(folder: Path) -> list[Path]:
+    return [folder / name for name in ("shards", "images", "sheet.png")]
+
+
+def _content(settings: Mapping[str, Any], shards: Shards) -> dict[str, Any]:
+    return {"settings": settings, "num": shards.num, "shape": shards.shape, "labelled": shards.labelled}
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+            value = {str(i): item for i, item in enumerate(value)}
+        if isinstance(value, Mapping):
+            yield from _flat(value, prefix if key == "settings" else f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _shown(value: Any) -> str:
+    text = "unset" if value is None else ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def _write_once(path: Path, text: str) -> None:
+    """Write a file unless another process is first. A link, unlike a rename, never replaces a file."""
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    try:
+        with suppress(FileExistsError):
+            os.link(temporary, path)
+    except OSError:  # a file system without links
+        if not path.exists():
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
