@@ -19,7 +19,8 @@ from torch import Tensor
 import admg
 from admg.checkpoints.model import Classifier, Model
 from admg.cli.main import Parser, one_line
-from admg.data import FASHION_MNIST_LABELS, open_dataset
+from admg.data import FASHION_MNIST_LABELS
+from admg.data import open as open_dataset
 from admg.engine.precision import resolve
 from admg.files import atomic
 from admg.guidance import Guide

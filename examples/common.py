@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import admg
-from admg.data import open_dataset
+from admg.data import open as open_dataset
 from admg.files import check_output_folder
 
 DATA = ("data/fashion-mnist", "/usr/share/datasets/fashion-mnist")  # the latter is Debian's dataset-fashion-mnist

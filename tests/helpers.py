@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import doctest
 import gzip
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,8 @@ from torch import Tensor, nn
 
 from admg.checkpoints.model import Classifier, DiffusionConfig, Labels, Model
 from admg.cli import main as cli
-from admg.data import batches, open_dataset
+from admg.data import batches
+from admg.data import open as open_dataset
 from admg.models import ClassifierConfig, NoisyClassifier, UNet, UNetConfig
 from admg.training import LearnClassifier, LearnDiffusion, TrainConfig
 from admg.training.feed import feed
@@ -38,6 +41,16 @@ CPU = torch.device("cpu")
 
 
 PROCESS = DiffusionConfig(diffusion_steps=50)
+
+
+def run_example(function: Callable, **names: object) -> None:
+    """Run the example in the docstring of a function or class, and compare what it prints. names: its global names"""
+    (example,) = doctest.DocTestFinder(recurse=False).find(function, function.__name__, globs=names)
+    assert example.examples, f"{function.__name__} has no example"
+    runner = doctest.DocTestRunner(verbose=False, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    failures: list[str] = []
+    runner.run(example, out=failures.append)
+    assert not failures, "".join(failures)
 
 
 def randomised(network: torch.nn.Module, seed: int) -> torch.nn.Module:

@@ -55,7 +55,7 @@ def test_garments_are_test_images_in_order(examples, monkeypatch, tmp_path):
     np.savez(tmp_path / "data.npz", arr_0=images, arr_1=np.array([8, 3, 8, 8, 3]))
     common = examples("common")
     monkeypatch.setattr(common, "DATA", (str(tmp_path),))
-    monkeypatch.setattr(common, "open_dataset", lambda _, size, **options: admg.data.open_dataset(
+    monkeypatch.setattr(common, "open_dataset", lambda _, size, **options: admg.data.open(
         tmp_path / "data.npz", size, **options))  # fmt: skip
     x = common.garments(admg.load("fashion-mnist"), ["bag", "dress", "bag"], first=0)
     assert ((x[:, 0, 16, 16] + 1) * 127.5).round().tolist() == [0, 1, 2]

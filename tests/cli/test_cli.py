@@ -11,7 +11,7 @@ from helpers import refused, run
 from PIL import Image
 
 from admg.checkpoints import presets
-from admg.data import open_dataset
+from admg.data import open as open_dataset
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from helpers import write_idx, write_npz
 from PIL import Image
 
 from admg import data
-from admg.data import DataError, batches, center_crop, evaluation_batches, open_dataset, pad, random_crop
+from admg.data import DataError, batches, center_crop, evaluation_batches, pad, random_crop
+from admg.data import open as open_dataset
 
 BOX, BICUBIC = Image.Resampling.BOX, Image.Resampling.BICUBIC
 

@@ -227,7 +227,8 @@ def test_training_is_the_same(digits, monkeypatch, counted, kind, changes):
 
 
 def test_training_by_the_plain_way_goes_on_by_the_kernel(digits, tmp_path, monkeypatch, counted):
-    from admg.data import batches, open_dataset
+    from admg.data import batches
+    from admg.data import open as open_dataset
     from admg.training import TrainConfig
     from admg.training.feed import feed
     from admg.training.learner import Learner

@@ -18,7 +18,7 @@ from torch import Tensor
 from admg.checkpoints import openai, presets
 from admg.checkpoints.model import DiffusionConfig, Labels, Model
 from admg.cli.diagnose import how_to_import, load, size_of_images
-from admg.data import open_dataset
+from admg.data import open as open_dataset
 from admg.diffusion.schedule import NoiseSchedule
 from admg.evaluation.diagnose import LEVELS, Attention, attentions, candidates, conclude, diagnose, processes, search
 from admg.evaluation.diagnose.candidates import blocks, heads_by_block

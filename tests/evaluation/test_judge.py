@@ -16,7 +16,7 @@ from measures import balanced_kid, precision_recall, wilson, within_class_distan
 
 import admg
 from admg.checkpoints.model import Classifier, DiffusionConfig, Labels, Model
-from admg.data import open_dataset
+from admg.data import open as open_dataset
 from admg.evaluation.metrics import kid
 from admg.models import ClassifierConfig, NoisyClassifier, UNet, UNetConfig
 

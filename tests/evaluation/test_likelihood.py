@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from admg.checkpoints.model import Labels, Model
 from admg.cli.evaluate_nll import bands
-from admg.data import open_dataset
+from admg.data import open as open_dataset
 from admg.diffusion.gaussian import Diffusion
 from admg.diffusion.schedule import NoiseSchedule
 from admg.evaluation.likelihood import BitsPerDim, bits_per_dim, gather, terms

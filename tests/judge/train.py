@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from admg.data import FASHION_MNIST_LABELS, open_dataset
+from admg.data import FASHION_MNIST_LABELS
+from admg.data import open as open_dataset
 from admg.engine.precision import autocast, resolve
 
 

@@ -11,7 +11,7 @@ from helpers import TRUNK, admg
 
 from admg import guidance
 from admg.checkpoints.model import Classifier, DiffusionConfig, Labels, Model
-from admg.data import open_dataset
+from admg.data import open as open_dataset
 from admg.generation.sample import sample
 from admg.models import UNet, UNetConfig
 from admg.training import LearnDiffusion, TrainConfig, train

@@ -11,7 +11,8 @@ from helpers import CPU, learned, make
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from admg.data import batches, open_dataset
+from admg.data import batches
+from admg.data import open as open_dataset
 from admg.training import TrainConfig, train
 from admg.training.ema import EMA
 from admg.training.feed import ahead, draws, feed, step_seed

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from admg.checkpoints.model import Model
-from admg.data import Dataset, open_dataset
+from admg.data import Dataset
+from admg.data import open as open_dataset
 from admg.data.dataset import Fit
 from admg.data.folder import read_image
 from admg.data.transforms import check_pad

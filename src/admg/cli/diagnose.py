@@ -15,7 +15,7 @@ from admg.checkpoints import openai, presets
 from admg.checkpoints.model import Classifier, DiffusionConfig, Model
 from admg.checkpoints.openai import OpenAIConfig
 from admg.checkpoints.openai.shapes import resolutions
-from admg.data import open_dataset
+from admg.data import open as open_dataset
 from admg.evaluation.diagnose import Board, Candidate, Diagnosis, Trial, conclude, search
 from admg.models import UNetConfig
 

@@ -16,7 +16,8 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from admg.checkpoints import native, presets
-from admg.data import Dataset, open_dataset
+from admg.data import Dataset
+from admg.data import open as open_dataset
 from admg.files import check_output_folder
 from admg.training import TrainConfig, train
 

@@ -1,19 +1,29 @@
-"""Images on disk -> x in [-1, 1] and labels y: `open_dataset` opens them, `batches` feeds them to training."""
+"""Images on disk or in memory -> x in [-1, 1] and labels y.
 
-from .dataset import Dataset
+`open` reads files, `from_arrays` takes arrays, and `from_dataset` wraps any `torch.utils.data.Dataset`. `batches` is
+the endless, exactly resumable stream that training reads.
+"""
+
+from .dataset import Dataset, ImageDataset
 from .errors import DataError
-from .open import FASHION_MNIST_LABELS, open_dataset
+from .layouts import FASHION_MNIST_LABELS, open
+from .memory import from_arrays
 from .stream import batches, evaluation_batches
+from .torch_dataset import TorchDataset, from_dataset
 from .transforms import center_crop, pad, random_crop
 
 __all__ = [
     "FASHION_MNIST_LABELS",
     "DataError",
     "Dataset",
+    "ImageDataset",
+    "TorchDataset",
     "batches",
     "center_crop",
     "evaluation_batches",
-    "open_dataset",
+    "from_arrays",
+    "from_dataset",
+    "open",
     "pad",
     "random_crop",
 ]

@@ -21,7 +21,7 @@ IDX_PREFIX: dict[Split, str] = {"train": "train", "test": "t10k"}
 
 
 def read_idx(path: Path) -> UInt8[np.ndarray, " ..."]:
-    """Reads an IDX file of unsigned bytes, gzip'ed or not. Raises DataError if it is corrupt or of another type."""
+    """Return the content of an IDX file of unsigned bytes, gzip'ed or not. Raises DataError if it is not one."""
     try:
         raw = path.read_bytes()
         if raw[:2] == b"\x1f\x8b":
@@ -45,7 +45,10 @@ def read_idx(path: Path) -> UInt8[np.ndarray, " ..."]:
 
 
 def find_idx(folder: Path, split: Split) -> Path | None:
-    """The images file of a split in a folder of IDX files; None if the folder has none of either split."""
+    """Return the images file of a split in a folder of IDX files, or None if the folder has neither split.
+
+    Raises DataError if only the other split is there.
+    """
     found = {name: _first(folder, f"{prefix}-images-idx3-ubyte") for name, prefix in IDX_PREFIX.items()}
     if any(found.values()) and not found[split]:
         raise DataError(f'{folder} has no {IDX_PREFIX[split]}-images-idx3-ubyte[.gz], needed for split="{split}"')
@@ -53,7 +56,7 @@ def find_idx(folder: Path, split: Split) -> Path | None:
 
 
 def open_idx(path: Path, labels: bool) -> Arrays:
-    """One IDX file of images, with the labels file beside it unless `labels` is False."""
+    """Read one IDX file of images and, unless `labels` is False, the labels file beside it."""
     images = read_idx(path)
     if images.ndim != 3 or not images.size:
         raise DataError(f"{path} holds values of shape {images.shape}: allowed are images, (N, H, W) with N, H, W > 0")
@@ -73,7 +76,7 @@ def open_idx(path: Path, labels: bool) -> Arrays:
 
 
 def open_npz(path: Path, labels: bool) -> Arrays:
-    """An .npz with arr_0, uint8 (N, H, W), (N, H, W, 1) or (N, H, W, 3), and maybe arr_1, integers (N,) >= 0."""
+    """Read an .npz with arr_0, uint8 (N, H, W), (N, H, W, 1) or (N, H, W, 3), and optionally arr_1, integers (N,)."""
     try:
         with np.load(path, allow_pickle=False) as file:  # an object array could run code: NumPy refuses it here
             names = file.files
@@ -103,7 +106,7 @@ def open_npz(path: Path, labels: bool) -> Arrays:
 
 
 def _first(folder: Path, name: str) -> Path | None:
-    """The file of that name, however the MNIST family spells it: before 'idx' a dash or a dot, with or without .gz."""
+    """Return the file of that name in any spelling of the MNIST family: dash or dot before idx, with or without .gz."""
     spellings = [name.replace(".idx", "-idx"), name.replace("-idx", ".idx")]
     paths = [folder / (spelling + end) for spelling in spellings for end in ("", ".gz")]
     return next((path for path in paths if path.is_file()), None)

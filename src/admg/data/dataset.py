@@ -5,31 +5,63 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Float32, Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
+from .errors import DataError, listed
 from .folder import read_image
 from .transforms import center_crop, pad, random_crop
 
 Fit = Literal["resize", "pad"]
 Crop = Literal["center", "random"]
 Seed = int | tuple[int, ...]
+Batch = tuple[Float[Tensor, "n c s s"], Int64[Tensor, " n"]]
+
+
+class ImageDataset(Protocol):
+    """What training needs of a data set: square images in [-1, 1] by number, with the names of their labels.
+
+    `label_names` is empty if there are no labels. `Dataset` and `TorchDataset` are such data sets.
+    """
+
+    @property
+    def image_size(self) -> int: ...
+
+    @property
+    def channels(self) -> int: ...
+
+    @property
+    def label_names(self) -> tuple[str, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Sequence[int], seeds: Sequence[Seed] | None = None) -> Batch:
+        """Return images (n, C, S, S) in [-1, 1] and labels (n,), -1 for none.
+
+        Random augmentation follows from the seed of each image; without seeds there is none.
+        """
+        ...
 
 
 @dataclass(eq=False)
 class Dataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
-    """Square images in [-1, 1] with label numbers; `open_dataset` makes one from files.
+    """Square images in [-1, 1] with label numbers. `open` and `from_arrays` return one.
 
-    `images` are files, or uint8 (N, H, W, C). `labels` are int64 (N,), or None if there are none; label k is called
-    `label_names[k]`. `skipped` tells which files of a folder were left out, and why.
+    images: files; or (N, H, W, C), uint8, or float32 in [-1, 1] if H and W are `image_size`
+    image_size: side of the images that the data set returns, in pixels
+    channels: 1 or 3
+    labels: int64 (N,), or None if there are no labels
+    label_names: names of the labels, in the order of their numbers
+    fit, crop, flip: see `open`
+    skipped: files of a folder that were left out, each with the reason
     """
 
-    images: Sequence[Path] | UInt8[np.ndarray, "n h w c"]
+    images: Sequence[Path] | UInt8[np.ndarray, "n h w c"] | Float32[np.ndarray, "n s s c"]
     image_size: int
     channels: int
     labels: Int64[np.ndarray, " n"] | None = None
@@ -42,18 +74,22 @@ class Dataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.images)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({summary(self)})"
+
     def __getitem__(self, index: int) -> tuple[Float[Tensor, "c s s"], int]:
         return self.get(index, 0)
 
     def get(self, index: int, seed: Seed | None = None) -> tuple[Float[Tensor, "c s s"], int]:
-        """One image and its label (-1 if there is none). Flip and random crop follow from `seed`; None: neither."""
+        """Return one image and its label, -1 if there is none.
+
+        Flip and random crop follow from `seed`; None: the image is neither flipped nor randomly cropped.
+        """
         x, y = self.batch([index], None if seed is None else [seed])
         return x[0], int(y[0])
 
-    def batch(
-        self, indices: Sequence[int], seeds: Sequence[Seed] | None = None
-    ) -> tuple[Float[Tensor, "n c s s"], Int64[Tensor, " n"]]:
-        """What `get` returns for each index and seed, stacked."""
+    def batch(self, indices: Sequence[int], seeds: Sequence[Seed] | None = None) -> Batch:
+        """Return the images and labels that `get` returns for each index and seed, stacked."""
         rngs: list[np.random.Generator | None] = [None] * len(indices)
         if seeds is not None and (self.flip or self.crop == "random"):
             rngs = [np.random.default_rng(seed) for seed in seeds]
@@ -62,14 +98,16 @@ class Dataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
         pixels[flips] = pixels[flips, :, ::-1]
         if pixels.shape[-1] < self.channels:
             pixels = pixels.repeat(self.channels, axis=-1)
-        x = np.divide(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)), 127.5, dtype=np.float32)
-        x -= 1
+        x = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+        if x.dtype == np.uint8:
+            x = np.divide(x, 127.5, dtype=np.float32)
+            x -= 1
         y = np.full(len(indices), -1) if self.labels is None else self.labels[indices]
         return torch.from_numpy(x), torch.from_numpy(y)
 
     def _fitted(
         self, indices: Sequence[int], rngs: Sequence[np.random.Generator | None]
-    ) -> UInt8[np.ndarray, "n s s c"]:
+    ) -> UInt8[np.ndarray, "n s s c"] | Float32[np.ndarray, "n s s c"]:
         zoom = self.fit == "resize" and self.crop == "random"
         if isinstance(self.images, np.ndarray) and self.images.shape[1:3] == (self.image_size,) * 2 and not zoom:
             return self.images[indices]  # nothing to fit, whatever the options
@@ -92,3 +130,20 @@ class Dataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
         if isinstance(self.images, np.ndarray):
             return Image.fromarray(self.images[index].squeeze(-1) if self.images.shape[-1] == 1 else self.images[index])
         return read_image(self.images[index]).convert("L" if self.channels == 1 else "RGB")
+
+
+def summary(dataset: ImageDataset) -> str:
+    """Return '60000 images of 1x28x28, labels: T-shirt/top, Trouser, ...'."""
+    labels = f"labels: {listed(dataset.label_names)}" if dataset.label_names else "no labels"
+    return f"{len(dataset)} images of {dataset.channels}x{dataset.image_size}x{dataset.image_size}, {labels}"
+
+
+def check_options(image_size: int | None, channels: int | None, fit: str, crop: str) -> None:
+    """Raise DataError if an option of a data set is not one of the allowed values."""
+    if image_size is not None and image_size < 1:
+        raise DataError(f"image_size is {image_size}: allowed are positive integers")
+    if channels not in (None, 1, 3):
+        raise DataError(f"channels is {channels}: allowed are 1, 3 and None")
+    for name, value, allowed in (("fit", fit, Fit), ("crop", crop, Crop)):
+        if value not in get_args(allowed):
+            raise DataError(f"{name} is {value!r}: allowed are {' and '.join(map(repr, get_args(allowed)))}")

@@ -1,4 +1,4 @@
-"""Folders of images: which files they hold, which of those can be read, and what their labels are."""
+"""Folders of images: their files, the files that cannot be read, and the labels."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .transforms import plain
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image that can be read; mode and size are those of the file."""
+    """A readable image file, with its mode and its size (width, height)."""
 
     path: Path
     mode: str
@@ -28,10 +28,12 @@ class ImageFile:
 
 
 def open_folder(root: Path, *, verify: bool, strict: bool) -> tuple[list[ImageFile], list[tuple[Path, str]]]:
-    """All images in a folder and below it, ordered by path, and the files that are not images, with the reason.
+    """Return all images in a folder and below it, ordered by path, and the files that are not images, with the reason.
 
-    With `verify` every image is decoded, else only its header is read. Raises DataError if no image is left, or if
-    `strict` and a file is not an image.
+    verify: decode every image; False reads only its header
+    strict: raise DataError if a file is not an image
+
+    Raises DataError if there is no image.
     """
     paths = list(_files(root))
     if not paths:
@@ -51,19 +53,19 @@ def open_folder(root: Path, *, verify: bool, strict: bool) -> tuple[list[ImageFi
 
 
 def read_image(path: Path) -> Image.Image:
-    """The image of mode "L" or "RGB", decoded and upright. Raises DataError if that fails."""
+    """Return the decoded image, upright and of mode "L" or "RGB". Raises DataError if it cannot be read."""
     try:
         with Image.open(path) as image:
             return plain(image)
-    except Exception as error:  # decoders raise whatever they like: SyntaxError, struct.error, IndexError, ...
+    except Exception as error:  # decoders raise many kinds: SyntaxError, struct.error, IndexError, ...
         raise DataError(f"{path} cannot be read as an image: {_reason(error)}") from error
 
 
 def label_names_of(root: Path, paths: Sequence[Path]) -> list[str] | None:
-    """The name of each image's label; None if the images have no labels.
+    """Return the name of each image's label, or None if the images have no labels.
 
-    In a folder of folders it is the name of the sub-folder. In a flat folder it is the file name up to the first
-    underscore, as in guided-diffusion. Raises DataError if the folder is a mixture.
+    In a folder of folders, the label is the name of the sub-folder. In a flat folder, it is the file name up to the
+    first underscore, as in guided-diffusion. Raises DataError if the folder mixes the two.
     """
     relative = [path.relative_to(root) for path in paths]
     loose = [path.name for path in relative if len(path.parts) == 1]
@@ -85,7 +87,7 @@ def label_names_of(root: Path, paths: Sequence[Path]) -> list[str] | None:
 
 
 def number_labels(names: list[str], order: tuple[str, ...] | None) -> tuple[Int64[np.ndarray, " n"], tuple[str, ...]]:
-    """Names -> numbers in the given order, or else in the sorted one; returns the order too."""
+    """Return the number of each name, and all names in the order of their numbers: `order`, or sorted by default."""
     order = tuple(sorted(set(names))) if order is None else order
     numbers = {name: number for number, name in enumerate(order)}
     unknown = sorted(set(names) - set(order))
@@ -96,7 +98,7 @@ def number_labels(names: list[str], order: tuple[str, ...] | None) -> tuple[Int6
 
 def _files(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
     real = folder.resolve()
-    if real in above:  # a link back to a folder that this one is in
+    if real in above:  # a link to a folder that contains this one
         return
     try:
         entries = sorted(folder.iterdir())
@@ -107,7 +109,7 @@ def _files(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
             continue
         if entry.is_dir():
             yield from _files(entry, (*above, real))
-        elif entry.is_file() or entry.is_symlink():  # a broken link is reported; opening a pipe would wait for ever
+        elif entry.is_file() or entry.is_symlink():  # a broken link is reported; opening a pipe would block
             yield entry
 
 

@@ -9,26 +9,24 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
-from torch import Tensor
+from jaxtyping import Int64
 
-from .dataset import Dataset
+from .dataset import Batch, ImageDataset
 from .errors import DataError
-
-Batch = tuple[Float[Tensor, "n c s s"], Int64[Tensor, " n"]]
 
 ORDER, AUGMENTATION = 0, 1  # keep the two kinds of random numbers of a seed apart
 
 
 def batches(
-    dataset: Dataset, batch_size: int, *, seed: int, start: int = 0, step: int = 1, workers: int = 0
+    dataset: ImageDataset, batch_size: int, *, seed: int, start: int = 0, step: int = 1, workers: int = 0
 ) -> Iterator[Batch]:
-    """An endless stream of x, float32 (N, C, S, S) in [-1, 1], and y, int64 (N,), -1 where there is no label.
+    """Return an endless stream of x, float32 (N, C, S, S) in [-1, 1], and y, int64 (N,), -1 where there is no label.
 
-    Batch k depends on `seed` and k alone, so that `start=k` resumes a run exactly. Images come in epochs, each in a
-    random order of its own; a batch may cross from one epoch into the next, or hold several of a small data set.
-    `step` takes every step-th batch from `start` on: rank r of R processes reads start=k*R+r, step=R.
-    `workers` processes prepare batches ahead; they pay off for image files, and change nothing in the batches.
+    Batch k depends on `seed` and k alone, so that `start=k` resumes a run exactly. Images come in epochs, each in its
+    own random order; a batch may extend from one epoch into the next, or hold several epochs of a small data set.
+
+    step: take every step-th batch from `start` on; rank r of R processes reads start=k*R+r, step=R.
+    workers: processes that prepare batches in advance. They pay off for image files, and do not change the batches.
     """
     _check_positive("batch_size", batch_size)
     _check_positive("step", step)
@@ -44,13 +42,13 @@ def batches(
         sampler=range(start, 2**62, step),
         num_workers=workers,
         prefetch_factor=4,
-        generator=torch.Generator(),  # else the loader would draw from the global one, which training may use
+        generator=torch.Generator(),  # the loader would otherwise draw from the global generator
     )
     return iter(loader)
 
 
-def evaluation_batches(dataset: Dataset, batch_size: int) -> Iterator[Batch]:
-    """All images once, in order and without augmentation, as `batches` gives them; the last batch may be smaller."""
+def evaluation_batches(dataset: ImageDataset, batch_size: int) -> Iterator[Batch]:
+    """Return all images once, in order and without augmentation; the last batch may be smaller."""
     _check_positive("batch_size", batch_size)
     starts = range(0, len(dataset), batch_size)
     return (dataset.batch(range(start, min(start + batch_size, len(dataset)))) for start in starts)
@@ -58,9 +56,9 @@ def evaluation_batches(dataset: Dataset, batch_size: int) -> Iterator[Batch]:
 
 @dataclass(frozen=True)
 class _Numbered(torch.utils.data.Dataset[Batch]):
-    """The stream as a function of the batch's number, which is what DataLoader's workers call."""
+    """The stream as a function of the batch's number, which DataLoader's workers call."""
 
-    dataset: Dataset
+    dataset: ImageDataset
     batch_size: int
     seed: int
 

@@ -1,6 +1,6 @@
-"""Images of any size -> square uint8 arrays, by the rules of OpenAI's guided-diffusion.
+"""Images of any size -> square uint8 arrays, by the rules of guided-diffusion.
 
-Images are Pillow images of mode "L" or "RGB"; arrays are uint8, (H, W) or (H, W, C). Randomness comes only from `rng`.
+Images are Pillow images of mode "L" or "RGB"; arrays are uint8, (H, W) or (H, W, C). All randomness comes from `rng`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ GREY_MODES = frozenset({"1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "I;16N"})
 
 
 def plain(image: Image.Image) -> Image.Image:
-    """Any Pillow image -> mode "L" if it is grey, else "RGB": upright, with 8 bits, and without transparency."""
-    # The reference ignored EXIF, so that photographs taken upright with a turned camera were learned lying on a side.
+    """Return a Pillow image as mode "L" if it is grey, else "RGB": upright, with 8 bits, on white if transparent."""
+    # guided-diffusion ignores the EXIF orientation and learns such photographs rotated.
     image = ImageOps.exif_transpose(image)
     mode = "L" if image.mode in GREY_MODES else "RGB"
     if image.mode.startswith("I"):  # Pillow would clip 16 bits at 255; we scale 0..65535 to 0..255
@@ -31,15 +31,15 @@ def plain(image: Image.Image) -> Image.Image:
 
 
 def scale_to(image: Image.Image, shorter: int) -> Image.Image:
-    """Resizes so that the shorter side is `shorter`: box-filtered halvings while they fit, then one bicubic step."""
-    while min(image.size) >= 2 * shorter:  # bicubic alone would read too few of a large image's pixels
+    """Resize so that the shorter side is `shorter`: box-filtered halvings while they fit, then one bicubic step."""
+    while min(image.size) >= 2 * shorter:  # bicubic alone would skip pixels of a large image
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = shorter / min(image.size)
     return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
 
 
 def center_crop(image: Image.Image, size: int) -> UInt8[np.ndarray, "size size *c"]:
-    """The middle square of the image whose shorter side was scaled, up or down, to `size`."""
+    """Scale the shorter side, up or down, to `size`, and return the square in the middle."""
     array = np.array(scale_to(image, size))
     y, x = (array.shape[0] - size) // 2, (array.shape[1] - size) // 2
     return array[y : y + size, x : x + size]
@@ -48,9 +48,9 @@ def center_crop(image: Image.Image, size: int) -> UInt8[np.ndarray, "size size *
 def random_crop(
     image: Image.Image, size: int, rng: np.random.Generator, min_fraction: float = 0.8, max_fraction: float = 1.0
 ) -> UInt8[np.ndarray, "size size *c"]:
-    """A random square that is `min_fraction` to `max_fraction` of the shorter side, scaled to `size`.
+    """Return a random square of `min_fraction` to `max_fraction` of the shorter side, scaled to `size`.
 
-    Draws, in this order: the scaled image's shorter side, then the square's y and x; each uniform over integers.
+    The shorter side of the scaled image is drawn first, then y and x of the square, each uniformly over integers.
     """
     shorter = rng.integers(math.ceil(size / max_fraction), math.ceil(size / min_fraction), endpoint=True)
     array = np.array(scale_to(image, int(shorter)))
@@ -61,7 +61,7 @@ def random_crop(
 def pad(
     array: UInt8[np.ndarray, "h w *c"], size: int, rng: np.random.Generator | None = None
 ) -> UInt8[np.ndarray, "size size *c"]:
-    """The image on a black canvas: in the middle or, with `rng`, at a place drawn uniformly (y, then x).
+    """Place the image on a black canvas, in the middle or, with `rng`, at a uniformly random place (y, then x).
 
     Raises DataError if the image is larger than the canvas.
     """
@@ -75,9 +75,9 @@ def pad(
 
 
 def check_pad(width: int, height: int, size: int, what: object = "the image") -> None:
-    """Raises DataError if `what`, of that width and height, is larger than the canvas."""
+    """Raise DataError if an image of that width and height is larger than the canvas."""
     if max(width, height) > size:
         raise DataError(
-            f'{what} is {width}x{height}, larger than image_size {size}x{size}: fit="pad" takes images that are no '
-            f'larger; fit="resize" takes any'
+            f'{what} is {width}x{height}, larger than image_size {size}x{size}: fit="pad" needs smaller images, '
+            f'fit="resize" takes any'
         )

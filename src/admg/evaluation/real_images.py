@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from admg.checkpoints.model import Labels, file_name
-from admg.data import Dataset, open_dataset
+from admg.data import Dataset
+from admg.data import open as open_dataset
 from admg.data.arrays import Split
 from admg.data.dataset import Fit
 from admg.data.transforms import GREY_MODES

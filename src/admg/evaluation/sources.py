@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Int64, UInt8
 from PIL import Image
 
-from admg.data import DataError, open_dataset
+from admg.data import DataError
+from admg.data import open as open_dataset
 from admg.data.folder import label_names_of, number_labels, open_folder, read_image
 from admg.data.transforms import GREY_MODES, center_crop, pad
 from admg.generation.images import to_uint8
