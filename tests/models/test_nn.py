@@ -9,6 +9,7 @@ import pytest
 import reference
 import torch
 import torch.nn.functional as F
+from rounding import outputs_with_rounding
 from torch import Tensor, nn
 
 from admg.models import ClassifierConfig, NoisyClassifier, SuperResUNet, UNet, UNetConfig
@@ -289,16 +290,21 @@ def test_autocast_ends_in_float32(make):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("dtype", "limit"), [(torch.float16, 1e-2), (torch.bfloat16, 6e-2)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", ["classifier64-attention", "upsampler-small"])
-def test_a_torso_of_low_precision(name, dtype, limit):
+def test_a_torso_of_low_precision(name, dtype):
+    """The error is that of storing every result of the torso in this format, as this network amplifies it."""
     entry = reference.table("forward.json")[name]
     network = reference.fill(reference.build(entry["kind"], entry["flags"]))
     arguments = {k: v[:1] for k, v in reference.inputs(entry["kind"], entry["flags"]).items()}
     expected = network(**arguments)
+    parts = [getattr(network, name, nn.ModuleList()) for name in ("input_blocks", "middle_block", "output_blocks")]
+    modules = [m for part in parts for m in part.modules() if not isinstance(m, nn.ModuleList)]
+    draws = outputs_with_rounding(network, modules, dtype, lambda network: network(**arguments))
+    amplified = max(reference.error(output, expected) for output in draws)
     actual = network.torso_to(dtype)(**arguments)
     assert actual.dtype == torch.float32
-    assert 1e-6 < reference.error(actual, expected) < limit
+    assert amplified / 10 < reference.error(actual, expected) < 2 * amplified
     kinds = {k: v.dtype for k, v in network.state_dict().items()}
     assert kinds["input_blocks.1.0.in_layers.2.weight"] == kinds["middle_block.1.qkv.weight"] == dtype
     stay = ("time_embed.0.weight", "input_blocks.1.0.in_layers.0.weight", "input_blocks.1.0.emb_layers.1.weight")
