@@ -1,4 +1,4 @@
-"""What speed.py measures on: models with the same numbers in every process, noise, labels, and their FLOPs."""
+"""Models, noise and labels for speed.py, identical in every process, and their FLOPs."""
 
 from __future__ import annotations
 
@@ -23,18 +23,23 @@ from admg.training import LearnDiffusion
 
 PARTS = ("forward", "gradient", "step", "training")
 RANDOM = {"adm-64": "openai/imagenet-64", "adm-128": "openai/imagenet-128", "adm-256": "openai/imagenet-256"}
-"""Published architectures, which get random weights."""
+"""Published architectures that are measured with random weights."""
 MODELS = ("fashion-mnist", *RANDOM, "tiny")
 STEPS = "ddim4"
-"""Of the trajectory that guided steps are timed on; a step takes as long in one of 25."""
+"""Trajectory on which guided steps are timed; a step of a longer one takes the same time."""
 TIMESTEP, SCALE, LEARNING_RATE, EMA = 500, 1.0, 1e-4, 0.9999
 GOOD = "dpmpp_2m", "karras10"
-"""Sampler and steps of a sample as good as DDPM's of 250, see docs/fewer-steps.png."""
+"""Sampler and steps that match the quality of 250 steps of DDPM, see docs/fewer-steps.png."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured, and how: precision and compile as resolved, reference: the folder of a checkout, or ""."""
+    """What is measured, and how.
+
+    precision: fp32, bf16 or fp16 ("auto" is resolved before)
+    compile: on or off
+    reference: folder of a checkout of guided-diffusion, "" if there is none
+    """
 
     model: str
     batch: int
@@ -48,22 +53,29 @@ class Setting:
 
 @dataclass(frozen=True)
 class Work:
-    """run: what is timed; check: the result that all sides must agree on, or its leading elements; None: none."""
+    """A part that is set up.
+
+    run: function that is timed
+    check: function that returns the result, or its leading elements, on which all sides must agree; None to skip
+    """
 
     run: Callable[[], Any]
     check: Callable[[], Tensor] | None
 
 
 Serve = Callable[[Work], None]
+"""Runs and times a part on request, until the part is finished."""
 Part = Callable[[Setting, Serve], None]
 
 
 class Unable(ValueError):
-    """A part that this side does not have; the message says why."""
+    """Raised if a side lacks a part; the message says why."""
 
 
 @dataclass(frozen=True)
 class Case:
+    """A model, its classifier, noise x (N, C, H, W) and labels y (N,)."""
+
     model: Model
     classifier: Classifier
     x: Tensor
@@ -71,7 +83,7 @@ class Case:
 
 
 def build(setting: Setting) -> Case:
-    """Models, noise and labels, the same numbers in every process."""
+    """Return the models, noise and labels of a setting, identical in every process."""
     if setting.model in MODELS[1:]:
         (network, process), (of_classifier, _) = architectures(setting.model)
         torch.manual_seed(0)
@@ -90,8 +102,8 @@ def build(setting: Setting) -> Case:
 def architectures(
     name: str,
 ) -> tuple[tuple[UNetConfig, DiffusionConfig], tuple[ClassifierConfig, DiffusionConfig]]:
-    """The model's and its classifier's, with their processes."""
-    if name == "tiny":  # to try the benchmark itself
+    """Return the configurations of a model and of its classifier, each with its diffusion process."""
+    if name == "tiny":  # for tests of the benchmark itself
         trunk: dict[str, Any] = {"image_size": 16, "channels": 32, "channel_mult": (1, 2), "num_res_blocks": 1}
         trunk |= {"attention_resolutions": (8,), "head_channels": 32, "num_classes": 10}
         return (UNetConfig(**trunk), DiffusionConfig()), (ClassifierConfig(**trunk), DiffusionConfig())
@@ -100,7 +112,7 @@ def architectures(
 
 
 def random_weights(network: nn.Module) -> nn.Module:
-    """Those it begins with, but none zero: a network whose last layers are zero computes nothing to compare."""
+    """Return the network in eval mode, with its zero-initialised weights randomised so that outputs can be compared."""
     for p in network.parameters():
         if p.ndim > 1 and p.device.type != "meta" and not p.any():
             nn.init.normal_(p, std=p[0].numel() ** -0.5)
@@ -110,7 +122,7 @@ def random_weights(network: nn.Module) -> nn.Module:
 
 
 def to_train(network: nn.Module) -> nn.Module:
-    """Without dropout, whose random numbers would make losses incomparable."""
+    """Put a network in training mode, without dropout, whose random numbers would make losses incomparable."""
     for module in network.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -118,35 +130,36 @@ def to_train(network: nn.Module) -> nn.Module:
 
 
 def last(items: Iterator[Any]) -> Any:
+    """Return the last item."""
     *_, item = items
     return item
 
 
 def again_and_again(start: Callable[[], Iterator[Any]]) -> Callable[[], Any]:
-    """The next item at each call, from the start again at the end."""
+    """Return a function that returns the next item at each call and starts over at the end."""
     items = itertools.chain.from_iterable(start() for _ in itertools.count())
     return lambda: next(items)
 
 
 def training_batch(case: Case) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x_0, y, t and noise whose loss all sides must agree on."""
+    """Return the x_0, y, t and noise for which the losses of all sides must agree."""
     return LearnDiffusion(case.model, label_dropout=0.0).draw(
         case.x.cpu().clamp(-1, 1), case.y.cpu(), torch.Generator().manual_seed(2)
     )
 
 
 def flops(setting: Setting, part: str) -> int:
-    """Of one call, counted from the architecture: 2 for each product and sum of a convolution or matrix product."""
+    """Return the FLOPs of one call: two per multiply-add of the convolutions and matrix products."""
     case = build(dataclasses.replace(setting, device="meta"))
     x, y, t = case.x, case.y, torch.zeros(1, device="meta")
     told = {"y": y} if case.model.conditional else {}
-    no_autocast = patch.object(torch, "autocast", lambda *args, **options: nullcontext())  # which `meta` does not have
+    no_autocast = patch.object(torch, "autocast", lambda *args, **options: nullcontext())  # `meta` has no autocast
     with no_autocast, FlopCounterMode(display=False) as counter:
         if part in ("forward", "step"):
             with torch.no_grad():
                 case.model.network(x, t, **told)
         if part in ("gradient", "step"):
-            log_prob_gradient(lambda x, t: case.classifier(x.clone(), t), x, t, y)  # the counter takes no leaf
+            log_prob_gradient(lambda x, t: case.classifier(x.clone(), t), x, t, y)  # the counter takes no leaf tensors
         if part == "training":
             to_train(case.model.network)(x, t, **told).sum().backward()
     return counter.get_total_flops()

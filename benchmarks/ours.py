@@ -1,4 +1,4 @@
-"""The side of speed.py that is admg as shipped."""
+"""The parts of speed.py as admg runs them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from admg.training.learner import Learner
 
 
 def within_sample(make: Callable[[Model, guidance.ClassifierGuidance, Tensor, Tensor], Work]) -> Part:
-    """A part that runs where samplers do: inside of sample(), with all that it prepares."""
+    """Return a part that runs inside sample(), with everything that sample() sets up for a sampler."""
 
     def part(setting: Setting, serve: Serve) -> None:
         case = build(setting)
@@ -66,6 +66,7 @@ def within_sample(make: Callable[[Model, guidance.ClassifierGuidance, Tensor, Te
 
 @within_sample
 def forward(model: Model, guide: guidance.ClassifierGuidance, x: Tensor, y: Tensor) -> Work:
+    """Return the forward pass of the network."""
     t, told = torch.tensor([TIMESTEP], device=x.device), {"y": y} if model.conditional else {}
     run = torch.no_grad()(lambda: model.network(x, t, **told))
     return Work(run, run)
@@ -73,6 +74,7 @@ def forward(model: Model, guide: guidance.ClassifierGuidance, x: Tensor, y: Tens
 
 @within_sample
 def gradient(model: Model, guide: guidance.ClassifierGuidance, x: Tensor, y: Tensor) -> Work:
+    """Return the gradient of the classifier's log-probability."""
     t = torch.tensor([TIMESTEP], device=x.device)
     run = partial(log_prob_gradient, guide.classifier, x, t, y)
     return Work(run, run)
@@ -80,13 +82,15 @@ def gradient(model: Model, guide: guidance.ClassifierGuidance, x: Tensor, y: Ten
 
 @within_sample
 def step(model: Model, guide: guidance.ClassifierGuidance, x: Tensor, y: Tensor) -> Work:
+    """Return one step of guided DDIM; its result is the end of the trajectory."""
     start = partial(samplers.ddim, model, x, y=y, guide=guide)
     return Work(again_and_again(start), lambda: last(start()).x)
 
 
 def training(setting: Setting, serve: Serve) -> None:
+    """Serve a training step; its result is the losses and the norm of the gradient."""
     if setting.precision == "fp16":
-        raise Unable("trains in fp32 or bf16")
+        raise Unable("cannot train in fp16 (use fp32 or bf16)")
     case, device = build(setting), torch.device(setting.device)
     to_train(case.model.network)
     task = LearnDiffusion(case.model, label_dropout=0.0)
@@ -109,6 +113,7 @@ def training(setting: Setting, serve: Serve) -> None:
 
 
 def whole_sample(setting: Setting, serve: Serve) -> None:
+    """Serve a whole sampling run with the sampler and the steps of GOOD."""
     case, (sampler, steps) = build(setting), GOOD
     options: dict[str, Any] = {"precision": setting.precision, "compile": setting.compile, "progress": False}
     options |= {"guide": guidance.ClassifierGuidance(case.classifier, SCALE), "batch_size": setting.batch}

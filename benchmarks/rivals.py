@@ -1,4 +1,4 @@
-"""The other sides of speed.py, on the same weights: diffusers' U-Net, and OpenAI's code unchanged."""
+"""The parts of speed.py as diffusers and OpenAI's unmodified guided-diffusion run them, with the same weights."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ from admg.models import NoisyClassifier
 
 
 def import_diffusers() -> None:
-    """All of it that is used here."""
+    """Import the modules of diffusers that are used here."""
     import diffusers.models.unets.unet_2d
     import diffusers.training_utils  # noqa: F401
 
 
 def unet2d(case: Case) -> nn.Module:
-    """UNet2DModel of the case's architecture and weights. Unable: it cannot express it."""
+    """Return a UNet2DModel with the architecture and weights of the case. Raises Unable if it cannot express them."""
     from diffusers import UNet2DModel
 
     timesteps = case.model.diffusion.schedule.timesteps
@@ -62,6 +62,7 @@ def unet2d(case: Case) -> nn.Module:
 
 
 def diffusers_forward(setting: Setting, serve: Serve) -> None:
+    """Serve the forward pass, compiled if the setting says so."""
     case, dtype = build(setting), DTYPES[setting.precision]
     network = unet2d(case).requires_grad_(False)
     network = network if dtype == torch.float32 else network.to(dtype)
@@ -73,7 +74,7 @@ def diffusers_forward(setting: Setting, serve: Serve) -> None:
 
 
 def diffusers_training(setting: Setting, serve: Serve) -> None:
-    """As its own example of unconditional training does it: the error of eps alone, AdamW, clipping and EMAModel."""
+    """Serve the training step of diffusers' unconditional example: error of eps alone, AdamW, clipping and EMAModel."""
     from diffusers.training_utils import EMAModel
 
     case = build(setting)
@@ -109,6 +110,7 @@ def diffusers_training(setting: Setting, serve: Serve) -> None:
 
 
 def class_labels(network: nn.Module, y: Tensor) -> dict[str, Tensor]:
+    """Return the keyword arguments that pass the labels to a UNet2DModel; empty if it is unconditional."""
     return {"class_labels": y} if network.config.num_class_embeds else {}
 
 
@@ -116,9 +118,9 @@ def class_labels(network: nn.Module, y: Tensor) -> dict[str, Tensor]:
 
 
 def import_reference(folder: str) -> None:
-    """Make `guided_diffusion` of this checkout importable; its packages for storage and MPI may be missing.
+    """Make `guided_diffusion` of this checkout importable, even if blobfile and mpi4py are not installed.
 
-    They are used to load and save and to start several processes, none of which happens here.
+    These packages serve storage and multiple processes, neither of which is used here.
     """
     for name in ("blobfile", "mpi4py"):
         try:
@@ -136,13 +138,13 @@ def import_reference(folder: str) -> None:
 
 
 def check_reference(folder: str) -> None:
-    """ValueError: this is no checkout of guided-diffusion."""
+    """Raise ValueError if the folder is not a checkout of guided-diffusion."""
     if not (Path(folder) / "guided_diffusion" / "unet.py").is_file():
-        raise ValueError(f"--reference {folder}: no checkout of guided-diffusion (guided_diffusion/unet.py is missing)")
+        raise ValueError(f"--reference {folder}: not a checkout of guided-diffusion (no guided_diffusion/unet.py)")
 
 
 def reference_network(module: nn.Module, fp16: bool) -> nn.Module:
-    """OpenAI's network of the architecture of one of ours, with its weights."""
+    """Return OpenAI's network with the architecture and the weights of a network of admg."""
     from guided_diffusion import unet
 
     c: Any = module.config
@@ -161,10 +163,11 @@ def reference_network(module: nn.Module, fp16: bool) -> nn.Module:
             classes = c.num_classes or None
             network = unet.UNetModel(**common, out_channels=out, num_classes=classes, num_heads_upsample=heads)
     network.load_state_dict(module.state_dict(), strict=True, assign=True)
-    return network.eval()  # its parameters want gradients, as in its scripts
+    return network.eval()  # its parameters keep requires_grad=True, as in the scripts of guided-diffusion
 
 
 def reference_diffusion(config: DiffusionConfig, spec: str):
+    """Return OpenAI's SpacedDiffusion of a configuration; spec: respacing, "" for all steps."""
     from guided_diffusion import gaussian_diffusion as gd
     from guided_diffusion.respace import SpacedDiffusion, space_timesteps
 
@@ -181,7 +184,7 @@ def reference_diffusion(config: DiffusionConfig, spec: str):
 
 @dataclass(frozen=True)
 class Reference:
-    """Its networks, and the two functions that its script of guided sampling passes to a sampler."""
+    """OpenAI's networks, and the two functions that classifier_sample.py passes to a sampler."""
 
     case: Case
     unet: nn.Module
@@ -189,7 +192,7 @@ class Reference:
 
     @classmethod
     def of(cls, setting: Setting) -> Reference:
-        """In float32 on a CPU; on a GPU in fp16, as its flags of the published models say."""
+        """Build the networks, in float32 on a CPU and in fp16 on a GPU, as the published flags say."""
         case, fp16 = build(setting), setting.device != "cpu"
         networks = [reference_network(part.network, fp16) for part in (case.model, case.classifier)]
         if fp16:
@@ -199,9 +202,11 @@ class Reference:
         return cls(case, *networks)
 
     def model_fn(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """Return the output of the U-Net, conditioned on y if it is conditional."""
         return self.unet(x, t, y if self.unet.num_classes else None)
 
     def cond_fn(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """Return the scaled gradient of the classifier's log-probability of y."""
         with torch.enable_grad():
             x_in = x.detach().requires_grad_(True)
             log_probs = F.log_softmax(self.classifier(x_in, t), dim=-1)
@@ -209,7 +214,7 @@ class Reference:
             return torch.autograd.grad(selected.sum(), x_in)[0] * SCALE
 
     def samples(self, spec: str, name: str) -> Iterator[dict[str, Tensor]]:
-        """The states of its loop `name` over a respacing, from x_T."""
+        """Yield the states of the loop `{name}_sample_loop_progressive` over a respacing, starting at x_T."""
         assert self.case.model.config is not None
         diffusion = reference_diffusion(self.case.model.config, spec)
         x, y = self.case.x, self.case.y
@@ -218,6 +223,7 @@ class Reference:
 
 
 def reference_forward(setting: Setting, serve: Serve) -> None:
+    """Serve the forward pass of UNetModel."""
     r = Reference.of(setting)
     t = torch.full((len(r.case.x),), TIMESTEP, device=r.case.x.device)
     run = torch.no_grad()(lambda: r.model_fn(r.case.x, t, r.case.y))
@@ -225,23 +231,26 @@ def reference_forward(setting: Setting, serve: Serve) -> None:
 
 
 def reference_gradient(setting: Setting, serve: Serve) -> None:
+    """Serve cond_fn."""
     r = Reference.of(setting)
     run = partial(r.cond_fn, r.case.x, torch.full((len(r.case.x),), TIMESTEP, device=r.case.x.device), r.case.y)
     serve(Work(run, run))
 
 
 def reference_step(setting: Setting, serve: Serve) -> None:
+    """Serve one step of ddim_sample_loop_progressive; its result is the end of the trajectory."""
     start = partial(Reference.of(setting).samples, STEPS, "ddim")
     serve(Work(again_and_again(start), lambda: last(start())["sample"]))
 
 
 def reference_sample(setting: Setting, serve: Serve) -> None:
+    """Serve a whole sample with 250 steps of DDPM."""
     r = Reference.of(setting)
     serve(Work(lambda: last(r.samples("250", "p")), None))
 
 
 def reference_training(setting: Setting, serve: Serve) -> None:
-    """The step of its TrainLoop."""
+    """Serve TrainLoop.run_step."""
     import torch.distributed as dist
     from guided_diffusion.train_util import TrainLoop
 

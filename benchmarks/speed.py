@@ -1,19 +1,25 @@
-"""How fast admg is, and how much memory it needs, against diffusers and OpenAI's code: side by side, by turns.
+"""Measure the speed and memory use of admg, diffusers and OpenAI's guided-diffusion with the same weights.
 
     python benchmarks/speed.py --reference ../guided-diffusion                         # minutes to hours on a CPU
     python benchmarks/speed.py --models adm-256 --batch 32 --device cuda --reference ../guided-diffusion
 
-For each model (fashion-mnist as shipped, the architectures of the paper with random weights) and each part:
+The models are the shipped fashion-mnist and the architectures of the paper with random weights. The parts are:
 
-    forward   the network's output            gradient  ∇ log p(y | x_t) of the classifier
-    step      of classifier-guided DDIM       training  loss, gradient, AdamW, moving average
+    forward    output of the network
+    gradient   ∇ log p(y | x_t) of the classifier
+    step       one step of classifier-guided DDIM
+    training   one training step: loss, gradient, AdamW and EMA
 
-`admg` is as shipped, in sample() and in train(). `diffusers` is UNet2DModel with the same weights, which has no
-guidance, and is trained on the error of eps alone. `reference` is a checkout of github.com/openai/guided-diffusion,
-unchanged: float32 on a CPU, fp16 on a GPU. Before anything is timed, their results are compared. Each side is a process
-of its own; they take turns, and what is told is the median of the rounds' ratios, with the least and the largest: how
-many times as fast as that side admg is. FLOPs are counted from the architecture (of convolutions and matrix products as
-they are written down), and compared with those of a square matrix product, measured in the same round.
+The sides are:
+
+    admg       the library as shipped, inside sample() and inside a training run
+    diffusers  UNet2DModel; it has no classifier guidance, and its training loss is the error of eps alone
+    reference  an unmodified checkout of github.com/openai/guided-diffusion, in float32 on a CPU and fp16 on a GPU
+
+The results of all sides are compared before anything is timed. Each side runs in a process of its own, and the sides
+take turns. The speedup is the time of a side divided by the time of admg in the same round; the table shows the median
+with the minimum and the maximum. FLOPs are counted from the architecture (convolutions and matrix products as written)
+and compared with the throughput of a square matrix product, measured in the same round.
 """
 
 from __future__ import annotations
@@ -42,16 +48,23 @@ from admg.engine.precision import DTYPES, resolve
 from admg.files import atomic
 
 BATCHES = {"fashion-mnist": (16, 256), "adm-64": (1, 64), "adm-128": (1, 32), "adm-256": (1, 16), "tiny": (4, 4)}
-"""Images at a time on a CPU, and on a GPU."""
+"""Default batch size of each model on a CPU and on a GPU."""
 AGREE = {"fp32": 2e-3, "bf16": 0.2, "fp16": 0.2}
-"""Difference allowed between the sides' results, root mean square."""
+"""Largest allowed relative root-mean-square difference between the results of two sides."""
 STEPS = {"reference": 250, "admg": 10}
-"""Of the network for a sample that is as good: DDPM's, and those of GOOD."""
+"""Network evaluations for samples of the same quality: with DDPM, and with the sampler in GOOD."""
 
 
 @dataclass
 class Row:
-    """What one side took for one part: seconds and FLOP/s of each round; note: why it has none."""
+    """Measurements of one side for one part.
+
+    seconds: time of one call in each round
+    peaks: FLOP/s of a square matrix product in each round
+    memory: peak memory in bytes, None if the system does not report it
+    difference: relative root-mean-square difference from the result of the first side
+    note: reason why the side was not measured
+    """
 
     side: str
     part: str
@@ -65,20 +78,20 @@ class Row:
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="speed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--models", default="fashion-mnist,adm-64,adm-128,adm-256", help="names, with commas (default: all four)")
-    add("--parts", default=",".join(PARTS), help="of forward, gradient, step, training (default: all)")
-    add("--reference", default="", metavar="DIR", help="a checkout of guided-diffusion; none: without it")
-    add("--no-diffusers", action="store_true", help="without diffusers")
-    add("--batch", type=int, default=0, help="images at a time (default: by the model)")
-    add("--threads", type=int, default=0, help="of a CPU (default: as many as torch takes)")
-    add("--device", default="auto", help="cpu or cuda (default: cuda if there is one)")
-    add("--precision", default="auto", help="of admg: auto, fp32, bf16 or fp16; diffusers has the same (default: auto)")
-    add("--compile", default="auto", help="of admg: auto, on or off (default: auto)")
-    add("--compile-diffusers", action="store_true", help="diffusers by torch.compile, which takes minutes to build")
-    add("--rounds", type=int, default=5, help="measurements of each side (default: 5)")
-    add("--seconds", type=float, default=2.0, help="that each takes at least (default: 2)")
-    add("--whole", action="store_true", help="measure whole samples too, DDPM's of 250 steps among them")
-    add("--json", metavar="FILE", help="all measurements")
+    add("--models", default="fashion-mnist,adm-64,adm-128,adm-256", help="comma-separated models (default: all four)")
+    add("--parts", default=",".join(PARTS), help=f"comma-separated parts of {', '.join(PARTS)} (default: all)")
+    add("--reference", default="", metavar="DIR", help="checkout of guided-diffusion (default: not measured)")
+    add("--no-diffusers", action="store_true", help="do not measure diffusers")
+    add("--batch", type=int, default=0, help="batch size (default: depends on the model)")
+    add("--threads", type=int, default=0, help="number of CPU threads (default: chosen by torch)")
+    add("--device", default="auto", help="cpu or cuda (default: cuda if available)")
+    add("--precision", default="auto", help="precision of admg and diffusers: auto, fp32, bf16 or fp16 (default: auto)")
+    add("--compile", default="auto", help="torch.compile for admg: auto, on or off (default: auto)")
+    add("--compile-diffusers", action="store_true", help="compile diffusers with torch.compile, which takes minutes")
+    add("--rounds", type=int, default=5, help="number of measurements per side (default: 5)")
+    add("--seconds", type=float, default=2.0, help="minimum duration of a measurement in seconds (default: 2)")
+    add("--whole", action="store_true", help="also measure whole samples, including DDPM with 250 steps")
+    add("--json", metavar="FILE", help="JSON file for all measurements")
     args = parser.parse_args(argv)
     try:
         results = []
@@ -95,12 +108,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def settings_of(args: argparse.Namespace) -> list[Setting]:
-    """One for each model. ValueError: bad options."""
+    """Return the setting of each model. Raises ValueError if an option is invalid."""
     device = device_of(args.device)
     for name, values, allowed in (("models", args.models, MODELS), ("parts", args.parts, PARTS)):
         unknown = [value for value in values.split(",") if value not in allowed]
         if unknown:
-            raise ValueError(f"--{name}: unknown {unknown[0]!r}, allowed are {', '.join(allowed)}")
+            raise ValueError(f"--{name}: unknown {unknown[0]!r}, expected one of {', '.join(allowed)}")
     if args.rounds < 1 or args.batch < 0 or args.threads < 0 or args.seconds < 0:
         raise ValueError("--rounds must be at least 1; --batch, --threads and --seconds must not be negative")
     if args.reference:
@@ -121,10 +134,10 @@ def settings_of(args: argparse.Namespace) -> list[Setting]:
 
 
 def measure(setting: Setting, args: argparse.Namespace) -> list[Row]:
-    """Measure all parts of a model, and print its table as it grows."""
+    """Measure all parts of a model, printing each row of its table as it becomes available."""
     print(f"\n{machine(setting)}\n")
     print(f"**{setting.model}**, batch {setting.batch}\n")
-    print("| part | side | seconds | admg is faster by | memory, MB | GFLOP/s | share of peak | difference |")
+    print("| part | side | seconds | speedup of admg | memory, MB | GFLOP/s | share of peak | difference |")
     print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |", flush=True)
     sides = ["admg", *([] if args.no_diffusers else ["diffusers"]), *(["reference"] if args.reference else [])]
     parts = [*args.parts.split(","), *(["sample"] if args.whole else [])]
@@ -143,6 +156,7 @@ def measure(setting: Setting, args: argparse.Namespace) -> list[Row]:
 
 @contextmanager
 def workers(sides: list[str], setting: Setting) -> Iterator[list[Worker]]:
+    """Context manager that starts one process per side and ends them on exit."""
     made = [Worker(side, setting) for side in sides]
     try:
         yield made
@@ -152,7 +166,7 @@ def workers(sides: list[str], setting: Setting) -> Iterator[list[Worker]]:
 
 
 def measure_part(part: str, processes: list[Worker], setting: Setting, rounds: int, seconds: float) -> Iterator[Row]:
-    """One row a side. ValueError: they compute different things."""
+    """Yield one row per side. Raises ValueError if the sides compute different results."""
     rows, able, expected = [], [], None
     for worker in processes:
         row = Row(worker.side, part)
@@ -169,11 +183,13 @@ def measure_part(part: str, processes: list[Worker], setting: Setting, rounds: i
             expected = found
         row.difference = difference(expected, found)
         if not row.difference <= AGREE[setting.precision if setting.device == "cpu" else "fp16"]:
-            raise ValueError(f"{setting.model}, {part}: {row.side} computes something else, by {row.difference:.2g}")
+            raise ValueError(
+                f"{setting.model}, {part}: {row.side} computes a different result (difference {row.difference:.2g})"
+            )
     dtype = str(DTYPES[setting.precision]).removeprefix("torch.")
     for worker, _ in able:
         if part != "sample":
-            worker.seconds(0)  # to warm up
+            worker.seconds(0)  # warm-up
     for number in range(rounds):
         peak = able[0][0].matmul(dtype)
         for worker, row in able[number % len(able) :] + able[: number % len(able)]:
@@ -186,28 +202,29 @@ def measure_part(part: str, processes: list[Worker], setting: Setting, rounds: i
 
 
 def difference(expected: np.ndarray, found: np.ndarray) -> float:
-    """Root of the mean square, relative to that of the values; of the leading elements, where one side has more."""
+    """Return the relative root-mean-square difference, over the leading elements if the lengths differ."""
     if expected.shape != found.shape:
         expected = expected[: len(found)]
     return float(np.sqrt(np.square(found - expected, dtype=np.float64).mean() / np.square(expected).mean()))
 
 
-# -- what is told ----------------------------------------------------------------------------------------------------
+# -- output ----------------------------------------------------------------------------------------------------------
 
 
 def machine(setting: Setting) -> str:
-    """Processor, threads, torch and formats, in one line."""
-    built = ", of diffusers on" if setting.compile_diffusers else ""
+    """Return a line with the processor, number of threads, version of torch and number formats."""
+    built = ", diffusers compiled" if setting.compile_diffusers else ""
     if setting.device == "cpu":
         what = f"{processor()}, {setting.threads} threads, {torch.backends.cpu.get_cpu_capability()}"
-        formats = f"admg and diffusers in {setting.precision}, reference in fp32"
+        formats = f"admg and diffusers in {setting.precision}, guided-diffusion in fp32"
     else:
         what = torch.cuda.get_device_name(setting.device)
-        formats = f"admg and diffusers in {setting.precision}, reference in fp16"
+        formats = f"admg and diffusers in {setting.precision}, guided-diffusion in fp16"
     return f"{what}; torch {torch.__version__}; {formats}; compile {setting.compile}{built}"
 
 
 def processor() -> str:
+    """Return the name of the CPU."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -216,7 +233,7 @@ def processor() -> str:
 
 
 def line(row: Row, ours: Row, work: int) -> str:
-    """Of the table."""
+    """Return the table row of a side, compared with that of admg."""
     if not row.seconds:
         return f"| {row.part} | {row.side} | - | {row.note} | | | | |"
     ratios = [theirs / own for own, theirs in zip(ours.seconds, row.seconds)]
@@ -234,27 +251,25 @@ def line(row: Row, ours: Row, work: int) -> str:
 
 
 def spread(values: list[float], form: str) -> str:
-    """Median (least to largest)."""
+    """Return `median (minimum to maximum)`."""
     told: list[Callable[[list[float]], Any]] = [statistics.median, min, max]
     middle, least, largest = (form.format(function(values)) for function in told)
     return f"{middle} ({least} to {largest})"
 
 
 def good_sample(table: dict[str, list[Row]]) -> str:
-    """How much sooner a sample as good is there: measured as a whole, or from the seconds of a step."""
+    """Return the speedup for a sample of the same quality, as measured or computed from the time per step."""
     rows = {(row.part, row.side): row.seconds for part in table.values() for row in part if row.seconds}
-    what = f"a sample by {GOOD[0]} {GOOD[1]} against the reference's DDPM of 250 steps"
+    what = f"a sample with {GOOD[0]} {GOOD[1]}, compared with 250 steps of DDPM in guided-diffusion"
     if ("sample", "reference") in rows:
         seconds = [rows["sample", side][0] for side in ("admg", "reference")]
-        return (
-            f"{what}: {seconds[1] / seconds[0]:.1f} times less time, measured ({seconds[0]:.4g} s, {seconds[1]:.4g} s)"
-        )
+        return f"{what}: {seconds[1] / seconds[0]:.1f} times as fast, measured ({seconds[0]:.4g} s, {seconds[1]:.4g} s)"
     if ("step", "reference") in rows and ("step", "admg") in rows:
         ratios = [
             STEPS["reference"] * b / (STEPS["admg"] * a)
             for a, b in zip(rows["step", "admg"], rows["step", "reference"])
         ]
-        return f"{what}: {spread(ratios, '{:.1f}')} times less time, from the seconds of a step"
+        return f"{what}: {spread(ratios, '{:.1f}')} times as fast, from the time per step"
     return ""
 
 

@@ -1,10 +1,10 @@
-"""What a float16 or bfloat16 torso costs in accuracy: relative error of the output against float32, per family.
+"""Measure the error of networks whose blocks run in float16 or bfloat16, relative to float32.
 
     python benchmarks/torso_precision.py
 
-The families are the small networks of tests/openai (random weights, where errors grow more than in trained ones) and
-the shipped Fashion-MNIST models at six noise levels. Error: root mean square and largest difference, both relative to
-the root mean square of the float32 output.
+The networks are the small ones of tests/openai (with random weights, which amplify errors more than trained weights)
+and the shipped Fashion-MNIST models at six noise levels. The table shows the root-mean-square difference and the
+largest difference, both relative to the root mean square of the float32 output.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LEVELS = (0, 100, 250, 500, 750, 999)
 
 
 def families() -> Iterator[tuple[str, nn.Module, dict[str, Tensor]]]:
-    """Name, network in float32, and the arguments to call it with."""
+    """Yield the name of each network, the network in float32, and the arguments of its forward pass."""
     for name, entry in reference.table("forward.json").items():
         network = reference.fill(reference.build(entry["kind"], entry["flags"]))
         yield f"{name} (random weights)", network, reference.inputs(entry["kind"], entry["flags"])
@@ -41,7 +41,7 @@ def families() -> Iterator[tuple[str, nn.Module, dict[str, Tensor]]]:
 
 @torch.no_grad()
 def main() -> None:
-    print("| family | float16: rms | largest | bfloat16: rms | largest |")
+    print("| network | float16: rms | largest | bfloat16: rms | largest |")
     print("| --- | ---: | ---: | ---: | ---: |")
     for name, network, arguments in families():
         expected, cells = network(**arguments), []

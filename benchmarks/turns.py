@@ -1,4 +1,4 @@
-"""Processes that take turns: each side has one of its own, so that no side's settings or memory become another's."""
+"""Worker processes of speed.py. Each side has its own, so that the sides share neither settings nor memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SIDES: dict[str, dict[str, Part]] = {"admg": ours.PARTS, "diffusers": rivals.DIF
 
 
 class Worker:
-    """The process of a side. Call prepare(), then seconds() any number of times, peak() and finish(), for each part."""
+    """The process of a side. For each part call prepare(), seconds() any number of times, peak() and finish()."""
 
     def __init__(self, side: str, setting: Setting):
         context = multiprocessing.get_context("spawn")
@@ -36,36 +36,38 @@ class Worker:
         theirs.close()
 
     def ask(self, *message: Any) -> Any:
-        """The answer to a message. ValueError: what went wrong there, or Unable."""
+        """Send a message and return the answer. Raises ValueError if the process reports an error, or Unable."""
         try:
             self.pipe.send(message)
             answer = self.pipe.recv()
         except (EOFError, OSError):
-            raise ValueError(f"the process of {self.side} ended: was there too little memory?") from None
+            raise ValueError(f"the process of {self.side} ended unexpectedly (out of memory?)") from None
         if isinstance(answer, Exception):
             raise answer
         return answer
 
     def prepare(self, part: str) -> np.ndarray | None:
-        """Set up the part; the result that the sides must agree on. Unable: the side does not have it."""
+        """Set up a part and return its result, on which all sides must agree. Raises Unable if the side lacks it."""
         return self.ask("part", part)
 
     def seconds(self, at_least: float) -> float:
-        """Of one call, over as many as take this long by the last measurement."""
+        """Return the mean time of one call, over as many calls as take `at_least` seconds by the last measurement."""
         return self.ask("seconds", at_least)
 
     def matmul(self, dtype: str) -> float:
-        """FLOP/s of square matrix products in this dtype, of that of several sizes which is fastest at first."""
+        """Return the FLOP/s of a square matrix product; the first call chooses the fastest of several sizes."""
         return self.ask("matmul", dtype)
 
     def peak(self) -> int | None:
-        """Most bytes of memory that the part took beyond the libraries; None: the system does not tell."""
+        """Return the peak memory of the part in bytes, libraries excluded; None if the system does not report it."""
         return self.ask("peak")
 
     def finish(self) -> None:
+        """End the part."""
         self.ask("finish")
 
     def close(self) -> None:
+        """End the process."""
         self.pipe.close()
         self.process.join(10)
         self.process.terminate()
@@ -87,9 +89,9 @@ def _serve(side: str, setting: Setting, pipe: Connection) -> None:
         memory.begin()
         try:
             if part not in SIDES[side]:
-                raise Unable("has no noisy classifier and no guidance")
+                raise Unable("no noisy classifier and no guidance")
             SIDES[side][part](setting, lambda work: _answer(work, setting.device, memory, pipe))
-            pipe.send(None)  # to "finish"
+            pipe.send(None)  # answers "finish"
         except (EOFError, OSError):
             return
         except Exception as error:
@@ -99,7 +101,7 @@ def _serve(side: str, setting: Setting, pipe: Connection) -> None:
 
 
 def _answer(work: Work, device: str, memory: Memory, pipe: Connection) -> None:
-    """Answer what the other process asks about this work, until it says "finish"."""
+    """Answer requests of the parent process about this work until it sends "finish"."""
     pipe.send(None if work.check is None else work.check().detach().float().cpu().numpy())
     last = 0.0
     sizes: tuple[int, ...] = ()
@@ -118,7 +120,7 @@ def _answer(work: Work, device: str, memory: Memory, pipe: Connection) -> None:
 
 
 def timed(run: Callable[[], Any], calls: int, device: str) -> float:
-    """Seconds of each of several calls in a row."""
+    """Return the mean time of several consecutive calls in seconds."""
     _wait(device)
     start = time.perf_counter()
     for _ in range(calls):
@@ -128,7 +130,7 @@ def timed(run: Callable[[], Any], calls: int, device: str) -> float:
 
 
 def matmul_flops(dtype: torch.dtype, device: str, sizes: Sequence[int] = ()) -> tuple[float, int]:
-    """FLOP/s of square matrix products, and the size that reached most."""
+    """Return the highest FLOP/s of a square matrix product over several sizes, and its size."""
     found = []
     for n in sizes or ((512, 1024, 2048) if device == "cpu" else (2048, 4096, 8192)):
         a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
@@ -143,7 +145,7 @@ def _wait(device: str) -> None:
 
 
 def warm_up(device: str) -> None:
-    """Load the libraries' own code and buffers, which are no part's."""
+    """Load the code and buffers of the libraries, so that they do not count as memory of a part."""
     network = torch.nn.Conv2d(32, 32, 3, padding=1).to(device)
     optimizer = torch.optim.AdamW(network.parameters(), fused=True)
     network(torch.randn(2, 32, 16, 16, device=device)).flatten(1).square().mean().backward()
@@ -152,9 +154,9 @@ def warm_up(device: str) -> None:
 
 
 class Memory:
-    """The most memory that this process takes between begin() and peak(), beyond what it takes now, on its device.
+    """Peak memory of this process on its device between begin() and peak(), beyond what it uses at construction.
 
-    On a CPU as Linux counts resident pages. Not ru_maxrss, which begins with that of the process that started this one.
+    On a CPU it counts resident pages, as reported by Linux. ru_maxrss would include the peak of the parent process.
     """
 
     def __init__(self, device: str):
@@ -168,8 +170,8 @@ class Memory:
         if self.device != "cpu":
             torch.cuda.reset_peak_memory_stats(self.device)
         elif self.before is not None and sys.platform == "linux":
-            with suppress(OSError, AttributeError):  # not allowed here, or another C library
-                ctypes.CDLL(None).malloc_trim(0)  # what is free already is no part's
+            with suppress(OSError, AttributeError):  # no permission, or a C library other than glibc
+                ctypes.CDLL(None).malloc_trim(0)  # memory that is free already does not count
                 Path("/proc/self/clear_refs").write_text("5")
 
     def peak(self) -> int | None:
@@ -180,7 +182,7 @@ class Memory:
 
 
 def _status(name: str) -> int | None:
-    """Bytes of an entry of /proc/self/status; None on another system than Linux."""
+    """Return an entry of /proc/self/status in bytes; None on systems other than Linux."""
     try:
         found = re.search(rf"^{name}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
     except OSError:

@@ -1,4 +1,4 @@
-"""benchmarks/speed.py: that its sides compute the same, that its figures are what they say, and its errors."""
+"""benchmarks/speed.py: its sides compute the same results, and its measurements and errors are right."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_the_table_of_a_tiny_model(tmp_path, capsys):
     assert [cells[:2] for cells in table] == [
         [part, side] for part in ("forward", "gradient", "training") for side in sides
     ]
-    assert table[3][3] == "has no noisy classifier and no guidance"
+    assert table[3][3] == "no noisy classifier and no guidance"
     for cells in (table[1], table[5]):
         ratio, least, largest = (float(n) for n in re.findall(r"[\d.]+", cells[3]))
         assert 0 < least <= ratio <= largest and float(cells[2]) > 0
@@ -61,10 +61,10 @@ def test_the_table_of_a_tiny_model(tmp_path, capsys):
 
 
 class Told:
-    """A process that tells what it was told to: a result, and the seconds of each measurement."""
+    """A fake worker with a given result and given times of its measurements."""
 
     def __init__(self, side: str, result: float, seconds: list[float]):
-        self.side, self.result, self.list = side, np.array([1.0, result]), iter([9.0, *seconds])  # one to warm up
+        self.side, self.result, self.list = side, np.array([1.0, result]), iter([9.0, *seconds])  # 9.0: warm-up
 
     def prepare(self, part):
         return self.result
@@ -83,25 +83,25 @@ class Told:
 
 
 def test_ratios_are_those_of_each_round():
-    """The machine is three times slower in the second round, for both."""
+    """In the second round the machine is slower for both sides."""
     admg, other = Told("admg", 2.0, [1.0, 3.0, 1.0]), Told("reference", 2.0, [2.0, 4.5, 1.0])
     rows = list(speed.measure_part("step", [admg, other], TINY, 3, 0.0))
     ours, theirs = (speed.line(row, rows[0], 2_000_000_000) for row in rows)
     assert ours == "| step | admg | 1 |  | 5 | 2 | 50 % |  |"
     assert theirs == "| step | reference | 2 | 1.50 (1.00 to 2.00) | 5 | 1 | 25 % | 0.0e+00 |"
-    # 250 steps of the reference against 10
-    assert speed.good_sample({"step": rows}).endswith("37.5 (25.0 to 50.0) times less time, from the seconds of a step")
+    # 250 steps of guided-diffusion, compared with 10 of admg
+    assert speed.good_sample({"step": rows}).endswith(": 37.5 (25.0 to 50.0) times as fast, from the time per step")
 
 
 def test_sides_that_compute_something_else_are_not_timed():
-    with pytest.raises(ValueError, match=r"tiny, step: reference computes something else, by 0\.045"):
+    with pytest.raises(ValueError, match=r"tiny, step: reference computes a different result \(difference 0\.045\)"):
         list(speed.measure_part("step", [Told("admg", 2.0, []), Told("reference", 2.1, [])], TINY, 3, 0.0))
     assert speed.difference(np.array([1.0, -4.0, 2.0]), np.array([1.0])) == 0.0
     assert speed.difference(np.array([1.0, -4.0, 2.0]), np.array([2.0, -4.0, 2.0])) == pytest.approx(21**-0.5)
 
 
 def by_hand(network: nn.Module, *arguments: torch.Tensor) -> int:
-    """FLOPs of a forward pass from the shapes that its layers see: 2 a product; of attention, 4 T T' C."""
+    """Return the FLOPs of a forward pass from the shapes of its layers: 2 per product, and 4 T T' C for attention."""
     total = 0
 
     def count(layer, inputs, output):
@@ -120,7 +120,7 @@ def by_hand(network: nn.Module, *arguments: torch.Tensor) -> int:
             total += 4 * n * (h * w) ** 2 * c
         elif isinstance(layer, AttentionPool):
             n, c, h, w = x.shape
-            total += 4 * n * (h * w + 1) * c  # the mean pixel alone asks
+            total += 4 * n * (h * w + 1) * c  # the only query is the mean pixel
 
     hooks = [module.register_forward_hook(count) for module in network.modules()]
     with torch.no_grad():
@@ -131,7 +131,7 @@ def by_hand(network: nn.Module, *arguments: torch.Tensor) -> int:
 
 
 def test_flops_are_those_of_the_layers():
-    """The gradient in x of each convolution costs what the convolution does; training the weights' gradient as well."""
+    """The gradient with respect to x costs as much as the convolution, and so does that of the weights in training."""
     (unet, _), (encoder, _) = cases.architectures("tiny")
     x, t, y = torch.randn(2, 3, 16, 16), torch.tensor([500]), torch.tensor([0, 1])
     forward, classifier = by_hand(UNet(unet), x, t, y), by_hand(NoisyClassifier(encoder), x, t)
@@ -153,7 +153,7 @@ def test_models_are_the_same_in_every_process_and_nowhere_zero():
 
 def test_memory_is_the_most_since_it_began():
     memory, found = Memory("cpu"), []
-    if memory.before is None:  # a system that does not tell
+    if memory.before is None:  # the system does not report it
         assert memory.peak() is None
         return
     for megabytes in (200, 20):
@@ -166,9 +166,9 @@ def test_memory_is_the_most_since_it_began():
 @pytest.mark.parametrize(
     "options,message",
     [
-        (["--models", "adm-65"], "--models: unknown 'adm-65', allowed are fashion-mnist, adm-64"),
-        (["--parts", "forward,sleep"], "--parts: unknown 'sleep', allowed are forward, gradient, step, training"),
-        (["--reference", "/nowhere"], "--reference /nowhere: no checkout of guided-diffusion"),
+        (["--models", "adm-65"], "--models: unknown 'adm-65', expected one of fashion-mnist, adm-64"),
+        (["--parts", "forward,sleep"], "--parts: unknown 'sleep', expected one of forward, gradient, step, training"),
+        (["--reference", "/nowhere"], "--reference /nowhere: not a checkout of guided-diffusion"),
         (["--rounds", "0"], "--rounds must be at least 1"),
         (["--device", "gpu"], "device 'gpu' cannot be used"),
         (["--precision", "fp8"], "unknown precision 'fp8'"),
