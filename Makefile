@@ -1,4 +1,4 @@
-# make demo: pictures of guided samples.  make test: the test suite.
+# make demo: generate guided samples.  make test: run the linters, the type checker and the tests.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
