@@ -19,7 +19,7 @@ from admg.checkpoints.model import Classifier, DiffusionConfig, Labels, Model
 from admg.checkpoints.openai.loading import published
 from admg.guidance.classifier import log_prob_gradient
 from admg.models import ClassifierConfig, NoisyClassifier, UNet, UNetConfig
-from admg.training import LearnDiffusion
+from admg.training import DiffusionTask
 
 PARTS = ("forward", "gradient", "step", "training")
 RANDOM = {"adm-64": "openai/imagenet-64", "adm-128": "openai/imagenet-128", "adm-256": "openai/imagenet-256"}
@@ -143,7 +143,7 @@ def again_and_again(start: Callable[[], Iterator[Any]]) -> Callable[[], Any]:
 
 def training_batch(case: Case) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the x_0, y, t and noise for which the losses of all sides must agree."""
-    return LearnDiffusion(case.model, label_dropout=0.0).draw(
+    return DiffusionTask(case.model, label_dropout=0.0).draw(
         case.x.cpu().clamp(-1, 1), case.y.cpu(), torch.Generator().manual_seed(2)
     )
 

@@ -33,9 +33,9 @@ from admg import guidance, samplers
 from admg.checkpoints.model import Model
 from admg.engine.memory import keep_freed_memory
 from admg.guidance.classifier import log_prob_gradient
-from admg.training import LearnDiffusion, TrainConfig
-from admg.training.feed import feed
-from admg.training.learner import Learner
+from admg.training import DiffusionTask, TrainConfig
+from admg.training.prefetch import prefetch
+from admg.training.step import Learner
 
 
 def within_sample(make: Callable[[Model, guidance.ClassifierGuidance, Tensor, Tensor], Work]) -> Part:
@@ -93,12 +93,12 @@ def training(setting: Setting, serve: Serve) -> None:
         raise Unable("cannot train in fp16 (use fp32 or bf16)")
     case, device = build(setting), torch.device(setting.device)
     to_train(case.model.network)
-    task = LearnDiffusion(case.model, label_dropout=0.0)
+    task = DiffusionTask(case.model, label_dropout=0.0)
     options: dict[str, Any] = {"precision": setting.precision, "compile": setting.compile}
     config = TrainConfig(batch_size=setting.batch, lr=LEARNING_RATE, warmup=0, ema=EMA, **options)
     keep_freed_memory(device.type)
     learner = Learner(task, config, device)
-    fed = feed(task, itertools.repeat((case.x.cpu().clamp(-1, 1), case.y.cpu())), 0, 0, device)
+    fed = prefetch(task, itertools.repeat((case.x.cpu().clamp(-1, 1), case.y.cpu())), 0, 0, device)
 
     def run() -> list[float]:
         return torch.stack(list(learner.step(0, next(fed)).values())).tolist()

@@ -24,8 +24,7 @@ from admg.data import Dataset
 from admg.generation.contact_sheet import sheet
 from admg.generation.images import save_png, to_uint8
 from admg.guidance import Grey, LinearInverse
-from admg.models import UNet, UNetConfig
-from admg.training import LearnDiffusion, TrainConfig, train
+from admg.training import ObjectiveConfig
 
 SIZE, CUT = (96, 64), 32  # pixels of the photograph, and of its width those trained on: to the pagoda's middle
 PATCH = 32
@@ -58,17 +57,15 @@ def trained(image: np.ndarray, folder: Path, steps: int) -> admg.Model:
     patches = sliding_window_view(image, (PATCH, PATCH), (0, 1)).reshape(-1, 3, PATCH, PATCH)
     dataset = Dataset(patches.transpose(0, 2, 3, 1), PATCH, channels=3, crop="random", flip=True)
 
-    torch.manual_seed(0)
     process = admg.DiffusionConfig(noise_schedule="cosine", predict="v", variance="fixed_small")
-    network = UNet(UNetConfig(image_size=PATCH, channels=32, channel_mult=(1, 2, 2), num_res_blocks=1,
-                              attention_resolutions=(), head_channels=32, learn_variance=False,
-                              resblock_updown=False))  # fmt: skip
-    model = admg.Model(network, process.build(), (3, PATCH, PATCH), admg.Labels(0), process)
-    config = TrainConfig(steps=steps, batch_size=8, lr=1.5e-3, warmup=30, ema=0.995, checkpoint_every=200)
-    task = LearnDiffusion(model, objective="simple")
-    for _ in tqdm(train(task, dataset, folder, config, {}), desc="training", total=steps):
+    network = {"channels": 32, "channel_mult": (1, 2, 2), "num_res_blocks": 1, "attention_resolutions": (),
+               "head_channels": 32, "resblock_updown": False}  # fmt: skip
+    config = admg.TrainConfig(steps=steps, batch_size=8, lr=1.5e-3, warmup=30, ema=0.995, checkpoint_every=200)
+    objective = ObjectiveConfig(objective="simple")
+    run = admg.train_diffusion(dataset, folder, config, network=network, diffusion=process, objective=objective)
+    for _ in tqdm(run, desc="training", initial=run.first_step, total=steps):
         pass
-    return admg.Model.load(folder / "model")
+    return run.model
 
 
 if __name__ == "__main__":

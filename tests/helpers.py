@@ -19,9 +19,9 @@ from admg.cli import main as cli
 from admg.data import batches
 from admg.data import open as open_dataset
 from admg.models import ClassifierConfig, NoisyClassifier, UNet, UNetConfig
-from admg.training import LearnClassifier, LearnDiffusion, TrainConfig
-from admg.training.feed import feed
-from admg.training.learner import Learner
+from admg.training import ClassifierTask, DiffusionTask, TrainConfig
+from admg.training.prefetch import prefetch
+from admg.training.step import Learner
 
 NAMES = ("zero", "one", "two", "T-shirt/top", "Ankle boot")
 
@@ -122,19 +122,19 @@ def write_npz(path: Path, images: np.ndarray, labels: object = None) -> Path:
     return path
 
 
-def make(kind: str = "diffusion", **changes) -> LearnDiffusion | LearnClassifier:
+def make(kind: str = "diffusion", **changes) -> DiffusionTask | ClassifierTask:
     torch.manual_seed(0)
     if kind == "classifier":
         network = NoisyClassifier(ClassifierConfig(**TRUNK, num_classes=10, **changes))
-        return LearnClassifier(Classifier(network, PROCESS.build(), Labels(10), PROCESS))
+        return ClassifierTask(Classifier(network, PROCESS.build(), Labels(10), PROCESS))
     network = UNet(UNetConfig(**TRUNK, num_classes=10, **changes))
-    return LearnDiffusion(Model(network, PROCESS.build(), (1, 8, 8), Labels(10), PROCESS))
+    return DiffusionTask(Model(network, PROCESS.build(), (1, 8, 8), Labels(10), PROCESS))
 
 
 def learned(digits: str, task, steps: int = 3, **changes) -> tuple[list[dict[str, float]], Learner]:
     """Figures of some steps, to all digits, and what was learned."""
     config = TrainConfig(batch_size=10, precision="fp32", warmup=1, **changes)
     learner = Learner(task, config, CPU)
-    fed = feed(task, batches(open_dataset(digits, 8), 10, seed=0), 0, 0, CPU)
+    fed = prefetch(task, batches(open_dataset(digits, 8), 10, seed=0), 0, 0, CPU)
     figures = [learner.step(k, next(fed)) for k in range(steps)]
     return [{name: value.item() for name, value in row.items()} for row in figures], learner

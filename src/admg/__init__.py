@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .generation.edit import edit, encode, interpolate
     from .generation.sample import sample
     from .generation.samples import Samples
+    from .training import TrainConfig, TrainingRun, train_classifier, train_diffusion, train_upsampler
 
 __version__ = "0.1.0"
 
@@ -31,6 +32,8 @@ _WHERE = {
     "NoiseSchedule": "diffusion",
     "Prediction": "diffusion",
     "Samples": "generation.samples",
+    "TrainConfig": "training",
+    "TrainingRun": "training",
     "edit": "generation.edit",
     "encode": "generation.edit",
     "interpolate": "generation.edit",
@@ -38,6 +41,9 @@ _WHERE = {
     "load_classifier": "checkpoints.presets",
     "load_upsampler": "checkpoints.presets",
     "sample": "generation.sample",
+    "train_classifier": "training",
+    "train_diffusion": "training",
+    "train_upsampler": "training",
 }
 _MODULES = {
     "data": "data",
@@ -63,6 +69,9 @@ __all__ = [  # noqa: RUF022 (what people call first, then what it is made of)
     "edit",
     "encode",
     "interpolate",
+    "train_diffusion",
+    "train_classifier",
+    "train_upsampler",
     "guidance",
     "samplers",
     "openai",
@@ -73,6 +82,8 @@ __all__ = [  # noqa: RUF022 (what people call first, then what it is made of)
     "Classifier",
     "Samples",
     "Labels",
+    "TrainConfig",
+    "TrainingRun",
     "Diffusion",
     "DiffusionConfig",
     "NoiseSchedule",

@@ -28,9 +28,9 @@ from admg.engine.precision import autocast
 from admg.guidance.classifier import log_prob_gradient
 from admg.models import NoisyClassifier, UNet, UNetConfig
 from admg.models.blocks import identity_attention
-from admg.training import LearnDiffusion, TrainConfig
-from admg.training.feed import feed
-from admg.training.learner import Learner
+from admg.training import DiffusionTask, TrainConfig
+from admg.training.prefetch import prefetch
+from admg.training.step import Learner
 
 pytestmark = pytest.mark.gpu
 GPU = torch.cuda.is_available()
@@ -369,11 +369,11 @@ def losses(device: str, precision: str, steps: int = 7) -> list[float]:
     process = DiffusionConfig(diffusion_steps=100)
     model = Model(network, process.build(), (1, 16, 16), Labels(len(NAMES), NAMES), process)
     x = torch.rand(6, 1, 16, 16, generator=torch.Generator().manual_seed(3)) * 2 - 1
-    task = LearnDiffusion(model)
+    task = DiffusionTask(model)
     config = TrainConfig(batch_size=6, lr=1e-3, warmup=0, precision=precision, compile="off", accumulate=2)
     learner = Learner(task, config, torch.device(device))
     batches = itertools.cycle([(x[:n], torch.arange(n) % len(NAMES)) for n in (6, 6, 6, 6, 4)])
-    fed = feed(task, batches, 0, 0, torch.device(device))
+    fed = prefetch(task, batches, 0, 0, torch.device(device))
     return [float(learner.step(number, next(fed))["loss"]) for number in range(steps)]
 
 
@@ -390,7 +390,7 @@ def test_training_is_that_of_a_cpu():
 def test_dropout_differs_from_step_to_step_of_a_recording():
     network = randomised(UNet(UNetConfig(**WIDE, dropout=0.5)), 0).requires_grad_(True)
     process = DiffusionConfig(diffusion_steps=100)
-    task = LearnDiffusion(Model(network, process.build(), (1, 16, 16), Labels(0), process))
+    task = DiffusionTask(Model(network, process.build(), (1, 16, 16), Labels(0), process))
     learner = Learner(task, TrainConfig(batch_size=4, lr=1e-12, warmup=0, precision="fp32"), torch.device("cuda"))
     drawn = [tensor.cuda() for tensor in task.draw(torch.zeros(4, 1, 16, 16), torch.zeros(4).long(), torch.Generator())]
     found = [float(learner.step(number, drawn)["loss"]) for number in (0, 1, 2, 3, 4, 3)]

@@ -20,8 +20,8 @@ from admg.engine.cpu import norm as native_norm
 from admg.engine.cpu.packing import packed
 from admg.guidance.classifier import log_prob_gradient
 from admg.models import ClassifierConfig, NoisyClassifier, UNet, UNetConfig, blocks
-from admg.training import LearnDiffusion, TrainConfig
-from admg.training.learner import Learner
+from admg.training import DiffusionTask, TrainConfig
+from admg.training.step import Learner
 
 CPU = torch.device("cpu")
 FOUR_ROUNDINGS = 4**0.5 * 1.7e-3
@@ -242,7 +242,7 @@ def test_gradients_of_training_in_bf16(plain, tiny_model):
     x, y = torch.rand(256, 1, 8, 8) * 2 - 1, torch.arange(256) % 5
 
     def gradient(precision: str) -> Tensor:
-        task = LearnDiffusion(model, label_dropout=0.0)
+        task = DiffusionTask(model, label_dropout=0.0)
         learner = Learner(task, TrainConfig(batch_size=len(x), precision=precision, compile="off"), CPU)
         drawn = task.draw(x, y, torch.Generator().manual_seed(2))
         learner.optimizer.zero_grad()

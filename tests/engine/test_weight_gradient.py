@@ -13,7 +13,7 @@ from helpers import CPU, learned, make
 from torch import Tensor, nn
 
 import admg.engine.cpu.trained as module
-import admg.training.learner
+import admg.training.step
 from admg.engine import cpu as native
 from admg.engine.cpu.trained import trained
 from admg.engine.cpu.weight_gradient import pays, weight_gradient
@@ -220,7 +220,7 @@ def test_training_is_the_same(digits, monkeypatch, counted, kind, changes):
     """Losses and norms of the gradient of a few steps."""
     ours, _ = learned(digits, make(kind, **changes), steps=4)
     assert counted
-    monkeypatch.setattr(admg.training.learner, "trained", lambda *networks: nullcontext())
+    monkeypatch.setattr(admg.training.step, "trained", lambda *networks: nullcontext())
     plain, _ = learned(digits, make(kind, **changes), steps=4)
     for a, b in zip(ours, plain, strict=True):
         assert a == pytest.approx(b, rel=1e-5, abs=1e-6)
@@ -229,18 +229,18 @@ def test_training_is_the_same(digits, monkeypatch, counted, kind, changes):
 def test_training_by_the_plain_way_goes_on_by_the_kernel(digits, tmp_path, monkeypatch, counted):
     from admg.data import batches
     from admg.data import open as open_dataset
-    from admg.training import TrainConfig
-    from admg.training.feed import feed
-    from admg.training.learner import Learner
+    from admg.training import TrainConfig, checkpointing
+    from admg.training.prefetch import prefetch
+    from admg.training.step import Learner
 
-    monkeypatch.setattr(admg.training.learner, "trained", lambda *networks: nullcontext())
+    monkeypatch.setattr(admg.training.step, "trained", lambda *networks: nullcontext())
     figures, _ = learned(digits, make(), steps=4)
     _, first = learned(digits, make(), steps=2)
     assert not counted
-    first.save(tmp_path / "checkpoint.pt", 2)
+    checkpointing.save(tmp_path, first, 2)
     monkeypatch.undo()
     second = Learner(make(), TrainConfig(batch_size=10, precision="fp32", warmup=1), CPU)
-    fed = feed(second.task, batches(open_dataset(digits, 8), 10, seed=0, start=2), 0, 2, CPU)
-    assert second.resume(tmp_path / "checkpoint.pt") == 2
+    fed = prefetch(second.task, batches(open_dataset(digits, 8), 10, seed=0, start=2), 0, 2, CPU)
+    assert checkpointing.resume(tmp_path, second) == 2
     for k in (2, 3):
         assert second.step(k, next(fed))["loss"].item() == pytest.approx(figures[k]["loss"], rel=1e-5)

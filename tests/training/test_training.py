@@ -14,7 +14,7 @@ from admg.checkpoints.model import Classifier, DiffusionConfig, Labels, Model
 from admg.data import open as open_dataset
 from admg.generation.sample import sample
 from admg.models import UNet, UNetConfig
-from admg.training import LearnDiffusion, TrainConfig, train
+from admg.training import DiffusionTask, TrainConfig, TrainingRun
 from admg.training.ema import EMA
 
 NETWORK = ["--image-size", 8, "--channels", 32, "--channel-mult", "1,2", "--num-res-blocks", 1,
@@ -71,8 +71,8 @@ def tiny_run(digits):
         network = UNet(UNetConfig(**TRUNK, num_classes=10, dropout=0.2))
         model = Model(network, config.build(), (1, 8, 8), Labels(10), config)
         options = {"batch_size": 4, "log_every": 1, "checkpoint_every": 3, "preview_every": 100, "precision": "fp32"}
-        return train(
-            LearnDiffusion(model), dataset, out, TrainConfig(steps=steps, **(options | changes)), {"data": "digits"}
+        return TrainingRun(
+            DiffusionTask(model), dataset, out, TrainConfig(steps=steps, **(options | changes)), {"data": "digits"}
         )
 
     return start
@@ -118,7 +118,7 @@ def test_ema_is_the_weighted_sum_of_all_weights():
 def test_labels_are_dropped_at_the_asked_rate(tiny_model):
     x, y = torch.zeros(4000, 1, 8, 8), torch.full((4000,), 3)
     for share in (0.0, 0.4, 1.0):
-        told = LearnDiffusion(tiny_model, label_dropout=share).draw(x, y, torch.Generator().manual_seed(0))[1]
+        told = DiffusionTask(tiny_model, label_dropout=share).draw(x, y, torch.Generator().manual_seed(0))[1]
         assert ((told == 3) | (told == -1)).all()
         assert (told == 3).float().mean().item() == pytest.approx(1 - share, abs=0.03)
 

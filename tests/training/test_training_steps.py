@@ -13,16 +13,16 @@ from torch.optim.swa_utils import AveragedModel
 
 from admg.data import batches
 from admg.data import open as open_dataset
-from admg.training import TrainConfig, train
+from admg.training import TrainConfig, TrainingRun, checkpointing
 from admg.training.ema import EMA
-from admg.training.feed import ahead, draws, feed, step_seed
-from admg.training.learner import Learner
+from admg.training.prefetch import draw_batches, in_background, prefetch, step_seed
+from admg.training.step import Learner
 
 
 def run(digits: str, out, task, **changes) -> list[dict[str, str]]:
     """A run of six steps; its log."""
     options = {"steps": 6, "batch_size": 10, "log_every": 1, "preview_every": 100, "precision": "fp32", "lr": 1e-3}
-    list(train(task, open_dataset(digits, 8), out, TrainConfig(**options | {"warmup": 1} | changes), {}))
+    list(TrainingRun(task, open_dataset(digits, 8), out, TrainConfig(**options | {"warmup": 1} | changes)))
     with (out / "log.csv").open() as file:
         return list(csv.DictReader(file))
 
@@ -45,7 +45,7 @@ def test_a_batch_in_parts_is_the_same_step(digits, kind):
 
 
 def test_parts_that_cannot_be(digits):
-    with pytest.raises(ValueError, match="accumulate 3: a batch of 2 has not so many parts"):
+    with pytest.raises(ValueError, match="accumulate must be at most the batch size 2, got 3"):
         TrainConfig(batch_size=2, accumulate=3)
     with pytest.raises(ValueError, match="accumulate must be at least 1, got 0"):
         TrainConfig(accumulate=0)
@@ -77,7 +77,7 @@ def test_one_step_is_adamw_of_the_clipped_mean_gradient(digits):
     """Against the formulas of AdamW (Loshchilov & Hutter 2019), with the gradient of the loss taken by hand."""
     task, twin = make(), make()
     options = {"lr": 1e-2, "weight_decay": 0.1, "grad_clip": 0.05}
-    fed = draws(task, batches(open_dataset(digits, 8), 10, seed=0), 0, 0)
+    fed = draw_batches(task, batches(open_dataset(digits, 8), 10, seed=0), 0, 0)
     drawn = next(fed)
     terms = twin.loss(*drawn)
     gradients = torch.autograd.grad(terms["loss"].mean(), twin.network.parameters())
@@ -99,7 +99,7 @@ def test_one_step_is_adamw_of_the_clipped_mean_gradient(digits):
 @pytest.mark.parametrize("kind", ["diffusion", "classifier"])
 def test_compiled_training_is_the_same(digits, monkeypatch, kind):
     """Traced by the compiler and run by its plainest backend."""
-    import admg.training.learner as module
+    import admg.training.step as module
 
     inside, calls = module.compiled, []
 
@@ -126,7 +126,7 @@ def test_a_thread_ahead_changes_nothing():
             done.append(threading.get_ident())
             yield i
 
-    made = ahead(items(), 2)
+    made = in_background(items(), 2)
     assert next(made) == 0 and list(made) == [1, 2, 3, 4]
     assert len(set(done)) == 1 and done[0] != threading.get_ident()
 
@@ -136,7 +136,7 @@ def test_what_a_thread_ahead_raises_comes_in_its_turn():
         yield 1
         raise ValueError("an image that is none")
 
-    made = ahead(items(), 3)
+    made = in_background(items(), 3)
     assert next(made) == 1
     with pytest.raises(ValueError, match="an image that is none"):
         next(made)
@@ -144,7 +144,7 @@ def test_what_a_thread_ahead_raises_comes_in_its_turn():
 
 def test_a_thread_ahead_ends_with_its_reader():
     before = threading.active_count()
-    made = ahead(iter(range(10**9)), 2)
+    made = in_background(iter(range(10**9)), 2)
     assert next(made) == 0 and threading.active_count() == before + 1
     made.close()
     assert threading.active_count() == before
@@ -154,9 +154,9 @@ def test_draws_depend_on_the_seed_and_the_step_alone(digits):
     task, data = make(), open_dataset(digits, 8)
 
     def drawn(first: int, seed: int = 0) -> tuple[torch.Tensor, ...]:
-        return next(draws(task, batches(data, 4, seed=seed, start=first), seed, first))
+        return next(draw_batches(task, batches(data, 4, seed=seed, start=first), seed, first))
 
-    stream = draws(task, batches(data, 4, seed=0), 0, 0)
+    stream = draw_batches(task, batches(data, 4, seed=0), 0, 0)
     third = [next(stream) for _ in range(3)][2]
     assert all(torch.equal(a, b) for a, b in zip(third, drawn(2)))
     assert not torch.equal(third[3], drawn(2, seed=1)[3]) and not torch.equal(third[3], drawn(3)[3])
@@ -181,10 +181,10 @@ def test_a_checkpoint_of_the_loop_before_is_resumed(digits, tmp_path):
 
     other = make()
     learner = Learner(other, TrainConfig(), CPU)
-    assert learner.resume(tmp_path / "checkpoint.pt") == 3 and learner.average.count == 3
+    assert checkpointing.resume(tmp_path, learner) == 3 and learner.average.count == 3
     assert difference(other.network, task.network) == 0 and difference(learner.average.network, old.module) == 0
-    learner.save(tmp_path / "again.pt", 3)
-    again = torch.load(tmp_path / "again.pt", weights_only=True)
+    checkpointing.save(tmp_path / "again", learner, 3)
+    again = torch.load(tmp_path / "again" / "checkpoint.pt", weights_only=True)
     assert again["average"].keys() == old.state_dict().keys()
     assert [int(s["step"]) for s in again["optimizer"]["state"].values()] == [3] * len(optimizer.state)
     old.load_state_dict(again["average"])  # and the other way round
@@ -207,15 +207,15 @@ def test_the_average_is_torchs_own():
 def test_a_run_is_resumed_with_weights_laid_out_otherwise(digits, tmp_path):
     """A GPU has them channels-last, and AdamW pairs weights and moments by their place in memory."""
     figures, _ = learned(digits, make(), steps=5)
-    fed = feed(make(), batches(open_dataset(digits, 8), 10, seed=0), 0, 0, CPU)
+    fed = prefetch(make(), batches(open_dataset(digits, 8), 10, seed=0), 0, 0, CPU)
     config = TrainConfig(batch_size=10, precision="fp32", warmup=1)
     first = Learner(make(), config, CPU)
     first.network.to(memory_format=torch.channels_last)
     for k in range(3):
         first.step(k, next(fed))
-    first.save(tmp_path / "checkpoint.pt", 3)
+    checkpointing.save(tmp_path, first, 3)
     second = Learner(make(), config, CPU)
-    assert second.resume(tmp_path / "checkpoint.pt") == 3
+    assert checkpointing.resume(tmp_path, second) == 3
     for k in (3, 4):
         assert second.step(k, next(fed))["loss"].item() == pytest.approx(figures[k]["loss"], rel=1e-4)
 
@@ -229,7 +229,7 @@ def test_a_loss_that_is_not_finite_ends_the_training(digits, tmp_path):
 def test_a_loss_that_is_not_finite_leaves_the_weights(digits):
     _, learner = learned(digits, make(), steps=1)
     before = {name: p.clone() for name, p in learner.network.state_dict().items()}
-    x, *rest = next(feed(learner.task, batches(open_dataset(digits, 8), 10, seed=0), 0, 0, CPU))
+    x, *rest = next(prefetch(learner.task, batches(open_dataset(digits, 8), 10, seed=0), 0, 0, CPU))
     with pytest.raises(FloatingPointError, match="the loss became nan at step 1;"):
         learner.step(1, (x * float("nan"), *rest))
     assert all(torch.equal(p, before[name]) for name, p in learner.network.state_dict().items())

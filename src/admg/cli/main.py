@@ -21,6 +21,7 @@ COMMANDS = {
     "upsample": "enlarge images with a super-resolution model",
     "train": "train a diffusion model on a folder of images",
     "train-classifier": "train a noisy classifier for guidance",
+    "train-upsampler": "train a super-resolution model",
     "evaluate": "compare samples with a reference: FID, sFID, IS, KID, precision, recall and more",
     "evaluate nll": "measure the log-likelihood of real images in bits per dimension",
     "sweep": "sample and evaluate over guidance scales, samplers and steps",

@@ -2,64 +2,57 @@
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from admg.checkpoints.model import DiffusionConfig, Labels, Model
-from admg.diffusion.losses import Objective
-from admg.models import UNet, UNetConfig
-from admg.training import LearnDiffusion, TrainConfig
+from admg.checkpoints.model import DiffusionConfig
+from admg.config import group, overrides, setting
+from admg.data import DataConfig
+from admg.models import UNetConfig
+from admg.training import ObjectiveConfig, TrainConfig, train_diffusion
 
-from .learning import DataConfig, StartConfig, add_common, learn, open_data, options_of, seed_torch, start_from
-from .options import add_fields, build
+from .training import provenance, train
 
-DERIVED = ("image_channels", "num_classes", "learn_variance", "num_heads_upsample")
+EXAMPLES = """\
+  admg train --data photos --image-size 64 --out runs/photos
+  admg train --data photos --image-size 64 --out runs/photos --steps 200000     resume, and train longer
+  admg train --data fashion-mnist --image-size 32 --fit pad --channels 64 --channel-mult 1,1,2,2 --out runs/clothes
+  admg train --config runs/photos.toml --lr 1e-4 --out runs/slower"""
+
+FROM_DATA = ("image_size", "image_channels", "num_classes", "learn_variance", "num_heads_upsample")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ObjectiveConfig:
-    """What is minimised.
+class Options:
+    """Train a diffusion model on a folder of images.
 
-    objective: simple (L_simple), hybrid (L_simple + 0.001 L_vlb) or vlb (L_vlb alone)
-    label_dropout: share of images trained without their label, so that one model is conditional and unconditional
-    unlabelled: ignore the labels, for an unconditional model
+    A run directory that holds a checkpoint is resumed, and gives the same result as a run without interruption. The
+    model is conditional if the images have labels, and unconditional as well if labels are dropped during training.
+
+    out: Run directory for the model, its checkpoint, log and samples; an existing run is resumed
+    init: Model of the same architecture whose weights to start from, a name or a folder (default: random weights)
     """
 
-    objective: Objective = "hybrid"
-    label_dropout: float = 0.1
-    unlabelled: bool = False
-
-    def __post_init__(self):
-        if not 0 <= self.label_dropout <= 1:
-            raise ValueError(f"label_dropout must be between 0 and 1, got {self.label_dropout}")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_common(parser)
-    add_fields(parser, DataConfig, "data")
-    add_fields(parser, StartConfig, "start")
-    add_fields(parser, TrainConfig, "training")
-    add_fields(parser, ObjectiveConfig, "objective")
-    add_fields(parser, DiffusionConfig, "diffusion")
-    add_fields(parser, UNetConfig, "network", omit=("image_size", *DERIVED))
+    out: Path = setting(metavar="DIR")
+    init: str | None = setting(None, metavar="MODEL")
+    images: DataConfig = group(DataConfig)
+    training: TrainConfig = group(TrainConfig)
+    objective: ObjectiveConfig = group(ObjectiveConfig)
+    diffusion: DiffusionConfig = group(DiffusionConfig)
+    network: dict[str, Any] = overrides(UNetConfig, omit=FROM_DATA)
 
 
-def run(args: argparse.Namespace) -> None:
-    values = options_of(args)
-    config, objective = build(TrainConfig, values), build(ObjectiveConfig, values)
-    dataset = open_data(build(DataConfig, values))
-    diffusion = build(DiffusionConfig, values)
-    labelled = dataset.labels is not None and not objective.unlabelled
-    count = len(dataset.label_names)
-    network = build(
-        UNetConfig,
-        values,
-        image_channels=dataset.channels,
-        num_classes=count if labelled else 0,
-        learn_variance=diffusion.build().learns_variance,
+def run(options: Options) -> None:
+    train(
+        train_diffusion(
+            options.images,
+            options.out,
+            options.training,
+            network=options.network,
+            diffusion=options.diffusion,
+            objective=options.objective,
+            init=options.init,
+            provenance=provenance(),
+        )
     )
-    seed_torch(config.seed)
-    shape = (dataset.channels, dataset.image_size, dataset.image_size)
-    model = Model(UNet(network), diffusion.build(), shape, Labels(count, dataset.label_names), diffusion)
-    start = start_from(model.network, build(StartConfig, values).init, "diffusion")
-    learn(LearnDiffusion(model, objective.objective, objective.label_dropout), dataset, config, values, start)

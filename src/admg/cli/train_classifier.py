@@ -1,67 +1,63 @@
-"""`admg train-classifier`: a noisy classifier, for guidance."""
+"""`admg train-classifier`: a noisy classifier for guidance."""
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from admg.checkpoints.model import Classifier, DiffusionConfig, Labels
-from admg.data import Dataset
-from admg.data.arrays import find_idx
-from admg.models import ClassifierConfig, NoisyClassifier
-from admg.training import LearnClassifier, TrainConfig
+from admg.checkpoints.model import DiffusionConfig
+from admg.config import check, group, overrides, setting
+from admg.data import DataConfig
+from admg.models import ClassifierConfig
+from admg.training import TrainConfig, train_classifier
 
-from .learning import DataConfig, StartConfig, add_common, learn, open_data, options_of, seed_torch, start_from
-from .options import add_fields, build
+from .training import provenance, train
+
+EXAMPLES = """\
+  admg train-classifier --data photos --image-size 64 --crop random --out runs/classifier
+  admg train-classifier --data photos/train --val-data photos/val --image-size 64 --out runs/classifier
+  admg sample --model runs/photos --classifier runs/classifier --label cat --out cats"""
+
+FROM_DATA = ("image_size", "image_channels", "num_classes")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ValidationConfig:
-    """What the classifier is measured on.
+class Options:
+    """Train a classifier of noised images, which guides a diffusion model to labels.
 
-    val_data: images of the same layout; none: the test split, where the data has one
-    val_images: how many of them, at most
+    Its diffusion process should be that of the model. A run directory that holds a checkpoint is resumed.
+
+    out: Run directory for the classifier, its checkpoint, log and accuracies; an existing run is resumed
+    init: Classifier of the same architecture whose weights to start from, a name or a folder (default: random weights)
+    val_data: Validation images, in the layout of --data (default: the test split of IDX files, else none)
+    val_images: Number of validation images
     """
 
-    val_data: str = ""
-    val_images: int = 1000
+    out: Path = setting(metavar="DIR")
+    init: str | None = setting(None, metavar="MODEL")
+    val_data: str | None = setting(None, metavar="PATH")
+    val_images: int = setting(1000, min=1)
+    images: DataConfig = group(DataConfig)
+    training: TrainConfig = group(TrainConfig)
+    diffusion: DiffusionConfig = group(DiffusionConfig, omit=("predict", "variance"))
+    network: dict[str, Any] = overrides(ClassifierConfig, omit=FROM_DATA)
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_common(parser)
-    add_fields(parser, DataConfig, "data")
-    add_fields(parser, ValidationConfig, "validation")
-    add_fields(parser, StartConfig, "start")
-    add_fields(parser, TrainConfig, "training")
-    add_fields(parser, DiffusionConfig, "diffusion", omit=("predict", "variance"))
-    add_fields(parser, ClassifierConfig, "network", omit=("image_size", "image_channels", "num_classes"))
-
-
-def run(args: argparse.Namespace) -> None:
-    values = options_of(args)
-    config, data = build(TrainConfig, values), build(DataConfig, values)
-    dataset = open_data(data)
-    if dataset.labels is None:
-        raise ValueError(f"{data.data} has no labels: use class sub-folders, or file names such as label_name.png")
-    val = build(ValidationConfig, values)
-    validation = _open_validation(data, val)
-    if validation is not None and validation.label_names != dataset.label_names:
-        raise ValueError(f"the labels of the validation images differ from those of {data.data}")
-    diffusion = build(DiffusionConfig, values)
-    count = len(dataset.label_names)
-    network = build(ClassifierConfig, values, image_channels=dataset.channels, num_classes=count)
-    seed_torch(config.seed)
-    classifier = Classifier(NoisyClassifier(network), diffusion.build(), Labels(count, dataset.label_names), diffusion)
-    start = start_from(classifier.network, build(StartConfig, values).init, "classifier")
-    learn(LearnClassifier(classifier, validation, val.val_images), dataset, config, values, start)
-
-
-def _open_validation(data: DataConfig, val: ValidationConfig) -> Dataset | None:
-    plain = dataclasses.replace(data, crop="center", flip=False)
-    if val.val_data:
-        return open_data(dataclasses.replace(plain, data=val.val_data))
-    if Path(data.data).is_dir() and find_idx(Path(data.data), "test"):
-        return open_data(dataclasses.replace(plain, split="test"))
-    return None
+def run(options: Options) -> None:
+    train(
+        train_classifier(
+            options.images,
+            options.out,
+            options.training,
+            network=options.network,
+            diffusion=options.diffusion,
+            validation=options.images.open_held_out(options.val_data),
+            val_images=options.val_images,
+            init=options.init,
+            provenance=provenance(),
+        )
+    )

@@ -4,6 +4,7 @@
 the endless, exactly resumable stream that training reads.
 """
 
+from .config import DataConfig
 from .dataset import Dataset, ImageDataset
 from .errors import DataError
 from .layouts import FASHION_MNIST_LABELS, open
@@ -14,6 +15,7 @@ from .transforms import center_crop, pad, random_crop
 
 __all__ = [
     "FASHION_MNIST_LABELS",
+    "DataConfig",
     "DataError",
     "Dataset",
     "ImageDataset",

@@ -1,7 +1,25 @@
-"""Training of diffusion models and noisy classifiers."""
+"""Training of diffusion models, noisy classifiers and upsamplers, from any data set, with exact resumption.
 
-from .config import TrainConfig
-from .loop import train
-from .tasks import LearnClassifier, LearnDiffusion
+`train_diffusion`, `train_classifier` and `train_upsampler` build a network for the data and return a `TrainingRun`. For
+a network or a loss of your own, construct a `TrainingRun` with a task of `tasks`, or one that you write.
+"""
 
-__all__ = ["LearnClassifier", "LearnDiffusion", "TrainConfig", "train"]
+from .config import ObjectiveConfig, TrainConfig
+from .ema import EMA
+from .start import train_classifier, train_diffusion, train_upsampler
+from .tasks import ClassifierTask, DiffusionTask, Task, UpsamplerTask
+from .trainer import TrainingRun
+
+__all__ = [
+    "EMA",
+    "ClassifierTask",
+    "DiffusionTask",
+    "ObjectiveConfig",
+    "Task",
+    "TrainConfig",
+    "TrainingRun",
+    "UpsamplerTask",
+    "train_classifier",
+    "train_diffusion",
+    "train_upsampler",
+]

@@ -1,10 +1,12 @@
-"""The options of a training, which are those of the command line too."""
+"""The options of a training run, in Python and on the command line."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
+from admg.config import check, setting
+from admg.diffusion.losses import Objective
 from admg.engine.compiling import Compile
 
 TrainPrecision = Literal["auto", "fp32", "bf16"]
@@ -12,54 +14,63 @@ TrainPrecision = Literal["auto", "fp32", "bf16"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How to train.
+    """Training.
 
-    steps: optimiser steps in all, those before a resumption included
-    batch_size: images per step
-    accumulate: parts that a batch is computed in, one after the other, for less memory; without dropout the step is
-        the same, with dropout it is of another draw
-    lr: learning rate of AdamW, after the warm-up
-    warmup: steps over which the learning rate grows linearly from 0
-    weight_decay: of AdamW
-    ema: decay of the exponential moving average of the weights; it begins small and rises to this
-    grad_clip: largest norm of the gradient
-    precision: auto, fp32 or bf16 (mixed); auto takes bf16 where the processor has it natively
-    compile: auto, on or off: torch.compile, which takes minutes to build; auto is off
-    seed: of everything random
-    workers: processes that load images; 0: none, for data in memory
-    device: cpu or cuda; auto takes cuda if there is one
-    log_every: steps between rows of log.csv
-    checkpoint_every: steps between checkpoints
-    preview_every: steps between pictures of samples or validations
+    steps: Number of optimiser steps, including those before the run was resumed
+    batch_size: Images per optimiser step
+    accumulate: Number of parts that a batch is computed in, one after the other, to save memory
+    lr: Learning rate of AdamW after the warm-up
+    warmup: Steps over which the learning rate rises linearly from 0
+    weight_decay: Weight decay of AdamW
+    ema: Decay of the exponential moving average of the weights; it starts small and rises to this value
+    grad_clip: Largest norm of the gradient, above 0; longer gradients are scaled down
+    precision: Number format of matrix products; auto uses bf16 where the processor multiplies it natively, else fp32
+    compile: Use of torch.compile, which takes minutes to build; auto does not use it
+    seed: Seed of all random numbers
+    workers: Processes that load images; 0 loads them in the training process
+    device: Device to train on: auto, cpu or cuda; auto uses the GPU if there is one
+    log_every: Steps between rows of log.csv
+    checkpoint_every: Steps between checkpoints
+    preview_every: Steps between previews: pictures of samples, or validation accuracies
     """
 
-    steps: int = 100_000
-    batch_size: int = 64
-    accumulate: int = 1
-    lr: float = 3e-4
-    warmup: int = 500
-    weight_decay: float = 0.0
-    ema: float = 0.9999
+    steps: int = setting(100_000, min=1)
+    batch_size: int = setting(64, min=1)
+    accumulate: int = setting(1, min=1)
+    lr: float = setting(3e-4, above=0)
+    warmup: int = setting(500, min=0)
+    weight_decay: float = setting(0.0, min=0)
+    ema: float = setting(0.9999, min=0, below=1)
     grad_clip: float = 1.0
     precision: TrainPrecision = "auto"
     compile: Compile = "auto"
-    seed: int = 0
-    workers: int = 0
+    seed: int = setting(0, min=0)
+    workers: int = setting(0, min=0)
     device: str = "auto"
-    log_every: int = 50
-    checkpoint_every: int = 500
-    preview_every: int = 1000
+    log_every: int = setting(50, min=1)
+    checkpoint_every: int = setting(500, min=1)
+    preview_every: int = setting(1000, min=1)
 
-    def __post_init__(self):
-        for name in ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "preview_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name, allowed in (("precision", get_args(TrainPrecision)), ("compile", get_args(Compile))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+    def __post_init__(self) -> None:
+        check(self)
         if self.accumulate > self.batch_size:
-            raise ValueError(f"accumulate {self.accumulate}: a batch of {self.batch_size} has not so many parts")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"ema must be in [0, 1), got {self.ema}")
-        if not self.lr > 0:
-            raise ValueError(f"lr must be positive, got {self.lr}")
+            raise ValueError(f"accumulate must be at most the batch size {self.batch_size}, got {self.accumulate}")
+        if not self.grad_clip > 0:  # infinity is allowed
+            raise ValueError(f"grad_clip must be above 0, got {self.grad_clip}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """Objective and labels.
+
+    objective: Loss: simple (mean squared error), hybrid (simple + 0.001 vlb) or vlb (variational bound)
+    label_dropout: Share of images that are trained without their label, so that the model is also unconditional
+    unconditional: Ignore the labels and train an unconditional model
+    """
+
+    objective: Objective = "hybrid"
+    label_dropout: float = setting(0.1, min=0, max=1)
+    unconditional: bool = False
+
+    def __post_init__(self) -> None:
+        check(self)

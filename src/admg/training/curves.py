@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from admg.files import atomic
@@ -9,8 +10,8 @@ from admg.files import atomic
 HIDDEN = {"step", "images", "lr", "images_per_second", "grad_norm"}
 
 
-def plot_log(rows: list[dict[str, str]], path: Path) -> None:
-    """One panel per figure of the log over the images seen, on a log scale where all are positive."""
+def plot_log(rows: Sequence[Mapping[str, str]], path: Path) -> None:
+    """Plot each column of the log over the number of images seen, on a log scale if all values are positive."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -36,8 +37,8 @@ def plot_log(rows: list[dict[str, str]], path: Path) -> None:
         figure.savefig(temporary, dpi=110)
 
 
-def plot_accuracy(accuracy: dict[int, float], classes: int, title: str, path: Path) -> None:
-    """Accuracy by noise level, with chance as a dotted line."""
+def plot_accuracy(accuracy: Mapping[int, float], classes: int, title: str, path: Path) -> None:
+    """Plot accuracy over the noise level, with the accuracy of guessing as a dotted line."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""The exponential moving average of a network's weights, whose samples are better than those of the weights."""
+"""The exponential moving average of a network's weights, which gives better samples than the weights themselves."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 
 class EMA:
-    """A copy of the network that follows it: average += (1 - d)(weights - average), in one pass over memory.
+    """A copy of the network whose weights follow the trained ones: average += (1 - d)(weights - average).
 
-    decay: what d rises to, as (1 + n) / (10 + n) after n updates; the first copies the weights
+    decay: the value that d rises to. After n updates, d is (1 + n) / (10 + n); the first update copies the weights.
     """
 
     def __init__(self, network: nn.Module, decay: float):
@@ -22,6 +22,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
+        """Move the average towards the weights of the network, in one pass over memory."""
         n = self.count
         decay = min(self.decay, (1 + n) / (10 + n)) if n else 0.0
         torch._foreach_lerp_(list(self.network.parameters()), list(network.parameters()), 1 - decay)
@@ -30,11 +31,12 @@ class EMA:
         self.count += 1
 
     def state_dict(self) -> dict[str, Tensor]:
-        """With the keys of torch.optim.swa_utils.AveragedModel, which older checkpoints hold."""
+        """Return the state, with the keys of `torch.optim.swa_utils.AveragedModel`, which older checkpoints hold."""
         weights = {f"module.{name}": value for name, value in self.network.state_dict().items()}
         return {"n_averaged": torch.tensor(self.count), **weights}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the state that `state_dict` returned."""
         weights = {name.removeprefix("module."): value for name, value in state.items() if name != "n_averaged"}
         self.network.load_state_dict(weights)
         self.count = int(state["n_averaged"])

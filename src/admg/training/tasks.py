@@ -1,53 +1,88 @@
-"""What is learned in `admg train` and `admg train-classifier`."""
+"""What a network can learn: diffusion, classification of noised images, super-resolution."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from admg.checkpoints.model import Classifier, Model
-from admg.data import evaluation_batches
+from admg.data import ImageDataset, evaluation_batches
 from admg.diffusion.losses import Objective, loss_terms
 from admg.generation.contact_sheet import sheet
-from admg.generation.images import save_png
+from admg.generation.images import save_png, to_uint8
 from admg.generation.sample import sample
 
+from .config import ObjectiveConfig
 from .curves import plot_accuracy
+
+M = TypeVar("M", bound=Model | Classifier)
+M_co = TypeVar("M_co", bound=Model | Classifier, covariant=True)
+
+
+class Task(Protocol[M_co]):
+    """A network, the loss that it minimises, and what to show of it during training."""
+
+    @property
+    def network(self) -> nn.Module: ...
+
+    def draw(self, x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Return a batch with all random numbers of its loss: tensors (N, ...) on the CPU."""
+        ...
+
+    @property
+    def loss(self) -> Callable[..., dict[str, Tensor]]:
+        """Method that returns the terms (N,) of each image, "loss" among them, given rows of the tensors of `draw`.
+
+        On a GPU it is captured in a CUDA graph and replayed for other batches: it must depend on the tensors alone.
+        """
+        ...
+
+    def preview(self, network: nn.Module, folder: Path, step: int) -> dict[str, float]:
+        """Draw or measure what the averaged network has learned, and return metrics for the log."""
+        ...
+
+    def as_model(self, network: nn.Module, training: dict[str, Any]) -> M_co:
+        """Return the averaged network with all that is needed to use it; `training` is its provenance."""
+        ...
 
 
 @dataclass
-class LearnDiffusion:
-    """A diffusion model, by L_simple, L_hybrid or L_vlb at a uniformly random step of each image.
+class DiffusionTask:
+    """A diffusion model, learned by L_simple, L_hybrid or L_vlb at a uniformly random timestep of each image.
 
-    label_dropout: probability that an image's label is dropped, so that one network is conditional and unconditional
+    objective, label_dropout: see ObjectiveConfig
     """
 
     model: Model
     objective: Objective = "hybrid"
     label_dropout: float = 0.1
 
+    def __post_init__(self) -> None:
+        ObjectiveConfig(objective=self.objective, label_dropout=self.label_dropout)  # checks them
+
     @property
     def network(self) -> nn.Module:
         return self.model.network
 
     def draw(self, x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """x_0, the labels that are told (-1: dropped), t and noise."""
+        """Return x_0, the labels to condition on (-1: dropped), t and noise."""
         t = torch.randint(len(self.model.diffusion), (len(x),), generator=generator)
         noise = torch.randn(x.shape, generator=generator)
         dropped = torch.rand(len(x), generator=generator) < self.label_dropout
         return x, torch.where(dropped, -1, y), t, noise
 
     def loss(self, x: Tensor, y: Tensor, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
-        told = y if self.model.conditional else None
-        return loss_terms(self.model.diffusion, self.network, x, t, noise, objective=self.objective, y=told)
+        model_y = y if self.model.conditional else None
+        return loss_terms(self.model.diffusion, self.network, x, t, noise, objective=self.objective, y=model_y)
 
     def preview(self, network: nn.Module, folder: Path, step: int) -> dict[str, float]:
-        """Four images of each of at most ten labels, by 25 steps of DDIM, always from the same noise."""
+        """Draw four images of each of at most ten labels with 25 steps of DDIM, always from the same noise."""
         model = Model(network, self.model.diffusion, self.model.shape, self.model.labels)
         shown = list(range(min(10, model.labels.count))) if model.conditional else [None] * 4
         steps = min(25, len(model.diffusion))
@@ -57,20 +92,81 @@ class LearnDiffusion:
         save_png(sheet(rows, row_titles=titles, title=f"step {step}"), folder / f"step_{step:07d}.png")
         return {}
 
-    def save(self, network: nn.Module, folder: Path, training: dict[str, Any]) -> None:
+    def as_model(self, network: nn.Module, training: dict[str, Any]) -> Model:
         m = self.model
-        Model(network, m.diffusion, m.shape, m.labels, m.config, training).save(folder)
+        return Model(network, m.diffusion, m.shape, m.labels, m.config, training)
 
 
 @dataclass
-class LearnClassifier:
-    """A noisy classifier, by cross-entropy on images noised to a uniformly random step of the same forward process.
+class UpsamplerTask:
+    """A super-resolution model, which learns as a DiffusionTask does, given a small copy of each image.
 
-    validation: images that it is measured on; val_images: how many of them
+    The small copy is made as in guided-diffusion's super_res_train.py, by averaging areas of pixels.
+
+    small_size: side of the small copies in pixels
+    objective, label_dropout: see ObjectiveConfig
+    examples: images that previews enlarge (optional)
+    """
+
+    model: Model
+    small_size: int
+    objective: Objective = "hybrid"
+    label_dropout: float = 0.1
+    examples: ImageDataset | None = None
+
+    def __post_init__(self) -> None:
+        self.diffusion_task = DiffusionTask(self.model, self.objective, self.label_dropout)
+        if not 0 < self.small_size < self.model.shape[1]:
+            raise ValueError(f"small_size must be from 1 to {self.model.shape[1] - 1}, got {self.small_size}")
+
+    @property
+    def network(self) -> nn.Module:
+        return self.model.network
+
+    def draw(self, x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Return x_0, the labels to condition on (-1: dropped), t and noise."""
+        return self.diffusion_task.draw(x, y, generator)
+
+    def loss(self, x: Tensor, y: Tensor, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        model_y = y if self.model.conditional else None
+        low_res = self.shrink(x)
+        return loss_terms(
+            self.model.diffusion, self.network, x, t, noise, objective=self.objective, y=model_y, low_res=low_res
+        )
+
+    def shrink(self, x: Tensor) -> Tensor:
+        """Return the small copies (N, C, s, s) of images (N, C, S, S)."""
+        return F.interpolate(x, self.small_size, mode="area")
+
+    def preview(self, network: nn.Module, folder: Path, step: int) -> dict[str, float]:
+        """Draw up to eight images: the small copy, the copy enlarged with 25 steps of DDIM, and the original."""
+        if self.examples is None:
+            return {}
+        model = Model(network, self.model.diffusion, self.model.shape, self.model.labels)
+        x, y = next(evaluation_batches(self.examples, 8))
+        labels = [int(label) if model.conditional and label >= 0 else None for label in y]
+        small = self.shrink(x)
+        steps = min(25, len(model.diffusion))
+        large = sample(model, labels, low_res=small, steps=steps, progress=False).images
+        rows = [to_uint8(F.interpolate(small, x.shape[2:])), large, to_uint8(x)]
+        titles = [f"{self.small_size} pixels", "enlarged", "original"]
+        save_png(sheet(rows, row_titles=titles, title=f"step {step}"), folder / f"step_{step:07d}.png")
+        return {}
+
+    def as_model(self, network: nn.Module, training: dict[str, Any]) -> Model:
+        return self.diffusion_task.as_model(network, training)
+
+
+@dataclass
+class ClassifierTask:
+    """A noisy classifier, learned by cross-entropy on images noised to a uniformly random timestep.
+
+    validation: images that it is measured on (optional)
+    val_images: number of those images
     """
 
     classifier: Classifier
-    validation: Any = None
+    validation: ImageDataset | None = None
     val_images: int = 1000
 
     @property
@@ -78,7 +174,7 @@ class LearnClassifier:
         return self.classifier.network
 
     def draw(self, x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """x_0, labels, t and noise."""
+        """Return x_0, labels, t and noise."""
         t = torch.randint(len(self.classifier.diffusion), (len(x),), generator=generator)
         return x, y, t, torch.randn(x.shape, generator=generator)
 
@@ -89,7 +185,7 @@ class LearnClassifier:
 
     @torch.no_grad()
     def preview(self, network: nn.Module, folder: Path, step: int) -> dict[str, float]:
-        """Accuracy on validation images at ten noise levels from clean to the end of the process."""
+        """Measure the accuracy on validation images at ten noise levels, from clean images to pure noise."""
         if self.validation is None:
             return {}
         diffusion = self.classifier.diffusion
@@ -111,6 +207,6 @@ class LearnClassifier:
         means = {f"val_accuracy_t{t}": a for t, a in accuracy.items()}
         return {"val_accuracy": sum(accuracy.values()) / len(accuracy)} | means
 
-    def save(self, network: nn.Module, folder: Path, training: dict[str, Any]) -> None:
+    def as_model(self, network: nn.Module, training: dict[str, Any]) -> Classifier:
         c = self.classifier
-        Classifier(network, c.diffusion, c.labels, c.config, training).save(folder)
+        return Classifier(network, c.diffusion, c.labels, c.config, training)

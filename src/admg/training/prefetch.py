@@ -1,4 +1,4 @@
-"""What each training step computes with, on the device before it is needed."""
+"""The batches of each step with their random numbers, moved to the device before they are needed."""
 
 from __future__ import annotations
 
@@ -12,42 +12,48 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from admg.data.stream import Batch
+from admg.data.dataset import Batch
 
 T = TypeVar("T")
 
 
 class Draws(Protocol):
+    """A task that draws the random numbers of a batch."""
+
     def draw(self, x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]: ...
 
 
 def step_seed(seed: int, step: int) -> int:
+    """Return the seed of a step of a run."""
     return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> np.uint64(2))
 
 
-def feed(task: Draws, stream: Iterator[Batch], seed: int, first: int, device: torch.device) -> Generator[tuple]:
-    """task.draw() of each batch of the stream, the first of which is of step `first`, on the device.
+def prefetch(
+    task: Draws, stream: Iterator[Batch], seed: int, first: int, device: torch.device
+) -> Generator[tuple[Tensor, ...]]:
+    """Yield `task.draw` of each batch of the stream, on the device; `first` is the number of the first step.
 
-    For a GPU a thread works ahead, and copies do not wait for the steps before. Close the iterator to end it.
+    For a GPU a thread prepares batches in advance, and copies do not wait for earlier steps. Closing the generator ends
+    the thread.
     """
-    drawn = draws(task, stream, seed, first)
-    if device.type != "cuda":  # a thread would take its time from the training
+    drawn = draw_batches(task, stream, seed, first)
+    if device.type != "cuda":  # a thread would compete with the training for the processor
         yield from (tuple(tensor.to(device) for tensor in batch) for batch in drawn)
         return
     pinned = (tuple(tensor.pin_memory() for tensor in batch) for batch in drawn)
-    with closing(ahead(pinned)) as made:
-        for batch in made:
+    with closing(in_background(pinned)) as prepared:
+        for batch in prepared:
             yield tuple(tensor.to(device, non_blocking=True) for tensor in batch)
 
 
-def draws(task: Draws, stream: Iterator[Batch], seed: int, first: int) -> Iterator[tuple[Tensor, ...]]:
-    """Of step k by a generator of its own, so that they depend on the seed and k alone."""
+def draw_batches(task: Draws, stream: Iterator[Batch], seed: int, first: int) -> Iterator[tuple[Tensor, ...]]:
+    """Yield `task.draw` of each batch. Each step has its own generator, so that it depends on seed and number alone."""
     for step, (x, y) in enumerate(stream, first):
         yield task.draw(x, y, torch.Generator().manual_seed(step_seed(seed, step)))
 
 
-def ahead(items: Iterator[T], count: int = 2) -> Generator[T]:
-    """The same items, made by a thread up to `count` before they are asked for; what it raises is raised here."""
+def in_background(items: Iterator[T], count: int = 2) -> Generator[T]:
+    """Yield the same items, up to `count` of which a thread makes in advance; its exceptions are raised here."""
     end: Any = object()
     with ThreadPoolExecutor(1) as pool:
         pending = deque(pool.submit(next, items, end) for _ in range(count))

@@ -1,0 +1,62 @@
+"""`admg train-upsampler`: a super-resolution model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from admg.checkpoints.model import DiffusionConfig
+from admg.config import check, group, overrides, setting
+from admg.data import DataConfig
+from admg.models import SuperResConfig
+from admg.training import ObjectiveConfig, TrainConfig, train_upsampler
+
+from .training import provenance, train
+
+EXAMPLES = """\
+  admg train-upsampler --data photos --image-size 256 --small-size 64 --out runs/upsampler
+  admg upsample --model runs/upsampler --base samples_1000x64x64x3.npz --out large"""
+
+FROM_DATA = ("image_size", "image_channels", "num_classes", "learn_variance", "num_heads_upsample", "small_size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Train a super-resolution model, which enlarges images.
+
+    The small images are made from those of the data by averaging areas of pixels, as in guided-diffusion. A run
+    directory that holds a checkpoint is resumed.
+
+    out: Run directory for the model, its checkpoint, log and samples; an existing run is resumed
+    small_size: Side of the images to enlarge in pixels
+    init: Model of the same architecture whose weights to start from, a name or a folder (default: random weights)
+    """
+
+    out: Path = setting(metavar="DIR")
+    small_size: int | None = setting(None, min=1, default_text="a quarter of the image size")
+    init: str | None = setting(None, metavar="MODEL")
+    images: DataConfig = group(DataConfig)
+    training: TrainConfig = group(TrainConfig)
+    objective: ObjectiveConfig = group(ObjectiveConfig)
+    diffusion: DiffusionConfig = group(DiffusionConfig)
+    network: dict[str, Any] = overrides(SuperResConfig, omit=FROM_DATA)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+def run(options: Options) -> None:
+    train(
+        train_upsampler(
+            options.images,
+            options.out,
+            options.training,
+            small_size=options.small_size,
+            network=options.network,
+            diffusion=options.diffusion,
+            objective=options.objective,
+            init=options.init,
+            provenance=provenance(),
+        )
+    )

@@ -1,0 +1,54 @@
+"""What the commands that train share: notes before the run, the progress bar, and where the results are."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from importlib.util import find_spec
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from admg.engine.memory import keep_freed_memory
+from admg.training import TrainingRun
+
+from .measure import note_missing_kernels
+
+
+def provenance() -> dict[str, str]:
+    """Return this command, for the provenance of the model."""
+    return {"command": shlex.join(["admg", *sys.argv[1:]])}
+
+
+def train(run: TrainingRun[Any]) -> None:
+    """Train to the end with a progress bar, and print where the results are."""
+    describe(run)
+    keep_freed_memory(run.learner.device.type)
+    if run.step >= run.config.steps:
+        print(f"nothing to do: {run.out} has been trained for {run.step} steps already; raise --steps to train on")
+        return
+    if run.first_step:
+        print(f"resumed at step {run.first_step}")
+    bar = tqdm(total=run.config.steps, initial=run.first_step, unit="step", smoothing=0.05, mininterval=1)
+    with bar:
+        for step in run:
+            bar.set_postfix(loss=f"{step['loss']:.4f}", refresh=False)
+            bar.update()
+    print(f"model: {run.out / 'model'}   curves: {run.out / 'curves.png'}   samples: {run.out / 'samples'}")
+
+
+def describe(run: TrainingRun[Any]) -> None:
+    """Print the size of the data and of the network, and notes on what is missing."""
+    data = run.dataset
+    skipped = getattr(data, "skipped", [])
+    for path, reason in skipped[:10]:
+        print(f"skipped {path}: {reason}", file=sys.stderr)
+    if skipped:
+        print(f"skipped {len(skipped)} files that are not images; {len(data)} are", file=sys.stderr)
+    parameters = f"{run.parameters / 1e6:.2f} M parameters"
+    print(f"{len(data)} images, {len(data.label_names)} labels; {parameters}; run directory {run.out}")
+    if find_spec("tensorboard") is None:
+        print(
+            "no TensorBoard scalars: `pip install 'admg[train]'` adds them; log.csv and curves.png are always written"
+        )
+    note_missing_kernels(run.learner.device)

@@ -1,0 +1,259 @@
+"""`train_diffusion`, `train_classifier` and `train_upsampler`: start a run, or resume it, from data and options."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from admg.checkpoints import native, presets
+from admg.checkpoints.model import Classifier, DiffusionConfig, Labels, Model
+from admg.data import DataConfig, ImageDataset, from_dataset
+from admg.data import open as open_dataset
+from admg.files import check_output_folder
+from admg.models import ClassifierConfig, NoisyClassifier, SuperResConfig, SuperResUNet, UNet, UNetConfig
+
+from .config import ObjectiveConfig, TrainConfig
+from .tasks import ClassifierTask, DiffusionTask, UpsamplerTask
+from .trainer import TrainingRun
+
+N = TypeVar("N", bound=nn.Module)
+C = TypeVar("C", UNetConfig, SuperResConfig, ClassifierConfig)
+
+Data = str | Path | DataConfig | torch.utils.data.Dataset[Any]
+"""A path, a DataConfig, a data set of `admg.data`, or any other map-style data set of (image, label)."""
+
+
+def train_diffusion(
+    data: Data,
+    out: Path | str,
+    config: TrainConfig | None = None,
+    *,
+    network: UNetConfig | Mapping[str, Any] | None = None,
+    diffusion: DiffusionConfig | None = None,
+    objective: ObjectiveConfig | None = None,
+    init: Path | str | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> TrainingRun[Model]:
+    """Train a diffusion model, or resume its training. Iterate over the run to train; `run.model` is the result.
+
+    data: a data set of `admg.data`, any map-style `torch.utils.data.Dataset` of (image, label), or a path
+    out: run directory; one that holds a checkpoint is resumed
+    config: steps, batch size, learning rate, ...; see TrainConfig
+    network: architecture, or only those of its fields that differ from the defaults of UNetConfig. The image size,
+        the channels of the images and the number of labels follow from the data.
+    diffusion: diffusion process; see DiffusionConfig
+    objective: loss and share of labels that are dropped; see ObjectiveConfig
+    init: model whose weights to start from: a name or a folder. It must have the same architecture.
+    provenance: further entries for the "training" section of the model's config.json
+
+    Raises ValueError if the options or the data do not fit together, OSError if `out` cannot be written.
+
+    Example::
+
+        >>> import numpy as np
+        >>> import admg
+        >>> images = np.random.default_rng(0).integers(0, 256, (20, 8, 8), dtype=np.uint8)
+        >>> dataset = admg.data.from_arrays(images, ["cat", "dog"] * 10)
+        >>> small = {"channels": 32, "channel_mult": (1, 1), "num_res_blocks": 1, "head_channels": 32}
+        >>> config = admg.TrainConfig(steps=3, batch_size=4, lr=1e-3, warmup=2)
+        >>> run = admg.train_diffusion(dataset, "runs/mine", config, network=small)
+        >>> for step in run:
+        ...     print(step["step"], step["lr"], step["loss"] > 0)
+        1 0.0005 True
+        2 0.001 True
+        3 0.001 True
+        >>> admg.sample(run.model, ["cat", "dog"], steps=2, progress=False).x.shape
+        torch.Size([2, 1, 8, 8])
+        >>> admg.load("runs/mine").label_names
+        ('cat', 'dog')
+    """
+    dataset, objective = open_data(data), objective or ObjectiveConfig()
+    config, diffusion = config or TrainConfig(), diffusion or DiffusionConfig()
+    architecture = fit_to_data(UNetConfig, network, **unet_fields(dataset, diffusion, objective))
+    unet = initialised(UNet, architecture, config.seed)
+    task = DiffusionTask(as_model(unet, diffusion, dataset), objective.objective, objective.label_dropout)
+    record = {**describe(data), **(provenance or {}), **load_init(unet, init, "diffusion")}
+    return TrainingRun(task, dataset, check_output_folder(out), config, record)
+
+
+def train_classifier(
+    data: Data,
+    out: Path | str,
+    config: TrainConfig | None = None,
+    *,
+    network: ClassifierConfig | Mapping[str, Any] | None = None,
+    diffusion: DiffusionConfig | None = None,
+    validation: Data | None = None,
+    val_images: int = 1000,
+    init: Path | str | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> TrainingRun[Classifier]:
+    """Train a noisy classifier for guidance, or resume its training. `run.model` is the classifier.
+
+    data, out, config, init, provenance: see `train_diffusion`; the data must have labels
+    network: architecture, or only those of its fields that differ from the defaults of ClassifierConfig
+    diffusion: process that noises the images, which should be that of the model to be guided
+    validation: images that the accuracy is measured on, with the same labels
+    val_images: number of those images
+
+    Raises ValueError and OSError as `train_diffusion` does.
+
+    Example::
+
+        >>> import numpy as np
+        >>> import admg
+        >>> images = np.random.default_rng(0).integers(0, 256, (20, 8, 8), dtype=np.uint8)
+        >>> dataset = admg.data.from_arrays(images, ["cat", "dog"] * 10)
+        >>> small = {"channels": 32, "channel_mult": (1, 1), "num_res_blocks": 1, "head_channels": 32}
+        >>> config = admg.TrainConfig(steps=2, batch_size=4)
+        >>> run = admg.train_classifier(dataset, "runs/classifier", config, network=small, validation=dataset)
+        >>> for step in run:
+        ...     print(step["step"], 0 <= step["accuracy"] <= 1)
+        1 True
+        2 True
+        >>> guide = admg.guidance.ClassifierGuidance(run.model, scale=2.0)
+    """
+    dataset = open_data(data)
+    if not dataset.label_names:
+        raise ValueError(f"{name_of(data)} has no labels: use class sub-folders, or file names such as label_name.png")
+    held_out = None if validation is None else open_data(validation)
+    if held_out is not None and held_out.label_names != dataset.label_names:
+        raise ValueError(f"the labels of the validation images differ from those of {name_of(data)}")
+    config, diffusion = config or TrainConfig(), diffusion or DiffusionConfig()
+    labels = Labels(len(dataset.label_names), dataset.label_names)
+    architecture = fit_to_data(ClassifierConfig, network, **image_fields(dataset), num_classes=labels.count)
+    module = initialised(NoisyClassifier, architecture, config.seed)
+    task = ClassifierTask(Classifier(module, diffusion.build(), labels, diffusion), held_out, val_images)
+    record = {**describe(data), **(provenance or {}), **load_init(module, init, "classifier")}
+    return TrainingRun(task, dataset, check_output_folder(out), config, record)
+
+
+def train_upsampler(
+    data: Data,
+    out: Path | str,
+    config: TrainConfig | None = None,
+    *,
+    small_size: int | None = None,
+    network: SuperResConfig | Mapping[str, Any] | None = None,
+    diffusion: DiffusionConfig | None = None,
+    objective: ObjectiveConfig | None = None,
+    init: Path | str | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> TrainingRun[Model]:
+    """Train a super-resolution model, or resume its training. `run.model` takes `low_res` images.
+
+    The small images are made from the large ones as in guided-diffusion, by averaging areas of pixels.
+
+    data, out, config, diffusion, objective, init, provenance: see `train_diffusion`
+    small_size: side of the images to enlarge in pixels (default: a quarter of the data's)
+    network: architecture, or only those of its fields that differ from the defaults of SuperResConfig
+
+    Raises ValueError and OSError as `train_diffusion` does.
+
+    Example::
+
+        >>> import numpy as np
+        >>> import admg
+        >>> images = np.random.default_rng(0).integers(0, 256, (20, 8, 8), dtype=np.uint8)
+        >>> dataset = admg.data.from_arrays(images)
+        >>> small = {"channels": 32, "channel_mult": (1, 1), "num_res_blocks": 1, "head_channels": 32}
+        >>> config = admg.TrainConfig(steps=2, batch_size=4)
+        >>> run = admg.train_upsampler(dataset, "runs/upsampler", config, small_size=4, network=small)
+        >>> for step in run:
+        ...     print(step["step"], step["loss"] > 0)
+        1 True
+        2 True
+        >>> x, _ = dataset.batch([0])
+        >>> low_res = torch.nn.functional.interpolate(x, 4, mode="area")
+        >>> admg.sample(run.model, [None], low_res=low_res, steps=2, progress=False).x.shape
+        torch.Size([1, 1, 8, 8])
+    """
+    dataset, objective = open_data(data), objective or ObjectiveConfig()
+    config, diffusion = config or TrainConfig(), diffusion or DiffusionConfig()
+    small = dataset.image_size // 4 if small_size is None else small_size
+    if not 0 < small < dataset.image_size:
+        raise ValueError(f"small_size must be from 1 to {dataset.image_size - 1}, got {small}")
+    fields = unet_fields(dataset, diffusion, objective)
+    architecture = fit_to_data(SuperResConfig, network, **fields, small_size=small)
+    unet = initialised(SuperResUNet, architecture, config.seed)
+    model = as_model(unet, diffusion, dataset)
+    task = UpsamplerTask(model, small, objective.objective, objective.label_dropout, examples=dataset)
+    record = {**describe(data), **(provenance or {}), **load_init(unet, init, "upsampler")}
+    return TrainingRun(task, dataset, check_output_folder(out), config, record)
+
+
+def open_data(data: Data) -> ImageDataset:
+    """Open a path or a DataConfig, or wrap a data set. Raises DataError, which is a ValueError."""
+    if isinstance(data, str | Path):
+        return open_dataset(data)
+    return data.open() if isinstance(data, DataConfig) else from_dataset(data)
+
+
+def name_of(data: Data) -> str:
+    """Return a name of the data for messages."""
+    if isinstance(data, DataConfig):
+        return data.data
+    return str(data) if isinstance(data, str | Path) else f"the {type(data).__name__}"
+
+
+def describe(data: Data) -> dict[str, str]:
+    """Return the name of the data and the date, for the provenance."""
+    named = isinstance(data, str | Path | DataConfig)
+    return {"data": Path(name_of(data)).name if named else type(data).__name__, "date": time.strftime("%Y-%m-%d")}
+
+
+def image_fields(dataset: ImageDataset) -> dict[str, int]:
+    return {"image_size": dataset.image_size, "image_channels": dataset.channels}
+
+
+def unet_fields(dataset: ImageDataset, diffusion: DiffusionConfig, objective: ObjectiveConfig) -> dict[str, int]:
+    """Return the fields of a UNetConfig that follow from the data and the diffusion process."""
+    return {
+        **image_fields(dataset),
+        "num_classes": 0 if objective.unconditional else len(dataset.label_names),
+        "learn_variance": diffusion.build().learns_variance,
+    }
+
+
+def fit_to_data(kind: type[C], network: C | Mapping[str, Any] | None, **derived: int) -> C:
+    """Return the architecture with the fields that follow from the data.
+
+    Raises ValueError if the given network has other values for these fields.
+    """
+    given = {} if network is None else network if isinstance(network, Mapping) else dataclasses.asdict(network)
+    for name, value in derived.items():
+        if given.get(name, value) != value:
+            raise ValueError(f"network: {name} is {given[name]}, but the data and the other options need {value}")
+    return kind(**{**given, **derived})
+
+
+def initialised(kind: type[N], architecture: Any, seed: int) -> N:
+    """Return a network with random weights of this seed, and leave torch's global generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return kind(architecture)
+
+
+def as_model(network: nn.Module, diffusion: DiffusionConfig, dataset: ImageDataset) -> Model:
+    shape = (dataset.channels, dataset.image_size, dataset.image_size)
+    labels = Labels(len(dataset.label_names), dataset.label_names)
+    return Model(network, diffusion.build(), shape, labels, diffusion)
+
+
+def load_init(network: nn.Module, init: Path | str | None, kind: str) -> dict[str, Any]:
+    """Fill the network with the weights of a model, if one is named, and return how that model was trained.
+
+    kind: "diffusion", "classifier" or "upsampler". Raises ValueError if the weights do not fit.
+    """
+    if not init:
+        return {}
+    folder = presets.find(init, "classifier" if kind == "classifier" else "diffusion")
+    training = native.read_config(folder, kind).get("training", {})
+    native.load_weights(folder, network)
+    return {"init": {"model": str(init), **training}}
