@@ -212,7 +212,7 @@ def test_config_file_and_command_line(capsys, pictures, tmp_path):
     train = json.loads((tmp_path / "out" / "model" / "config.json").read_text())["training"]["train"]
     assert (train["lr"], train["batch_size"], train["ema"]) == (0.125, 2, 0.9999)
     (tmp_path / "c.toml").write_text("learning_rate = 0.125\n")
-    assert "--learning-rate" in refused(capsys, *arguments)
+    assert "c.toml: unknown option 'learning_rate'" in refused(capsys, *arguments)
     (tmp_path / "c.toml").write_text('lr = "fast"\n')
     assert "--lr: invalid float value: 'fast'" in refused(capsys, *arguments)
     (tmp_path / "c.toml").write_text("lr = \n")
@@ -279,9 +279,9 @@ def test_info_of_the_shipped_model_tells_where_it_comes_from(capsys):
 def test_help_shows_every_default_of_training(capsys):
     code, out, _ = run(capsys, "train", "--help")
     assert code == 0
-    text = " ".join(out[out.index("data:") :].split())
+    text = " ".join(out[out.index("Training:") :].split())
     for option, default in (("--lr", "0.0003"), ("--ema", "0.9999"), ("--num-res-blocks", "2")):
-        assert f"(default: {default})" in text[text.index(option + " ") :][:250]
+        assert f"default: {default})" in text[text.index(option + " ") :][:250]
 
 
 def test_no_command_and_version(capsys):

@@ -39,8 +39,8 @@ class Options:
     images: DataConfig = group(DataConfig)
     training: TrainConfig = group(TrainConfig)
     objective: ObjectiveConfig = group(ObjectiveConfig)
-    diffusion: DiffusionConfig = group(DiffusionConfig)
-    network: dict[str, Any] = overrides(UNetConfig, omit=FROM_DATA)
+    diffusion: DiffusionConfig = group(DiffusionConfig, title="Diffusion process")
+    network: dict[str, Any] = overrides(UNetConfig, omit=FROM_DATA, title="Network")
 
 
 def run(options: Options) -> None:

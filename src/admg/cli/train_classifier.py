@@ -40,8 +40,8 @@ class Options:
     val_images: int = setting(1000, min=1)
     images: DataConfig = group(DataConfig)
     training: TrainConfig = group(TrainConfig)
-    diffusion: DiffusionConfig = group(DiffusionConfig, omit=("predict", "variance"))
-    network: dict[str, Any] = overrides(ClassifierConfig, omit=FROM_DATA)
+    diffusion: DiffusionConfig = group(DiffusionConfig, omit=("predict", "variance"), title="Diffusion process")
+    network: dict[str, Any] = overrides(ClassifierConfig, omit=FROM_DATA, title="Network")
 
     def __post_init__(self) -> None:
         check(self)
