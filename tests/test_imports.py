@@ -12,7 +12,8 @@ import admg
 
 ROOT = Path(admg.__file__).parent
 LAYERS = [  # from low to high; a part imports only of itself and of lower layers
-    {"config", "files", "userfile", "data"},
+    {"config", "files", "userfile"},
+    {"data"},
     {"models", "engine", "diffusion"},
     {"guidance"},
     {"samplers"},
