@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     from .checkpoints.presets import load, load_classifier, load_upsampler
     from .diffusion import Diffusion, NoiseSchedule, Prediction
     from .evaluation import diagnose, likelihood
-    from .generation.edit import edit, encode, interpolate
+    from .generation.edit import edit, encode
+    from .generation.generate import generate
+    from .generation.interpolate import interpolate
     from .generation.sample import sample
     from .generation.samples import Samples
+    from .generation.upsample import upsample
     from .training import TrainConfig, TrainingRun, train_classifier, train_diffusion, train_upsampler
 
 __version__ = "0.1.0"
@@ -36,7 +39,8 @@ _WHERE = {
     "TrainingRun": "training",
     "edit": "generation.edit",
     "encode": "generation.edit",
-    "interpolate": "generation.edit",
+    "generate": "generation.generate",
+    "interpolate": "generation.interpolate",
     "load": "checkpoints.presets",
     "load_classifier": "checkpoints.presets",
     "load_upsampler": "checkpoints.presets",
@@ -44,6 +48,7 @@ _WHERE = {
     "train_classifier": "training",
     "train_diffusion": "training",
     "train_upsampler": "training",
+    "upsample": "generation.upsample",
 }
 _MODULES = {
     "data": "data",
@@ -66,9 +71,11 @@ __all__ = [  # noqa: RUF022 (what people call first, then what it is made of)
     "load_classifier",
     "load_upsampler",
     "sample",
+    "generate",
     "edit",
     "encode",
     "interpolate",
+    "upsample",
     "train_diffusion",
     "train_classifier",
     "train_upsampler",
