@@ -24,10 +24,11 @@ from PIL import Image
 from torch import nn
 
 from admg.cli.main import Parser, one_line
-from admg.cli.measure import device_of
+from admg.engine.device import choose_device
 from admg.evaluation.features import FeatureNetwork, efficientnet, inception
 from admg.evaluation.features.extraction import Extraction
-from admg.evaluation.sources import Source, of_array, open_source
+from admg.evaluation.opening import of_array
+from admg.evaluation.sources import Source, open_source
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
 def run(args: argparse.Namespace, folder: Path) -> None:
     if min(args.size, args.num - 1, args.rounds, args.batch_size) < 1:
         raise ValueError("--size, --rounds and --batch-size must be at least 1, --num at least 2")
-    device = device_of(args.device)
+    device = choose_device(args.device)
     network, plain = build(args.network)
     network, plain = network.to(device), plain.eval().requires_grad_(False).to(device)
     source = made_up(args, folder)
@@ -113,7 +114,7 @@ def plain_loop(source: Source, module: nn.Module, network: FeatureNetwork, batch
 
 def ours(source: Source, network: FeatureNetwork, batch_size: int) -> np.ndarray:
     job = Extraction(source, network, None, batch_size)
-    for _ in job.work():
+    for _ in job.compute():
         pass
     return job.gather().features
 

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from .checkpoints.presets import load, load_classifier, load_upsampler
     from .diffusion import Diffusion, NoiseSchedule, Prediction
     from .evaluation import diagnose, likelihood
-    from .generation.edit import edit, encode
-    from .generation.generate import generate
-    from .generation.interpolate import interpolate
+    from .evaluation.evaluate import evaluate
+    from .evaluation.neighbours import neighbours
+    from .evaluation.nll import nll
+    from .generation.edit import edit, encode, interpolate
     from .generation.sample import sample
     from .generation.samples import Samples
-    from .generation.upsample import upsample
     from .training import TrainConfig, TrainingRun, train_classifier, train_diffusion, train_upsampler
 
 __version__ = "0.1.0"
@@ -39,16 +39,17 @@ _WHERE = {
     "TrainingRun": "training",
     "edit": "generation.edit",
     "encode": "generation.edit",
-    "generate": "generation.generate",
-    "interpolate": "generation.interpolate",
+    "evaluate": "evaluation.evaluate",
+    "interpolate": "generation.edit",
     "load": "checkpoints.presets",
+    "neighbours": "evaluation.neighbours",
+    "nll": "evaluation.nll",
     "load_classifier": "checkpoints.presets",
     "load_upsampler": "checkpoints.presets",
     "sample": "generation.sample",
     "train_classifier": "training",
     "train_diffusion": "training",
     "train_upsampler": "training",
-    "upsample": "generation.upsample",
 }
 _MODULES = {
     "data": "data",
@@ -71,14 +72,15 @@ __all__ = [  # noqa: RUF022 (what people call first, then what it is made of)
     "load_classifier",
     "load_upsampler",
     "sample",
-    "generate",
     "edit",
     "encode",
     "interpolate",
-    "upsample",
     "train_diffusion",
     "train_classifier",
     "train_upsampler",
+    "evaluate",
+    "neighbours",
+    "nll",
     "guidance",
     "samplers",
     "openai",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import math
 import shlex
@@ -17,14 +16,15 @@ from torch import Tensor
 
 from admg.checkpoints import openai, presets
 from admg.checkpoints.model import DiffusionConfig, Labels, Model
-from admg.cli.diagnose import how_to_import, load, size_of_images
 from admg.data import open as open_dataset
 from admg.diffusion.schedule import NoiseSchedule
 from admg.evaluation.diagnose import LEVELS, Attention, attentions, candidates, conclude, diagnose, processes, search
 from admg.evaluation.diagnose.candidates import blocks, heads_by_block
-from admg.evaluation.diagnose.denoising import noised, outputs, relative_errors, step, told
+from admg.evaluation.diagnose.checkpoint import load, size_of_images
+from admg.evaluation.diagnose.denoising import noised, outputs, relative_errors, step, timesteps
 from admg.evaluation.diagnose.rows import log_likelihood, rows_by_kind
 from admg.evaluation.diagnose.search import Board
+from admg.evaluation.diagnose.text import how_to_import
 from admg.models import UNet, UNetConfig
 from admg.models.blocks import split_heads
 
@@ -124,8 +124,8 @@ def test_the_command_says_what_is_wrong_and_what_to_do(capsys, shipped_pt, few_c
     arguments = ["diagnose", shipped_pt, "--images", IMAGES, "--num", 2, "--fit", "pad"]
     code, out, err = run(capsys, *arguments, "--flags", WRONG)
     assert code == 0, err
-    assert "2 images of 32x32 pixels, told their labels" in out
-    assert "The flags are wrong: they say cosine 1000, but linear 1000 fits" in out
+    assert "2 images of 32x32 pixels, conditioned on their labels" in out
+    assert "The flags are wrong: cosine 1000, but linear 1000 fits" in out
     assert "4 heads, but heads of 64 fits; new order, but old fits" in out
     line = next(line for line in out.splitlines() if line.startswith("admg import-openai"))
     flags = shlex.split(line)[4]
@@ -145,8 +145,8 @@ def test_the_command_says_that_flags_are_right(capsys, shipped_pt, few_candidate
 def test_a_prediction_that_no_flag_can_say(tiny_model):
     found = diagnose(tiny_model, torch.rand(2, 1, 8, 8), levels=(0.0,))
     found = dataclasses.replace(found, process=dataclasses.replace(found.process, predict="v"))
-    (said,) = how_to_import(found, tiny_model, argparse.Namespace(checkpoint="x.pt"))
-    assert "cannot say so" in said and "predict v" in said
+    (said,) = how_to_import(found, False, "x.pt")
+    assert "No flags of guided-diffusion describe this" in said and "predict v" in said
 
 
 # -- candidates ------------------------------------------------------------------------------------------------------
@@ -181,7 +181,7 @@ def test_processes_that_look_the_same_are_tried_once():
     assert len(firsts) == 8 and len({p for group in groups for p in group}) == 14
     for group in groups:
         for process in group[1:]:
-            assert (told(process, LEVELS) - told(group[0], LEVELS)).abs().max() <= 2
+            assert (timesteps(process, LEVELS) - timesteps(group[0], LEVELS)).abs().max() <= 2
 
 
 def test_every_process_is_told_the_timestep_of_the_level():
@@ -189,15 +189,15 @@ def test_every_process_is_told_the_timestep_of_the_level():
     for schedule in ("linear", "cosine"):
         process = DiffusionConfig(noise_schedule=schedule, diffusion_steps=1000)
         alpha_bar = process.build().schedule.alphas_cumprod
-        for level, t in zip(levels, told(process, levels).tolist()):
+        for level, t in zip(levels, timesteps(process, levels).tolist()):
             low, high = (10 * math.log10(alpha_bar[i] / (1 - alpha_bar[i])) for i in (math.ceil(t), math.floor(t)))
             assert low <= level + 1e-4 and level - 1e-4 <= high and abs(step(process, level) - t) <= 0.5
         large = dataclasses.replace(process, diffusion_steps=4000)
-        assert torch.allclose(told(large, levels) / 4, told(process, levels), atol=1.5)
+        assert torch.allclose(timesteps(large, levels) / 4, timesteps(process, levels), atol=1.5)
         rescaled = dataclasses.replace(large, rescale_timesteps=True)
-        assert torch.allclose(4 * told(rescaled, levels), told(large, levels))
+        assert torch.allclose(4 * timesteps(rescaled, levels), timesteps(large, levels))
     at = NoiseSchedule.linear().alphas_cumprod[500]
-    assert told(DiffusionConfig(), [float(10 * (at / (1 - at)).log10())]).item() == pytest.approx(500, abs=1e-3)
+    assert timesteps(DiffusionConfig(), [float(10 * (at / (1 - at)).log10())]).item() == pytest.approx(500, abs=1e-3)
 
 
 @pytest.mark.parametrize("heads,new", [(1, False), (2, False), (4, False), (2, True), (4, True)])
@@ -331,8 +331,8 @@ def test_who_is_beaten():
 @pytest.mark.parametrize(
     "x0,levels,message",
     [
-        (torch.zeros(2, 1, 8, 8), LEVELS, "all of one colour"),
-        (torch.rand(2, 3, 8, 8), LEVELS, r"shape \(2, 3, 8, 8\): needed is \(N, 1, 8, 8\)"),
+        (torch.zeros(2, 1, 8, 8), LEVELS, "no contrast"),
+        (torch.rand(2, 3, 8, 8), LEVELS, r"shape \(2, 3, 8, 8\): expected \(N, 1, 8, 8\)"),
         (torch.rand(0, 1, 8, 8), LEVELS, "N > 0"),
         (torch.rand(2, 1, 8, 8), (), "no noise levels"),
     ],
@@ -344,7 +344,7 @@ def test_images_that_cannot_be(tiny_model, x0, levels, message):
 
 def test_models_that_cannot_be(tiny_model):
     x0 = torch.rand(2, 1, 8, 8)
-    with pytest.raises(ValueError, match="with its DiffusionConfig"):
+    with pytest.raises(ValueError, match="with a DiffusionConfig"):
         diagnose(dataclasses.replace(tiny_model, config=None), x0)
     with pytest.raises(ValueError, match="U-Net of this package"):
         diagnose(dataclasses.replace(tiny_model, network=torch.nn.Linear(1, 1)), x0)
@@ -355,8 +355,8 @@ def test_models_that_cannot_be(tiny_model):
 
 def test_a_native_checkpoint_of_an_untrained_model(capsys, tiny_folders, digits):
     code, out, err = run(capsys, "diagnose", tiny_folders["model"], "--images", digits, "--num", 4)
-    assert code == 0 and "None fits" in out and "import-openai" not in out, err
-    assert "told no labels: the data's 10 labels are not the model's 5" in out
+    assert code == 0 and "No candidate fits" in out and "import-openai" not in out, err
+    assert "not conditioned on labels: the data's 10 labels are not the model's 5" in out
 
 
 def test_the_image_size_of_small_square_images(shipped_pt, tmp_path):
@@ -385,7 +385,7 @@ def test_bad_input_is_one_line(capsys, tiny_folders, digits, shipped_pt, tmp_pat
         ([*tiny, tmp_path / "empty"], "is an empty folder"),
         ([*tiny, tmp_path / "nowhere"], "does not exist"),
         ([*tiny, digits, "--num", 0], "--num must be at least 1"),
-        ([*tiny, digits, "--seed", -1], "--seed must not be negative"),
+        ([*tiny, digits, "--seed", -1], "--seed must be at least 0"),
         ([*tiny, tmp_path / "black.png"], "black.png"),
         ([shipped_pt, "--images", digits, "--image-size", 32], "8x8, smaller than the model's 32x32: choose --fit pad"),
         ([shipped_pt, "--images", digits, "--image-size", 30], "must be a positive multiple of 8"),

@@ -16,15 +16,17 @@ from helpers import write_idx
 from PIL import Image
 
 from admg.checkpoints.model import Classifier
-from admg.cli.judging import load_judge
 from admg.cli.main import main
 from admg.evaluation import features as networks
-from admg.evaluation.evaluate import Judged, Options, chosen_metrics, evaluate, needs_features
+from admg.evaluation.evaluate import choose_metrics, compute, needs_features
 from admg.evaluation.features import extraction as features
+from admg.evaluation.label_classifier import load_label_classifier
+from admg.evaluation.metrics import METRICS, FeatureSet, Inputs, StoredStatistics
 from admg.evaluation.metrics.fid import frechet_estimate, frechet_infinite, group_moments
 from admg.evaluation.metrics.statistics import Gaussian
 from admg.evaluation.neighbours import nearest, picture
-from admg.evaluation.sources import Stored, of_array, open_source
+from admg.evaluation.opening import of_array
+from admg.evaluation.sources import open_source
 from admg.generation.run_record import open_run
 from admg.generation.shards import Shards
 
@@ -105,7 +107,7 @@ def test_spread_takes_images_evenly_with_their_labels(tmp_path):
     assert source.labels.tolist() == [0, 2, 5, 7]
     np.testing.assert_array_equal(source[1:4], array[[2, 5, 7]])
     assert len(source.spread(9)) == 4
-    with pytest.raises(ValueError, match="at least 2 images are needed, not 1"):
+    with pytest.raises(ValueError, match="at least 2 images are needed, got 1"):
         source.spread(1)
 
 
@@ -123,12 +125,12 @@ def test_other_sizes_are_fitted_as_training_does(tmp_path):
     assert source.size is None
     with pytest.raises(ValueError, match="images of different sizes"):
         source[0:1]
-    with pytest.raises(ValueError, match="images of different sizes, the samples are 8x8: say --fit resize"):
+    with pytest.raises(ValueError, match="images of different sizes, but the samples are 8x8: choose --fit resize"):
         source.fitted((8, 8), None)
     fitted = source.fitted((8, 8), "resize")
     np.testing.assert_array_equal(fitted[0:1][0], center_crop(wide, 8))
     assert fitted.digest(slice(0, 1)) != source.fitted((4, 4), "resize").digest(slice(0, 1))
-    with pytest.raises(ValueError, match="only to squares"):
+    with pytest.raises(ValueError, match="to squares only"):
         source.fitted((8, 4), "resize")
 
 
@@ -146,7 +148,7 @@ def test_a_folder_of_idx_files_and_its_splits(tmp_path):
 def test_a_folder_that_sample_wrote_is_its_npz(tmp_path):
     """Not its contact sheet, nor its images again."""
     shards = open_run({"seed": 0}, Shards(tmp_path, 3, 2, (8, 8, 1), labelled=False))
-    with pytest.raises(ValueError, match=r"not finished: samples_3x8x8x1\.npz is not there yet"):
+    with pytest.raises(ValueError, match=r"not finished: samples_3x8x8x1\.npz does not exist yet"):
         open_source(tmp_path)
     array = images(3)
     shards.write(0, array[:2], None)
@@ -180,7 +182,7 @@ def test_statistics_alone_and_beside_images(tmp_path):
     with pytest.raises(ValueError, match=r"half.npz has no mu and sigma, but mu, mu_s, sigma_s"):
         open_source(tmp_path / "half.npz")
     np.savez(tmp_path / "bad.npz", mu=np.zeros(3), sigma=np.eye(2))
-    with pytest.raises(ValueError, match=r"mu and sigma of shapes \(3,\) and \(2, 2\)"):
+    with pytest.raises(ValueError, match=r"mu and sigma have shapes \(3,\) and \(2, 2\)"):
         open_source(tmp_path / "bad.npz")
     np.savez(tmp_path / "half.npz", mu=np.zeros(3))
     with pytest.raises(ValueError, match="sigma"):
@@ -202,10 +204,10 @@ def test_bad_images_are_named(tmp_path):
     x[1, 0, 2, 2] = np.nan
     wrong = [
         (x, "image 1 has values that are not finite"),
-        (np.full((3, 1, 4, 4), 200.0), r"float \(3, 1, 4, 4\) in \[200, 200\]: allowed is"),
+        (np.full((3, 1, 4, 4), 200.0), r"float \(3, 1, 4, 4\) with values in \[200, 200\]: expected"),
         (np.zeros((3, 4, 4), np.int64), "are int64"),
         (np.zeros((3, 4, 4, 2), np.uint8), r"uint8 \(3, 4, 4, 2\)"),
-        (np.zeros((1, 4, 4, 3), np.uint8), "at least 2 images are needed, not 1"),
+        (np.zeros((1, 4, 4, 3), np.uint8), "at least 2 images are needed, got 1"),
     ]
     for array, message in wrong:
         with pytest.raises(ValueError, match=message):
@@ -214,7 +216,7 @@ def test_bad_images_are_named(tmp_path):
         "float": ({"arr_0": np.zeros((3, 4, 4, 3))}, "arr_0 is float64"),
         "none": ({"images": np.zeros(3)}, r"neither images \(arr_0\) nor statistics \(mu, sigma\), but images"),
         "one": ({"arr_0": np.zeros((1, 4, 4, 3), np.uint8)}, "holds one image: at least 2"),
-        "two": ({"arr_0": np.zeros((3, 4, 4, 2), np.uint8)}, "2 channels: allowed are 1 and 3"),
+        "two": ({"arr_0": np.zeros((3, 4, 4, 2), np.uint8)}, "2 channels: 1 or 3 are expected"),
         "object": ({"arr_0": np.array([None])}, "cannot be used"),
     }
     for name, (arrays, message) in files.items():
@@ -283,7 +285,7 @@ def test_processes_share_the_work_and_give_the_same(small_blocks, tmp_path):
     alone = features.extract(source, networks.load(Pixels()))
     jobs = [features.Extraction(source, networks.load(m), tmp_path, 3, rank, 3) for rank, m in enumerate(modules)]
     for job in reversed(jobs):
-        for _ in job.work():
+        for _ in job.compute():
             pass
     assert [module.seen for module in modules] == [8, 8, 6]
     np.testing.assert_array_equal(jobs[0].gather().features, alone.features)
@@ -296,7 +298,7 @@ def test_features_that_are_not_finite():
         def forward(self, x):
             return x.flatten(1) / 0
 
-    with pytest.raises(ValueError, match="network Broken gives features that are not finite"):
+    with pytest.raises(ValueError, match="network Broken returned features that are not finite"):
         features.extract(of_array(images(3)), networks.load(Broken()))
 
 
@@ -317,7 +319,7 @@ def test_nearest_in_blocks_is_the_nearest_of_all(monkeypatch):
     np.testing.assert_allclose(found.distances, np.sort(distances, 1)[:, :7], rtol=1e-6)
     assert found.distances[3, 0] == 0
     for k in (0, 34):
-        with pytest.raises(ValueError, match=f"{k} nearest of 33 images"):
+        with pytest.raises(ValueError, match=f"k must be from 1 to 33, the number of images, got {k}"):
             nearest(a, b, k)
     with pytest.raises(ValueError, match="6 and 5 dimensions"):
         nearest(a, b[:, :5], 2)
@@ -390,7 +392,7 @@ def test_two_processes_of_torchrun_find_the_same(files, own, capsys, tmp_path, s
         "12",
     ]
     cache = ["--cache", str(tmp_path / "cache")]
-    code = [sys.executable, "-m", "admg.cli.main", *command, *cache, "--out", str(tmp_path / "two.png")]
+    code = [sys.executable, "-m", "admg", *command, *cache, "--out", str(tmp_path / "two.png")]
     processes = [
         subprocess.Popen(code, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | environment)
         for environment in ({"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)} for rank in (1, 0))
@@ -407,75 +409,89 @@ def test_two_processes_of_torchrun_find_the_same(files, own, capsys, tmp_path, s
 def test_label_accuracy_of_own_judges_and_of_noisy_classifiers(files, own, tiny_folders, tmp_path):
     samples = open_source(files["samples"], labels=True)
     cpu = torch.device("cpu")
-    assert load_judge(f"{own}:Bright", samples, cpu).right(samples, 5) == (12, 12)
+    assert load_label_classifier(f"{own}:Bright", samples, cpu).count_correct(samples, 5) == (12, 12)
     samples.labels = np.where(np.arange(12) < 4, 1 - samples.labels, np.where(np.arange(12) < 6, -1, samples.labels))
-    assert load_judge(f"{own}:Bright", samples, cpu).right(samples, 5) == (6, 10)  # -1 stands for no label
+    assert load_label_classifier(f"{own}:Bright", samples, cpu).count_correct(samples, 5) == (
+        6,
+        10,
+    )  # -1 is no label
     classifier = Classifier.load(tiny_folders["classifier"])
     x = torch.from_numpy(samples[0:12]).permute(0, 3, 1, 2).float() / 127.5 - 1
     with torch.no_grad():
         samples.labels = classifier(x, torch.zeros(12)).argmax(1).numpy()
-    assert load_judge(tiny_folders["classifier"], samples, cpu).right(samples, 5) == (12, 12)
+    assert load_label_classifier(tiny_folders["classifier"], samples, cpu).count_correct(samples, 5) == (12, 12)
     folder = save_folder(
         tmp_path / "f", samples[0:12], [classifier.labels.names[k].replace("/", "-") for k in samples.labels]
     )
     by_name = open_source(folder, labels=True)  # numbers of names are others there, and found by name
-    assert load_judge(tiny_folders["classifier"], by_name, cpu).right(by_name, 5) == (12, 12)
-    with pytest.raises(ValueError, match="has labels by name"):
-        load_judge(f"{own}:Bright", by_name, cpu)
-    with pytest.raises(ValueError, match="knows images of 1x8x8; images has 3x8x8"):
-        load_judge(tiny_folders["classifier"], of_array(images(2, channels=3)), cpu)
+    assert load_label_classifier(tiny_folders["classifier"], by_name, cpu).count_correct(by_name, 5) == (12, 12)
+    with pytest.raises(ValueError, match=r"are names, and those of .* are numbers"):
+        load_label_classifier(f"{own}:Bright", by_name, cpu)
+    with pytest.raises(ValueError, match="is for images of 1x8x8; images has 3x8x8"):
+        load_label_classifier(tiny_folders["classifier"], of_array(images(2, channels=3)), cpu)
     with pytest.raises(ValueError, match="has no labels"):
-        load_judge(f"{own}:Bright", of_array(images(2)), cpu).right(of_array(images(2)), 5)
+        load_label_classifier(f"{own}:Bright", of_array(images(2)), cpu).count_correct(of_array(images(2)), 5)
 
 
-def test_which_figures_there_can_be(files):
+def names_of(*arguments) -> tuple[list[str], list[str]]:
+    chosen, notes = choose_metrics(*arguments)
+    return [metric.name for metric in chosen], notes
+
+
+def test_which_metrics_can_be_computed(files):
     samples, training = open_source(files["samples"]), open_source(files["training"])
     statistics = open_source(files["statistics"])
     ours = networks.load(Pixels())
     inception = replace(ours, name="Inception", probabilities=lambda features: features)
     every = ["fid", "sfid", "is", "kid", "precision", "recall", "density", "coverage", "accuracy"]
-    assert chosen_metrics(None, inception, samples, training, True) == (every, [])
-    chosen, notes = chosen_metrics(None, ours, samples, training, False)
+    assert names_of(None, inception, samples, training, True) == (every, [])
+    chosen, notes = names_of(None, ours, samples, training, False)
     assert chosen == ["fid", "kid", "precision", "recall", "density", "coverage"]
-    assert notes[0] == "no sFID: it is said of Inception's features, not of Pixels"
-    assert notes[1] == "no IS-Pixels: Pixels tells no classes"
-    chosen, notes = chosen_metrics(None, inception, samples, statistics, False)
+    assert notes[0] == "no sFID: it is defined for the features of Inception, not for those of Pixels"
+    assert notes[1] == "no IS-Pixels: Pixels does not predict classes"
+    chosen, notes = names_of(None, inception, samples, statistics, False)
     assert chosen == ["fid", "is"]
     assert notes[0] == f"no sFID: {statistics.name} has no mu_s and sigma_s"
     assert notes[1] == f"no KID, Precision, Recall, Density, Coverage: {statistics.name} holds statistics and no images"
     wrong = [
-        (["fid", "lpips"], ours, training, "unknown figure 'lpips': fid, sfid"),
-        (["recall"], inception, statistics, "Recall cannot be had: .* holds statistics and no images"),
+        (["fid", "lpips"], ours, training, "unknown metric 'lpips': choose from fid, fid_infinite, sfid"),
+        (["recall"], inception, statistics, "Recall cannot be computed: .* holds statistics and no images"),
         (
             ["fid"],
             ours,
             statistics,
-            "FD-Pixels cannot be had: .* holds statistics of Inception's features, and no images",
+            "FD-Pixels cannot be computed: .* holds statistics of Inception's features, and no images",
         ),
-        (None, ours, statistics, "no figure can be had: .* holds statistics of Inception's features"),
-        (["accuracy"], ours, training, "Accuracy cannot be had: it needs a classifier"),
+        (None, ours, statistics, "no metric can be computed: .* holds statistics of Inception's features"),
+        (["accuracy"], ours, training, "Accuracy cannot be computed: it needs a classifier"),
     ]
     for wanted, network, reference, message in wrong:
         with pytest.raises(ValueError, match=message):
-            chosen_metrics(wanted, network, samples, reference, False)
-    assert needs_features(["fid"], inception, statistics, True) is False
-    assert needs_features(["fid"], inception, training, True)
-    assert not needs_features(["is", "accuracy"], inception, training, True)
-    assert needs_features(["is"], inception, samples, False)
-    assert not needs_features(["accuracy"], inception, samples, False)
+            names_of(wanted, network, samples, reference, False)
+    assert not needs_features([METRICS["fid"]], inception, statistics, True)
+    assert needs_features([METRICS["fid"]], inception, training, True)
+    assert not needs_features([METRICS["is"], METRICS["accuracy"]], inception, training, True)
+    assert needs_features([METRICS["is"]], inception, samples, False)
+    assert not needs_features([METRICS["accuracy"]], inception, samples, False)
 
 
 def test_bad_input_of_neighbours_is_one_line(files, own, capsys, tmp_path):
     np.savez(tmp_path / "large.npz", arr_0=images(6, size=16))
     common = ["--network", f"{own}:Quarters"]
     wrong = [
-        ([files["samples"], files["training"], *common, "--k", 41], "--k 41: there are 40 training images"),
-        ([files["samples"], files["training"], *common, "--k", 0], "--num and --k must be at least 1"),
+        (
+            [files["samples"], files["training"], *common, "--k", 41],
+            "k must be at most 40, the number of training",
+        ),
+        ([files["samples"], files["training"], *common, "--k", 0], "--k must be at least 1"),
         ([files["samples"], files["statistics"], *common], "holds statistics and no images"),
-        ([files["samples"], tmp_path / "large.npz", *common], "images of 16x16, the samples are 8x8: say --fit resize"),
+        (
+            [files["samples"], tmp_path / "large.npz", *common],
+            "images of 16x16, but the samples are 8x8: choose --fit resize",
+        ),
         ([files["samples"], files["training"], *common, "--out", "n.gif"], "must end in .png"),
         ([files["samples"], files["training"], *common, "--batch-size", 0], "--batch-size must be at least 1"),
-        ([files["samples"], files["training"]], "--network efficientnet-lite0 works without a download"),
+        ([files["samples"], files["training"]], "the network efficientnet-lite0 needs no download"),
         ([files["samples"], tmp_path / "none", *common], "does not exist"),
         ([files["samples"], files["training"], "--network", "vgg"], "unknown feature network 'vgg'"),
     ]
@@ -493,16 +509,16 @@ def test_accuracy_on_the_command_line(files, own, capsys, tmp_path):
     assert [line.split() for line in text.splitlines() if line.startswith("Accuracy")] == [
         ["Accuracy", "1.0000", "0.7575", "..", "1.0000", "Bright", "(12/12)"]  # Wilson: 12/(12 + 1.96²)
     ]
-    assert "12 samples: a FID of fewer than 10,000 is far too high" in err
+    assert "12 samples: the FID of fewer than 10,000 samples is far too high" in err
     content = json.loads((tmp_path / "a.json").read_text())
     assert content["network"] == "Quarters" and content["images"] == 12
-    assert content["figures"][0]["value"] == 1 and content["figures"][0]["low"] == pytest.approx(0.75749, abs=1e-4)
+    assert content["metrics"][0]["value"] == 1 and content["metrics"][0]["low"] == pytest.approx(0.75749, abs=1e-4)
 
 
 def figures_of(capsys, tmp_path, *arguments) -> dict[str, dict]:
     code, text, err = run(capsys, "evaluate", *arguments, "--json", tmp_path / "figures.json")
     assert code == 0, err
-    figures = json.loads((tmp_path / "figures.json").read_text())["figures"]
+    figures = json.loads((tmp_path / "figures.json").read_text())["metrics"]
     assert all(figure["name"] in text for figure in figures)
     return {figure["name"] + figure["note"]: figure for figure in figures}
 
@@ -538,9 +554,9 @@ def test_figures_on_the_command_line_are_those_of_their_definitions(files, own, 
     parts, other = group_moments(x), Gaussian.of(y)  # the interval is of the samples, the reference is given
     expected = frechet_estimate(parts, other)
     assert [found["FD-Quarters"][end] for end in ("low", "high")] == pytest.approx([expected.low, expected.high])
-    endless = found["FD-Quartersat infinitely many samples, extrapolated"]["value"]
+    endless = found["FD-Quartersextrapolated to infinitely many samples"]["value"]
     assert endless == pytest.approx(frechet_infinite(parts, other).value)
-    assert found["FD-Quartersat infinitely many samples, extrapolated"]["value"] < distance  # more samples are nearer
+    assert found["FD-Quartersextrapolated to infinitely many samples"]["value"] < distance  # more samples are nearer
     plain = figures_of(capsys, tmp_path, *pair, "--no-interval", "--metrics", "fid,recall")
     assert [plain[name]["value"] for name in plain] == [found[name]["value"] for name in plain]
     assert all(figure["low"] is None for figure in plain.values()) and list(plain) == ["FD-Quarters", "Recall"]
@@ -553,9 +569,11 @@ def test_stored_statistics_are_taken_for_the_distances(tmp_path):
     network = networks.FeatureNetwork(
         "Inception", torch.nn.Identity(), lambda x: x, "", lambda f: np.eye(4)[np.arange(len(f)) % 4]
     )
-    ours = Judged(networks.Activations(features.astype(np.float32), spatial.astype(np.float32)))
-    theirs = Judged(None, Stored(Gaussian(np.full(3, 2.0), np.eye(3)), Gaussian(np.zeros(2), 4 * np.eye(2))))
-    found = evaluate(ours, theirs, network, ["fid", "sfid", "is"], Options())
+    ours = FeatureSet(networks.Activations(features.astype(np.float32), spatial.astype(np.float32)))
+    theirs = FeatureSet(
+        None, StoredStatistics(Gaussian(np.full(3, 2.0), np.eye(3)), Gaussian(np.zeros(2), 4 * np.eye(2)))
+    )
+    found = compute(Inputs(ours, theirs, network), [METRICS[name] for name in ("fid", "sfid", "is")])
     assert [figure.name for figure in found] == ["FID", "sFID", "IS"]
 
     def distance(x, mean, scale):  # to N(mean, scale² I), whose covariance commutes with any
@@ -571,7 +589,7 @@ def test_two_processes_give_the_same_figures(files, own, capsys, tmp_path):
     np.savez(tmp_path / "many.npz", arr_0=images(1100, 5))
     command = ["evaluate", str(tmp_path / "many.npz"), files["training"], "--network", f"{own}:Quarters"]
     alone = run(capsys, *command, "--no-cache")[1]
-    code = [sys.executable, "-m", "admg.cli.main", *command, "--cache", str(tmp_path / "cache")]
+    code = [sys.executable, "-m", "admg", *command, "--cache", str(tmp_path / "cache")]
     processes = [
         subprocess.Popen(code, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | environment)
         for environment in ({"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)} for rank in (1, 0))
@@ -585,12 +603,15 @@ def test_bad_input_of_evaluate_is_one_line(files, own, capsys, tmp_path):
     np.savez(tmp_path / "large.npz", arr_0=images(6, size=16))
     pair, common = [files["samples"], files["training"]], ["--network", f"{own}:Quarters"]
     wrong = [
-        ([*pair, *common, "--metrics", "lpips"], "unknown figure 'lpips'"),
-        ([*pair, *common, "--metrics", "accuracy"], "Accuracy cannot be had: it needs a classifier"),
-        ([*pair, *common, "--num", 1], "at least 2 images are needed, not 1"),
-        ([*pair, *common, "--seed", -1], "--seed must not be negative"),
-        ([files["samples"], tmp_path / "large.npz", *common], "images of 16x16, the samples are 8x8: say --fit resize"),
-        ([*pair], "--network efficientnet-lite0 works without a download"),
+        ([*pair, *common, "--metrics", "lpips"], "unknown metric 'lpips'"),
+        ([*pair, *common, "--metrics", "accuracy"], "Accuracy cannot be computed: it needs a classifier"),
+        ([*pair, *common, "--num", 1], "--num must be at least 2, got 1"),
+        ([*pair, *common, "--seed", -1], "--seed must be at least 0"),
+        (
+            [files["samples"], tmp_path / "large.npz", *common],
+            "images of 16x16, but the samples are 8x8: choose --fit resize",
+        ),
+        ([*pair], "the network efficientnet-lite0 needs no download"),
         ([files["samples"]], "REFERENCE"),
         ([*pair, *common, "--metrics", "accuracy", "--classifier", f"{own}:Quarters2"], "has no 'Quarters2'"),
     ]

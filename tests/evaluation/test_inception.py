@@ -312,7 +312,7 @@ def test_weights_from_a_path(weights, network, tmp_path):
     other = weights | {"fc.bias": weights["fc.bias"] + 1}
     assert inception.from_state_dict(other).identity != network.identity
     torch.save(weights | {"fc.weight": torch.zeros(1000, 2048)}, path)
-    with pytest.raises(ValueError, match=r"not of the 2015 Inception.*fc\.weight"):
+    with pytest.raises(ValueError, match=r"not the weights of the 2015 Inception.*fc\.weight"):
         networks.load("inception", str(path))
     path.write_bytes(b"no weights")
     with pytest.raises(ValueError, match=r"weights\.pth cannot be read as weights"):
@@ -411,7 +411,7 @@ def test_dinov2_by_hub_name(monkeypatch, tmp_path):
     expected = [(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225]
     np.testing.assert_allclose(network(white).features[0], expected, rtol=1e-3)
     assert network.distance == "FD-dinov2_vits14"
-    with pytest.raises(ValueError, match="has no 'dinov2_vith14': dinov2_vits14, dinov2_vitb14"):
+    with pytest.raises(ValueError, match="has no 'dinov2_vith14': choose dinov2_vits14, dinov2_vitb14"):
         networks.load("dinov2_vith14")
 
 
@@ -448,14 +448,14 @@ def test_networks_of_the_users_own(own):
     assert network.distance == "FD-Flat"
     assert network(image).features.tolist() == [[-2.0, 2.0] * 3]
     assert networks.load(f"{own}:Raw")(image).features.tolist() == [[0.0, 510.0] * 3]
-    with pytest.raises(ValueError, match=r"network Maps gives \(1, 3, 1, 2\) for 1 images: features \(N, D\)"):
+    with pytest.raises(ValueError, match=r"network Maps returned \(1, 3, 1, 2\) for 1 images: expected features"):
         networks.load(f"{own}:Maps")(image)
-    with pytest.raises(ValueError, match="network Broken gives features that are not finite"):
+    with pytest.raises(ValueError, match="network Broken returned features that are not finite"):
         networks.load(f"{own}:Broken")(image)
     for name, message in [("number", "not int"), ("Nothing", "has no 'Nothing'")]:
         with pytest.raises(ValueError, match=message):
             networks.load(f"{own}:{name}")
-    with pytest.raises(ValueError, match="unknown feature network 'vgg': inception, efficientnet-lite0"):
+    with pytest.raises(ValueError, match="unknown feature network 'vgg': choose inception, efficientnet-lite0"):
         networks.load("vgg")
 
 

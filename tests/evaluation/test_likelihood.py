@@ -15,11 +15,11 @@ from reference import arrays, error_by_image
 from torch import Tensor, nn
 
 from admg.checkpoints.model import Labels, Model
-from admg.cli.evaluate_nll import bands
 from admg.data import open as open_dataset
 from admg.diffusion.gaussian import Diffusion
 from admg.diffusion.schedule import NoiseSchedule
 from admg.evaluation.likelihood import BitsPerDim, bits_per_dim, gather, terms
+from admg.evaluation.nll import bands
 from admg.evaluation.real_images import label_numbers
 
 MATHS = arrays("maths.npz")
@@ -186,9 +186,9 @@ def test_labels_and_low_res_reach_the_network(tiny_model, tiny_upsampler):
 @pytest.mark.parametrize(
     "x0,y,message",
     [
-        (torch.zeros(2, 3, 8, 8), None, r"shape \(2, 3, 8, 8\): the model takes \(N, 1, 8, 8\)"),
-        (torch.zeros(2, 1, 16, 16), None, "the model takes"),
-        (torch.zeros(1, 8, 8), None, "the model takes"),
+        (torch.zeros(2, 3, 8, 8), None, r"shape \(2, 3, 8, 8\): the model expects \(N, 1, 8, 8\)"),
+        (torch.zeros(2, 1, 16, 16), None, "the model expects"),
+        (torch.zeros(1, 8, 8), None, "the model expects"),
         (torch.zeros(0, 1, 8, 8), None, "no images"),
         (torch.zeros(2, 1, 8, 8), torch.tensor([1]), "1 labels for 2 images"),
     ],
@@ -240,7 +240,7 @@ def test_labels_are_told_by_name(capsys, tiny_folders, tiny_model, tmp_path):
         Image.fromarray(np.full((8, 8), 40 * i, np.uint8)).save(tmp_path / "data" / name / "x.png")
     arguments = ["--model", tiny_folders["model"], "--data", tmp_path / "data", "--steps", 3]
     code, text, err = run(capsys, "evaluate", "nll", *arguments, "--out", tmp_path / "nll.json")
-    assert code == 0 and "told the labels" in text, err
+    assert code == 0 and "conditioned on the labels" in text, err
     x0 = torch.tensor([0, 40]).view(2, 1, 1, 1).expand(2, 1, 8, 8) / 127.5 - 1
     expected = bits_per_dim(tiny_model.respace(3), x0, torch.tensor([1, 0])).total
     assert np.allclose(json.loads((tmp_path / "nll.json").read_text())["total_by_image"], expected, rtol=1e-3)
@@ -253,7 +253,7 @@ def test_samples_can_be_measured_by_their_labels(capsys, tiny_folders, tmp_path)
     code, _, err = run(capsys, "sample", *arguments, *labels, "--num", 2, "--out", tmp_path / "out")
     assert code == 0, err
     code, text, err = run(capsys, "evaluate", "nll", *arguments, "--data", tmp_path / "out" / "images")
-    assert code == 0 and "told the labels" in text, err
+    assert code == 0 and "conditioned on the labels" in text, err
 
 
 def test_one_image_has_no_standard_error(capsys, command, digits):
@@ -295,7 +295,7 @@ def test_bad_input_is_one_line(capsys, command, digits, tmp_path):
         (["--data", tmp_path / "none"], "does not exist"),
         (["--data", digits, "--num", 0], "--num must be at least 1"),
         (["--data", digits, "--batch-size", 0], "--batch-size must be at least 1"),
-        (["--data", digits, "--seed", -1], "--seed must not be negative"),
+        (["--data", digits, "--seed", -1], "--seed must be at least 0"),
         (["--data", digits, "--steps", "200"], "respacing"),
         (["--data", digits, "--out", tmp_path / "a.txt"], "must end in .json or .csv"),
         (["--data", digits, "--device", "abacus"], "device 'abacus' cannot be used"),
@@ -306,7 +306,7 @@ def test_bad_input_is_one_line(capsys, command, digits, tmp_path):
     for arguments, message in wrong:
         assert message in refused(capsys, *command, *arguments), arguments
     labelled = [argument for argument in command if argument != "--unconditional"]
-    assert "has no labels to tell" in refused(capsys, *labelled, "--data", image_folder(tmp_path / "nameless", (8, 8)))
+    assert "has no labels, and" in refused(capsys, *labelled, "--data", image_folder(tmp_path / "nameless", (8, 8)))
     assert "the data's 10 labels are not the model's 5" in refused(capsys, *labelled, "--data", digits)
     assert "SAMPLES" in refused(capsys, "evaluate") and "--data" in refused(capsys, "evaluate", "nll")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["colour", "empty", "large", "nameless", "small"]

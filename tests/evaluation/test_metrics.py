@@ -96,7 +96,7 @@ def test_statistics_on_disk(tmp_path):
     with pytest.raises(ValueError, match="no mu and sigma, but arr_0"):
         load_statistics(tmp_path / "none.npz")
     np.savez(tmp_path / "odd.npz", mu=np.zeros(3), sigma=np.zeros((2, 3)))
-    with pytest.raises(ValueError, match=r"odd.npz: mu and sigma of shapes \(3,\) and \(2, 3\): allowed are"):
+    with pytest.raises(ValueError, match=r"odd.npz: mu and sigma have shapes \(3,\) and \(2, 3\): expected"):
         load_statistics(tmp_path / "odd.npz")
 
 
@@ -226,7 +226,7 @@ def test_kid_in_subsets():
     assert found.value == pytest.approx(np.mean(values), rel=1e-11)
     assert found.error == pytest.approx(np.std(values, ddof=1) / 2, rel=1e-9)
     assert kid_subsets(x[:50], y, subsets=2, size=50).value == pytest.approx(kid(x[:50], y).value, rel=1e-11)
-    with pytest.raises(ValueError, match="60 samples: KID in subsets of 1000 needs 1000 or more"):
+    with pytest.raises(ValueError, match="60 samples: KID with subsets of 1000 needs at least 1000"):
         kid_subsets(x, y)
 
 
@@ -421,8 +421,8 @@ def test_bad_features_are_refused_in_one_line(figure):
         (BROKEN, good, "samples: number 17 is not finite"),
         (good, BROKEN, "reference images: number 17 is not finite"),
         (good, normal(30, 5), "features of 4 and 5 dimensions cannot be compared"),
-        (good[:, 0], good, r"samples of shape \(30,\), float64: allowed are float \(N, D\)"),
-        (good.astype(int), good, "int64: allowed are float"),
+        (good[:, 0], good, r"samples have shape \(30,\), float64: expected float \(N, D\)"),
+        (good.astype(int), good, "int64: expected float"),
     ):
         with pytest.raises(ValueError, match=message) as error:
             figure(samples, reference)
@@ -432,19 +432,19 @@ def test_bad_features_are_refused_in_one_line(figure):
 def test_bad_statistics_are_refused_in_one_line():
     good = Gaussian.of(normal(30, 4))
     for make, message in (
-        (lambda: Gaussian.of(normal(1, 4)), "1 image: a covariance needs 2 or more"),
+        (lambda: Gaussian.of(normal(1, 4)), "1 image: a covariance needs at least 2"),
         (lambda: Gaussian.of(BROKEN), "number 17 is not finite"),
         (lambda: Moments.join([]), "no features"),
         (lambda: Moments.of(normal(3, 4)) + Moments.of(normal(3, 5)), "4 and 5 dimensions"),
-        (lambda: Moments.of(normal(3, 4)) - Moments.of(normal(3, 4)), "nothing is left of 3 features without 3"),
-        (lambda: group_moments(normal(1, 4)), "1 samples: 2 or more are needed"),
+        (lambda: Moments.of(normal(3, 4)) - Moments.of(normal(3, 4)), "3 of 3 features cannot be removed"),
+        (lambda: group_moments(normal(1, 4)), "1 samples: at least 2 are needed"),
         (lambda: frechet_distance(good, Gaussian.of(normal(30, 5))), "4 and 5 dimensions"),
         (lambda: frechet_distance(good, Gaussian(good.mean, good.cov[:3])), r"shapes \(4,\) and \(3, 4\)"),
         (lambda: frechet_distance(good, Gaussian(good.mean * math.nan, good.cov)), "must be finite"),
         (lambda: frechet_estimate(group_moments(normal(30, 5)), good), "5 and 4 dimensions"),
-        (lambda: frechet_infinite(group_moments(normal(3, 4)), good), "3 samples in 3 groups: FID at infinity needs"),
-        (lambda: prdc(normal(5, 4), normal(5, 4)), "5 reference images: neighbours number 5 need 6 or more"),
-        (lambda: inception_score(np.ones((1, 1))), "1 samples: 2 or more"),
+        (lambda: frechet_infinite(group_moments(normal(3, 4)), good), "3 samples in 3 groups: extrapolating FID needs"),
+        (lambda: prdc(normal(5, 4), normal(5, 4)), "5 reference images: 5 nearest neighbours need at least 6"),
+        (lambda: inception_score(np.ones((1, 1))), "1 samples: at least 2"),
     ):
         with pytest.raises(ValueError, match=message) as error:
             make()

@@ -24,8 +24,8 @@ from admg.cli.options import Parser
 from admg.cli.stages import Stage
 from admg.cli.sweep import add_arguments, cells_of, plan
 from admg.cli.sweeping import Cell, Row
-from admg.evaluation.evaluate import Figure
 from admg.evaluation.features import FeatureNetwork
+from admg.evaluation.report import MetricValue as Figure
 from admg.evaluation.sources import open_source
 
 OWN = """
@@ -56,7 +56,14 @@ def judges(tmp_path) -> list[str]:
     images = rng.integers(0, 200, (30, 1, 1, 1)) + rng.integers(0, 56, (30, 8, 8, 1))
     np.savez(tmp_path / "reference.npz", arr_0=images.astype(np.uint8))
     own = tmp_path / "own.py"
-    return ["--reference", str(tmp_path / "reference.npz"), "--network", f"{own}:Quarters", "--judge", f"{own}:Bright"]
+    return [
+        "--reference",
+        str(tmp_path / "reference.npz"),
+        "--network",
+        f"{own}:Quarters",
+        "--label-classifier",
+        f"{own}:Bright",
+    ]
 
 
 @pytest.fixture
@@ -174,7 +181,7 @@ def test_cells_are_those_of_sample_and_figures_those_of_evaluate(capsys, command
         assert row["network"] == "Quarters"
         cell = out / f"ddim-3-scale-{float(row['scale']):g}"
         succeed(capsys, "evaluate", cell, *judges[1:4], "--classifier", judges[5], "--json", tmp_path / "e.json")
-        figures = {f["metric"]: f for f in json.loads((tmp_path / "e.json").read_text())["figures"]}
+        figures = {f["metric"]: f for f in json.loads((tmp_path / "e.json").read_text())["metrics"]}
         for metric in ("fid", "precision", "recall", "accuracy"):
             name = figures[metric]["name"]
             assert float(row[name]) == figures[metric]["value"]
@@ -183,7 +190,7 @@ def test_cells_are_those_of_sample_and_figures_those_of_evaluate(capsys, command
             ]
             assert f"| {name} |" in text
     assert float(rows[0]["FD-Quarters"]) != float(rows[1]["FD-Quarters"])
-    assert "no IS-Quarters: Quarters tells no classes" in text
+    assert "no IS-Quarters: Quarters does not predict classes" in text
     for name in ("curves.png", "table.md", "sweep.csv"):
         assert str(out / name) in text.splitlines()[-1]
     assert (out / "table.md").read_text().strip() in text
@@ -313,7 +320,7 @@ def test_cells_of_other_settings_are_refused_or_overwritten(capsys, command, mad
     out = tmp_path / "s"
     succeed(capsys, *command, "--scale", "0", "--out", out)
     line = refused(capsys, *command, "--scale", "50,0", "--out", out, "--num", 13)
-    assert "ddim-3-scale-0 holds a run of other settings: num is 12 there, 13 here; choose another --out" in line
+    assert "ddim-3-scale-0 holds a run with other settings: num is 12 there, 13 here; choose another --out" in line
     line = refused(capsys, *command, "--scale", "50,0", "--out", out, "--seed", 1)
     assert "seed is 0 there, 1 here" in line
     assert sorted(path.name for path in out.iterdir() if path.is_dir()) == ["ddim-3-scale-0"]  # nothing was begun
@@ -334,7 +341,7 @@ def test_two_processes_write_the_same(capsys, command, tmp_path):
     assert (tmp_path / "two" / "sweep.csv").read_bytes() == (tmp_path / "one" / "sweep.csv").read_bytes()
     assert "| ddim | 3 | 50 |" in out0
     assert sorted(path.name for path in (tmp_path / "two" / "ddim-3-scale-50").iterdir()) == [
-        "figures.json", "run.json", f"samples_{NUM}x8x8x1.npz", "sheet.png",
+        "metrics.json", "run.json", f"samples_{NUM}x8x8x1.npz", "sheet.png",
     ]  # fmt: skip
 
 
@@ -441,12 +448,12 @@ def test_bad_input_is_one_line_and_nothing_is_written(capsys, models, judges, tm
         (["--sampler-option", "nothing=1"], "has no option 'nothing'"),
         (["--label", "trousers"], "trousers"),
         (["--reference", tmp_path / "none"], "does not exist"),
-        (["--metrics", "lpips"], "unknown figure 'lpips'"),
-        (["--metrics", "is"], "IS-Quarters cannot be had: Quarters tells no classes"),
-        (["--judge", f"{tmp_path / 'own.py'}:Dark"], "has no 'Dark'"),
+        (["--metrics", "lpips"], "unknown metric 'lpips'"),
+        (["--metrics", "is"], "IS-Quarters cannot be computed: Quarters does not predict classes"),
+        (["--label-classifier", f"{tmp_path / 'own.py'}:Dark"], "has no 'Dark'"),
         (["--feature-batch-size", "0"], "--feature-batch-size must be at least 1"),
         (["--batch-size", "0"], "--batch-size must be at least 1"),
-        (["--unconditional", "--scale", "0"], "--judge is of labels, and none is asked for"),
+        (["--unconditional", "--scale", "0"], "--label-classifier needs labels"),
         (["--rank", "2", "--world-size", "2"], "--rank must be from 0 to 1"),
         (["--guide", "apgg:2"], "unknown guidance 'apgg'"),
         (["--model", "none"], "none"),
@@ -457,7 +464,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(capsys, models, judges, tm
     assert "--reference" in refused(capsys, "sweep", *models, "--out", out)
     np.savez(tmp_path / "large.npz", arr_0=np.zeros((4, 16, 16, 1), np.uint8))
     line = refused(capsys, *good, "--reference", tmp_path / "large.npz")
-    assert "images of 16x16, the samples are 8x8: say --fit resize" in line and not out.exists()
+    assert "images of 16x16, but the samples are 8x8: choose --fit resize" in line and not out.exists()
 
 
 # -- the folder of the demo ------------------------------------------------------------------------------------------
@@ -471,5 +478,5 @@ def test_the_folder_of_the_demo_is_its_samples(tiny_model, tmp_path):
     np.testing.assert_array_equal(source[0:9], samples.images)
     assert source.labels.tolist() == [0, 1, 2, 2]
     np.savez(tmp_path / "samples_2x8x8x1.npz", arr_0=samples.images[:2])
-    with pytest.raises(ValueError, match=r"holds samples_2x8x8x1.npz and samples_4x8x8x1.npz: name one of them"):
+    with pytest.raises(ValueError, match=r"holds samples_2x8x8x1.npz and samples_4x8x8x1.npz: choose one of them"):
         open_source(tmp_path)

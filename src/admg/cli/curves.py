@@ -10,10 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from admg.evaluation.evaluate import Figure
+from admg.evaluation.report import MetricValue as Figure
+from admg.evaluation.report import shown
 from admg.files import atomic
 
-from .evaluate import shown
 from .sweeping import Cell, Row, number
 
 LOWER_IS_BETTER = ("fid", "sfid", "kid")

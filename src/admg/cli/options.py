@@ -136,6 +136,8 @@ def _words(option: Option, value: Any) -> list[str]:
     items = value if isinstance(value, list) else [value]
     if option.declared.positional:
         return [str(value)]
+    if isinstance(value, bool) and option.name.startswith("no_"):
+        return [flag(option)] * value
     if isinstance(value, bool):
         return [flag(option) if value else f"--no-{flag(option)[2:]}"]
     if option.declared.repeat:
@@ -156,6 +158,8 @@ def _add(parser: Any, option: Option) -> None:
 def _argument(option: Option) -> dict[str, Any]:
     declared, hint = option.declared, _without_none(option.type)
     text = {"help": _help(option)}
+    if hint is bool and option.name.startswith("no_"):
+        return text | {"action": "store_true"}
     if hint is bool:
         return text | {"action": argparse.BooleanOptionalAction}
     choices = declared.choices or config.literals(hint)

@@ -9,20 +9,20 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from admg.checkpoints import presets
-from admg.checkpoints.model import Classifier, Labels, Model
+from admg.checkpoints.model import Classifier, Model
+from admg.evaluation.evaluate import FEW, warn_if_few
+from admg.evaluation.report import describe as described
 from admg.files import check_output_folder, remove
-from admg.generation.labels import random_labels, shares
-from admg.generation.sampler_specs import SAMPLERS
+from admg.generation.sample import SAMPLERS
 from admg.generation.shards import Shards
 
 from . import guides, stages, work
 from .curves import Report
-from .evaluate import FEW, described, warn_if_few
 from .guides import Guidance
 from .judging import add_network_arguments
+from .sample import choose_labels, labels_of, load_model
 from .stages import Stage
 from .sweeping import FIGURES, KEPT, Cell, Keeper, Row, load_keeper, number
 from .work import Work
@@ -32,7 +32,7 @@ SCALES = "0,0.5,1,2,4,8"
 EPILOG = """examples:
   admg sweep --scale 0,0.5,1,2,4,8 --sampler ddim,ddpm --steps 25,250 --reference VIRTUAL_imagenet64.npz --out sweep
   admg sweep --scale 0,4 --sampler ddim:25,ddpm:250 --reference data/fashion-mnist --fit pad \\
-      --network efficientnet-lite0 --judge tests/judge/judge.py:Judge --out sweep
+      --network efficientnet-lite0 --label-classifier tests/judge/judge.py:Judge --out sweep
   admg sweep --cfg 1,1.5,2,4 --interval 0.3,5 --reference data/fashion-mnist --fit pad --out sweep
   torchrun --nproc-per-node 8 --no-python -- admg sweep --scale 0,1,2,4 --reference reference.npz --out sweep
 
@@ -61,7 +61,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--reference", required=True, metavar="DATA", help="an .npz, a folder of images, or a data set")
     add("--num-reference", type=int, metavar="N", help="of its images, spread evenly (default: all)")
-    add("--judge", metavar="NAME", help="label accuracy: a noisy classifier's name, or file.py:name (see docs)")
+    add(
+        "--label-classifier",
+        metavar="NAME",
+        help="label accuracy: a noisy classifier, or file.py:name",
+    )
     add("--metrics", metavar="A,B,...", help=f"as of admg evaluate (default: of {','.join(FIGURES)} all there can be)")
     add("--no-interval", action="store_true", help="without 95 %% intervals")
     add_network_arguments(parser, split="test", within=True)
@@ -80,8 +84,8 @@ def run(args: argparse.Namespace) -> None:
     if args.dry_run:
         return tell(planned, runs, how.overwrite)
     labelled = [stage for cell, stage in planned.items() if runs[cell].labelled]
-    if args.judge and not labelled:
-        raise ValueError("--judge is of labels, and none is asked for: neither the model nor a classifier is told any")
+    if args.label_classifier and not labelled:
+        raise ValueError("--label-classifier needs labels: neither the model nor the guidance uses any")
     keeper, notes = load_keeper(args, (labelled or [*planned.values()])[0], how)
     try_out([stage for cell, stage in planned.items() if not runs[cell].target.exists()])
     out = check_output_folder(args.out)
@@ -118,7 +122,7 @@ def sweep(
     if rows and how.rank == 0:
         print(f"{len(rows)} of {len(planned)} cells are done")
     if todo:
-        _ = keeper.comparison.theirs  # a reference that cannot be used must show before hours of sampling
+        _ = keeper.comparison.reference_features  # a reference that cannot be used must show before hours of sampling
     for cell in todo:
         if how.rank == 0:
             print(f"cell {list(planned).index(cell) + 1} of {len(planned)}: {cell.title}")
@@ -304,35 +308,3 @@ def report(args: argparse.Namespace, planned: dict[Cell, Stage], rows: Sequence[
     model, data = (Path(name).name if Path(name).exists() else name for name in (stage.name, args.reference))
     title = f"{model}: {args.num:,} samples a point against {data}, in features of {comparison.network.name}"
     return Report(rows, title, caption.rstrip())
-
-
-def load_model(name: str) -> Model:
-    """ValueError: it upsamples."""
-    model = presets.load(name)
-    if model.upsamples:
-        raise ValueError(f"{name} makes images larger: use admg upsample, or give it as --upsampler")
-    return model
-
-
-def labels_of(model: Model, guide: Guidance, unconditional: bool) -> tuple[Labels, bool]:
-    """The labels that may be asked for, and whether anything is steered by them."""
-    table = model.labels if model.labels.count or guide.classifier is None else guide.classifier.labels
-    steered = guide.classifier is not None or bool(guide.others) or (model.conditional and not unconditional)
-    return table, steered
-
-
-def choose_labels(args: argparse.Namespace, table: Labels, steered: bool) -> tuple[list[int | None], Any]:
-    """A label for each image, and how they were chosen, for run.json. ValueError: unknown ones, or of no effect."""
-    asked = args.labels if args.label is None else args.label
-    if not steered or not table.count:
-        if asked is not None:
-            why = "this model has no labels" if not table.count else "neither the model nor a classifier is told labels"
-            raise ValueError(f"--label{'' if args.label else 's'}: {why}")
-        return [None] * (args.num or 8), None
-    if asked is not None and asked not in ("balanced", "random"):
-        numbers = [table.number(label) for label in args.label or args.labels.split(",")]
-        return shares(numbers, args.num or 8 * len(numbers)), numbers
-    num = args.num or (8 * table.count if table.count <= 20 else 64)
-    if (asked or ("random" if num < table.count else "balanced")) == "balanced":
-        return shares(range(table.count), num), "balanced"
-    return [*random_labels(args.seed, table.count, num)], "random"

@@ -14,16 +14,21 @@ from typing import Any
 import numpy as np
 
 from admg import __version__
-from admg.evaluation.evaluate import Figure, Options, chosen_metrics, figure_name, reason_against
-from admg.evaluation.sources import Source, of_array
+from admg.engine.device import Processes, choose_device, from_torchrun
+from admg.evaluation import features as networks
+from admg.evaluation.evaluate import Comparison, choose_metrics
+from admg.evaluation.features.extraction import Extractor, cache_path
+from admg.evaluation.label_classifier import LabelClassifier, load_label_classifier
+from admg.evaluation.opening import of_array
+from admg.evaluation.report import MetricValue, to_rows
+from admg.evaluation.sources import Source, open_source
+from admg.files import atomic
 from admg.generation.shards import NpzImages, Shards
 
-from .evaluate import Comparison, write_json
-from .judging import Judge, Processes, load_judge, load_network, open_images
-from .stages import Stage, from_torchrun
+from .stages import Stage
 from .work import Work
 
-KEPT = "figures.json"
+KEPT = "metrics.json"
 NEIGHBOURS = {"samples": 4, "reference images": 6}  # that figures of k-th neighbours need: prdc's k + 1
 FIGURES = ("fid", "is", "precision", "recall", "accuracy")  # those of the paper, and of the labels
 
@@ -66,7 +71,7 @@ class Row:
     cell: Cell
     guidance: str
     num: int
-    figures: list[Figure]
+    figures: list[MetricValue]
     seconds: float | None = None
 
 
@@ -78,11 +83,11 @@ class Keeper:
     """
 
     comparison: Comparison
-    judge: Judge | None
+    judge: LabelClassifier | None
     reference: str  # as it was named
     origin: str  # the reference's fingerprint
 
-    def kept(self, stage: Stage, shards: Shards) -> tuple[list[Figure], float | None] | None:
+    def kept(self, stage: Stage, shards: Shards) -> tuple[list[MetricValue], float | None] | None:
         """The figures of the stage's samples as they are, and seconds per image; None: they are not there."""
         record = read_json(stage.out / KEPT)
         if record is None or not shards.target.is_file():
@@ -91,7 +96,7 @@ class Keeper:
         if any(record.get(key) != value for key, value in wanted.items() if key != "reference"):
             return None
         try:
-            figures = [Figure(**row | {"value": nan(row["value"])}) for row in record["figures"]]
+            figures = [MetricValue(**row | {"value": nan(row["value"])}) for row in record["metrics"]]
         except (KeyError, TypeError):  # not written by this version
             return None
         return figures, record.get("seconds_per_image")
@@ -99,13 +104,15 @@ class Keeper:
     def make(self, stage: Stage, shards: Shards, seconds: float | None) -> None:
         """Compute the figures, and keep them; by process 0, which the others help."""
         labelled = shards.labelled and self.judge is not None
-        samples = open_images(str(shards.target), None, "test", labels=labelled)
+        samples = open_source(shards.target, labels=labelled)
         figures = self.comparison(samples, self.judge if labelled else None)
-        if figures is not None:
+        if figures:
             if seconds is None:
                 seconds = (read_json(stage.out / KEPT) or {}).get("seconds_per_image")
             about = self.about(stage, shards) | {"seconds_per_image": seconds}
-            write_json(figures, about, stage.out / KEPT)
+            content = about | {"metrics": to_rows(figures)}
+            with atomic(stage.out / KEPT) as temporary:
+                temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
     def about(self, stage: Stage, shards: Shards) -> dict[str, Any]:
         """What decides the figures."""
@@ -118,11 +125,11 @@ class Keeper:
             "reference_identity": self.origin,
             "network": c.network.name,
             "network_identity": c.network.identity,
-            "judge": self.judge and self.judge.name,
-            "judge_identity": self.judge and self.judge.identity,
-            "metrics": c.metrics,
-            "interval": c.options.interval,
-            "seed": c.options.seed,
+            "label_classifier": self.judge and self.judge.name,
+            "label_classifier_identity": self.judge and self.judge.identity,
+            "chosen": [metric.name for metric in c.metrics],
+            "interval": c.interval,
+            "seed": c.seed,
             "admg": __version__,
         }
 
@@ -139,20 +146,20 @@ def load_keeper(args: argparse.Namespace, stage: Stage, how: Work) -> tuple[Keep
     channels, height, width = stage.model.shape
     samples = of_array(np.zeros((2, height, width, channels), np.uint8), "the samples")  # in the place of theirs
     samples.labels = np.array([0, max(0, stage.names.count - 1)])
-    reference = open_images(args.reference, args.num_reference, args.split).fitted((height, width), args.fit)
-    network = load_network(args, processes)
-    of = (network, samples, reference, args.judge is not None)
-    wanted, notes = [m.strip() for m in args.metrics.split(",")] if args.metrics else None, []
-    chosen, _ = chosen_metrics(wanted, *of)
-    if wanted is None:
-        reasons = {metric: reason_against(metric, *of) for metric in FIGURES[:-1]}
-        notes = [f"no {figure_name(metric, network)}: {reason}" for metric, reason in reasons.items() if reason]
-        chosen = [metric for metric in chosen if metric in FIGURES]
-    check_neighbours(chosen, {"samples": args.num, "reference images": len(reference)})
-    judge = load_judge(args.judge, samples, network.device) if "accuracy" in chosen else None
+    reference = open_source(args.reference, split=args.split).spread(args.num_reference)
+    reference = reference.fitted((height, width), args.fit)
+    network = networks.load(args.network, args.weights).to(choose_device(args.device, processes.local_rank))
+    of = (network, samples, reference, args.label_classifier is not None)
+    wanted = [m.strip() for m in args.metrics.split(",")] if args.metrics else None
+    chosen, notes = choose_metrics(wanted, *of, default=FIGURES)
+    check_neighbours([metric.name for metric in chosen], {"samples": args.num, "reference images": len(reference)})
+    labels = any(metric.needs == "labels" for metric in chosen)
+    judge = load_label_classifier(args.label_classifier, samples, network.device) if labels else None
     if judge:
-        judge.right(samples, 2)  # one that cannot judge such images must show now
-    comparison = Comparison(reference, network, chosen, Options(not args.no_interval), args, processes)
+        judge.count_correct(samples, 2)  # one that cannot judge such images must show now
+    cache = cache_path(False if args.no_cache else args.cache or True)
+    extractor = Extractor(network, cache, args.batch_size, processes, show=True)
+    comparison = Comparison(reference, extractor, tuple(chosen), not args.no_interval)
     return Keeper(comparison, judge, args.reference, fingerprint(reference)), notes
 
 

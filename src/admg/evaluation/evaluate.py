@@ -1,205 +1,304 @@
-"""The figures of a set of samples against a reference: which there can be, and each with its interval."""
+"""`evaluate`: the metrics of samples against a reference."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
-import numpy as np
+import torch
+from torch import nn
 
-from .features import Activations, FeatureNetwork
-from .metrics.fid import frechet_distance, frechet_estimate, frechet_infinite, group_moments
-from .metrics.inception_score import inception_score
-from .metrics.intervals import GROUPS, Estimate, wilson
-from .metrics.kid import kid
-from .metrics.precision_recall import Manifold, prdc
-from .metrics.statistics import Gaussian, Moments
-from .sources import Source, Stored
+from admg.config import did_you_mean
+from admg.data.arrays import Split
+from admg.engine.device import Processes, choose_device
+from admg.userfile import load_object
 
-METRICS = ("fid", "sfid", "is", "kid", "precision", "recall", "density", "coverage", "accuracy")
+from . import features as networks
+from .features import FeatureNetwork
+from .features.extraction import Extractor, cache_path
+from .label_classifier import LabelClassifier, load_label_classifier
+from .metrics import METRICS, Estimate, FeatureSet, Inputs, Metric
+from .metrics.statistics import Gaussian
+from .opening import Images, as_source
+from .progress import Show
+from .report import MetricValue, Report
+from .sources import Fit, Source
 
+FEW = 10_000
 
-@dataclass(frozen=True)
-class Figure:
-    """A figure, with all that must be said with it.
-
-    metric: one of METRICS; name: what it is called, which tells FID from FD-<network>
-    low, high: its 95 % interval, or None
-    network: whose features it is in; of the accuracy, which classifier's
-    note: what else belongs to it
-    """
-
-    metric: str
-    name: str
-    value: float
-    low: float | None
-    high: float | None
-    network: str
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Options:
-    """interval: with 95 % intervals; infinite: FID also at infinitely many samples; seed: of random draws"""
-
-    interval: bool = True
-    infinite: bool = False
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Judged:
-    """Samples or a reference, as the figures see them: features, stored statistics, or both."""
-
-    activations: Activations | None = None
-    stored: Stored | None = None
-
-
-@dataclass(frozen=True)
-class Formulas:
-    """Each figure of METRICS but the accuracy; what several need is computed once."""
-
-    samples: Judged
-    reference: Judged
-    network: FeatureNetwork
-    options: Options
-
-    def __call__(self, metric: str) -> list[Figure]:
-        if metric in ("fid", "sfid"):
-            return self.frechet(metric)
-        if metric == "is":
-            assert self.network.probabilities is not None
-            return [self.figure(metric, inception_score(self.network.probabilities(features_of(self.samples))))]
-        if metric == "kid":
-            return [self.figure(metric, kid(features_of(self.samples), features_of(self.reference)))]
-        return [self.figure(metric, getattr(self.manifold, metric))]
-
-    @cached_property
-    def manifold(self) -> Manifold:
-        groups = GROUPS if self.options.interval else 0
-        return prdc(features_of(self.samples), features_of(self.reference), seed=self.options.seed, groups=groups)
-
-    def frechet(self, metric: str) -> list[Figure]:
-        """The distance, and with `infinite` that of endlessly many samples; stored statistics have neither interval."""
-        reference, own = (stored_or_computed(judged, metric) for judged in (self.reference, self.samples))
-        reference = reference if isinstance(reference, Gaussian) else Gaussian.of(reference)
-        if isinstance(own, Gaussian):
-            return [self.figure(metric, Estimate(frechet_distance(own, reference)), "of stored statistics")]
-        parts = group_moments(own, self.options.seed)
-        if self.options.interval:
-            estimate = frechet_estimate(parts, reference)
-        else:
-            estimate = Estimate(frechet_distance(Moments.join(parts).gaussian(), reference))
-        figures = [self.figure(metric, estimate)]
-        if self.options.infinite:
-            endless = frechet_infinite(parts, reference, estimate.error)
-            figures.append(self.figure(metric, endless, "at infinitely many samples, extrapolated"))
-        return figures
-
-    def figure(self, metric: str, estimate: Estimate, note: str = "") -> Figure:
-        known = self.options.interval and math.isfinite(estimate.low) and math.isfinite(estimate.high)
-        low, high = (estimate.low, estimate.high) if known else (None, None)
-        return Figure(metric, figure_name(metric, self.network), estimate.value, low, high, self.network.name, note)
-
-
-def features_of(judged: Judged) -> np.ndarray:
-    assert judged.activations is not None
-    return judged.activations.features
-
-
-def stored_or_computed(judged: Judged, metric: str) -> Gaussian | np.ndarray:
-    """Stored statistics, as the published evaluator takes them before it looks at images; else the features."""
-    spatial = metric == "sfid"
-    if judged.stored is not None:
-        found = judged.stored.spatial if spatial else judged.stored.features
-        if found is not None:
-            return found
-    assert judged.activations is not None
-    features = judged.activations.spatial if spatial else judged.activations.features
-    assert features is not None
-    return features
+MetricFunction = Callable[[Any, Any], Estimate | float]
+"""A metric of the user's: a function of the features (N, D) of samples and (M, D) of the reference."""
 
 
 def evaluate(
-    samples: Judged, reference: Judged, network: FeatureNetwork, metrics: Sequence[str], options: Options
-) -> list[Figure]:
-    """The figures, in the order of the metrics; accuracy, which needs no features, is `accuracy`."""
-    formulas = Formulas(samples, reference, network, options)
-    return [figure for metric in metrics if metric != "accuracy" for figure in formulas(metric)]
+    samples: Images,
+    reference: Images,
+    metrics: Sequence[str | MetricFunction | Metric] | None = None,
+    features: str | nn.Module | FeatureNetwork = "inception",
+    *,
+    label_classifier: Any = None,
+    num: int | None = None,
+    num_reference: int | None = None,
+    fit: Fit | None = None,
+    split: Split = "test",
+    interval: bool = True,
+    infinite: bool = False,
+    seed: int = 0,
+    weights: str | None = None,
+    batch_size: int = 50,
+    device: str | torch.device = "auto",
+    cache: Path | str | bool = True,
+    processes: Processes | None = None,
+    progress: Show = True,
+) -> Report:
+    """Return the metrics of samples against reference images, with 95 % confidence intervals.
 
+    >>> rng = np.random.default_rng(0)
+    >>> samples, reference = (rng.integers(0, 256, (64, 16, 16, 3), dtype=np.uint8) for _ in range(2))
+    >>> report = admg.evaluate(samples, reference, ["precision", "recall"], features=network, progress=False)
+    >>> report["precision"] > 0.5
+    True
 
-def accuracy(right: int, count: int, classifier: str) -> Figure:
-    """The share of labelled samples that a classifier takes for their label."""
-    name, (low, high) = figure_name("accuracy", None), wilson(right, count)
-    return Figure("accuracy", name, right / count, low, high, classifier, f"{right}/{count}")
-
-
-def figure_name(metric: str, network: FeatureNetwork | None) -> str:
-    """FID, sFID, IS and KID are Inception's; in other features the distances are called otherwise."""
-    if network is None or metric not in ("fid", "sfid", "is", "kid"):
-        return metric.capitalize()
-    own = "" if network.is_inception else f"-{network.name}"
-    names = {"fid": network.distance, "sfid": "sFID", "is": f"IS{own}", "kid": "KID" if not own else f"KD{own}"}
-    return names[metric]
-
-
-def chosen_metrics(
-    wanted: Sequence[str] | None, network: FeatureNetwork, samples: Source, reference: Source, labels: bool
-) -> tuple[list[str], list[str]]:
-    """The figures to compute, in the order of METRICS, and why others cannot be (if all were wanted).
-
-    wanted: None: all that there can be; labels: whether there is a classifier for the label accuracy
-    ValueError: an unknown figure, one that was asked for and cannot be, or none at all.
+    samples, reference: uint8 arrays (N, H, W, C), float arrays or tensors (N, C, H, W) in [-1, 1], `Samples`, folders,
+        .npz files or data sets; see `as_source` and `open_source`
+    metrics: names out of METRICS, or functions of the features of samples and reference; by default all that the
+        network and the sources allow
+    features: name of a feature network out of features.NAMES, "file.py:name", or a module; see `features.load`
+    label_classifier: a classifier for the label accuracy of samples with labels; see `load_label_classifier`
+    num, num_reference: numbers of images, spread evenly over all; by default all
+    fit: how reference images of another size are fitted to that of the samples: "resize" or "pad"
+    split: "train" or "test", of data that have both
+    interval: whether to compute intervals, over the draw of the samples
+    infinite: whether to add FID extrapolated to infinitely many samples
+    seed: seed of the random groups that intervals are computed from
+    weights: weight file of Inception, by default downloaded at first use
+    batch_size: number of images per batch
+    device: "auto", "cpu", "cuda" or a device
+    cache: folder of features that are kept for the next time; True for the default folder, False for none
+    processes: the place of this process among those that share the work; reports of processes other than the first
+        have no values
+    progress: True for a bar, False for none, or a function that is called with a `Progress`
+    Raises ValueError if a metric cannot be computed, or if sources, network and options do not fit together.
     """
-    unknown = [metric for metric in wanted or () if metric not in METRICS]
-    if unknown:
-        raise ValueError(f"unknown figure {unknown[0]!r}: {', '.join(METRICS)}")
-    reasons = {metric: reason_against(metric, network, samples, reference, labels) for metric in METRICS}
-    if wanted is not None:
-        for metric in wanted:
-            if reasons[metric]:
-                raise ValueError(f"{figure_name(metric, network)} cannot be had: {reasons[metric]}")
-        return [metric for metric in METRICS if metric in wanted], []
-    chosen = [metric for metric in METRICS if not reasons[metric]]
+    processes = processes or Processes()
+    if seed < 0:
+        raise ValueError(f"seed must be at least 0, got {seed}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if cache is False and processes.count > 1:
+        raise ValueError("cache cannot be off with several processes, which share features through it")
+    ours = one_size(as_source(samples, "the samples", labels=label_classifier is not None, split=split).spread(num))
+    theirs = as_source(reference, "the reference", split=split).spread(num_reference)
+    if ours.size is not None:
+        theirs = theirs.fitted(ours.size, fit)
+    network = networks.load(features, weights).to(choose_device(device, processes.local_rank))
+    chosen, notes = choose_metrics(metrics, network, ours, theirs, label_classifier is not None, infinite)
+    labels = any(metric.needs == "labels" for metric in chosen)
+    classifier = load_label_classifier(label_classifier, ours, network.device) if labels else None
+    extractor = Extractor(network, cache_path(cache), batch_size, processes, progress)
+    comparison = Comparison(theirs, extractor, tuple(chosen), interval, seed)
+    values = comparison(ours, classifier)
+    if values and ours.images is not None:
+        warn_if_few(len(ours))
+    return comparison.report(ours, values, notes)
+
+
+@dataclass(eq=False)
+class Comparison:
+    """Compares sets of samples with one reference, whose features are computed once.
+
+    reference: the reference images
+    extractor: computes the features
+    metrics: the metrics to compute
+    interval, seed: see `evaluate`
+    """
+
+    reference: Source
+    extractor: Extractor
+    metrics: tuple[Metric, ...]
+    interval: bool = True
+    seed: int = 0
+    _computed: dict[str, FeatureSet] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def network(self) -> FeatureNetwork:
+        """The network that computes the features."""
+        return self.extractor.network
+
+    @cached_property
+    def reference_features(self) -> FeatureSet:
+        """The features of the reference."""
+        return self._features(self.reference, "the reference")
+
+    def __call__(self, samples: Source, classifier: LabelClassifier | None = None) -> list[MetricValue]:
+        """Return the metrics of samples; none in processes other than the first, which alone has all features.
+
+        classifier: for the label accuracy, which is left out without one
+        """
+        ours, theirs = self._features(samples, "the samples"), self.reference_features
+        if self.extractor.processes.rank:
+            return []
+        correct = classifier.count_correct(samples, self.extractor.batch_size) if classifier else None
+        name = classifier.name if classifier else ""
+        inputs = Inputs(ours, theirs, self.network, self.interval, self.seed, correct, name)
+        return compute(inputs, [m for m in self.metrics if m.needs != "labels" or classifier])
+
+    def report(self, samples: Source, values: Sequence[MetricValue], notes: Sequence[str] = ()) -> Report:
+        """Return the report of these values of samples."""
+        return Report(
+            values=tuple(values),
+            samples=samples.name,
+            reference=self.reference.name,
+            images=len(samples),
+            reference_images=len(self.reference),
+            image_size=samples.size,
+            reference_size=self.reference.size,
+            network=self.network.name,
+            network_identity=self.network.identity,
+            fit=self.reference.fit,
+            seed=self.seed,
+            notes=tuple(notes),
+        )
+
+    def _features(self, source: Source, name: str) -> FeatureSet:
+        """Return the features if a metric needs them, and the stored statistics if they are of this network."""
+        needed = needs_features(self.metrics, self.network, source, is_reference=source is self.reference)
+        activations = self.extractor(source, name) if needed else None
+        return FeatureSet(activations, source.statistics if self.network.is_inception else None)
+
+
+def compute(inputs: Inputs, metrics: Sequence[Metric]) -> list[MetricValue]:
+    """Return the metrics of features, in their order."""
+    return [value_of(metric, metric.compute(inputs), inputs) for metric in metrics]
+
+
+def value_of(metric: Metric, estimate: Estimate, inputs: Inputs) -> MetricValue:
+    """Return an estimate with the names that belong to it."""
+    known = math.isfinite(estimate.low) and math.isfinite(estimate.high)
+    known &= inputs.interval or metric.needs == "labels"
+    low, high = (estimate.low, estimate.high) if known else (None, None)
+    network = inputs.label_classifier if metric.needs == "labels" else inputs.network.name
+    name = metric.display_name(inputs.network)
+    return MetricValue(metric.name, name, estimate.value, low, high, network, metric.note(inputs))
+
+
+def one_size(source: Source) -> Source:
+    """Return the source. Raises ValueError if its images have several sizes."""
+    if source.images is not None and source.size is None:
+        raise ValueError(f"{source.name} has images of different sizes: samples must have one size")
+    return source
+
+
+def warn_if_few(num: int) -> None:
+    """Warn that distances of few samples are biased."""
+    if num < FEW:
+        warnings.warn(
+            f"{num:,} samples: the FID of fewer than {FEW:,} samples is far too high, and comparable only with that of "
+            f"as many",
+            stacklevel=2,
+        )
+
+
+# -- which metrics ---------------------------------------------------------------------------------------------------
+
+
+def find_metric(metric: str | MetricFunction | Metric) -> Metric:
+    """Return a metric from its name in METRICS, from "file.py:name" of a function, or from a function.
+
+    Raises ValueError if there is no such metric.
+    """
+    if isinstance(metric, Metric):
+        return metric
+    if callable(metric):
+        return Metric.of(metric)
+    if ".py:" in metric:
+        found, _ = load_object(metric)
+        if not callable(found):
+            raise ValueError(f"{metric} is not a function of the features of samples and reference")
+        return found if isinstance(found, Metric) else Metric.of(found)
+    if metric not in METRICS:
+        hint = did_you_mean(metric, METRICS)
+        raise ValueError(f"unknown metric {metric!r}: {hint or 'choose from ' + ', '.join(METRICS)}")
+    return METRICS[metric]
+
+
+def choose_metrics(
+    metrics: Sequence[str | MetricFunction | Metric] | None,
+    network: FeatureNetwork,
+    samples: Source,
+    reference: Source,
+    labels: bool,
+    infinite: bool = False,
+    default: Sequence[str] | None = None,
+) -> tuple[list[Metric], list[str]]:
+    """Return the metrics to compute, in the order of METRICS, and why others cannot be computed.
+
+    metrics: the chosen ones; None for all of `default` that can be computed
+    labels: whether there is a classifier for the label accuracy
+    infinite: whether to add distances that are extrapolated to infinitely many samples
+    default: names of the metrics that None stands for; by default all of METRICS but the extrapolated ones
+    Raises ValueError if a metric is unknown, if a chosen one cannot be computed, or if none can be.
+    """
+    found = None if metrics is None else list(dict.fromkeys(find_metric(metric) for metric in metrics))
+    default = [name for name, metric in METRICS.items() if metric.by_default] if default is None else default
+    candidates = [METRICS[name] for name in default] if found is None else found
+
+    def reason(metric: Metric) -> str:
+        return reason_against(metric, network, samples, reference, labels)
+
+    if found is not None:
+        for metric in found:
+            if reason(metric):
+                raise ValueError(f"{metric.display_name(network)} cannot be computed: {reason(metric)}")
+    chosen = [metric for metric in candidates if not reason(metric)]
     if not chosen:
-        raise ValueError(f"no figure can be had: {reasons['fid']}")
+        raise ValueError(f"no metric can be computed: {reason(METRICS['fid'])}")
+    if infinite:
+        more = [METRICS[f"{m.name}_infinite"] for m in chosen if f"{m.name}_infinite" in METRICS]
+        chosen += [metric for metric in more if metric not in chosen and not reason(metric)]
+    order = list(METRICS.values())
+    chosen.sort(key=lambda metric: order.index(metric) if metric in order else len(order))
     missing: dict[str, list[str]] = {}
-    for metric in METRICS:
-        if reasons[metric] and metric != "accuracy":  # that nobody asked for without naming a classifier
-            missing.setdefault(reasons[metric], []).append(figure_name(metric, network))
+    for metric in candidates:
+        if reason(metric) and metric.needs != "labels":  # the accuracy is chosen by giving a classifier
+            missing.setdefault(reason(metric), []).append(metric.display_name(network))
     return chosen, [f"no {', '.join(names)}: {reason}" for reason, names in missing.items()]
 
 
-def reason_against(metric: str, network: FeatureNetwork, samples: Source, reference: Source, labels: bool) -> str:
-    """Why there can be no such figure; "": there can."""
-    if metric == "accuracy" and not labels:
+def reason_against(metric: Metric, network: FeatureNetwork, samples: Source, reference: Source, labels: bool) -> str:
+    """Return why a metric cannot be computed, or "" if it can."""
+    if metric.needs == "labels" and not labels:
         return "it needs a classifier"
-    if metric == "sfid" and not network.is_inception:
-        return f"it is said of Inception's features, not of {network.name}"
-    if metric == "is" and network.probabilities is None:
-        return f"{network.name} tells no classes"
-    seen = (samples,) if metric in ("is", "accuracy") else (samples, reference)
-    for source in seen:
+    if metric.needs == "spatial" and not network.is_inception:
+        return f"it is defined for the features of Inception, not for those of {network.name}"
+    if metric.needs == "probabilities" and network.probabilities is None:
+        return f"{network.name} does not predict classes"
+    if metric.name.endswith("_infinite") and stored(samples, network, metric) is not None:
+        return f"the samples of {samples.name} have stored statistics, which cannot be extrapolated"
+    for source in (samples, reference) if metric.compares else (samples,):
         if source.images is None and stored(source, network, metric) is None:
-            if metric == "sfid":
+            if metric.needs == "spatial":
                 return f"{source.name} has no mu_s and sigma_s"
-            of = "of Inception's features, " if metric == "fid" else ""
+            of = "of Inception's features, " if metric.stored else ""
             return f"{source.name} holds statistics {of}and no images"
     return ""
 
 
-def needs_features(metrics: Sequence[str], network: FeatureNetwork, source: Source, is_reference: bool) -> bool:
-    """Whether the figures need the source's images, or its stored statistics are enough."""
+def needs_features(metrics: Sequence[Metric], network: FeatureNetwork, source: Source, is_reference: bool) -> bool:
+    """Whether a metric needs the images of a source, because stored statistics are not enough."""
     if source.images is None:
         return False
-    needed = [metric for metric in metrics if metric != "accuracy" and not (is_reference and metric == "is")]
+    needed = [metric for metric in metrics if metric.needs != "labels" and (metric.compares or not is_reference)]
     return any(stored(source, network, metric) is None for metric in needed)
 
 
-def stored(source: Source, network: FeatureNetwork, metric: str) -> Gaussian | None:
-    """The statistics that are stored for FID or sFID, as the published evaluator takes them; None: there are none."""
-    if source.statistics is None or not network.is_inception:
+def stored(source: Source, network: FeatureNetwork, metric: Metric) -> Gaussian | None:
+    """Return the stored statistics that are enough for a metric, or None."""
+    if source.statistics is None or not network.is_inception or not metric.stored:
         return None
-    return {"fid": source.statistics.features, "sfid": source.statistics.spatial}.get(metric)
+    return source.statistics.spatial if metric.needs == "spatial" else source.statistics.features

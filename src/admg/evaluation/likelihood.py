@@ -1,7 +1,7 @@
-"""Log-likelihood: the variational bound of images in bits per dimension, summed over every step of the process.
+"""Log-likelihood: the variational bound of images in bits per dimension, summed over all steps of the process.
 
--log2 p(x_0) / D <= total = prior + Σ_t vb_t (DDPM, equation 5). Alongside, the squared errors of the network's image
-and noise at each step, as guided-diffusion reports them.
+-log2 p(x_0) / D <= total = prior + Σ_t vb_t (DDPM, equation 5). The squared errors of the predicted image and noise at
+each step are computed too, as in guided-diffusion.
 """
 
 from __future__ import annotations
@@ -16,16 +16,21 @@ from torch import Tensor
 from admg.checkpoints.model import Model
 from admg.diffusion.gaussian import Images
 from admg.diffusion.losses import prior_bpd, vb_bpd
-from admg.diffusion.noise import SeededNoise
 from admg.engine.precision import Precision, autocast
+from admg.generation.sample import SeededNoise
 
 NoiseAt = Callable[[Images, int], Images]
-"""(x_0, t) -> the noise (N, C, H, W) that x_0 is given at step t."""
+"""Maps (x_0, t) to the noise (N, C, H, W) that is added to x_0 at step t."""
 
 
 @dataclass(frozen=True)
 class Term:
-    """One step of the bound, each (N,): vb in bits per dimension, mean squared errors of x_0 and of the noise."""
+    """One term of the bound, for N images.
+
+    t: the step
+    vb: the term in bits per dimension, (N,)
+    x0_mse, mse: mean squared errors of the predicted image and of the noise, (N,)
+    """
 
     t: int
     vb: Float[Tensor, " n"]
@@ -35,12 +40,12 @@ class Term:
 
 @dataclass(frozen=True)
 class BitsPerDim:
-    """The bound of N images and its terms, t from 0 to T-1, on the CPU.
+    """The bound of N images and its terms for t = 0 .. T-1, on the CPU.
 
     prior: (N,), KL(q(x_T | x_0) || N(0, I)) in bits per dimension
-    vb: (N, T), in bits per dimension; at t = 0 the discretised -log2 p(x_0 | x_1), else a KL divergence
-    x0_mse: (N, T), mean squared error of the predicted image, which is in [-1, 1]
-    mse: (N, T), mean squared error of the noise that follows from it
+    vb: (N, T), terms in bits per dimension; the discretised -log2 p(x_0 | x_1) at t = 0, and KL divergences after it
+    x0_mse: (N, T), mean squared errors of the predicted images, which are in [-1, 1]
+    mse: (N, T), mean squared errors of the corresponding noise
     """
 
     prior: Float[Tensor, " n"]
@@ -58,7 +63,7 @@ class BitsPerDim:
 
     @classmethod
     def join(cls, parts: Sequence[BitsPerDim]) -> BitsPerDim:
-        """Those of several batches as one."""
+        """Return the bounds of several batches as one."""
         return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
 
@@ -73,9 +78,15 @@ def bits_per_dim(
     clip: bool = True,
     precision: Precision = "fp32",
 ) -> BitsPerDim:
-    """The bound of images x0 (N, C, H, W) in [-1, 1], over all steps of `model.diffusion` (respace it for fewer).
+    """Return the bound of images x0 (N, C, H, W) in [-1, 1] over all steps of `model.diffusion`.
 
-    Arguments and errors are those of `terms`, whoever wants to show progress iterates over that and calls `gather`.
+    Respace the model for fewer steps. Arguments and errors are those of `terms`; to show progress, iterate over `terms`
+    and pass the result to `gather`.
+
+    >>> model = admg.load("fashion-mnist").respace(4)
+    >>> bound = bits_per_dim(model, torch.zeros(2, *model.shape))
+    >>> bound.vb.shape, bool((bound.total > 0).all())
+    (torch.Size([2, 4]), True)
     """
     steps = terms(model, x0, y, seed=seed, images=images, noise=noise, clip=clip, precision=precision)
     return gather(model, x0, steps)
@@ -92,13 +103,15 @@ def terms(
     clip: bool = True,
     precision: Precision = "fp32",
 ) -> Iterator[Term]:
-    """The terms of the bound for t = T-1 .. 0, each with noise of its own.
+    """Yield the terms of the bound for t = T-1 .. 0, each with new noise.
 
-    y: labels (N,), if the network is to be told them
-    images: the numbers of the images, 0 .. N-1 if not given: image i of a seed has the same noise in any batch
-    noise: (x0, t) -> the noise of a step, instead of the seed's
-    clip: the predicted image is clipped to [-1, 1], as published figures have it
-    ValueError: images of a size or number of channels that the model does not take, or an upsampling model.
+    y: labels (N,) that the network is conditioned on, or None
+    seed: seed of the noise
+    images: numbers of the images, by default 0 .. N-1; image i of a seed has the same noise in any batch
+    noise: a function of (x0, t) that returns the noise of a step, instead of the seed's
+    clip: whether the predicted image is clipped to [-1, 1], as in published results
+    precision: precision of matrix products
+    Raises ValueError if the images do not have the model's shape, or if an upsampling model lacks its small images.
     """
     _check(model, x0, y)
     x0 = x0.to(model.device, torch.float32)
@@ -109,7 +122,7 @@ def terms(
 
 
 def gather(model: Model, x0: Images, steps: Iterable[Term]) -> BitsPerDim:
-    """The terms of all steps, in any order, and the prior, as one."""
+    """Return the terms of all steps, in any order, together with the prior."""
     by_t = sorted(steps, key=lambda term: term.t)
     vb, x0_mse, mse = (torch.stack([getattr(term, name) for term in by_t], 1).cpu() for name in ("vb", "x0_mse", "mse"))
     return BitsPerDim(prior_bpd(model.diffusion, x0.float()).cpu(), vb, x0_mse, mse)
@@ -133,10 +146,13 @@ def _mean_square(difference: Images) -> Float[Tensor, " n"]:
 
 
 def _check(model: Model, x0: Images, y: Tensor | None) -> None:
+    """Raise ValueError if the images or labels do not fit the model."""
     if model.upsamples and "low_res" not in model.given:
-        raise ValueError("this model upsamples: its likelihood needs the small images too, as Model.given['low_res']")
+        raise ValueError("this model upsamples: its likelihood needs the small images, as Model.given['low_res']")
     if x0.ndim != 4 or tuple(x0.shape[1:]) != model.shape:
-        raise ValueError(f"images of shape {tuple(x0.shape)}: the model takes (N, {', '.join(map(str, model.shape))})")
+        raise ValueError(
+            f"images have shape {tuple(x0.shape)}: the model expects (N, {', '.join(map(str, model.shape))})"
+        )
     if len(x0) == 0:
         raise ValueError("no images")
     if y is not None and len(y) != len(x0):

@@ -42,7 +42,7 @@ class RealImages:
 
 
 def open_real_images(
-    path: Path | str,
+    data: Path | str | Dataset,
     shape: Sequence[int],
     labels: Labels | None = None,
     *,
@@ -50,8 +50,9 @@ def open_real_images(
     fit: Fit | None = None,
     split: Split = "test",
 ) -> RealImages:
-    """Open images of a folder, IDX files or an .npz for a model of this shape, (C, S, S).
+    """Open images for a model of this shape, (C, S, S).
 
+    data: a folder of images or IDX files, an .npz, or a data set in the size of the model
     labels: labels of the model; None leaves the labels of the data out
     num: number of images, spread evenly over the data set; None: all
     fit: what to do with images that are smaller than the model's: "resize" enlarges them, "pad" adds a black border
@@ -62,12 +63,21 @@ def open_real_images(
     if num is not None and num < 1:
         raise ValueError(f"num must be at least 1, got {num}")
     channels, size = shape[0], shape[1]
-    dataset = open_dataset(
-        path, size, channels=channels, labels=labels is not None, fit=fit or "resize", split=split, verify=False
-    )
+    if isinstance(data, Dataset):
+        dataset, path = data, "the data set"
+        if (dataset.channels, dataset.image_size) != (channels, size):
+            have = f"{dataset.channels}x{dataset.image_size}x{dataset.image_size}"
+            raise ValueError(f"{path} has images of {have}, but the model's are {channels}x{size}x{size}")
+    else:
+        path = str(data)
+        has_labels = labels is not None
+        dataset = open_dataset(
+            path, size, channels=channels, labels=has_labels, fit=fit or "resize", split=split, verify=False
+        )
     total = len(dataset)
     numbers = list(range(total)) if num is None or num >= total else [i * total // num for i in range(num)]
-    check_images(path, dataset, numbers, fit)
+    if not isinstance(data, Dataset):
+        check_images(path, dataset, numbers, fit)
     if labels is None or dataset.labels is None:
         return RealImages(dataset, numbers, None)
     known = torch.tensor(label_numbers(labels, dataset.label_names))

@@ -1,11 +1,12 @@
-"""What a state dict cannot tell of a diffusion model, found by trying it on real images.
+"""Infer the settings of a diffusion model that its state dict does not determine, from real images.
 
-Heads and order of the attention, noise schedule, T, rescaled timesteps and what is predicted: a checkpoint loads with
-any of them, and with a wrong one gives noisy images without an error. Each candidate denoises real images that were
-noised to the same levels, and the right one errs least.
+Heads and order of the attention, noise schedule, number of steps, rescaled timesteps and what is predicted: a
+checkpoint loads with any of them, and with a wrong one it generates noisy images without an error. Each candidate
+denoises real images at the same noise levels, and the right one has the smallest error.
 """
 
 from .candidates import Attention, Candidate, attentions, processes
+from .checkpoint import CheckpointDiagnosis, diagnose_checkpoint
 from .denoising import LEVELS
 from .search import Board, Diagnosis, Trial, conclude, diagnose, search
 
@@ -14,11 +15,13 @@ __all__ = [
     "Attention",
     "Board",
     "Candidate",
+    "CheckpointDiagnosis",
     "Diagnosis",
     "Trial",
     "attentions",
     "conclude",
     "diagnose",
+    "diagnose_checkpoint",
     "processes",
     "search",
 ]

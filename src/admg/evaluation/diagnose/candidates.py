@@ -1,4 +1,4 @@
-"""What is tried: settings of the attention, and diffusion processes, those that come to the same thing only once."""
+"""The candidates: settings of the attention and diffusion processes, without those that are equivalent to others."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from admg.diffusion.gaussian import Predict
 from admg.models import UNet, UNetConfig
 from admg.models.blocks import AttentionBlock
 
-from .denoising import LEVELS, told
+from .denoising import LEVELS, timesteps
 
 HEAD_CHANNELS = (64, 32, 128, 16)
 NUM_HEADS = (1, 2, 4, 8, 16)
 STEPS = (1000, 4000, 2000, 500)
 PREDICTIONS: tuple[Predict, ...] = get_args(Predict)
 SAME_TIMESTEP = 2.0
-"""Processes that tell the network timesteps nearer than this at every level cannot be told apart by it."""
+"""Processes whose timesteps differ by less than this at every noise level look the same to a network."""
 
 
 @dataclass(frozen=True)
 class Attention:
-    """Settings of all attention blocks, as in EncoderConfig and UNetConfig."""
+    """Settings of all attention blocks; the fields are those of UNetConfig."""
 
     num_heads: int
     head_channels: int
@@ -35,10 +35,11 @@ class Attention:
 
     @classmethod
     def of(cls, config: UNetConfig) -> Attention:
+        """Return the settings of an architecture."""
         return cls(config.num_heads, config.head_channels, config.new_attention_order, config.num_heads_upsample)
 
     def on(self, config: UNetConfig) -> UNetConfig:
-        """The architecture with these settings."""
+        """Return the architecture with these settings."""
         return dataclasses.replace(
             config,
             num_heads=self.num_heads,
@@ -50,24 +51,25 @@ class Attention:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to use a network. Only `variance` of the process is not tried here."""
+    """A process and an attention that a network may have been trained with; `variance` is determined separately."""
 
     process: DiffusionConfig
     attention: Attention
 
     @property
     def predict(self) -> Predict:
+        """What the network predicts."""
         return self.process.predict
 
 
 def blocks(network: UNet) -> list[tuple[AttentionBlock, bool]]:
-    """The attention blocks, and whether each is on the way up."""
+    """Return the attention blocks, and whether each is in the decoder."""
     found = [(name, block) for name, block in network.named_modules() if isinstance(block, AttentionBlock)]
     return [(block, name.startswith("output_blocks.")) for name, block in found]
 
 
 def heads_by_block(network: UNet, attention: Attention) -> tuple[int, ...]:
-    """The number of heads of each block. ValueError: these settings do not divide its channels."""
+    """Return the number of heads of each block. Raises ValueError if these settings do not divide its channels."""
     config = attention.on(network.config)
     return tuple(
         config.heads(block.qkv.weight.shape[1], attention.num_heads_upsample if up else 0)
@@ -76,7 +78,10 @@ def heads_by_block(network: UNet, attention: Attention) -> tuple[int, ...]:
 
 
 def attentions(network: UNet) -> list[Attention]:
-    """Settings that the network's widths allow, its own first; with one head in each block both orders are the same."""
+    """Return the settings that the network's widths allow, its own first.
+
+    With one head in each block both orders are the same.
+    """
     own = Attention.of(network.config)
     by_channels = [Attention(own.num_heads, channels, new) for channels in HEAD_CHANNELS for new in (False, True)]
     by_count = [Attention(count, 0, new) for count in NUM_HEADS for new in (False, True)]
@@ -91,18 +96,18 @@ def attentions(network: UNet) -> list[Attention]:
 
 
 def processes(own: DiffusionConfig, levels: Sequence[float] = LEVELS) -> list[tuple[DiffusionConfig, ...]]:
-    """Groups of processes that look the same to a network, the first of each the plainest; own's group comes first."""
+    """Return groups of processes that look the same to a network; `own` comes first in the first group."""
     found: list[tuple[DiffusionConfig, ...]] = []
     every = itertools.product((False, True), STEPS, ("linear", "cosine"))
     tried = [
         dataclasses.replace(own, noise_schedule=schedule, diffusion_steps=steps, rescale_timesteps=rescaled)
         for rescaled, steps, schedule in every
-        if not (rescaled and steps == 1000)  # the same as not rescaled
+        if not (rescaled and steps == 1000)  # 1000 rescaled steps are the same as not rescaled
     ]
     for process in dict.fromkeys([own, *tried]):
-        timesteps = told(process, levels)
+        found_timesteps = timesteps(process, levels)
         for i, group in enumerate(found):
-            if (told(group[0], levels) - timesteps).abs().max() <= SAME_TIMESTEP:
+            if (timesteps(group[0], levels) - found_timesteps).abs().max() <= SAME_TIMESTEP:
                 found[i] = (*group, process)
                 break
         else:
@@ -112,7 +117,7 @@ def processes(own: DiffusionConfig, levels: Sequence[float] = LEVELS) -> list[tu
 
 @contextmanager
 def restored(network: UNet) -> Iterator[None]:
-    """Afterwards the attention blocks are as they were."""
+    """Context manager that restores the settings of the attention blocks."""
     before = [(block, block.heads, block.new_order) for block, _ in blocks(network)]
     try:
         yield
@@ -122,6 +127,6 @@ def restored(network: UNet) -> Iterator[None]:
 
 
 def use(network: UNet, attention: Attention) -> None:
-    """Set all attention blocks, in place: the weights are the same for all candidates."""
+    """Set the settings of all attention blocks in place; the weights do not change."""
     for (block, _), heads in zip(blocks(network), heads_by_block(network, attention), strict=True):
         block.heads, block.new_order = heads, attention.new_order

@@ -1,7 +1,7 @@
-"""The denoising error: real images are noised to some levels, and the network guesses what they were.
+"""The denoising error: noise is added to real images at several levels, and the network predicts the images.
 
-The levels are signal-to-noise ratios ᾱ / (1 - ᾱ), so that candidates with different schedules see the same noisy
-images, and differ in the timestep that they tell the network.
+The levels are signal-to-noise ratios ᾱ / (1 - ᾱ): candidates with different schedules see the same noisy images, and
+differ in the timestep that is given to the network.
 """
 
 from __future__ import annotations
@@ -18,21 +18,25 @@ from torch import Tensor
 from admg.checkpoints.model import DiffusionConfig, Model
 from admg.diffusion.gaussian import Images, Predict
 from admg.diffusion.losses import vb_bpd
-from admg.diffusion.noise import SeededNoise
+from admg.generation.sample import SeededNoise
 
 LEVELS = (14.0, 7.0, 2.0, -3.0, -14.0)
-"""Signal-to-noise ratios in dB, of images in [-1, 1] and noise of unit variance."""
+"""Signal-to-noise ratios in dB, for images in [-1, 1] and noise of unit variance."""
 
 WORST = 1e6
-"""Stands for errors that are larger, or not a number."""
+"""Upper limit of errors; also used for errors that are NaN."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """N real images, noised to L levels.
+    """N real images at L noise levels.
 
-    x0: (N, C, H, W) in [-1, 1]; noise and x_t: (L, N, C, H, W); y: labels (N,) or None; low_res: of an upsampler
-    alpha_bar: (L,); spread: the variance of the pixels of all images
+    x0: images (N, C, H, W) in [-1, 1]
+    noise, x_t: noise and noisy images (L, N, C, H, W)
+    y: labels (N,), or None
+    low_res: small images, for an upsampling model
+    levels, alpha_bar: signal-to-noise ratios in dB, and ᾱ (L,)
+    spread: variance of the pixels of all images
     """
 
     x0: Images
@@ -45,25 +49,31 @@ class Probe:
     spread: float
 
     def images(self, chosen: slice) -> Probe:
-        """Some of them, measured by the variance of all."""
+        """Return some of the images, with the variance of all."""
         y, low_res = (None if v is None else v[chosen] for v in (self.y, self.low_res))
         parts = self.noise[:, chosen], self.x_t[:, chosen], y, low_res
         return Probe(self.x0[chosen], *parts, self.levels, self.alpha_bar, self.spread)
 
     def conditioning(self) -> dict[str, Tensor]:
+        """Return the labels and small images, as far as there are any, by argument name."""
         given = {"y": self.y, "low_res": self.low_res}
         return {name: value for name, value in given.items() if value is not None}
 
 
 def noised(model: Model, x0: Images, y: Tensor | None, levels: Sequence[float], seed: int) -> Probe:
-    """ValueError: images that do not fit the model, none at all, or without any contrast; no levels."""
+    """Add noise to images at these levels.
+
+    Raises ValueError if there are no images or levels, if the images do not fit the model, or if they have no contrast.
+    """
     if x0.ndim != 4 or len(x0) == 0 or tuple(x0.shape[1:]) != model.shape:
-        raise ValueError(f"images of shape {tuple(x0.shape)}: needed is (N, {', '.join(map(str, model.shape))}), N > 0")
+        raise ValueError(
+            f"images have shape {tuple(x0.shape)}: expected (N, {', '.join(map(str, model.shape))}) with N > 0"
+        )
     if not levels:
         raise ValueError("no noise levels")
     spread = float(x0.double().var(correction=0))
     if spread < 1e-4:
-        raise ValueError("the images are all of one colour: real images are needed to tell how well they are denoised")
+        raise ValueError("the images have no contrast: real images are needed to measure how well they are denoised")
     drawn = SeededNoise(seed, range(len(x0)))
     noise = torch.stack([drawn.draw(x0.shape[1:]) for _ in levels])
     snr = 10 ** (torch.tensor(levels, dtype=torch.float64) / 10)
@@ -72,20 +82,20 @@ def noised(model: Model, x0: Images, y: Tensor | None, levels: Sequence[float], 
     low_res = None
     if model.upsamples:
         side = getattr(model.network.config, "small_size", 0) or x0.shape[-1] // 4
-        low_res = F.interpolate(x0, (side, side), mode="area")  # as its training made them
+        low_res = F.interpolate(x0, (side, side), mode="area")  # as in training
     x0, noise, x_t = (v.to(model.device, torch.float32) for v in (x0, noise, x_t))
     y, low_res = (None if v is None else v.to(model.device) for v in (y, low_res))
     return Probe(x0, noise, x_t, y, low_res, tuple(levels), alpha_bar, spread)
 
 
-def told(process: DiffusionConfig, levels: Sequence[float]) -> Float[Tensor, " l"]:
-    """The timesteps at which the process has these levels of noise, fractions included, as the network is told them."""
+def timesteps(process: DiffusionConfig, levels: Sequence[float]) -> Float[Tensor, " l"]:
+    """Return the timesteps at which the process has these levels, as given to the network, fractions included."""
     schedule = process.build().schedule
     return torch.from_numpy(_interpolated(schedule.alphas_cumprod, schedule.timesteps, levels)).float()
 
 
 def step(process: DiffusionConfig, level: float) -> int:
-    """The index of the step whose level of noise is nearest."""
+    """Return the index of the step whose noise level is nearest."""
     schedule = process.build().schedule
     at = _interpolated(schedule.alphas_cumprod, torch.arange(len(schedule)), [level])
     return round(float(at[0]))
@@ -93,17 +103,18 @@ def step(process: DiffusionConfig, level: float) -> int:
 
 @torch.no_grad()
 def outputs(model: Model, process: DiffusionConfig, probe: Probe) -> Tensor:
-    """What the network gives, told the process's timesteps: (L, N, C or 2C, H, W)."""
-    timesteps = told(process, probe.levels).to(probe.x_t.device)
+    """Return the network's output for the timesteps of the process, (L, N, C or 2C, H, W)."""
+    ts = timesteps(process, probe.levels).to(probe.x_t.device)
     given = probe.conditioning()
-    return torch.stack([model.network(x, t[None], **given).float() for x, t in zip(probe.x_t, timesteps)])
+    return torch.stack([model.network(x, t[None], **given).float() for x, t in zip(probe.x_t, ts)])
 
 
 def relative_errors(output: Tensor, predict: Predict, probe: Probe) -> Float[Tensor, "n l"]:
-    """The squared error of x_0, divided by that of the best guess from the mean and variance of the pixels alone.
+    """Return the squared error of x_0, divided by that of the best guess from mean and variance of the pixels alone.
 
-    That guess's is spread / (1 + SNR spread). 1 is to know nothing of images, 0 to know all. x_0 is not clipped, so
-    that the ratio is the same for the errors of x_0, eps and v.
+    The error of that guess is spread / (1 + SNR spread). A value of 1 means that the network knows nothing about the
+    images, and 0 that it knows them exactly. x_0 is not clipped, so that the ratio is the same for errors of x_0, eps
+    and v.
     """
     output = output[:, :, : probe.x0.shape[1]]
     sqrt_alpha_bar, sqrt_noise = _column(probe.alpha_bar.sqrt()), _column((1 - probe.alpha_bar).sqrt())
@@ -121,7 +132,7 @@ def relative_errors(output: Tensor, predict: Predict, probe: Probe) -> Float[Ten
 
 
 def variance_bits(output: Tensor, process: DiffusionConfig, probe: Probe) -> float:
-    """The mean of the bound's terms at the levels, in bits per dimension: small if the variance is right."""
+    """Return the mean of the bound's terms at these levels in bits per dimension, small for the right variance."""
     diffusion, channels = process.build(), probe.x0.shape[1]
     output = output if diffusion.learns_variance else output[:, :, :channels]
     terms = []

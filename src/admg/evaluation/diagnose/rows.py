@@ -1,9 +1,9 @@
-"""What the weights themselves say of the order of qkv's rows: rows of queries, keys and values grow unlike each other.
+"""Evidence in the weights for the order of the rows of qkv: rows of queries, keys and values differ statistically.
 
-Training never moves the keys' bias (softmax does not see it), and scales the three kinds of rows differently. So under
-the right order the rows that it takes for one kind look alike. This needs no images, and tells more than the denoising
-error where the attention does little; it cannot tell the number of heads of the new order, whose kinds stand in thirds
-whatever the heads.
+Training never changes the bias of the keys, on which softmax does not depend, and scales the three kinds of rows
+differently. Under the right order, rows of the same kind are therefore alike. This needs no images, and is stronger
+evidence than the denoising error where the attention has little effect. It does not show the number of heads of the
+new order, in which each kind is a third of the rows whatever the heads.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ from admg.models import UNet
 from .candidates import Attention, blocks, heads_by_block
 
 FREEDOM = 10
-"""Parameters per block of what is fitted: means and variances, by kind (less those of all rows)."""
+"""Fitted parameters per block: means and variances by kind, minus those of all rows."""
 
 
 def log_likelihood(network: UNet, attention: Attention) -> float:
-    """Of all rows' biases and norms, a normal distribution for each kind in each block; in nats, up to a constant."""
+    """Return the log-likelihood of the rows' biases and norms, in nats up to a constant.
+
+    Each kind of row in each block has a normal distribution of its own.
+    """
     total = 0.0
     for (block, _), heads in zip(blocks(network), heads_by_block(network, attention), strict=True):
         weight, bias = (p.detach().double() for p in block.qkv.parameters())
@@ -32,12 +35,12 @@ def log_likelihood(network: UNet, attention: Attention) -> float:
 
 
 def rows_by_kind(rows: int, heads: int, new_order: bool) -> Tensor:
-    """(3, rows / 3): the numbers of the rows of queries, keys and values."""
+    """Return the indices of the rows of queries, keys and values, (3, rows / 3)."""
     numbers = torch.arange(rows)
     by_head = numbers.view(3, heads, -1) if new_order else numbers.view(heads, 3, -1).transpose(0, 1)
     return by_head.flatten(1)
 
 
 def decisive(network: UNet) -> float:
-    """The difference in nats that is more than chance: three standard deviations of fits to rows that are all alike."""
+    """Return the significant difference in nats: three standard deviations under the hypothesis of equal rows."""
     return max(20.0, 3 * (FREEDOM * len(blocks(network))) ** 0.5)

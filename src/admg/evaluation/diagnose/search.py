@@ -1,6 +1,6 @@
-"""Which candidate fits: in turn the best process and the best attention, until neither changes.
+"""The search for the best candidate: alternately the best process and the best attention, until neither changes.
 
-Within each turn candidates race: all see a few images, and only those that are not beaten yet see more.
+Candidates race: all are tried on a few images, and only those that are not beaten yet are tried on more.
 """
 
 from __future__ import annotations
@@ -26,24 +26,27 @@ from .rows import decisive, log_likelihood
 
 FIRST_IMAGES = 4
 FAR = 0.5
-"""A mean difference of log errors that beats whatever its spread: a factor of 1.65."""
+"""A mean difference of log errors that is decisive whatever its spread: a factor of 1.65."""
 LEAST = 0.0005
-"""And one that does not, however certain it is."""
+"""A mean difference of log errors that is never decisive."""
 KNOWS_NOTHING = 0.75
-"""No candidate fits if the best one's error is above this."""
+"""If the error of the best candidate is above this, no candidate fits."""
 
 Verdict = Literal["clear", "tied", "none"]
 Run = tuple[DiffusionConfig, Attention]
-"""What one pass through the network needs; its output is then read as each of the predictions."""
+"""The settings of one pass through the network, whose output is then interpreted as each of the predictions."""
 
 
 @dataclass(frozen=True)
 class Trial:
     """How well one candidate denoises.
 
-    error: relative to knowing nothing (1), see denoising.relative_errors; geometric mean over images and levels
-    by_level: the same at each level; ratio: to the best candidate's, on the images that both have seen
-    rows: how much less likely the rows of qkv are under its attention than under the likeliest, in nats, see rows.py
+    candidate: the candidate
+    error: relative error, 1 for no knowledge (see denoising.relative_errors); geometric mean over images and levels
+    by_level: relative error at each level
+    ratio: error divided by that of the best candidate, on the images that both were tried on
+    rows: how much less likely the rows of qkv are than under the likeliest attention, in nats (see rows.py)
+    images: number of images that the candidate was tried on
     """
 
     candidate: Candidate
@@ -56,16 +59,17 @@ class Trial:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was found.
+    """The result of a search.
 
-    trials: the best first
-    rivals: those that cannot be told from the best one
-    verdict: clear; tied: there are rivals; none: even the best knows next to nothing of these images
-    by_rows: whether the rows of qkv had to decide the attention, since the denoising errors did not
-    stated: the trial of the settings that the model came with
-    equivalent: other processes that look the same to the network as the best one's
-    variance: bits per dimension of the bound's terms by kind of variance, for the best; empty if it learns none
-    network, process: the configuration of the best
+    trials: all candidates, the best first
+    rivals: candidates that are statistically indistinguishable from the best
+    verdict: "clear"; "tied" if there are rivals; "none" if even the best knows almost nothing about these images
+    by_rows: whether the rows of qkv decided the attention, because the denoising errors did not
+    stated: the trial of the model's own settings
+    equivalent: other processes that look the same to the network as that of the best
+    variance: bits per dimension of the bound's terms for each kind of variance; empty if the model learns none
+    network, process: the configuration of the best candidate
+    levels: signal-to-noise ratios in dB
     """
 
     trials: tuple[Trial, ...]
@@ -81,19 +85,25 @@ class Diagnosis:
 
     @property
     def best(self) -> Trial:
+        """The best trial."""
         return self.trials[0]
 
     @property
     def as_stated(self) -> bool:
-        """Whether the settings that the model came with are the best, or cannot be told from it."""
+        """Whether the model's own settings are the best, or indistinguishable from it."""
         return self.verdict != "none" and self.stated in (self.best, *self.rivals)
 
 
 @dataclass
 class Board:
-    """The score of a search: logarithms of the relative errors of each candidate, (images, levels).
+    """The state of a search.
 
-    planned: the number of passes through the network, an estimate; done: those that are over
+    model, probe: the model and the noisy images
+    groups: processes that look the same to the network
+    planned, done: estimated number of passes through the network, and number of finished ones
+    scores: logarithms of the relative errors of each candidate, (images, levels)
+    rows: log-likelihood of the rows of qkv under each attention
+    best: the best candidate so far
     """
 
     model: Model
@@ -106,7 +116,7 @@ class Board:
     best: Candidate | None = None
 
     def try_out(self, run: Run, count: int) -> None:
-        """Let a run see the first `count` images."""
+        """Try a run on the first `count` images."""
         process, attention = run
         seen = len(self.scores.get(_candidates(run)[0], ()))
         probe = self.probe.images(slice(seen, count))
@@ -118,16 +128,17 @@ class Board:
         self.done += 1
 
     def seen(self, run: Run) -> int:
+        """Return the number of images that a run was tried on."""
         return len(self.scores.get(_candidates(run)[0], ()))
 
     def difference(self, a: Candidate, b: Candidate) -> tuple[Tensor, float]:
-        """log error of a less that of b for each image that both have seen, and the mean."""
+        """Return the difference of the log errors of a and b for each image that both were tried on, and its mean."""
         count = min(len(self.scores[a]), len(self.scores[b]))
         difference = (self.scores[a][:count] - self.scores[b][:count]).mean(1)
         return difference, float(difference.mean())
 
     def beaten(self, a: Candidate, by: Candidate) -> bool:
-        """Whether a's error is larger than the other's by more than chance."""
+        """Whether the error of a is significantly larger."""
         difference, mean = self.difference(a, by)
         if mean > FAR or len(difference) < FIRST_IMAGES:
             return mean > 0.2 * FAR
@@ -135,14 +146,14 @@ class Board:
         return mean > max(LEAST, (4 if len(difference) >= 2 * FIRST_IMAGES else 6) * spread)
 
     def contenders(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """Those that the best of them does not beat; what rows contradict is dropped. The best comes first."""
+        """Return the candidates that the best does not beat and the rows of qkv do not contradict, the best first."""
         leader = min(candidates, key=lambda c: float(self.scores[c].mean()))
         unbeaten = [c for c in candidates if not self.beaten(c, leader)]
         likely = self.likely(unbeaten)
         return sorted(likely, key=lambda c: float(self.scores[c].mean()))
 
     def likely(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """Without those whose attention the rows of qkv contradict."""
+        """Return the candidates whose attention the rows of qkv do not contradict."""
         most = max(self.rows[c.attention] for c in candidates)
         least = most - decisive(cast(UNet, self.model.network))
         return [c for c in candidates if self.rows[c.attention] >= least]
@@ -151,12 +162,13 @@ class Board:
 def diagnose(
     model: Model, x0: Images, y: Tensor | None = None, *, levels: Sequence[float] = LEVELS, seed: int = 0
 ) -> Diagnosis:
-    """How a diffusion model or upsampler wants to be used, of what its weights cannot tell.
+    """Infer the settings of a diffusion model or upsampler that its weights do not determine, from real images.
 
-    x0: real images (N, C, H, W) in [-1, 1], such as it was trained on; 4 are seldom enough, 16 mostly are
-    y: their labels (N,), if the network takes them
+    x0: real images (N, C, H, W) in [-1, 1], similar to the training data; 16 are usually enough, and 4 seldom
+    y: labels (N,) that the network is conditioned on, or None
     levels: signal-to-noise ratios in dB
-    The network is as it was afterwards. ValueError: images that do not fit the model, or without contrast.
+    seed: seed of the noise
+    The network is unchanged afterwards. Raises ValueError if the images do not fit the model or have no contrast.
     """
     *_, board = search(model, x0, y, levels=levels, seed=seed)
     return conclude(board)
@@ -171,9 +183,9 @@ def search(
     seed: int = 0,
     exhaustive: bool = False,
 ) -> Iterator[Board]:
-    """The search as diagnose() does it, step by step: the board after each pass through the network, for conclude().
+    """Search as `diagnose` does, and yield the board after each pass through the network; `conclude` takes the last.
 
-    exhaustive: begin with all combinations of process and attention, on a few images
+    exhaustive: whether to begin with all combinations of process and attention, on a few images
     """
     network = _network(model)
     own, probe = _own(model), noised(model, x0, y, levels, seed)
@@ -202,7 +214,7 @@ def search(
 
 
 def race(board: Board, runs: Sequence[Run], as_in: Candidate | None = None) -> Iterator[Board]:
-    """Sets board.best to the best candidate of the runs; as_in: only those that predict what this one does."""
+    """Set board.best to the best candidate of the runs. as_in: only candidates that predict what this one does"""
     alive, count, total = list(runs), FIRST_IMAGES, len(board.probe.x0)
     while True:
         count = min(count, total)
@@ -222,7 +234,7 @@ def race(board: Board, runs: Sequence[Run], as_in: Candidate | None = None) -> I
 
 
 def conclude(board: Board) -> Diagnosis:
-    """What the search has found."""
+    """Return the result of a search."""
     best = cast(Candidate, board.best)
     unbeaten = [c for c in board.scores if c != best and not board.beaten(c, best)]
     likely = board.likely([best, *unbeaten])
@@ -267,17 +279,17 @@ def _trial(board: Board, candidate: Candidate, best: Candidate) -> Trial:
 
 def _network(model: Model) -> UNet:
     if not isinstance(model.network, UNet):
-        raise ValueError("only a diffusion model or an upsampler with a U-Net of this package can be diagnosed")
+        raise ValueError("only diffusion models and upsamplers with a U-Net of this package can be diagnosed")
     return model.network
 
 
 def _own(model: Model) -> Candidate:
-    """The settings that the model came with."""
+    """Return the model's own settings."""
     if model.config is None:
-        raise ValueError("only a model with its DiffusionConfig can be diagnosed")
+        raise ValueError("only models with a DiffusionConfig can be diagnosed")
     process = model.config
     if process.diffusion_steps == 1000:
-        process = dataclasses.replace(process, rescale_timesteps=False)  # of 1000 steps it is the same
+        process = dataclasses.replace(process, rescale_timesteps=False)  # for 1000 steps it is the same
     return Candidate(process, Attention.of(_network(model).config))
 
 
@@ -291,7 +303,7 @@ def _run(candidate: Candidate) -> Run:
 
 
 def _neutral(run: Run) -> Run:
-    """The run, whatever is predicted."""
+    """Return the run with a fixed prediction, for comparison."""
     return dataclasses.replace(run[0], predict="eps"), run[1]
 
 

@@ -1,4 +1,4 @@
-"""What a feature network is: uint8 images -> features, under a name that every figure bears."""
+"""`FeatureNetwork`: maps uint8 images to features, and has a name that is part of the names of its metrics."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ ImagesAsFloat = Float[Tensor, "n 3 h2 w2"]
 
 @dataclass(frozen=True)
 class Activations:
-    """Of N images. features: (N, D) float32; spatial: (N, S) float32, what sFID looks at, or None"""
+    """Features of N images.
+
+    features: (N, D) float32
+    spatial: (N, S) float32, the features of sFID, or None
+    """
 
     features: Float[np.ndarray, "n d"]
     spatial: Float[np.ndarray, "n s"] | None = None
@@ -27,19 +31,20 @@ class Activations:
 
     @classmethod
     def join(cls, parts: list[Activations]) -> Activations:
+        """Return the features of several batches as one."""
         spatial = [part.spatial for part in parts if part.spatial is not None]
         return cls(np.concatenate([part.features for part in parts]), np.concatenate(spatial) if spatial else None)
 
 
 @dataclass(frozen=True)
 class FeatureNetwork:
-    """A network with all that is needed to judge images by it.
+    """A network that computes the features that metrics compare.
 
-    name: for people: FID is said of "Inception" only, FD-<name> of any other
-    module: takes what `prepare` returns, and gives features (N, D), or a pair with what sFID needs, (N, C, H, W)
-    prepare: uint8 (N, 3, H, W) -> the module's input
-    identity: of weights, architecture and preprocessing: equal ones give equal features
-    probabilities: features (N, D) -> p(y | x) (N, K), for the Inception Score; None: the network tells no classes
+    name: shown with each metric; the Fréchet distance is called FID for "Inception" and FD-<name> for any other
+    module: maps the output of `prepare` to features (N, D), or to a pair of these and the maps of sFID (N, C, H, W)
+    prepare: maps uint8 images (N, 3, H, W) to the input of the module
+    identity: checksum of weights, architecture and preprocessing; equal identities have equal features
+    probabilities: maps features (N, D) to p(y | x) (N, K) for the Inception Score; None if there are no classes
     """
 
     name: str
@@ -50,27 +55,34 @@ class FeatureNetwork:
 
     @property
     def is_inception(self) -> bool:
-        """Whether it is the 2015 Inception, of which alone FID and sFID are said and statistics are published."""
+        """Whether this is the 2015 Inception network. Only its distances are called FID and sFID."""
         return self.name == "Inception"
 
     @property
     def distance(self) -> str:
-        """What the Fréchet distance in its features is called."""
-        return "FID" if self.is_inception else f"FD-{self.name}"
+        """The name of the Fréchet distance in these features."""
+        return "FID" if self.is_inception else self.titled("FD")
+
+    def titled(self, metric: str) -> str:
+        """Return the name of a metric in these features: the metric's own for Inception, else <metric>-<name>."""
+        return metric if self.is_inception else f"{metric}-{self.name}"
 
     @property
     def device(self) -> torch.device:
+        """The device of the module's parameters, or the CPU if it has none."""
         return next((p.device for p in self.module.parameters()), torch.device("cpu"))
 
     def to(self, device: torch.device | str) -> FeatureNetwork:
+        """Move the module to a device and return self."""
         self.module.to(device)
         return self
 
     @torch.inference_mode()
     def __call__(self, images: UInt8[np.ndarray, "n h w c"]) -> Activations:
-        """Activations of images of one or three channels, in float32 proper: no TF32, whose three digits move a FID.
+        """Return the features of images of one or three channels, computed in float32.
 
-        ValueError: what the module gives are not features (N, D), or not finite.
+        TF32 is off, since its lower precision changes FID. Raises ValueError if the module does not return features
+        (N, D), or if they are not finite.
         """
         rgb = np.broadcast_to(images, (*images.shape[:3], 3))
         pixels = torch.from_numpy(np.ascontiguousarray(rgb.transpose(0, 3, 1, 2))).to(self.device)
@@ -79,19 +91,20 @@ class FeatureNetwork:
         features, maps = output if isinstance(output, tuple) else (output, None)
         if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(images):
             got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-            raise ValueError(f"network {self.name} gives {got} for {len(images)} images: features (N, D) are needed")
+            raise ValueError(f"network {self.name} returned {got} for {len(images)} images: expected features (N, D)")
         if not torch.isfinite(features).all():
-            raise ValueError(f"network {self.name} gives features that are not finite")
-        spatial = None if maps is None else maps.permute(0, 2, 3, 1).flatten(1)  # NHWC, as the stored statistics
+            raise ValueError(f"network {self.name} returned features that are not finite")
+        spatial = None if maps is None else maps.permute(0, 2, 3, 1).flatten(1)  # NHWC, as in stored statistics
         return Activations(to_array(features), None if spatial is None else to_array(spatial))
 
 
 def to_array(x: Tensor) -> np.ndarray:
+    """Return a tensor as a float32 array."""
     return x.float().cpu().numpy()
 
 
 class Head:
-    """p(y | x) of features: softmax(features Wᵀ + b), in float64."""
+    """Maps features to p(y | x) = softmax(features Wᵀ + b), in float64."""
 
     def __init__(self, weight: Float[Tensor, "k d"], bias: Float[Tensor, " k"] | None = None):
         self.weight = weight.detach().cpu().double()
@@ -103,7 +116,7 @@ class Head:
 
 
 def fingerprint(module: nn.Module, *more: str) -> str:
-    """SHA-256 of names, shapes and values of all parameters and buffers, of the module's layers, and of the texts."""
+    """Return the SHA-256 of the module's layers, of its parameters and buffers, and of the given texts."""
     digest = hashlib.sha256("\0".join([repr(module), *more]).encode())
     for name, tensor in module.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -112,10 +125,10 @@ def fingerprint(module: nn.Module, *more: str) -> str:
 
 
 def ready(module: nn.Module) -> nn.Module:
-    """For inference; channels last, in which convolutions on a CPU and on tensor cores run faster."""
+    """Prepare a module for inference, in channels-last format, which is faster on CPUs and tensor cores."""
     return module.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
-    """One convolution that does what the two do in evaluation mode."""
+    """Return one convolution that computes what the two layers do in evaluation mode."""
     return torch.nn.utils.fusion.fuse_conv_bn_eval(conv.eval(), norm.eval())

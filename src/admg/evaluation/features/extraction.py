@@ -1,4 +1,4 @@
-"""Features of many images: block by block, each kept on disk under the hash of its images, shared by processes."""
+"""Features of many images, computed in blocks that are cached on disk and shared by processes."""
 
 from __future__ import annotations
 
@@ -13,30 +13,35 @@ from pathlib import Path
 import numpy as np
 
 from admg.checkpoints import download
+from admg.engine.device import Processes
 from admg.engine.memory import keep_freed_memory
+from admg.evaluation.progress import Show, track
 from admg.evaluation.sources import Source
 from admg.files import atomic
 from admg.generation.shards import BROKEN
 
 from . import Activations, FeatureNetwork
 
-BLOCK = 500  # images to a file; also what one process does at a time
+BLOCK = 500  # images per file of the cache, and per task of a process
 
 
 def cache_folder() -> Path:
-    """Where features are kept: `features` in the cache folder of downloads (ADMG_HOME)."""
+    """Return the default folder of cached features, `features` in the cache folder of downloads (ADMG_HOME)."""
     return download.cache_folder() / "features"
 
 
 @dataclass(eq=False)
 class Extraction:
-    """The features of all images of a source, in blocks of 500. Equal images and network: found in the cache.
+    """The features of all images of a source, in blocks of 500.
 
-    A block is the same whoever computes it, so that the number of processes changes nothing. Process r of R computes
-    the blocks r, r + R, ...; the others' come through the cache.
+    Process r of R computes the blocks r, r + R, ..., and reads the others from the cache. A block does not depend on
+    the process that computes it. Features of the same images and network are read from the cache.
 
-    cache: folder of the features; None: keep none, with one process only
-    batch_size: images at a time
+    source: the images
+    network: the network that computes the features
+    cache: folder of the features; None keeps none, which is possible with one process only
+    batch_size: number of images per batch
+    rank, processes: number of this process, and of all
     """
 
     source: Source
@@ -49,11 +54,11 @@ class Extraction:
 
     def __post_init__(self):
         if self.batch_size < 1:
-            raise ValueError(f"at least one image is computed at a time, not {self.batch_size}")
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
         if not 0 <= self.rank < self.processes:
-            raise ValueError(f"process {self.rank} is not one of {self.processes}")
+            raise ValueError(f"rank must be from 0 to {self.processes - 1}, got {self.rank}")
         if self.processes > 1 and self.cache is None:
-            raise ValueError("several processes share features through the cache: they need one")
+            raise ValueError("several processes share features through the cache: it cannot be off")
         if self.source.images is None:
             raise ValueError(f"{self.source.name} holds statistics and no images")
 
@@ -61,12 +66,19 @@ class Extraction:
         return -(-len(self.source) // BLOCK)
 
     def span(self, block: int) -> slice:
+        """Return the positions of the images of a block."""
         return slice(block * BLOCK, min((block + 1) * BLOCK, len(self.source)))
 
-    def work(self) -> Iterator[int]:
-        """Compute this process's blocks, yielding the number of images after each batch. The next block is read ahead.
+    @property
+    def share(self) -> int:
+        """The number of images that this process computes."""
+        blocks = range(self.rank, len(self), self.processes)
+        return sum(len(self.source.numbers[self.span(block)]) for block in blocks)
 
-        ValueError: the network gives no features, or some that are not finite.
+    def compute(self) -> Iterator[int]:
+        """Compute the blocks of this process, and yield the number of images of each batch. Reads one block ahead.
+
+        Raises ValueError if the network does not return features, or if they are not finite.
         """
         keep_freed_memory(self.network.device.type)
         blocks = range(self.rank, len(self), self.processes)
@@ -83,12 +95,12 @@ class Extraction:
                     yield from self._compute(block, path, found)
 
     def gather(self) -> Activations:
-        """All features, in the order of the images; waits until the other processes' blocks are there."""
+        """Return all features in the order of the images, once the other processes have finished their blocks."""
         blocks = range(len(self))
         return Activations.join([self._made.pop(b) if b in self._made else self._await(b) for b in blocks])
 
     def _read(self, block: int) -> tuple[Path | None, Activations | np.ndarray]:
-        """What is in the cache, else the images; and where the block is kept."""
+        """Return the file of a block in the cache, and its features if they are there, else its images."""
         path = self._path(block)
         return path, (read(path) if path else None) or self.source[self.span(block)]
 
@@ -116,22 +128,59 @@ class Extraction:
         return found
 
 
+@dataclass(frozen=True)
+class Extractor:
+    """Extracts features with one network and the same settings for several sources.
+
+    network: the network that computes the features
+    cache: folder of the features, or None
+    batch_size: number of images per batch
+    processes: the place of this process among those that share the work
+    show: how progress is shown
+    """
+
+    network: FeatureNetwork
+    cache: Path | None = None
+    batch_size: int = 50
+    processes: Processes = field(default_factory=Processes)
+    show: Show = False
+
+    def __call__(self, source: Source, name: str) -> Activations | None:
+        """Return the features of a source, in process 0 alone. name: what the progress bar calls the source"""
+        rank, count = self.processes.rank, self.processes.count
+        job = Extraction(source, self.network, self.cache, self.batch_size, rank, count)
+        done = 0
+        with track(f"features of {name}", job.share, "image", self.show if rank == 0 else False) as update:
+            for images in job.compute():
+                done += images
+                update(done)
+        return job.gather() if rank == 0 else None
+
+
+def cache_path(cache: Path | str | bool) -> Path | None:
+    """Return the folder of the cache: a path, the default folder for True, and None for False."""
+    if isinstance(cache, bool):
+        return cache_folder() if cache else None
+    return Path(cache).expanduser()
+
+
 def extract(source: Source, network: FeatureNetwork, cache: Path | None = None, batch_size: int = 50) -> Activations:
-    """All features of the source, by this process alone."""
+    """Return all features of a source, computed by this process alone."""
     extraction = Extraction(source, network, cache, batch_size)
-    for _ in extraction.work():
+    for _ in extraction.compute():
         pass
     return extraction.gather()
 
 
 def read(path: Path) -> Activations | None:
-    """A block in the cache; None: it is not there, or damaged, so that it is computed anew."""
+    """Return a block of the cache, or None if it is absent or damaged."""
     with suppress(KeyError, *BROKEN), np.load(path, allow_pickle=False) as file:
         return Activations(file["features"], file["spatial"] if "spatial" in file.files else None)
     return None
 
 
 def write(path: Path, block: Activations) -> None:
+    """Write a block to the cache."""
     arrays = {"features": block.features} | ({} if block.spatial is None else {"spatial": block.spatial})
     with atomic(path) as temporary:
         np.savez(temporary, allow_pickle=False, **arrays)

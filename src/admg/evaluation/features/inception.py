@@ -1,6 +1,6 @@
-"""The Inception of TensorFlow (2015-12-05) by which FID, sFID and the Inception Score are defined, in PyTorch.
+"""TensorFlow's Inception network of 2015-12-05, which defines FID, sFID and the Inception Score, in PyTorch.
 
-Layers have the names of torch-fidelity's weight file; comments give those of the graph, `classify_image_graph_def.pb`.
+Layers have the names of torch-fidelity's weight file; comments give the names in `classify_image_graph_def.pb`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from admg.checkpoints import download
 from .base import FeatureNetwork, Head, fingerprint, fold, ready
 
 SIZE = 299
-SPATIAL_CHANNELS = 7  # of mixed_6/conv, that sFID looks at: 7 x 17 x 17 = 2023 values
-CLASSES = 1008  # 1,000 of them are ImageNet's
+SPATIAL_CHANNELS = 7  # channels of mixed_6/conv that sFID uses: 7 x 17 x 17 = 2023 values
+CLASSES = 1008  # 1,000 of them are classes of ImageNet
 
 FILE = "weights-inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE}"
@@ -46,7 +46,7 @@ class Conv(nn.Module):
 
 
 class Chain:
-    """Layers of a block by their names, one after the other."""
+    """Mixin: applies layers of a block in order, by their names."""
 
     def chain(self, x: Tensor, prefix: str, *ends: str | int) -> Tensor:
         for end in ends:
@@ -107,7 +107,7 @@ class MixedC(nn.Module, Chain):
         return self.branches(x)[0]
 
     def branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The block's output, and its first branch alone."""
+        """Return the output of the block, and that of its first branch alone."""
         first = self.branch1x1(x)
         seven, double = self.chain(x, "branch7x7", 1, 2, 3), self.chain(x, "branch7x7dbl", 1, 2, 3, 4, 5)
         return torch.cat([first, seven, double, self.branch_pool(mean_pool(x))], 1), first
@@ -131,7 +131,7 @@ class MixedD(nn.Module, Chain):
 
 
 class MixedE(nn.Module, Chain):
-    """8 x 8: mixed_9, which pools by the mean, and mixed_10, by the maximum (a slip of the graph, now what FID is)."""
+    """8 x 8: mixed_9, with average pooling, and mixed_10, with max pooling: an error of the graph that FID includes."""
 
     def __init__(self, inputs: int, max_pooled: bool = False):
         super().__init__()
@@ -156,7 +156,7 @@ class MixedE(nn.Module, Chain):
 
 
 class Inception(nn.Module):
-    """(N, 3, 299, 299) in [-1, 1] -> pool_3 (N, 2048) and the first 7 channels of mixed_6/conv (N, 7, 17, 17)."""
+    """Maps images (N, 3, 299, 299) in [-1, 1] to pool_3 (N, 2048) and 7 channels of mixed_6/conv (N, 7, 17, 17)."""
 
     def __init__(self):
         super().__init__()
@@ -187,7 +187,7 @@ class Inception(nn.Module):
         return x.mean((2, 3)), first[:, :SPATIAL_CHANNELS]
 
     def fold(self) -> Inception:
-        """Batch normalisation put into the convolutions, once the weights are loaded: the same function, faster."""
+        """Fold the batch normalisations into the convolutions, once weights are loaded; the function stays the same."""
         for module in self.modules():
             if isinstance(module, Conv):
                 module.fold()
@@ -195,14 +195,15 @@ class Inception(nn.Module):
 
 
 def mean_pool(x: Tensor) -> Tensor:
-    """Mean over 3 x 3 of what lies within the image: TensorFlow's SAME padding is left out of it."""
+    """Average over 3 x 3, without the padding, as TensorFlow does with SAME."""
     return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
 
 
 def resize(x: Float[Tensor, "n c h w"], size: int = SIZE) -> Float[Tensor, "n c size size"]:
-    """The graph's ResizeBilinear (TensorFlow 1): pixel i of `size` is at i·(in/size), corners and middles not aligned.
+    """Resize as the graph's ResizeBilinear (TensorFlow 1) does: pixel i of `size` is at i·(in/size).
 
-    Enlarged images end in a flat edge; when images are made smaller, pixels are skipped, not averaged.
+    Neither corners nor centres are aligned: enlarged images end in a flat edge, and when images are made smaller,
+    pixels are skipped rather than averaged.
     """
     for axis in (3, 2):
         count = x.shape[axis]
@@ -216,16 +217,17 @@ def resize(x: Float[Tensor, "n c h w"], size: int = SIZE) -> Float[Tensor, "n c 
 
 
 def prepare(images: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 299 299"]:
-    """(x - 128) / 128 of the resized image: grey values 0..255 -> [-1, 0.99]."""
+    """Return (x - 128) / 128 of the resized image: values 0..255 become [-1, 0.99]."""
     return (resize(images.float()) - 128) / 128
 
 
 def load(path: Path | str | None = None, offline: bool = False) -> FeatureNetwork:
-    """Inception with the published weights.
+    """Return Inception with the published weights.
 
-    path: of the weight file; None: in the cache folder, downloaded at first use
-    offline: do not download
-    DownloadError (an OSError): it cannot be had, or is another file. ValueError: not these layers.
+    path: weight file; by default the one in the cache folder, which is downloaded at first use
+    offline: whether downloads are forbidden
+    Raises DownloadError (an OSError) if the file cannot be downloaded or has another checksum, and ValueError if it
+    does not have these layers.
     """
     if path is None:
         path = download.fetch(URL, weights_path(), EXPECTED, forbid=offline)
@@ -233,29 +235,29 @@ def load(path: Path | str | None = None, offline: bool = False) -> FeatureNetwor
 
 
 def weights_path() -> Path:
-    """Where the file is, or will be, in the cache folder."""
+    """Return the path of the weight file in the cache folder, whether it exists or not."""
     return download.cache_folder() / "metrics" / FILE
 
 
 def from_state_dict(state: dict[str, Tensor]) -> FeatureNetwork:
-    """ValueError: other names or shapes than those of the weight file (batch counters may lack)."""
+    """Return Inception with these weights. Raises ValueError if names or shapes differ."""
     network = Inception()
     counters = {name: value for name, value in network.state_dict().items() if name.endswith("num_batches_tracked")}
     try:
         network.load_state_dict(counters | state)
     except (RuntimeError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"these weights are not of the 2015 Inception, {FILE}: {reason}") from None
+        raise ValueError(f"these are not the weights of the 2015 Inception, {FILE}: {reason}") from None
     identity = fingerprint(network, "ResizeBilinear 299, (x - 128) / 128")
-    # as in the published evaluator, the Inception Score is of logits without the bias: softmax(pool_3 W)
+    # as in the published evaluator, the Inception Score uses logits without the bias: softmax(pool_3 W)
     return FeatureNetwork("Inception", ready(network.fold()), prepare, identity, Head(network.fc.weight))
 
 
 def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; Inception's weights are at {URL}")
+        raise FileNotFoundError(f"{path}: no such file; the weights of Inception are at {URL}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         return dict(state)
-    except Exception as error:  # pickle, zip and torch raise what they like
+    except Exception as error:  # pickle, zip and torch raise many kinds
         raise ValueError(f"{path} cannot be read as weights: {' '.join(str(error).split())[:200]}") from None

@@ -1,4 +1,4 @@
-"""Inception Score (Salimans et al. 2016): exp(E_x KL(p(y|x) || p(y))), over consecutive parts as published figures."""
+"""Inception Score (Salimans et al. 2016): exp(E_x KL(p(y|x) || p(y))), the mean over consecutive parts."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import numpy as np
 from jaxtyping import Float
 
+from .base import Inputs, Metric
 from .intervals import Estimate
 from .statistics import check_features
 
@@ -14,16 +15,18 @@ SPLIT = 5000
 
 
 def inception_score(probabilities: Float[np.ndarray, "n k"], split_size: int = SPLIT, logits: bool = False) -> Estimate:
-    """Mean over consecutive parts of 5,000 samples of exp(mean_i KL(p_i || mean_i p_i)), from p (N, K), rows of sum 1.
+    """Return the mean over consecutive parts of 5,000 samples of exp(mean_i KL(p_i || mean_i p_i)).
 
-    A last part of fewer counts as much as the others, as in guided-diffusion's evaluator. Its error is the delete-one
+    A smaller last part counts as much as the others, as in guided-diffusion's evaluator. The error is the delete-one
     jackknife's within each part.
-    logits: what is given are logits instead; their softmax is taken in float64
-    ValueError: fewer than 2 samples, not finite, or neither.
+
+    probabilities: p (N, K), whose rows have the sum 1
+    logits: whether logits are given instead; their softmax is computed in float64
+    Raises ValueError if there are fewer than 2 samples, or if they are not finite or not probabilities.
     """
     check_features(probabilities, "samples")
     if split_size < 1:
-        raise ValueError(f"parts of {split_size} samples: 1 or more are needed")
+        raise ValueError(f"split_size must be at least 1, got {split_size}")
     starts = range(0, len(probabilities), split_size)
     parts = [_part(_softmax(rows) if logits else _checked(rows))
              for rows in (probabilities[i : i + split_size] for i in starts)]  # fmt: skip
@@ -32,7 +35,7 @@ def inception_score(probabilities: Float[np.ndarray, "n k"], split_size: int = S
 
 
 def _part(p: Float[np.ndarray, "n k"]) -> tuple[float, float]:
-    """The score of one part, and its jackknife variance."""
+    """Return the score of one part and its jackknife variance."""
     n = len(p)
     own = _xlogx(p).sum(1)  # -H(y | x_i)
     mean = p.mean(0)
@@ -45,17 +48,25 @@ def _part(p: Float[np.ndarray, "n k"]) -> tuple[float, float]:
 
 
 def _xlogx(p: np.ndarray) -> np.ndarray:
-    """p log p, which is 0 at 0."""
+    """Return p log p, which is 0 at p = 0."""
     return p * np.log(np.where(p > 0, p, 1))
 
 
 def _checked(rows: np.ndarray) -> np.ndarray:
     p = rows.astype(np.float64)
     if (p < 0).any() or not np.allclose(p.sum(1), 1, atol=1e-3):
-        raise ValueError("the class probabilities must not be negative, and their sum must be 1 for each sample")
+        raise ValueError("class probabilities must not be negative, and their sum must be 1 for each sample")
     return p / p.sum(1, keepdims=True)
 
 
 def _softmax(rows: np.ndarray) -> np.ndarray:
     e = np.exp(rows.astype(np.float64) - rows.max(1, keepdims=True))
     return e / e.sum(1, keepdims=True)
+
+
+def _score(inputs: Inputs) -> Estimate:
+    assert inputs.network.probabilities is not None
+    return inception_score(inputs.network.probabilities(inputs.samples.features))
+
+
+IS = Metric("is", _score, lambda network: network.titled("IS"), needs="probabilities", compares=False)

@@ -1,6 +1,6 @@
-"""How far a figure may be from what endlessly many draws of the samples would give: 95 % intervals.
+"""95 % confidence intervals of a metric over the draw of the generated images.
 
-All are over the samples alone; the reference is taken as given, as a published reference batch is.
+The reference is taken as given, as a published reference batch is.
 """
 
 from __future__ import annotations
@@ -19,7 +19,12 @@ Z = NormalDist().inv_cdf(0.975)
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure, its standard error, and its 95 % interval; NaN where there are too few samples for one."""
+    """The value of a metric, its standard error and its 95 % interval, which are NaN if there are too few samples.
+
+    value: the metric
+    error: standard error
+    low, high: ends of the interval
+    """
 
     value: float
     error: float = math.nan
@@ -30,43 +35,46 @@ class Estimate:
     def spread(
         cls, value: float, error: float, dof: float = math.inf, least: float = -math.inf, most: float = math.inf
     ) -> Estimate:
-        """value ± t error, within [least, most]; dof: degrees of freedom of the error, of Student's t."""
+        """Return value ± t · error, limited to [least, most]. dof: degrees of freedom of Student's t"""
         half = student_t(dof) * error
         return cls(value, error, max(least, value - half), min(most, value + half))
 
     @classmethod
     def share(cls, right: int, count: int) -> Estimate:
-        """`right` of `count`, with Wilson's interval."""
+        """Return the proportion `right` / `count` with Wilson's interval."""
         p = right / count
         return cls(p, math.sqrt(p * (1 - p) / count), *wilson(right, count))
 
 
 def wilson(right: int, count: int, z: float = Z) -> tuple[float, float]:
-    """Wilson's interval (95 %) for a share of which `right` of `count` were seen. ValueError: no share is such."""
+    """Return Wilson's interval (95 %) of a proportion, of which `right` in `count` were observed.
+
+    Raises ValueError unless 0 <= right <= count and count >= 1.
+    """
     if not 0 <= right <= count or count < 1:
-        raise ValueError(f"{right} of {count}: no share")
+        raise ValueError(f"{right} of {count} is not a proportion")
     p, z2 = right / count, z * z / count
     middle, half = p + z2 / 2, z * math.sqrt(p * (1 - p) / count + z2 / (4 * count))
     return max(0.0, (middle - half) / (1 + z2)), min(1.0, (middle + half) / (1 + z2))
 
 
 def draw_groups(count: int, seed: int, groups: int = GROUPS) -> Int64[np.ndarray, " n"]:
-    """A group 0 .. groups-1 for each of `count` samples, drawn by the seed, of sizes that differ by one at most.
+    """Return a random group, 0 .. groups-1, for each of `count` samples; the sizes of groups differ by at most one.
 
-    Fewer samples than groups: as many groups as samples, so that the jackknife leaves out one sample at a time.
+    With fewer samples than groups there are as many groups as samples: the jackknife then leaves out one at a time.
     """
     if groups < 2:
-        raise ValueError(f"{groups} group of samples: the jackknife needs 2 or more")
+        raise ValueError(f"{groups} group of samples: the jackknife needs at least 2")
     return np.random.default_rng(seed).permutation(np.arange(count) % min(groups, count))
 
 
 def jackknife(
     value: float, without: Sequence[float] | np.ndarray, least: float = -math.inf, most: float = math.inf
 ) -> Estimate:
-    """Interval of a figure from its values without each group: the delete-a-group jackknife (Kott 2001).
+    """Return the interval of a metric from its values without each group: the delete-a-group jackknife (Kott 2001).
 
-    It needs no resampling with replacement, whose doubled images would change every covariance's rank and every
-    nearest neighbour. By Efron & Stein 1981 its variance is on average not too small, whatever the figure.
+    Unlike the bootstrap it repeats no images, which would change the rank of covariances and the nearest neighbours.
+    Its variance is on average not too small, whatever the metric (Efron & Stein 1981).
     """
     values = np.asarray(without, np.float64)
     error = math.sqrt((len(values) - 1) * values.var())  # (G - 1) / G Σ (θ_g - mean)²
@@ -74,9 +82,9 @@ def jackknife(
 
 
 def student_t(dof: float) -> float:
-    """0.975 quantile of Student's t (Abramowitz & Stegun 26.7.5): below 0.2 % off from 4 degrees of freedom on.
+    """Return the 0.975 quantile of Student's t (Abramowitz & Stegun 26.7.5), with an error below 0.2 %.
 
-    Fewer than 4: tabulated, as the series fails there.
+    For fewer than 4 degrees of freedom, where the series fails, it is tabulated.
     """
     if dof < 4:
         return {1: 12.706204736, 2: 4.302652730, 3: 3.182446305}[int(dof)]

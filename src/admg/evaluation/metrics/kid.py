@@ -9,18 +9,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .base import Inputs, Metric
 from .intervals import Estimate
 from .statistics import Features, check_features, check_same_dim
 
-BLOCK = 1024  # rows and columns of a block of the kernel's matrix
+BLOCK = 1024  # rows and columns of a block of the kernel matrix
 
 
 def kid(samples: Features, reference: Features, device: torch.device | str = "cpu") -> Estimate:
-    """The unbiased estimate from all pairs (equation 4), in blocks; it may be below 0.
+    """Return the unbiased estimate from all pairs (equation 4), computed in blocks; it may be negative.
 
-    Its error is the delete-one jackknife's over the samples, exact from the sums of the kernel's rows; the reference
-    is taken as given. Float64: MPS devices cannot.
-    ValueError: fewer than 2 of either, not finite, or other dimensions.
+    The error is the delete-one jackknife's over the samples, exact from the row sums of the kernel matrix.
+
+    samples, reference: features (N, D) and (M, D)
+    device: where to compute; it must support float64, which MPS does not
+    Raises ValueError if either has fewer than 2 features, they are not finite, or the dimensions differ.
+
+    >>> x = np.random.default_rng(0).normal(size=(100, 4))
+    >>> kid(x, x + 1).value > kid(x, x + 0.5).value > 0
+    True
     """
     x, y = _both(samples, reference, device)
     n, m = len(x), len(y)
@@ -30,7 +37,7 @@ def kid(samples: Features, reference: Features, device: torch.device | str = "cp
     value = float(own / (n * (n - 1)) - 2 * cross / (n * m)) + among
     if n < 3:
         return Estimate(value)
-    # without sample i its row and its column go, 2 within[i], and its row of the products with the reference
+    # leaving out sample i removes its row and its column, 2 within[i], and its row of products with the reference
     without = (own - 2 * within) / ((n - 1) * (n - 2)) - 2 * (cross - between) / ((n - 1) * m)
     return Estimate.spread(value, math.sqrt((n - 1) * float(without.var(correction=0))), n - 1)
 
@@ -43,17 +50,18 @@ def kid_subsets(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> Estimate:
-    """As published: the mean over 100 pairs of subsets of 1,000, each drawn without replacement.
+    """Return the mean over pairs of subsets drawn without replacement, by default 100 of 1,000, as in the paper.
 
-    Its error is the subsets' deviation / sqrt(subsets), as is usual; it is too small where the subsets overlap, that
-    is with fewer than subsets * size images, for which `kid` gives an honest one.
-    ValueError: as kid, or fewer images than a subset has.
+    The error is the usual standard deviation / sqrt(subsets). It is too small if subsets overlap, which they do with
+    fewer than subsets * size images; use `kid` for a correct one.
+
+    Raises ValueError as `kid` does, and if there are fewer images than `size`.
     """
     if subsets < 2 or size < 2:
-        raise ValueError(f"{subsets} subsets of {size}: 2 or more of 2 or more are needed")
+        raise ValueError(f"subsets and size must be at least 2, got {subsets} and {size}")
     for name, features in (("samples", samples), ("reference images", reference)):
         if len(features) < size:
-            raise ValueError(f"{len(features)} {name}: KID in subsets of {size} needs {size} or more")
+            raise ValueError(f"{len(features)} {name}: KID with subsets of {size} needs at least {size}")
     x, y = _both(samples, reference, device)
     rng = np.random.default_rng(seed)
     values = [_mmd2(*(z[_drawn(rng, len(z), size).to(z.device)] for z in (x, y))) for _ in range(subsets)]
@@ -71,7 +79,7 @@ def _mmd2(x: Tensor, y: Tensor) -> float:
 
 
 def _row_sums(x: Tensor, y: Tensor, same: bool = False) -> Tensor:
-    """Σ_j k(x_i, y_j), (N,); without j = i if y is x."""
+    """Return Σ_j k(x_i, y_j), (N,), without j = i if y is x."""
     sums = []
     for rows in _blocks(x):
         total = torch.zeros(len(rows), dtype=torch.float64, device=x.device)
@@ -85,7 +93,7 @@ def _row_sums(x: Tensor, y: Tensor, same: bool = False) -> Tensor:
 
 def _kernel(products: Tensor, dim: int) -> Tensor:
     k = products / dim + 1
-    return k * k * k  # sooner done than a power
+    return k * k * k  # faster than a power
 
 
 def _blocks(x: Tensor) -> Iterator[Tensor]:
@@ -97,3 +105,15 @@ def _both(samples: Features, reference: Features, device: torch.device | str) ->
     check_features(reference, "reference images")
     check_same_dim(samples, reference)
     return [torch.from_numpy(np.ascontiguousarray(x)).to(device) for x in (samples, reference)]
+
+
+def _kid(inputs: Inputs) -> Estimate:
+    return kid(inputs.samples.features, inputs.reference.features)
+
+
+KID = Metric(
+    "kid",
+    _kid,
+    lambda network: "KID" if network.is_inception else network.titled("KD"),
+    lower_is_better=True,
+)

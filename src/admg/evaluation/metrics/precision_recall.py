@@ -1,7 +1,7 @@
-"""Precision, recall, density and coverage: which images of one set lie among those of the other, by nearest neighbours.
+"""Precision, recall, density and coverage: how well two sets of images cover each other, by nearest neighbours.
 
-Each image of a set has a ball that reaches to its k-th nearest neighbour in the set; the balls together are its
-manifold (Kynkäänniemi et al. 2019; Naeem et al. 2020). On the ball's surface is inside.
+Each image of a set has a ball that reaches to its k-th nearest neighbour in the set. The union of the balls is the
+set's manifold (Kynkäänniemi et al. 2019; Naeem et al. 2020). Points on the surface of a ball are inside.
 """
 
 from __future__ import annotations
@@ -15,23 +15,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .base import Inputs, Metric
 from .intervals import GROUPS, Estimate, draw_groups, jackknife
 from .statistics import Features, check_features, check_same_dim
 
-ENTRIES = 3 << 20  # of a block of distances in float64: 24 MiB, which malloc reuses
-SLACK = 1e-12  # of squared radii, relative to the largest squared norm: well above the rounding of the products
-SPARE = 9  # neighbours kept beyond the k-th, for radii without a group of the samples
+ENTRIES = 3 << 20  # distances per block, in float64: 24 MiB, which malloc reuses
+SLACK = 1e-12  # added to squared radii, relative to the largest squared norm: well above the products' rounding
+SPARE = 9  # neighbours beyond the k-th that are kept, for radii without a group of the samples
 
 
 class PrecisionRecall(NamedTuple):
-    """precision: share of the samples inside the reference's manifold; recall: of the reference inside the samples'."""
+    """Improved precision and recall.
+
+    precision: fraction of the samples inside the reference's manifold
+    recall: fraction of the reference images inside the samples' manifold
+    """
 
     precision: float
     recall: float
 
 
 class DensityCoverage(NamedTuple):
-    """density: mean number of the reference's balls around a sample, over k; coverage: share of them with a sample."""
+    """Density and coverage.
+
+    density: mean number of the reference's balls that a sample lies in, divided by k
+    coverage: fraction of the reference's balls that contain a sample
+    """
 
     density: float
     coverage: float
@@ -39,7 +48,7 @@ class DensityCoverage(NamedTuple):
 
 @dataclass(frozen=True)
 class Manifold:
-    """All four, each with its interval over the samples, if there are enough of them."""
+    """All four metrics, each with an interval over the samples if there are enough of them."""
 
     precision: Estimate
     recall: Estimate
@@ -48,18 +57,22 @@ class Manifold:
 
 
 def precision_recall(samples: Features, reference: Features, k: int = 3) -> PrecisionRecall:
-    """Improved precision and recall (Kynkäänniemi et al. 2019, equations 1 and 2) of features (N, D) and (M, D).
+    """Return improved precision and recall (Kynkäänniemi et al. 2019, equations 1 and 2) of features (N, D) and (M, D).
 
-    They fall with N and M: compare only sets of equal size. ValueError: see `prdc`.
+    They depend on N and M: compare only sets of equal sizes. Raises ValueError as `prdc` does.
+
+    >>> near = np.random.default_rng(0).normal(size=(50, 8))
+    >>> precision_recall(near, np.concatenate([near, near + 1000]))  # samples cover half of the reference
+    PrecisionRecall(precision=1.0, recall=0.5)
     """
     found = prdc(samples, reference, k, k, groups=0)
     return PrecisionRecall(found.precision.value, found.recall.value)
 
 
 def density_coverage(samples: Features, reference: Features, k: int = 5) -> DensityCoverage:
-    """Density and coverage (Naeem et al. 2020, equations 4 and 5) of features (N, D) and (M, D).
+    """Return density and coverage (Naeem et al. 2020, equations 4 and 5) of features (N, D) and (M, D).
 
-    ValueError: see `prdc`.
+    Raises ValueError as `prdc` does.
     """
     found = prdc(samples, reference, k, k, groups=0)
     return DensityCoverage(found.density.value, found.coverage.value)
@@ -74,24 +87,26 @@ def prdc(
     groups: int = GROUPS,
     device: torch.device | str = "cpu",
 ) -> Manifold:
-    """Precision and recall by the k-th neighbours, density and coverage by the k_density-th, all in one go.
+    """Return precision and recall with k neighbours, and density and coverage with k_density, from one pass.
 
-    Distances come from products in float64, in blocks, so that memory grows with N + M only. Radii are given a slack
-    of the products' rounding, so that what is on a surface is inside, and equal images are at distance 0.
-    Intervals: precision's is Wilson's, density's that of a mean, recall's and coverage's the delete-a-group jackknife,
-    in which the other samples' balls grow as their neighbours go.
-    seed, groups: how the samples are divided for it; groups=0: no intervals
-    device: where to compute; it must know float64
-    ValueError: fewer than k + 1 in either set, not finite, or of other dimensions.
+    Distances come from matrix products in float64, in blocks, so that memory grows only with N + M. Radii are enlarged
+    by the rounding error of the products, so that points on a surface are inside and equal images have distance 0.
+
+    Precision has Wilson's interval, density that of a mean, and recall and coverage that of the delete-a-group
+    jackknife, in which the balls of the remaining samples grow as their neighbours are left out.
+
+    seed, groups: random groups of samples for the jackknife; with groups=0 there are no intervals
+    device: where to compute; it must support float64
+    Raises ValueError if either set has fewer than k + 1 features, they are not finite, or the dimensions differ.
     """
     for name, features, least in (("samples", samples, k), ("reference images", reference, max(k, k_density))):
         check_features(features, name)
         if not 1 <= least < len(features):
-            raise ValueError(f"{len(features)} {name}: neighbours number {least} need {least + 1} or more")
+            raise ValueError(f"{len(features)} {name}: {least} nearest neighbours need at least {least + 1}")
     check_same_dim(samples, reference)
     group = draw_groups(len(samples), seed, groups) if groups else np.zeros(len(samples), np.int64)
-    order = np.argsort(group, kind="stable")  # a block of rows is of one group
-    centre = reference.mean(0, dtype=np.float64)  # products of centred features cancel less
+    order = np.argsort(group, kind="stable")  # so that a block of rows is of one group
+    centre = reference.mean(0, dtype=np.float64)  # centred features have less cancellation in their products
     x, y = (_Points(torch.from_numpy(points - centre).to(device)) for points in (samples[order], reference))
     counts = _count(x, y, torch.from_numpy(group[order]).to(device), k, k_density)
     return _estimates(counts, len(samples), k_density)
@@ -107,18 +122,19 @@ class _Points:
         return len(self.x)
 
     def squared_distances(self, rows: slice, others: _Points) -> Tensor:
-        """|x_i - y_j|² of these rows, (n, M), but for rounding, which may make them negative."""
+        """Return |x_i - y_j|² of these rows, (n, M); rounding may make them negative."""
         return torch.addmm(others.norms, self.x[rows], others.x.T, alpha=-2).add_(self.norms[rows, None])
 
 
 @dataclass(frozen=True)
 class _Counts:
-    """Of N samples in G groups against M reference images.
+    """Counts for N samples in G groups and M reference images.
 
-    inside: samples inside the reference's manifold; balls: (N,), reference balls around each
-    recalled: (G, M), whether in a ball of the samples of this group
-    grown: (G, M), whether in a ball of the samples of other groups that grows as this one goes
-    covered: (G, M), whether a sample of this group is in the reference image's ball
+    inside: number of samples inside the reference's manifold
+    balls: (N,), number of reference balls around each sample
+    recalled: (G, M), whether the reference image is in a ball of a sample of this group
+    grown: (G, M), whether it is in a ball of another group's sample that grows if this group is left out
+    covered: (G, M), whether a sample of this group is in the ball of the reference image
     jackknifed: whether there are enough samples to leave out a group
     """
 
@@ -148,7 +164,7 @@ def _count(x: _Points, y: _Points, group: Tensor, k: int, k_density: int) -> _Co
         covered[own] |= _any(here, 0)
         recalled[own] |= _any(d <= radius[rows, None], 0)
         for other in range(g if jackknifed else 0):
-            wider = without[rows, other] > radius[rows]  # they lose a neighbour: about k / G of them
+            wider = without[rows, other] > radius[rows]  # rows that lose a neighbour: about k / G of them
             if other != own and wider.any():
                 grown[other] |= _any(d[wider] <= without[rows, other][wider][:, None], 0)
     return _Counts(inside, torch.cat(balls), recalled, grown, covered, jackknifed)
@@ -169,20 +185,20 @@ def _estimates(counts: _Counts, n: int, k_density: int) -> Manifold:
 
 
 def _without(reached: Tensor, grown: Tensor) -> list[float]:
-    """Share of the reference that is reached without each group: by another one, or by balls that have grown."""
+    """Return the fraction of the reference that is reached without each group, by another one or by balls that grew."""
     times = reached.sum(0)
     return [float(((times > reached[g].int()) | grown[g]).double().mean()) for g in range(len(reached))]
 
 
 def _any(inside: Tensor, dim: int) -> Tensor:
-    return inside.view(torch.uint8).amax(dim).bool()  # tens of times as fast as any() on a CPU
+    return inside.view(torch.uint8).amax(dim).bool()  # many times faster than any() on a CPU
 
 
 def _radii_without(x: _Points, group: Tensor, k: int, groups: int, slack: float) -> tuple[Tensor, Tensor]:
-    """Squared radii to the k-th neighbour, (N,), and to the k-th that is not of each group, (N, G).
+    """Return squared radii to the k-th neighbour, (N,), and to the k-th one outside of each group, (N, G).
 
-    It is among the k + 9 nearest unless 10 of them are of one group, which drawn at random they are not; then the
-    last of them is taken.
+    The latter is among the k + 9 nearest unless 10 of them are of one random group, which is very unlikely; then the
+    last of them is used.
     """
     nearest, index = _radii(x, min(k + SPARE, len(x) - 1) if groups else k, slack)
     radius = nearest[:, k - 1]
@@ -190,14 +206,14 @@ def _radii_without(x: _Points, group: Tensor, k: int, groups: int, slack: float)
         return radius, radius[:, None]
     columns = []
     for g in range(groups):
-        rank = (group[index] != g).cumsum(1)  # of the neighbours that stay
+        rank = (group[index] != g).cumsum(1)  # rank among the neighbours that remain
         at = (rank < k).sum(1).clamp_max(nearest.shape[1] - 1)
         columns.append(nearest.gather(1, at[:, None])[:, 0])
     return radius, torch.stack(columns, 1)
 
 
 def _radii(x: _Points, count: int, slack: float) -> tuple[Tensor, Tensor]:
-    """Squared radii (N, count) to the nearest other points, with slack, increasing, and the points' numbers."""
+    """Return squared radii (N, count) to the nearest other points, with slack, increasing, and their indices."""
     distances, numbers = [], []
     for rows in _rows(len(x), len(x), [len(x)]):
         d = x.squared_distances(rows, x)
@@ -209,9 +225,20 @@ def _radii(x: _Points, count: int, slack: float) -> tuple[Tensor, Tensor]:
 
 
 def _rows(n: int, m: int, sizes: list[int]) -> Iterator[slice]:
-    """Consecutive slices of n rows of m distances, of at most ENTRIES each, none of which crosses a group's border."""
+    """Yield consecutive slices of n rows of m distances, of at most ENTRIES distances, none across two groups."""
     step, start = max(1, ENTRIES // m), 0
     for size in sizes:
         for i in range(start, start + size, step):
             yield slice(i, min(i + step, start + size))
         start += size
+
+
+def _manifold(inputs: Inputs) -> Manifold:
+    groups = GROUPS if inputs.interval else 0
+    return prdc(inputs.samples.features, inputs.reference.features, seed=inputs.seed, groups=groups)
+
+
+PRECISION = Metric("precision", lambda inputs: inputs.once(_manifold).precision)
+RECALL = Metric("recall", lambda inputs: inputs.once(_manifold).recall)
+DENSITY = Metric("density", lambda inputs: inputs.once(_manifold).density)
+COVERAGE = Metric("coverage", lambda inputs: inputs.once(_manifold).coverage)

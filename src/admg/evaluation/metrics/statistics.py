@@ -1,6 +1,7 @@
-"""Mean and covariance of features, in float64, gathered batch by batch; stored as in the published reference batches.
+"""Mean and covariance of features in float64, accumulated batch by batch, and the files that they are stored in.
 
-Features are NumPy arrays (N, D) of any float type here and in all figures; sums and products are taken in float64.
+Features are NumPy arrays (N, D) of any floating-point type, here and in all metrics; sums and products are computed in
+float64. The files are those of the published reference batches.
 """
 
 from __future__ import annotations
@@ -16,12 +17,17 @@ from admg.files import atomic
 
 Features = Float[np.ndarray, "n d"]
 
-ROWS = 4096  # features at a time, so that a copy of them in float64 stays small
+ROWS = 4096  # features at a time, so that their copy in float64 stays small
 
 
 @dataclass(frozen=True)
 class Gaussian:
-    """mean: (D,); cov: (D, D), unbiased, as np.cov has it; count: of the features that they are of, 0 if unknown"""
+    """Mean and covariance of features.
+
+    mean: (D,)
+    cov: (D, D), the unbiased estimate, as np.cov returns it
+    count: number of features that they were computed from, 0 if unknown
+    """
 
     mean: Float[np.ndarray, " d"]
     cov: Float[np.ndarray, "d d"]
@@ -29,7 +35,7 @@ class Gaussian:
 
     @classmethod
     def of(cls, features: Features) -> Gaussian:
-        """That of features (N, D). ValueError: fewer than 2, or not finite."""
+        """Return the Gaussian of features (N, D). Raises ValueError if they are fewer than 2 or not finite."""
         return Moments.of(features).gaussian()
 
     @property
@@ -38,10 +44,24 @@ class Gaussian:
 
 
 @dataclass(frozen=True)
-class Moments:
-    """Sums from which a Gaussian follows: a + b is exactly that of both together, whoever gathered them.
+class StoredStatistics:
+    """Statistics of the 2015 Inception network that a file holds.
 
-    count: N; mean: (D,); scatter: (D, D), Σ (x - mean)(x - mean)ᵀ
+    features: of pool_3, for FID
+    spatial: of mixed_6/conv, for sFID, or None
+    """
+
+    features: Gaussian
+    spatial: Gaussian | None = None
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Sums that determine a Gaussian; a + b are the sums of both sets of features together.
+
+    count: N
+    mean: (D,)
+    scatter: (D, D), Σ (x - mean)(x - mean)ᵀ
     """
 
     count: int
@@ -50,7 +70,7 @@ class Moments:
 
     @classmethod
     def of(cls, features: Features) -> Moments:
-        """Those of features (N, D), N >= 1. ValueError: another shape, or not finite."""
+        """Return the moments of features (N, D), N >= 1. Raises ValueError for another shape or values not finite."""
         check_features(features, "features", least=1)
         return cls.join(cls._of(features[i : i + ROWS]) for i in range(0, len(features), ROWS))
 
@@ -63,7 +83,7 @@ class Moments:
 
     @classmethod
     def join(cls, parts: Iterable[Moments]) -> Moments:
-        """Those of several batches or processes, added in their order. ValueError: there are none."""
+        """Return the moments of several batches or processes, added in order. Raises ValueError if there are none."""
         total: Moments | None = None
         for part in parts:
             total = part if total is None else total + part
@@ -72,7 +92,7 @@ class Moments:
         return total
 
     def __add__(self, other: Moments) -> Moments:
-        """Chan, Golub & LeVeque 1983, equation 2.1b. ValueError: another dimension."""
+        """Add by Chan, Golub & LeVeque 1983, equation 2.1b. Raises ValueError if the dimensions differ."""
         check_same_dim(self.mean, other.mean)
         n = self.count + other.count
         shift = other.mean - self.mean
@@ -81,24 +101,24 @@ class Moments:
         return Moments(n, self.mean + shift * (other.count / n), scatter)
 
     def __sub__(self, other: Moments) -> Moments:
-        """What is left without `other`, which must be a part of it: (a + b) - b is a but for rounding."""
+        """Remove a part of the features: (a + b) - b is a, up to rounding."""
         check_same_dim(self.mean, other.mean)
         if (n := self.count - other.count) < 1:
-            raise ValueError(f"nothing is left of {self.count} features without {other.count}")
+            raise ValueError(f"{other.count} of {self.count} features cannot be removed: at least 1 must remain")
         shift = other.mean - self.mean
         scatter = self.scatter - other.scatter
         scatter -= np.outer(shift, shift * (self.count * other.count / n))
         return Moments(n, self.mean - shift * (other.count / n), scatter)
 
     def gaussian(self) -> Gaussian:
-        """ValueError: of fewer than 2 features."""
+        """Return mean and covariance. Raises ValueError if there are fewer than 2 features."""
         if self.count < 2:
-            raise ValueError(f"{self.count} image: a covariance needs 2 or more")
+            raise ValueError(f"{self.count} image: a covariance needs at least 2")
         return Gaussian(self.mean, self.scatter / (self.count - 1), self.count)
 
 
 def save_statistics(path: Path | str, features: Gaussian, spatial: Gaussian | None = None) -> None:
-    """Write an .npz of mu and sigma and, for sFID, mu_s and sigma_s, as the published evaluator reads them."""
+    """Write an .npz with mu and sigma and, for sFID, mu_s and sigma_s, as the published evaluator reads them."""
     arrays = {"mu": features.mean, "sigma": features.cov}
     if spatial is not None:
         arrays |= {"mu_s": spatial.mean, "sigma_s": spatial.cov}
@@ -107,13 +127,16 @@ def save_statistics(path: Path | str, features: Gaussian, spatial: Gaussian | No
 
 
 def load_statistics(path: Path | str) -> tuple[Gaussian, Gaussian | None]:
-    """Of pooled and of spatial features (None: not there). ValueError: no mu and sigma, or not finite (D,), (D, D)."""
+    """Return the statistics of pooled and of spatial features (None if absent) from an .npz.
+
+    Raises ValueError if it has no mu and sigma, or if they are not finite arrays (D,) and (D, D).
+    """
     with np.load(path, allow_pickle=False) as file:
         return statistics_of(file, path)
 
 
 def statistics_of(file: np.lib.npyio.NpzFile, path: Path | str) -> tuple[Gaussian, Gaussian | None]:
-    """As load_statistics, of an open file; path: for messages."""
+    """Return what `load_statistics` does, from an open file. path: its name in error messages"""
     if not {"mu", "sigma"} <= set(file.files):
         raise ValueError(f"{path} has no mu and sigma, but {', '.join(file.files) or 'nothing'}")
     features = as_gaussian(file["mu"], file["sigma"], f"{path}: mu and sigma")
@@ -123,20 +146,20 @@ def statistics_of(file: np.lib.npyio.NpzFile, path: Path | str) -> tuple[Gaussia
 
 
 def as_gaussian(mean: np.ndarray, cov: np.ndarray, name: str) -> Gaussian:
-    """Stored arrays, in float64. ValueError, about `name`: not float (D,) and (D, D), or not finite."""
+    """Return stored arrays in float64. Raises ValueError if they are not float (D,) and (D, D), or not finite."""
     if mean.ndim != 1 or cov.shape != (len(mean), len(mean)) or {mean.dtype.kind, cov.dtype.kind} != {"f"}:
-        raise ValueError(f"{name} of shapes {mean.shape} and {cov.shape}: allowed are float (D,) and (D, D)")
+        raise ValueError(f"{name} have shapes {mean.shape} and {cov.shape}: expected float (D,) and (D, D)")
     if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
         raise ValueError(f"{name} are not finite")
     return Gaussian(mean.astype(np.float64), cov.astype(np.float64))
 
 
 def check_features(features: Features, name: str, least: int = 2) -> None:
-    """ValueError, about `name`: not float (N, D), fewer than `least`, or not finite."""
+    """Raise ValueError if the features are not float (N, D), are fewer than `least`, or are not finite."""
     if features.ndim != 2 or features.dtype.kind != "f" or features.shape[1] == 0:
-        raise ValueError(f"{name} of shape {features.shape}, {features.dtype}: allowed are float (N, D)")
+        raise ValueError(f"{name} have shape {features.shape}, {features.dtype}: expected float (N, D)")
     if (n := len(features)) < least:
-        raise ValueError(f"{n} {name}: {least} or more are needed")
+        raise ValueError(f"{n} {name}: at least {least} are needed")
     for start in range(0, n, ROWS):
         finite = np.isfinite(features[start : start + ROWS]).all(1)
         if not finite.all():
@@ -144,5 +167,6 @@ def check_features(features: Features, name: str, least: int = 2) -> None:
 
 
 def check_same_dim(a: np.ndarray, b: np.ndarray) -> None:
+    """Raise ValueError if the last dimensions differ."""
     if a.shape[-1] != b.shape[-1]:
         raise ValueError(f"features of {a.shape[-1]} and {b.shape[-1]} dimensions cannot be compared")

@@ -1,0 +1,51 @@
+"""Options of the commands that compare images by the features of a network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from admg.config import check, setting
+from admg.engine.device import Processes
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureOptions:
+    """Features.
+
+    network: feature network: inception (of 2015, which defines FID; downloaded at first use), efficientnet-lite0 (no
+        download), dinov2_vitl14 and its variants, or file.py:name of a torch.nn.Module
+    weights: weight file of Inception, weights-inception-2015-12-05-6726825d.pth
+    fit: how images of another size are fitted to that of the samples: resize (scale and crop) or pad (a black border)
+    batch_size: number of images per batch
+    device: cpu or cuda
+    cache: folder of features that are kept for the next time
+    no_cache: do not keep features
+    """
+
+    network: str = setting("inception", metavar="NAME")
+    weights: str | None = setting(None, metavar="FILE")
+    fit: Literal["resize", "pad"] | None = None
+    batch_size: int = setting(50, min=1)
+    device: str = setting("auto", default_text="cuda if available")
+    cache: Path | None = setting(None, metavar="DIR", default_text="in admg's cache folder")
+    no_cache: bool = False
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.no_cache and Processes.from_environment().count > 1:
+            raise ValueError("no_cache is for one process: several share their features through the cache")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of `admg.evaluate` and of other functions that compare images."""
+        return {
+            "features": self.network,
+            "weights": self.weights,
+            "fit": self.fit,
+            "batch_size": self.batch_size,
+            "device": self.device,
+            "cache": False if self.no_cache else self.cache or True,
+            "processes": Processes.from_environment(),
+        }

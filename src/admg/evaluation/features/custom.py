@@ -1,0 +1,49 @@
+"""Any torch module as a feature network, given as an object or as file.py:name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from admg.userfile import load_object
+
+from .base import FeatureNetwork, fingerprint
+
+
+def from_module(module: nn.Module, name: str = "", source: str = "") -> FeatureNetwork:
+    """Return a feature network from a module that maps x (N, 3, H, W) in [-1, 1] to features (N, D).
+
+    If the module has a method `prepare`, it maps the uint8 images (N, 3, H, W) to the input of the module instead.
+
+    name: shown with the metrics; by default the name of the class
+    source: anything else that determines the features, such as the code; it becomes part of the identity
+    Raises ValueError if it is not a module.
+    """
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"a feature network must be a torch.nn.Module, not {type(module).__name__}")
+    prepare = getattr(module, "prepare", None) or to_unit_range
+    name = name or type(module).__name__
+    if name.lower().startswith("inception"):  # the names FID and IS are for the published network only
+        name = f"own-{name}"
+    return FeatureNetwork(name, module.eval().requires_grad_(False), prepare, fingerprint(module, name, source))
+
+
+def to_unit_range(images: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
+    """Map values 0..255 to [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+def from_file(spec: str) -> tuple[Any, str]:
+    """Return the object "file.py:name", called if it is a class or a function, and a checksum of its file.
+
+    Raises ValueError if there is no such file or name, or if the file fails.
+    """
+    found, digest = load_object(spec)
+    if isinstance(found, nn.Module) or not callable(found):
+        return found, digest
+    try:
+        return found(), digest
+    except Exception as error:  # the user's code may raise anything
+        raise ValueError(f"{spec}() failed: {type(error).__name__}: {' '.join(str(error).split())}") from None

@@ -1,0 +1,139 @@
+"""Classifiers that check whether samples show their label."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from torch import nn
+
+from admg.checkpoints import presets
+from admg.checkpoints.model import Classifier
+from admg.models import ClassifierConfig
+
+from .features import custom
+from .features.base import fingerprint
+from .real_images import label_numbers
+from .sources import Source
+
+Predict = Callable[[UInt8[np.ndarray, "n h w c"]], Int64[np.ndarray, " n"]]
+
+
+@dataclass(frozen=True)
+class LabelClassifier:
+    """A classifier of clean images.
+
+    name: name in reports
+    predict: maps uint8 images (N, H, W, C) to label numbers (N,)
+    numbers: the classifier's number of each label of the samples; None if they are the same
+    identity: checksum of weights and code; equal identities predict the same labels
+    """
+
+    name: str
+    predict: Predict
+    numbers: list[int] | None = None
+    identity: str = ""
+
+    def count_correct(self, source: Source, batch_size: int = 50) -> tuple[int, int]:
+        """Return the number of labelled images that are assigned to their label, and the number of labelled images.
+
+        Raises ValueError if there are no labels, or only -1, which stands for no label.
+        """
+        if source.labels is None:
+            raise ValueError(f"{source.name} has no labels: label accuracy needs arr_1, or the names of classes")
+        correct, count = 0, 0
+        for start in range(0, len(source), batch_size):
+            chosen = slice(start, start + batch_size)
+            target = source.labels[chosen]
+            target = target if self.numbers is None else np.array([self.numbers[k] if k >= 0 else -1 for k in target])
+            labelled = target >= 0
+            correct += int((self.predict(source[chosen]) == target)[labelled].sum())
+            count += int(labelled.sum())
+        if not count:
+            raise ValueError(f"{source.name} has only the label -1, which stands for no label")
+        return correct, count
+
+
+def load_label_classifier(
+    classifier: str | Classifier | nn.Module | Any, source: Source, device: torch.device | str = "cpu"
+) -> LabelClassifier:
+    """Return a label classifier for the images of a source.
+
+    classifier: a noisy classifier, or its name or folder, which is evaluated at the lowest noise level; a module that
+        maps x (N, C, H, W) in [-1, 1] to logits; an object with a method predict(images), which maps uint8 images
+        (N, H, W, C) to label numbers; or "file.py:name" of one of the latter two
+    Raises ValueError if it is none of these, or if it is for images or labels other than those of the source.
+    """
+    device = torch.device(device)
+    if isinstance(classifier, Classifier):
+        return _noisy("classifier", classifier, source, device)
+    if isinstance(classifier, str) and ".py:" not in classifier:
+        return _noisy(classifier, presets.load_classifier(classifier), source, device)
+    if isinstance(classifier, str):
+        found, digest = custom.from_file(classifier)
+        name, spec = classifier.rpartition(":")[2], classifier
+    else:
+        found, digest = classifier, ""
+        name = spec = type(classifier).__name__
+    if source.label_names:
+        raise ValueError(
+            f"the labels of {source.name} are names, and those of {spec} are numbers: use an .npz with arr_1"
+        )
+    if callable(getattr(found, "predict", None)):
+        return LabelClassifier(name, lambda images: np.asarray(found.predict(images)), None, _identity(found, digest))
+    if isinstance(found, nn.Module):
+        module = found.eval().to(device)
+        return LabelClassifier(
+            name, lambda images: _labels(module(to_x(images, device))), None, _identity(found, digest)
+        )
+    raise ValueError(f"{spec} has no method predict(images) and is not a torch.nn.Module")
+
+
+def _noisy(name: str, classifier: Classifier, source: Source, device: torch.device) -> LabelClassifier:
+    classifier = classifier.to(device)
+    _check(name, classifier, source)
+    timestep = classifier.diffusion.timestep(0, device)
+
+    def predict(images: np.ndarray) -> np.ndarray:
+        return _labels(classifier(to_x(images, device), timestep.expand(len(images))))
+
+    numbers = label_numbers(classifier.labels, source.label_names) if source.label_names else None
+    return LabelClassifier(name, torch.inference_mode()(predict), numbers, fingerprint(classifier.network))
+
+
+def _identity(found: object, digest: str) -> str:
+    """Return a checksum of the code, and of the modules that the object is or holds."""
+    if not digest:
+        with suppress(OSError, TypeError):  # the source is unknown
+            digest = hashlib.sha256(inspect.getsource(type(found)).encode()).hexdigest()[:12]
+    parts = [found, *getattr(found, "__dict__", {}).values()]
+    return " ".join([digest, *(fingerprint(part) for part in parts if isinstance(part, nn.Module))])
+
+
+def to_x(images: UInt8[np.ndarray, "n h w c"], device: torch.device) -> torch.Tensor:
+    """Return uint8 images as x (N, C, H, W) in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(device).float() / 127.5 - 1
+
+
+def _labels(logits: torch.Tensor) -> np.ndarray:
+    return logits.argmax(1).cpu().numpy()
+
+
+def _check(name: str, classifier: Classifier, source: Source) -> None:
+    """Raise ValueError if the classifier is for images or labels other than those of the source."""
+    config = cast(ClassifierConfig, classifier.network.config)
+    side, channels = config.image_size, config.image_channels
+    if source.size != (side, side) or source.channels != channels:
+        have = f"{source.channels}x{source.size[0]}x{source.size[1]}" if source.size else "different sizes"
+        raise ValueError(f"classifier {name} is for images of {channels}x{side}x{side}; {source.name} has {have}")
+    if source.labels is not None and source.labels.max() >= classifier.labels.count:
+        raise ValueError(
+            f"{source.name} has a label {source.labels.max()}, but {name} has {classifier.labels.count} labels"
+        )

@@ -1,0 +1,109 @@
+"""Images for evaluation in any form: arrays, tensors, samples, paths, and data sets."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from admg.data import Dataset, from_dataset
+from admg.data.arrays import Split
+from admg.generation.images import to_uint8
+from admg.generation.samples import Samples
+
+from .sources import Source, open_source
+
+Images = np.ndarray | Tensor | Samples | Source | torch.utils.data.Dataset[Any] | Path | str
+"""Images of any form that `as_source` accepts."""
+
+READ = 256  # images of a data set that are read at a time
+
+
+def as_source(images: Images, name: str = "images", *, labels: bool = False, split: Split = "test") -> Source:
+    """Return images of any form as a Source.
+
+    images: an array or tensor, see `of_array`; `Samples`; a path, see `open_source`; or a data set of `admg.data`, or
+        any torch data set of (image, label)
+    name: name in messages, if the images have none
+    labels: whether to read the labels of a path
+    split: "train" or "test", of a path that has both
+    Raises ValueError if the type, shape or range is not one of these, or if there are fewer than two images.
+    """
+    if isinstance(images, Source):
+        return images
+    if isinstance(images, str | Path):
+        return open_source(images, labels=labels, split=split)
+    if isinstance(images, Samples):
+        numbers = images.labels.numpy()
+        return replace(of_array(images.images, name), labels=numbers if (numbers >= 0).any() else None)
+    if isinstance(images, Tensor | np.ndarray):
+        return of_array(images, name)
+    if hasattr(images, "__getitem__") and hasattr(images, "__len__"):
+        return of_dataset(images, name)
+    raise ValueError(f"{name}: expected an array, Samples, a path or a data set, not {type(images).__name__}")
+
+
+def of_array(images: np.ndarray | Tensor, name: str = "images") -> Source:
+    """Return images in memory as a Source.
+
+    images: uint8 (N, H, W, C) or (N, H, W), or a uint8 tensor (N, C, H, W); or floats (N, C, H, W) in [0, 1], or in
+        about [-1, 1] as `sample` returns them
+    Raises ValueError for another type, shape or range, values that are not finite, or fewer than two images.
+    """
+    if isinstance(images, Tensor):
+        if images.dtype == torch.uint8 and images.ndim == 4 and images.shape[1] in (1, 3):
+            images = images.permute(0, 2, 3, 1)
+        images = images.detach().cpu().contiguous().numpy()
+    images = np.asarray(images)
+    if np.issubdtype(images.dtype, np.floating) and images.ndim == 4:
+        images = _from_float(images, name)
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or not images.size:
+        raise ValueError(
+            f"{name} are {images.dtype} {images.shape}: expected uint8 (N, H, W, 1 or 3), or float (N, 1 or 3, H, W) "
+            f"in [-1, 1] or [0, 1]"
+        )
+    if len(images) < 2:
+        raise ValueError(f"{name}: at least 2 images are needed, got 1")
+    return Source(name, images, (images.shape[1], images.shape[2]), images.shape[3])
+
+
+def of_dataset(dataset: Any, name: str = "images") -> Source:
+    """Return a data set as a Source; one that is not in files or 8-bit arrays is read into memory.
+
+    dataset: a data set of `admg.data`, or any map-style torch data set of (image, label); see `admg.data.from_dataset`
+    """
+    found = from_dataset(dataset)
+    if isinstance(found, Dataset) and not (isinstance(found.images, np.ndarray) and found.images.dtype != np.uint8):
+        size = (found.image_size, found.image_size)
+        return Source(name, found.images, size, found.channels, found.labels, found.label_names, fit=found.fit)  # type: ignore[arg-type]
+    x, y = zip(*(found.batch(range(i, min(i + READ, len(found)))) for i in range(0, len(found), READ)))
+    images = ((torch.cat(x) + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+    labels = torch.cat(y).numpy()
+    source = of_array(images, name)
+    return replace(source, labels=labels if (labels >= 0).any() else None, label_names=found.label_names)
+
+
+def _from_float(x: np.ndarray, name: str) -> UInt8[np.ndarray, "n h w c"]:
+    """Convert floats in [0, 1], or in about [-1, 1] as models generate them."""
+    if x.shape[1] not in (1, 3) and x.shape[-1] in (1, 3):
+        x = x.transpose(0, 3, 1, 2)
+    if not np.isfinite(x).all():
+        bad = int(np.flatnonzero(~np.isfinite(x).all((1, 2, 3)))[0])
+        raise ValueError(f"{name}: image {bad} has values that are not finite")
+    low, high = float(x.min()), float(x.max())
+    if x.shape[1] in (1, 3):
+        if -3 <= low < -0.5 and high <= 3:
+            return to_uint8(torch.from_numpy(x))
+        if low >= 0 and 0.5 < high <= 1:
+            return (x.astype(np.float64) * 255).round().astype(np.uint8).transpose(0, 2, 3, 1)
+    raise ValueError(
+        f"{name} are float {x.shape} with values in [{low:g}, {high:g}]: expected (N, C, H, W), clearly in [-1, 1] or "
+        f"[0, 1]"
+    )
