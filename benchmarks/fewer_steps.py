@@ -37,7 +37,7 @@ from admg import guidance
 from admg.checkpoints.model import Classifier
 from admg.cli.main import Parser
 from admg.files import atomic
-from admg.generation.sample import find_sampler
+from admg.generation.sampler_specs import find_sampler
 
 SPACING = {"ddpm": "", "ddim": "", "heun": "karras", "dpmpp_2m": "karras", "dpmpp_2m_sde": "karras",
            "dpmpp_3m": "logsnr", "unipc": "karras"}  # fmt: skip

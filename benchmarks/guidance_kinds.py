@@ -39,7 +39,7 @@ from admg import guidance
 from admg.checkpoints.model import Classifier, Model
 from admg.cli.main import Parser
 from admg.files import atomic
-from admg.generation.sample import find_sampler
+from admg.generation.sampler_specs import find_sampler
 from admg.guidance import Guide
 
 LOW, HIGH = 0.3, 2.0  # of the noise levels that an interval keeps; half of the steps

@@ -41,7 +41,8 @@ from admg.data import FASHION_MNIST_LABELS
 from admg.files import atomic, check_output_folder
 from admg.generation.contact_sheet import sheet
 from admg.generation.images import save_png
-from admg.generation.sample import cycle_labels, find_sampler
+from admg.generation.labels import shares
+from admg.generation.sampler_specs import find_sampler
 
 Figures = dict[str, float]
 
@@ -112,7 +113,7 @@ def run(args: argparse.Namespace) -> None:
         check_agreed(figures["accuracy"])
         results.put_real(figures)
 
-    labels = cycle_labels(range(CLASSES), args.num)
+    labels = shares(range(CLASSES), args.num)
     cells = list(cells_of(args))
     for i, cell in enumerate(cells, 1):
         tqdm.write(f"[{i}/{len(cells)}] {cell.line}, scale {cell.scale:g}" + (": done before" * (cell in results)))

@@ -19,9 +19,12 @@ if TYPE_CHECKING:
     from .evaluation.evaluate import evaluate
     from .evaluation.neighbours import neighbours
     from .evaluation.nll import nll
-    from .generation.edit import edit, encode, interpolate
+    from .generation.edit import edit, encode
+    from .generation.generate import generate
+    from .generation.interpolate import interpolate
     from .generation.sample import sample
     from .generation.samples import Samples
+    from .generation.upsample import upsample
     from .training import TrainConfig, TrainingRun, train_classifier, train_diffusion, train_upsampler
 
 __version__ = "0.1.0"
@@ -40,7 +43,8 @@ _WHERE = {
     "edit": "generation.edit",
     "encode": "generation.edit",
     "evaluate": "evaluation.evaluate",
-    "interpolate": "generation.edit",
+    "generate": "generation.generate",
+    "interpolate": "generation.interpolate",
     "load": "checkpoints.presets",
     "neighbours": "evaluation.neighbours",
     "nll": "evaluation.nll",
@@ -50,6 +54,7 @@ _WHERE = {
     "train_classifier": "training",
     "train_diffusion": "training",
     "train_upsampler": "training",
+    "upsample": "generation.upsample",
 }
 _MODULES = {
     "data": "data",
@@ -72,9 +77,11 @@ __all__ = [  # noqa: RUF022 (what people call first, then what it is made of)
     "load_classifier",
     "load_upsampler",
     "sample",
+    "generate",
     "edit",
     "encode",
     "interpolate",
+    "upsample",
     "train_diffusion",
     "train_classifier",
     "train_upsampler",

@@ -36,8 +36,12 @@ def test_sample_writes_pictures_that_training_reads_with_the_same_labels(capsys,
 
 def test_sheet_columns_are_the_samples_at_each_scale(capsys, sample_arguments, tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr("admg.cli.sample.scale_sheet", lambda columns, scales, *_: drawn.append((columns, scales)) or
-                        Image.new("L", (1, 1)))  # fmt: skip
+
+    def draw(columns, scales, *_):
+        drawn.append((columns, scales))
+        return Image.new("L", (1, 1))
+
+    monkeypatch.setattr("admg.generation.scale_sheet.scale_sheet", draw)
     arguments = [*sample_arguments, "--label", "one", "--num", 2, "--seed", 5, "--out"]
     assert run(capsys, *arguments, tmp_path, "--sheet", "scale=0,50")[0] == 0
     (unguided, guided), scales = drawn[0]
@@ -53,7 +57,7 @@ def test_sheet_columns_are_the_samples_at_each_scale(capsys, sample_arguments, t
         (["--label", "ankel boot"], "did you mean 'Ankle boot'"),
         (["--label", "7"], "labels are 0 to 4: zero, one, two, T-shirt/top, Ankle boot"),
         (["--label", "-1"], "unknown label '-1'"),
-        (["--sampler", "ddpn"], "choose from"),
+        (["--sampler", "ddpn"], "unknown sampler 'ddpn': did you mean 'ddpm'?"),
         (["--steps", "banana"], "respacing 'banana'"),
         (["--steps", "101"], "cannot take 101 steps from a section of 100"),
         (["--steps", "ddim77"], "no whole stride"),
@@ -64,8 +68,8 @@ def test_sheet_columns_are_the_samples_at_each_scale(capsys, sample_arguments, t
         (["--num", "0"], "--num must be at least 1"),
         (["--seed", "-1"], "--seed must be at least 0"),
         (["--labels", "one,ankel boot"], "did you mean 'Ankle boot'"),
-        (["--labels", "one", "--label", "two"], "not allowed with argument"),
-        (["--labels", "random", "--unconditional", "--scale", "0"], "neither the model nor a classifier"),
+        (["--labels", "one", "--label", "two"], "--label cannot be combined with --labels"),
+        (["--labels", "random", "--unconditional", "--scale", "0"], "neither the model nor a guide uses them"),
         (["--shard-size", "0"], "--shard-size must be at least 1"),
         (["--labels", ""], "unknown label ''"),
         (["--world-size", "0"], "--world-size must be at least 1, got 0"),
@@ -74,13 +78,13 @@ def test_sheet_columns_are_the_samples_at_each_scale(capsys, sample_arguments, t
         (["--upsampler-batch-size", "0"], "--upsampler-batch-size must be at least 1"),
         (["--sheet", "scale=1", "--upsampler", "x"], "leave out --upsampler"),
         (["--batch-size", "0"], "--batch-size must be at least 1"),
-        (["--eta", "1.5"], "--eta must be in [0, 1]"),
-        (["--eta", "0.5", "--sampler", "ddpm"], "--eta is of the sampler ddim"),
+        (["--eta", "1.5"], "--eta must be at least 0 and at most 1"),
+        (["--eta", "0.5", "--sampler", "ddpm"], "--eta is an option of the sampler ddim"),
         (["--model", "fashion-mnits"], "did you mean 'fashion-mnist'"),
         (["--classifier", "no/such/folder"], "unknown model 'no/such/folder'"),
         (["--device", "warp"], "device 'warp' cannot be used"),
         (["--device", "meta"], "device 'meta' cannot be used"),
-        (["--colour", "red"], "unrecognized arguments"),
+        (["--colour", "red"], "unknown option '--colour'"),
     ],
 )
 def test_sample_refuses_bad_input_and_writes_nothing(capsys, sample_arguments, tmp_path, arguments, expected):

@@ -15,8 +15,10 @@ from PIL import Image
 
 import admg
 from admg import guidance, samplers
-from admg.cli import guides
+from admg.generation import guide_specs
+from admg.generation.guide_specs import GuideSet, UserGuide, guide_title
 from admg.generation.images import to_float
+from admg.generation.upsample import UPSAMPLER_SEED
 from admg.userfile import load_object
 
 OWN = """
@@ -69,7 +71,7 @@ def test_an_own_guide_that_runs_out_of_memory_says_so(error):
         raise error
 
     with pytest.raises(type(error)) as raised:
-        guides.Own(guide, Path("own.py"), "guide")(None)
+        UserGuide(guide, Path("own.py"), "guide")(None)
     assert raised.value is error
 
 
@@ -134,8 +136,8 @@ def test_the_command_samples_as_python_does(capsys, command, expected, own, tmp_
 def test_every_guide_with_a_scale_is_offered(capsys):
     """Found by their fields, so that one of a new file is there by itself."""
     names = ["apg", "cfg-plus-plus", "cfg-zero-star", "classifier-free", "gradient-free", "perturbed-attention"]
-    assert list(guides.built_in()) == names
-    assert guides.built_in()["apg"] is guidance.APG
+    assert list(guide_specs.guide_kinds()) == names
+    assert guide_specs.guide_kinds()["apg"] is guidance.APG
     help_text = " ".join(run(capsys, "sample", "--help")[1].split()).replace("- ", "-")
     assert all(name in help_text for name in names)
 
@@ -171,16 +173,18 @@ def test_what_decides_the_images_is_in_run_json(capsys, command, own, tmp_path):
     options = ["--guide", f"{own}:pull", "--cfg", 2, "--interval", "0.1,inf"]
     made(capsys, tmp_path, *command, *options)
     settings = json.loads((tmp_path / "out" / "run.json").read_text())["settings"]
-    cfg, mine = settings["guides"]
-    assert cfg == "classifier-free:2" and mine.startswith("own.py:pull, checksum ") and settings["interval"][0] == 0.1
+    interval = settings["guide"]
+    cfg, mine = interval["guide"]["guides"]
+    assert cfg == {"type": "ClassifierFreeGuidance", "scale": 2.0} and interval["low"] == 0.1
+    assert mine["file"] == "own.py:pull" and len(mine["checksum"]) == 12
     (tmp_path / "elsewhere").mkdir()
     moved = own.rename(tmp_path / "elsewhere" / "own.py")
     options[1] = f"{moved}:pull"
-    assert "finished run of these settings" in run(capsys, *command, *options)[1]
+    assert "finished run with these settings" in run(capsys, *command, *options)[1]
     moved.write_text(OWN.replace("PULL = 3.0", "PULL = 3.5"))
-    assert "guides is classifier-free:2,own.py:pull, checksum" in refused(capsys, *command, *options)
+    assert "guide.guide.guides.1.checksum is" in refused(capsys, *command, *options)
     moved.write_text(OWN)
-    assert "interval is 0.1,inf there, unset here" in refused(capsys, *command, *options[:4])
+    assert "guide.low is 0.1 there, unset here" in refused(capsys, *command, *options[:4])
 
 
 def test_runs_without_any_of_this_are_continued_as_they_were(capsys, command, tmp_path):
@@ -188,16 +192,20 @@ def test_runs_without_any_of_this_are_continued_as_they_were(capsys, command, tm
     made(capsys, tmp_path, *command)
     path = tmp_path / "out" / "run.json"
     record = json.loads(path.read_text())
-    for name in ("guides", "interval", "options", "begin"):
+    for name in ("options", "base", "start"):
         assert record["settings"].pop(name) is None
     path.write_text(json.dumps(record))
-    assert "finished run of these settings" in run(capsys, *command)[1]
+    assert "finished run with these settings" in run(capsys, *command)[1]
 
 
 def test_sheet_over_the_scale_of_cfg(capsys, command, expected, tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr("admg.cli.sample.scale_sheet", lambda columns, scales, names, title, option: drawn.append(
-        (columns, scales, title, option)) or Image.new("L", (1, 1)))  # fmt: skip
+
+    def draw(columns, scales, names, title, option):
+        drawn.append((columns, scales, title, option))
+        return Image.new("L", (1, 1))
+
+    monkeypatch.setattr("admg.generation.scale_sheet.scale_sheet", draw)
     assert run(capsys, *command, "--scale", 2, "--sheet", "cfg=1,4")[0] == 0
     ((one, four), scales, title, name), = drawn  # fmt: skip
     assert (scales, name) == ([1, 4], "cfg") and "scale 2" in title and "cfg" not in title
@@ -207,10 +215,10 @@ def test_sheet_over_the_scale_of_cfg(capsys, command, expected, tmp_path, monkey
 
 
 def test_titles_name_the_guide(own):
-    named = (guides.of_library("apg:4,eta=0.5", None), guides.of_file(f"{own}:pull"))
-    guide = guides.Guidance("c", object(), 4.0, 2.0, named, (0.3, 5.0))
-    assert guide.title == "scale 4, cfg 2, apg 4 eta=0.5, pull, noise 0.3 to 5"
-    assert guides.Guidance().title == "" and guides.Guidance()() is None
+    others = (guide_specs.parse_guide("apg:4,eta=0.5"), guide_specs.load_user_guide(f"{own}:pull"))
+    guide = GuideSet(object(), 4.0, 2.0, others, (0.3, 5.0)).build()
+    assert guide_title(guide) == "scale 4, cfg 2, apg 4 eta=0.5, pull, noise 0.3 to 5"
+    assert GuideSet().build() is None and guide_title(None) == ""
 
 
 def test_upsampling_takes_guides_too(capsys, tiny_upsampler, own, tmp_path):
@@ -222,7 +230,7 @@ def test_upsampling_takes_guides_too(capsys, tiny_upsampler, own, tmp_path):
     assert run(capsys, *command, "--cfg", 3, "--out", tmp_path / "out")[0] == 0
     x = to_float(small)
     expected = admg.sample(tiny_upsampler, [1, 2], low_res=x, guide=guidance.ClassifierFreeGuidance(3.0), steps=3,
-                           seed=admg.cli.stages.UPSAMPLER_SEED, progress=False).images  # fmt: skip
+                           seed=UPSAMPLER_SEED, progress=False).images  # fmt: skip
     images = np.load(tmp_path / "out" / "samples_2x8x8x1.npz")["arr_0"]
     assert np.abs(images.astype(int) - expected).max() <= 1
 
@@ -237,16 +245,16 @@ def test_upsampling_takes_guides_too(capsys, tiny_upsampler, own, tmp_path):
         (["--guide", "apg:4,momentum=2"], "the momentum must be between"),
         (["--guide", "apg:inf"], "finite number"),
         (["--cfg", "nan"], "finite number"),
-        (["--cfg", 2, "--unconditional"], "neither the model nor a classifier is told labels"),
+        (["--cfg", 2, "--unconditional"], "classifier-free guidance needs a conditional model"),
         (["--cfg", 2, "--unconditional", "--scale", 2], "classifier-free guidance needs a conditional model"),
         (["--cfg", 2, "--guide", "cfg-plus-plus"], "CFG++"),
         (["--guide", "cfg-plus-plus:0.5", "--sampler", "ddpm"], "such as ddim: not this one"),
         (["--interval", "3"], "--interval must be two noise levels"),
         (["--interval", "3,1"], "0 <= low <= high"),
-        (["--interval", "1,3", "--scale", 0], "--interval limits guidance, and there is none"),
+        (["--interval", "1,3", "--scale", 0], "the interval limits guidance, and there is none"),
         (["--sheet", "cfg=1,b"], "scale=0,1,2,4,8"),
         (["--sheet", "cfg=nan"], "finite"),
-        (["--sampler-option", "order=2"], "ddim has no option 'order': allowed are none"),
+        (["--sampler", "ddpm", "--sampler-option", "order=2"], "ddpm has no option 'order': allowed are none"),
         (["--sampler", "unipc", "--sampler-option", "order=two"], "order must be a whole number"),
         (["--sampler", "unipc", "--sampler-option", "order=4"], "order must be 1, 2 or 3"),
         (["--sampler", "unipc", "--sampler-option", "lower_order_final=2"], "must be true or false"),
@@ -254,9 +262,9 @@ def test_upsampling_takes_guides_too(capsys, tiny_upsampler, own, tmp_path):
         (["--guide", "no/such.py:g"], "there is no file no/such.py"),
         (["--guide", "OWN:nothing"], "own.py has no 'nothing': it has pull, Pull"),
         (["--guide", "OWN"], "is not of the form path/to/file.py:name"),
-        (["--guide", "OWN:number"], "is no guide: a function of a guidance.State, or a Guidance, not int"),
+        (["--guide", "OWN:number"], "is no guide: a function of a guidance.State or a Guidance is needed, got int"),
         (["--guide", "OWN:Pull"], "is a class: name an object of it, such as my_guide = Pull()"),
-        (["--guide", "OWN:wrong_shape"], "wrong_shape returned a score of shape (3,): needed is one like x"),
+        (["--guide", "OWN:wrong_shape"], "wrong_shape returned a gradient of shape (3,): one like x is needed"),
         (["--guide", "OWN:fails"], "AttributeError: 'State' object has no attribute 'no_such_thing' (line 26)"),
         (["--guide", "BROKEN:g"], "broken.py cannot be imported: NameError: name 'undefined' is not defined (line 2)"),
         (["--guide", "SYNTAX:g"], "syntax.py cannot be imported: SyntaxError: '(' was never closed (line 1)"),
@@ -281,4 +289,4 @@ def test_a_guide_may_import_what_lies_beside_it(tmp_path):
         "from dataclasses import dataclass\nfrom beside import WEIGHT\n\n"
         "@dataclass\nclass G:\n    w: float = WEIGHT\n    def __call__(self, state): return None\n\ng = G()\n"
     )
-    assert guides.of_file(f"{tmp_path / 'mine.py'}:g").guide.guide.w == 2.0
+    assert guide_specs.load_user_guide(f"{tmp_path / 'mine.py'}:g").guide.w == 2.0

@@ -25,7 +25,7 @@ from admg.engine.compiling import compiled, wanted
 from admg.engine.cpu import winograd
 from admg.engine.cpu.packing import packed
 from admg.engine.precision import resolve
-from admg.generation import sample as sampling
+from admg.generation import acceleration
 from admg.guidance.classifier import log_prob_gradient
 from admg.models import ClassifierConfig, NoisyClassifier, UNet, UNetConfig
 from admg.models.blocks import ResBlock
@@ -388,9 +388,9 @@ def test_networks_of_a_guide_are_found(tiny_model, tiny_classifier):
         tiny_model
     )
     other = Model(nn.Identity(), tiny_model.diffusion, tiny_model.shape)
-    found = sampling.networks_of(other, inner + (lambda state: None))
+    found = acceleration.networks_of(other, inner + (lambda state: None))
     assert found[0] is other.network and {*found} == {other.network, tiny_classifier.network, tiny_model.network}
-    assert sampling.networks_of(tiny_model, None) == [tiny_model.network]
+    assert acceleration.networks_of(tiny_model, None) == [tiny_model.network]
 
 
 def test_how_it_is_computed_does_not_part_runs(tiny_folders, tmp_path, capsys):

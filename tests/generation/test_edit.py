@@ -14,12 +14,12 @@ from PIL import Image
 
 import admg
 from admg import samplers
-from admg.cli import beginnings
+from admg.diffusion.noise import SeededNoise
 from admg.engine.cpu.packing import packed
-from admg.generation import edit as editing
 from admg.generation.contact_sheet import edit_sheet, interpolation_sheet
 from admg.generation.images import to_uint8
-from admg.generation.sample import SeededNoise
+from admg.generation.interpolate import slerp
+from admg.generation.starts import load_images
 
 
 def gaussian(std: float = 0.5) -> admg.Model:
@@ -154,18 +154,18 @@ def test_interpolation_between_seeds_ends_at_their_samples(tiny_model):
 
 def test_slerp():
     a, b = torch.tensor([2.0, 0.0]), torch.tensor([0.0, 1.0])
-    assert torch.allclose(editing.slerp(a, b, 1 / 3), math.sqrt(3) / 2 * a + b / 2)  # sin 60°, sin 30°
-    assert torch.equal(editing.slerp(a, b, 0.0), a) and torch.allclose(editing.slerp(a, b, 1.0), b)
-    assert torch.allclose(editing.slerp(a, 3 * a, 0.25), 1.5 * a)  # one direction: the line
+    assert torch.allclose(slerp(a, b, 1 / 3), math.sqrt(3) / 2 * a + b / 2)  # sin 60°, sin 30°
+    assert torch.equal(slerp(a, b, 0.0), a) and torch.allclose(slerp(a, b, 1.0), b)
+    assert torch.allclose(slerp(a, 3 * a, 0.25), 1.5 * a)  # one direction: the line
     x, y = torch.randn(2, 10_000, generator=torch.Generator().manual_seed(0))
-    assert abs(editing.slerp(x, y, 0.5).std().item() - 1) < 0.02
-    assert [round(editing.slerp(a, b, t)[1].item(), 3) for t in (0.25, 0.75)] == [0.383, 0.924]
+    assert abs(slerp(x, y, 0.5).std().item() - 1) < 0.02
+    assert [round(slerp(a, b, t)[1].item(), 3) for t in (0.25, 0.75)] == [0.383, 0.924]
 
 
 def test_bad_edits(tiny_model, tiny_upsampler):
     x = torch.zeros(2, 1, 8, 8)
     for options, message in (
-        ({"strength": 0.0}, "strength of an edit must be above 0 and at most 1, got 0.0"),
+        ({"strength": 0.0}, "strength must be above 0 and at most 1, got 0.0"),
         ({"strength": 1.1}, "at most 1"),
         ({"strength": math.nan}, "at most 1"),
         ({"from_labels": [0, 0]}, "is for invert=True"),
@@ -183,9 +183,9 @@ def test_bad_edits(tiny_model, tiny_upsampler):
         admg.edit(tiny_model, x[:0], [], steps=2, progress=False)
     with pytest.raises(ValueError, match="not for an upsampling one"):
         admg.edit(tiny_upsampler, x, [0, 1], steps=2, progress=False)
-    with pytest.raises(ValueError, match="at least the two frames"):
+    with pytest.raises(ValueError, match="at least two frames"):
         admg.interpolate(tiny_model, (0, 1), frames=1, steps=2, progress=False)
-    with pytest.raises(ValueError, match="between two ends, not 3"):
+    with pytest.raises(ValueError, match="needs two ends, got 3"):
         admg.interpolate(tiny_model, torch.zeros(3, 1, 8, 8), steps=2, progress=False)
 
 
@@ -239,11 +239,11 @@ def test_a_run_of_edits_continues_only_as_it_was(capsys, models, pictures, tmp_p
     folder, _ = pictures
     command = ["edit", *models, "--image", folder / "a.png", "--num", 2, "--out", tmp_path / "out"]
     assert run(capsys, *command)[0] == 0
-    assert "finished run of these settings" in run(capsys, *command)[1]
-    assert "begin.strength is 0.6 there, 0.7 here" in refused(capsys, *command, "--strength", 0.7)
-    assert "begin.invert" in refused(capsys, *command, "--invert")
+    assert "finished run with these settings" in run(capsys, *command)[1]
+    assert "start.strength is 0.6 there, 0.7 here" in refused(capsys, *command, "--strength", 0.7)
+    assert "start.invert" in refused(capsys, *command, "--invert")
     Image.new("L", (8, 8), 7).save(folder / "a.png")
-    assert "begin.images" in refused(capsys, *command)
+    assert "start.images" in refused(capsys, *command)
 
 
 def test_inverting_command(capsys, models, tiny_folders, pictures, tmp_path):
@@ -293,19 +293,19 @@ def test_interpolate_command_is_interpolate(capsys, models, tiny_folders, pictur
 def test_images_are_fitted_as_the_model_was_trained(shipped, tiny_model, tmp_path):
     """The shipped model knows 28x28 in a black border; of an unknown model they are scaled, unless --fit says else."""
     Image.new("L", (28, 28), 255).save(tmp_path / "x.png")
-    x, names = beginnings.load_images([str(tmp_path / "x.png")], shipped, None)
+    x, names = load_images([str(tmp_path / "x.png")], shipped, None)
     assert x.shape == (1, 1, 32, 32) and x.sum().item() == 28 * 28 - (32 * 32 - 28 * 28) and names == ["x"]
-    assert (beginnings.load_images([str(tmp_path / "x.png")], shipped, "resize")[0] == 1).all()
-    assert (beginnings.load_images([str(tmp_path / "x.png")], tiny_model, None)[0] == 1).all()
+    assert (load_images([str(tmp_path / "x.png")], shipped, "resize")[0] == 1).all()
+    assert (load_images([str(tmp_path / "x.png")], tiny_model, None)[0] == 1).all()
     Image.new("RGB", (40, 40)).save(tmp_path / "large.png")
     with pytest.raises(ValueError, match=r"large\.png is 40x40, larger than image_size 32x32"):
-        beginnings.load_images([str(tmp_path / "large.png")], shipped, None)
+        load_images([str(tmp_path / "large.png")], shipped, None)
 
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["edit"], "required: --image"),
+        (["edit"], "image is required"),
         (["edit", "--image", "no.png"], "no.png does not exist"),
         (["edit", "--image", __file__], "cannot be read as an image"),
         (["edit", "--image", "A", "--strength", 0], "--strength must be above 0"),
@@ -313,14 +313,20 @@ def test_images_are_fitted_as_the_model_was_trained(shipped, tiny_model, tmp_pat
         (["edit", "--image", "A", "--num", 0], "--num must be at least 1"),
         (["edit", "--image", "A", "--label", "ankel boot"], "did you mean 'Ankle boot'"),
         (["edit", "--image", "A", "--from-label", "one"], "--from-label is for --invert"),
-        (["edit", "--image", "A", "--invert", "--from-label", "1", "--from-label", "2"], "given 2 times for 1 images"),
-        (["edit", "--image", "A", "--label", "one", "--unconditional", "--scale", 0], "neither the model nor a guide"),
+        (
+            ["edit", "--image", "A", "--invert", "--from-label", "1", "--from-label", "2"],
+            "from_labels has 2 labels for 1 images",
+        ),
+        (
+            ["edit", "--image", "A", "--label", "one", "--unconditional", "--scale", 0],
+            "neither the model nor a guide uses them",
+        ),
         (["edit", "--image", "A", "--scale", 4], "classifier guidance needs labels"),
         (["edit", "--image", "A", "--steps", "often"], "respacing 'often'"),
-        (["interpolate"], "required"),
-        (["interpolate", "--image", "A"], "--image is given 1 time"),
+        (["interpolate"], "--image or --seeds is required"),
+        (["interpolate", "--image", "A"], "--image must be given twice, for the two ends, got 1"),
         (["interpolate", "--seeds", "1"], "--seeds must be two whole numbers"),
-        (["interpolate", "--seeds", "1,2", "--image", "A"], "not allowed with"),
+        (["interpolate", "--seeds", "1,2", "--image", "A"], "and not both"),
         (["interpolate", "--seeds", "1,2", "--frames", 1], "--frames must be at least 2"),
         (["sample", "--strength", 0.5], "--strength is for --init"),
         (["sample", "--init", "A", "--sheet", "scale=1,2"], "leave out --init"),

@@ -10,8 +10,9 @@ import torch
 
 import admg
 from admg import guidance, samplers
+from admg.diffusion.noise import SeededNoise
 from admg.generation.images import to_uint8
-from admg.generation.sample import SeededNoise, cycle_labels
+from admg.generation.labels import shares
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", functools.partial(samplers.ddim, eta=1.0)])
@@ -51,7 +52,7 @@ def test_labels_by_name_and_number(tiny_model):
     assert samples.images.shape == (4, 8, 8, 1) and samples.images.dtype == np.uint8
     with pytest.raises(ValueError, match="did you mean 'T-shirt/top'"):
         admg.sample(tiny_model, ["t-shirt"], progress=False)
-    with pytest.raises(ValueError, match="no labels: ask for at least one image"):
+    with pytest.raises(ValueError, match="no labels: at least one is needed"):
         admg.sample(tiny_model, [], progress=False)
 
 
@@ -179,8 +180,8 @@ def test_to_uint8_is_the_published_rule():
     assert to_uint8(x).ravel().tolist() == [0, 0, 0, 127, 191, 255, 255]
 
 
-def test_cycle_labels():
-    assert cycle_labels(["a", "b"], 5) == ["a", "b", "a", "b", "a"]
+def test_labels_in_equal_shares():
+    assert shares([3, 1], 5) == [3, 1, 3, 1, 3]
 
 
 def test_saving_and_loading_keeps_every_weight_and_the_meaning(tiny_model, tiny_classifier, tmp_path):

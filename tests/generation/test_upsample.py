@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import os
@@ -21,11 +20,16 @@ from PIL import Image
 import admg
 from admg import guidance
 from admg.checkpoints.model import DiffusionConfig, Labels, Model
-from admg.cli import measure, stages, work
+from admg.cli import options as cli_options
 from admg.cli import sample as sample_command
-from admg.cli.sample import random_labels, shares
-from admg.generation import contact_sheet
-from admg.generation.sample import SeededNoise
+from admg.diffusion.noise import SeededNoise
+from admg.engine.device import choose_device
+from admg.generation import Recipe, contact_sheet, job
+from admg.generation.labels import random_labels, shares
+from admg.generation.sampler_specs import sampler_name
+from admg.generation.shards import Shards
+from admg.generation.stage import Maker, Stage
+from admg.generation.upsample import UPSAMPLER_SEED
 from admg.models import SuperResConfig, SuperResUNet
 
 
@@ -81,7 +85,7 @@ def failed(capsys, *arguments) -> str:
 def test_shards_hold_what_sample_makes(capsys, sampling, folders, tmp_path):
     out = succeed(capsys, *sampling, "--out", tmp_path / "out", "--keep-shards", "--scale", 2, "--seed", 7)
     images, labels = arrays(tmp_path / "out" / "samples_10x8x8x1.npz")
-    assert labels.tolist() == [0, 1, 2, 3, 4] * 2 and "10 images" in out
+    assert labels.tolist() == [0, 1, 2, 3, 4] * 2 and "Saved 10 images to" in out
     guide = guidance.ClassifierGuidance(admg.load_classifier(folders["classifier"]), 2.0)
     expected = admg.sample(admg.load(folders["model"]), labels, guide=guide, sampler="ddpm", steps=3, seed=7,
                            batch_size=2, progress=False)  # fmt: skip
@@ -100,9 +104,9 @@ def test_the_same_file_whatever_the_shards_and_processes(capsys, sampling, tmp_p
         succeed(capsys, *sampling, "--out", tmp_path / "b", "--rank", rank, "--world-size", 3) for rank in (2, 0, 1)
     ]
     assert "process 2 of 3 is done, 4 shards are not" in said[0] and "process 0 of 3 is done, 2 shards" in said[1]
-    assert "10 images" in said[2] and not (tmp_path / "b" / "shards").exists()
+    assert "Saved 10 images to" in said[2] and not (tmp_path / "b" / "shards").exists()
     assert (tmp_path / "b" / "samples_10x8x8x1.npz").read_bytes() == whole
-    assert "10 images" in succeed(capsys, *sampling, "--out", tmp_path / "b", "--rank", 0, "--world-size", 3)
+    assert "Saved 10 images to" in succeed(capsys, *sampling, "--out", tmp_path / "b", "--rank", 0, "--world-size", 3)
 
 
 def test_an_image_is_the_same_to_a_level_whatever_the_batch_size(capsys, sampling, tmp_path):
@@ -123,7 +127,7 @@ def test_ranks_of_torchrun(capsys, sampling, tmp_path, monkeypatch):
 
 def test_a_run_that_broke_off_continues_and_makes_the_same_file(capsys, sampling, tmp_path, monkeypatch):
     succeed(capsys, *sampling, "--out", tmp_path / "a")
-    made, make = [], stages.Stage.make
+    made, make = [], Maker.make
 
     def failing(self, images, *rest):
         made.append(images)
@@ -131,7 +135,7 @@ def test_a_run_that_broke_off_continues_and_makes_the_same_file(capsys, sampling
             raise KeyboardInterrupt
         return make(self, images, *rest)
 
-    monkeypatch.setattr(stages.Stage, "make", failing)
+    monkeypatch.setattr(Maker, "make", failing)
     assert run(capsys, *sampling, "--out", tmp_path / "b")[0] == 130
     whole = sorted((tmp_path / "b" / "shards").iterdir())
     assert len(whole) == 2 and not list((tmp_path / "b").glob("samples*"))
@@ -165,7 +169,7 @@ def test_a_finished_run_is_left_and_one_of_other_settings_refused(capsys, sampli
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
     assert "holds the finished run" in succeed(capsys, *sampling, "--out", tmp_path)
     line = refused(capsys, *sampling, "--out", tmp_path, "--scale", 3, "--label", "two")
-    assert "scale is 4.0 there, 3.0 here; labels is balanced there, 2 here; choose another --out" in line
+    assert "guide.scale is 4.0 there, 3.0 here; labels is balanced there, 2 here; choose another --out" in line
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
     (tmp_path / "sheet.png").unlink()  # as if it had been killed before the pictures
     succeed(capsys, *sampling, "--out", tmp_path)
@@ -185,27 +189,27 @@ def test_other_weights_under_the_same_name_are_another_run(capsys, sampling, fol
                   tiny_model.labels, tiny_model.config)  # fmt: skip
     other.save(tmp_path / "model")
     line = refused(capsys, *arguments)
-    assert "other settings: weights is" in line and "scale" not in line
+    assert "other settings: model.weights is" in line and "scale" not in line
     config = dataclasses.replace(tiny_model.config, noise_schedule="cosine")  # the same weights, used otherwise
     dataclasses.replace(tiny_model, config=config).save(tmp_path / "model")
-    assert "other settings: weights is" in refused(capsys, *arguments)
+    assert "other settings: model.weights is" in refused(capsys, *arguments)
 
 
 def test_of_processes_that_merge_at_once_one_does(tmp_path, monkeypatch):
     """Each finds all shards there, and nobody's merged file; the one that merges removes them."""
-    shards = stages.Shards(tmp_path, 4, 2, (2, 2, 1), False)
+    shards = Shards(tmp_path, 4, 2, (2, 2, 1), False)
     for k in range(2):
         shards.write(k, np.full((2, 2, 2, 1), k, np.uint8), None)
-    whole, missing, barrier, did = stages.Shards.merge, stages.Shards.missing, threading.Barrier(4), []
+    whole, missing, barrier, did = Shards.merge, Shards.missing, threading.Barrier(4), []
 
     def together(self):
         found = missing(self)
         barrier.wait(timeout=10)
         return found
 
-    monkeypatch.setattr(stages.Shards, "missing", together)
-    monkeypatch.setattr(stages.Shards, "merge", lambda self: (time.sleep(0.2), whole(self)))
-    threads = [threading.Thread(target=lambda: did.append(work.merge(shards))) for _ in range(4)]
+    monkeypatch.setattr(Shards, "missing", together)
+    monkeypatch.setattr(Shards, "merge", lambda self: (time.sleep(0.2), whole(self)))
+    threads = [threading.Thread(target=lambda: did.append(job.merge(shards))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -215,15 +219,15 @@ def test_of_processes_that_merge_at_once_one_does(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert len(list(shards.parts.iterdir())) == 2  # and no lock
     shards.discard()
-    assert work.merge(shards) is False  # no shards, but the merged file
+    assert job.merge(shards) is False  # no shards, but the merged file
 
 
 def test_shards_that_another_removes_before_the_lock_are_merged(tmp_path, monkeypatch):
-    shards = stages.Shards(tmp_path, 2, 2, (2, 2, 1), False)
+    shards = Shards(tmp_path, 2, 2, (2, 2, 1), False)
     shards.write(0, np.zeros((2, 2, 2, 1), np.uint8), None)
-    locked = work.locked
-    monkeypatch.setattr(work, "locked", lambda path: (shards.merge(), shards.discard(), locked(path))[-1])
-    assert work.merge(shards) is False and shards.target.exists()
+    locked = job.locked
+    monkeypatch.setattr(job, "locked", lambda path: (shards.merge(), shards.discard(), locked(path))[-1])
+    assert job.merge(shards) is False and shards.target.exists()
 
 
 def snapshot(folder) -> dict:
@@ -293,7 +297,8 @@ def test_a_run_continues_however_its_models_are_called(capsys, sampling, folders
     renamed = [*sampling, "--out", tmp_path / "out", "--model", "./model", "--classifier", "./classifier"]
     assert "holds the finished run" in succeed(capsys, *renamed)
     settings = json.loads((tmp_path / "out" / "run.json").read_text())["settings"]
-    assert settings["model"] == folders["model"] and settings["classifier"] == folders["classifier"]
+    names = settings["model"]["loaded_as"], settings["guide"]["classifier"]["loaded_as"]
+    assert names == (folders["model"], folders["classifier"])
     line = refused(capsys, *renamed, "--scale", 3)
     assert "scale is" in line and "model" not in line.split("settings:")[1]
 
@@ -313,8 +318,8 @@ def test_each_rank_of_a_machine_has_a_device(monkeypatch):
     asked = []
     monkeypatch.setattr(torch, "device", lambda name: asked.append(name) or "cpu")
     for rank in range(3):
-        measure.device_of("auto", rank)
-    measure.device_of("auto")
+        choose_device("auto", rank)
+    choose_device("auto")
     assert asked == ["cuda:0", "cuda:1", "cuda:0", "cuda:0"]
 
 
@@ -373,7 +378,7 @@ def test_upsample_makes_each_image_from_its_small_one_and_label(capsys, folders,
 
 
 def test_the_noise_of_an_upsampler_is_not_that_of_its_base():
-    base, large = (SeededNoise(seed, [3]).draw((1, 64, 64)).flatten() for seed in (0, stages.UPSAMPLER_SEED))
+    base, large = (SeededNoise(seed, [3]).draw((1, 64, 64)).flatten() for seed in (0, UPSAMPLER_SEED))
     assert abs(torch.corrcoef(torch.stack([base, large]))[0, 1]) < 0.05
 
 
@@ -430,11 +435,11 @@ def test_bases_that_do_not_fit(capsys, folders, tmp_path, content, expected):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--num", 7], "--num 7: "),
+        (["--num", 7], "num must be from 1 to 6, the images of "),
         (["--num", 0], "--num must be at least 1"),
         (["--base", "no.npz"], "no.npz does not exist"),
         (["--steps", "often"], "respacing 'often'"),
-        (["--scale", 2], "guidance needs --classifier"),
+        (["--scale", 2], "guidance needs a classifier"),
         (["--classifier", "no/such"], "unknown model 'no/such'"),
     ],
 )
@@ -478,15 +483,15 @@ def test_the_pipeline_is_sample_then_upsample(capsys, pipeline, sampling, folder
 
 def test_the_pipeline_continues_in_either_stage(capsys, pipeline, tmp_path, monkeypatch):
     succeed(capsys, *pipeline, "--out", tmp_path / "a")
-    made, make = [], stages.Stage.make
+    made, make = [], Maker.make
 
     def failing(self, images, *rest):
-        made.append((self.model.upsamples, images.start))
+        made.append((self.stage.model.upsamples, images.start))
         if len(made) in (3, 8):
             raise OSError("the disk is full")
         return make(self, images, *rest)
 
-    monkeypatch.setattr(stages.Stage, "make", failing)
+    monkeypatch.setattr(Maker, "make", failing)
     assert "the disk is full" in failed(capsys, *pipeline, "--out", tmp_path / "b")
     assert "the disk is full" in failed(capsys, *pipeline, "--out", tmp_path / "b")
     assert "continuing" in succeed(capsys, *pipeline, "--out", tmp_path / "b")
@@ -495,28 +500,28 @@ def test_the_pipeline_continues_in_either_stage(capsys, pipeline, tmp_path, monk
     name = "samples_10x16x16x1.npz"
     assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     line = refused(capsys, *pipeline, "--scale", 3, "--out", tmp_path / "b")
-    assert "base.scale is 2.0 there, 3.0 here" in line
+    assert "base.guide.scale is 2.0 there, 3.0 here" in line
 
 
 def test_the_processes_of_a_pipeline_wait_for_the_base_of_all(capsys, pipeline, tmp_path, monkeypatch):
     """Rank 0 comes first, and waits; rank 1 makes the rest of the base."""
     succeed(capsys, *pipeline, "--out", tmp_path / "a")
-    wait, others = work.wait, []
+    wait, others = job.wait_for_others, []
 
-    def start_the_other(shards):
+    def start_the_other(shards, report):
         if not others:
             arguments = [*map(str, pipeline), "--out", str(tmp_path / "b"), "--rank", "1", "--world-size", "2"]
             others.append(threading.Thread(target=admg.cli.main.main, args=(arguments,)))
             others[0].start()
-        wait(shards, seconds=0.01)
+        wait(shards, report, seconds=0.01)
 
-    monkeypatch.setattr(work, "wait", start_the_other)
+    monkeypatch.setattr(job, "wait_for_others", start_the_other)
     out = succeed(capsys, *pipeline, "--out", tmp_path / "b", "--rank", 0, "--world-size", 2)
     others[0].join()
     assert "waiting for the other processes" in out
     name = "samples_10x16x16x1.npz"
     assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    assert json.loads((tmp_path / "b" / "run.json").read_text())["settings"]["base"]["scale"] == 2.0
+    assert json.loads((tmp_path / "b" / "run.json").read_text())["settings"]["base"]["guide"]["scale"] == 2.0
 
 
 def test_a_pipeline_of_parts_that_do_not_fit(capsys, sampling, folders, upsampler, tmp_path):
@@ -538,20 +543,10 @@ def test_a_pipeline_of_parts_that_do_not_fit(capsys, sampling, folders, upsample
 # Pieces
 
 
-def test_batches_and_shards_by_default(upsampler, tiny_model):
-    recipe = stages.Recipe(sampler="ddim", steps="5", eta=0, seed=0, precision="fp32", unconditional=False)
-    options = {
-        "out": None,
-        "name": "",
-        "recipe": recipe,
-        "guide": stages.Guidance(),
-        "names": Labels(0),
-        "chosen": None,
-    }
-
+def test_batches_and_shards_by_default(tiny_model):
     def sizes(shape, num) -> tuple[int, int]:
         model = Model(tiny_model.network, tiny_model.diffusion, shape)
-        stage = stages.Stage(model=model, labels=[None] * num, **options)
+        stage = Stage(out=None, model=model, recipe=Recipe(), labels=[None] * num, table=Labels(0))
         return stage.batch, stage.shards().size
 
     assert sizes((1, 32, 32), 80) == (64, 64)
@@ -615,7 +610,8 @@ def test_captions_are_cut_to_fit():
     ],
 )
 def test_sampler_and_steps_are_the_published_ones_by_default(arguments, expected):
-    parser = argparse.ArgumentParser()
-    sample_command.add_arguments(parser)
-    recipe = stages.recipe_of(parser.parse_args(arguments))
-    assert (recipe.sampler, recipe.steps) == expected
+    parser = cli_options.Parser(prog="admg sample")
+    cli_options.add_options(parser, sample_command)
+    options, _ = cli_options.parse(parser, sample_command, arguments)
+    recipe = options.sampling.recipe(None, model=options.model)
+    assert (sampler_name(recipe.sampler), recipe.steps) == expected

@@ -196,7 +196,7 @@ def test_a_step_for_each_level_and_the_network_called_as_often_as_the_path_is_lo
     model = model_of(20)
     steps = [*samplers.repaint(IMAGE, KNOWN, jump_length=4, resamplings=3)(model, torch.randn(2, *SHAPE))]
     assert [s.index for s in steps] == [*range(19, -1, -1)] and model.network.calls == 20 + 2 * 16
-    assert "repaint" not in admg.generation.sample.SAMPLERS
+    assert "repaint" not in SAMPLERS
 
 
 def test_what_cannot_be_is_refused():

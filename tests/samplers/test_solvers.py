@@ -17,7 +17,7 @@ from admg import samplers
 from admg.checkpoints.model import Model
 from admg.diffusion.gaussian import Diffusion, Prediction
 from admg.diffusion.schedule import NoiseSchedule
-from admg.generation.sample import SAMPLERS
+from admg.generation.sampler_specs import SAMPLERS
 
 T = 1 + 1920
 ALPHA_BARS = 1 / (1 + np.exp(-np.linspace(8, -10, T)))

@@ -1,95 +1,68 @@
-"""`admg edit`: images changed towards labels, noised or encoded to a level and sampled from there."""
+"""`admg edit`: change images towards labels."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 
-import torch
+from admg.config import check, group, setting
+from admg.data.dataset import Fit
+from admg.generation import JobOptions, generate_edits
+from admg.generation.sample import as_model
+from admg.generation.starts import load_images
 
-from admg.checkpoints.model import Labels
-from admg.generation.contact_sheet import edit_sheet
-from admg.generation.images import to_uint8
+from .sampling_options import GuidanceOptions, SamplingOptions, ShowProgress, print_result
 
-from . import beginnings, guides, stages, work
-from .beginnings import FromImages
-from .sample import labels_of, load_both
-from .stages import Stage
-
-EPILOG = """examples:
-  admg edit --image shirt.png --label dress --strength 0.6 --out dress
+EXAMPLES = """  admg edit --image shirt.png --label dress --strength 0.6 --out dress
   admg edit --image boots --label sneaker --label sandal --num 8 --scale 8 --sampler ddpm --steps 250 --out shoes
-  admg edit --image shirt.png --invert --from-label shirt --label pullover --cfg 3 --out pullover
-
-The less the strength, the more of the image stays. --invert encodes images by DDIM's inversion instead."""
+  admg edit --image shirt.png --invert --from-label shirt --label pullover --cfg 3 --out pullover"""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = EPILOG
-    add = parser.add_argument
-    add("--model", default="fashion-mnist", metavar="NAME", help="a name or a folder (default: fashion-mnist)")
-    text = "a picture, or a folder, .npz or IDX file of them; may be repeated"
-    add("--image", action="append", required=True, metavar="IMAGE", help=text)
-    add("--label", action="append", metavar="LABEL", help="name or number; may be repeated (default: none)")
-    add("--num", type=int, metavar="N", help="edits of each image to each label (default: 4; 1 with --invert)")
-    beginnings.add_beginning(parser)
-    text = "begin with the encoded image, not with a noised one (then --steps is 100 by default, and --sampler ddim)"
-    add("--invert", action="store_true", help=text)
-    text = "what the model is told while it encodes, one for all images or for each (default: nothing)"
-    add("--from-label", action="append", metavar="LABEL", help=text)
-    stages.add_recipe(parser)
-    guides.add_guides(parser, "of a published model its own, else 4; 0 without a classifier or a label")
-    work.add_work(parser, "edits")
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Change images towards labels: add noise to an image up to a level, then sample from there.
+
+    The less the strength, the more of the image stays. With --invert, DDIM inversion replaces the noise.
+
+    model: name, folder or .pt file of a diffusion model
+    image: picture, or a folder, .npz or IDX file of pictures
+    label: name or number of a label; without one, there is no guidance by default
+    num: edits of each image towards each label
+    strength: share of the steps that is run
+    fit: how images of another size are fitted: scaled and cropped, or put on black (default: as in training, if known)
+    invert: begin with the DDIM inversion of the image in place of a noisy copy; then the default is ddim in 100 steps
+    from_label: label that the network is conditioned on during inversion, one for all images or one per image
+    out: folder of samples_NxHxWxC.npz and the pictures
+    """
+
+    model: str = setting("fashion-mnist", metavar="NAME")
+    image: tuple[str, ...] = setting(repeat=True, metavar="IMAGE")
+    label: tuple[str, ...] = setting((), repeat=True, metavar="LABEL")
+    num: int | None = setting(None, min=1, default_text="4; 1 with --invert")
+    strength: float = setting(0.6, above=0, max=1)
+    fit: Fit | None = None
+    invert: bool = False
+    from_label: tuple[str, ...] = setting((), repeat=True, metavar="LABEL")
+    out: str = setting("edits", metavar="DIR")
+    sampling: SamplingOptions = group(SamplingOptions)
+    guidance: GuidanceOptions = group(GuidanceOptions)
+    job: JobOptions = group(JobOptions)
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.from_label and not self.invert:
+            raise ValueError("from_label is for --invert: adding noise to an image needs no label")
 
 
-def run(args: argparse.Namespace) -> None:
-    if args.num is not None and args.num < 1:
-        raise ValueError(f"--num must be at least 1, got {args.num}")
-    if args.from_label and not args.invert:
-        raise ValueError("--from-label is for --invert: noising an image asks for no label")
-    if args.invert:
-        args.sampler, args.steps = args.sampler or "ddim", args.steps or "100"
-    if not args.label and args.scale is None:
-        args.scale = 0.0
-    strength, recipe, how = beginnings.strength_of(args), stages.recipe_of(args), work.work_of(args)
-    model, guide = load_both(args)
-    table, steered = labels_of(model, guide, recipe.unconditional)
-    wanted = wanted_labels(args.label, table, steered)
-    images, names = beginnings.load_images(args.image, model, args.fit)
-    num = args.num or (1 if args.invert else 4)
-    model.respace(recipe.steps)
-    stage = Stage(
-        out=Path(args.out), name=args.model, model=model, recipe=recipe, guide=guide, names=table,
-        labels=[label for _ in names for label in wanted for _ in range(num)],
-        chosen={"each": wanted, "edits": num}, batch_size=args.batch_size, compile=args.compile,
-        begin=FromImages(
-            images, [i for i in range(len(names)) for _ in range(len(wanted) * num)], strength, args.invert,
-            from_labels(args.from_label, model.labels, len(names)),
-        ),
-        draw=edit_sheet(to_uint8(images), num),
+def run(options: Options) -> None:
+    model = as_model(options.model)
+    guides = options.guidance.load(model, options.model, None if options.label else 0.0)
+    usual = {"sampler": "ddim", "steps": "100"} if options.invert else {}
+    recipe = options.sampling.recipe(guides.build(), model=options.model, **usual)
+    images, _ = load_images(options.image, model, options.fit)
+    options.sampling.to_device(model, guides)
+    done = generate_edits(
+        model, images, options.label or None, out=options.out, num=options.num or (1 if options.invert else 4),
+        strength=options.strength, invert=options.invert, from_labels=options.from_label or None, recipe=recipe,
+        options=options.job, progress=ShowProgress(options.job),
     )  # fmt: skip
-    stages.to_device(args.device, model, guide.classifier)
-    stage.try_out()
-    work.carry_out([stage], how)
-
-
-def wanted_labels(asked: Sequence[str] | None, table: Labels, steered: bool) -> list[int | None]:
-    """ValueError: unknown ones, or of no effect."""
-    if not asked:
-        return [None]
-    if not steered or not table.count:
-        why = "this model has no labels" if not table.count else "neither the model nor a guide is told labels"
-        raise ValueError(f"--label: {why}")
-    return [table.number(label) for label in asked]
-
-
-def from_labels(asked: Sequence[str] | None, table: Labels, count: int) -> torch.Tensor | None:
-    """One for each image. ValueError: unknown ones, or too many or few."""
-    if not asked:
-        return None
-    if len(asked) not in (1, count):
-        raise ValueError(f"--from-label is given {len(asked)} times for {count} images: once, or for each")
-    numbers = [table.number(label) for label in asked]
-    return torch.tensor(numbers * (count if len(numbers) == 1 else 1))
+    print_result(done, options.job)

@@ -1,98 +1,71 @@
-"""`admg interpolate`: images on the way from one image to another, or from one seed to another."""
+"""`admg interpolate`: generate the images between two images or two seeds."""
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
+from dataclasses import dataclass
 
-import torch
+from admg.config import check, group, setting
+from admg.data.dataset import Fit
+from admg.diffusion.gaussian import Images
+from admg.generation import JobOptions, generate_interpolation
+from admg.generation.sample import as_model
+from admg.generation.starts import load_images
 
-from admg.checkpoints.model import Model
-from admg.generation.contact_sheet import interpolation_sheet
-from admg.generation.edit import between, encode, seed_noise
-from admg.generation.images import to_uint8
+from .sampling_options import GuidanceOptions, SamplingOptions, ShowProgress, print_result
 
-from . import beginnings, guides, stages, work
-from .beginnings import FromNoise, checksum
-from .edit import wanted_labels
-from .sample import labels_of, load_both
-from .stages import Recipe, Stage
-
-EPILOG = """examples:
-  admg interpolate --image a.png --image b.png --frames 8 --out way
-  admg interpolate --seeds 0,1 --label sneaker --label "ankle boot" --frames 10 --scale 4 --out way
-
-Images are encoded by DDIM's inversion, told the label, without guidance. With --scale 0, the default for images, the
-first and the last frame are the images again, the nearer the more --steps there are."""
+EXAMPLES = """  admg interpolate --image a.png --image b.png --frames 8 --out way
+  admg interpolate --seeds 0,1 --label sneaker --label "ankle boot" --frames 10 --scale 4 --out way"""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = EPILOG
-    add = parser.add_argument
-    add("--model", default="fashion-mnist", metavar="NAME", help="a name or a folder (default: fashion-mnist)")
-    ends = parser.add_mutually_exclusive_group(required=True)
-    ends.add_argument("--image", action="append", metavar="IMAGE", help="a picture; give it twice")
-    ends.add_argument("--seeds", metavar="A,B", help="two seeds, for image 0 of each")
-    text = "name or number, of all frames; may be repeated, for a row each (default: none)"
-    add("--label", action="append", metavar="LABEL", help=text)
-    add("--frames", type=int, default=8, metavar="N", help="with both ends (default: 8)")
-    add("--fit", choices=("resize", "pad"), help="as of admg edit")
-    stages.add_recipe(parser, "ddim", "100")
-    guides.add_guides(parser, "0 with images or without a label; else of a published model its own, or 4")
-    work.add_work(parser, "way")
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Generate the images between two images or two seeds.
+
+    Images are encoded by DDIM inversion, conditioned on the label, without guidance. With --scale 0, the default for
+    images, the first and the last frame show the images again, more closely with more --steps.
+
+    model: name, folder or .pt file of a diffusion model
+    image: picture at an end; give it twice
+    seeds: two seeds A,B, for the first image of each
+    label: name or number of the label of all frames; each label gets a row
+    frames: number of images, both ends included
+    fit: how images of another size are fitted: scaled and cropped, or put on black (default: as in training, if known)
+    out: folder of samples_NxHxWxC.npz and the pictures
+    """
+
+    model: str = setting("fashion-mnist", metavar="NAME")
+    image: tuple[str, ...] = setting((), repeat=True, metavar="IMAGE")
+    seeds: tuple[int, ...] = setting((), min=0, metavar="A,B")
+    label: tuple[str, ...] = setting((), repeat=True, metavar="LABEL")
+    frames: int = setting(8, min=2)
+    fit: Fit | None = None
+    out: str = setting("way", metavar="DIR")
+    sampling: SamplingOptions = group(SamplingOptions)
+    guidance: GuidanceOptions = group(GuidanceOptions)
+    job: JobOptions = group(JobOptions)
+
+    def __post_init__(self) -> None:
+        check(self)
+        if bool(self.image) == bool(self.seeds):
+            raise ValueError("image or --seeds is required, and not both")
+        if self.image and len(self.image) != 2:
+            raise ValueError(f"image must be given twice, for the two ends, got {len(self.image)}")
+        if self.seeds and len(self.seeds) != 2:
+            raise ValueError(f"seeds must be two whole numbers such as 0,1, got {len(self.seeds)}")
 
 
-def run(args: argparse.Namespace) -> None:
-    if args.scale is None and (args.image or not args.label):
-        args.scale = 0.0
-    if args.frames < 2:
-        raise ValueError(f"--frames must be at least 2, got {args.frames}")
-    if args.image and len(args.image) != 2:
-        raise ValueError(f"interpolation is between two images: --image is given {len(args.image)} time(s)")
-    recipe, how, seeds = stages.recipe_of(args), work.work_of(args), parse_seeds(args.seeds) if args.seeds else None
-    model, guide = load_both(args)
-    table, steered = labels_of(model, guide, recipe.unconditional)
-    wanted = wanted_labels(args.label, table, steered)
-    model.respace(recipe.steps)
-    stages.to_device(args.device, model, guide.classifier)
-    ends = None
-    if seeds is None:
-        ends, _ = beginnings.load_images(args.image, model, args.fit)
-        if len(ends) != 2:
-            raise ValueError(f"interpolation is between two images, and these hold {len(ends)}")
-    begin = FromNoise(
-        torch.cat([way(model, recipe, ends, seeds, label, args.frames) for label in wanted]),
-        {"images": None if ends is None else checksum(ends), "seeds": seeds and [*seeds], "frames": args.frames},
-    )
-    stage = Stage(
-        out=Path(args.out), name=args.model, model=model, recipe=recipe, guide=guide, names=table,
-        labels=[label for label in wanted for _ in range(args.frames)], chosen=wanted,
-        batch_size=args.batch_size, compile=args.compile, begin=begin,
-        draw=interpolation_sheet(None if ends is None else to_uint8(ends), args.frames),
+def run(options: Options) -> None:
+    model = as_model(options.model)
+    guides = options.guidance.load(model, options.model, 0.0 if options.image or not options.label else None)
+    recipe = options.sampling.recipe(guides.build(), model=options.model, sampler="ddim", steps="100")
+    ends: Images | tuple[int, int]
+    if options.seeds:
+        ends = (options.seeds[0], options.seeds[1])
+    else:
+        ends, _ = load_images(options.image, model, options.fit)
+    options.sampling.to_device(model, guides)
+    done = generate_interpolation(
+        model, ends, options.label or None, out=options.out, frames=options.frames, recipe=recipe, options=options.job,
+        progress=ShowProgress(options.job),
     )  # fmt: skip
-    stage.try_out()
-    work.carry_out([stage], how)
-
-
-def way(
-    model: Model,
-    recipe: Recipe,
-    ends: torch.Tensor | None,
-    seeds: tuple[int, int] | None,
-    label: int | None,
-    frames: int,
-) -> torch.Tensor:
-    """x_T of each frame."""
-    if ends is None:
-        assert seeds is not None
-        return between(seed_noise(model, seeds), frames)
-    told = [label] * 2 if model.conditional and not recipe.unconditional and label is not None else None
-    return between(encode(model, ends, told, steps=recipe.steps, seed=recipe.seed, precision=recipe.precision), frames)
-
-
-def parse_seeds(text: str) -> tuple[int, int]:
-    a, _, b = text.partition(",")
-    if not (a.strip().isdecimal() and b.strip().isdecimal()):
-        raise ValueError(f"--seeds must be two whole numbers such as 0,1, not {text!r}")
-    return int(a), int(b)
+    print_result(done, options.job)

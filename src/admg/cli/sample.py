@@ -1,30 +1,22 @@
-"""`admg sample`: images of the labels that are asked for, and larger ones if an upsampler is."""
+"""`admg sample`: generate images of chosen labels, and enlarge them if an upsampler is given."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
-import numpy as np
+from admg.checkpoints.model import Model
+from admg.config import check, group, setting
+from admg.data.dataset import Fit
+from admg.diffusion.gaussian import Images
+from admg.generation import JobOptions, Recipe, generate, generate_scale_sheet
+from admg.generation.sample import as_model
+from admg.generation.sampler_specs import SAMPLERS
+from admg.generation.starts import load_images
 
-from admg.checkpoints import presets
-from admg.checkpoints.model import Labels, Model
-from admg.files import check_output_folder
-from admg.generation.contact_sheet import scale_sheet
-from admg.generation.images import save_png
-from admg.generation.sample import SAMPLERS, sample
+from .sampling_options import GuidanceOptions, SamplingOptions, ShowProgress, print_result
 
-from . import beginnings, guides, stages, work
-from .beginnings import FromImages
-from .guides import Guidance
-from .stages import Recipe, Stage
-from .upsample import load_upsampler, upsampling
-
-EPILOG = """examples:
-  admg sample --label sneaker --label 9 --scale 4 --num 32 --out sneakers
+EXAMPLES = """  admg sample --label sneaker --label 9 --scale 4 --num 32 --out sneakers
   admg sample --label coat --sheet scale=0,1,2,4,8 --num 6 --unconditional --out coats
   admg sample --label coat --cfg 3 --interval 0.3,10 --sampler unipc --steps karras10 --out coats
   admg sample --label coat --guide my_guides.py:darker --init shirt.png --strength 0.6 --out coats
@@ -33,170 +25,129 @@ EPILOG = """examples:
   torchrun --nproc-per-node 8 --no-python -- admg sample --num 50000 --out for-fid"""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = EPILOG
-    add = parser.add_argument
-    add("--model", default="fashion-mnist", metavar="NAME", help="a name or a folder (default: fashion-mnist)")
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--label", action="append", metavar="LABEL", help="name or number; may be repeated")
-    text = "balanced: each equally often; random: drawn by the seed; or a list, A,B,... (default: balanced, or random "
-    text += "where there are fewer images than labels); --label takes names that contain a comma or are one of these"
-    which.add_argument("--labels", metavar="WHICH", help=text)
-    text = "images in all, in equal shares of the labels (default: 8 for each; 64 if neither is given for 21 or more)"
-    add("--num", type=int, metavar="N", help=text)
-    text = "draw the same seeds over these guidance scales, or cfg=A,B,..., and nothing else"
-    add("--sheet", metavar="scale=A,B,...", help=text)
-    stages.add_recipe(parser)
-    guides.add_guides(parser, "of a published model its own, else 4; 0 without a classifier")
-    group = parser.add_argument_group("from an image instead of noise (from several: admg edit)")
-    group.add_argument("--init", metavar="IMAGE", help="noised to a level, and sampled from there")
-    beginnings.add_beginning(group)
-    work.add_work(parser, "samples")
-    title = "from label to large images: samples go to OUT/base, then to an upsampler"
-    add = parser.add_argument_group(title).add_argument
-    add("--upsampler", metavar="NAME", help="an upsampling model, told the same labels (default: none)")
-    add("--upsampler-sampler", choices=sorted(SAMPLERS), default="ddim", help="(default: ddim)")
-    add("--upsampler-steps", default="25", metavar="STEPS", help="as --steps; 250 of ddpm is better (default: 25)")
-    add("--upsampler-batch-size", type=int, metavar="N", help="as --batch-size, of large images")
+@dataclass(frozen=True, kw_only=True)
+class InitOptions:
+    """Starting image. For several images, use admg edit.
+
+    init: image to start from in place of noise
+    strength: share of the steps that is run, at most 1; with fewer steps, more of the image stays (default: 0.6)
+    fit: how an image of another size is fitted: scaled and cropped, or put on black (default: as in training, if known)
+    """
+
+    init: str | None = setting(None, metavar="IMAGE")
+    strength: float | None = setting(None, above=0, max=1)
+    fit: Fit | None = None
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.strength is not None and not self.init:
+            raise ValueError("strength is for --init")
+
+    def load(self, model: Model) -> Images | None:
+        if not self.init:
+            return None
+        images, _ = load_images([self.init], model, self.fit)
+        if len(images) != 1:
+            raise ValueError(f"--init {self.init} holds {len(images)} images: admg edit takes several")
+        return images
 
 
-def run(args: argparse.Namespace) -> None:
-    check(args)
-    sheet = parse_sheet(args.sheet) if args.sheet else None
-    recipe, how = stages.recipe_of(args), work.work_of(args)
-    model, guide = load_both(args, sheet is not None and sheet[0] == "scale")
-    variants = [guide] if sheet is None else [guide.at(sheet[0], scale) for scale in sheet[1]]
-    table, steered = labels_of(model, guide, recipe.unconditional)
-    labels, chosen = choose_labels(args, table, steered)
-    model.respace(recipe.steps)  # bad input must show before anything is written
-    base = Stage(
-        out=Path(args.out), name=args.model, model=model, recipe=recipe, guide=guide, labels=labels, names=table,
-        chosen=chosen, batch_size=args.batch_size, compile=args.compile, begin=beginning(args, model, len(labels)),
+@dataclass(frozen=True, kw_only=True)
+class UpsamplerOptions:
+    """Upsampling. The images go to OUT/base, then through an upsampling model.
+
+    upsampler: upsampling model, which receives the same labels
+    upsampler_sampler: sampler of the upsampler
+    upsampler_steps: steps of the upsampler, as --steps; 250 of ddpm give better images
+    upsampler_batch_size: large images per batch
+    """
+
+    upsampler: str | None = setting(None, metavar="NAME", default_text="none")
+    upsampler_sampler: str = setting("ddim", choices=sorted(SAMPLERS))
+    upsampler_steps: str = setting("25", metavar="STEPS")
+    upsampler_batch_size: int | None = setting(None, min=1)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    def recipe(self, base: Recipe) -> Recipe:
+        return dataclasses.replace(
+            base, guide=None, unconditional=False, sampler=self.upsampler_sampler, steps=self.upsampler_steps,
+            batch_size=self.upsampler_batch_size,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Generate images of chosen labels, guided by a classifier.
+
+    model: name, folder or .pt file of a diffusion model
+    label: name or number of a label
+    labels: balanced (each label equally often), random (drawn with the seed), or a list A,B,...; a label whose name has
+        a comma or is one of these two words is given with --label
+    num: number of images, in equal shares of the labels
+    sheet: draw the same seeds over guidance scales in one picture, and nothing else: scale=A,B,... or cfg=A,B,...
+    out: folder of samples_NxHxWxC.npz and the pictures
+    """
+
+    model: str = setting("fashion-mnist", metavar="NAME")
+    label: tuple[str, ...] = setting((), repeat=True, metavar="LABEL")
+    labels: str | None = setting(None, metavar="WHICH", default_text="balanced, or random for fewer images than labels")
+    num: int | None = setting(
+        None, min=1, default_text="8 per label; 64 if no label is given and the model has more than 20"
+    )
+    sheet: str | None = setting(None, metavar="scale=A,B,...")
+    out: str = setting("samples", metavar="DIR")
+    sampling: SamplingOptions = group(SamplingOptions)
+    guidance: GuidanceOptions = group(GuidanceOptions)
+    start: InitOptions = group(InitOptions)
+    upsampling: UpsamplerOptions = group(UpsamplerOptions)
+    job: JobOptions = group(JobOptions)
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.label and self.labels is not None:
+            raise ValueError("label cannot be combined with --labels")
+        if self.sheet and (self.upsampling.upsampler or self.start.init):
+            other = "--upsampler" if self.upsampling.upsampler else "--init"
+            raise ValueError(f"sheet draws samples of the model from noise: leave out {other}")
+
+    def chosen(self) -> tuple[str | list[str] | None, int | None]:
+        """Return the labels and the number of images for generate()."""
+        if not self.label and self.labels in (None, "balanced", "random"):
+            return self.labels, self.num
+        listed = list(self.label) or [label.strip() for label in (self.labels or "").split(",")]
+        return listed, self.num or 8 * len(listed)
+
+
+def run(options: Options) -> None:
+    sheet = parse_sheet(options.sheet) if options.sheet else None
+    model = as_model(options.model)
+    guides = options.guidance.load(model, options.model, keep_classifier=sheet is not None and sheet[0] == "scale")
+    recipe = options.sampling.recipe(guides.build(), model=options.model)
+    init, (labels, num) = options.start.load(model), options.chosen()
+    options.sampling.to_device(model, guides)
+    if sheet is not None:
+        option, scales = sheet
+        print(generate_scale_sheet(model, labels, guides, scales, out=options.out, option=option, num=num,
+                                   recipe=recipe))  # fmt: skip
+        return
+    done = generate(
+        model, labels, out=options.out, num=num, **recipe.arguments(), **dataclasses.asdict(options.job), init=init,
+        strength=0.6 if options.start.strength is None else options.start.strength,
+        upsampler=options.upsampling.upsampler, upsampler_recipe=options.upsampling.recipe(recipe),
+        progress=ShowProgress(options.job),
     )  # fmt: skip
-    stages.to_device(args.device, model, guide.classifier)
-    line = [base] if not args.upsampler else enlarged(base, args)
-    stages.to_device(args.device, line[-1].model)
-    for variant in variants:
-        dataclasses.replace(base, guide=variant).try_out()
-    if sheet is None:
-        return work.carry_out(line, how)
-    draw_scales(base, variants, *sheet)
-
-
-def draw_scales(base: Stage, variants: list[Guidance], name: str, scales: list[float]) -> None:
-    """The same seeds over guidance scales, in one picture."""
-    out, recipe = check_output_folder(base.out), base.recipe
-    options: dict[str, Any] = {"sampler": recipe.function, "steps": recipe.steps, "seed": recipe.seed,
-                               "precision": recipe.precision, "batch_size": base.batch_size,
-                               "compile": base.compile, "unconditional": recipe.unconditional}  # fmt: skip
-    columns = [sample(base.model, base.labels, guide=variant(), **options) for variant in variants]
-    images, names = [column.images for column in columns], columns[0].label_names
-    title = f"{base.name}, {recipe}" + (f", {rest}" if (rest := base.guide.title_without(name)) else "")
-    save_png(scale_sheet(images, scales, names, title, name), out / "scale-sheet.png")
-    print(out / "scale-sheet.png")
-
-
-def check(args: argparse.Namespace) -> None:
-    """ValueError: an option out of range, or two that exclude each other."""
-    for option in ("num", "upsampler_batch_size"):
-        value = getattr(args, option)
-        if value is not None and value < 1:
-            raise ValueError(f"--{option.replace('_', '-')} must be at least 1, got {value}")
-    if args.sheet and (args.upsampler or args.init):
-        option = "--upsampler" if args.upsampler else "--init"
-        raise ValueError(f"--sheet draws samples of the model from noise: leave out {option}")
-    if args.strength is not None and not args.init:
-        raise ValueError("--strength is for --init")
-
-
-def load_model(name: str) -> Model:
-    """ValueError: it upsamples."""
-    model = presets.load(name)
-    if model.upsamples:
-        raise ValueError(f"{name} makes images larger: use admg upsample, or give it as --upsampler")
-    return model
-
-
-def load_both(args: argparse.Namespace, wanted: bool = False) -> tuple[Model, Guidance]:
-    """The model, and its guidance; wanted: with the classifier, at whatever scale."""
-    model = load_model(args.model)
-    usual = presets.recommended(args.model).scale or 4.0
-    classifier = args.classifier or presets.default_classifier(args.model)
-    return model, guides.load_guidance(args, model, usual if classifier else 0.0, wanted)
-
-
-def labels_of(model: Model, guide: Guidance, unconditional: bool) -> tuple[Labels, bool]:
-    """The labels that may be asked for, and whether anything is steered by them."""
-    table = model.labels if model.labels.count or guide.classifier is None else guide.classifier.labels
-    steered = guide.classifier is not None or bool(guide.others) or (model.conditional and not unconditional)
-    return table, steered
-
-
-def beginning(args: argparse.Namespace, model: Model, count: int) -> FromImages | None:
-    if not args.init:
-        return None
-    images, _ = beginnings.load_images([args.init], model, args.fit)
-    if len(images) != 1:
-        raise ValueError(f"--init {args.init} holds {len(images)} images: admg edit takes several")
-    return FromImages(images, [0] * count, beginnings.strength_of(args))
-
-
-def choose_labels(args: argparse.Namespace, table: Labels, steered: bool) -> tuple[list[int | None], Any]:
-    """A label for each image, and how they were chosen, for run.json. ValueError: unknown ones, or of no effect."""
-    asked = args.labels if args.label is None else args.label
-    if not steered or not table.count:
-        if asked is not None:
-            why = "this model has no labels" if not table.count else "neither the model nor a classifier is told labels"
-            raise ValueError(f"--label{'' if args.label else 's'}: {why}")
-        return [None] * (args.num or 8), None
-    if asked is not None and asked not in ("balanced", "random"):
-        numbers = [table.number(label) for label in args.label or args.labels.split(",")]
-        return shares(numbers, args.num or 8 * len(numbers)), numbers
-    num = args.num or (8 * table.count if table.count <= 20 else 64)
-    if (asked or ("random" if num < table.count else "balanced")) == "balanced":
-        return shares(range(table.count), num), "balanced"
-    return [*random_labels(args.seed, table.count, num)], "random"
-
-
-def shares(labels: Sequence[int], num: int) -> list[int | None]:
-    """The labels in turn, so that all have the same number of images, or one more."""
-    return [labels[i % len(labels)] for i in range(num)]
-
-
-def random_labels(seed: int, count: int, num: int) -> list[int]:
-    """Label i of a seed is the same whatever the number of images."""
-    stream = int.from_bytes(b"labels", "little")  # unlike that of an image's noise
-    return np.random.default_rng([seed, stream]).integers(count, size=num).tolist()
-
-
-def enlarged(base: Stage, args: argparse.Namespace) -> list[Stage]:
-    """Two stages: the base images, in OUT/base, and their upsampling, unguided, as in the paper."""
-    channels, height, width = base.model.shape
-    model = load_upsampler(args.upsampler, (height, width, channels), args.model)
-    count = model.labels.count
-    if model.conditional and count != base.names.count:
-        raise ValueError(f"{args.upsampler} has {count} labels, {args.model} {base.names.count}")
-    first = dataclasses.replace(base, out=base.out / "base")
-    recipe: Recipe = dataclasses.replace(
-        base.recipe, sampler=args.upsampler_sampler, steps=args.upsampler_steps, eta=0.0, unconditional=False,
-        options=None,
-    )  # fmt: skip
-    second = upsampling(
-        args.upsampler, model, recipe, [*base.labels], base.names, first.shards().target, first.settings,
-        out=base.out, guide=Guidance(), batch_size=args.upsampler_batch_size, compile=args.compile,
-        instead="sample with labels, or choose an upsampler without",
-    )  # fmt: skip
-    return [first, second]
+    print_result(done, options.job)
 
 
 def parse_sheet(text: str) -> tuple[str, list[float]]:
-    """`scale=0,1,2` as a name, scale or cfg, and numbers."""
+    """Return `scale=0,1,2` as a name, scale or cfg, and numbers."""
     name, _, values = text.partition("=")
     try:
         scales = [float(value) for value in values.split(",")]
     except ValueError:
         scales = []
     if name not in ("scale", "cfg") or not scales:
-        raise ValueError(f"--sheet must be scale= or cfg= and numbers, such as scale=0,1,2,4,8, not {text!r}")
+        raise ValueError(f"--sheet must be scale= or cfg= and numbers, such as scale=0,1,2,4,8, got {text!r}")
     return name, scales

@@ -24,10 +24,12 @@ from admg.checkpoints.model import Classifier, Labels, Model
 from admg.engine.compiling import Compile, fast
 from admg.engine.memory import in_batches
 from admg.engine.precision import Precision, resolve
+from admg.generation.acceleration import batch_that_fits, networks_of
 from admg.generation.contact_sheet import Layout, contact_sheet
-from admg.generation.edit import Start, begun, lowest
 from admg.generation.images import to_float
-from admg.generation.sample import SAMPLERS, batch_that_fits, find_sampler, networks_of, sample
+from admg.generation.recipe import Start
+from admg.generation.sample import sample
+from admg.generation.sampler_specs import SAMPLERS, find_sampler
 from admg.generation.samples import Samples
 from admg.generation.shards import NpzImages, Shards
 from admg.samplers import Sampler, Step
@@ -173,9 +175,6 @@ class Stage:
     def _sample(self, images: range, base: NpzImages | None, sampler: Sampler, compile: Compile) -> Samples:
         """One batch."""
         model, steps = self.model, self.recipe.steps
-        if self.begin is not None:
-            model = lowest(model.respace(steps), self.begin.strength)
-            sampler, steps = begun(sampler, self.begin.start(images)), str(len(model.diffusion))
         chosen = slice(images.start, images.stop)
         return sample(
             model,

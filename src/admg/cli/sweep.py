@@ -9,20 +9,21 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from admg.checkpoints import presets
-from admg.checkpoints.model import Classifier, Model
+from admg.checkpoints.model import Classifier, Labels, Model
 from admg.evaluation.evaluate import FEW, warn_if_few
 from admg.evaluation.report import describe as described
 from admg.files import check_output_folder, remove
-from admg.generation.sample import SAMPLERS
+from admg.generation.labels import random_labels, shares
+from admg.generation.sampler_specs import SAMPLERS
 from admg.generation.shards import Shards
 
 from . import guides, stages, work
 from .curves import Report
 from .guides import Guidance
 from .judging import add_network_arguments
-from .sample import choose_labels, labels_of, load_model
 from .stages import Stage
 from .sweeping import FIGURES, KEPT, Cell, Keeper, Row, load_keeper, number
 from .work import Work
@@ -308,3 +309,35 @@ def report(args: argparse.Namespace, planned: dict[Cell, Stage], rows: Sequence[
     model, data = (Path(name).name if Path(name).exists() else name for name in (stage.name, args.reference))
     title = f"{model}: {args.num:,} samples a point against {data}, in features of {comparison.network.name}"
     return Report(rows, title, caption.rstrip())
+
+
+def load_model(name: str) -> Model:
+    """ValueError: it upsamples."""
+    model = presets.load(name)
+    if model.upsamples:
+        raise ValueError(f"{name} makes images larger: use admg upsample, or give it as --upsampler")
+    return model
+
+
+def labels_of(model: Model, guide: Guidance, unconditional: bool) -> tuple[Labels, bool]:
+    """The labels that may be asked for, and whether anything is steered by them."""
+    table = model.labels if model.labels.count or guide.classifier is None else guide.classifier.labels
+    steered = guide.classifier is not None or bool(guide.others) or (model.conditional and not unconditional)
+    return table, steered
+
+
+def choose_labels(args: argparse.Namespace, table: Labels, steered: bool) -> tuple[list[int | None], Any]:
+    """A label for each image, and how they were chosen, for run.json. ValueError: unknown ones, or of no effect."""
+    asked = args.labels if args.label is None else args.label
+    if not steered or not table.count:
+        if asked is not None:
+            why = "this model has no labels" if not table.count else "neither the model nor a classifier is told labels"
+            raise ValueError(f"--label{'' if args.label else 's'}: {why}")
+        return [None] * (args.num or 8), None
+    if asked is not None and asked not in ("balanced", "random"):
+        numbers = [table.number(label) for label in args.label or args.labels.split(",")]
+        return shares(numbers, args.num or 8 * len(numbers)), numbers
+    num = args.num or (8 * table.count if table.count <= 20 else 64)
+    if (asked or ("random" if num < table.count else "balanced")) == "balanced":
+        return shares(range(table.count), num), "balanced"
+    return [*random_labels(args.seed, table.count, num)], "random"

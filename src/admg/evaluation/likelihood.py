@@ -16,8 +16,8 @@ from torch import Tensor
 from admg.checkpoints.model import Model
 from admg.diffusion.gaussian import Images
 from admg.diffusion.losses import prior_bpd, vb_bpd
+from admg.diffusion.noise import SeededNoise
 from admg.engine.precision import Precision, autocast
-from admg.generation.sample import SeededNoise
 
 NoiseAt = Callable[[Images, int], Images]
 """Maps (x_0, t) to the noise (N, C, H, W) that is added to x_0 at step t."""

@@ -1,1 +1,34 @@
-"""Sampling, editing and interpolation, and the shards and pictures that they write."""
+"""Sampling, editing, interpolation and upsampling, in memory or as resumable jobs that write a folder."""
+
+from .edit import edit, encode
+from .generate import generate, generate_edits, generate_interpolation, generate_upsampled, plan
+from .guide_specs import GuideSet
+from .interpolate import interpolate
+from .job import Generated, Job, JobOptions
+from .progress import Progress
+from .recipe import Recipe
+from .sample import sample
+from .samples import Samples
+from .scale_sheet import generate_scale_sheet
+from .upsample import upsample
+
+__all__ = [
+    "Generated",
+    "GuideSet",
+    "Job",
+    "JobOptions",
+    "Progress",
+    "Recipe",
+    "Samples",
+    "edit",
+    "encode",
+    "generate",
+    "generate_edits",
+    "generate_interpolation",
+    "generate_scale_sheet",
+    "generate_upsampled",
+    "interpolate",
+    "plan",
+    "sample",
+    "upsample",
+]

@@ -13,8 +13,12 @@ from typing import Any
 from .shards import Shards
 
 RUN = "run.json"
-IGNORED = ("model", "classifier", "name")
+IGNORED = ("model", "classifier", "loaded_as")
 """Keys of settings that are for people to read: a network is identified by its weights, whatever its name is."""
+
+
+UNIDENTIFIED = "unidentified"
+"""Key of the description of an object that cannot be identified: no later run may continue with it."""
 
 
 class OtherRun(ValueError):
@@ -53,6 +57,12 @@ def find_run(settings: Mapping[str, Any], shards: Shards) -> Shards | None:
         return None
     run = _recorded(shards.folder, record)
     here = _content(settings, shards) | {"shard_size": run.size}
+    recorded, flat = dict(_flat(record)), dict(_flat(here))
+    for key in flat:
+        part, _, last = key.rpartition(".")
+        if last == UNIDENTIFIED and recorded.get(key) != flat[key]:
+            why = f"its {part} cannot be identified: {flat[key]}"
+            raise OtherRun(f"{shards.folder} holds a run that cannot be continued, since {why}")
     if differing := differences(record, json.loads(json.dumps(here))):
         raise OtherRun(f"{shards.folder} holds a run with other settings: {'; '.join(differing)}")
     return run

@@ -18,7 +18,7 @@ from torch import Tensor
 from admg.checkpoints.model import DiffusionConfig, Model
 from admg.diffusion.gaussian import Images, Predict
 from admg.diffusion.losses import vb_bpd
-from admg.generation.sample import SeededNoise
+from admg.diffusion.noise import SeededNoise
 
 LEVELS = (14.0, 7.0, 2.0, -3.0, -14.0)
 """Signal-to-noise ratios in dB, for images in [-1, 1] and noise of unit variance."""

@@ -1,14 +1,13 @@
-"""What sampling begins with in place of noise: images of files, or given x_T."""
+"""Starts of sampling other than the seed's noise, for jobs: images that are edited, and given x_T."""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,17 +19,32 @@ from admg.data.dataset import Fit
 from admg.data.folder import read_image
 from admg.data.transforms import check_pad
 from admg.diffusion.gaussian import Images
-from admg.generation.edit import Start, encoded, noised
 
-STRENGTH = 0.6
+from .edit import inverted, noised
+from .recipe import Start
+
+
+class Starts(Protocol):
+    """Where the sampling of each image of a run begins. strength: see edit(); record: everything that decides it."""
+
+    @property
+    def strength(self) -> float: ...
+
+    @property
+    def record(self) -> dict[str, Any]: ...
+
+    def start(self, images: range) -> Start: ...
 
 
 @dataclass(frozen=True, eq=False)
 class FromImages:
-    """Image i begins at images[which[i]], noised, or encoded by DDIM's inversion.
+    """Image i begins at images[which[i]], with noise added, or at its DDIM inversion.
 
-    images: (M, C, H, W) in [-1, 1]; strength: see edit(); from_y: (M,) labels that the network is told while inverting,
-    or None for none of them
+    images: (M, C, H, W) in [-1, 1]
+    which: number of the image that each image of the run begins at
+    strength: see edit()
+    invert: whether images are inverted
+    from_y: (M,) labels that the network is conditioned on during inversion, or None for no labels
     """
 
     images: Images
@@ -40,7 +54,7 @@ class FromImages:
     from_y: Tensor | None = None
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def record(self) -> dict[str, Any]:
         return {
             "images": checksum(self.images),
             "strength": self.strength,
@@ -52,15 +66,15 @@ class FromImages:
         chosen = [self.which[i] for i in images]
         if not self.invert:
             return noised(self.images[chosen])
-        return encoded(self.images[chosen], None if self.from_y is None else self.from_y[chosen])
+        return inverted(self.images[chosen], None if self.from_y is None else self.from_y[chosen])
 
 
 @dataclass(frozen=True, eq=False)
 class FromNoise:
-    """Image i begins at x_T[i]; settings: what decides it."""
+    """Image i begins at x_T[i]. record: everything that decides x_T"""
 
     x_T: Images
-    settings: dict[str, Any]
+    record: dict[str, Any]
     strength: float = 1.0
 
     def start(self, images: range) -> Start:
@@ -68,26 +82,12 @@ class FromNoise:
         return lambda model, noise, _: chosen.to(noise)
 
 
-def add_beginning(group: Any) -> None:
-    """--strength and --fit."""
-    text = "share of the steps that is done, above 0 and at most 1: the less, the more of the image stays"
-    group.add_argument("--strength", type=float, metavar="S", help=f"{text} (default: {STRENGTH:g})")
-    text = "an image of another size: scale and crop, or put on black (default: as the model's training did, if known)"
-    group.add_argument("--fit", choices=("resize", "pad"), help=text)
+def load_images(sources: Sequence[str | Path], model: Model, fit: Fit | None = None) -> tuple[Images, list[str]]:
+    """Load images at the size of a model. Return (M, C, S, S) in [-1, 1] and their names.
 
-
-def strength_of(args: argparse.Namespace) -> float:
-    """ValueError: outside (0, 1]."""
-    strength = STRENGTH if args.strength is None else args.strength
-    if not 0 < strength <= 1:
-        raise ValueError(f"--strength must be above 0 and at most 1, got {strength}")
-    return strength
-
-
-def load_images(sources: Sequence[str], model: Model, fit: Fit | None) -> tuple[Images, list[str]]:
-    """(M, C, S, S) in [-1, 1] of pictures, folders of them, .npz or IDX files, fitted as for training; and their names.
-
-    ValueError: not images, or with fit="pad" larger ones than the model's.
+    sources: pictures, folders of pictures, .npz or IDX files
+    fit: "resize" or "pad" images of another size; None: as the training of the model did, if that is known
+    Raises ValueError for files that hold no images, and with "pad" for images larger than the model's.
     """
     fit = fit or trained_fit(model)
     found, names = [], []
@@ -97,6 +97,17 @@ def load_images(sources: Sequence[str], model: Model, fit: Fit | None) -> tuple[
         paths = [] if hasattr(data.images, "dtype") else [Path(str(path)).stem for path in data.images]
         names += paths or [f"{Path(source).stem} {i}" for i in range(len(data))]
     return torch.cat(found), names
+
+
+def trained_fit(model: Model) -> Fit:
+    """Return the fit that the training command of the model names, else "resize", as for the published models."""
+    named = re.search(r"--fit[ =](pad|resize)\b", str(model.training.get("command", "")))
+    return "pad" if named and named[1] == "pad" else "resize"
+
+
+def checksum(images: Images) -> str:
+    """Return a checksum of the values of images."""
+    return hashlib.sha256(images.contiguous().numpy().tobytes()).hexdigest()[:12]
 
 
 def _open(path: Path, model: Model, fit: Fit) -> Dataset:
@@ -109,13 +120,3 @@ def _open(path: Path, model: Model, fit: Fit) -> Dataset:
     if fit == "pad":
         check_pad(*image.size, size, path)
     return Dataset((path,), size, channels, fit=fit)
-
-
-def trained_fit(model: Model) -> Fit:
-    """As the command that trained the model said; else resize, by the rule of the published models."""
-    said = re.search(r"--fit[ =](pad|resize)\b", str(model.training.get("command", "")))
-    return "pad" if said and said[1] == "pad" else "resize"
-
-
-def checksum(images: Images) -> str:
-    return hashlib.sha256(images.contiguous().numpy().tobytes()).hexdigest()[:12]

@@ -1,0 +1,166 @@
+"""Options of the commands that sample: sampling and guidance, and the progress and the result of a job."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from admg.checkpoints import presets
+from admg.checkpoints.model import Model
+from admg.config import check, setting
+from admg.engine.compiling import Compile
+from admg.engine.device import choose_device
+from admg.engine.precision import Precision
+from admg.generation import Generated, JobOptions, Progress, Recipe
+from admg.generation.guide_specs import GuideSet, guide_kinds, load_guides, parse_interval
+from admg.generation.progress import ProgressBars
+from admg.generation.sampler_specs import SAMPLERS, parse_sampler_options, sampler_options, with_options
+from admg.guidance import Guide
+
+from .measure import note_missing_kernels
+
+NAMES = ", ".join(sorted(SAMPLERS))
+OF_SAMPLERS = "; ".join(f"{name}: {', '.join(own)}" for name in sorted(SAMPLERS) if (own := sampler_options(name)))
+PUBLISHED = "that of the published model, else"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    __doc__ = f"""Sampling.
+
+    sampler: {NAMES}, or path/to/file.py:name
+    steps: number of steps, ddimN, counts per section such as 10,15,20, or uniformN, quadN, logsnrN, karrasN
+    eta: randomness of ddim, from 0 (deterministic) to 1 (that of ddpm)
+    sampler_option: option of the sampler ({OF_SAMPLERS})
+    seed: seed of the noise; image i of a seed is always the same
+    precision: number format of matrix products; auto is bf16 where the processor or GPU has it, else fp32
+    compile: whether to build networks by torch.compile first, which takes minutes; auto is off
+    unconditional: do not condition the network on the labels; the guide still uses them
+    batch_size: images per batch
+    device: cpu or cuda
+    """
+
+    sampler: str | None = setting(None, metavar="NAME", default_text=f"{PUBLISHED} ddim")
+    steps: str | None = setting(None, metavar="STEPS", default_text=f"{PUBLISHED} 25")
+    eta: float = setting(0.0, min=0, max=1)
+    sampler_option: tuple[str, ...] = setting((), repeat=True, metavar="NAME=VALUE")
+    seed: int = setting(0, min=0)
+    precision: Precision = "auto"
+    compile: Compile = "auto"
+    unconditional: bool = False
+    batch_size: int | None = setting(None, min=1, default_text="what fits in memory, at most 64")
+    device: str = setting("auto", default_text="cuda if there is a GPU")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    def recipe(
+        self, guide: Guide | None, *, model: str, sampler: str | None = None, steps: str | None = None
+    ) -> Recipe:
+        """Return the recipe. Raises ValueError for options that the sampler does not have.
+
+        sampler, steps: defaults of a command; None: the published settings of the model
+        """
+        usual = presets.recommended(model)
+        name = self.sampler or sampler or usual.sampler
+        chosen = self.steps or steps or (usual.steps if name == usual.sampler else "25")
+        if self.eta and name != "ddim":
+            raise ValueError(f"--eta is an option of the sampler ddim, not of {name}")
+        options = parse_sampler_options(name, self.sampler_option)
+        if self.eta:
+            options["eta"] = self.eta
+        return Recipe(
+            guide=guide, sampler=with_options(name, options), steps=chosen, seed=self.seed, batch_size=self.batch_size,
+            unconditional=self.unconditional, precision=self.precision, compile=self.compile,
+        )  # fmt: skip
+
+    def to_device(self, model: Model, guides: GuideSet | None = None) -> None:
+        """Move the networks to the chosen device. Raises ValueError if it cannot be used."""
+        device = choose_device(self.device)
+        note_missing_kernels(device)
+        model.to(device)
+        if guides is not None and guides.classifier is not None:
+            guides.classifier.to(device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidanceOptions:
+    __doc__ = f"""Guidance.
+
+    classifier: noisy classifier that guides the sampling: name, folder or .pt file
+    scale: guidance scale of the classifier; 0 is no guidance
+    cfg: guidance scale of classifier-free guidance, where 1 is the conditional model; it replaces the classifier unless
+        --scale is given too
+    guide: another kind of guidance, which replaces the classifier unless --scale is given too, such as apg:4,eta=0.5
+        ({", ".join(guide_kinds())}); or path/to/file.py:name, a guide of your own, which is added
+    interval: noise levels in units of the image, from about 0.01 to 150, outside of which there is no guidance
+    """
+
+    classifier: str | None = setting(None, metavar="NAME", default_text="that of the model")
+    scale: float | None = setting(
+        None, metavar="S", default_text="that of a published model, else 4; 0 without a classifier"
+    )
+    cfg: float | None = setting(None, metavar="W")
+    guide: tuple[str, ...] = setting((), repeat=True, metavar="NAME:SCALE")
+    interval: str | None = setting(None, metavar="LOW,HIGH", default_text="none")
+
+    def __post_init__(self) -> None:
+        if self.interval:
+            parse_interval(self.interval)
+
+    def load(
+        self, model: Model, name: str, default_scale: float | None = None, keep_classifier: bool = False
+    ) -> GuideSet:
+        """Load the guides.
+
+        name: of the model, whose own classifier is the default
+        default_scale: None: the published guidance scale of the model, or 4
+        keep_classifier: load the classifier even at scale 0
+        """
+        classifier = self.classifier or presets.default_classifier(name)
+        if default_scale is None:
+            default_scale = (presets.recommended(name).scale or 4.0) if classifier else 0.0
+        return load_guides(
+            model, classifier=classifier, scale=self.scale, cfg=self.cfg, specs=self.guide, interval=self.interval,
+            default_scale=default_scale, keep_classifier=keep_classifier,
+        )  # fmt: skip
+
+
+class ShowProgress:
+    """Show the progress of a job: a bar in the first process, and a line when a run continues or waits."""
+
+    def __init__(self, job: JobOptions) -> None:
+        self.bars, self.first = ProgressBars(), job.process == 0
+        self.said: set[Any] = set()
+
+    def __call__(self, progress: Progress) -> None:
+        key = (progress.folder, progress.activity)
+        if key not in self.said:
+            self.said.add(key)
+            if progress.activity == "waiting":
+                how = "Ctrl-C stops; the same command continues"
+                print(f"waiting for the other processes to finish {progress.folder} ({how})")
+            elif progress.reused and self.first:
+                print(f"continuing {progress.folder}: {progress.reused:,} of {progress.total:,} images are there")
+        if self.first:
+            self.bars(progress)
+
+    def close(self) -> None:
+        self.bars.close()
+
+
+def print_result(done: Generated, job: JobOptions) -> None:
+    """Print what a job has written, or what other processes still have to do."""
+    if not done.finished:
+        left = f"{done.missing} shards are not"
+        print(f"process {job.process} of {job.processes} is done, {left}: the last process merges them")
+        return
+    if done.resumed:
+        print(f"{done.folder} holds the finished run with these settings")
+    count = f"{done.num:,} image{'s' if done.num != 1 else ''}"
+    print(f"Saved {count} to {folder(done.folder)} (contact sheet: {done.sheet})")
+
+
+def folder(path: Path) -> str:
+    return f"{path}/"

@@ -1,0 +1,215 @@
+"""Descriptions of models, guides and samplers in JSON types, which decide whether a run may be continued.
+
+Networks are identified by a fingerprint of their weights, dataclasses by their fields, and functions by their qualified
+name, their source and the values that they capture.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import inspect
+import secrets
+import sysconfig
+import textwrap
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from admg.checkpoints.model import Classifier, Model
+
+from .guide_specs import UserGuide
+from .run_record import UNIDENTIFIED
+from .sampler_specs import SAMPLERS, UserSampler
+
+INSTALLED = tuple(sysconfig.get_paths()[key] for key in ("stdlib", "purelib", "platlib"))
+
+
+class UnidentifiedError(ValueError):
+    """The object cannot be identified, so that a later run could not tell whether it is the same."""
+
+
+def describe(value: Any) -> Any:
+    """Return a description of a guide, a sampler or a part of one, in JSON types.
+
+    Equal descriptions mean equal images. Raises UnidentifiedError for objects whose state cannot be read.
+
+    >>> from admg import guidance
+    >>> describe(guidance.ClassifierFreeGuidance(3.0))
+    {'type': 'ClassifierFreeGuidance', 'scale': 3.0}
+    """
+    return _describe(value, ())
+
+
+def describe_or_mark(value: Any) -> Any:
+    """Return describe(value), or a unique mark if it cannot be identified: a run with it can never be continued."""
+    try:
+        return describe(value)
+    except UnidentifiedError as error:
+        return {UNIDENTIFIED: f"it holds {error} (begun as {secrets.token_hex(4)})"}
+
+
+def describe_sampler(sampler: Any) -> Any:
+    """Return the name of one of admg's samplers without its options, and describe(sampler) of any other."""
+    if isinstance(sampler, str):
+        return sampler
+    if isinstance(sampler, functools.partial) and not sampler.args:
+        return describe_sampler(sampler.func)
+    name = next((name for name, function in SAMPLERS.items() if function is sampler), None)
+    return name or describe_or_mark(sampler)
+
+
+def network_record(part: Model | Classifier, name: str = "") -> dict[str, Any]:
+    """Return the name of a model, for people to read, and the fingerprint of its weights."""
+    return {"loaded_as": name or part.training.get("name"), "weights": fingerprint(part)}
+
+
+def fingerprint(part: Model | Classifier | nn.Module) -> str:
+    """Return a checksum of the architecture and of the first numbers of each tensor.
+
+    It tells models apart, also those of a training run that was continued.
+    """
+    network = part if isinstance(part, nn.Module) else part.network
+    config = None if isinstance(part, nn.Module) else part.config
+    digest = hashlib.sha256(repr((config, getattr(network, "config", None))).encode())
+    for tensor in network.state_dict().values() if isinstance(network, nn.Module) else ():
+        digest.update(tensor.flatten()[:16].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def _describe(value: Any, path: tuple[int, ...]) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if id(value) in path:  # an object that refers to itself
+        return "recursive"
+    path = (*path, id(value))
+    if isinstance(value, Tensor | np.ndarray | np.generic):
+        return _array(value)
+    if isinstance(value, Model | Classifier):
+        return network_record(value)
+    if isinstance(value, nn.Module):
+        return {"type": type(value).__qualname__, "weights": fingerprint(value)}
+    if isinstance(value, UserGuide | UserSampler):
+        return {"file": f"{value.path.name}:{value.name}", "checksum": value.digest}
+    if isinstance(value, Mapping):
+        return {str(key): _describe(item, path) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_describe(item, path) for item in value]
+    if isinstance(value, set | frozenset):
+        return sorted((_describe(item, path) for item in value), key=repr)
+    if isinstance(value, Path | torch.dtype | torch.device | range):
+        return str(value)
+    if isinstance(value, functools.partial):
+        return {"partial": [_describe(part, path) for part in (value.func, value.args, value.keywords)]}
+    if isinstance(value, MethodType):
+        return {"method": value.__name__, "of": _describe(value.__self__, path)}
+    if isinstance(value, FunctionType):
+        return _function(value, path)
+    if isinstance(value, type):
+        return _named(value)
+    if not hasattr(value, "__dict__") and inspect.isroutine(value):  # written in C
+        return {"function": _qualified(value)}
+    return _instance(value, path)
+
+
+def _array(value: Any) -> dict[str, Any]:
+    array = value.detach().cpu() if isinstance(value, Tensor) else torch.from_numpy(np.ascontiguousarray(value))
+    data = array.contiguous().flatten().view(torch.uint8) if array.numel() else array
+    return {"array": _checksum(data.numpy().tobytes()), "shape": list(array.shape), "dtype": str(array.dtype)}
+
+
+def _instance(value: Any, path: tuple[int, ...]) -> dict[str, Any]:
+    """Describe an object by its class and by its fields, or by its attributes if it is no dataclass."""
+    kind = _named(type(value))
+    if dataclasses.is_dataclass(value):
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    elif callable(value) and hasattr(value, "__dict__") and not hasattr(type(value), "__slots__"):
+        fields = vars(value)
+    else:
+        raise UnidentifiedError(f"an object of type {type(value).__qualname__}")
+    return kind | {name: _describe(item, path) for name, item in fields.items()}
+
+
+def _named(kind: type) -> dict[str, Any]:
+    """Describe a class by its name; a user's own by its source as well."""
+    if _is_ours(kind):
+        return {"type": kind.__qualname__}
+    if _is_installed(kind):
+        return {"type": _qualified(kind)}
+    return {"type": kind.__qualname__, "source": _checksum(_source(kind).encode())}
+
+
+def _function(function: FunctionType, path: tuple[int, ...]) -> dict[str, Any]:
+    """Describe a function by name; a user's own by its source, its defaults and the values that it captures."""
+    if _is_ours(function) or _is_installed(function):
+        return {"function": _qualified(function)}
+    captured = {name: _describe(value, path) for name, value in _captured(function)}
+    return {"function": function.__qualname__, "source": _checksum(_source(function).encode())} | (
+        {"captured": captured} if captured else {}
+    )
+
+
+def _captured(function: FunctionType) -> Iterator[tuple[str, Any]]:
+    """Yield the closure, the defaults, and the global variables that a function uses, modules excepted."""
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or ()):
+        yield name, cell.cell_contents
+    yield from enumerate_defaults(function)
+    for name in sorted(_names(function.__code__)):
+        value = function.__globals__.get(name)
+        if value is not None and not isinstance(value, ModuleType):
+            yield name, value
+
+
+def enumerate_defaults(function: FunctionType) -> Iterator[tuple[str, Any]]:
+    """Yield the default values of a function's parameters by name."""
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.default is not parameter.empty:
+            yield name, parameter.default
+
+
+def _names(code: CodeType) -> set[str]:
+    """Return the names of global variables and attributes in the code and in the functions within it."""
+    inner = [_names(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
+    return set(code.co_names).union(*inner)
+
+
+def _source(thing: Any) -> str:
+    """Return the source of a class or function; the bytecode of a function typed into an interpreter without it."""
+    try:
+        return textwrap.dedent(inspect.getsource(thing))
+    except (OSError, TypeError):
+        if isinstance(thing, FunctionType):
+            return _bytecode(thing.__code__)
+        raise UnidentifiedError(f"{thing.__qualname__}, whose source cannot be read") from None
+
+
+def _bytecode(code: CodeType) -> str:
+    constants = [_bytecode(part) if isinstance(part, CodeType) else repr(part) for part in code.co_consts]
+    return f"{code.co_code.hex()} {constants} {code.co_names}"
+
+
+def _is_ours(thing: Any) -> bool:
+    return (getattr(thing, "__module__", None) or "").partition(".")[0] == "admg"
+
+
+def _is_installed(thing: Any) -> bool:
+    """Whether a class or function belongs to Python or to an installed package."""
+    try:
+        file = inspect.getsourcefile(thing) or ""
+    except TypeError:  # built in
+        return True
+    return file.startswith(INSTALLED) or file.startswith("<frozen")
+
+
+def _qualified(thing: Any) -> str:
+    return f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', getattr(thing, '__name__', ''))}"
+
+
+def _checksum(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:12]

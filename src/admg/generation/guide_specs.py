@@ -1,0 +1,268 @@
+"""Guides by text: a classifier and its scale, "apg:4,eta=0.5", "path/to/file.py:name"."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from admg import guidance
+from admg.checkpoints import presets
+from admg.checkpoints.model import Classifier, Model
+from admg.diffusion.gaussian import Prediction
+from admg.engine.memory import is_out_of_memory
+from admg.guidance import Guide, State
+from admg.userfile import described, load_object
+
+
+@dataclass(frozen=True)
+class GuideSet:
+    """The guides of a run: a classifier's, classifier-free guidance, others, and an interval of noise levels for all.
+
+    classifier: of the classifier guidance, or None
+    scale: guidance scale of the classifier
+    cfg: guidance scale of classifier-free guidance, or None
+    others: further guides, which are added
+    interval: noise levels (low, high) outside of which there is no guidance, or None
+    """
+
+    classifier: Classifier | None = None
+    scale: float = 0.0
+    cfg: float | None = None
+    others: tuple[Guide, ...] = ()
+    interval: tuple[float, float] | None = None
+
+    def build(self) -> Guide | None:
+        """Return everything as one guide, or None. Raises ValueError for a scale or an interval out of range."""
+        guides: list[Guide] = []
+        if self.classifier is not None:
+            guides.append(guidance.ClassifierGuidance(self.classifier, self.scale))
+        if self.cfg is not None:
+            guides.append(guidance.ClassifierFreeGuidance(self.cfg))
+        guides += self.others
+        if not guides:
+            return None
+        guide = guides[0] if len(guides) == 1 else guidance.Sum(tuple(guides))
+        return guide if self.interval is None else guidance.Interval(guide, *self.interval)
+
+    def at(self, option: str, scale: float) -> GuideSet:
+        """Return the guides with another scale: "scale" of the classifier, "cfg" of classifier-free guidance."""
+        return dataclasses.replace(self, cfg=scale) if option == "cfg" else dataclasses.replace(self, scale=scale)
+
+    def without(self, option: str) -> GuideSet:
+        """Return the guides without the one whose scale is `option`."""
+        return dataclasses.replace(self, cfg=None) if option == "cfg" else dataclasses.replace(self, classifier=None)
+
+
+def load_guides(
+    model: Model,
+    *,
+    classifier: str | None = None,
+    scale: float | None = None,
+    cfg: float | None = None,
+    specs: Sequence[str] = (),
+    interval: str | None = None,
+    default_scale: float = 0.0,
+    keep_classifier: bool = False,
+) -> GuideSet:
+    """Load the guides that texts describe.
+
+    classifier: name, folder or .pt file; it is loaded if a guide needs it
+    scale: guidance scale of the classifier; None: default_scale, or 0 if there is another kind of guidance
+    cfg: guidance scale of classifier-free guidance
+    specs: kinds of admg.guidance such as "apg:4,eta=0.5", which take the place of the classifier's guidance, and
+        "path/to/file.py:name", which are added to it
+    interval: "low,high", noise levels
+    keep_classifier: load the classifier even at scale 0
+    Raises ValueError for an unknown guide, an option out of range, or a classifier that does not fit the model.
+    """
+    own = [spec for spec in specs if ".py" in spec]
+    others = [spec for spec in specs if ".py" not in spec]
+    kinds = [guide_kind(spec) for spec in others]
+    if scale is None:
+        scale = 0.0 if cfg is not None or others else default_scale
+    needed = keep_classifier or scale != 0 or any("classifier" in _required(kind) for kind in kinds)
+    loaded = load_classifier_for(model, classifier) if needed else None
+    named: list[Guide] = [*(parse_guide(spec, loaded) for spec in others), *(load_user_guide(spec) for spec in own)]
+    found = GuideSet(loaded, scale, cfg, tuple(named), parse_interval(interval) if interval else None)
+    if found.build() is None and found.interval:
+        raise ValueError("the interval limits guidance, and there is none: give a scale, cfg or a guide")
+    return found
+
+
+def load_classifier_for(model: Model, name: str | None) -> Classifier:
+    """Load a classifier. Raises ValueError if it has other labels or another image size than the model."""
+    if not name:
+        raise ValueError("guidance needs a classifier: the model comes without one")
+    classifier = presets.load_classifier(name)
+    if model.labels.count and classifier.labels.count != model.labels.count:
+        raise ValueError(f"the classifier has {classifier.labels.count} labels, the model {model.labels.count}")
+    size = getattr(classifier.network.config, "image_size", model.shape[1])
+    if size != model.shape[1]:
+        raise ValueError(f"the classifier is for images of {size} pixels, the model's have {model.shape[1]}")
+    return dataclasses.replace(classifier, training={**classifier.training, "name": str(name)})
+
+
+def parse_interval(text: str) -> tuple[float, float]:
+    """Return `0.3,5` as two noise levels; the second may be inf. Raises ValueError for anything else."""
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        raise ValueError(f"interval must be two noise levels such as 0.3,5 or 1,inf, got {text!r}") from None
+    return low, high
+
+
+# -- kinds of admg.guidance, found by their fields -------------------------------------------------------------------
+
+
+@functools.cache
+def guide_kinds() -> dict[str, type[guidance.Guidance]]:
+    """Return the classes of guides by name that need a guidance scale and at most a classifier.
+
+    >>> guide_kinds()["apg"].__name__
+    'APG'
+    """
+    found: dict[str, type[guidance.Guidance]] = {}
+    for name, kind in vars(guidance).items():
+        if not (isinstance(kind, type) and issubclass(kind, guidance.Guidance) and dataclasses.is_dataclass(kind)):
+            continue
+        if kind is not guidance.ClassifierGuidance and _required(kind) <= {"classifier"} and "scale" in _defaults(kind):
+            short = name.removesuffix("Guidance")
+            found[re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", short).lower()] = kind
+    return dict(sorted(found.items()))
+
+
+def guide_kind(spec: str) -> type[guidance.Guidance]:
+    """Return the class that a text such as "apg:4" names. Raises ValueError if there is none."""
+    name = spec.split(":")[0]
+    if name not in guide_kinds():
+        raise ValueError(
+            f"guide {spec}: unknown guidance {name!r}: {', '.join(guide_kinds())}, or path/to/file.py:name"
+        )
+    return guide_kinds()[name]
+
+
+def parse_guide(spec: str, classifier: Classifier | None = None) -> Guide:
+    """Return the guide of a text `NAME:SCALE,OPTION=VALUE`. Raises ValueError if it does not have such an option.
+
+    classifier: for kinds that need one
+
+    >>> parse_guide("apg:4,eta=0.5").scale
+    4.0
+    """
+    kind, (name, _, rest) = guide_kind(spec), spec.partition(":")
+    options = {key: value for key, value in _defaults(kind).items() if isinstance(value, int | float | str)}
+    given: dict[str, Any] = {}
+    for k, part in enumerate(rest.split(",") if rest else []):
+        key, _, value = part.partition("=") if "=" in part or k else ("scale", "", part)
+        if key not in options:
+            raise ValueError(f"guide {spec}: {name} has no option {key!r}: {', '.join(options)}")
+        try:
+            given[key] = type(options[key])(value)
+        except ValueError:
+            raise ValueError(f"guide {spec}: {key} must be a number, not {value!r}") from None
+    try:
+        return kind(**given, **({"classifier": classifier} if "classifier" in _required(kind) else {}))
+    except ValueError as error:
+        raise ValueError(f"guide {spec}: {error}") from None
+
+
+def guide_title(guide: Guide | None) -> str:
+    """Return a short text for titles of pictures, "" for no guide.
+
+    >>> guide_title(parse_guide("apg:4,eta=0.5"))
+    'apg 4 eta=0.5'
+    """
+    if guide is None:
+        return ""
+    if isinstance(guide, guidance.Sum):
+        return ", ".join(guide_title(part) for part in guide.guides)
+    if isinstance(guide, guidance.Interval):
+        return f"{guide_title(guide.guide)}, noise {guide.low:g} to {guide.high:g}"
+    if isinstance(guide, UserGuide):
+        return guide.name
+    short = {guidance.ClassifierGuidance: "scale", guidance.ClassifierFreeGuidance: "cfg"}
+    name = short.get(type(guide)) or next((n for n, kind in guide_kinds().items() if type(guide) is kind), None)
+    if name is None:
+        return str(getattr(guide, "__name__", type(guide).__name__))
+    changed = {key: value for key, default in _defaults(guide).items()
+               if (value := getattr(guide, key)) is not default and value != default and key != "scale"}  # fmt: skip
+    options = "".join(
+        f" {key}={_number(value)}" for key, value in changed.items() if isinstance(value, int | float | str)
+    )
+    return f"{name} {_number(guide.scale)}{options}"  # type: ignore[attr-defined]
+
+
+def _number(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, int | float) else str(getattr(value, "__name__", value))
+
+
+def _defaults(kind: Any) -> dict[str, Any]:
+    return {field.name: field.default for field in dataclasses.fields(kind)}
+
+
+def _required(kind: Any) -> set[str]:
+    return {
+        field.name
+        for field in dataclasses.fields(kind)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    }
+
+
+# -- guides of a user's file -----------------------------------------------------------------------------------------
+
+
+def load_user_guide(spec: str) -> UserGuide:
+    """Return the guide called `name` in `path/to/file.py:name`. Raises ValueError if it cannot be loaded or called."""
+    guide, digest = load_object(spec)
+    path, _, name = spec.rpartition(":")
+    if isinstance(guide, type):
+        raise ValueError(f"{spec} is a class: name an object of it, such as my_guide = {name}()")
+    if not callable(guide):
+        kind = type(guide).__name__
+        raise ValueError(f"{spec} is no guide: a function of a guidance.State or a Guidance is needed, got {kind}")
+    return UserGuide(guide, Path(path).expanduser(), name, digest)
+
+
+@dataclass(frozen=True)
+class UserGuide(guidance.Guidance):
+    """A guide from a user's file: its errors name the file and the line, and its gradient is checked.
+
+    digest: checksum of the file
+    """
+
+    guide: Guide
+    path: Path
+    name: str
+    digest: str = ""
+
+    def change(self, state: State) -> Prediction:
+        return self._called(lambda: guidance.changed(self.guide, state))
+
+    def __call__(self, state: State) -> Tensor | None:
+        score = self._called(lambda: self.guide(state))
+        if score is not None and not (isinstance(score, Tensor) and score.shape == state.x.shape):
+            found = f"shape {tuple(score.shape)}" if isinstance(score, Tensor) else f"type {type(score).__name__}"
+            raise ValueError(
+                f"{self.name} returned a gradient of {found}: one like x is needed, {tuple(state.x.shape)}"
+            )
+        return score
+
+    @property
+    def classifier(self) -> Any:
+        """The classifier of the guide, if it has one: its labels may be given by name."""
+        return getattr(self.guide, "classifier", None)
+
+    def _called(self, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except Exception as error:
+            if is_out_of_memory(error):  # the caller retries with a smaller batch
+                raise
+            raise ValueError(f"{self.path}:{self.name}: {described(error, self.path)}") from error

@@ -1,0 +1,295 @@
+"""Jobs: stages in shards, shared by processes, continued after an interruption, merged, and drawn."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from admg.config import check, setting
+from admg.engine.device import from_torchrun
+from admg.files import LockError, check_output_folder, locked, remove
+
+from .images import save_images, save_png
+from .progress import Activity, OnProgress, Progress, reporting
+from .run_record import OtherRun, find_run, open_run, run_files
+from .shards import NpzImages, Shards
+from .stage import Stage
+
+MAX_PNGS = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobOptions:
+    """Output. An interrupted run continues when the same command is started again.
+
+    overwrite: remove the run that the folder holds, and start again
+    images: write a PNG file per image
+    shard_size: images per file in OUT/shards
+    keep_shards: keep OUT/shards after merging
+    rank: number of this process, which makes every WORLD_SIZE-th shard
+    world_size: number of processes that share the work
+    """
+
+    overwrite: bool = False
+    images: bool | None = setting(None, default_text=f"for up to {MAX_PNGS:,} images")
+    shard_size: int | None = setting(None, min=1, default_text="by number and size of the images")
+    keep_shards: bool = False
+    rank: int | None = setting(None, min=0, default_text="torchrun's RANK, or 0")
+    world_size: int | None = setting(None, min=1, default_text="torchrun's WORLD_SIZE, or 1")
+
+    def __post_init__(self) -> None:
+        check(self)
+        if not 0 <= self.process < self.processes:
+            raise ValueError(f"rank must be from 0 to {self.processes - 1}, below world_size, got {self.process}")
+        if self.overwrite and self.processes > 1:
+            raise ValueError("overwrite is for one process: it would remove the shards of the others")
+
+    @property
+    def process(self) -> int:
+        """Number of this process."""
+        return from_torchrun("RANK", 0) if self.rank is None else self.rank
+
+    @property
+    def processes(self) -> int:
+        """Number of processes."""
+        return from_torchrun("WORLD_SIZE", 1) if self.world_size is None else self.world_size
+
+
+@dataclass(frozen=True)
+class Generated:
+    """The result of a job.
+
+    folder: run directory
+    num: number of images
+    npz: merged file of images and labels; it exists once all processes have finished
+    sheet: contact sheet, or None if another process writes it
+    images: folder of PNG files, or None
+    missing: shards that other processes have not finished
+    resumed: whether the run had been finished before
+    """
+
+    folder: Path
+    num: int
+    npz: Path
+    sheet: Path | None = None
+    images: Path | None = None
+    missing: int = 0
+    resumed: bool = False
+
+    @property
+    def finished(self) -> bool:
+        """Whether this process wrote, or found, the merged file and its pictures."""
+        return self.sheet is not None
+
+    def read(self) -> NpzImages:
+        """Return the images of the merged file, to be read in slices."""
+        return NpzImages(self.npz)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Stages that follow each other, in one run directory.
+
+    stages: of which each may enlarge the images of the one before it; the last one's folder is the run directory
+    """
+
+    stages: tuple[Stage, ...]
+    options: JobOptions = field(default_factory=JobOptions)
+
+    @property
+    def folder(self) -> Path:
+        return self.stages[-1].out
+
+    def try_out(self) -> None:
+        """Run one step of the first stage. Raises ValueError if model, sampler and guide do not fit together."""
+        self.stages[0].try_out()
+
+    def check(self) -> list[Shards]:
+        """Return the shards of each stage, as the run in the folder has them, without changing anything.
+
+        Raises ValueError if the folder holds a run with other settings, which may not be overwritten, or other files.
+        """
+        return [check_run(stage.record, stage.shards(self.options.shard_size), self.options.overwrite)
+                for stage in self.stages]  # fmt: skip
+
+    def missing(self) -> list[int]:
+        """Return the number of images that each stage still has to make."""
+        if self.options.overwrite:
+            return [shards.num for shards in self.check()]
+        return [0 if shards.target.exists() else sum(len(shards.span(k)) for k in shards.missing())
+                for shards in self.check()]  # fmt: skip
+
+    def clear(self) -> None:
+        """Remove the run in the folder, and nothing else."""
+        clear(self.folder)
+
+    def run(self, progress: bool | OnProgress = True, wait: bool = False) -> Generated:
+        """Make what is missing of each stage, merge it, and draw the last stage.
+
+        progress: True shows a bar; a function is called with a Progress after each step
+        wait: wait for other processes to finish the last stage as well
+        Raises ValueError if the folder holds another run or other files, or if it holds the base images.
+        """
+        last, runs = self.stages[-1], self._begin()
+        if runs[-1].target.exists():
+            return finish(last, runs[-1], self.options, redraw=False)
+        with reporting(progress, self.options.process == 0) as report:
+            merged = self._produce(runs, report, wait)
+        if merged or (self.options.processes == 1 and runs[-1].target.exists()):
+            return finish(last, runs[-1], self.options, redraw=True)
+        return Generated(last.out, runs[-1].num, runs[-1].target, missing=len(runs[-1].missing()))
+
+    def _produce(self, runs: list[Shards], report: OnProgress, wait: bool) -> bool:
+        """Make and merge each stage in turn. Return whether this process merged the last one."""
+        merged = False
+        for stage, shards in zip(self.stages, runs):
+            produce(stage, shards, self.options, report)
+            merged = merge(shards)
+            if stage is self.stages[-1] and not wait:
+                break
+            while not shards.target.exists():
+                wait_for_others(shards, report)
+                merged = merge(shards)
+            if merged and stage is not self.stages[-1]:
+                draw_sheet(stage, shards, redraw=True)
+                discard(shards, self.options)
+        return merged
+
+    def _begin(self) -> list[Shards]:
+        """Return the shards of each stage. All folders are checked, the last stage's first, before any is changed."""
+        planned = [(stage.record, stage.shards(self.options.shard_size)) for stage in reversed(self.stages)]
+        made = [shards.target for _, shards in planned]
+        for stage in self.stages:
+            if stage.base is not None and stage.base not in made:
+                check_base(stage.base, self.folder)
+        for run in planned:
+            check_run(*run, self.options.overwrite)
+        if self.options.overwrite:
+            self.clear()
+        for stage in reversed(self.stages):
+            check_output_folder(stage.out)
+        return [open_run(*run) for run in planned][::-1]
+
+
+def check_run(record: Mapping[str, Any], shards: Shards, overwrite: bool) -> Shards:
+    """Return the shards as the run in the folder has them, else as they are planned.
+
+    Raises ValueError if the folder holds another run, which may not be overwritten, or files that are of no run.
+    """
+    try:
+        found = find_run(record, shards)
+    except OtherRun as error:
+        if not overwrite:
+            raise ValueError(f"{error}; choose another --out, or --overwrite it") from None
+        return shards
+    return shards if found is None or overwrite else found
+
+
+def check_base(base: Path, out: Path) -> None:
+    """Raise ValueError if the base images belong to a run that this one would have to replace."""
+    path = base.resolve()
+    for file in (*run_files(out), *run_files(out / "base")):
+        if file.resolve() in (path, *path.parents):
+            raise ValueError(f"{base} belongs to the run that {out} holds: choose another --out")
+
+
+def produce(stage: Stage, shards: Shards, options: JobOptions, report: OnProgress) -> None:
+    """Make the missing shards of this process."""
+    mine = range(options.process, len(shards), options.processes)
+    missing = set() if shards.target.exists() else set(shards.missing())
+    todo = [k for k in mine if k in missing]
+    if not todo:
+        return
+    total, left = (sum(len(shards.span(k)) for k in part) for part in (mine, todo))
+    done = total - left
+    activity: Activity = "upsampling" if stage.model.upsamples else "sampling"
+
+    def say(finished: float) -> None:
+        report(Progress(shards.folder, activity, min(finished, total), total, total - left))
+
+    say(done)
+    with stage.maker() as maker, ThreadPoolExecutor(1) as writer:  # a shard is written while the next one is made
+        writing: Future[None] | None = None
+        for k in todo:
+            images = maker.make(shards.span(k), lambda n, before=done: say(before + n))  # type: ignore[misc]
+            if writing is not None:
+                writing.result()
+            writing = writer.submit(shards.write, k, images, _labels(stage, shards, k))
+            done += len(shards.span(k))
+            say(done)
+        if writing is not None:
+            writing.result()
+
+
+def _labels(stage: Stage, shards: Shards, k: int) -> np.ndarray | None:
+    if not shards.labelled:
+        return None
+    span = shards.span(k)
+    return np.array([-1 if label is None else label for label in stage.labels[span.start : span.stop]], np.int64)
+
+
+def merge(shards: Shards) -> bool:
+    """Merge the shards if all are there and are not merged yet. Return whether this process did; only one does."""
+    if shards.missing() or shards.target.exists():  # in this order, since shards are removed once the target exists
+        return False
+    try:
+        with ExitStack() as stack:
+            with suppress(LockError):  # without locks two processes may merge, into the same file
+                stack.enter_context(locked(shards.parts / "merging"))
+            if shards.target.exists():  # merged while this process waited for the lock
+                return False
+            shards.merge()
+    except FileNotFoundError:  # another process was first, and has removed the shards
+        if not shards.target.exists():
+            raise
+        return False
+    (shards.parts / ".merging.lock").unlink(missing_ok=True)  # processes that wait for it will see the merged file
+    return True
+
+
+def wait_for_others(shards: Shards, report: OnProgress, seconds: float = 1.0) -> None:
+    """Wait until the shards of the other processes are there, or are merged."""
+    total = len(shards)
+    while (missing := shards.missing()) and not shards.target.exists():
+        report(Progress(shards.folder, "waiting", total - len(missing), total, 0))
+        time.sleep(seconds)
+
+
+def finish(stage: Stage, shards: Shards, options: JobOptions, redraw: bool) -> Generated:
+    """Draw the pictures of a merged run, and return its result."""
+    sheet = draw_sheet(stage, shards, redraw)
+    images = stage.out / "images"
+    wanted = options.images or (options.images is None and shards.num <= MAX_PNGS)
+    if wanted and (redraw or not images.exists()):
+        save_images(NpzImages(shards.target), stage.label_names, images)
+    discard(shards, options)
+    return Generated(stage.out, shards.num, shards.target, sheet, images if wanted else None, resumed=not redraw)
+
+
+def discard(shards: Shards, options: JobOptions) -> None:
+    """Remove the shards unless they are to be kept."""
+    if not options.keep_shards:
+        shards.discard()
+
+
+def draw_sheet(stage: Stage, shards: Shards, redraw: bool) -> Path:
+    """Write sheet.png from the merged file."""
+    path = stage.out / "sheet.png"
+    if redraw or not path.exists():
+        save_png(stage.layout(NpzImages(shards.target), stage.label_names, stage.title), path)
+    return path
+
+
+def clear(folder: Path) -> None:
+    """Remove a run, and nothing else, from a folder."""
+    for path in (*run_files(folder), *run_files(folder / "base")):
+        remove(path)
+    with suppress(OSError):  # absent, or not empty
+        (folder / "base").rmdir()

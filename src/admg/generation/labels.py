@@ -1,0 +1,136 @@
+"""Labels of a call: names and numbers resolved, repeated in equal shares, balanced, or drawn at random."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from admg.checkpoints.model import Labels, Model
+from admg.guidance import Guide
+
+Label = int | str | None
+"""An int is the number of a label, a str its name, and None stands for no label."""
+LabelsArgument = Label | Sequence[Label] | Tensor
+MAX_RECORDED = 100
+
+
+def label_table(model: Model, guide: Guide | None) -> Labels:
+    """Return the labels that may be used: those of the model, else those of the guide's classifier."""
+    of_guide = getattr(getattr(guide, "classifier", None), "labels", None)
+    return model.labels if model.labels.count or of_guide is None else of_guide
+
+
+def uses_labels(model: Model, guide: Guide | None, unconditional: bool) -> bool:
+    """Whether labels have an effect: on the guide, or on a network that is conditioned on them."""
+    return guide is not None or (model.conditional and not unconditional)
+
+
+def resolve_labels(
+    model: Model, guide: Guide | None, labels: LabelsArgument, num: int | None = None
+) -> list[int | None]:
+    """Return the number of each image's label, None for an image without one.
+
+    labels: one label, a sequence of them, or a tensor (N,) of numbers; -1 in a tensor stands for no label
+    num: number of images, in equal shares of the labels; None: one image per label
+    Raises ValueError for an unknown label, or if there is no image.
+    """
+    if num is not None and num < 1:
+        raise ValueError(f"num must be at least 1, got {num}")
+    table, items = label_table(model, guide), label_list(labels)
+    if not items:
+        raise ValueError("no labels: at least one is needed")
+    numbers = [label_number(table, item) for item in items]
+    return numbers if num is None else shares(numbers, num)
+
+
+def label_list(labels: LabelsArgument) -> list[Label]:
+    """Return one label or several as a list. Negative numbers in a tensor or array become None."""
+    if isinstance(labels, Tensor | np.ndarray):
+        if torch.is_floating_point(torch.as_tensor(labels)) or labels.ndim > 1:
+            raise ValueError(
+                f"a tensor of labels must hold whole numbers (N,), got {labels.dtype} {tuple(labels.shape)}"
+            )
+        return [None if number < 0 else number for number in np.atleast_1d(np.asarray(labels)).tolist()]
+    return [labels] if is_single(labels) else list(labels)  # type: ignore[list-item, arg-type]
+
+
+def is_single(labels: LabelsArgument) -> bool:
+    """Whether this is one label, and not a sequence of labels."""
+    return labels is None or isinstance(labels, str | int | np.integer)
+
+
+def label_number(table: Labels, label: Any) -> int | None:
+    """Return the number of a label. A number is checked against the table unless the table is empty."""
+    if label is None:
+        return None
+    if isinstance(label, str):
+        return table.number(label)
+    number = int(label)
+    return number if table.count == 0 or 0 <= number < table.count else table.number(number)
+
+
+def label_names(table: Labels, numbers: Sequence[int | None]) -> list[str]:
+    """Return the name of each label, "" for None."""
+    return ["" if number is None else table.name(number) for number in numbers]
+
+
+def choose_labels(
+    model: Model,
+    guide: Guide | None,
+    labels: LabelsArgument = None,
+    num: int | None = None,
+    *,
+    unconditional: bool = False,
+    seed: int = 0,
+) -> tuple[list[int | None], Any]:
+    """Return a label for each image of a run, and how they were chosen, for its record.
+
+    labels: "balanced" (equal shares of all labels), "random" (drawn with the seed), or as in sample(); None: balanced,
+        or random for fewer images than labels. Images have no label where labels would have no effect
+    num: number of images. By default one per given label; else 8 per label, or 64 if there are more than 20 labels
+    Raises ValueError for an unknown label, or for labels that would have no effect.
+    """
+    if num is not None and num < 1:
+        raise ValueError(f"num must be at least 1, got {num}")
+    table = label_table(model, guide)
+    if not uses_labels(model, guide, unconditional) or not table.count:
+        if labels is not None and any(item is not None for item in label_list(labels)):
+            why = "neither the model nor a guide uses them" if table.count else "this model has no labels"
+            raise ValueError(f"labels would have no effect: {why}")
+        return [None] * (num or (len(label_list(labels)) if labels is not None else 8)), None
+    if labels is not None and not (isinstance(labels, str) and labels in ("balanced", "random")):
+        numbers = resolve_labels(model, guide, labels)
+        return resolve_labels(model, guide, labels, num), recorded(numbers)
+    num = num or (8 * table.count if table.count <= 20 else 64)
+    if (labels or ("random" if num < table.count else "balanced")) == "balanced":
+        return shares(range(table.count), num), "balanced"
+    return [*random_labels(seed, table.count, num)], "random"
+
+
+def shares(labels: Sequence[int | None], num: int) -> list[int | None]:
+    """Return `num` labels, taken in turn, so that all have the same number of images, or one more.
+
+    >>> shares([0, 1], 5)
+    [0, 1, 0, 1, 0]
+    """
+    return list(itertools.islice(itertools.cycle(labels), num))
+
+
+def random_labels(seed: int, count: int, num: int) -> list[int]:
+    """Return `num` random labels below `count`. Label i of a seed does not depend on the number of images."""
+    stream = int.from_bytes(b"labels", "little")  # a stream of its own, unlike that of any image's noise
+    return np.random.default_rng([seed, stream]).integers(count, size=num).tolist()
+
+
+def recorded(numbers: Sequence[int | None]) -> Any:
+    """Return labels for the record of a run: the numbers, or a checksum of many."""
+    if len(numbers) <= MAX_RECORDED:
+        return list(numbers)
+    array = np.array([-1 if number is None else number for number in numbers], np.int64)
+    return f"{len(numbers)} labels, checksum {hashlib.sha256(array.tobytes()).hexdigest()[:12]}"

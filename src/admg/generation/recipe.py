@@ -1,0 +1,183 @@
+"""How images are drawn: the settings that sample(), edits, upsampling and jobs share, and the loop over batches."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from admg.checkpoints.model import Model
+from admg.diffusion.gaussian import Images
+from admg.diffusion.noise import SeededNoise
+from admg.engine.compiling import Compile
+from admg.engine.memory import in_batches
+from admg.engine.precision import Precision, resolve
+from admg.guidance import Guide
+from admg.samplers import NoiseSampler
+
+from .acceleration import accelerated, batch_that_fits
+from .describe import describe_or_mark, describe_sampler
+from .guide_specs import guide_title
+from .sampler_specs import find_sampler, sampler_name, set_options
+
+Start = Callable[[Model, Images, bool], Images]
+"""(model, noise, unconditional) -> x (N, C, H, W) at the model's highest step, where sampling begins."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How images are drawn from a model.
+
+    guide: guidance, or None
+    sampler: a name in admg.samplers, "path/to/file.py:name", or a function with the same signature
+    steps: respacing of the schedule: a number, "ddim25", "10,15,20", "karras25", see NoiseSchedule.respace
+    seed: seed of the noise; image i of a seed is always the same
+    unconditional: if True, the network is not conditioned on the labels; the guide still uses them
+    batch_size: images per batch; None: as many as fit in memory, at most 64. Batches that run out of memory are halved
+    precision: number format of matrix products: fp32, bf16, fp16 (on GPUs), or auto (bf16 where it is native)
+    compile: whether torch.compile builds the networks first: auto (no), on or off
+    Raises ValueError for an unknown sampler, a negative seed or a batch size below 1.
+    """
+
+    guide: Guide | None = None
+    sampler: Any = "ddim"
+    steps: int | str = 25
+    seed: int = 0
+    unconditional: bool = False
+    batch_size: int | None = None
+    precision: Precision = "fp32"
+    compile: Compile = "auto"
+
+    def __post_init__(self) -> None:
+        find_sampler(self.sampler)
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0, got {self.seed}")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the settings as arguments of generate()."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    @property
+    def title(self) -> str:
+        """Short text for pictures: `ddim 25, seed 0, scale 4`."""
+        options = "".join(f" {name} {value}" for name, value in set_options(self.sampler).items())
+        guide = guide_title(self.guide)
+        return f"{sampler_name(self.sampler)} {self.steps}{options}, seed {self.seed}" + (f", {guide}" if guide else "")
+
+    def record(self, device: torch.device) -> dict[str, Any]:
+        """Return everything that decides the images, in JSON types."""
+        return {
+            "guide": describe_or_mark(self.guide),
+            "sampler": describe_sampler(self.sampler),
+            "options": describe_or_mark(set_options(self.sampler)) or None,
+            "steps": str(self.steps),
+            "seed": self.seed,
+            "unconditional": self.unconditional,
+            "precision": resolve(self.precision, device),
+        }
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What sampling begins with, besides the seed's noise.
+
+    x_T: noise (N, C, H, W) in place of the seed's
+    low_res: (N, C, h, w) in [-1, 1], the images that an upsampling model enlarges
+    noise_sampler: (x, index) -> noise of a step, in place of the seed's
+    start: slice of images -> where their sampling begins
+    """
+
+    x_T: Images | None = None
+    low_res: Images | None = None
+    noise_sampler: NoiseSampler | None = None
+    start: Callable[[slice], Start] | None = None
+
+
+@dataclass(frozen=True)
+class BatchSampler:
+    """Draws batches of images. The model must already be at the steps of the recipe."""
+
+    model: Model
+    recipe: Recipe
+
+    @contextmanager
+    def accelerated(self) -> Iterator[BatchSampler]:
+        """Context manager that returns the same sampler with accelerated networks."""
+        recipe = self.recipe
+        options: dict[str, Any] = {"precision": recipe.precision, "compile": recipe.compile}
+        with accelerated(self.model, recipe.guide, **options) as (model, guide):
+            yield BatchSampler(model, dataclasses.replace(recipe, guide=guide))
+
+    def in_batches(
+        self,
+        labels: Sequence[int | None],
+        inputs: Inputs,
+        *,
+        first: int = 0,
+        on_step: Callable[[int], Any] = lambda done: None,
+    ) -> Iterator[Images]:
+        """Yield the images batch by batch; a batch that runs out of memory is halved.
+
+        first: number of the first image
+        on_step: called with the number of image steps done, after each step
+        """
+        shape = None if inputs.x_T is None else inputs.x_T.shape[1:]
+        size = self.recipe.batch_size or batch_that_fits(self.model, self.recipe.guide, shape)
+        steps = len(self.model.diffusion)
+
+        def make(batch: slice) -> Images:
+            count = itertools.count(1)
+            return self.draw(labels, inputs, batch, first=first,
+                             on_step=lambda n: on_step(batch.start * steps + n * next(count)))  # fmt: skip
+
+        yield from in_batches(make, len(labels), size)
+
+    def draw(
+        self,
+        labels: Sequence[int | None],
+        inputs: Inputs,
+        batch: slice,
+        *,
+        first: int = 0,
+        on_step: Callable[[int], Any] = lambda count: None,
+        max_steps: int | None = None,
+    ) -> Images:
+        """Return the images (n, C, H, W) of one batch, on the CPU, after all steps or the first `max_steps`.
+
+        labels: of all images, like the inputs
+        """
+        model, recipe = self.model, self.recipe
+        y = torch.tensor([-1 if label is None else label for label in labels[batch]], dtype=torch.int64)
+        noise = SeededNoise(recipe.seed, range(first + batch.start, first + batch.start + len(y)))
+        x = noise.draw(model.shape) if inputs.x_T is None else inputs.x_T[batch]
+        x = x.to(model.device, dtype_of(model))
+        if inputs.start is not None:
+            x = inputs.start(batch)(model, x, recipe.unconditional)
+        if inputs.low_res is not None:
+            given = {**model.given, "low_res": inputs.low_res[batch].to(model.device, x.dtype)}
+            model = dataclasses.replace(model, given=given)
+        steps = find_sampler(recipe.sampler)(
+            model,
+            x,
+            y=y.to(model.device) if bool((y >= 0).any()) else None,
+            guide=recipe.guide,
+            noise_sampler=inputs.noise_sampler or noise,
+            unconditional=recipe.unconditional,
+        )
+        for step in itertools.islice(steps, max_steps):
+            x = step.x
+            on_step(len(y))
+        return x.to("cpu", dtype_of(model))
+
+
+def dtype_of(model: Model) -> torch.dtype:
+    """Return the number format of samples: float32, or float64 for a network in float64."""
+    parameters = model.network.parameters() if isinstance(model.network, torch.nn.Module) else ()
+    return torch.float64 if any(p.dtype == torch.float64 for p in parameters) else torch.float32

@@ -1,0 +1,136 @@
+"""Samplers by name or by file: "ddim", "unipc", "my_sampler.py:name", and the options of their own."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from admg import samplers
+from admg.config import did_you_mean
+from admg.diffusion.gaussian import Images
+from admg.engine.memory import is_out_of_memory
+from admg.samplers import Sampler, Step
+from admg.userfile import described, load_object
+
+SAMPLERS: dict[str, Sampler] = {
+    name: function for name, function in vars(samplers).items() if inspect.isgeneratorfunction(function)
+}
+"""The samplers of admg.samplers by name."""
+
+
+def find_sampler(sampler: str | Sampler) -> Sampler:
+    """Return the sampler of a name or of `path/to/file.py:name`; a function is returned as it is.
+
+    Raises ValueError if there is no such sampler.
+
+    >>> find_sampler("ddim").__name__
+    'ddim'
+    """
+    if not isinstance(sampler, str):
+        return sampler
+    if ".py:" in sampler:
+        return load_sampler(sampler)
+    if sampler not in SAMPLERS:
+        hint = did_you_mean(sampler, SAMPLERS)
+        known = f"{', '.join(sorted(SAMPLERS))}, or path/to/file.py:name"
+        raise ValueError(f"unknown sampler {sampler!r}: {hint + ' ' if hint else ''}{known}")
+    return SAMPLERS[sampler]
+
+
+def sampler_options(sampler: str | Sampler) -> dict[str, Any]:
+    """Return the options that this sampler has and ddpm does not, with their defaults.
+
+    >>> sampler_options("ddim")
+    {'eta': 0.0}
+    """
+    function = find_sampler(sampler)
+    function = function.function if isinstance(function, UserSampler) else function
+    parameters = inspect.signature(function).parameters.values()
+    common = inspect.signature(samplers.ddpm).parameters
+    return {
+        p.name: p.default
+        for p in parameters
+        if p.name not in common and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
+    }
+
+
+def parse_sampler_options(sampler: str | Sampler, given: Sequence[str]) -> dict[str, Any]:
+    """Return options such as `order=3` by name, with values of the type of the default.
+
+    Raises ValueError if the sampler does not have the option, or if the value has another type.
+    """
+    known, found = sampler_options(sampler), {}
+    for text in given:
+        name, _, value = text.partition("=")
+        if name not in known:
+            allowed = ", ".join(known) or "none"
+            raise ValueError(f"sampler option {text}: {sampler} has no option {name!r}: allowed are {allowed}")
+        kind = type(known[name])
+        try:
+            found[name] = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
+        except (ValueError, KeyError):
+            expected = {bool: "true or false", int: "a whole number"}.get(kind, "a number")
+            raise ValueError(f"sampler option {text}: {name} must be {expected}") from None
+    return found
+
+
+def with_options(sampler: str | Sampler, options: Mapping[str, Any]) -> Sampler:
+    """Return the sampler with these options set.
+
+    >>> sampler = with_options("ddim", {"eta": 1.0})
+    """
+    function = find_sampler(sampler)
+    return functools.partial(function, **options) if options else function
+
+
+def sampler_name(sampler: str | Sampler) -> str:
+    """Return the name of a sampler, without its options, as titles show it."""
+    if isinstance(sampler, str):
+        return sampler
+    if isinstance(sampler, functools.partial):
+        return sampler_name(sampler.func)
+    if isinstance(sampler, UserSampler):
+        return sampler.name
+    return str(getattr(sampler, "__name__", type(sampler).__name__))
+
+
+def set_options(sampler: str | Sampler) -> dict[str, Any]:
+    """Return the options that functools.partial has set on a sampler."""
+    if not isinstance(sampler, functools.partial):
+        return {}
+    return {**set_options(sampler.func), **sampler.keywords}
+
+
+@dataclass(frozen=True)
+class UserSampler:
+    """A sampler from a user's file, whose errors name the file and the line.
+
+    function: called as admg.samplers.ddpm is
+    digest: checksum of the file
+    """
+
+    function: Sampler
+    path: Path
+    name: str
+    digest: str
+
+    def __call__(self, model: Any, x_T: Images, **options: Any) -> Iterator[Step]:
+        try:
+            yield from self.function(model, x_T, **options)
+        except Exception as error:
+            if is_out_of_memory(error):  # the caller retries with a smaller batch
+                raise
+            raise ValueError(f"{self.path}:{self.name}: {described(error, self.path)}") from error
+
+
+def load_sampler(spec: str) -> UserSampler:
+    """Return the sampler called `name` in `path/to/file.py:name`. Raises ValueError if it cannot be loaded."""
+    function, digest = load_object(spec)
+    path, _, name = spec.rpartition(":")
+    if isinstance(function, type) or not callable(function):
+        raise ValueError(f"{spec} is no sampler: a function (model, x_T, **options) that yields Steps is needed")
+    return UserSampler(function, Path(path).expanduser(), name, digest)

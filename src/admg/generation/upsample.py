@@ -1,0 +1,109 @@
+"""upsample(): small images in, large images out, by a super-resolution diffusion model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from admg.checkpoints import presets
+from admg.checkpoints.model import Labels, Model
+from admg.diffusion.gaussian import Images
+from admg.engine.compiling import Compile
+from admg.engine.precision import Precision
+from admg.guidance import Guide
+from admg.samplers import Sampler
+
+from .images import to_float
+from .labels import LabelsArgument
+from .sample import check_low_res, named, sample
+from .samples import Samples
+from .shards import NpzImages
+
+UPSAMPLER_SEED = 2**32
+"""Added to the seed: the noise of an upsampler must not repeat that of its base images."""
+
+
+def upsample(
+    model: Model | str | Path,
+    images: Images | UInt8[np.ndarray, "n h w c"] | Samples | str | Path,
+    labels: LabelsArgument = None,
+    *,
+    guide: Guide | None = None,
+    sampler: str | Sampler = "ddim",
+    steps: int | str = 25,
+    seed: int = 0,
+    unconditional: bool = False,
+    batch_size: int | None = None,
+    precision: Precision = "fp32",
+    compile: Compile = "auto",
+    progress: bool = True,
+) -> Samples:
+    """Enlarge images with a super-resolution model.
+
+    model: an upsampling Model, or anything that admg.load_upsampler accepts
+    images: (N, C, h, w) in [-1, 1], uint8 (N, h, w, C), Samples, or the path of an .npz of samples
+    labels: one per image, as in sample(); None: those of Samples or of the .npz
+    The other arguments are those of sample(). The noise differs from that of sample() with the same seed, so that it
+    does not repeat the noise of the base images.
+    Raises ValueError as sample() does, and for images that this model does not enlarge.
+
+    >>> import admg  # doctest: +SKIP
+    >>> small = admg.sample("openai/imagenet-64", "crane (wading bird)", num=2)  # doctest: +SKIP
+    >>> large = admg.upsample("openai/imagenet-64-to-256", small)  # doctest: +SKIP
+    """
+    model = load_upsampler(model)
+    x, own = small_images(images)
+    if labels is None and own is not None:
+        labels = [None if label < 0 else int(label) for label in own]
+    check_low_res(model, x, len(x))
+    return sample(
+        model, labels if labels is not None else [None] * len(x), low_res=x, guide=guide, sampler=sampler, steps=steps,
+        seed=seed + UPSAMPLER_SEED, unconditional=unconditional, batch_size=batch_size, precision=precision,
+        compile=compile, progress=progress,
+    )  # fmt: skip
+
+
+def small_images(images: Images | np.ndarray | Samples | str | Path) -> tuple[Images, Tensor | np.ndarray | None]:
+    """Return images as (N, C, h, w) in [-1, 1], and the labels that they come with, -1 for none."""
+    if isinstance(images, str | Path):
+        stored = NpzImages(images)
+        return to_float(stored[:]), stored.labels
+    if isinstance(images, Samples):
+        return to_float(images.images), images.labels
+    return (images, None) if isinstance(images, Tensor) else (to_float(images), None)
+
+
+def load_upsampler(model: Model | str | Path) -> Model:
+    """Return an upsampling model, loaded if it is a name or a path. Raises ValueError if it does not upsample."""
+    loaded = named(presets.load_upsampler(model), model) if isinstance(model, str | Path) else model
+    if not loaded.upsamples:
+        raise ValueError("this model makes images from noise: an upsampling one is needed")
+    return loaded
+
+
+def check_base(model: Model, name: str, small: tuple[int, ...], source: str) -> None:
+    """Raise ValueError unless the model enlarges images of this shape (H, W, C), which `source` has."""
+    height, width, channels = small
+    try:
+        check_low_res(model, torch.empty(1, channels, height, width, device="meta"), 1)
+    except ValueError:
+        side = getattr(model.network.config, "small_size", 0)
+        allowed = f"of {side}x{side}" if side else f"below {model.shape[1]}x{model.shape[2]}"
+        raise ValueError(
+            f"{source} has images of {height}x{width} pixels and {channels} channels: "
+            f"{name} upsamples images {allowed} pixels and {model.shape[0]} channels"
+        ) from None
+
+
+def base_labels(base: NpzImages, table: Labels, num: int) -> list[int | None]:
+    """Return the label of each of the first images, None without one. Raises ValueError for one outside the table."""
+    if base.labels is None:
+        return [None] * num
+    labels = base.labels[:num]
+    if table.count and labels.max() >= table.count:
+        raise ValueError(f"{base.path} has a label {labels.max()} in arr_1: the model's are 0 to {table.count - 1}")
+    return [None if label < 0 else label for label in labels.tolist()]

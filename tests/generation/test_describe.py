@@ -1,0 +1,143 @@
+"""What run.json records of guides and samplers, and that a run is continued only with the same ones."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+import admg
+from admg import guidance, samplers
+from admg.generation.describe import UnidentifiedError, describe, describe_sampler
+from admg.generation.guide_specs import guide_title
+
+PULL = 3.0
+
+
+def pull(state):
+    return -PULL * state.x
+
+
+def helped(state):
+    return pull(state)
+
+
+@dataclass(frozen=True)
+class Pull:
+    strength: float
+    target: torch.Tensor
+
+    def __call__(self, state):
+        return self.strength * (self.target - state.x)
+
+
+class Stateful:
+    def __init__(self, strength):
+        self.strength = strength
+
+    def __call__(self, state):
+        return -self.strength * state.x
+
+
+class Slotted:
+    __slots__ = ("strength",)
+
+    def __call__(self, state):
+        return None
+
+
+def captured(strength):
+    return lambda state: -strength * state.x
+
+
+def test_descriptions_are_json_and_differ_where_images_would(tiny_classifier, tiny_model):
+    guides = [
+        None,
+        guidance.ClassifierGuidance(tiny_classifier, 2.0),
+        guidance.ClassifierGuidance(tiny_classifier, 3.0),
+        guidance.AutoGuidance(tiny_model, 2.0),
+        guidance.Interval(guidance.ClassifierFreeGuidance(2.0), 0.3, math.inf),
+        guidance.ClassifierFreeGuidance(2.0) + pull,
+        guidance.ClassifierFreeGuidance(2.0) + captured(1.0),
+        guidance.ClassifierFreeGuidance(2.0) + captured(2.0),
+        pull,
+        helped,
+        captured(1.0),
+        captured(2.0),
+        functools.partial(pull),
+        Pull(1.0, torch.zeros(2)),
+        Pull(1.0, torch.ones(2)),
+        Stateful(1.0),
+        Stateful(2.0),
+        Stateful(1.0).__call__,
+    ]
+    texts = [json.dumps(describe(guide)) for guide in guides]
+    assert len(set(texts)) == len(guides)
+    again = [describe(Pull(1.0, torch.zeros(2))), describe(captured(2.0)), describe(Stateful(1.0))]
+    assert [json.dumps(text) for text in again] == [texts[13], texts[11], texts[15]]
+
+
+def test_global_variables_that_a_function_uses_are_part_of_it(monkeypatch):
+    before = describe(pull), describe(helped)
+    monkeypatch.setitem(globals(), "PULL", 4.0)
+    after = describe(pull), describe(helped)
+    assert before[0]["captured"] == {"PULL": 3.0} and before[0] != after[0] and before[1] != after[1]
+
+
+def test_an_object_without_readable_state_is_not_identified():
+    with pytest.raises(UnidentifiedError, match="Slotted"):
+        describe(Slotted())
+    with pytest.raises(UnidentifiedError, match="Generator"):
+        describe(Pull(1.0, torch.Generator()))
+
+
+def test_samplers():
+    assert describe_sampler("unipc") == describe_sampler(samplers.unipc) == "unipc"
+    assert describe_sampler(functools.partial(samplers.ddim, eta=0.5)) == "ddim"  # options are recorded beside it
+
+    def mine(model, x_T, **options):
+        yield from samplers.ddim(model, x_T, **options)
+
+    assert describe_sampler(mine)["function"].endswith("mine")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        (guidance.ClassifierFreeGuidance(2.0), guidance.ClassifierFreeGuidance(2.5), "guide.scale is 2.0 there, 2.5"),
+        (captured(1.0), captured(2.0), "guide.captured.strength is 1.0 there, 2.0 here"),
+        (pull, None, "guide.function is pull there, unset here"),
+        (Slotted(), Slotted(), "cannot be continued, since its guide cannot be identified: it holds an object of type"),
+    ],
+)
+def test_a_run_with_another_guide_is_refused(tiny_model, tmp_path, first, second, message):
+    options = {"steps": 2, "precision": "fp32", "progress": False, "out": tmp_path}
+    assert admg.generate(tiny_model, [0, 1], guide=first, **options).finished
+    with pytest.raises(ValueError, match=message.replace(".", r"\.")):
+        admg.generate(tiny_model, [0, 1], guide=second, **options)
+
+
+def test_the_command_and_python_make_one_run(capsys, tiny_folders, tmp_path):
+    """The same settings from Python find the finished run of the command."""
+    from helpers import run
+
+    folders, out = tiny_folders, tmp_path / "out"
+    command = ["sample", "--model", folders["model"], "--classifier", folders["classifier"], "--label", "two", "--num",
+               3, "--steps", 3, "--scale", 2, "--precision", "fp32", "--sampler", "ddim", "--eta", 0.5]  # fmt: skip
+    code, said, err = run(capsys, *command, "--out", out)
+    assert code == 0 and f"Saved 3 images to {out}/ (contact sheet: {out}/sheet.png)" in said, err
+    guide = guidance.ClassifierGuidance(admg.load_classifier(folders["classifier"]), 2.0)
+    sampler = functools.partial(samplers.ddim, eta=0.5)
+    done = admg.generate(folders["model"], ["two"], num=3, out=out, guide=guide, sampler=sampler, steps=3,
+                         precision="fp32", progress=False)  # fmt: skip
+    assert done.resumed and done.finished and done.read().labels.tolist() == [2, 2, 2]
+
+
+def test_titles():
+    assert guide_title(guidance.ClassifierFreeGuidance(2.5) + pull) == "cfg 2.5, pull"
+    assert guide_title(guidance.APG(4.0, eta=0.5)) == "apg 4 eta=0.5"
+    assert guide_title(Pull(1.0, torch.zeros(2))) == "Pull"
