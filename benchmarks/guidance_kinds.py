@@ -82,10 +82,10 @@ def kinds_of(model: Model, classifier: Classifier) -> list[Kind]:
         Kind(GRADIENT, "classifier, in an interval",
              lambda s: g.Interval(g.ClassifierGuidance(classifier, s), LOW, HIGH),
              (1.0, 2.0, 4.0, 8.0), 1 + half * gradient),
-        Kind(GRADIENT, "classifier, entropy 1", lambda s: g.ClassifierGuidance(classifier, s, entropy=1.0),
+        Kind(GRADIENT, "classifier, entropy 1", lambda s: g.ExtendedClassifierGuidance(classifier, s, entropy=1.0),
              (1.0, 2.0, 4.0, 8.0), 1 + gradient),
         Kind(GRADIENT, "classifier, divergence 1",
-             lambda s: g.ClassifierGuidance(classifier, s, divergence=g.Divergence(1.0)),
+             lambda s: g.ExtendedClassifierGuidance(classifier, s, divergence=g.Divergence(1.0)),
              (0.5, 1.0, 2.0, 4.0), 1 + gradient),
         Kind(FREE, "classifier-free", g.ClassifierFreeGuidance, free, 2.0),
         Kind(FREE, "classifier-free, in an interval", lambda s: g.Interval(g.ClassifierFreeGuidance(s), LOW, HIGH),
@@ -124,7 +124,7 @@ def worse(model: Model) -> Model:
 
 def share(model: Model, low: float, high: float) -> float:
     """Of the steps, even in t, those with a noise level between low and high."""
-    alpha_bar = model.diffusion.schedule.alphas_cumprod
+    alpha_bar = model.diffusion.schedule.alpha_bar
     sigma = (1 / alpha_bar.clamp(min=1e-12) - 1).sqrt()
     return ((sigma >= low) & (sigma <= high)).double().mean().item()
 

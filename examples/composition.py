@@ -14,7 +14,14 @@ from torch import Tensor
 import admg
 from admg.generation.contact_sheet import sheet
 from admg.generation.images import save_png
-from admg.guidance import ClassifierFreeGuidance, ClassifierGuidance, Guide, Interval, LossGuidance
+from admg.guidance import (
+    ClassifierFreeGuidance,
+    ClassifierGuidance,
+    ExtendedClassifierGuidance,
+    Guide,
+    Interval,
+    LossGuidance,
+)
 
 
 def bright_left(x0: Tensor) -> Tensor:
@@ -32,12 +39,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         LossGuidance(bright_left), high=3.0
     )  # from pure noise on, so strong a loss leaves no garment, but its half
     rows: dict[str, tuple[int | None, Guide]] = {  # what the model is told, and the guide
-        "sneaker": (None, ClassifierGuidance(classifier, labels={sneaker: 8.0})),
-        "ankle boot": (None, ClassifierGuidance(classifier, labels={boot: 8.0})),
-        "both": (None, ClassifierGuidance(classifier, labels={sneaker: 4.0, boot: 4.0})),
-        "coat": (None, ClassifierGuidance(classifier, labels={coat: 8.0})),
+        "sneaker": (None, ExtendedClassifierGuidance(classifier, labels={sneaker: 8.0})),
+        "ankle boot": (None, ExtendedClassifierGuidance(classifier, labels={boot: 8.0})),
+        "both": (None, ExtendedClassifierGuidance(classifier, labels={sneaker: 4.0, boot: 4.0})),
+        "coat": (None, ExtendedClassifierGuidance(classifier, labels={coat: 8.0})),
         "bright left": (None, left),
-        "coat + bright left": (None, ClassifierGuidance(classifier, labels={coat: 8.0}) + left),
+        "coat + bright left": (None, ExtendedClassifierGuidance(classifier, labels={coat: 8.0}) + left),
         "coat, free": (coat, free),
         "coat, classifier late": (coat, late),
         "coat, free + late": (coat, free + late),

@@ -14,7 +14,7 @@ from common import options
 import admg
 from admg.generation.contact_sheet import sheet
 from admg.generation.images import save_png
-from admg.guidance import ClassifierGuidance
+from admg.guidance import ExtendedClassifierGuidance
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for weight in (-1.0, -4.0, -16.0):
         labels = torch.zeros(args.num, model.labels.count)
         labels[torch.arange(args.num), seen] = weight  # log p(label | x), to be made small
-        guide = ClassifierGuidance(classifier, labels=labels)
+        guide = ExtendedClassifierGuidance(classifier, labels=labels)
         rows.append(admg.sample(model, [None] * args.num, guide=guide, **everything).images)
         titles.append(f"weight {weight:g}")
 

@@ -114,17 +114,17 @@ class Network(nn.Module):
 
     predict: eps, x0 or v; conditional: takes labels, so that a Model tells it them
     range_v: x_t -> the v of a learned range (Improved DDPM, equation 15); None: there is no such output
-    told: the timestep of each call so far
+    timesteps: timestep of each call so far
     """
 
     def __init__(self, mixture: Mixture, predict: str = "eps", conditional: bool = False, range_v=None):
         super().__init__()
         self.mixture, self.predict, self.range_v = mixture, predict, range_v
         self.config = SimpleNamespace(num_classes=mixture.classes if conditional else 0)
-        self.told: list[int] = []
+        self.timesteps: list[int] = []
 
     def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
-        self.told.append(timesteps.unique().item())
+        self.timesteps.append(timesteps.unique().item())
         alpha_bar, x0 = self.mixture.alpha_bar(timesteps), self.mixture.posterior_mean(x, timesteps, y)
         eps = (x.double() - alpha_bar**0.5 * x0) / (1 - alpha_bar) ** 0.5
         output = {"eps": eps, "x0": x0, "v": alpha_bar**0.5 * eps - (1 - alpha_bar) ** 0.5 * x0}[self.predict]

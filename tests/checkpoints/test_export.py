@@ -260,7 +260,7 @@ def schedulers(model: Model) -> tuple[DDPMScheduler, DDIMScheduler]:
 @pytest.mark.parametrize("process", PROCESSES, ids=str)
 def test_schedulers_have_our_noise(process):
     model = make(process, learn_variance=process.variance == "learned_range")
-    expected = model.diffusion.schedule.alphas_cumprod
+    expected = model.diffusion.schedule.alpha_bar
     for scheduler in schedulers(model):
         assert len(scheduler.alphas_cumprod) == process.diffusion_steps
         assert (scheduler.alphas_cumprod.double() - expected).abs().max() < 1e-6
@@ -270,7 +270,7 @@ def test_betas_of_ones_own_are_listed():
     diffusion = Diffusion(NoiseSchedule.from_betas(torch.linspace(1e-3, 0.3, 30) ** 2))
     model = dataclasses.replace(make(), diffusion=diffusion, config=None)
     for scheduler in schedulers(model):
-        assert (scheduler.alphas_cumprod.double() - diffusion.schedule.alphas_cumprod).abs().max() < 1e-6
+        assert (scheduler.alphas_cumprod.double() - diffusion.schedule.alpha_bar).abs().max() < 1e-6
 
 
 def test_schedulers_space_their_steps_as_we_do():
@@ -303,7 +303,7 @@ def test_ddpm_steps_are_ours(process):
     model = make(process, learn_variance=process.variance == "learned_range").respace(6)
     scheduler, _ = schedulers(model)
     scheduler.set_timesteps(6)
-    scheduler.alphas_cumprod = process.build().schedule.alphas_cumprod
+    scheduler.alphas_cumprod = process.build().schedule.alpha_bar
     x_T, _, _ = batch(model)
     noise = torch.randn(x_T.shape, generator=torch.Generator().manual_seed(7))
     trajectory = samplers.ddpm(model, x_T, noise_sampler=lambda x, i: noise)

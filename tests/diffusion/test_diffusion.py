@@ -14,7 +14,7 @@ from torch import Tensor
 
 from admg import samplers
 from admg.checkpoints.model import DiffusionConfig, Model
-from admg.diffusion.gaussian import Diffusion, discretized_gaussian_log_likelihood, gaussian_kl
+from admg.diffusion.gaussian import Diffusion, Index, Prediction, discretized_gaussian_log_likelihood, gaussian_kl
 from admg.diffusion.losses import loss_terms, prior_bpd, target, vb_bpd
 from admg.diffusion.schedule import NoiseSchedule, respaced_timesteps
 from admg.guidance import State
@@ -42,6 +42,12 @@ def output_for(diffusion: Diffusion) -> Tensor:
     return INPUT["raw"] if diffusion.learns_variance else INPUT["raw"][:, :3]
 
 
+def guided_by(d: Diffusion, p: Prediction, x: Tensor, t: Index, g: Tensor) -> Prediction:
+    """Algorithm 2: ε̂ = ε - sqrt(1 - ᾱ) g."""
+    factor = (1 - d.schedule.alpha_bar[t]).sqrt().float()
+    return d.with_eps(p, x, t, p.eps - (factor if isinstance(t, int) else factor.view(-1, 1, 1, 1)) * g)
+
+
 def check(expected: dict[str, np.ndarray], case: str, got: dict[str, Tensor]) -> None:
     """Every quantity that the reference has for this case, one image at a time, as they differ in magnitude."""
     known = {name: expected[f"{case}/{name}"] for name in got if f"{case}/{name}" in expected}
@@ -64,7 +70,7 @@ def test_betas(name, count):
     schedule = SCHEDULES[name](count)
     assert schedule.betas.dtype == torch.float64
     np.testing.assert_allclose(schedule.betas.numpy(), MATHS[f"betas/{name}/{count}"], rtol=1e-12, atol=0)
-    np.testing.assert_allclose(schedule.alphas_cumprod, np.cumprod(1 - MATHS[f"betas/{name}/{count}"]), rtol=1e-12)
+    np.testing.assert_allclose(schedule.alpha_bar, np.cumprod(1 - MATHS[f"betas/{name}/{count}"]), rtol=1e-12)
     assert schedule.timesteps.tolist() == list(range(count))
 
 
@@ -75,7 +81,7 @@ def test_respacing_keeps_the_references_timesteps(case, expected):
     schedule = NoiseSchedule.cosine(int(count))
     respaced = schedule.respace(spec)
     assert respaced.timesteps.tolist() == expected
-    np.testing.assert_allclose(respaced.alphas_cumprod, schedule.alphas_cumprod[expected], rtol=1e-9)
+    np.testing.assert_allclose(respaced.alpha_bar, schedule.alpha_bar[expected], rtol=1e-9)
 
 
 def test_forms_of_a_respacing():
@@ -131,7 +137,7 @@ def test_betas_that_cannot_be(betas):
 
 def test_betas_given_by_hand():
     schedule = NoiseSchedule.from_betas([0.1, 0.5, 1.0], torch.tensor([0, 7, 9]))
-    assert schedule.timesteps.tolist() == [0, 7, 9] and schedule.alphas_cumprod.tolist() == [0.9, 0.45, 0.0]
+    assert schedule.timesteps.tolist() == [0, 7, 9] and schedule.alpha_bar.tolist() == [0.9, 0.45, 0.0]
     with pytest.raises(ValueError, match="timesteps"):
         NoiseSchedule.from_betas([0.1, 0.2], torch.tensor([0]))
     for name in SCHEDULES:
@@ -163,7 +169,7 @@ def test_predictions_equal_the_references(case):
     p = d.predict(output, x, t)
     mean, variance, _ = d.posterior(x0, x, t)
     got = {
-        "condition_score_x0": d.shift_eps(p, x, t, grad).x0,
+        "condition_score_x0": guided_by(d, p, x, t, grad).x0,
         "q_sample": d.q_sample(x0, t, INPUT["noise"]),
         "posterior_mean": mean,
         "posterior_variance": variance,
@@ -189,7 +195,7 @@ def test_other_variances_equal_the_references(case):
 
 def test_variances_are_closed_forms():
     schedule = NoiseSchedule.linear(1000)
-    beta, alpha_bar = (a.numpy() for a in (schedule.betas, schedule.alphas_cumprod))
+    beta, alpha_bar = (a.numpy() for a in (schedule.betas, schedule.alpha_bar))
     t, x, v = torch.tensor([1, 250, 999]), INPUT["x"][:3], INPUT["raw"][:3, 3:]
     posterior = (1 - alpha_bar[t - 1]) / (1 - alpha_bar[t]) * beta[t]  # DDPM, equation 7
     fraction = (v.double().numpy() + 1) / 2
@@ -215,7 +221,7 @@ def test_a_perfect_output_gives_back_x0_and_eps(predict, schedule):
     full = SCHEDULES[schedule](1000)
     d, t = Diffusion(full, predict, "fixed_large"), torch.tensor([10, 200, 500, 900])
     x0, eps = INPUT["x0"].clamp(-1, 1), INPUT["noise"]
-    alpha_bar = full.alphas_cumprod[t].view(-1, 1, 1, 1)
+    alpha_bar = full.alpha_bar[t].view(-1, 1, 1, 1)
     x = (alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * eps).float()
     output = {"eps": eps, "x0": x0, "v": alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * x0}[predict]
     assert error(target(d, x0, t, eps), output) < 1e-6
@@ -246,7 +252,7 @@ def test_an_int_and_a_tensor_of_steps_agree(variance):
         ts = torch.full((4,), t)
         assert d.timestep(t).expand(4).tolist() == d.timestep(ts).tolist() == [d.schedule.timesteps[t]] * 4
         one, many = d.predict(output, x, t), d.predict(output, x, ts)
-        one_shifted, many_shifted = d.shift_eps(one, x, t, grad), d.shift_eps(many, x, ts, grad)
+        one_shifted, many_shifted = guided_by(d, one, x, t, grad), guided_by(d, many, x, ts, grad)
         for name in ("x0", "eps", "mean", "variance", "log_variance"):
             for a, b in (one, many), (one_shifted, many_shifted):
                 assert torch.equal(getattr(a, name).expand(x.shape), getattr(b, name).expand(x.shape))
@@ -297,7 +303,7 @@ def step_of(sampler: samplers.Sampler, d: Diffusion, guided: bool, noise: Tensor
     results = []
     for i, t in list(enumerate(steps(d).tolist()))[1:]:
         cut = NoiseSchedule.from_betas(d.schedule.betas[: t + 1], d.schedule.timesteps[: t + 1])
-        results.append(first_step(sampler, Diffusion(cut, d.predicts, d.variance), slice(i, i + 1), guided, noise))
+        results.append(first_step(sampler, d.with_schedule(cut), slice(i, i + 1), guided, noise))
     return torch.cat(results)
 
 
@@ -325,8 +331,8 @@ def first_step(sampler: samplers.Sampler, d: Diffusion, image: slice, guided: bo
 def check_ddim(d: Diffusion, guided: bool, actual: Tensor, expected: np.ndarray) -> None:
     """Within the rounding of the reference, which takes 1 - ᾱ of a float32 ᾱ, where ours is exact."""
     p = d.predict(output_for(d), INPUT["x"], steps(d))
-    p = d.shift_eps(p, INPUT["x"], steps(d), INPUT["grad"]) if guided else p
-    before = d.schedule.alphas_cumprod[steps(d)[1:] - 1].numpy()
+    p = guided_by(d, p, INPUT["x"], steps(d), INPUT["grad"]) if guided else p
+    before = d.schedule.alpha_bar[steps(d)[1:] - 1].numpy()
     rounding = 2.0**-24 / np.sqrt(1 - before) * p.eps[1:].abs().amax((1, 2, 3)).numpy()
     allowed = TOLERANCE * np.abs(expected).max((1, 2, 3)) + rounding
     wrong = np.abs(actual.numpy() - expected).max((1, 2, 3))

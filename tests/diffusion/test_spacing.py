@@ -29,14 +29,14 @@ def test_quad_is_even_in_the_root_of_t():
 def test_logsnr_is_even_in_log_snr():
     schedule = NoiseSchedule.from_betas(betas_of(EVEN))
     assert kept("logsnr28", schedule).tolist() == list(range(0, 1000, 37))  # EVEN is even in it already
-    log_snr = np.log(1 / (1 / LINEAR.alphas_cumprod.numpy() - 1))
+    log_snr = np.log(1 / (1 / LINEAR.alpha_bar.numpy() - 1))
     chosen, even = log_snr[kept("logsnr10")], np.linspace(log_snr[0], log_snr[-1], 10)
     assert np.abs(chosen - even)[3:].max() < 0.02  # the first few levels lie far apart
     assert (np.abs(chosen - even) <= np.abs(np.diff(log_snr)).max() / 2).all()
 
 
 def test_karras_is_even_in_the_seventh_root_of_sigma():
-    sigma = (1 / LINEAR.alphas_cumprod.numpy() - 1) ** 0.5
+    sigma = (1 / LINEAR.alpha_bar.numpy() - 1) ** 0.5
     low, high = sigma[0] ** (1 / 7), sigma[-1] ** (1 / 7)
     wanted = [(high + i / 17 * (low - high)) ** 7 for i in range(18)]  # EDM, equation 5
     chosen = sigma[kept("karras18")][::-1]
@@ -52,7 +52,7 @@ def test_distinct_and_up_to_the_highest(spacing, schedule):
         chosen = respaced.timesteps.numpy()
         assert len(chosen) == steps and (np.diff(chosen) > 0).all()
         assert chosen[-1] == len(schedule) - 1 and (chosen[0] == 0 or steps == 1)
-        np.testing.assert_allclose(respaced.alphas_cumprod, schedule.alphas_cumprod[chosen], rtol=1e-7)
+        np.testing.assert_allclose(respaced.alpha_bar, schedule.alpha_bar[chosen], rtol=1e-7)
 
 
 @pytest.mark.parametrize("spacing", ["logsnr", "karras"])
@@ -65,7 +65,7 @@ def test_a_highest_level_with_no_signal_is_kept(spacing):
 def test_respacing_twice_keeps_the_original_timesteps():
     twice = LINEAR.respace("ddim100").respace("karras10")
     assert twice.timesteps[-1] == 990 and set((twice.timesteps % 10).tolist()) == {0}
-    assert math.isclose(twice.alphas_cumprod[-1], LINEAR.alphas_cumprod[990], rel_tol=1e-9)
+    assert math.isclose(twice.alpha_bar[-1], LINEAR.alpha_bar[990], rel_tol=1e-9)
 
 
 @pytest.mark.parametrize("spec", ["karras", "karras0", "quad-5", "logsnr2.5", "karras20,5", "Karras20", "foo25"])

@@ -188,7 +188,7 @@ def test_every_process_is_told_the_timestep_of_the_level():
     levels = (14.0, 2.0, -14.0)
     for schedule in ("linear", "cosine"):
         process = DiffusionConfig(noise_schedule=schedule, diffusion_steps=1000)
-        alpha_bar = process.build().schedule.alphas_cumprod
+        alpha_bar = process.build().schedule.alpha_bar
         for level, t in zip(levels, timesteps(process, levels).tolist()):
             low, high = (10 * math.log10(alpha_bar[i] / (1 - alpha_bar[i])) for i in (math.ceil(t), math.floor(t)))
             assert low <= level + 1e-4 and level - 1e-4 <= high and abs(step(process, level) - t) <= 0.5
@@ -196,7 +196,7 @@ def test_every_process_is_told_the_timestep_of_the_level():
         assert torch.allclose(timesteps(large, levels) / 4, timesteps(process, levels), atol=1.5)
         rescaled = dataclasses.replace(large, rescale_timesteps=True)
         assert torch.allclose(4 * timesteps(rescaled, levels), timesteps(large, levels))
-    at = NoiseSchedule.linear().alphas_cumprod[500]
+    at = NoiseSchedule.linear().alpha_bar[500]
     assert timesteps(DiffusionConfig(), [float(10 * (at / (1 - at)).log10())]).item() == pytest.approx(500, abs=1e-3)
 
 

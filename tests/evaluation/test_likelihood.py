@@ -48,7 +48,7 @@ def test_terms_equal_the_references(case):
     full = {"linear": NoiseSchedule.linear, "cosine": NoiseSchedule.cosine}[schedule](1000)
     d = Diffusion(full.respace(50), predict, variance)
     output = INPUT["raw"] if d.learns_variance else INPUT["raw"][:, :3]
-    alpha_bar = d.schedule.alphas_cumprod
+    alpha_bar = d.schedule.alpha_bar
 
     def noise(x0: Tensor, t: int) -> Tensor:
         return ((INPUT["x"].double() - alpha_bar[t].sqrt() * x0) / (1 - alpha_bar[t]).sqrt()).float()
@@ -77,7 +77,7 @@ def test_what_is_predicted_is_clipped_unless_told_not_to():
     for result, value in ((clipped, 1.0), (free, 5.0)):
         error = (value - x0).square().flatten(1).mean(1, keepdim=True)
         assert torch.allclose(result.x0_mse, error.expand(-1, 20), rtol=1e-4)
-        alpha_bar = d.schedule.alphas_cumprod.float()  # eps errs by sqrt(SNR) times as much as x_0
+        alpha_bar = d.schedule.alpha_bar.float()  # eps errs by sqrt(SNR) times as much as x_0
         assert torch.allclose(result.mse, result.x0_mse * (alpha_bar / (1 - alpha_bar)), rtol=1e-3)
     assert (clipped.vb < free.vb).all()
 
@@ -99,7 +99,7 @@ def gaussian_model(variance: str) -> Model:
         mean = MEAN + gain(t) * (x - ALPHA_BAR[t] ** 0.5 * MEAN)
         if not d.learns_variance:
             return mean
-        c, beta_tilde = d.constants["posterior_x0"][t].item(), d.constants["posterior_variance"][t].item()
+        c, beta_tilde = d.constants.posterior_mean_x0[t].item(), d.constants.posterior_variance[t].item()
         return torch.cat([mean, torch.full_like(mean, math.log(beta_tilde + c**2 * spread(t)))], 1)
 
     return Model(Function(output), d, (1, 16, 16))
@@ -131,7 +131,7 @@ def test_the_bound_of_the_true_process_is_the_entropy():
 def test_terms_of_the_true_process_are_closed_forms():
     """KL with the variances β̃ and β̃ + c² Var[x_0 | x_t]; c is the weight of x_0 in the posterior's mean."""
     x0, d = gaussian_pixels(32), gaussian_model("learned").diffusion
-    c, beta_tilde = (d.constants[name].numpy()[1:] for name in ("posterior_x0", "posterior_variance"))
+    c, beta_tilde = (table.numpy()[1:] for table in (d.constants.posterior_mean_x0, d.constants.posterior_variance))
     variance = np.array([spread(t) for t in range(1, len(d))])
     expected = {
         "learned": 0.5 * np.log2(1 + c**2 * variance / beta_tilde),  # the extra variance is that of c x_0, on average

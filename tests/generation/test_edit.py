@@ -50,7 +50,7 @@ def test_an_edit_is_the_exact_flow_down_from_the_noised_image(strength, kept):
         model, image, [None] * 3, strength=strength, steps=200, sampler=unclipped, seed=5, progress=False
     )
     assert (edited.x - exact).abs().max() < 0.02
-    assert len(model.network.told) == kept and max(model.network.told) == at
+    assert len(model.network.timesteps) == kept and max(model.network.timesteps) == at
 
 
 def test_encoding_is_the_exact_flow_up_and_more_steps_are_nearer():
@@ -66,7 +66,7 @@ def test_an_edit_of_strength_1_is_sample_from_the_highest_level(tiny_model):
     labels = [1, 0, 4]
     edited = admg.edit(tiny_model, images, labels, strength=1, steps=4, sampler="ddpm", seed=2, progress=False)
     noise, model = SeededNoise(2, range(3)), tiny_model.respace(4)
-    alpha_bar = model.diffusion.schedule.alphas_cumprod[-1].item()
+    alpha_bar = model.diffusion.schedule.alpha_bar[-1].item()
     x = math.sqrt(alpha_bar) * images + math.sqrt(1 - alpha_bar) * noise.draw((1, 8, 8))
     with packed(model.network):  # as sample() does: at the highest level a rounding error grows a hundredfold
         for step in samplers.ddpm(model, x, y=torch.tensor(labels), noise_sampler=noise):

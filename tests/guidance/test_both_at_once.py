@@ -53,7 +53,7 @@ def test_no_call_more_than_the_guide_asks_for(tiny_model, pays):
     """Outside of an interval, at a scale of 1, for other guides, for a network that is told nothing."""
     pays()
     model, x = tiny_model.respace(4), torch.randn(3, 1, 8, 8)
-    sigmas = [guidance.sigma_at(model.diffusion, i) for i in range(4)]
+    sigmas = [model.diffusion.schedule.sigma(i) for i in range(4)]
     limited = guidance.Interval(guidance.ClassifierFreeGuidance(3.0), high=(sigmas[1] + sigmas[2]) / 2)
     assert calls_of(model, limited, x)[1] == [3, 3, 6, 6]
     for guide in (
@@ -65,7 +65,7 @@ def test_no_call_more_than_the_guide_asks_for(tiny_model, pays):
     ):
         assert calls_of(model, guide, x)[1] == [3] * 4
     assert calls_of(model, guidance.PerturbedAttentionGuidance(3.0), x)[1] == [3] * 8
-    with pytest.raises(ValueError, match="told labels"):
+    with pytest.raises(ValueError, match="conditional model"):
         calls_of(model, guidance.ClassifierFreeGuidance(3.0), x, None)
 
 

@@ -42,11 +42,7 @@ def normal(n: int = N, shape: tuple[int, ...] = MIXTURE.shape, seed: int = 0) ->
 def state_of(index: int = 8, model: Model | None = None, x: torch.Tensor | None = None, y=Y, **changes) -> State:
     """As a sampler has it before any guide, at a step in the middle."""
     model, x = model or model_of(), normal() if x is None else x
-    told = y if model.conditional else None
-    diffusion = model.diffusion
-    raw = model.predict(x, index, told, clip=False)
-    state = State(x, diffusion.timestep(index), index, y, told, raw, diffusion, model, False)
-    return replace(state, **changes)
+    return replace(State(x, index, y, y if model.conditional else None, model, clip=False), **changes)
 
 
 def made_up(seed: int = 0, n: int = 4) -> tuple[State, np.ndarray, np.ndarray]:
@@ -56,14 +52,13 @@ def made_up(seed: int = 0, n: int = 4) -> tuple[State, np.ndarray, np.ndarray]:
 
     class Fixed:
         diffusion = state.diffusion
+        conditional = True
 
         def predict(self, x, t, y=None, clip=True):
             p = state.diffusion.predict(cond if y is not None else uncond, x, t, clip=clip)
             return replace(p, eps=cond if y is not None else uncond)
 
-    model = Fixed()
-    raw = model.predict(state.x, state.index, state.told, clip=False)
-    return replace(state, raw=raw, model=model), cond.double().numpy(), uncond.double().numpy()
+    return replace(state, model=Fixed()), cond.double().numpy(), uncond.double().numpy()
 
 
 def x0_of(state: State, eps: np.ndarray) -> np.ndarray:
@@ -124,7 +119,7 @@ def test_autoguidance_extrapolates_from_the_worse_model():
     worse = model_of(replace(MIXTURE, variances=MIXTURE.variances * 3), steps=1000)
     state = state_of()
     good, bad = (m.eps(state.x, state.t, Y) for m in (MIXTURE, worse.network.mixture))
-    assert_eps(guidance.AutoGuidance(worse, 2.5).change(state), state, (bad + 2.5 * (good - bad)).numpy())
+    assert_eps(guidance.AutoGuidance(worse, 2.5).modify_prediction(state), state, (bad + 2.5 * (good - bad)).numpy())
 
 
 def test_unsuitable_pairs_are_refused():
@@ -145,8 +140,8 @@ def test_unsuitable_pairs_are_refused():
 
 
 @pytest.mark.parametrize("sampler", [samplers.ddpm, samplers.heun, samplers.dpmpp_2m, samplers.unipc])
-def test_cfg_plus_plus_is_refused_by_samplers_that_do_not_take_eps_apart(sampler):
-    with pytest.raises(ValueError, match="x0 and eps apart"):
+def test_cfg_plus_plus_is_refused_by_samplers_that_do_not_combine_x0_and_eps(sampler):
+    with pytest.raises(ValueError, match="combines x0 and eps"):
         run(guidance.CFGPlusPlus(), sampler=sampler)
 
 
@@ -184,7 +179,7 @@ def test_an_interval_costs_nothing_outside():
 
     model = model_of()
     run(guidance.Interval(guidance.ClassifierFreeGuidance(2.0), 0.3, 5.0), model)
-    assert len(model.network.told) == 20 + len(inside)
+    assert len(model.network.timesteps) == 20 + len(inside)
     never = guidance.Interval(guidance.ClassifierGuidance(classifier, 2.0) + guidance.ClassifierFreeGuidance(2.0), 1e6)
     assert torch.equal(run(never), run(None)) and len(classifier.sigmas) == len(inside)
 
@@ -238,7 +233,7 @@ ONE_HOT = np.eye(K)[Y.numpy()]
 
 
 def score(state: State, **options) -> np.ndarray:
-    return guidance.ClassifierGuidance(linear, **options)(state).flatten(1).numpy()
+    return guidance.ExtendedClassifierGuidance(linear, **options)(state).flatten(1).numpy()
 
 
 def flat(state: State) -> np.ndarray:
@@ -269,7 +264,9 @@ def test_an_avoided_label_is_avoided():
     """The share of label 1, by the exact classifier, where it is avoided, left alone and asked for."""
     model, ends = model_of(conditional=False), {}
     for weight in (-1.0, 0.0, 1.0):
-        ends[weight] = run(guidance.ClassifierGuidance(MIXTURE.classifier, 1.0, labels={1: weight}), model, y=None)
+        ends[weight] = run(
+            guidance.ExtendedClassifierGuidance(MIXTURE.classifier, 1.0, labels={1: weight}), model, y=None
+        )
     shares = {w: MIXTURE.classifier(x, torch.tensor([0])).softmax(1)[:, 1].mean().item() for w, x in ends.items()}
     assert shares[-1.0] < shares[0.0] / 2
     asked_for = run(None, y=torch.ones(N).long())  # p(x | y = 1)
@@ -307,16 +304,16 @@ def test_the_scale_may_follow_the_noise_level():
     state = state_of()
     expected = (0.5 + math.sqrt(1 / EVEN[int(state.t)] - 1)) * by_hand(flat(state), ONE_HOT)
     np.testing.assert_allclose(score(state, scale=lambda sigma: 0.5 + sigma), expected, atol=1e-4, rtol=1e-5)
-    assert guidance.ClassifierGuidance(linear, lambda sigma: 0.0)(state) is None
+    assert guidance.ExtendedClassifierGuidance(linear, lambda sigma: 0.0)(state) is None
     with pytest.raises(ValueError, match=r"noise level .* finite"):
-        guidance.ClassifierGuidance(linear, lambda sigma: math.nan)(state)
+        guidance.ExtendedClassifierGuidance(linear, lambda sigma: math.nan)(state)
 
 
 @pytest.mark.parametrize("index", [2, 10, 17])
 def test_the_gradient_at_x0_goes_through_the_network(index):
     """Against central differences in float64 of log p(y | x0-hat(x_t)), the exact posterior mean."""
     state = state_of(index)
-    classifier = guidance.ClassifierGuidance(linear, 1.0, at="x0")
+    classifier = guidance.ExtendedClassifierGuidance(linear, 1.0, at="x0")
     with torch.no_grad():  # as in a sampler
         found = classifier(state)
 
@@ -345,7 +342,7 @@ def test_the_gradient_at_x0_goes_through_the_network(index):
 )  # fmt: skip
 def test_options_out_of_range_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        guidance.ClassifierGuidance(linear, **options)
+        guidance.ExtendedClassifierGuidance(linear, **options)
 
 
 @pytest.mark.parametrize(
@@ -355,7 +352,7 @@ def test_options_out_of_range_are_refused(options, message):
 )  # fmt: skip
 def test_labels_that_do_not_fit_are_refused(labels, message):
     with pytest.raises(ValueError, match=message):
-        guidance.ClassifierGuidance(linear, labels=labels)(state_of())
+        guidance.ExtendedClassifierGuidance(linear, labels=labels)(state_of())
 
 
 # -- variants of classifier-free guidance, on made-up predictions --------------------------------------------------
@@ -366,7 +363,7 @@ def test_rescaled(phi):
     state, cond, uncond = made_up()
     guided = uncond + 3 * (cond - uncond)
     ratio = cond.std((1, 2, 3), keepdims=True) / guided.std((1, 2, 3), keepdims=True)
-    found = guidance.Rescaled(guidance.ClassifierFreeGuidance(3.0), phi).change(state)
+    found = guidance.Rescaled(guidance.ClassifierFreeGuidance(3.0), phi).modify_prediction(state)
     assert_eps(found, state, phi * ratio * guided + (1 - phi) * guided)
     if phi == 1:
         np.testing.assert_allclose(found.eps.std((1, 2, 3)), cond.std((1, 2, 3), ddof=1), rtol=1e-4)
@@ -375,12 +372,13 @@ def test_rescaled(phi):
 def test_rescaled_leaves_scores():
     classifier, state = guidance.ClassifierGuidance(linear, 2.0), state_of()
     rescaled = guidance.Rescaled(classifier)
-    assert torch.equal(rescaled(state), classifier(state)) and rescaled.change(state) is state.raw
+    assert torch.equal(rescaled(state), classifier(state)) and rescaled.modify_prediction(state) is state.pred
 
 
 def test_apg_over_three_steps():
-    """Δ̄ = Δ + β Δ̄', bounded, without most of what is parallel to x0(y); memory lasts a run and no longer."""
-    apg, memory, average, bounded = guidance.APG(4.0, eta=0.3, momentum=-0.6, max_norm=2.0), {}, 0.0, []
+    """Δ̄ = Δ + β Δ̄', with a limited norm, without most of its component along x0(y). The memory lasts for one run."""
+    apg, average, bounded = guidance.APG(4.0, eta=0.3, momentum=-0.6, max_norm=2.0), 0.0, []
+    one_run = apg.begin()
     for step in range(3):
         state, cond, uncond = made_up(step)
         x0, x0_u = x0_of(state, cond), x0_of(state, uncond)
@@ -390,21 +388,21 @@ def test_apg_over_three_steps():
         delta = average * np.minimum(1, 2.0 / norm)
         along = dot(delta, x0) / dot(x0, x0) * x0
         expected = x0 + 3 * (delta - along + 0.3 * along)
-        p = apg.change(replace(state, memory=memory))
+        p = one_run.modify_prediction(state)
         alpha_bar = EVEN[int(state.t)]
         eps = (state.x.double().numpy() - math.sqrt(alpha_bar) * expected) / math.sqrt(1 - alpha_bar)
         assert_eps(p, state, eps)
     assert np.concatenate(bounded).any()
-    again = apg.change(made_up(0)[0])
-    torch.testing.assert_close(again.x0, apg.change(made_up(0)[0]).x0)
+    again = apg.begin().modify_prediction(made_up(0)[0])
+    torch.testing.assert_close(again.x0, apg.modify_prediction(made_up(0)[0]).x0)
 
 
 def test_apg_with_everything_off_is_cfg_and_its_change_is_orthogonal():
     plain = run(guidance.APG(2.5, eta=1.0, momentum=0.0))
     torch.testing.assert_close(plain, run(guidance.ClassifierFreeGuidance(2.5)), atol=2e-5, rtol=1e-4)
     state, _, _ = made_up()
-    x0 = state.raw.x0.double().numpy()
-    moved = guidance.APG(4.0).change(state).x0.double().numpy() - x0
+    x0 = state.pred.x0.double().numpy()
+    moved = guidance.APG(4.0).modify_prediction(state).x0.double().numpy() - x0
     cosine = dot(moved, x0) / np.sqrt(dot(moved, moved) * dot(x0, x0))
     assert np.abs(cosine).max() < 1e-5 < np.sqrt(dot(moved, moved)).min()
 
@@ -413,7 +411,7 @@ def test_cfg_zero_star():
     state, cond, uncond = made_up()
     s = np.array([np.linalg.lstsq(u.reshape(-1, 1), c.reshape(-1), rcond=None)[0][0] for c, u in zip(cond, uncond)])
     s = s.reshape(-1, 1, 1, 1)
-    assert_eps(guidance.CFGZeroStar(3.0).change(state), state, s * uncond + 3 * (cond - s * uncond))
+    assert_eps(guidance.CFGZeroStar(3.0).modify_prediction(state), state, s * uncond + 3 * (cond - s * uncond))
 
 
 def test_cfg_plus_plus_renoises_with_the_unconditional_eps():
@@ -432,8 +430,8 @@ def test_cfg_plus_plus_renoises_with_the_unconditional_eps():
 
 def test_cfg_plus_plus_keeps_its_eps_when_x0_is_clipped():
     state, cond, uncond = made_up()
-    state = replace(state, takes_both=True, clip=True)
-    p = replace(state, raw=guidance.CFGPlusPlus(0.7).change(state)).prediction
+    state = replace(state, clip=True)
+    p = state.with_pred(guidance.CFGPlusPlus(0.7).modify_prediction(state)).prediction
     x0 = x0_of(state, 0.3 * uncond + 0.7 * cond)
     assert (np.abs(x0) > 1).any()
     np.testing.assert_allclose(p.x0, x0.clip(-1, 1), atol=1e-5)
@@ -441,15 +439,15 @@ def test_cfg_plus_plus_keeps_its_eps_when_x0_is_clipped():
 
 
 def test_nothing_comes_after_cfg_plus_plus():
-    state, plus = state_of(takes_both=True), guidance.CFGPlusPlus()
+    state, plus = state_of(), guidance.CFGPlusPlus()
     for guide in (plus + guidance.ClassifierFreeGuidance(), plus + guidance.APG(), guidance.Rescaled(plus)):
         with pytest.raises(ValueError, match=r"CFG\+\+"):
-            guide.change(state)
+            guide.modify_prediction(state)
     scored = plus + guidance.ClassifierGuidance(linear)
     with pytest.raises(ValueError, match=r"CFG\+\+"):
-        scored(replace(state, raw=scored.change(state)))
+        scored(state.with_pred(scored.modify_prediction(state)))
     alone = guidance.Interval(plus) + (lambda state: None)
-    assert alone(replace(state, raw=alone.change(state))) is None
+    assert alone(state.with_pred(alone.modify_prediction(state))) is None
 
 
 @pytest.mark.parametrize(
@@ -509,19 +507,21 @@ def test_perturbed_attention_extrapolates_from_the_middle_blocks_alone():
     blocks[0].identity = True
     perturbed = network(x, state.t, y=y)[:, :1]
     blocks[0].identity = False
-    found = guidance.PerturbedAttentionGuidance(2.5).change(state)
+    found = guidance.PerturbedAttentionGuidance(2.5).modify_prediction(state)
     torch.testing.assert_close(found.eps, perturbed + 2.5 * (own - perturbed), atol=1e-5, rtol=1e-4)
     assert (own - perturbed).abs().max() > 1e-3
-    assert guidance.PerturbedAttentionGuidance(1.0).change(state) is state.raw
+    assert guidance.PerturbedAttentionGuidance(1.0).modify_prediction(state) is state.pred
     assert not any(block.identity for block in others)
 
 
 # -- all of them, on a small network ------------------------------------------------------------------------------
 
 GUIDES = {
-    "x0": lambda c: guidance.ClassifierGuidance(lambda x0: c(x0, torch.zeros(1)), 3.0, at="x0", normalise=True),
-    "options": lambda c: guidance.ClassifierGuidance(c, lambda s: 2 / (1 + s), temperature=2.0, joint=0.5, entropy=0.3),
-    "avoid": lambda c: guidance.ClassifierGuidance(c, 2.0, labels={0: 1.0, 2: -1.0}, max_norm=1.0),
+    "x0": lambda c: guidance.ExtendedClassifierGuidance(lambda x0: c(x0, torch.zeros(1)), 3.0, at="x0", normalise=True),
+    "options": lambda c: guidance.ExtendedClassifierGuidance(
+        c, lambda s: 2 / (1 + s), temperature=2.0, joint=0.5, entropy=0.3
+    ),
+    "avoid": lambda c: guidance.ExtendedClassifierGuidance(c, 2.0, labels={0: 1.0, 2: -1.0}, max_norm=1.0),
     "interval": lambda c: (
         guidance.Interval(guidance.ClassifierGuidance(c, 4.0), 0.5, 5.0) + guidance.ClassifierFreeGuidance(2.0)
     ),
@@ -566,10 +566,10 @@ def test_an_image_does_not_depend_on_those_beside_it(name, tiny_model, tiny_clas
 
 
 def run_one(guide, model: Model, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """The guided eps at a step in the middle, asked for twice, so that memory counts."""
-    walk = samplers.steps.guided_model(model, x, y, guide, True, False)
-    walk.guided(0.9 * x, 3)
-    return walk.guided(x, 2).eps
+    """Return the guided eps at a step in the middle, evaluated twice so that memory counts."""
+    guided = samplers.guided_model(model, x, y, guide, True, False)
+    guided.predict_guided(0.9 * x, 3)
+    return guided.predict_guided(x, 2).eps
 
 
 def test_labels_are_asked_for_by_the_names_of_an_inner_classifier(tiny_classifier):

@@ -41,10 +41,7 @@ def normal(n: int = N, shape: tuple[int, ...] = SHAPE, seed: int = 0) -> torch.T
 
 def state_of(index: int = 8, model: Model | None = None, x: torch.Tensor | None = None, y=Y, **changes) -> State:
     model, x = model or model_of(), normal() if x is None else x
-    told = y if model.conditional else None
-    raw, diffusion = model.predict(x, index, told, clip=False), model.diffusion
-    state = State(x, diffusion.timestep(index), index, y, told, raw, diffusion, model, False)
-    return replace(state, **changes)
+    return replace(State(x, index, y, y if model.conditional else None, model, clip=False), **changes)
 
 
 def run(guide, model: Model | None = None, sampler=samplers.ddim, x_T=None, y=Y, **options) -> torch.Tensor:
@@ -91,13 +88,15 @@ def test_divergences_are_scipys(kind, smoothing):
         return np.log(p)[np.arange(N), Y.numpy()] - 0.7 * INDEPENDENT[kind](q, p)
 
     expected = 2.0 * central_differences(value, state.x.double().flatten(1).numpy())
-    guide = guidance.ClassifierGuidance(linear, 2.0, temperature=1.5, divergence=Divergence(0.7, kind, smoothing))
+    guide = guidance.ExtendedClassifierGuidance(
+        linear, 2.0, temperature=1.5, divergence=Divergence(0.7, kind, smoothing)
+    )
     np.testing.assert_allclose(guide(state).flatten(1), expected, atol=3e-5, rtol=1e-4)
 
 
 def test_the_target_of_several_labels_has_their_weights():
     state, q = state_of(), 0.9 * np.array([0, 0.25, 0, 0.75]) + 0.1 / K
-    guide = guidance.ClassifierGuidance(linear, labels={1: 0.5, 3: 1.5}, divergence=Divergence(0.4))
+    guide = guidance.ExtendedClassifierGuidance(linear, labels={1: 0.5, 3: 1.5}, divergence=Divergence(0.4))
 
     def value(x: np.ndarray) -> np.ndarray:
         p = softmax(x @ WEIGHT.T + BIAS)
@@ -113,7 +112,7 @@ def test_the_target_of_several_labels_has_their_weights():
 def test_divergences_leave_images_without_a_label_alone(kind):
     state = state_of()
     state = replace(state, y=torch.where(torch.arange(N) % 2 == 0, Y, -1))
-    found = guidance.ClassifierGuidance(linear, divergence=Divergence(0.7, kind))(state)
+    found = guidance.ExtendedClassifierGuidance(linear, divergence=Divergence(0.7, kind))(state)
     assert (found[1::2] == 0).all() and (found[::2] != 0).any((1, 2, 3)).all()
 
 
@@ -125,10 +124,10 @@ def test_where_the_classifier_is_sure_the_gradient_does_not_vanish():
 
     state = state_of()
     assert guidance.ClassifierGuidance(sure)(state).abs().max() < 1e-6
-    found = guidance.ClassifierGuidance(sure, divergence=Divergence(1.5, smoothing=0.2))(state)
+    found = guidance.ExtendedClassifierGuidance(sure, divergence=Divergence(1.5, smoothing=0.2))(state)
     expected = 1.5 * 0.2 / K * (WEIGHT[None] - WEIGHT[Y.numpy()][:, None]).sum(1)
     np.testing.assert_allclose(found.flatten(1), expected, atol=1e-5)
-    wrong = guidance.ClassifierGuidance(
+    wrong = guidance.ExtendedClassifierGuidance(
         lambda x, t: linear(x) + 200 * torch.eye(K)[(Y + 1) % K], divergence=Divergence(kind="js")
     )
     assert wrong(state).isfinite().all()
@@ -149,11 +148,11 @@ def test_divergences_that_cannot_be_are_refused():
 def test_the_temperature_may_follow_the_noise_level():
     state = state_of()
     sigma = math.sqrt(1 / EVEN[int(state.t)] - 1)
-    found = guidance.ClassifierGuidance(linear, temperature=lambda level: 1 + level)(state)
-    torch.testing.assert_close(found, guidance.ClassifierGuidance(linear, temperature=1 + sigma)(state))
+    found = guidance.ExtendedClassifierGuidance(linear, temperature=lambda level: 1 + level)(state)
+    torch.testing.assert_close(found, guidance.ExtendedClassifierGuidance(linear, temperature=1 + sigma)(state))
     for bad in (0.0, -1.0, math.inf, math.nan):
         with pytest.raises(ValueError, match="temperature"):
-            guidance.ClassifierGuidance(linear, temperature=lambda level, bad=bad: bad)(state)
+            guidance.ExtendedClassifierGuidance(linear, temperature=lambda level, bad=bad: bad)(state)
 
 
 @pytest.mark.parametrize("z, right, wrong", [(5.0, 3, 1), (0.4, 9, 1), (-2.0, 1, 4)])
@@ -226,7 +225,7 @@ def test_a_calibrated_classifier_guides_as_one_of_that_temperature(tiny_classifi
     state = state_of()
     found = guidance.Calibrated(linear, (0.0, 500.0, 1000.0), (1.0, 2.0, 6.0))
     assert [found.temperature(t) for t in (-5, 0, 250, 500, 750, 1000, 2000)] == [1, 1, 1.5, 2, 4, 6, 6]
-    expected = guidance.ClassifierGuidance(linear, temperature=found.temperature(state.t.item()))(state)
+    expected = guidance.ExtendedClassifierGuidance(linear, temperature=found.temperature(state.t.item()))(state)
     torch.testing.assert_close(guidance.ClassifierGuidance(found)(state), expected)
     x = normal(3)
     each = found(x, torch.tensor([0, 750, 1000]))
@@ -270,7 +269,7 @@ def test_gradient_free_guidance_by_hand(reference, at):
         w = 1 + 2.5 * (1 - p[i, y])
         expected[i] = away + w * (own[i] - away)
     classifier = MIXTURE.classifier if at == "x" else lambda x: linear(x)[:, :3]
-    found = guidance.GradientFreeGuidance(classifier, 3.5, reference, at).change(state)
+    found = guidance.GradientFreeGuidance(classifier, 3.5, reference, at).modify_prediction(state)
     np.testing.assert_allclose(found.eps, expected, atol=3e-5, rtol=1e-4)
     assert len(rivals) > 1
 
@@ -283,7 +282,7 @@ def test_gradient_free_guidance_needs_no_gradient_and_costs_nothing_at_1():
 
     calls: list[torch.Tensor] = []
     state = state_of()
-    assert guidance.GradientFreeGuidance(classifier, 1.0).change(state) is state.raw and not calls
+    assert guidance.GradientFreeGuidance(classifier, 1.0).modify_prediction(state) is state.pred and not calls
     samples = run(guidance.GradientFreeGuidance(classifier, 4.0))
     t = torch.tensor([0])
     log_p = [MIXTURE.classifier(x, t).log_softmax(1).gather(1, Y[:, None]).mean().item() for x in (run(None), samples)]
@@ -297,10 +296,10 @@ def test_gradient_free_guidance_leaves_images_without_a_label_and_those_it_is_su
         return torch.tensor([0.0, 0.0, 0.0, 500.0, 0.0]).expand(len(x), 5)
 
     state = state_of(3, model, x, y)
-    p = guidance.GradientFreeGuidance(sure_of_3, 3.0).change(state)
-    assert torch.equal(p.eps[1:], state.raw.eps[1:])
+    p = guidance.GradientFreeGuidance(sure_of_3, 3.0).modify_prediction(state)
+    assert torch.equal(p.eps[1:], state.pred.eps[1:])
     other = model.predict(x, 3, torch.tensor([3, 0, 0]), clip=False).eps  # the first is taken for 3
-    torch.testing.assert_close(p.eps[0], 3 * state.raw.eps[0] - 2 * other[0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(p.eps[0], 3 * state.pred.eps[0] - 2 * other[0], atol=1e-5, rtol=1e-4)
 
 
 def test_gradient_free_guidance_that_cannot_be_is_refused():
@@ -310,7 +309,9 @@ def test_gradient_free_guidance_that_cannot_be_is_refused():
         (lambda: guidance.GradientFreeGuidance(linear, at="eps"), "'x' or 'x0'"),
         (lambda: run(guidance.GradientFreeGuidance(linear), model_of(conditional=False)), "conditional model"),
         (
-            lambda: guidance.GradientFreeGuidance(lambda x, t: x.flatten(1)[:, :1]).change(state_of(y=0 * Y)),
+            lambda: guidance.GradientFreeGuidance(lambda x, t: x.flatten(1)[:, :1]).modify_prediction(
+                state_of(y=0 * Y)
+            ),
             "two labels",
         ),
     ):
@@ -343,7 +344,7 @@ def test_ilvr_ends_at_the_references_low_frequencies(sampler, guide):
 @pytest.mark.parametrize("index", [3, 12])
 def test_ilvr_keeps_the_high_frequencies_of_the_prediction(index):
     state = state_of(index, model_of(GAUSSIAN, conditional=False), normal(5, BIG), torch.zeros(5).long())
-    p = guidance.ILVR(IMAGE, 2).change(state)
+    p = guidance.ILVR(IMAGE, 2).modify_prediction(state)
     x0 = GAUSSIAN.posterior_mean(state.x, state.t)
     expected = x0.numpy() + np.kron(blocks(IMAGE) - blocks(x0), np.ones((2, 2)))
     np.testing.assert_allclose(p.x0, expected, atol=2e-5)
@@ -389,13 +390,16 @@ def test_ilvrs_low_frequencies_are_the_noised_references_at_each_level():
 def test_ilvr_works_on_what_other_guides_leave():
     state = state_of(y=Y)
     image, cfg = normal(N) / 3, guidance.ClassifierFreeGuidance(3.0)
-    before, inside = guidance.ILVR(image, 2, cfg).change(state), (cfg + guidance.ILVR(image, 2)).change(state)
+    before, inside = (
+        guidance.ILVR(image, 2, cfg).modify_prediction(state),
+        (cfg + guidance.ILVR(image, 2)).modify_prediction(state),
+    )
     torch.testing.assert_close(before.x0, inside.x0)
     torch.testing.assert_close(before.x0.mean((2, 3)), image.mean((2, 3)), atol=1e-5, rtol=1e-5)
     classifier = guidance.ClassifierGuidance(MIXTURE.classifier)
     assert guidance.ILVR(image, 2, classifier).classifier == MIXTURE.classifier
     with pytest.raises(ValueError, match=r"CFG\+\+"):
-        guidance.ILVR(image, 2, guidance.CFGPlusPlus()).change(replace(state, takes_both=True))
+        guidance.ILVR(image, 2, guidance.CFGPlusPlus()).modify_prediction(state)
 
 
 def test_ilvr_that_cannot_be_is_refused():
@@ -404,8 +408,8 @@ def test_ilvr_that_cannot_be_is_refused():
         (lambda: guidance.ILVR(IMAGE[0], 2), "reference has shape"),
         (lambda: guidance.ILVR(IMAGE, 3), "do not divide"),
         (lambda: guidance.ILVR(IMAGE, 0), "at least 1"),
-        (lambda: guidance.ILVR(IMAGE, 2).change(state), "reference of shape"),
-        (lambda: guidance.ILVR(normal(5), 2).change(state), "reference of shape"),
+        (lambda: guidance.ILVR(IMAGE, 2).modify_prediction(state), "reference of shape"),
+        (lambda: guidance.ILVR(normal(5), 2).modify_prediction(state), "reference of shape"),
     ):
         with pytest.raises(ValueError, match=message):
             make()
@@ -477,7 +481,7 @@ def test_samples_come_near_to_the_target():
 
 def test_embeddings_that_cannot_be_are_refused():
     for make, message in (
-        (lambda: guidance.EmbeddingDistance(embed, torch.zeros(5)), "not all of them 0"),
+        (lambda: guidance.EmbeddingDistance(embed, torch.zeros(5)), "finite and not 0"),
         (lambda: guidance.EmbeddingDistance(embed, torch.tensor([1.0, math.nan])), "finite"),
         (lambda: guidance.EmbeddingDistance(embed, torch.ones(1, 1, 5)), r"\(D,\)"),
         (lambda: guidance.EmbeddingDistance(embed, torch.ones(5), "l2"), "unknown distance"),
@@ -500,36 +504,36 @@ def test_differences_of_predictions_add_in_any_order():
     cfg, auto = guidance.ClassifierFreeGuidance(2.5), guidance.AutoGuidance(model_of(worse, steps=1000), 1.8)
     for guide in (cfg + auto, auto + cfg, guidance.Interval(auto) + cfg):
         expected = cond + 1.5 * (cond - uncond) + 0.8 * (cond - bad)
-        np.testing.assert_allclose(guide.change(state).eps, expected, atol=3e-5, rtol=1e-4)
-    twice = (guidance.ClassifierFreeGuidance(2.0) + guidance.ClassifierFreeGuidance(1.5)).change(state)
-    torch.testing.assert_close(twice.eps, cfg.change(state).eps)
+        np.testing.assert_allclose(guide.modify_prediction(state).eps, expected, atol=3e-5, rtol=1e-4)
+    twice = (guidance.ClassifierFreeGuidance(2.0) + guidance.ClassifierFreeGuidance(1.5)).modify_prediction(state)
+    torch.testing.assert_close(twice.eps, cfg.modify_prediction(state).eps)
     for other in (guidance.APG(2.0, eta=1.0, momentum=0.0), guidance.GradientFreeGuidance(MIXTURE.classifier, 2.0)):
-        gained = other.change(state).eps + cfg.change(state).eps - state.raw.eps
+        gained = other.modify_prediction(state).eps + cfg.modify_prediction(state).eps - state.pred.eps
         for guide in (cfg + other, other + cfg):
-            torch.testing.assert_close(guide.change(state).eps, gained, atol=3e-5, rtol=1e-4)
+            torch.testing.assert_close(guide.modify_prediction(state).eps, gained, atol=3e-5, rtol=1e-4)
 
 
 def test_perturbed_attention_adds_to_classifier_free_guidance(tiny_model):
     state = state_of(3, tiny_model.respace(6), normal(3, (1, 8, 8)), torch.tensor([1, 2, 0]))
     cfg, perturbed = guidance.ClassifierFreeGuidance(2.5), guidance.PerturbedAttentionGuidance(3.0)
-    expected = cfg.change(state).eps + perturbed.change(state).eps - state.raw.eps
+    expected = cfg.modify_prediction(state).eps + perturbed.modify_prediction(state).eps - state.pred.eps
     for guide in (cfg + perturbed, perturbed + cfg):
-        torch.testing.assert_close(guide.change(state).eps, expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(guide.modify_prediction(state).eps, expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("before", [guidance.ClassifierFreeGuidance(2.0), guidance.ILVR(normal() / 3, 2)])
 def test_nothing_that_changes_a_prediction_comes_before_cfg_plus_plus(before):
-    state = state_of(takes_both=True)
-    with pytest.raises(ValueError, match=r"CFG\+\+ .* no guide may change them"):
-        (before + guidance.CFGPlusPlus()).change(state)
+    state = state_of()
+    with pytest.raises(ValueError, match=r"CFG\+\+ .* no guide may modify them"):
+        (before + guidance.CFGPlusPlus()).modify_prediction(state)
     neutral = guidance.Interval(before, 1e9) + guidance.CFGPlusPlus()
-    torch.testing.assert_close(neutral.change(state).x0, guidance.CFGPlusPlus().change(state).x0)
+    torch.testing.assert_close(neutral.modify_prediction(state).x0, guidance.CFGPlusPlus().modify_prediction(state).x0)
 
 
 def test_a_states_prediction_is_clipped_once_and_anew_after_a_change():
     state = state_of(15, clip=True)
     assert state.prediction is state.prediction
-    changed = replace(state, raw=state.with_x0(state.raw.x0 * 0 + 3.0))
+    changed = state.with_pred(state.with_x0(state.pred.x0 * 0 + 3.0))
     assert (changed.prediction.x0 == 1).all() and not (state.prediction.x0 == 1).all()
 
 
@@ -538,7 +542,7 @@ def test_the_new_guides_on_a_real_network(sampler, tiny_model, tiny_classifier):
     """Through sample(), and none of an image's depends on the batch."""
     image, target = torch.full((1, 1, 8, 8), 0.3), torch.tensor([1.0, -1.0])
     guides = {
-        "divergence": guidance.ClassifierGuidance(tiny_classifier, 3.0, divergence=Divergence(1.0, "js")),
+        "divergence": guidance.ExtendedClassifierGuidance(tiny_classifier, 3.0, divergence=Divergence(1.0, "js")),
         "free": guidance.GradientFreeGuidance(tiny_classifier, 3.0),
         "ilvr": guidance.ILVR(image, 4, guidance.ClassifierGuidance(tiny_classifier, 3.0)),
         "embedding": guidance.LossGuidance(guidance.EmbeddingDistance(lambda x: x[:, 0, 2:4, 5], target), 5.0),

@@ -36,8 +36,7 @@ def normal(n: int, shape: tuple[int, ...] = SHAPE, seed: int = 0) -> torch.Tenso
 
 def state_of(index: int = 8, n: int = 5, model: Model | None = None) -> State:
     model, x = model or model_of(), normal(n)
-    raw, diffusion = model.predict(x, index, clip=False), model.diffusion
-    return State(x, diffusion.timestep(index), index, None, None, raw, diffusion, model, False)
+    return State(x, index, None, None, model, clip=False)
 
 
 def tweedie(state: State) -> tuple[np.ndarray, np.ndarray]:
@@ -184,7 +183,7 @@ X0_GUIDES = {
     "Loss": guidance.LossGuidance(lambda x: -x.flatten(1).sum(1), 1e6),
     "LinearInverse": guidance.LinearInverse(guidance.Downsample(2), torch.ones(1, 3, 2, 2), 1e-4),
     "DPS": guidance.DPS(guidance.Downsample(2), torch.ones(1, 3, 2, 2), 1e6),
-    "Classifier": guidance.ClassifierGuidance(
+    "Classifier": guidance.ExtendedClassifierGuidance(
         lambda x: x.mean((2, 3)) * x.new_tensor([1.0, 0, 0]), 1e7, at="x0", labels={0: 1.0}
     ),
 }
@@ -328,5 +327,5 @@ def test_inverse_problems_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match="finite"):
         guidance.DPS(operator, y, math.nan)
     for bad in (y[:3], y[:, :1], y.flatten(1)):
-        with pytest.raises(ValueError, match="measurement of shape"):
+        with pytest.raises(ValueError, match="measurement has shape"):
             guidance.DPS(operator, bad)(state)

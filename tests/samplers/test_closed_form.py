@@ -365,7 +365,7 @@ def test_network_and_classifier_are_told_the_original_timesteps(sampler, steps, 
     walked = list(
         sampler(model.respace(steps), normal(2, (1, 1, 1)), y=y, guide=guidance.ClassifierGuidance(classifier))
     )
-    assert model.network.told == seen == [step.t for step in walked] == list(reversed(told))
+    assert model.network.timesteps == seen == [step.t for step in walked] == list(reversed(told))
     assert [step.index for step in walked] == list(reversed(range(len(told))))
 
 

@@ -24,26 +24,20 @@ ALPHA_BARS = 1 / (1 + np.exp(-np.linspace(8, -10, T)))
 """Even in log SNR, so fine that 1920 and its divisors are numbers of steps, each a refinement of the next."""
 
 
-class Double(Diffusion):
-    """All constants in float64."""
-
-    def _at(self, name, t, x):
-        return self.constants[name][t]
-
-
 @dataclass(frozen=True)
 class Exact:
     """What samplers need of a model, in float64."""
 
     mixture: Mixture
     diffusion: Diffusion
+    conditional: bool = False
 
     @classmethod
     def of(cls, mixture: Mixture, kept=None) -> Exact:
         """At the timesteps `kept`, all of them if None."""
         kept = np.arange(len(mixture.alpha_bars)) if kept is None else np.asarray(kept)
         schedule = NoiseSchedule.from_betas(betas_of(mixture.alpha_bars[kept]), torch.from_numpy(kept))
-        return cls(mixture, Double(schedule, variance="fixed_small"))
+        return cls(mixture, Diffusion(schedule, variance="fixed_small"))
 
     def predict(self, x: Tensor, t: int, y=None, clip=True) -> Prediction:
         told = self.diffusion.timestep(t)

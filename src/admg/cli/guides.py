@@ -160,7 +160,11 @@ def built_in() -> dict[str, type[guidance.Guidance]]:
     for name, kind in vars(guidance).items():
         if not (isinstance(kind, type) and issubclass(kind, guidance.Guidance) and dataclasses.is_dataclass(kind)):
             continue
-        if kind is not guidance.ClassifierGuidance and required(kind) <= {"classifier"} and "scale" in fields(kind):
+        if (
+            kind not in (guidance.ClassifierGuidance, guidance.ExtendedClassifierGuidance)
+            and required(kind) <= {"classifier"}
+            and "scale" in fields(kind)
+        ):
             short = name.removesuffix("Guidance")
             found[re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", short).lower()] = kind
     return dict(sorted(found.items()))
@@ -228,15 +232,18 @@ def of_file(spec: str) -> Named:
 
 
 @dataclass(frozen=True)
-class Own(guidance.Guidance):
-    """A guide of a user's, whose errors are told in a line (ADMG_TRACEBACK shows more), and whose score is checked."""
+class Own(guidance.Wrapper):
+    """A guide from a user's file, whose errors are reported in one line (ADMG_TRACEBACK shows more).
 
-    guide: Guide
+    path: the file
+    name: name of the guide in the file
+    """
+
     path: Path
     name: str
 
-    def change(self, state: State) -> Prediction:
-        return self._asked(lambda: guidance.changed(self.guide, state))
+    def modify_prediction(self, state: State) -> Prediction:
+        return self._asked(lambda: super(Own, self).modify_prediction(state))
 
     def __call__(self, state: State) -> Tensor | None:
         score = self._asked(lambda: self.guide(state))
@@ -244,11 +251,6 @@ class Own(guidance.Guidance):
             what = f"shape {tuple(score.shape)}" if isinstance(score, Tensor) else f"type {type(score).__name__}"
             raise ValueError(f"{self.name} returned a score of {what}: needed is one like x, {tuple(state.x.shape)}")
         return score
-
-    @property
-    def classifier(self) -> Any:
-        """The guide's, if it has one: its labels may be asked for by name."""
-        return getattr(self.guide, "classifier", None)
 
     def _asked(self, ask: Callable[[], Any]) -> Any:
         try:

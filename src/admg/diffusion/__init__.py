@@ -1,6 +1,7 @@
-"""The mathematics of diffusion: noise schedules, the Gaussian process and training losses."""
+"""The mathematics of diffusion: noise schedules, the Gaussian process, training losses and seeded noise."""
 
 from .gaussian import Diffusion, Images, Index, Predict, Prediction, Variance
+from .noise import SeededNoise
 from .schedule import NoiseSchedule
 
-__all__ = ["Diffusion", "Images", "Index", "NoiseSchedule", "Predict", "Prediction", "Variance"]
+__all__ = ["Diffusion", "Images", "Index", "NoiseSchedule", "Predict", "Prediction", "SeededNoise", "Variance"]

@@ -1,4 +1,4 @@
-"""Training objectives of a diffusion model: L_simple, L_vlb, and their sum L_hybrid (Improved DDPM, section 3.1)."""
+"""Training losses of a diffusion model: L_simple, L_vlb and L_hybrid (Improved DDPM, section 3.1)."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ def loss_terms(
     vlb_weight: float = 0.001,
     **conditioning: Tensor | None,
 ) -> dict[str, Float[Tensor, " n"]]:
-    """The loss of each image at its step t (N,), and the terms that it is made of, in float32.
+    """Return the loss (N,) of each image at its step, under "loss", and the terms it consists of, in float32.
 
-    simple: the mean squared error of what the network predicts.
-    hybrid: L_simple + λ·L_vlb, where L_vlb trains the variance alone (the mean's gradient is stopped);
-        λ = `vlb_weight` multiplies T·vb, as in Improved DDPM. The variance must be a learned one.
-    vlb: T·vb in bits per dimension.
-    conditioning: further arguments of the network, such as y or low_res.
+    t: step of each image, (N,)
+    objective: `simple` is the mean squared error of the network's prediction. `hybrid` is L_simple + λ·L_vlb, where
+        L_vlb trains only the variance, which must be learned (the gradient of the mean is stopped). `vlb` is T·vb, with
+        vb in bits per dimension
+    vlb_weight: λ of `hybrid`; it multiplies T·vb, as in Improved DDPM
+    conditioning: further arguments of the network, for example y or low_res
     """
     x_t = diffusion.q_sample(x0, t, noise)
     output = network(x_t, diffusion.timestep(t, x_t.device), **conditioning).float()
@@ -50,7 +51,7 @@ def loss_terms(
 
 
 def target(diffusion: Diffusion, x0: Images, t: Index, noise: Images) -> Images:
-    """What the network should predict."""
+    """Return the training target of the network's prediction."""
     if diffusion.predicts == "eps":
         return noise
     if diffusion.predicts == "x0":
@@ -61,9 +62,9 @@ def target(diffusion: Diffusion, x0: Images, t: Index, noise: Images) -> Images:
 def vb_bpd(
     diffusion: Diffusion, output: Tensor, x0: Images, x_t: Images, t: Tensor, clip: bool = False
 ) -> Float[Tensor, " n"]:
-    """The term of the variational bound at step t, in bits per dimension.
+    """Return the term of the variational bound at step t, in bits per dimension (DDPM, equation 5).
 
-    KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), and at t = 0 the discretised -log p(x_0 | x_1).
+    It is KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), and at t = 0 the discretised -log p(x_0 | x_1).
     """
     mean, _, log_variance = diffusion.posterior(x0, x_t, t)
     p = diffusion.predict(output, x_t, t, clip=clip)
@@ -74,8 +75,8 @@ def vb_bpd(
 
 
 def prior_bpd(diffusion: Diffusion, x0: Images) -> Float[Tensor, " n"]:
-    """KL(q(x_T | x_0) || N(0, I)) in bits per dimension: the part of the bound that no training changes."""
-    alpha_bar = diffusion.schedule.alphas_cumprod[-1]
+    """Return KL(q(x_T | x_0) || N(0, I)) in bits per dimension, which does not depend on the network."""
+    alpha_bar = diffusion.schedule.alpha_bar[-1]
     mean = float(alpha_bar.sqrt()) * x0
     log_variance = torch.full_like(x0, float((1 - alpha_bar).log()))
     kl = gaussian_kl(mean, log_variance, torch.zeros_like(x0), torch.zeros_like(x0))

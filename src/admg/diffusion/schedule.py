@@ -1,4 +1,4 @@
-"""The forward process as numbers: q(x_t | x_0) = N(sqrt(ᾱ_t) x_0, (1 - ᾱ_t) I), for t = 0 .. T-1. All in float64."""
+"""Noise schedules: q(x_t | x_0) = N(sqrt(ᾱ_t) x_0, (1 - ᾱ_t) I) for t = 0 .. T-1, in float64, and their respacing."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from operator import index
 
 import torch
@@ -16,11 +17,11 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class NoiseSchedule:
-    """Variances of the forward process, and the timestep that the network is told at each of its steps.
+    """The variances β_t of the forward process, and the timestep that the network is given at each step.
 
-    betas: (T,) float64, β_t in (0, 1]
-    timesteps: (T,) int64, or float64 where the network was trained on rescaled ones
-    origin: the schedule with every step of training, if this one has fewer of them
+    betas: β_t in (0, 1], float64 (T,)
+    timesteps: timesteps given to the network, (T,); int64, or float64 for networks trained on rescaled timesteps
+    origin: the full schedule that this one was respaced from, or None
     """
 
     betas: Float64[Tensor, " T"]
@@ -29,21 +30,26 @@ class NoiseSchedule:
 
     @classmethod
     def linear(cls, steps: int = 1000) -> NoiseSchedule:
-        """DDPM's linear β from 1e-4 to 0.02, scaled by 1000/T for any number of steps T."""
+        """Return DDPM's schedule, with β from 1e-4 to 0.02, scaled by 1000/T for any number of steps T."""
         _check_steps(steps)
         scale = 1000 / steps
         return cls.from_betas(torch.linspace(scale * 1e-4, scale * 0.02, steps, dtype=torch.float64))
 
     @classmethod
     def cosine(cls, steps: int = 1000) -> NoiseSchedule:
-        """Improved DDPM's ᾱ(t) = cos²(π/2 (t/T + 0.008) / 1.008), equation 17, with β at most 0.999."""
+        """Return Improved DDPM's ᾱ(t) = cos²(π/2 (t/T + 0.008) / 1.008) (equation 17), with β at most 0.999."""
         _check_steps(steps)
         alpha_bar = [math.cos((i / steps + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(steps + 1)]
         return cls.from_betas([min(1 - after / before, 0.999) for before, after in itertools.pairwise(alpha_bar)])
 
     @classmethod
     def from_betas(cls, betas: Sequence[float] | Tensor, timesteps: Tensor | None = None) -> NoiseSchedule:
-        """Any β_t in (0, 1]. The network is told 0 .. T-1 unless `timesteps` (T,) say otherwise."""
+        """Return the schedule of any β_t in (0, 1].
+
+        timesteps: (T,) given to the network; 0 .. T-1 by default
+
+        Raises ValueError if betas is empty or out of range, or if the shapes differ.
+        """
         betas = torch.as_tensor(betas, dtype=torch.float64)
         if betas.ndim != 1 or len(betas) == 0 or not ((betas > 0) & (betas <= 1)).all():
             raise ValueError("betas must be a non-empty list of numbers above 0 and at most 1")
@@ -54,83 +60,97 @@ class NoiseSchedule:
     def __len__(self) -> int:
         return len(self.betas)
 
-    @property
-    def alphas_cumprod(self) -> Float64[Tensor, " T"]:
-        """ᾱ_t = Π (1 - β)."""
+    @cached_property
+    def alpha_bar(self) -> Float64[Tensor, " T"]:
+        """ᾱ_t = Π_{s <= t} (1 - β_s)."""
         return torch.cumprod(1 - self.betas, dim=0)
 
+    @cached_property
+    def alpha_bar_prev(self) -> Float64[Tensor, " T"]:
+        """ᾱ_{t-1}, which is 1 at t = 0."""
+        return torch.cat([self.alpha_bar.new_ones(1), self.alpha_bar[:-1]])
+
+    def sigma(self, index: int) -> float:
+        """Return the noise level σ = sqrt((1 - ᾱ) / ᾱ): the noise's standard deviation relative to the image (EDM)."""
+        alpha_bar = self.alpha_bar[index].item()
+        return ((1 - alpha_bar) / alpha_bar) ** 0.5 if alpha_bar else math.inf
+
     def rescaled(self) -> NoiseSchedule:
-        """The same process, but the network is told t·1000/T, fractions included (the flag --rescale_timesteps)."""
+        """Return the same process with timesteps t·1000/T (the flag --rescale_timesteps of guided-diffusion)."""
         return NoiseSchedule(self.betas, self.timesteps.double() * (1000 / len(self)))
 
     def respace(self, spec: int | str | Sequence[int]) -> NoiseSchedule:
-        """Fewer steps of the same process; the network is still told the original timesteps.
+        """Return the same process with fewer steps. The network is still given the original timesteps.
 
-        spec: "ddim25": every k-th step from 0, 25 in all (DDIM's rule). 25, "25" or [25]: 25 steps spread evenly,
-            first and last included (Improved DDPM's rule). "10,15,20": as many in each third of the process.
-            "uniform25", "quad25", "logsnr25", "karras25": see spaced_timesteps.
-        ValueError: a spec of another form, or more steps than there are.
+        spec: "ddim25" keeps every k-th step from 0, 25 in total (DDIM's rule). 25, "25" or [25] keeps 25 evenly
+            spaced steps, including the first and the last (Improved DDPM's rule). "10,15,20" keeps as many steps in
+            each third of the process. See spaced_timesteps for "uniform25", "quad25", "logsnr25" and "karras25".
+
+        Raises ValueError if spec has another form or asks for more steps than there are.
         """
         named = re.fullmatch(rf"\s*({'|'.join(SPACINGS)})0*([1-9]\d*)\s*", spec) if isinstance(spec, str) else None
         if named is None:
             kept = torch.tensor(respaced_timesteps(len(self), spec))
         else:
-            kept = torch.tensor(spaced_timesteps(self.alphas_cumprod, named[1], int(named[2])))
+            kept = torch.tensor(spaced_timesteps(self.alpha_bar, named[1], int(named[2])))
         return self.keep(kept)
 
     def keep(self, kept: Tensor) -> NoiseSchedule:
-        """The same process at these of its steps alone, increasing indices (S,)."""
-        alpha_bar = self.alphas_cumprod[kept]
-        before = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
-        return NoiseSchedule(1 - alpha_bar / before, self.timesteps[kept], self.origin or self)
+        """Return the same process at some of its steps, given as increasing indices (S,)."""
+        alpha_bar = self.alpha_bar[kept]
+        alpha_bar_prev = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
+        return NoiseSchedule(1 - alpha_bar / alpha_bar_prev, self.timesteps[kept], self.origin or self)
 
 
 SPACINGS = ("uniform", "quad", "logsnr", "karras")
 
 
-def spaced_timesteps(alphas_cumprod: Float64[Tensor, " T"], spacing: str, count: int) -> list[int]:
-    """`count` distinct indices in [0, T), increasing, up to the highest; the first is 0 where there are two or more.
+def spaced_timesteps(alpha_bar: Float64[Tensor, " T"], spacing: str, count: int) -> list[int]:
+    """Return `count` distinct, increasing indices in [0, T), ending at T-1; the first is 0 if there are two or more.
 
-    uniform: even in t; quad: even in sqrt(t) (DDIM, appendix D); logsnr: even in log SNR (DPM-Solver);
-    karras: even in σ^(1/7), σ = sqrt((1 - ᾱ)/ᾱ) (EDM, equation 5). Each is rounded to the nearest one, in log SNR for
-    the last two, and where that gives one twice, moved to the next one up (near the end: down).
-    ValueError: more than there are.
+    spacing: `uniform` is even in t, `quad` in sqrt(t) (DDIM, appendix D), `logsnr` in the log signal-to-noise ratio
+        (DPM-Solver), and `karras` in σ^(1/7) with σ = sqrt((1 - ᾱ)/ᾱ) (EDM, equation 5)
+
+    Positions are rounded to the nearest step (in log SNR for `logsnr` and `karras`). A step that would be chosen twice
+    is moved to the next free one, upwards, or downwards at the end.
+
+    Raises ValueError if there are fewer than `count` steps.
     """
-    steps = len(alphas_cumprod)
+    steps = len(alpha_bar)
     if count > steps:
         raise ValueError(f"respacing '{spacing}{count}': cannot take {count} steps from {steps}")
-    if alphas_cumprod[-1] == 0:  # pure noise has no log SNR to space by
-        below = spaced_timesteps(alphas_cumprod[:-1], spacing, count - 1) if count > 1 else []
+    if alpha_bar[-1] == 0:  # pure noise has no log SNR to space by
+        below = spaced_timesteps(alpha_bar[:-1], spacing, count - 1) if count > 1 else []
         return [*below, steps - 1]
     ramp = [1.0] if count == 1 else [i / (count - 1) for i in range(count)]
     if spacing in ("uniform", "quad"):
         return _distinct([round((steps - 1) * r ** (2 if spacing == "quad" else 1)) for r in ramp], steps)
-    log_sigma = (1 / alphas_cumprod - 1).log() / 2
+    log_sigma = (1 / alpha_bar - 1).log() / 2
     low, high = log_sigma[0].item(), log_sigma[-1].item()
     if spacing == "logsnr":
-        wanted = [low + r * (high - low) for r in ramp]
+        targets = [low + r * (high - low) for r in ramp]
     else:
         low, high = math.exp(low / 7), math.exp(high / 7)
-        wanted = [7 * math.log(low + r * (high - low)) for r in ramp]
-    return _distinct([int((log_sigma - w).abs().argmin()) for w in wanted], steps)
+        targets = [7 * math.log(low + r * (high - low)) for r in ramp]
+    return _distinct([int((log_sigma - w).abs().argmin()) for w in targets], steps)
 
 
 def _distinct(indices: list[int], steps: int) -> list[int]:
-    """Non-decreasing indices in [0, steps), moved as little as makes them increase."""
+    """Return non-decreasing indices in [0, steps), shifted just enough to be strictly increasing."""
     for i in range(1, len(indices)):
         indices[i] = max(indices[i], indices[i - 1] + 1)
     return [min(index, steps - len(indices) + i) for i, index in enumerate(indices)]
 
 
 def respaced_timesteps(steps: int, spec: int | str | Sequence[int]) -> list[int]:
-    """The increasing indices in [0, steps) that `spec` keeps, exactly as the reference chooses them."""
+    """Return the increasing indices in [0, steps) that `spec` keeps, the same ones as in guided-diffusion."""
     counts = _section_counts(spec)
     if isinstance(counts, str):  # ddimN
         count = int(counts.removeprefix("ddim"))
         for stride in range(1, steps + 1):
             if len(range(0, steps, stride)) == count:
                 return list(range(0, steps, stride))
-        raise ValueError(f"respacing {spec!r}: no whole stride through {steps} steps gives exactly {count} of them")
+        raise ValueError(f"respacing {spec!r}: no integer stride through {steps} steps gives exactly {count} of them")
     size, extra = divmod(steps, len(counts))
     kept, start = [], 0
     for section, count in enumerate(counts):
@@ -138,7 +158,7 @@ def respaced_timesteps(steps: int, spec: int | str | Sequence[int]) -> list[int]
         if count > length:
             raise ValueError(f"respacing {spec!r}: cannot take {count} steps from a section of {length}")
         spacing = (length - 1) / (count - 1) if count > 1 else 1.0
-        position = 0.0  # summed up, not multiplied: the reference's rounding
+        position = 0.0  # summed, not multiplied, to round as guided-diffusion does
         for _ in range(count):
             kept.append(start + round(position))
             position += spacing
@@ -147,7 +167,7 @@ def respaced_timesteps(steps: int, spec: int | str | Sequence[int]) -> list[int]
 
 
 def _section_counts(spec: int | str | Sequence[int]) -> list[int] | str:
-    """Steps per section, or the text "ddimN"."""
+    """Return the number of steps per section, or the text "ddimN"."""
     text = spec.strip() if isinstance(spec, str) else ""
     if text.startswith("ddim") and text[4:].isdecimal() and int(text[4:]) > 0:
         return text

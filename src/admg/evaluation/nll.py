@@ -76,7 +76,7 @@ class NLLReport:
             vb=mean_and_error(result.vb.double().sum(1)),
             decoder=mean_and_error(result.vb[:, 0]),
             timesteps=schedule.timesteps.tolist(),
-            alpha_bar=schedule.alphas_cumprod.tolist(),
+            alpha_bar=schedule.alpha_bar.tolist(),
             vb_by_t=result.vb.double().mean(0).tolist(),
             x0_mse_by_t=result.x0_mse.double().mean(0).tolist(),
             mse_by_t=result.mse.double().mean(0).tolist(),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from admg.checkpoints.model import Model
-from admg.diffusion.gaussian import Diffusion, Images
+from admg.diffusion.gaussian import Images
 from admg.diffusion.noise import SeededNoise
 from admg.engine.compiling import Compile
 from admg.engine.precision import Precision, autocast
@@ -133,7 +133,7 @@ def lowest_steps(model: Model, strength: float) -> Model:
     own = model.diffusion
     kept = max(1, math.floor(strength * len(own) + 0.5))
     schedule = own.schedule if kept == len(own) else own.schedule.keep(torch.arange(kept))
-    return dataclasses.replace(model, diffusion=Diffusion(schedule, own.predicts, own.variance))
+    return dataclasses.replace(model, diffusion=own.with_schedule(schedule))
 
 
 def noised(images: Images) -> Start:

@@ -132,7 +132,9 @@ def guide_kinds() -> dict[str, type[guidance.Guidance]]:
     for name, kind in vars(guidance).items():
         if not (isinstance(kind, type) and issubclass(kind, guidance.Guidance) and dataclasses.is_dataclass(kind)):
             continue
-        if kind is not guidance.ClassifierGuidance and _required(kind) <= {"classifier"} and "scale" in _defaults(kind):
+        if kind in (guidance.ClassifierGuidance, guidance.ExtendedClassifierGuidance):
+            continue
+        if _required(kind) <= {"classifier"} and "scale" in _defaults(kind):
             short = name.removesuffix("Guidance")
             found[re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", short).lower()] = kind
     return dict(sorted(found.items()))
@@ -187,6 +189,10 @@ def guide_title(guide: Guide | None) -> str:
         return f"{guide_title(guide.guide)}, noise {guide.low:g} to {guide.high:g}"
     if isinstance(guide, UserGuide):
         return guide.name
+    if isinstance(guide, guidance.Scaled):
+        return f"{guide.factor:g} x ({guide_title(guide.guide)})"
+    if type(guide) is guidance.Wrapper:
+        return guide_title(guide.guide)
     short = {guidance.ClassifierGuidance: "scale", guidance.ClassifierFreeGuidance: "cfg"}
     name = short.get(type(guide)) or next((n for n, kind in guide_kinds().items() if type(guide) is kind), None)
     if name is None:
@@ -231,19 +237,21 @@ def load_user_guide(spec: str) -> UserGuide:
 
 
 @dataclass(frozen=True)
-class UserGuide(guidance.Guidance):
+class UserGuide(guidance.Wrapper):
     """A guide from a user's file: its errors name the file and the line, and its gradient is checked.
 
+    path: file of the guide
+    name: name of the guide in the file
     digest: checksum of the file
     """
 
-    guide: Guide
     path: Path
     name: str
     digest: str = ""
 
-    def change(self, state: State) -> Prediction:
-        return self._called(lambda: guidance.changed(self.guide, state))
+    def modify_prediction(self, state: State) -> Prediction:
+        modified: Prediction = self._called(lambda: super(UserGuide, self).modify_prediction(state))
+        return modified
 
     def __call__(self, state: State) -> Tensor | None:
         score = self._called(lambda: self.guide(state))
@@ -253,11 +261,6 @@ class UserGuide(guidance.Guidance):
                 f"{self.name} returned a gradient of {found}: one like x is needed, {tuple(state.x.shape)}"
             )
         return score
-
-    @property
-    def classifier(self) -> Any:
-        """The classifier of the guide, if it has one: its labels may be given by name."""
-        return getattr(self.guide, "classifier", None)
 
     def _called(self, call: Callable[[], Any]) -> Any:
         try:

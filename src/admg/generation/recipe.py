@@ -17,7 +17,7 @@ from admg.diffusion.noise import SeededNoise
 from admg.engine.compiling import Compile
 from admg.engine.memory import in_batches
 from admg.engine.precision import Precision, resolve
-from admg.guidance import Guide
+from admg.guidance import Guide, Recorded
 from admg.samplers import NoiseSampler
 
 from .acceleration import accelerated, batch_that_fits
@@ -152,6 +152,7 @@ class BatchSampler:
         """Return the images (n, C, H, W) of one batch, on the CPU, after all steps or the first `max_steps`.
 
         labels: of all images, like the inputs
+        Raises ValueError if the sampler never evaluates the guide.
         """
         model, recipe = self.model, self.recipe
         y = torch.tensor([-1 if label is None else label for label in labels[batch]], dtype=torch.int64)
@@ -163,17 +164,23 @@ class BatchSampler:
         if inputs.low_res is not None:
             given = {**model.given, "low_res": inputs.low_res[batch].to(model.device, x.dtype)}
             model = dataclasses.replace(model, given=given)
+        guide = None if recipe.guide is None else Recorded(recipe.guide)
         steps = find_sampler(recipe.sampler)(
             model,
             x,
             y=y.to(model.device) if bool((y >= 0).any()) else None,
-            guide=recipe.guide,
+            guide=guide,
             noise_sampler=inputs.noise_sampler or noise,
             unconditional=recipe.unconditional,
         )
         for step in itertools.islice(steps, max_steps):
             x = step.x
             on_step(len(y))
+        if guide is not None and not guide.evaluated:
+            raise ValueError(
+                f"the sampler {sampler_name(recipe.sampler)!r} never evaluated the guide, so its images would be "
+                "unguided: evaluate it as samplers.guided_model does, or sample without a guide"
+            )
         return x.to("cpu", dtype_of(model))
 
 

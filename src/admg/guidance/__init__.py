@@ -1,13 +1,16 @@
-"""Guidance: scores that steer any sampler, and changes of what it samples from. One file per idea; a function of your
-own works as well."""
+"""Guidance: gradients that steer any sampler, and modifications of the model's prediction. One file per idea.
+
+A guide is a function from a `State` to a gradient (N, C, H, W) or None; the classes here are guides too.
+"""
 
 from .apg import APG
-from .base import DiffusionModel, Guidance, Guide, Split, State, Sum, changed, compares, sigma_at
+from .base import Guidance, Guide, Scaled, Sum, Wrapper, guide
 from .calibration import Calibrated, calibrated, expected_calibration_error, fit_temperature
 from .cfg_plus_plus import CFGPlusPlus
 from .cfg_zero_star import CFGZeroStar
 from .classifier import ClassifierGuidance, log_prob_gradient
 from .classifier_free import AutoGuidance, ClassifierFreeGuidance
+from .classifier_options import ExtendedClassifierGuidance
 from .divergence import Divergence
 from .embedding import EmbeddingDistance
 from .gradient_free import GradientFreeGuidance
@@ -17,7 +20,9 @@ from .inverse import DPS, LinearInverse
 from .loss import LossGuidance
 from .operators import Blur, Downsample, Grey, Mask
 from .perturbed import PerturbedAttentionGuidance
+from .recorded import Recorded
 from .rescaled import Rescaled
+from .state import DiffusionModel, State
 
 __all__ = [
     "APG",
@@ -34,6 +39,7 @@ __all__ = [
     "Divergence",
     "Downsample",
     "EmbeddingDistance",
+    "ExtendedClassifierGuidance",
     "GradientFreeGuidance",
     "Grey",
     "Guidance",
@@ -43,15 +49,15 @@ __all__ = [
     "LossGuidance",
     "Mask",
     "PerturbedAttentionGuidance",
+    "Recorded",
     "Rescaled",
-    "Split",
+    "Scaled",
     "State",
     "Sum",
+    "Wrapper",
     "calibrated",
-    "changed",
-    "compares",
     "expected_calibration_error",
     "fit_temperature",
+    "guide",
     "log_prob_gradient",
-    "sigma_at",
 ]

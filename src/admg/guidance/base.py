@@ -1,204 +1,172 @@
-"""What a sampler asks of guidance at x_t: a change of the network's prediction, and a score to add to it."""
+"""Guides, and how they add up.
+
+A guide is a function of a `State` that returns a gradient to add to the score, or None. A `Guidance` may also modify
+the network's prediction before that, as classifier-free guidance does.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Literal, overload
 
-import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from admg.diffusion.gaussian import Diffusion, Images, Index, Prediction
+from admg.diffusion.gaussian import Prediction
 
-
-class DiffusionModel(Protocol):
-    """What samplers and guides need of a model; admg.Model is one."""
-
-    @property
-    def diffusion(self) -> Diffusion: ...
-
-    def predict(self, x: Images, t: Index, y: Tensor | None = None, clip: bool = True) -> Prediction: ...
-
-
-@dataclass(frozen=True)
-class Split(Prediction):
-    """x0 and eps of different sources, of which eps alone makes the noise of the next step (CFG++).
-
-    Neither follows from the other, so nothing may come after it that changes eps.
-    """
-
-
-@dataclass(frozen=True)
-class State:
-    """Where a sampler stands when it asks for guidance.
-
-    x: x_t (N, C, H, W); t: the timestep as the network is told it, (1,); index: of t in `diffusion.schedule`
-    y: the wanted labels (N,), or None; told: those of them that the network was told, or None
-    raw: the network's prediction at x, as other guides have changed it; prediction: the same, its x0 clipped if `clip`
-    model: to ask again, with other labels or at another x
-    memory: what guides keep from step to step of one run, each under a key of its own
-    unlabelled: the network's prediction at x without a label, if it was asked along with `raw`; not clipped
-    takes_both: whether the sampler takes x0 and eps of a prediction apart, as DDIM's equation 12 does; see Split
-    own: the network's prediction before any guide of a sum; None where raw is still that
-    """
-
-    x: Images
-    t: Float[Tensor, " 1"]
-    index: int
-    y: Tensor | None
-    told: Tensor | None
-    raw: Prediction
-    diffusion: Diffusion
-    model: DiffusionModel
-    clip: bool
-    memory: dict[Any, Any] = field(default_factory=dict)
-    takes_both: bool = False
-    own: Prediction | None = None
-    unlabelled: Prediction | None = None
-
-    @cached_property
-    def prediction(self) -> Prediction:
-        if not self.clip:
-            return self.raw
-        clipped = self.diffusion.clipped(self.raw, self.x, self.index)
-        return replace(clipped, eps=self.raw.eps) if isinstance(self.raw, Split) else clipped
-
-    @property
-    def unguided(self) -> Prediction:
-        """The network's own prediction at x, of what it was told; not clipped."""
-        return self.raw if self.own is None else self.own
-
-    @property
-    def sigma(self) -> float:
-        """The noise level sqrt((1 - ᾱ) / ᾱ): the noise's deviation where the image keeps its scale (EDM's σ)."""
-        return sigma_at(self.diffusion, self.index)
-
-    def predict(self, y: Tensor | None = None) -> Prediction:
-        """What the model says at x if it is told other labels, or none; not clipped."""
-        if y is None and self.unlabelled is not None:
-            return self.unlabelled
-        return self.ask(self.model, y)
-
-    def ask(self, model: DiffusionModel, y: Tensor | None = None) -> Prediction:
-        """What this model, or another one of the same process, says at x; not clipped."""
-        if model is not self.model:
-            model = self.memory.setdefault(("asked", id(model)), at_steps_of(self.diffusion, model))
-        return model.predict(self.x, self.index, y, clip=False)
-
-    def with_eps(self, eps: Images) -> Prediction:
-        """The prediction with another eps, and x0 and mean as they follow from it; the variance stays."""
-        check_whole(self.raw)
-        return self.diffusion.with_eps(self.raw, self.x, self.index, eps)
-
-    def with_x0(self, x0: Images) -> Prediction:
-        """The prediction with another x0, and eps and mean as they follow from it; the variance stays."""
-        check_whole(self.raw)
-        mean, _, _ = self.diffusion.posterior(x0, self.x, self.index)
-        return replace(self.raw, x0=x0, eps=self.diffusion.eps_from_x0(self.x, self.index, x0), mean=mean)
-
-    def differentiable(self) -> tuple[Images, Prediction]:
-        """x as a leaf of a new graph, and what the model says there if it is told what it was told, not clipped.
-
-        The network runs again, with gradients even within no_grad(). It is the network's own prediction, without what
-        other guides have changed.
-        """
-        with torch.enable_grad():
-            x = self.x.detach().requires_grad_(True)
-            return x, self.model.predict(x, self.index, self.told, clip=False)
-
-
-def sigma_at(diffusion: Diffusion, index: int) -> float:
-    """State.sigma at this step."""
-    alpha_bar = diffusion.at("alpha_bar", index)
-    return ((1 - alpha_bar) / alpha_bar) ** 0.5 if alpha_bar else float("inf")
-
+from .state import State, check_consistent
 
 Guide = Callable[[State], Tensor | None]
-"""Guidance: the score ∇ log of whatever is wanted, at state.x, (N, C, H, W) float32; None where it adds nothing."""
+"""A function from the sampler's state to the gradient (N, C, H, W) of the log-density to follow at state.x, or None."""
 
 
 class Guidance:
-    """A base for guides that compose: with `a + b`, the changes are made in this order, and the scores are added.
+    """Base class of guides that can be added and scaled: `a + b`, `sum([a, b])`, `2 * a`.
 
-    Guides that compare two predictions, such as ClassifierFreeGuidance, add (w - 1) times the difference of the
-    network's own one and the worse one to whatever is there: differences of scores add too, in any order.
-
-    A guide need not inherit from it: a plain function of a State is a score.
+    Override `__call__`, `modify_prediction` or both. `guide` turns a plain function into a Guidance.
     """
 
-    def change(self, state: State) -> Prediction:
-        """The prediction to sample from in place of state.raw; it is clipped afterwards, and scores are added last."""
-        return state.raw
+    __array_ufunc__ = None  # so that numpy's numbers leave the multiplication to __rmul__
+
+    def modify_prediction(self, state: State) -> Prediction:
+        """Return the prediction to use instead of `state.pred`. It is clipped later, and gradients are added last."""
+        return state.pred
 
     def __call__(self, state: State) -> Tensor | None:
-        """The score to add, (N, C, H, W) float32, or None."""
+        """Return the gradient to add to the score, (N, C, H, W), or None."""
         return None
 
-    def compares(self, sigma: float) -> bool:
-        """Whether it will ask at this noise level what the network says without a label; it may be asked earlier."""
+    def begin(self) -> Guidance:
+        """Return the guide for one run of a sampler. Override it if the guide has a memory from step to step."""
+        return self
+
+    def uses_uncond(self, state: State) -> bool:
+        """Whether `modify_prediction` will use `state.uncond`."""
         return False
 
-    def __add__(self, other: Guide) -> Sum:
+    def __add__(self, other: Guide) -> Guidance:
         return Sum((self, other))
 
-    def __radd__(self, other: Guide) -> Sum:
-        return Sum((other, self))
+    def __radd__(self, other: Guide | Literal[0]) -> Guidance:
+        return self if other == 0 else Sum((other, self))  # sum() starts from 0
+
+    def __mul__(self, factor: float) -> Guidance:
+        return Scaled(self, float(factor))
+
+    __rmul__ = __mul__
 
 
 @dataclass(frozen=True)
 class Sum(Guidance):
-    """Several guides: each changes what the one before it left; the scores are added, the gradient of a product."""
+    """The sum of guides. Each modifies the prediction that the one before it left, and their gradients are added.
+
+    guides: guides, which may be plain functions
+    """
 
     guides: tuple[Guide, ...]
 
-    def change(self, state: State) -> Prediction:
-        state = replace(state, own=state.unguided)
+    def begin(self) -> Guidance:
+        return Sum(tuple(begin(guide) for guide in self.guides))
+
+    def modify_prediction(self, state: State) -> Prediction:
+        if self.uses_uncond(state):
+            state.both()  # before anything else evaluates the network
         for guide in self.guides:
-            state = replace(state, raw=changed(guide, state))
-        return state.raw
+            state = state.with_pred(modified_prediction(guide, state))
+        return state.pred
 
     def __call__(self, state: State) -> Tensor | None:
-        scores = [score for guide in self.guides if (score := guide(state)) is not None]
-        if scores:
-            check_whole(state.raw)
-        return sum(scores[1:], start=scores[0]) if scores else None
+        gradients = [gradient for guide in self.guides if (gradient := guide(state)) is not None]
+        if not gradients:
+            return None
+        check_consistent(state.pred)
+        return sum(gradients[1:], start=gradients[0])
 
-    def compares(self, sigma: float) -> bool:
-        return any(compares(guide, sigma) for guide in self.guides)
+    def uses_uncond(self, state: State) -> bool:
+        return any(uses_uncond(guide, state) for guide in self.guides)
 
     @property
     def classifier(self) -> Any:
-        """The first one's, if any has one: its labels may be asked for by name."""
+        """The first classifier among the guides, or None. Its labels can be used by name."""
         return next((c for guide in self.guides if (c := getattr(guide, "classifier", None)) is not None), None)
 
 
-def at_steps_of(diffusion: Diffusion, model: Any) -> Any:
-    """The model (a dataclass, such as admg.Model) at the steps of a respaced process.
+@dataclass(frozen=True)
+class Wrapper(Guidance):
+    """A guide that passes everything on to another guide. Subclasses override what they change.
 
-    ValueError: it was trained on another process.
+    guide: guide, which may be a plain function
     """
-    known = dict(zip(model.diffusion.schedule.timesteps.tolist(), model.diffusion.schedule.alphas_cumprod.tolist()))
-    steps = zip(diffusion.schedule.timesteps.tolist(), diffusion.schedule.alphas_cumprod.tolist())
-    if any(abs(known.get(t, -1.0) - alpha_bar) > 1e-9 for t, alpha_bar in steps):
-        raise ValueError("the other model must have been trained on the same noise schedule")
-    own = model.diffusion
-    return replace(model, diffusion=Diffusion(diffusion.schedule, own.predicts, own.variance))
+
+    guide: Guide
+
+    def begin(self) -> Guidance:
+        return replace(self, guide=begin(self.guide))
+
+    def modify_prediction(self, state: State) -> Prediction:
+        return modified_prediction(self.guide, state)
+
+    def __call__(self, state: State) -> Tensor | None:
+        return self.guide(state)
+
+    def uses_uncond(self, state: State) -> bool:
+        return uses_uncond(self.guide, state)
+
+    @property
+    def classifier(self) -> Any:
+        """The classifier of the guide, or None. Its labels can be used by name."""
+        return getattr(self.guide, "classifier", None)
 
 
-def check_whole(prediction: Prediction) -> None:
-    """ValueError: it is Split."""
-    if isinstance(prediction, Split):
-        raise ValueError("CFG++ takes x0 and eps apart: no score can be added, and no guide can change its prediction")
+@dataclass(frozen=True)
+class Scaled(Wrapper):
+    """A guide whose effect is multiplied by a number: its gradient, and what it adds to eps.
+
+    guide: guide, which may be a plain function
+    factor: number; 0 does not evaluate the guide
+    """
+
+    factor: float
+
+    def modify_prediction(self, state: State) -> Prediction:
+        if self.factor == 0:
+            return state.pred
+        modified = modified_prediction(self.guide, state)
+        if self.factor == 1 or modified is state.pred:
+            return modified
+        check_consistent(modified)
+        return state.with_eps(state.pred.eps + self.factor * (modified.eps - state.pred.eps))
+
+    def __call__(self, state: State) -> Tensor | None:
+        gradient = None if self.factor == 0 else self.guide(state)
+        return None if gradient is None else self.factor * gradient
+
+    def uses_uncond(self, state: State) -> bool:
+        return self.factor != 0 and super().uses_uncond(state)
 
 
-def changed(guide: Guide, state: State) -> Prediction:
-    """state.raw as the guide changes it; a plain function leaves it."""
-    return guide.change(state) if isinstance(guide, Guidance) else state.raw
+def guide(function: Guide) -> Guidance:
+    """Turn a function of a State into a Guidance, so that it can be added to others and scaled. Usable as decorator."""
+    return function if isinstance(function, Guidance) else Wrapper(function)
 
 
-def compares(guide: Guide | None, sigma: float) -> bool:
-    """Whether the guide will ask what the network says without a label; of a plain function it is not known."""
-    return isinstance(guide, Guidance) and guide.compares(sigma)
+# -- guides that may be plain functions ------------------------------------------------------------------------------
+
+
+def modified_prediction(guide: Guide, state: State) -> Prediction:
+    """Return `state.pred` as the guide modifies it. A plain function does not."""
+    return guide.modify_prediction(state) if isinstance(guide, Guidance) else state.pred
+
+
+def uses_uncond(guide: Guide, state: State) -> bool:
+    """Whether the guide modifies the prediction by means of `state.uncond`."""
+    return isinstance(guide, Guidance) and guide.uses_uncond(state)
+
+
+@overload
+def begin(guide: Guide) -> Guide: ...
+@overload
+def begin(guide: None) -> None: ...
+def begin(guide: Guide | None) -> Guide | None:
+    """Return the guide for one run of a sampler."""
+    return guide.begin() if isinstance(guide, Guidance) else guide

@@ -1,4 +1,4 @@
-"""Temperatures that make a classifier's probabilities true (Guo et al. 2017, "On calibration of modern neural ...")."""
+"""Temperatures that calibrate a classifier (Guo et al. 2017, "On calibration of modern neural networks")."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from torch import Tensor
 from admg.diffusion.gaussian import Diffusion, Images
 
 LIMITS = (0.01, 100.0)
-"""Of a fitted temperature: one that errs nowhere would have 0, one worse than a guess infinity."""
+"""Range of fitted temperatures. A classifier without errors would get 0, one worse than guessing infinity."""
 
 
 @dataclass(frozen=True, eq=False)
 class Calibrated:
-    """A classifier (x_t, timesteps) -> logits whose logits are divided by a temperature that follows the timestep.
+    """A classifier (x_t, timesteps) -> logits whose logits are divided by a temperature that depends on the timestep.
 
-    timesteps, temperatures: increasing timesteps, as the classifier is told them, and the temperature at each; linear
-        in between, and outside as at the nearest one
+    classifier: the classifier
+    timesteps: increasing timesteps, as they are given to the classifier
+    temperatures: temperature at each of these timesteps; interpolated linearly, and constant outside
     """
 
     classifier: Callable[[Images, Tensor], Tensor]
@@ -34,6 +35,7 @@ class Calibrated:
         return self.classifier(x, timesteps) / torch.tensor(at, device=x.device)[:, None]
 
     def temperature(self, t: float) -> float:
+        """Return the temperature at a timestep."""
         k = bisect(self.timesteps, t)
         if k in (0, len(self.timesteps)):
             return self.temperatures[max(k - 1, 0)]
@@ -42,7 +44,7 @@ class Calibrated:
 
     @property
     def labels(self) -> Any:
-        """The classifier's own, if it names them."""
+        """The labels of the classifier, or None."""
         return getattr(self.classifier, "labels", None)
 
 
@@ -57,25 +59,31 @@ def calibrated(
     seed: int = 0,
     batch_size: int = 64,
 ) -> Calibrated:
-    """The noisy classifier with the temperatures that held-out images ask for, which it was not trained on.
+    """Return the noisy classifier with temperatures fitted to images that it was not trained on.
 
-    diffusion: of the noise that the classifier knows; images: (N, C, H, W) in [-1, 1]; labels: (N,) of each
-    levels: how many noise levels are noised to and fitted, evenly spread from the lowest to the highest
-    shared: one temperature, of all these levels together
-    A classifier of clean images needs no levels: fit_temperature(classifier(images), labels).
-    ValueError: labels that do not fit the images; fewer than one level, or more than there are.
+    For a classifier of clean images use fit_temperature(classifier(images), labels) instead.
+
+    diffusion: diffusion process that the classifier was trained on
+    images: images (N, C, H, W) in [-1, 1]
+    labels: label of each image, (N,)
+    levels: number of noise levels at which a temperature is fitted, spread evenly from the lowest to the highest
+    shared: whether a single temperature is fitted to all these levels together
+    seed: seed of the noise
+    batch_size: number of images at a time
+
+    Raises ValueError if the labels do not fit the images or if `levels` is out of range.
     """
     if len(images) != len(labels) or len(labels) == 0:
         raise ValueError(f"calibration needs one label for each image, got {len(images)} images, {len(labels)} labels")
     if not 1 <= levels <= len(diffusion) or batch_size < 1:
         raise ValueError(f"calibration takes 1 to {len(diffusion)} noise levels in batches, got {levels}, {batch_size}")
     indices = torch.linspace(0, len(diffusion) - 1, levels).round().long().tolist()
-    told = tuple(float(diffusion.timestep(index).item()) for index in indices)
+    timesteps = tuple(float(diffusion.timestep(index).item()) for index in indices)
     generator = torch.Generator().manual_seed(seed)
     logits = [torch.cat([*_noisy_logits(classifier, diffusion, images, i, generator, batch_size)]) for i in indices]
     if shared:
-        return Calibrated(classifier, told[:1], (fit_temperature(torch.cat(logits), labels.repeat(levels)),))
-    return Calibrated(classifier, told, tuple(fit_temperature(z, labels) for z in logits))
+        return Calibrated(classifier, timesteps[:1], (fit_temperature(torch.cat(logits), labels.repeat(levels)),))
+    return Calibrated(classifier, timesteps, tuple(fit_temperature(z, labels) for z in logits))
 
 
 def _noisy_logits(classifier, diffusion, images, index, generator, batch_size) -> Iterator[Tensor]:
@@ -87,15 +95,17 @@ def _noisy_logits(classifier, diffusion, images, index, generator, batch_size) -
 
 
 def fit_temperature(logits: Float[Tensor, "n k"], labels: Int64[Tensor, " n"]) -> float:
-    """T with the least -Σ log softmax(z/T)_y within LIMITS. The sum is convex in 1/T: its derivative is bisected.
+    """Return the temperature T within LIMITS that minimises the cross-entropy -Σ log softmax(z/T)_y.
 
-    ValueError: labels that do not fit the logits.
+    The cross-entropy is convex in 1/T, so its derivative is bisected.
+
+    Raises ValueError if the labels do not fit the logits.
     """
     _check(logits, labels)
     z = logits.double()
     at_y = z.gather(1, labels.to(z.device)[:, None])[:, 0]
 
-    def slope(beta: float) -> float:  # Σ E_p[z] - z_y, which rises with β = 1/T
+    def slope(beta: float) -> float:  # Σ E_p[z] - z_y, which increases with β = 1/T
         return ((beta * z).softmax(1) * z).sum(1).sub(at_y).mean().item()
 
     low, high = (1 / limit for limit in reversed(LIMITS))
@@ -106,9 +116,9 @@ def fit_temperature(logits: Float[Tensor, "n k"], labels: Int64[Tensor, " n"]) -
 
 
 def expected_calibration_error(logits: Float[Tensor, "n k"], labels: Int64[Tensor, " n"], bins: int = 15) -> float:
-    """Σ_b n_b/n |accuracy_b - confidence_b| over equal bins of the confidence max_k p_k (Guo et al. 2017, eq. 3).
+    """Return Σ_b n_b/n |accuracy_b - confidence_b| over equal bins of the confidence max_k p_k (the paper's eq. 3).
 
-    ValueError: labels that do not fit the logits; fewer than one bin.
+    Raises ValueError if the labels do not fit the logits or if there are no bins.
     """
     _check(logits, labels)
     if bins < 1:
@@ -121,6 +131,6 @@ def expected_calibration_error(logits: Float[Tensor, "n k"], labels: Int64[Tenso
 
 def _check(logits: Tensor, labels: Tensor) -> None:
     if logits.ndim != 2 or labels.shape != (len(logits),) or len(labels) == 0:
-        raise ValueError(f"needed are logits (N, K) and labels (N,), got {tuple(logits.shape)}, {tuple(labels.shape)}")
+        raise ValueError(f"expected logits (N, K) and labels (N,), got {tuple(logits.shape)} and {tuple(labels.shape)}")
     if not (int(labels.min()) >= 0 and int(labels.max()) < logits.shape[1]):
         raise ValueError(f"labels must be 0 to {logits.shape[1] - 1}, as the classifier's are")

@@ -1,41 +1,59 @@
-"""CFG++ (Chung et al. 2024): classifier-free guidance of x_0 alone, renoised with the unconditional ε."""
+"""CFG++ (Chung et al. 2024): classifier-free guidance of x_0, with the unconditional ε as the next step's noise."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar, NoReturn
 
-from admg.diffusion.gaussian import Prediction
+from admg.diffusion.gaussian import Images, Prediction
 
-from .base import Guidance, Split, State
-from .classifier_free import check_told
+from .base import Guidance
+from .state import State, check_consistent
 
 
 @dataclass(frozen=True)
 class CFGPlusPlus(Guidance):
-    """x0 from ε̂ = ε(x) + λ (ε(x, y) - ε(x)), but the noise of the next step from ε(x): the paper's Algorithm 2.
+    """x0 from ε̂ = ε(x) + λ (ε(x, y) - ε(x)), and the noise of the next step from ε(x) (the paper's Algorithm 2).
 
-    Samples stay near the data where ClassifierFreeGuidance extrapolates, so small scales do. Only a sampler that
-    takes x0 and eps apart can do it, such as ddim. No other guide may change the prediction, nor add a score.
+    Samples stay near the data where ClassifierFreeGuidance extrapolates, so small scales suffice. It needs a sampler
+    that combines x0 and eps itself, such as ddim. No other guide may modify the prediction or add a gradient.
 
-    scale: λ in [0, 1]; 0 is unconditional
-    ValueError: a scale outside [0, 1]; the network was not told labels; a sampler or another guide that does not fit.
+    scale: guidance scale λ in [0, 1]; 0 is unconditional
+
+    Raises ValueError if the scale is out of range, the network is not conditioned on labels, or the sampler or
+    another guide does not fit.
     """
 
     scale: float = 0.6
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 <= self.scale <= 1:
             raise ValueError(f"the scale of CFG++ must be in [0, 1], got {self.scale}")
 
-    def compares(self, sigma: float) -> bool:
+    def uses_uncond(self, state: State) -> bool:
         return True
 
-    def change(self, state: State) -> Prediction:
-        check_told(state)
-        if not state.takes_both:
-            raise ValueError("CFG++ needs a sampler that takes x0 and eps apart, such as ddim: not this one")
-        if state.raw is not state.unguided:
-            raise ValueError("CFG++ takes the network's own predictions: no guide may change them before it")
-        uncond = state.predict(None).eps
-        p = state.with_eps(uncond + self.scale * (state.raw.eps - uncond))
-        return Split(p.x0, uncond, p.mean, p.variance, p.log_variance)
+    def modify_prediction(self, state: State) -> Prediction:
+        _, uncond = state.both()
+        if state.pred is not state.unguided:
+            raise ValueError("CFG++ uses the network's own predictions: no guide may modify them before it")
+        p = state.with_eps(uncond.eps + self.scale * (state.pred.eps - uncond.eps))
+        return SplitPrediction(p, p.x0.clamp(-1, 1) if state.clip else p.x0, uncond.eps)
+
+
+class SplitPrediction(Prediction):
+    """A prediction whose x0 and eps come from different sources. It has no mean, and guides cannot modify it."""
+
+    consistent: ClassVar[bool] = False
+
+    def __init__(self, p: Prediction, x0: Images, eps: Images) -> None:
+        for name, value in {"x0": x0, "eps": eps, "variance": p.variance, "log_variance": p.log_variance}.items():
+            object.__setattr__(self, name, value)  # the class is frozen
+
+    def __repr__(self) -> str:
+        return f"SplitPrediction(x0={self.x0}, eps={self.eps})"
+
+    @property
+    def mean(self) -> NoReturn:  # type: ignore[override]
+        check_consistent(self)
+        raise AssertionError

@@ -1,4 +1,4 @@
-"""CFG-Zero* (Fan et al. 2025): classifier-free guidance from the unconditional prediction at its best scale."""
+"""CFG-Zero* (Fan et al. 2025): classifier-free guidance with the optimal multiple of the unconditional prediction."""
 
 from __future__ import annotations
 
@@ -6,38 +6,40 @@ from dataclasses import dataclass
 
 from admg.diffusion.gaussian import Images, Prediction
 
-from .base import Guidance, State
-from .classifier_free import away_from, check_told
-from .gradient import finite, per_image_dot
+from .base import Guidance
+from .classifier_free import away_from
+from .numbers import finite, per_image_dot
+from .state import State, check_conditional
 
 
 @dataclass(frozen=True)
 class CFGZeroStar(Guidance):
-    """ε̂ = s* ε(x) + w (ε(x, y) - s* ε(x)), where s* = <ε(x, y), ε(x)>/||ε(x)||² of each image.
+    """ε̂ = s* ε(x) + w (ε(x, y) - s* ε(x)), where s* = <ε(x, y), ε(x)>/||ε(x)||² for each image.
 
-    s* ε(x) is the multiple of the unconditional ε that is nearest to the conditional one. (The paper's models predict a
-    velocity, and are left out in the first steps, "zero-init"; of an ε, that has no counterpart.)
+    s* ε(x) is the multiple of the unconditional ε that is nearest to the conditional one. The paper's models predict a
+    velocity and skip it in the first steps ("zero-init"); that has no counterpart for ε.
 
-    scale: w; 1 is conditional and costs nothing
-    ValueError: the network was not told labels; a scale that is not finite.
+    scale: guidance scale w; 1 is conditional and costs nothing
+
+    Raises ValueError if the network is not conditioned on labels, or if the scale is not finite.
     """
 
     scale: float = 2.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         finite(self.scale, "the guidance scale")
 
-    def compares(self, sigma: float) -> bool:
+    def uses_uncond(self, state: State) -> bool:
         return self.scale != 1
 
-    def change(self, state: State) -> Prediction:
-        check_told(state)
+    def modify_prediction(self, state: State) -> Prediction:
+        check_conditional(state)
         if self.scale == 1:
-            return state.raw
-        uncond = state.predict(None).eps
-        return away_from(state, best_scale(state.unguided.eps, uncond) * uncond, self.scale)
+            return state.pred
+        cond, uncond = state.both()
+        return away_from(state, best_scale(cond.eps, uncond.eps) * uncond.eps, self.scale)
 
 
-def best_scale(target: Images, of: Images) -> Images:
-    """s* of each image, (N, 1, 1, 1): it minimises ||target - s of||."""
-    return per_image_dot(target, of) / per_image_dot(of, of).clamp(min=1e-12)
+def best_scale(target: Images, source: Images) -> Images:
+    """Return s* (N, 1, 1, 1), which minimises ||target - s source|| for each image."""
+    return per_image_dot(target, source) / per_image_dot(source, source).clamp(min=1e-12)

@@ -1,68 +1,101 @@
-"""Classifier-free guidance (Ho & Salimans 2022), and what compares a prediction with a worse one in the same way."""
+"""Classifier-free guidance (Ho & Salimans 2022) and autoguidance (Karras et al. 2024)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from torch import Tensor
+from admg.diffusion.gaussian import Diffusion, Images, Prediction
 
-from admg.diffusion.gaussian import Images, Prediction
-
-from .base import DiffusionModel, Guidance, State
-from .gradient import finite
+from .base import Guidance
+from .numbers import finite
+from .state import DiffusionModel, State, check_conditional
 
 
 @dataclass(frozen=True)
 class ClassifierFreeGuidance(Guidance):
-    """ε̂ = ε(x) + w (ε(x, y) - ε(x)): one network, trained with label dropout, told the label and not told it.
+    """ε̂ = ε(x) + w (ε(x, y) - ε(x)), with one network that was trained with label dropout.
 
-    scale: w; 0 is unconditional, 1 conditional (and costs nothing), larger is surer of the label and less diverse.
-        Ho & Salimans write 1 + w for it
-    ValueError: the network was not told labels.
+    scale: guidance scale w; 0 is unconditional, 1 conditional (at no cost), larger values follow the label more
+        closely and are less diverse. Ho & Salimans write 1 + w for it
+
+    Raises ValueError if the network is not conditioned on labels, or if the scale is not finite.
     """
 
     scale: float = 2.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         finite(self.scale, "the guidance scale")
 
-    def compares(self, sigma: float) -> bool:
+    def uses_uncond(self, state: State) -> bool:
         return self.scale != 1
 
-    def change(self, state: State) -> Prediction:
-        check_told(state)
+    def modify_prediction(self, state: State) -> Prediction:
+        check_conditional(state)
         if self.scale == 1:
-            return state.raw
-        return away_from(state, state.predict(None).eps, self.scale)
+            return state.pred
+        _, uncond = state.both()
+        return away_from(state, uncond.eps, self.scale)
 
 
 @dataclass(frozen=True)
 class AutoGuidance(Guidance):
-    """ε̂ = ε_bad + w (ε - ε_bad): away from what a worse version of the model says (Karras et al. 2024).
+    """ε̂ = ε_bad + w (ε - ε_bad), away from the prediction of a worse version of the model.
 
-    bad: a model of the same process that knows less, such as an earlier checkpoint; told the same labels
-    scale: w; 1 costs nothing
+    bad_model: model of the same diffusion process that is worse, for example an earlier checkpoint (a dataclass such
+        as admg.Model); it is conditioned on the same labels
+    scale: guidance scale w; 1 costs nothing
+
+    Raises ValueError if the scale is not finite, or if the models were trained on different noise schedules.
     """
 
-    bad: DiffusionModel
+    bad_model: Any
     scale: float = 2.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         finite(self.scale, "the guidance scale")
 
-    def change(self, state: State) -> Prediction:
-        if self.scale == 1:
-            return state.raw
-        return away_from(state, state.ask(self.bad, state.told).eps, self.scale)
+    def begin(self) -> Guidance:
+        return AutoGuidanceRun(self)
+
+    def modify_prediction(self, state: State) -> Prediction:
+        return self.begin().modify_prediction(state)
+
+
+@dataclass(eq=False)
+class AutoGuidanceRun(Guidance):
+    """Autoguidance in one run of a sampler, for which the bad model is respaced once.
+
+    guide: its settings
+    respaced: bad model at the steps of a diffusion process, one for each process of the run
+    """
+
+    guide: AutoGuidance
+    respaced: dict[Diffusion, DiffusionModel] = field(default_factory=dict)
+
+    def modify_prediction(self, state: State) -> Prediction:
+        if self.guide.scale == 1:
+            return state.pred
+        diffusion = state.diffusion
+        if diffusion not in self.respaced:
+            self.respaced[diffusion] = at_steps_of(diffusion, self.guide.bad_model)
+        bad = self.respaced[diffusion].predict(state.x, state.index, state.model_y, clip=False)
+        return away_from(state, bad.eps, self.guide.scale)
 
 
 def away_from(state: State, weak: Images, scale: float | Images) -> Prediction:
-    """ε̂ = ε_weak + w (ε - ε_weak), ε the network's own; what other guides have added to ε is kept."""
-    return state.with_eps(state.raw.eps + (scale - 1) * (state.unguided.eps - weak))
+    """Return ε̂ = ε_weak + w (ε - ε_weak), where ε is the network's own. What other guides have added to ε is kept."""
+    return state.with_eps(state.pred.eps + (scale - 1) * (state.unguided.eps - weak))
 
 
-def check_told(state: State) -> Tensor:
-    """The labels. ValueError: the network was told none, so that there is nothing to be free of."""
-    if state.told is None:
-        raise ValueError("classifier-free guidance needs a conditional model that is told labels")
-    return state.told
+def at_steps_of(diffusion: Diffusion, model: Any) -> DiffusionModel:
+    """Return the model at the steps of a respaced diffusion process.
+
+    Raises ValueError if the model was trained on another noise schedule.
+    """
+    known = dict(zip(model.diffusion.schedule.timesteps.tolist(), model.diffusion.schedule.alpha_bar.tolist()))
+    steps = zip(diffusion.schedule.timesteps.tolist(), diffusion.schedule.alpha_bar.tolist())
+    if any(abs(known.get(t, -1.0) - alpha_bar) > 1e-9 for t, alpha_bar in steps):
+        raise ValueError("the other model must have been trained on the same noise schedule")
+    respaced: DiffusionModel = replace(model, diffusion=model.diffusion.with_schedule(diffusion.schedule))
+    return respaced

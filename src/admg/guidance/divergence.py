@@ -9,32 +9,33 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .gradient import finite
+from .numbers import finite
 
 Kind = Literal["q||p", "p||q", "js"]
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """-λ D of p = p(· | x) and q = (1 - ε) [k = y] + ε/K, which Classifier adds to its log-probability.
+    """The term -λ D(p, q) with p = p(· | x) and q = (1 - ε) [k = y] + ε/K, added to the classifier's log-probability.
 
     Where the classifier is sure of y, ∇ log p(y | x) vanishes. The gradient of -KL(q || p) in the logits, q - p, does
-    not: it leads back from a certainty above q's, so that the image goes on changing. (The source names the
-    divergences; the target q, a smoothed label, is as defined here.)
+    not: it leads away from certainties above q's, so the image keeps changing. (The paper names the divergences; the
+    target q, a smoothed label, is our choice.)
 
-    weight: λ
-    kind: "q||p" covers all of q; "p||q" and "js" (Jensen-Shannon, the mean of both to their mixture) are bounded, and
-        their gradients vanish where p is sure, of whatever label
-    smoothing: ε in [0, 1); above 0 for "p||q", which is infinite otherwise. With several wanted labels, q has their
-        weights in place of [k = y]
-    ValueError: a number out of its range; labels to avoid, of negative weight.
+    weight: weight λ
+    kind: "q||p" covers all of q; "p||q" and "js" (Jensen-Shannon) are bounded, and their gradients vanish where p is
+        sure of any label
+    smoothing: label smoothing ε in [0, 1), above 0 for "p||q", which is infinite otherwise. With several target labels,
+        q has their weights instead of [k = y]
+
+    Raises ValueError if a number is out of range or if a label has a negative weight.
     """
 
     weight: float = 1.0
     kind: Kind = "q||p"
     smoothing: float = 0.1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         finite(self.weight, "the weight of the divergence")
         if self.kind not in get_args(Kind):
             raise ValueError(f"unknown divergence {self.kind!r}: {', '.join(get_args(Kind))}")
@@ -43,10 +44,13 @@ class Divergence:
             raise ValueError(f"the smoothing of a label must be {above}, got {self.smoothing}")
 
     def __call__(self, log_p: Float[Tensor, "n k"], weights: Tensor) -> Float[Tensor, " n"]:
-        """-λ D of each image; weights: of the wanted labels, (N, K) or (K,), 0 throughout where none is wanted."""
+        """Return -λ D of each image.
+
+        weights: weights of the target labels, (N, K) or (K,); all 0 for an image without a target label
+        """
         weights = weights.expand_as(log_p)
         if (weights < 0).any():
-            raise ValueError("a divergence is from labels to follow: none may have a negative weight")
+            raise ValueError("a divergence needs labels to follow: no label may have a negative weight")
         total = weights.sum(-1, keepdim=True)
         q = (1 - self.smoothing) * weights / total.clamp(min=1e-12) + self.smoothing / log_p.shape[1]
         if self.kind == "js":
@@ -58,5 +62,5 @@ class Divergence:
 
 
 def _kl_to_q(log_p: Tensor, q: Tensor) -> Float[Tensor, " n"]:
-    """KL(q || p); where q is 0, its term is."""
+    """Return KL(q || p), with 0 for the terms in which q is 0."""
     return (torch.xlogy(q, q) - q * log_p).sum(-1)

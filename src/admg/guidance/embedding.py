@@ -1,5 +1,4 @@
-"""Distances to a target in the space of any network that embeds images, such as CLIP: energies for
-guidance.LossGuidance."""
+"""Distances between embeddings of images and a target, for example CLIP's, as losses for LossGuidance."""
 
 from __future__ import annotations
 
@@ -19,27 +18,30 @@ Distance = Literal["spherical", "cosine"]
 
 @dataclass(frozen=True, eq=False)
 class EmbeddingDistance:
-    """θ²/2, or 1 - cos θ, where θ is the angle between embed(image) and the target (Crowson 2021, "CLIP guided ...").
+    """θ²/2 or 1 - cos θ, where θ is the angle between embed(image) and the target (Crowson 2021, "CLIP guided ...").
 
-    LossGuidance(EmbeddingDistance(embed, target), 100.0) leads to images whose embedding is like the target's: of a
-    text, if the network embeds both, or of another image.
+    LossGuidance(EmbeddingDistance(embed, target), 100.0) leads to images whose embedding resembles the target. The
+    target may be the embedding of another image, or of a text if the network embeds both.
 
-    embed: images (N, C, H, W) in about [-1, 1] -> (N, D), differentiable; to resize and normalise is its own affair
-    target: (D,), or (N, D) for each image of the batch; of any length but 0
-    ValueError: a target of another shape than the embeddings, of length 0, or not finite.
+    embed: differentiable function (N, C, H, W) -> (N, D) of images approximately in [-1, 1]; it resizes and normalises
+        them itself
+    target: target embedding (D,), or (N, D) for each image; it need not be normalised
+    distance: "spherical" for θ²/2, "cosine" for 1 - cos θ
+
+    Raises ValueError if the target is 0, not finite, or has another shape than the embeddings.
     """
 
     embed: Callable[[Images], Float[Tensor, "n d"]]
     target: Tensor
     distance: Distance = "spherical"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.distance not in get_args(Distance):
             raise ValueError(f"unknown distance {self.distance!r}: {', '.join(get_args(Distance))}")
         if self.target.ndim not in (1, 2):
             raise ValueError(f"a target embedding has shape (D,) or (N, D), not {tuple(self.target.shape)}")
         if not self.target.isfinite().all() or (self.target == 0).all(-1).any():
-            raise ValueError("a target embedding must have finite numbers, not all of them 0")
+            raise ValueError("a target embedding must be finite and not 0")
 
     def __call__(self, images: Images) -> Float[Tensor, " n"]:
         embedded = self.embed(images).float()

@@ -1,4 +1,4 @@
-"""Gradient-free classifier guidance (Shenoy et al. 2024): a classifier's word alone, on what to guide away from."""
+"""Gradient-free classifier guidance (Shenoy et al. 2024): a classifier chooses the label to guide away from."""
 
 from __future__ import annotations
 
@@ -11,26 +11,28 @@ from torch import Tensor
 
 from admg.diffusion.gaussian import Prediction
 
-from .base import Guidance, State
-from .classifier_free import away_from, check_told
-from .gradient import At, Scale, check_at, check_scale, scale_at
+from .base import Guidance
+from .classifier_free import away_from
+from .gradient import At, check_at
+from .numbers import Scale, check_scale, scale_at
+from .state import State, check_conditional
 
 Reference = Literal["label", "null"]
 
 
 @dataclass(frozen=True, eq=False)
 class GradientFreeGuidance(Guidance):
-    """ε̂ = ε(x, r) + w (ε(x, y) - ε(x, r)): classifier-free guidance whose r and w a classifier sets at each step.
+    """ε̂ = ε(x, r) + w (ε(x, y) - ε(x, r)), where a classifier sets r and w at each step and is never differentiated.
 
-    r is the likeliest label beside y, which the image is most taken for; w = 1 + (scale - 1)(1 - p(y | x)), so that an
-    image is left alone once the classifier is sure of it. The classifier is never differentiated. (That w falls with
-    the confidence is the source's; the line from scale to 1 is the plainest one that does.)
+    r is the likeliest label other than y. w = 1 + (scale - 1)(1 - p(y | x)), so an image is left alone once the
+    classifier is sure of it. (The paper lets w fall with the confidence; the straight line is our choice.)
 
-    classifier: (x_t, timesteps) -> logits (N, K) of the network's own labels
-    scale: the largest w; 1 costs nothing; or a function of the noise level State.sigma
-    reference: "label": r as above; "null": no label, as ClassifierFreeGuidance has it, with w by the classifier
-    at: "x0": the classifier knows clean images alone, and is called as classifier(x0) at the predicted x_0
-    ValueError: the network was told no labels; a scale that is not finite; fewer than two labels to tell apart.
+    classifier: function (x_t, timesteps) -> logits (N, K) of the network's labels; with at="x0", x_0 -> logits
+    scale: largest w, or a function of the noise level State.sigma; 1 costs nothing
+    reference: "label" guides away from r as above, "null" away from the unconditional prediction
+    at: "x0" evaluates a classifier of clean images at the predicted x_0
+
+    Raises ValueError if the network is not conditioned on labels, the scale is not finite, or K is less than 2.
     """
 
     classifier: Callable[..., Tensor]
@@ -38,27 +40,32 @@ class GradientFreeGuidance(Guidance):
     reference: Reference = "label"
     at: At = "x"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_scale(self.scale)
         check_at(self.at)
         if self.reference not in get_args(Reference):
-            raise ValueError(f"the reference is a 'label' or 'null', not {self.reference!r}")
+            raise ValueError(f"the reference is 'label' or 'null', not {self.reference!r}")
 
-    def compares(self, sigma: float) -> bool:
-        return self.reference == "null" and scale_at(self.scale, sigma) != 1
+    def uses_uncond(self, state: State) -> bool:
+        return self.reference == "null" and scale_at(self.scale, state.sigma) != 1
 
-    def change(self, state: State) -> Prediction:
-        told = check_told(state)
+    def modify_prediction(self, state: State) -> Prediction:
+        y = check_conditional(state)
         scale = scale_at(self.scale, state.sigma)
         if scale == 1:
-            return state.raw
+            return state.pred
+        if self.uses_uncond(state):
+            state.both()
         with torch.no_grad():
             images = [state.unguided.x0] if self.at == "x0" else [state.x, state.t]
             p = self.classifier(*images).float().softmax(-1)
         if p.shape[1] < 2:
-            raise ValueError("gradient-free guidance needs a classifier of two labels or more")
-        own, labelled = told.clamp(min=0)[:, None], told >= 0
+            raise ValueError("gradient-free guidance needs a classifier with at least two labels")
+        labelled, own = y >= 0, y.clamp(min=0)[:, None]
         doubt = 1 - p.gather(1, own)[:, 0]
-        other = p.scatter(1, own, -1.0).argmax(1) if self.reference == "label" else None
-        ask = None if other is None else torch.where(labelled, other, -1)  # with no label: its own prediction
-        return away_from(state, state.predict(ask).eps, 1 + (scale - 1) * doubt.view(-1, 1, 1, 1))
+        if self.reference == "null":
+            weak = state.uncond
+        else:
+            rival = p.scatter(1, own, -1.0).argmax(1)
+            weak = state.predict(torch.where(labelled, rival, -1))  # without a label, the same prediction again
+        return away_from(state, weak.eps, 1 + (scale - 1) * doubt.view(-1, 1, 1, 1))

@@ -1,4 +1,4 @@
-"""ILVR (Choi et al. 2021): samples that keep the low frequencies of a reference image."""
+"""ILVR (Choi et al. 2021): samples that share the low frequencies of a reference image."""
 
 from __future__ import annotations
 
@@ -10,52 +10,61 @@ from torch.nn.functional import interpolate
 
 from admg.diffusion.gaussian import Images, Prediction
 
-from .base import Guidance, Guide, State, changed
+from .base import Guidance, Guide, begin, modified_prediction, uses_uncond
 from .operators import Downsample
+from .state import State
 
 
 @dataclass(frozen=True, eq=False)
 class ILVR(Guidance):
-    """x̂0 + φ(y) - φ(x̂0): the prediction takes the low frequencies φ of a reference y, and keeps its own high ones.
+    """x̂0 + φ(y) - φ(x̂0): the prediction takes the low frequencies φ of a reference y and keeps its own high ones.
 
-    The paper exchanges those of x_{t-1} for φ(y_{t-1}), y_{t-1} ~ q(y_{t-1} | y). Here they have the same distribution
-    at each level, since φ is linear: φ(x_t) is φ(y) noised, with the noise of φ(x_T) that the sampler carries on, or
-    draws (in ddpm where Σ = β̃_t, fixed_small). So every sampler can do it, and φ(x_0) = φ(y) in the end.
+    The paper replaces φ(x_{t-1}) by φ(y_{t-1}) with y_{t-1} ~ q(y_{t-1} | y). Here the distribution is the same at each
+    level, since φ is linear: φ(x_t) is φ(y) plus the noise that the sampler carries from φ(x_T) or draws (in ddpm, for
+    Σ = β̃_t, `fixed_small`). So it works with every sampler, and φ(x_0) = φ(y) in the end.
 
-    reference: y (1, C, H, W), or one for each image; in [-1, 1]
-    factor: N of φ_N, the mean of each block of N x N pixels; larger leaves more to the model, and so does to stop at a
-        noise level, Interval(ILVR(y, 8), low=...)
-    guide: what else steers; of its scores, the high frequencies alone. Beside it in a sum, it moves the low ones again.
-    Where x0 is clipped, which comes after, pixels beyond [-1, 1] lose some of it.
-    ValueError: a factor that does not divide the sides; a reference of another shape.
+    reference: image y in [-1, 1], (1, C, H, W) or (N, C, H, W)
+    factor: factor N of φ_N, which averages blocks of N x N pixels; larger ones leave more to the model, and so does
+        stopping at a noise level with Interval(ILVR(y, 8), low=...)
+    guide: further guide, of whose gradient only the high frequencies are used; one added with + moves the low ones too
+
+    Where x0 is clipped, which happens later, pixels beyond [-1, 1] lose some of the low frequencies.
+
+    Raises ValueError if the factor does not divide the sides, or if the reference has another shape.
     """
 
     reference: Images
     factor: int
     guide: Guide | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.reference.ndim != 4:
             raise ValueError(f"a reference has shape (1 or N, C, H, W), not {tuple(self.reference.shape)}")
         self.low(self.reference)
 
     def low(self, x: Images) -> Images:
-        """φ(x), a projection."""
+        """Return the low frequencies φ(x), a projection."""
         return interpolate(Downsample(self.factor)(x), scale_factor=self.factor, mode="nearest")
 
-    def change(self, state: State) -> Prediction:
+    def begin(self) -> Guidance:
+        return replace(self, guide=begin(self.guide))
+
+    def uses_uncond(self, state: State) -> bool:
+        return self.guide is not None and uses_uncond(self.guide, state)
+
+    def modify_prediction(self, state: State) -> Prediction:
         if self.guide is not None:
-            state = replace(state, raw=changed(self.guide, state), own=state.unguided)
-        y, x0 = self.reference.to(state.x), state.raw.x0
+            state = state.with_pred(modified_prediction(self.guide, state))
+        y, x0 = self.reference.to(state.x), state.pred.x0
         if y.shape[1:] != x0.shape[1:] or len(y) not in (1, len(x0)):
             raise ValueError(f"a reference of shape {tuple(y.shape)} for images {tuple(x0.shape)}")
         return state.with_x0(x0 + self.low(y - x0))
 
     def __call__(self, state: State) -> Tensor | None:
-        score = None if self.guide is None else self.guide(state)
-        return None if score is None else score - self.low(score)
+        gradient = None if self.guide is None else self.guide(state)
+        return None if gradient is None else gradient - self.low(gradient)
 
     @property
     def classifier(self) -> Any:
-        """The guide's, if it has one: its labels may be asked for by name."""
+        """The classifier of the guide, or None. Its labels can be used by name."""
         return getattr(self.guide, "classifier", None)

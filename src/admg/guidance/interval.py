@@ -4,47 +4,44 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
 from admg.diffusion.gaussian import Prediction
 
-from .base import Guidance, Guide, State, changed, compares
+from .base import Wrapper
+from .state import State
 
 
 @dataclass(frozen=True)
-class Interval(Guidance):
-    """Any guide, but only where low <= σ <= high, σ = sqrt((1 - ᾱ)/ᾱ); elsewhere it is not asked and costs nothing.
+class Interval(Wrapper):
+    """A guide that is used only where low <= σ <= high, with σ = sqrt((1 - ᾱ)/ᾱ). Elsewhere it costs nothing.
 
-    Outside, classifier-free guidance leaves the conditional prediction, w = 1, as in the paper.
+    Outside the interval, classifier-free guidance leaves the conditional prediction (w = 1), as in the paper.
 
-    guide: its changes of the prediction and its scores are both limited
-    low, high: noise levels; 0 and inf are no limits. State.sigma is the level at a step
-    ValueError: not 0 <= low <= high.
+    guide: guide, whose modified predictions and gradients are both limited to the interval
+    low: lowest noise level; 0 sets no limit
+    high: highest noise level; inf sets no limit
+
+    Raises ValueError unless 0 <= low <= high.
     """
 
-    guide: Guide
     low: float = 0.0
     high: float = math.inf
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 <= self.low <= self.high:
             raise ValueError(f"an interval of noise levels needs 0 <= low <= high, got {self.low} and {self.high}")
 
-    def compares(self, sigma: float) -> bool:
-        return self.contains(sigma) and compares(self.guide, sigma)
+    def uses_uncond(self, state: State) -> bool:
+        return self.contains(state.sigma) and super().uses_uncond(state)
 
-    def change(self, state: State) -> Prediction:
-        return changed(self.guide, state) if self.contains(state.sigma) else state.raw
+    def modify_prediction(self, state: State) -> Prediction:
+        return super().modify_prediction(state) if self.contains(state.sigma) else state.pred
 
     def __call__(self, state: State) -> Tensor | None:
         return self.guide(state) if self.contains(state.sigma) else None
 
-    @property
-    def classifier(self) -> Any:
-        """The guide's, if it has one: its labels may be asked for by name."""
-        return getattr(self.guide, "classifier", None)
-
     def contains(self, sigma: float) -> bool:
+        """Whether the noise level is in the interval."""
         return self.low <= sigma <= self.high

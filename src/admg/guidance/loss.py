@@ -1,4 +1,4 @@
-"""Guidance by any differentiable energy of the user's own (Bansal et al. 2023, Yu et al. 2023 "FreeDoM")."""
+"""Guidance by any differentiable loss (Bansal et al. 2023, "Universal guidance"; Yu et al. 2023, "FreeDoM")."""
 
 from __future__ import annotations
 
@@ -10,29 +10,33 @@ from torch import Tensor
 
 from admg.diffusion.gaussian import Images
 
-from .base import Guidance, State
-from .gradient import At, Scale, bounded, check_at, check_scale, gradient, scale_at
+from .base import Guidance
+from .gradient import At, bounded, check_at, gradient
+from .numbers import Scale, check_scale, scale_at
+from .state import State
 
 
 @dataclass(frozen=True)
 class LossGuidance(Guidance):
-    """-s ∇_x E(x0-hat(x_t)), or -s ∇_x E(x_t): samples tend to p(x) exp(-s E(x)).
+    """The gradient -s ∇_x E(x0-hat(x_t)), or -s ∇_x E(x_t), so that samples follow p(x) exp(-s E(x)).
 
-    With at="x" that holds if E is the energy of x_t, -log E[exp(-E(x_0)) | x_t]; with at="x0" it is an approximation,
-    which takes the predicted x_0 for x_0; unless the sampler has clip=False, no entry of it exceeds what an exact score
-    can be (gradient.bounded), so that it does not diverge near pure noise.
+    With at="x" this is exact if E is the energy of x_t, -log E[exp(-E(x_0)) | x_t]. With at="x0" it is an approximation
+    that uses the predicted x_0 for x_0. If the sampler clips x0, its entries are limited so that it does not diverge
+    near pure noise; see gradient.bounded.
 
-    energy: images (N, C, H, W) -> (N,), low where the image is as wanted. At x0 the images are the network's own
-        prediction, in about [-1, 1], not clipped
-    scale: s; 0 costs nothing; or a function of the noise level State.sigma
-    ValueError: a scale that is not finite; an energy of another shape, or that does not depend on the image.
+    energy: loss of images, a differentiable function (N, C, H, W) -> (N,). With at="x0" the images are the network's
+        own prediction, approximately in [-1, 1], not clipped
+    scale: guidance scale s, or a function of the noise level State.sigma; 0 costs nothing
+    at: "x0" evaluates the loss at the predicted x_0, "x" at x_t
+
+    Raises ValueError if the scale is not finite, or if the loss has another shape or does not depend on the image.
     """
 
     energy: Callable[[Images], Float[Tensor, " n"]]
     scale: Scale = 1.0
     at: At = "x0"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_scale(self.scale)
         check_at(self.at)
 
@@ -40,5 +44,5 @@ class LossGuidance(Guidance):
         scale = scale_at(self.scale, state.sigma)
         if scale == 0:
             return None
-        score = -scale * gradient(self.energy, state, self.at, "the energy")
-        return bounded(score, state) if self.at == "x0" else score
+        g = -scale * gradient(self.energy, state, self.at, "the loss")
+        return bounded(g, state) if self.at == "x0" else g

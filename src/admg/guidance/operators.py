@@ -1,6 +1,6 @@
-"""Linear operators A that lose part of an image, for inverse problems y = A x + noise. Images are (N, C, H, W).
+"""Linear operators A for inverse problems y = A x + noise, of images (N, C, H, W).
 
-Any differentiable function is one too. `gram`: the number g with A Aᵀ = g I, None where there is none.
+Any differentiable function can be used as an operator too. `gram` is the number g with A Aᵀ = g I, or None.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from torch import Tensor
 from admg.diffusion.gaussian import Images
 
 BT709 = (0.2126, 0.7152, 0.0722)
-"""Red, green and blue in the luminance of a screen."""
+"""Weights of red, green and blue in the luminance (ITU-R BT.709)."""
 
 
 class Operator(Protocol):
+    """A linear operator of images."""
+
     @property
     def gram(self) -> float | None: ...
 
@@ -28,16 +30,17 @@ class Operator(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Mask:
-    """Inpainting: the known pixels (and channels), as a list (N, M).
+    """Inpainting: the known pixels of each image, as a list (N, M).
 
-    known: bool (H, W) or (C, H, W), the same for each image
-    ValueError: no pixel is known, or the images have another size.
+    known: bool tensor (H, W) or (C, H, W), the same for each image
+
+    Raises ValueError if no pixel is known or if the images have another size.
     """
 
     known: Tensor
     gram: float | None = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.known.dtype != torch.bool or self.known.ndim not in (2, 3) or not self.known.any():
             raise ValueError("a mask is a bool tensor (H, W) or (C, H, W), with at least one known pixel")
 
@@ -49,11 +52,14 @@ class Mask:
 
 @dataclass(frozen=True)
 class Downsample:
-    """Super-resolution: the mean of each block of factor x factor pixels. ValueError: it does not divide the side."""
+    """Super-resolution: the mean of each block of factor x factor pixels.
+
+    Raises ValueError if the factor does not divide the sides of the images.
+    """
 
     factor: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.factor < 1:
             raise ValueError(f"the factor of downsampling must be at least 1, got {self.factor}")
 
@@ -69,7 +75,10 @@ class Downsample:
 
 @dataclass(frozen=True)
 class Grey:
-    """Colourisation: the weighted sum of the channels, (N, 1, H, W). ValueError: not one weight for each channel."""
+    """Colourisation: the weighted sum of the channels, (N, 1, H, W).
+
+    Raises ValueError if there is not one weight per channel.
+    """
 
     weights: Sequence[float] = BT709
 
@@ -85,23 +94,23 @@ class Grey:
 
 @dataclass(frozen=True, eq=False)
 class Blur:
-    """Deblurring: correlation of each channel with a kernel (k, k) of odd k, the border pixels repeated outwards.
+    """Deblurring: correlation of each channel with a kernel (k, k), with the border pixels repeated outwards.
 
-    ValueError: a kernel of another shape.
+    Raises ValueError if a side of the kernel is even.
     """
 
     kernel: Tensor
     gram: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.kernel.ndim != 2 or self.kernel.shape[0] % 2 == 0 or self.kernel.shape[1] % 2 == 0:
             raise ValueError(f"a blur kernel has two odd sides, got {tuple(self.kernel.shape)}")
 
     @classmethod
     def gaussian(cls, sigma: float) -> Blur:
-        """A Gaussian of this deviation in pixels, cut off at 3 sigma, of sum 1."""
+        """Return a Gaussian blur with a standard deviation in pixels, cut off at 3 sigma and normalised."""
         if not 0 < sigma < float("inf"):
-            raise ValueError(f"the deviation of a blur must be above 0, got {sigma}")
+            raise ValueError(f"the standard deviation of a blur must be above 0, got {sigma}")
         radius = max(1, round(3 * sigma))
         line = torch.exp(-(torch.arange(-radius, radius + 1, dtype=torch.float64) ** 2) / (2 * sigma**2))
         return cls(torch.outer(line, line) / line.sum() ** 2)

@@ -1,4 +1,4 @@
-"""Perturbed-attention guidance (Ahn et al. 2024): away from a network whose attention sees no other pixel."""
+"""Perturbed-attention guidance (Ahn et al. 2024): away from the network with its attention replaced by identity."""
 
 from __future__ import annotations
 
@@ -9,32 +9,34 @@ from torch import nn
 from admg.diffusion.gaussian import Prediction
 from admg.models.blocks import AttentionBlock, identity_attention
 
-from .base import Guidance, State
+from .base import Guidance
 from .classifier_free import away_from
-from .gradient import finite
+from .numbers import finite
+from .state import State
 
 
 @dataclass(frozen=True)
 class PerturbedAttentionGuidance(Guidance):
-    """ε̂ = ε_p + w (ε - ε_p), where ε_p is of the same network with identity maps for the attention of its middle block.
+    """ε̂ = ε_p + w (ε - ε_p), where ε_p comes from the same network with identity attention maps in its middle block.
 
-    It needs no labels, and no other model. The network is told the same labels for both.
+    It needs neither labels nor another model. The network is conditioned on the same labels in both cases.
 
-    scale: w; 1 costs nothing. Ahn et al. write 1 + s for it
-    ValueError: a network whose `middle_block` has no attention; a scale that is not finite.
+    scale: guidance scale w; 1 costs nothing. Ahn et al. write 1 + s for it
+
+    Raises ValueError if the network's `middle_block` has no attention, or if the scale is not finite.
     """
 
     scale: float = 3.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         finite(self.scale, "the guidance scale")
 
-    def change(self, state: State) -> Prediction:
+    def modify_prediction(self, state: State) -> Prediction:
         middle = getattr(getattr(state.model, "network", None), "middle_block", None)
         if not isinstance(middle, nn.Module) or not any(isinstance(m, AttentionBlock) for m in middle.modules()):
             raise ValueError("perturbed-attention guidance needs a network with attention in its middle block")
         if self.scale == 1:
-            return state.raw
+            return state.pred
         with identity_attention(middle):
-            perturbed = state.predict(state.told)
+            perturbed = state.predict(state.model_y)
         return away_from(state, perturbed.eps, self.scale)

@@ -1,46 +1,39 @@
-"""Guidance rescaled (Lin et al. 2023, "Common diffusion noise schedules and sample steps are flawed", section 3.4)."""
+"""Rescaled guidance (Lin et al. 2023, "Common diffusion noise schedules and sample steps are flawed", section 3.4)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from admg.diffusion.gaussian import Prediction
 
-from .base import Guidance, Guide, State, changed, check_whole, compares
+from .base import Wrapper
+from .state import State, check_consistent
 
 
 @dataclass(frozen=True)
-class Rescaled(Guidance):
-    """A guide's ε̂, brought towards the deviation that ε had before: φ ε̂ std(ε)/std(ε̂) + (1 - φ) ε̂.
+class Rescaled(Wrapper):
+    """A guide whose ε̂ is brought towards the standard deviation of ε: φ ε̂ std(ε)/std(ε̂) + (1 - φ) ε̂.
 
-    The deviation is over channels and pixels of each image. Large scales of ClassifierFreeGuidance overexpose
-    without it. (The paper's model predicts v; here it is ε, whatever the network predicts.)
+    The standard deviation is over the channels and pixels of each image. Without this, large scales of
+    ClassifierFreeGuidance overexpose. (The paper rescales v, which its model predicts; here it is always ε.)
 
-    guide: one that changes the prediction; a score that it adds stays as it is
-    phi: 0 leaves the guide as it is, the paper's 0.7, 1 keeps the deviation
-    ValueError: phi outside [0, 1].
+    guide: guide that modifies the prediction; its gradient stays unchanged
+    phi: weight φ in [0, 1]; 0 leaves the guide as it is, 0.7 is the paper's, 1 keeps the standard deviation
+
+    Raises ValueError if phi is out of range.
     """
 
-    guide: Guide
     phi: float = 0.7
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 <= self.phi <= 1:
             raise ValueError(f"phi must be in [0, 1], got {self.phi}")
 
-    def compares(self, sigma: float) -> bool:
-        return compares(self.guide, sigma)
-
-    def change(self, state: State) -> Prediction:
-        guided = changed(self.guide, state)
-        if self.phi == 0 or guided is state.raw:
+    def modify_prediction(self, state: State) -> Prediction:
+        guided = super().modify_prediction(state)
+        if self.phi == 0 or guided is state.pred:
             return guided
-        check_whole(guided)
-        before, after = (eps.std(dim=(1, 2, 3), keepdim=True) for eps in (state.raw.eps, guided.eps))
+        check_consistent(guided)
+        before, after = (eps.std(dim=(1, 2, 3), keepdim=True) for eps in (state.pred.eps, guided.eps))
         ratio = before / after.clamp(min=1e-12)
         return state.with_eps(self.phi * ratio * guided.eps + (1 - self.phi) * guided.eps)
-
-    def __call__(self, state: State) -> Tensor | None:
-        return self.guide(state)

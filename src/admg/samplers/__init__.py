@@ -1,15 +1,21 @@
-"""Samplers: plain generator functions, one file per algorithm, all called alike: ddpm(model, x_T, y=, guide=, ...)."""
+"""Samplers: plain generator functions, one file per algorithm, all called as `ddpm(model, x_T, y=, guide=, ...)`.
 
+`GuidedModel`, `guided_model`, `Step`, `Level` and `level` are the parts that a sampler of one's own needs.
+"""
+
+from .base import GuidedModel, NoiseSampler, Sampler, Step, gaussian_noise, guided_model
 from .ddim import ddim
 from .ddpm import ddpm
 from .dpm_solver import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m
 from .heun import heun
 from .inversion import ddim_inversion, ddim_reverse
+from .levels import Level, level
 from .repaint import repaint
-from .steps import NoiseSampler, Sampler, Step, gaussian_noise
 from .unipc import unipc
 
 __all__ = [
+    "GuidedModel",
+    "Level",
     "NoiseSampler",
     "Sampler",
     "Step",
@@ -21,7 +27,9 @@ __all__ = [
     "dpmpp_2m_sde",
     "dpmpp_3m",
     "gaussian_noise",
+    "guided_model",
     "heun",
+    "level",
     "repaint",
     "unipc",
 ]

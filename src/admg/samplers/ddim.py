@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
+from math import sqrt
 
 from torch import Tensor
 
 from admg.diffusion.gaussian import Images
-from admg.guidance import Guide
+from admg.guidance import DiffusionModel, Guide
 
-from .steps import DiffusionModel, NoiseSampler, Step, gaussian_noise, guided_model
+from .base import NoiseSampler, Step, gaussian_noise, guided_model
 
 
 def ddim(
@@ -24,21 +24,24 @@ def ddim(
     clip: bool = True,
     unconditional: bool = False,
 ) -> Iterator[Step]:
-    """Algorithm 2: ε̂ = ε - sqrt(1 - ᾱ) g, then the DDIM step with ε̂, where g is the guide's score (s ∇ log p(y | x_t)).
+    """Sample with the DDIM step of ε̂ = ε - sqrt(1 - ᾱ) g, where g = s ∇ log p(y | x_t) is the guide's gradient.
 
-    eta: 0 is deterministic, 1 has the variance of DDPM's fixed_small. The rest as in ddpm().
-    ValueError: eta outside [0, 1].
+    eta: amount of noise in [0, 1]; 0 is deterministic, 1 has the variance of DDPM's `fixed_small`
+
+    The other arguments are those of ddpm(). Raises ValueError if eta is outside [0, 1].
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must be in [0, 1], got {eta}")
-    x, run, diffusion = x_T, guided_model(model, x_T, y, guide, clip, unconditional, takes_both=True), model.diffusion
-    for i in run.indices():
-        p = run.guided(x, i)  # Algorithm 2: ε̂ = ε - sqrt(1 - ᾱ) g, and x0 from ε̂
-
-        alpha_bar, alpha_bar_prev = diffusion.at("alpha_bar", i), diffusion.at("alpha_bar_prev", i)
-        sigma = eta * math.sqrt((1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_prev))  # eq. 16
-        x_i = x
-        x = math.sqrt(alpha_bar_prev) * p.x0 + math.sqrt(1 - alpha_bar_prev - sigma**2) * p.eps  # DDIM, equation 12
-        if sigma > 0:
-            x = x + sigma * noise_sampler(x_i, i)
-        yield run.step(x, p.x0, i)
+    x, guided = x_T, guided_model(model, x_T, y, guide, clip, unconditional)
+    schedule = model.diffusion.schedule
+    for i in guided.indices():
+        p, g = guided.predict(x, i)
+        eps, x0 = p.eps, p.x0
+        alpha_bar, alpha_bar_prev = schedule.alpha_bar[i].item(), schedule.alpha_bar_prev[i].item()
+        if g is not None:
+            eps = p.eps - sqrt(1 - alpha_bar) * g  # Algorithm 2
+            x0 = model.diffusion.x0_from_eps(x, i, eps)
+        sigma = eta * sqrt((1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_prev))  # DDIM, eq. 16
+        noise = noise_sampler(x, i) if sigma > 0 else 0.0
+        x = sqrt(alpha_bar_prev) * x0 + sqrt(1 - alpha_bar_prev - sigma**2) * eps + sigma * noise  # DDIM, equation 12
+        yield guided.step(x, x0, i)

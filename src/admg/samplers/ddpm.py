@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from admg.diffusion.gaussian import Images
-from admg.guidance import Guide
+from admg.guidance import DiffusionModel, Guide
 
-from .steps import DiffusionModel, NoiseSampler, Step, gaussian_noise, guided_model
+from .base import NoiseSampler, Step, gaussian_noise, guided_model
 
 
 def ddpm(
@@ -22,14 +22,18 @@ def ddpm(
     clip: bool = True,
     unconditional: bool = False,
 ) -> Iterator[Step]:
-    """Algorithm 1: x_{t-1} ~ N(μ + Σ g, Σ) with the model's own Σ, where g is the guide's score (s ∇ log p(y | x_t)).
+    """Sample x_{t-1} ~ N(μ + Σ g, Σ) with the model's own Σ, where g = s ∇ log p(y | x_t) is the guide's gradient.
 
-    x_T: (N, C, H, W) standard normal; y: (N,) wanted labels; clip: x0 to [-1, 1] before μ is derived from it
-    unconditional: do not tell y to a conditional network, only to the guide
+    x_T: standard normal noise (N, C, H, W)
+    y: target labels (N,)
+    guide: guide, for example ClassifierGuidance(classifier, scale)
+    noise_sampler: function (x, index) -> noise of a step
+    clip: whether x0 is clipped to [-1, 1] before μ is derived from it
+    unconditional: if True, the network is not conditioned on y; the guide still uses it
     """
-    x, run = x_T, guided_model(model, x_T, y, guide, clip, unconditional)
-    for i in run.indices():
-        p, g = run.predict(x, i)
+    x, guided = x_T, guided_model(model, x_T, y, guide, clip, unconditional)
+    for i in guided.indices():
+        p, g = guided.predict(x, i)
         mean = p.mean if g is None else p.mean + p.variance * g  # Algorithm 1
         x = mean if i == 0 else mean + (0.5 * p.log_variance).exp() * noise_sampler(x, i)
-        yield run.step(x, p.x0, i)
+        yield guided.step(x, p.x0, i)

@@ -1,4 +1,4 @@
-"""DPM-Solver++ (Lu et al. 2022): multistep methods for the prediction of x_0, of one network call a step."""
+"""DPM-Solver++ (Lu et al. 2022): multistep methods for predictions of x_0, with one network call per step."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from admg.diffusion.gaussian import Images
-from admg.guidance import Guide
+from admg.guidance import DiffusionModel, Guide
 
-from .levels import Known, advance, level
-from .steps import DiffusionModel, NoiseSampler, Step, gaussian_noise, guided_model
+from .base import NoiseSampler, Step, gaussian_noise, guided_model
+from .levels import PastPrediction, advance, level
 
 
 def dpmpp_2m(
@@ -24,19 +24,20 @@ def dpmpp_2m(
     clip: bool = True,
     unconditional: bool = False,
 ) -> Iterator[Step]:
-    """DPM-Solver++(2M), Algorithm 2: x_0 of two steps, extrapolated to the middle of the next one; second order.
+    """Sample with DPM-Solver++(2M), Algorithm 2 of the paper, a method of second order.
 
-    The first step and the last, to the clean image, are DDIM's. The arguments are those of ddpm(); no noise is drawn.
+    x_0 of two steps is extrapolated to the middle of the next one. The first step and the last, to the clean image, are
+    DDIM steps. The arguments are those of ddpm(); no noise is drawn.
     """
-    x, run, diffusion = x_T, guided_model(model, x_T, y, guide, clip, unconditional), model.diffusion
-    last: Known | None = None
-    for i in run.indices():
-        p, now, then = run.guided(x, i), level(diffusion, i), level(diffusion, i - 1)
+    x, guided, diffusion = x_T, guided_model(model, x_T, y, guide, clip, unconditional), model.diffusion
+    last: PastPrediction | None = None
+    for i in guided.indices():
+        p, now, then = guided.predict_guided(x, i), level(diffusion, i), level(diffusion, i - 1)
         h = then.lam - now.lam
         d = p.x0 if i == 0 else _midpoint(p.x0, now.lam, h, last)
         x = then.sigma / now.sigma * x - then.alpha * math.expm1(-h) * d  # Algorithm 2, line 9
-        last = Known(now.lam, p.x0)
-        yield run.step(x, p.x0, i)
+        last = PastPrediction(now.lam, p.x0)
+        yield guided.step(x, p.x0, i)
 
 
 def dpmpp_2m_sde(
@@ -49,22 +50,22 @@ def dpmpp_2m_sde(
     clip: bool = True,
     unconditional: bool = False,
 ) -> Iterator[Step]:
-    """SDE-DPM-Solver++(2M), the paper's appendix: as dpmpp_2m(), of the reverse SDE, with fresh noise in each step.
+    """Sample with SDE-DPM-Solver++(2M) (the paper's appendix): dpmpp_2m() for the reverse SDE, with noise in each step.
 
-    The last step, to the clean image, has no noise. The arguments are those of ddpm().
+    The last step, to the clean image, adds no noise. The arguments are those of ddpm().
     """
-    x, run, diffusion = x_T, guided_model(model, x_T, y, guide, clip, unconditional), model.diffusion
-    last: Known | None = None
-    for i in run.indices():
-        p, now, then = run.guided(x, i), level(diffusion, i), level(diffusion, i - 1)
+    x, guided, diffusion = x_T, guided_model(model, x_T, y, guide, clip, unconditional), model.diffusion
+    last: PastPrediction | None = None
+    for i in guided.indices():
+        p, now, then = guided.predict_guided(x, i), level(diffusion, i), level(diffusion, i - 1)
         h = then.lam - now.lam
         d = p.x0 if i == 0 else _midpoint(p.x0, now.lam, h, last)
         x_i = x
         x = then.sigma / now.sigma * math.exp(-h) * x - then.alpha * math.expm1(-2 * h) * d
         if i > 0:
             x = x + then.sigma * math.sqrt(-math.expm1(-2 * h)) * noise_sampler(x_i, i)
-        last = Known(now.lam, p.x0)
-        yield run.step(x, p.x0, i)
+        last = PastPrediction(now.lam, p.x0)
+        yield guided.step(x, p.x0, i)
 
 
 def dpmpp_3m(
@@ -78,26 +79,28 @@ def dpmpp_3m(
     unconditional: bool = False,
     lower_order_final: bool = True,
 ) -> Iterator[Step]:
-    """DPM-Solver++(3M): x_0 of three steps as a parabola in λ, integrated exactly; third order.
+    """Sample with DPM-Solver++(3M), a method of third order: x_0 of three steps is a parabola in λ, integrated exactly.
 
-    (diffusers gives the second difference half of the integral's weight, and so converges as 2M; see levels.advance.)
-    The first two steps are of lower order, and the last is DDIM's. The other arguments are those of ddpm().
+    The first two steps are of lower order, and the last is a DDIM step. (diffusers gives the second difference half of
+    the integral's weight and therefore converges as 2M does; see levels.advance.)
 
-    lower_order_final: with fewer than 15 steps, the last but one is of second order as well
+    lower_order_final: whether the last step but one is of second order if there are fewer than 15 steps
+
+    The other arguments are those of ddpm(); no noise is drawn.
     """
-    x, run, diffusion = x_T, guided_model(model, x_T, y, guide, clip, unconditional), model.diffusion
-    past: list[Known] = []  # the latest first
-    for i in run.indices():
-        p, now, then = run.guided(x, i), level(diffusion, i), level(diffusion, i - 1)
+    x, guided, diffusion = x_T, guided_model(model, x_T, y, guide, clip, unconditional), model.diffusion
+    past: list[PastPrediction] = []  # the latest one first
+    for i in guided.indices():
+        p, now, then = guided.predict_guided(x, i), level(diffusion, i), level(diffusion, i - 1)
         highest = 1 if i == 0 else 2 if i == 1 and lower_order_final and len(diffusion) < 15 else 3
         x = advance(x, now, then, p.x0, past[: highest - 1])
-        if now.alpha > 0:  # a prediction at λ = -inf says nothing of the slope
-            past = [Known(now.lam, p.x0), *past[:1]]
-        yield run.step(x, p.x0, i)
+        if now.alpha > 0:  # a prediction at λ = -inf does not determine a slope
+            past = [PastPrediction(now.lam, p.x0), *past[:1]]
+        yield guided.step(x, p.x0, i)
 
 
-def _midpoint(x0: Images, lam: float, h: float, last: Known | None) -> Images:
-    """x_0 half a step h ahead, on the line through the prediction now and the last one."""
+def _midpoint(x0: Images, lam: float, h: float, last: PastPrediction | None) -> Images:
+    """Return x_0 half a step h ahead, on the line through this prediction and the last one."""
     if last is None:
         return x0
     r = (lam - last.lam) / h

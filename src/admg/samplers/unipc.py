@@ -1,4 +1,4 @@
-"""UniPC (Zhao et al. 2023): a predictor, and a corrector that costs no network call of its own."""
+"""UniPC (Zhao et al. 2023): a predictor-corrector method with one network call per step."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from admg.diffusion.gaussian import Images
-from admg.guidance import Guide
+from admg.guidance import DiffusionModel, Guide
 
-from .levels import Known, Level, advance, level
-from .steps import DiffusionModel, NoiseSampler, Step, gaussian_noise, guided_model
+from .base import NoiseSampler, Step, gaussian_noise, guided_model
+from .levels import Level, PastPrediction, advance, level
 
 
 def unipc(
@@ -25,25 +25,28 @@ def unipc(
     order: int = 2,
     lower_order_final: bool = True,
 ) -> Iterator[Step]:
-    """UniPC with B_2(h), for the prediction of x_0: at the point that the last step predicted, the
-    model is asked once; what it says corrects that point, and predicts the next one from there.
+    """Sample with UniPC and B_2(h), for predictions of x_0.
 
-    order: p of the predictor; with the corrector the method is of order p + 1
-    lower_order_final: no higher than the number of steps left; the last step is DDIM's in any case
-    The other arguments are those of ddpm(); no noise is drawn. ValueError: order not 1, 2 or 3.
+    The model is evaluated once per step, at the point that the last step predicted. The result corrects that point and
+    predicts the next one from it.
+
+    order: order p of the predictor, 1, 2 or 3; with the corrector the method has order p + 1
+    lower_order_final: whether the order is at most the number of remaining steps; the last step is always a DDIM step
+
+    The other arguments are those of ddpm(); no noise is drawn. Raises ValueError if the order is not 1, 2 or 3.
     """
     if order not in (1, 2, 3):
         raise ValueError(f"order must be 1, 2 or 3, got {order}")
-    x, run, diffusion = x_T, guided_model(model, x_T, y, guide, clip, unconditional), model.diffusion
-    past: list[Known] = []  # the latest first
-    before: tuple[Images, Level] | None = None  # the last step: where it started,
-    used = 1  # and its order
-    for i in run.indices():
-        p, now, then = run.guided(x, i), level(diffusion, i), level(diffusion, i - 1)
-        if before and past:
-            x = advance(*before, now, past[0].x0, [*past[1:used], Known(now.lam, p.x0)], halved=used == 1)
-        if now.alpha > 0:  # a prediction at λ = -inf says nothing of the slope
-            past, before = [Known(now.lam, p.x0), *past[: order - 1]], (x, now)
+    x, guided, diffusion = x_T, guided_model(model, x_T, y, guide, clip, unconditional), model.diffusion
+    past: list[PastPrediction] = []  # the latest one first
+    start: tuple[Images, Level] | None = None  # where the last step started
+    used = 1  # order of the last step
+    for i in guided.indices():
+        p, now, then = guided.predict_guided(x, i), level(diffusion, i), level(diffusion, i - 1)
+        if start and past:
+            x = advance(*start, now, past[0].x0, [*past[1:used], PastPrediction(now.lam, p.x0)], halved=used == 1)
+        if now.alpha > 0:  # a prediction at λ = -inf does not determine a slope
+            past, start = [PastPrediction(now.lam, p.x0), *past[: order - 1]], (x, now)
         used = 1 if i == 0 else min(order, max(len(past), 1), i + 1 if lower_order_final else order)
         x = advance(x, now, then, p.x0, past[1:used], halved=True)
-        yield run.step(x, p.x0, i)
+        yield guided.step(x, p.x0, i)

@@ -1,0 +1,127 @@
+"""Classifier guidance with the options that later papers added."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .base import Guidance
+from .divergence import Divergence
+from .gradient import At, bounded, check_at, dtype_of, gradient
+from .numbers import Scale, check_scale, finite, per_image_norm, scale_at
+from .state import State
+
+
+@dataclass(frozen=True, eq=False)
+class ExtendedClassifierGuidance(Guidance):
+    """Classifier guidance with options, each of which is off by default. They can be combined.
+
+    classifier: function (x_t, timesteps) -> logits (N, K), differentiable in x_t; with at="x0", x_0 -> logits
+    scale: guidance scale s, or a function of the noise level State.sigma; 0 does not evaluate the classifier
+    at: "x0" evaluates a classifier of clean images at the predicted x_0, not clipped. The gradient goes through the
+        network as well (Bansal et al. 2023, "Universal guidance"); see gradient.bounded for its limit
+    labels: weights w of Σ_k w_k log p(k | x), used instead of the sampler's y: {label: weight}, or a tensor (K,), or
+        (N, K) for each image; a label with a negative weight is avoided
+    temperature: divisor of the logits, or a function of State.sigma; values above 1 correct an overconfident
+        classifier, and `guidance.calibrated` fits them to labelled images
+    joint: weakening of the marginal in log p(y | x) = z_y - logsumexp(z), which counts 1 - joint times: 0 is the
+        conditional probability, 1 the joint energy z_y (after Ma et al. 2024, who use a temperature of its own)
+    entropy: weight λ of the entropy λ H(p(· | x)), which is added to the log-probability so that gradients do not
+        vanish where the classifier is sure too early (Javid et al. 2025, with a fixed λ)
+    divergence: divergence from a smoothed label, which serves the same purpose; see Divergence
+    normalise: whether the gradient of each image is normalised to norm 1 before it is scaled
+    max_norm: largest norm of the gradient of each image before it is scaled
+
+    Raises ValueError if a number is out of range, or if labels are missing or do not fit the logits.
+    """
+
+    classifier: Callable[..., Tensor]
+    scale: Scale = 1.0
+    at: At = "x"
+    labels: Mapping[int, float] | Tensor | None = None
+    temperature: Scale = 1.0
+    joint: float = 0.0
+    entropy: float = 0.0
+    divergence: Divergence | None = None
+    normalise: bool = False
+    max_norm: float = math.inf
+
+    def __post_init__(self) -> None:
+        check_scale(self.scale)
+        check_at(self.at)
+        finite(self.entropy, "the weight of the entropy")
+        if not callable(self.temperature):
+            check_temperature(self.temperature)
+        if not 0 <= self.joint <= 1:
+            raise ValueError(f"joint must be in [0, 1], from conditional to joint, got {self.joint}")
+        if not self.max_norm > 0:
+            raise ValueError(f"the largest norm of a gradient must be above 0, got {self.max_norm}")
+
+    def __call__(self, state: State) -> Tensor | None:
+        scale = scale_at(self.scale, state.sigma)
+        if scale == 0:
+            return None
+        if state.y is None and self.labels is None:
+            raise ValueError("classifier guidance needs labels: give the sampler y, one target label per image")
+
+        def log_p(images: Tensor) -> Tensor:
+            logits = self.classifier(images) if self.at == "x0" else self.classifier(images, state.t)
+            return self.log_prob(logits.to(dtype_of(state.x)) / self.temperature_at(state.sigma), state.y)
+
+        g = gradient(log_p, state, self.at, "the classifier")
+        if self.normalise:
+            g = g / per_image_norm(g).clamp(min=1e-12)
+        if self.max_norm < math.inf:
+            g = g * (self.max_norm / per_image_norm(g).clamp(min=1e-12)).clamp(max=1)
+        return bounded(scale * g, state) if self.at == "x0" else scale * g
+
+    def log_prob(self, logits: Float[Tensor, "n k"], y: Tensor | None) -> Float[Tensor, " n"]:
+        """Return the log-probability whose gradient is followed, from logits already divided by the temperature."""
+        log_p = logits.log_softmax(-1)
+        score = log_p + self.joint * logits.logsumexp(-1, keepdim=True) if self.joint else log_p
+        weights = one_hot(y, logits) if self.labels is None else label_weights(self.labels, logits)
+        value = (weights * score).sum(-1)
+        if self.entropy:
+            value = value - self.entropy * (log_p.exp() * log_p).sum(-1) * (weights != 0).any(-1)
+        return value if self.divergence is None else value + self.divergence(log_p, weights)
+
+    def temperature_at(self, sigma: float) -> float:
+        """Return the temperature at a noise level."""
+        return check_temperature(self.temperature(sigma)) if callable(self.temperature) else self.temperature
+
+
+def check_temperature(temperature: float) -> float:
+    """Return the temperature. Raises ValueError if it is not a number above 0."""
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"the classifier's temperature must be a number above 0, got {temperature}")
+    return temperature
+
+
+def one_hot(y: Tensor | None, logits: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
+    """Return 1 at each image's label and 0 elsewhere; 0 everywhere for images with the label -1."""
+    weights = torch.zeros_like(logits)
+    return weights if y is None else weights.scatter(1, y.clamp(min=0)[:, None], (y >= 0)[:, None].to(logits))
+
+
+def label_weights(labels: Mapping[int, float] | Tensor, logits: Float[Tensor, "n k"]) -> Tensor:
+    """Return weights (K,) or (N, K). Raises ValueError if they do not fit the logits or are not finite."""
+    n, k = logits.shape
+    if isinstance(labels, Mapping):
+        unknown = [label for label in labels if not 0 <= label < k]
+        if unknown:
+            raise ValueError(f"label {unknown[0]} is not one of the classifier's labels, which are 0 to {k - 1}")
+        weights = logits.new_zeros(k)
+        for label, weight in labels.items():
+            weights[label] = weight
+    else:
+        weights = labels.to(logits)
+    if weights.shape not in ((k,), (n, k)):
+        raise ValueError(f"label weights have shape {tuple(weights.shape)}, expected ({k},), or ({n}, {k}) per image")
+    if not weights.isfinite().all():
+        raise ValueError("label weights must be finite numbers")
+    return weights

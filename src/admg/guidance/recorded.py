@@ -1,0 +1,30 @@
+"""Finding out whether a sampler evaluates its guide."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from .base import Wrapper
+from .state import State
+
+
+@dataclass(frozen=True)
+class Recorded(Wrapper):
+    """A guide that records the steps at which a sampler evaluates it.
+
+    guide: guide, which may be a plain function
+    steps: index of each step so far
+    """
+
+    steps: list[int] = field(default_factory=list)
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether a sampler has evaluated the guide."""
+        return bool(self.steps)
+
+    def __call__(self, state: State) -> Tensor | None:
+        self.steps.append(state.index)
+        return self.guide(state)

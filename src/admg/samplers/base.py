@@ -1,0 +1,110 @@
+"""What every sampler does before its own step: predict with the model and evaluate the guide.
+
+A sampler is a generator function `sampler(model, x_T, *, y, guide, noise_sampler, clip, unconditional)` that yields a
+`Step` for each step. To write one, build a `GuidedModel` with `guided_model` and call its `predict` (Algorithm 1,
+Algorithm 2) or `predict_guided` (ODE solvers); see docs/guidance.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from admg.diffusion.gaussian import Images, Prediction
+from admg.guidance.base import Guide, begin, modified_prediction
+from admg.guidance.state import DiffusionModel, State, check_consistent
+
+NoiseSampler = Callable[[Images, int], Images]
+"""(x, index) -> standard normal noise with the shape of x, for the step from x at `index`."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """The result of a step of a sampler.
+
+    x: x_{t-1}, (N, C, H, W)
+    x0: the predicted image that led there, (N, C, H, W)
+    t: timestep that the network was given
+    index: index of t in the schedule, from len(schedule) - 1 down to 0
+    """
+
+    x: Images
+    x0: Images
+    t: int | float
+    index: int
+
+
+Sampler = Callable[..., Iterator[Step]]
+
+
+def gaussian_noise(x: Images, index: int) -> Images:
+    """Return standard normal noise with the shape of x from torch's global random number generator."""
+    return torch.randn_like(x)
+
+
+@dataclass(frozen=True)
+class GuidedModel:
+    """A model together with the guide that steers it, for one run of a sampler.
+
+    model: diffusion model
+    y: target labels (N,) of the guide, or None
+    model_y: labels (N,) that the network is conditioned on, or None
+    guide: guide, or None
+    clip: whether predicted images are clipped to [-1, 1] before guidance
+    """
+
+    model: DiffusionModel
+    y: Tensor | None
+    model_y: Tensor | None
+    guide: Guide | None
+    clip: bool = True
+
+    def indices(self) -> range:
+        """Return the indices of the schedule from the noisiest step to the last."""
+        return range(len(self.model.diffusion) - 1, -1, -1)
+
+    @torch.no_grad()
+    def predict(self, x: Images, index: int) -> tuple[Prediction, Images | None]:
+        """Return the model's prediction at x_t = x and the guide's gradient g = s ∇ log p(y | x_t), or None."""
+        if self.guide is None:
+            return self.model.predict(x, index, self.model_y, clip=self.clip), None
+        state = self.state(x, index)
+        state = state.with_pred(modified_prediction(self.guide, state))  # for example classifier-free guidance
+        return state.prediction, self.guide(state)
+
+    def predict_guided(self, x: Images, index: int) -> Prediction:
+        """Return the prediction with the guide's gradient added to its score, for samplers that follow eps or x0."""
+        p, g = self.predict(x, index)
+        check_consistent(p)
+        if g is None:
+            return p
+        diffusion = self.model.diffusion
+        eps = p.eps - math.sqrt(1 - diffusion.schedule.alpha_bar[index]) * g  # Algorithm 2
+        return diffusion.with_eps(p, x, index, eps)
+
+    def state(self, x: Images, index: int) -> State:
+        """Return the state that the guide is evaluated with."""
+        return State(x, index, self.y, self.model_y, self.model, self.clip)
+
+    def step(self, x: Images, x0: Images, index: int) -> Step:
+        """Return the Step to yield after the step at `index`."""
+        return Step(x, x0, self.model.diffusion.schedule.timesteps[index].item(), index)
+
+
+def guided_model(
+    model: DiffusionModel, x_T: Images, y: Tensor | None, guide: Guide | None, clip: bool, unconditional: bool
+) -> GuidedModel:
+    """Return the GuidedModel of a run. The arguments are those of a sampler; see samplers.ddpm.
+
+    The labels y steer the guide. A conditional network is conditioned on them too, unless `unconditional`.
+
+    Raises ValueError if y is not one label per image.
+    """
+    if y is not None and y.shape != (len(x_T),):
+        raise ValueError(f"y must be one label for each of {len(x_T)} images, not of shape {tuple(y.shape)}")
+    model_y = y if getattr(model, "conditional", False) and not unconditional else None
+    return GuidedModel(model, y, model_y, begin(guide), clip)

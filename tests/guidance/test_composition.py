@@ -1,0 +1,137 @@
+"""Guides add up and scale, plain functions become guides, and a sampler that ignores its guide is noticed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+import admg
+from admg import guidance, samplers
+from admg.guidance import Guidance, State
+
+Y = torch.tensor([1, 2, 0])
+
+
+def normal(n: int = 3, seed: int = 0) -> torch.Tensor:
+    return torch.randn(n, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+@guidance.guide
+def darker(state: State) -> torch.Tensor:
+    return -0.5 * torch.ones_like(state.x)
+
+
+@guidance.guide
+def smaller(state: State) -> torch.Tensor:
+    return -state.x
+
+
+def state_of(model) -> State:
+    return State(normal(), 3, Y, Y, model.respace(6))
+
+
+def test_two_functions_add_up(tiny_model):
+    state = state_of(tiny_model)
+    expected = -0.5 - state.x
+    for guide in (darker + smaller, sum([darker, smaller]), darker + smaller.guide, smaller.guide + darker):
+        torch.testing.assert_close(guide(state), expected)
+    torch.testing.assert_close(guidance.guide(darker.guide)(state), darker(state))
+    assert guidance.guide(darker) is darker
+
+
+def test_sum_of_one_guide_is_the_guide():
+    assert sum([darker]) is darker
+
+
+@pytest.mark.parametrize("factor", [2, -1.5, np.float64(3.0)])
+def test_a_factor_scales_the_gradient(tiny_model, factor):
+    state = state_of(tiny_model)
+    for guide in (factor * darker, darker * factor):
+        torch.testing.assert_close(guide(state), float(factor) * darker(state))
+    both = factor * (darker + smaller)
+    torch.testing.assert_close(both(state), float(factor) * (darker + smaller)(state))
+
+
+@pytest.mark.parametrize(
+    "make", [guidance.ClassifierFreeGuidance, guidance.CFGZeroStar, lambda w: guidance.APG(w, momentum=0.0)]
+)
+def test_a_factor_scales_what_a_guide_adds_to_the_prediction(tiny_model, make):
+    """2 (w - 1) times the difference of two predictions is guidance of scale 2 w - 1."""
+    found, expected = (g.modify_prediction(state_of(tiny_model)) for g in (2 * make(2.0), make(3.0)))
+    for name in ("x0", "eps", "mean"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), atol=1e-4, rtol=1e-4)
+
+
+def test_factors_1_and_0(tiny_model):
+    def fails(state: State) -> torch.Tensor:
+        raise AssertionError("the guide was evaluated")
+
+    state, cfg = state_of(tiny_model), guidance.ClassifierFreeGuidance(3.0)
+    assert torch.equal((1 * cfg).modify_prediction(state).eps, cfg.modify_prediction(state).eps)
+    off = 0 * (cfg + guidance.guide(fails))
+    assert off.modify_prediction(state) is state.pred and off(state) is None
+
+
+def test_cfg_plus_plus_cannot_be_scaled(tiny_model):
+    with pytest.raises(ValueError, match=r"CFG\+\+"):
+        (2 * guidance.CFGPlusPlus()).modify_prediction(state_of(tiny_model))
+
+
+def test_a_scaled_sum_keeps_its_classifier(tiny_classifier):
+    assert (2 * (darker + guidance.ClassifierGuidance(tiny_classifier))).classifier is tiny_classifier
+
+
+def test_a_memory_lasts_for_one_run_even_inside_other_guides(tiny_model):
+    """The same guide object in two runs gives the same images; the memory of a run changes them."""
+    model, apg = tiny_model.respace(6), guidance.APG(3.0, momentum=-0.7)
+
+    def end(guide) -> torch.Tensor:
+        return list(samplers.ddim(model, normal(), y=Y, guide=guide))[-1].x
+
+    image = torch.zeros(1, 1, 8, 8)
+    for guide in (
+        apg, guidance.Interval(apg), guidance.Rescaled(apg), 1.5 * apg, apg + darker, guidance.ILVR(image, 4, apg),
+    ):  # fmt: skip
+        first = end(guide)
+        assert torch.equal(end(guide), first)
+    assert not torch.equal(end(apg), end(guidance.APG(3.0, momentum=0.0)))
+
+
+def test_a_guide_of_ones_own_may_have_a_memory(tiny_model):
+    @dataclass
+    class Counting(Guidance):
+        steps: int = 0
+
+        def begin(self) -> Counting:
+            return Counting()
+
+        def __call__(self, state: State) -> torch.Tensor:
+            self.steps += 1
+            seen.append(self.steps)
+            return 0.0 * state.x
+
+    seen: list[int] = []
+    for _ in range(2):
+        list(samplers.ddim(tiny_model.respace(3), normal(), guide=guidance.Interval(Counting()) + darker))
+    assert seen == [1, 2, 3, 1, 2, 3]
+
+
+def test_a_guide_records_whether_it_was_evaluated(tiny_model):
+    recorded = guidance.Recorded(darker.guide)
+    assert not recorded.evaluated
+    list(samplers.ddim(tiny_model.respace(3), normal(), guide=recorded))
+    assert recorded.evaluated and recorded.steps == [2, 1, 0]
+
+
+@pytest.mark.parametrize("guide", [darker, lambda state: None, guidance.Interval(darker, 1e6)])
+def test_a_sampler_that_ignores_its_guide_is_refused(tiny_model, guide):
+    def ignoring(model, x_T, *, y=None, guide=None, noise_sampler=None, clip=True, unconditional=False):
+        yield from samplers.ddim(model, x_T, y=y, clip=clip, unconditional=unconditional)
+
+    with pytest.raises(ValueError, match=r"sampler 'ignoring' never evaluated the guide"):
+        admg.sample(tiny_model, ["one"], guide=guide, sampler=ignoring, steps=3, progress=False)
+    admg.sample(tiny_model, ["one"], sampler=ignoring, steps=3, progress=False)
+    admg.sample(tiny_model, ["one"], guide=guide, steps=3, progress=False)
