@@ -149,7 +149,7 @@ class State:
 def check_conditional(state: State) -> Tensor:
     """Return the labels that the network is conditioned on. Raises ValueError if there are none."""
     if state.model_y is None:
-        raise ValueError("this guidance needs a conditional model and labels y; unconditional=True rules it out")
+        raise ValueError("classifier-free guidance needs a conditional model that is conditioned on labels y")
     return state.model_y
 
 
