@@ -248,7 +248,7 @@ def test_upsampling_takes_guides_too(capsys, tiny_upsampler, own, tmp_path):
         (["--cfg", 2, "--unconditional"], "classifier-free guidance needs a conditional model"),
         (["--cfg", 2, "--unconditional", "--scale", 2], "classifier-free guidance needs a conditional model"),
         (["--cfg", 2, "--guide", "cfg-plus-plus"], "CFG++"),
-        (["--guide", "cfg-plus-plus:0.5", "--sampler", "ddpm"], "CFG++ needs a sampler that combines x0 and eps itself"),
+        (["--guide", "cfg-plus-plus:0.5", "--sampler", "ddpm"], "CFG++ needs a sampler that combines x0"),
         (["--interval", "3"], "--interval must be two noise levels"),
         (["--interval", "3,1"], "0 <= low <= high"),
         (["--interval", "1,3", "--scale", 0], "the interval limits guidance, and there is none"),
