@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import admg
-from admg.checkpoints.model import Classifier, DiffusionConfig, Labels, Model
+from admg.checkpoints.labels import Labels
+from admg.checkpoints.model import Classifier, Model
 from admg.checkpoints.openai.loading import published
+from admg.diffusion.config import DiffusionConfig
 from admg.guidance.classifier import log_prob_gradient
 from admg.models import ClassifierConfig, NoisyClassifier, UNet, UNetConfig
 from admg.training import DiffusionTask

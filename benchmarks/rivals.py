@@ -32,8 +32,8 @@ from cases import (
 )
 from torch import Tensor, nn
 
-from admg.checkpoints.export.unet2d import unet2d_config, unet2d_state
-from admg.checkpoints.model import DiffusionConfig
+from admg.checkpoints.diffusers.unet2d import unet2d_config, unet2d_state
+from admg.diffusion.config import DiffusionConfig
 from admg.engine.precision import DTYPES, autocast
 from admg.models import NoisyClassifier
 

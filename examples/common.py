@@ -38,7 +38,7 @@ def garments(model: admg.Model, labels: Sequence[str], first: int = 0) -> Tensor
     the data set, a sample of the model instead, of seed 1.
     """
     folder = next((path for path in DATA if Path(path).is_dir()), None)
-    numbers = [model.labels.number(label) for label in labels]
+    numbers = [model.labels.parse(label) for label in labels]
     if folder is None:
         return admg.sample(model, numbers, seed=1, first=first, progress=False).x
     data = open_dataset(folder, model.shape[1], channels=1, fit="pad", split="test")

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from helpers import NAMES, TRUNK, randomised
 
-from admg.checkpoints.model import Classifier, DiffusionConfig, Labels, Model
+from admg.checkpoints.labels import Labels
+from admg.checkpoints.model import Classifier, Model
+from admg.diffusion.config import DiffusionConfig
 from admg.models import ClassifierConfig, NoisyClassifier, SuperResConfig, SuperResUNet, UNet, UNetConfig
 
 

@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from admg.checkpoints.model import Classifier, DiffusionConfig, Labels, Model
+from admg.checkpoints.labels import Labels
+from admg.checkpoints.model import Classifier, Model
 from admg.cli import main as cli
 from admg.data import batches
 from admg.data import open as open_dataset
+from admg.diffusion.config import DiffusionConfig
 from admg.models import ClassifierConfig, NoisyClassifier, UNet, UNetConfig
 from admg.training import ClassifierTask, DiffusionTask, TrainConfig
 from admg.training.prefetch import prefetch

@@ -1,6 +1,6 @@
-"""What the tests against OpenAI's values share: reading tests/openai/, their flags as our configs, their parameters.
+"""Shared by the tests against guided-diffusion's values: reading tests/openai/, and its flags and parameters.
 
-The flags are read as plainly as can be, by a table; the library's own parser is tested elsewhere.
+Flags are read by a plain table, independently of the library's own parser.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from admg.checkpoints.model import DiffusionConfig
+from admg.diffusion.config import DiffusionConfig
 from admg.models import ClassifierConfig, NoisyClassifier, SuperResUNet, UNet, UNetConfig
 from admg.models.unet import EncoderConfig
 
@@ -26,14 +26,14 @@ NETWORKS = {"diffusion": UNet, "upsampler": SuperResUNet, "classifier": NoisyCla
 
 @cache
 def table(name: str) -> dict[str, Any]:
-    """A .json or .json.gz file of tests/openai."""
+    """Return the contents of a .json or .json.gz file of tests/openai."""
     data = (FOLDER / name).read_bytes()
     return json.loads(gzip.decompress(data) if name.endswith(".gz") else data)
 
 
 @cache
 def arrays(name: str) -> dict[str, np.ndarray]:
-    """A .npz file of tests/openai."""
+    """Return the arrays of a .npz file of tests/openai."""
     with np.load(FOLDER / name) as file:
         return dict(file)
 
@@ -55,13 +55,13 @@ def truth(text: str) -> bool:
 
 
 def network_config(kind: str, flags: str) -> EncoderConfig:
-    """The network of guided-diffusion's flags, with the defaults of its script_util.py."""
+    """Return the network of guided-diffusion's flags, with the defaults of its script_util.py."""
     given = parse(flags)
     size = int(given.get("large_size") or given["image_size"])
     common = {
         "image_size": size,
-        "image_channels": int(given.get("image_channels", 3)),  # not a flag of theirs
-        "conv_resample": truth(given.get("conv_resample", "True")),  # nor this
+        "image_channels": int(given.get("image_channels", 3)),  # not a flag there
+        "conv_resample": truth(given.get("conv_resample", "True")),  # not a flag there, either
     }
     if kind == "classifier":
         return ClassifierConfig(
@@ -118,7 +118,7 @@ def shapes(network: nn.Module) -> dict[str, list[int]]:
 
 
 def fill(network: nn.Module) -> nn.Module:
-    """Every parameter as tests/openai/README.md says, and eval mode."""
+    """Fill every parameter as tests/openai/README.md says, and switch to eval mode."""
     state = {}
     for name, value in network.state_dict().items():
         rng = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode())))
@@ -131,7 +131,10 @@ def fill(network: nn.Module) -> nn.Module:
 
 
 def inputs(kind: str, flags: str, size: list[int] | None = None) -> dict[str, Tensor]:
-    """The arguments of forward, as tests/openai/README.md says; size: (height, width), if not the network's own."""
+    """Return the arguments of forward, as tests/openai/README.md says.
+
+    size: (height, width), if not the network's own
+    """
     config = network_config(kind, flags)
     height, width = size or (config.image_size, config.image_size)
     n, c = 2 if max(height, width) <= 64 else 1, config.image_channels

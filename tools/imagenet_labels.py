@@ -1,10 +1,10 @@
-"""Make src/admg/imagenet_labels.txt: the names of ImageNet-1k's labels, out of WordNet 3.0.
+"""Write src/admg/checkpoints/imagenet_labels.txt: the names of ImageNet-1k's labels, from WordNet 3.0.
 
-    python tools/imagenet_labels.py imagenet_synsets.txt /usr/share/wordnet src/admg/imagenet_labels.txt
+    python tools/imagenet_labels.py imagenet_synsets.txt /usr/share/wordnet src/admg/checkpoints/imagenet_labels.txt
 
-The first file lists the 1,000 WordNet ids, one to a line (such as timm/data/_info/imagenet_synsets.txt, or the folders'
-names of the dataset itself); the second is WordNet's database (Debian: wordnet-base), whose `data.noun` it reads: the
-digits of an id are the offset of its line. Label k is the k-th of the sorted ids.
+The first argument is a file with the 1,000 WordNet ids, one per line (for example timm/data/_info/imagenet_synsets.txt,
+or the folder names of the data set). The second is the folder of WordNet's database (Debian: wordnet-base), of which
+`data.noun` is read: the digits of an id are the offset of its line. Label k is the k-th id in sorted order.
 """
 
 from __future__ import annotations
@@ -24,14 +24,17 @@ HEADER = """\
 
 @dataclass(frozen=True)
 class Synset:
-    """WordNet's synonyms for one thing, and the offsets of what it is a kind of."""
+    """A set of synonyms in WordNet, and the offsets of its hypernyms (what it is a kind of)."""
 
     lemmas: list[str]
     hypernyms: list[int]
 
 
 def read_synset(data: bytes, offset: int) -> Synset:
-    """The line at this offset of data.noun: `offset file n words(hex) lemma id ... pointers | gloss` (man 5 wndb)."""
+    """Parse the line at an offset of data.noun.
+
+    Its format is `offset file n words(hex) lemma id ... pointers | gloss` (man 5 wndb).
+    """
     fields = data[offset : data.index(b"\n", offset)].decode("ascii").split(" | ")[0].split()
     if int(fields[0]) != offset:
         raise ValueError(f"no synset at offset {offset}")
@@ -42,13 +45,13 @@ def read_synset(data: bytes, offset: int) -> Synset:
 
 
 def read_license(data: bytes) -> str:
-    """The notice at the head of data.noun, as comment lines; there each line has its number and two spaces around."""
+    """Return the notice at the start of data.noun as comment lines, without its line numbers."""
     head = data[: data.index(b"\n00001740 ")].decode("ascii").splitlines()
     return "".join(f"# {line.strip().partition(' ')[2].strip()}".rstrip() + "\n" for line in head)
 
 
 def lines(ids: list[str], data: bytes) -> list[str]:
-    """`id name, synonym, ...`; a name that two labels would share has what it is a kind of behind it."""
+    """Return `id name, synonym, ...` for each label. If two labels have the same name, their hypernym is appended."""
     synsets = [read_synset(data, int(id[1:])) for id in ids]
     shared = Counter(synset.lemmas[0].lower() for synset in synsets)
     result = []

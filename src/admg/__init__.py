@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import data, diffusion, engine, evaluation, generation, guidance, models, samplers, training
     from .checkpoints import export, openai
-    from .checkpoints.model import Classifier, DiffusionConfig, Labels, Model
-    from .checkpoints.presets import load, load_classifier, load_upsampler
-    from .diffusion import Diffusion, NoiseSchedule, Prediction
+    from .checkpoints.describe import describe, list_models
+    from .checkpoints.labels import Labels
+    from .checkpoints.loading import load, load_classifier, load_upsampler
+    from .checkpoints.model import Classifier, Model
+    from .diffusion import Diffusion, DiffusionConfig, NoiseSchedule, Prediction
     from .evaluation import diagnose, likelihood
     from .evaluation.evaluate import evaluate
     from .evaluation.neighbours import neighbours
@@ -32,24 +34,26 @@ __version__ = "0.1.0"
 _WHERE = {
     "Classifier": "checkpoints.model",
     "Diffusion": "diffusion",
-    "DiffusionConfig": "checkpoints.model",
-    "Labels": "checkpoints.model",
+    "DiffusionConfig": "diffusion",
+    "Labels": "checkpoints.labels",
     "Model": "checkpoints.model",
     "NoiseSchedule": "diffusion",
     "Prediction": "diffusion",
     "Samples": "generation.samples",
     "TrainConfig": "training",
     "TrainingRun": "training",
+    "describe": "checkpoints.describe",
     "edit": "generation.edit",
     "encode": "generation.edit",
     "evaluate": "evaluation.evaluate",
     "generate": "generation.generate",
     "interpolate": "generation.interpolate",
-    "load": "checkpoints.presets",
+    "list_models": "checkpoints.describe",
+    "load": "checkpoints.loading",
+    "load_classifier": "checkpoints.loading",
+    "load_upsampler": "checkpoints.loading",
     "neighbours": "evaluation.neighbours",
     "nll": "evaluation.nll",
-    "load_classifier": "checkpoints.presets",
-    "load_upsampler": "checkpoints.presets",
     "sample": "generation.sample",
     "train_classifier": "training",
     "train_diffusion": "training",
@@ -76,6 +80,8 @@ __all__ = [  # noqa: RUF022 (what people call first, then what it is made of)
     "load",
     "load_classifier",
     "load_upsampler",
+    "list_models",
+    "describe",
     "sample",
     "generate",
     "edit",

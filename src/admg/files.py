@@ -1,4 +1,4 @@
-"""Writing files so that a reader never meets half of one, and one writer at a time."""
+"""Atomic writes, file locks and the cache folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """ADMG_HOME, else XDG_CACHE_HOME/admg, else ~/.cache/admg."""
+    """Return the cache folder: $ADMG_HOME, or $XDG_CACHE_HOME/admg, or ~/.cache/admg."""
     if home := os.environ.get("ADMG_HOME"):
         return Path(home).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "admg"
@@ -21,13 +21,13 @@ def cache_folder() -> Path:
 
 @contextmanager
 def atomic(path: Path | str) -> Iterator[Path]:
-    """A temporary path beside `path`, of the same suffix, that takes its place (file or folder) once written whole.
+    """Yield a temporary path next to `path` with the same suffix; on success, move it (a file or folder) to `path`.
 
-    After an exception nothing is left of it, and what stood at `path` is as it was.
+    After an exception, the temporary path is removed and `path` is unchanged.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    token = f"{os.getpid()}-{secrets.token_hex(4)}"  # two machines that share a disk may have equal process numbers
+    token = f"{os.getpid()}-{secrets.token_hex(4)}"  # machines that share a disk may use the same process id
     temporary = path.with_name(f".{path.stem}.{token}.tmp{path.suffix}")
     try:
         yield temporary
@@ -43,7 +43,7 @@ def atomic(path: Path | str) -> Iterator[Path]:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link, or a folder with all that can be removed of it, if it is there."""
+    """Remove a file, link or folder if it exists. Errors within a folder are ignored."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -51,19 +51,19 @@ def remove(path: Path) -> None:
 
 
 class LockError(OSError):
-    """Files cannot be locked on this file system."""
+    """The file system does not support file locks."""
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Wait until no other process or thread holds the lock of this file. The system frees it when its holder dies.
+    """Hold the lock of a file, waiting until no other process or thread does. It is released if its holder dies.
 
-    LockError: files cannot be locked there; OSError: no lock can be made beside the file.
+    Raises LockError if the file system does not support locks, and OSError if no lock file can be created.
     """
     with path.with_name(f".{path.name}.lock").open("a") as file:
         while not _try_lock(file.fileno(), path):
             time.sleep(0.1)
-        yield  # closing the file frees the lock
+        yield  # closing the file releases the lock
 
 
 def _try_lock(descriptor: int, path: Path) -> bool:
@@ -76,7 +76,7 @@ def _try_lock(descriptor: int, path: Path) -> bool:
             import fcntl
 
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):  # held by another: EAGAIN here, EACCES on Windows
+    except (BlockingIOError, PermissionError):  # already held: EAGAIN, or EACCES on Windows
         return False
     except OSError as error:
         raise LockError(f"cannot lock files in {path.parent} ({error.strerror})") from None
@@ -84,7 +84,10 @@ def _try_lock(descriptor: int, path: Path) -> bool:
 
 
 def check_output_folder(path: Path | str) -> Path:
-    """`path` as a folder that exists and can be written; OSError says why not. To be called before long work."""
+    """Create a folder if necessary, check that it is writable, and return it. Meant to be called before long work.
+
+    Raises OSError with the reason if it cannot be written.
+    """
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Objects of a user's own Python file, named as path/to/file.py:name."""
+"""Load objects from a user's Python file, given as path/to/file.py:name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from typing import Any
 
 
 def load_object(spec: str) -> tuple[Any, str]:
-    """The object, and a checksum of its file. ValueError, in one line: no such file or name, or the file fails."""
+    """Return the object and a checksum of its file.
+
+    Raises ValueError with a one-line message if there is no such file or name, or if running the file fails.
+    """
     file, _, name = spec.rpartition(":")
     path = Path(file).expanduser()
     if path.suffix != ".py" or not name.isidentifier():
@@ -23,7 +26,7 @@ def load_object(spec: str) -> tuple[Any, str]:
     digest = hashlib.sha256(text).hexdigest()[:12]
     try:
         module = _executed(path, text, f"admg_user_{path.stem}_{digest}")
-    except (Exception, SystemExit) as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise any exception
         raise ValueError(f"{path} cannot be imported: {described(error, path)}") from error
     if not hasattr(module, name):
         there = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
@@ -32,7 +35,7 @@ def load_object(spec: str) -> tuple[Any, str]:
 
 
 def described(error: BaseException, path: Path) -> str:
-    """`NameError: name 'x' is not defined (line 3)`: the innermost line of this file that the error came through."""
+    """Return the error in one line, with the last line of this file in its traceback: `NameError: ... (line 3)`."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path.resolve()]
     line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno if frames else None
     text = " ".join((error.msg if isinstance(error, SyntaxError) else str(error)).split())
@@ -40,14 +43,14 @@ def described(error: BaseException, path: Path) -> str:
 
 
 def _executed(path: Path, text: bytes, name: str) -> ModuleType:
-    """The file's text as a module, which may import what lies beside it.
+    """Run the text of a file as a module, which may import modules from the same folder.
 
-    Not by its loader, whose compiled copy of a file that changed within a second, and not in length, would be the old.
+    The standard loader is not used: its bytecode cache misses changes within one second that keep the file's length.
     """
     found = importlib.util.spec_from_file_location(name, path.resolve())
     assert found is not None
     module = importlib.util.module_from_spec(found)
-    sys.modules[name] = module  # dataclasses look their module up
+    sys.modules[name] = module  # dataclasses look up their module
     sys.path.insert(0, str(path.resolve().parent))
     try:
         exec(compile(text, str(path.resolve()), "exec", dont_inherit=True), vars(module))

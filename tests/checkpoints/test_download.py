@@ -1,4 +1,4 @@
-"""Downloads from a server on this machine that misbehaves as servers do."""
+"""Downloads from a local server that misbehaves as real servers do."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves `content` at any path, until told to do otherwise; `requests` are the Range headers (or "") that came."""
+    """A server of `content` at any path. `requests` are the Range headers (or "") that it received."""
 
     daemon_threads = True
 
@@ -32,13 +32,13 @@ class Server(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.content = CONTENT
         self.etag: str | None = '"v1"'
-        self.ranges = True  # whether it knows the header Range
-        self.honest = True  # whether it heeds If-Range
+        self.ranges = True  # whether it supports Range
+        self.honest = True  # whether it respects If-Range
         self.drop_after: list[int] = []  # bytes after which each of the next connections breaks
-        self.statuses: list[int] = []  # of the next answers
-        self.length: int | None = None  # told instead of the true one; -1: none is told
+        self.statuses: list[int] = []  # of the next responses
+        self.length: int | None = None  # sent instead of the true length; -1: no length
         self.type = "application/octet-stream"
-        self.hold = threading.Event()  # the body is not sent before
+        self.hold = threading.Event()  # the body is sent once this is set
         self.hold.set()
         self.requests: list[str] = []
 
@@ -47,21 +47,21 @@ class Server(http.server.ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}/models/x.pt"
 
     def handle_error(self, request, client_address):
-        """Connections that we break on purpose are no news."""
+        """Ignore connections that are broken on purpose."""
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self):
-        server, wanted = self.server, self.headers.get("Range", "")
-        server.requests.append(wanted)
+        server, requested = self.server, self.headers.get("Range", "")
+        server.requests.append(requested)
         if server.statuses:
             return self.send_error(server.statuses.pop(0))
         content, start = server.content, 0
         fresh = not server.honest or self.headers.get("If-Range") == server.etag
-        if wanted and server.ranges and fresh:
-            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+        if requested and server.ranges and fresh:
+            start = int(requested.removeprefix("bytes=").removesuffix("-"))
             self.send_response(206)
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         else:
@@ -99,8 +99,8 @@ def fetch(server: Server, path: Path, **options) -> bytes:
     return download.fetch(server.url, path, progress=False, **options).read_bytes()
 
 
-def rest(path: Path) -> set[str]:
-    """What stands beside a file, but for the lock, which stays."""
+def files_beside(path: Path) -> set[str]:
+    """Names of the files in the same folder, without the lock, which is kept."""
     return {p.name for p in path.parent.iterdir()} - {f".{path.name}.lock"}
 
 
@@ -108,33 +108,33 @@ def refused(server: Server, path: Path, **options) -> str:
     with pytest.raises(DownloadError) as error:
         fetch(server, path, **options)
     assert not path.exists()
-    assert f"get {server.url} and put it at {path}" in str(error.value) and "\n" not in str(error.value)
+    assert f"download {server.url} and save it as {path}" in str(error.value) and "\n" not in str(error.value)
     return str(error.value)
 
 
-def test_fetches_once_and_records_what_came(server, tmp_path):
+def test_a_file_is_downloaded_once_and_recorded(server, tmp_path):
     path = tmp_path / "openai" / "x.pt"
     assert fetch(server, path) == fetch(server, path) == CONTENT
     assert server.requests == [""]
-    assert rest(path) == {"x.pt", "x.pt.json"}
+    assert files_beside(path) == {"x.pt", "x.pt.json"}
     record = json.loads((path.parent / "x.pt.json").read_text())
     assert (record["sha256"], record["size"]) == (SHA256, len(CONTENT))
     assert (record["url"], record["etag"]) == (server.url, '"v1"') and record["date"].startswith("20")
 
 
-def test_progress_is_told(server, tmp_path):
+def test_progress_is_reported(server, tmp_path):
     steps = list(download.download(server.url, tmp_path / "x.pt"))
     assert {step.total for step in steps} == {len(CONTENT)} and steps[-1].done == len(CONTENT)
     assert [s.done for s in steps] == sorted(s.done for s in steps)
 
 
-def test_dropped_connections_are_resumed_where_they_broke(server, tmp_path):
+def test_dropped_connections_resume(server, tmp_path):
     server.drop_after = [1_000_000, 0, 500_000]
     assert fetch(server, tmp_path / "x.pt") == CONTENT
     assert server.requests == ["", "bytes=1000000-", "bytes=1000000-", "bytes=1500000-"]
 
 
-def test_a_break_of_ours_is_resumed_by_the_next_start(server, tmp_path):
+def test_an_interrupted_download_resumes_at_the_next_start(server, tmp_path):
     path = tmp_path / "x.pt"
     with contextlib.closing(download.download(server.url, path)) as steps:
         while next(steps).done < 100_000:
@@ -145,19 +145,19 @@ def test_a_break_of_ours_is_resumed_by_the_next_start(server, tmp_path):
     assert server.requests == ["", f"bytes={have}-"]
 
 
-def test_a_whole_part_needs_no_connection(server, tmp_path):
+def test_a_complete_part_needs_no_connection(server, tmp_path):
     (tmp_path / "x.pt.part").write_bytes(CONTENT)
     part = connection.Part(server.url, len(CONTENT), '"v1"')
     (tmp_path / "x.pt.part.json").write_text(json.dumps(dataclasses.asdict(part)))
     assert fetch(server, tmp_path / "x.pt") == CONTENT and server.requests == []
 
 
-def test_a_part_of_unknown_origin_is_not_gone_on_with(server, tmp_path):
+def test_a_part_of_unknown_origin_is_not_resumed(server, tmp_path):
     (tmp_path / "x.pt.part").write_bytes(b"x" * 1000)
     assert fetch(server, tmp_path / "x.pt") == CONTENT and server.requests == [""]
 
 
-def test_without_ranges_it_starts_over(server, tmp_path):
+def test_without_range_support_it_starts_over(server, tmp_path):
     server.ranges, server.drop_after = False, [1_000_000, 2_000_000]
     assert fetch(server, tmp_path / "x.pt") == CONTENT
     assert server.requests == ["", "bytes=1000000-", "bytes=2000000-"]
@@ -169,7 +169,7 @@ def test_without_an_etag_it_starts_over(server, tmp_path):
 
 
 @pytest.mark.parametrize("honest", [True, False])
-def test_a_file_that_changed_meanwhile_starts_over(server, tmp_path, honest):
+def test_a_file_that_changed_on_the_server_starts_over(server, tmp_path, honest):
     server.drop_after, server.honest = [1_000_000], honest
     steps = download.download(server.url, tmp_path / "x.pt")
     while next(steps).done < 1_000_000:
@@ -179,22 +179,22 @@ def test_a_file_that_changed_meanwhile_starts_over(server, tmp_path, honest):
     assert (tmp_path / "x.pt").read_bytes() == CONTENT[::-1]
 
 
-def test_a_truncated_file_is_never_taken_for_whole(server, tmp_path):
+def test_a_truncated_file_is_never_accepted(server, tmp_path):
     server.content, server.length, server.ranges = CONTENT[:-1], len(CONTENT), False
     assert "broke after 3,000,000 of 3,000,001 bytes, 6 times in a row" in refused(server, tmp_path / "x.pt")
-    assert rest(tmp_path / "x.pt") == {"x.pt.part", "x.pt.part.json"}
+    assert files_beside(tmp_path / "x.pt") == {"x.pt.part", "x.pt.part.json"}
     server.content, server.length = CONTENT, None
     assert fetch(server, tmp_path / "x.pt") == CONTENT
 
 
-def test_a_length_that_cannot_be(server, tmp_path):
+def test_a_wrong_or_missing_length_is_refused(server, tmp_path):
     server.length = 1000
-    assert "has 1,000 bytes, and must have at least 2,000,000" in refused(
+    assert "has 1,000 bytes and must have at least 2,000,000" in refused(
         server, tmp_path / "x.pt", expected=Expected(2_000_000)
     )
-    assert rest(tmp_path / "x.pt") == set()
+    assert files_beside(tmp_path / "x.pt") == set()
     server.length = -1
-    assert "does not tell how long the file is" in refused(server, tmp_path / "x.pt")
+    assert "does not send the size of the file" in refused(server, tmp_path / "x.pt")
 
 
 @pytest.mark.parametrize(
@@ -207,18 +207,18 @@ def test_an_error_page_is_refused(server, tmp_path, kind, page):
 
 
 @pytest.mark.parametrize("statuses, tries", [([404], 1), ([403], 1), ([503] * 9, 3)])
-def test_errors_of_the_server(server, tmp_path, statuses, tries):
+def test_server_errors(server, tmp_path, statuses, tries):
     server.statuses = list(statuses)
     assert f"the server answers {statuses[0]}" in refused(server, tmp_path / "x.pt")
     assert len(server.requests) == tries
 
 
-def test_passing_errors_of_the_server(server, tmp_path):
+def test_temporary_server_errors(server, tmp_path):
     server.statuses = [503, 429]
     assert fetch(server, tmp_path / "x.pt") == CONTENT
 
 
-def test_a_part_that_the_server_cannot_go_on_from(server, tmp_path):
+def test_a_part_that_the_server_cannot_resume(server, tmp_path):
     server.drop_after, server.statuses = [1_000_000], []
     steps = download.download(server.url, tmp_path / "x.pt")
     while next(steps).done < 1_000_000:
@@ -244,7 +244,7 @@ def test_mirrors_are_tried_in_order(server, tmp_path, monkeypatch):
         download.sources(url)
 
 
-def test_what_was_first_used_is_what_must_come_again(server, tmp_path):
+def test_a_file_must_be_the_one_that_was_first_used(server, tmp_path):
     path = tmp_path / "x.pt"
     fetch(server, path)
     path.unlink()
@@ -256,7 +256,7 @@ def test_what_was_first_used_is_what_must_come_again(server, tmp_path):
     assert fetch(server, path) == CONTENT[::-1]
 
 
-def test_a_file_put_there_by_hand_is_trusted_at_first_use_only(server, tmp_path):
+def test_a_file_placed_by_hand_is_trusted_only_at_first_use(server, tmp_path):
     path = tmp_path / "x.pt"
     path.write_bytes(CONTENT)
     assert fetch(server, path, forbid=True) == CONTENT and server.requests == []
@@ -264,19 +264,19 @@ def test_a_file_put_there_by_hand_is_trusted_at_first_use_only(server, tmp_path)
     path.write_bytes(CONTENT[::-1])
     with pytest.raises(DownloadError, match=r"^x\.pt is not the file that was first used on 20"):
         fetch(server, path)
-    path.write_bytes(CONTENT)  # of another time, but the same
+    path.write_bytes(CONTENT)  # a new modification time, the same content
     assert fetch(server, path) == CONTENT
 
 
-def test_a_file_by_hand_that_cannot_be_one(server, tmp_path):
+def test_an_invalid_file_placed_by_hand_is_refused(server, tmp_path):
     path = tmp_path / "x.pt"
     path.write_bytes(CONTENT[:1000])
-    with pytest.raises(DownloadError, match="1,000 bytes, and must have at least 2,000: it is not whole"):
+    with pytest.raises(DownloadError, match="1,000 bytes and must have at least 2,000: it is incomplete"):
         fetch(server, path, expected=Expected(2000))
     path.write_bytes(b"<html>not here</html>")
     with pytest.raises(DownloadError, match="is a web page"):
         fetch(server, path)
-    assert rest(path) == {"x.pt"}
+    assert files_beside(path) == {"x.pt"}
 
 
 def test_a_known_hash(server, tmp_path):
@@ -296,12 +296,14 @@ def test_offline(server, tmp_path, monkeypatch, value):
     assert fetch(server, tmp_path / "x.pt") == CONTENT
 
 
-def test_a_full_disk_is_told_before_anything_is_written(server, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_before_anything_is_written(server, tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 1_000_000})
     monkeypatch.setattr(connection.shutil, "disk_usage", lambda folder: usage)
-    with pytest.raises(DownloadError, match=r"needs 0\.00 GB more, and .* has 0\.00 GB left: make room, or set ADMG_"):
+    with pytest.raises(
+        DownloadError, match=r"needs 0\.00 GB more, and .* has 0\.00 GB left: free some space, or set ADMG_"
+    ):
         fetch(server, tmp_path / "x.pt")
-    assert rest(tmp_path / "x.pt") == set()
+    assert files_beside(tmp_path / "x.pt") == set()
 
 
 def test_concurrent_threads_download_once(server, tmp_path):
@@ -314,7 +316,7 @@ def test_concurrent_threads_download_once(server, tmp_path):
     for thread in threads:
         thread.join(20)
     assert results == [CONTENT] * 4 and server.requests == [""]
-    assert rest(tmp_path / "x.pt") == {"x.pt", "x.pt.json"}
+    assert files_beside(tmp_path / "x.pt") == {"x.pt", "x.pt.json"}
 
 
 def test_concurrent_processes_download_once(server, tmp_path):
@@ -328,7 +330,7 @@ def test_concurrent_processes_download_once(server, tmp_path):
     assert server.requests == [""] and (tmp_path / "x.pt").read_bytes() == CONTENT
 
 
-def test_the_lock_of_a_killed_process_is_free(server, tmp_path):
+def test_the_lock_of_a_killed_process_is_released(server, tmp_path):
     server.hold.clear()
     code = "import sys; from admg.checkpoints import download; download.fetch(sys.argv[1], sys.argv[2], progress=False)"
     process = subprocess.Popen([sys.executable, "-c", code, server.url, str(tmp_path / "x.pt")])

@@ -1,11 +1,13 @@
-"""Labels by name: ImageNet's, and any others with aliases. The expected numbers are the data set's published order."""
+"""Labels by name and by number. The expected numbers of ImageNet's labels are its published order."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import torch
 
 from admg.checkpoints import imagenet
-from admg.checkpoints.model import Labels
+from admg.checkpoints.labels import Labels
 
 KNOWN = {
     0: "tench",
@@ -23,7 +25,7 @@ KNOWN = {
 LABELS = Labels.imagenet()
 
 
-def test_a_thousand_names_of_which_no_two_are_the_same():
+def test_imagenet_has_a_thousand_different_names():
     ids = [wordnet_id for wordnet_id, _ in imagenet.terms()]
     assert len(ids) == 1000 and ids == sorted(set(ids))
     assert (ids[0], ids[207], ids[999]) == ("n01440764", "n02099601", "n15075141")
@@ -33,7 +35,7 @@ def test_a_thousand_names_of_which_no_two_are_the_same():
 @pytest.mark.parametrize("number, name", KNOWN.items())
 def test_known_numbers(number, name):
     assert imagenet.names()[number] == LABELS.name(number) == name
-    assert LABELS.number(name) == LABELS.number(name.upper()) == LABELS.number(number) == LABELS.number(str(number))
+    assert LABELS.number(name) == LABELS.number(name.upper()) == LABELS.number(number) == LABELS.parse(str(number))
 
 
 def test_each_label_is_found_by_its_name_and_its_wordnet_id():
@@ -57,7 +59,7 @@ def test_synonyms_find_a_label_but_its_own_name_comes_first(name, number):
         ("panda", "'lesser panda' (387) or 'giant panda' (388)"),
     ],
 )
-def test_ambiguous_names_list_the_candidates(name, candidates):
+def test_an_ambiguous_name_lists_the_candidates(name, candidates):
     with pytest.raises(ValueError) as error:
         LABELS.number(name)
     assert str(error.value) == f"label {name!r} is ambiguous: {candidates}"
@@ -72,33 +74,56 @@ def test_ambiguous_names_list_the_candidates(name, candidates):
         ("orgutan", "'orangutan' (365)"),
     ],
 )
-def test_misspelt_names_list_the_nearest(name, near):
+def test_a_misspelt_name_suggests_similar_ones(name, near):
     with pytest.raises(ValueError, match=r"^unknown label") as error:
         LABELS.number(name)
     assert near in str(error.value) and str(error.value).endswith("? labels are 0 to 999")
 
 
-@pytest.mark.parametrize("label", ["1000", "-1", 1000, ""])
-def test_numbers_outside_suggest_no_names(label):
-    with pytest.raises(ValueError) as error:
-        LABELS.number(label)
-    assert str(error.value) == f"unknown label {str(label)!r}: labels are 0 to 999"
+@pytest.mark.parametrize("label", ["1000", "-1", 1000, -1, ""])
+def test_numbers_out_of_range_suggest_no_names(label):
+    for lookup in [LABELS.number] + ([LABELS.parse] if isinstance(label, str) else []):
+        with pytest.raises(ValueError) as error:
+            lookup(label)
+        assert str(error.value) == f"unknown label {str(label)!r}: labels are 0 to 999"
 
 
-def test_names_that_differ_by_case_alone():
+@pytest.mark.parametrize("integer", [int, np.int64, np.uint8, torch.tensor], ids=["int", "int64", "uint8", "tensor"])
+def test_an_integer_is_a_number_even_where_names_are_numbers(integer):
+    labels = Labels(3, ("1", "2", "3"))
+    assert [labels.number(integer(k)) for k in range(3)] == [0, 1, 2]
+    assert [labels.number(name) for name in ("1", "2", "3")] == [0, 1, 2]
+    with pytest.raises(ValueError, match="unknown label '3': labels are 0 to 2: 1, 2, 3"):
+        labels.number(integer(3))
+
+
+def test_typed_text_is_a_name_first_and_then_a_number():
+    labels = Labels(3, ("1", "2", "3"))
+    assert [labels.parse(text) for text in ("1", " 3 ", "0")] == [0, 2, 0]
+    assert Labels(10).parse("7") == 7
+
+
+def test_a_string_is_never_taken_for_a_number():
+    with pytest.raises(ValueError, match="no label is named '0': a number must be given as an integer, 0"):
+        Labels(3, ("1", "2", "3")).number("0")
+    with pytest.raises(TypeError):
+        Labels(3).number(1.0)
+
+
+def test_names_that_differ_only_by_case():
     labels = Labels(3, ("A", "a", "b"))
     assert [labels.number(name) for name in ("A", "a", "B")] == [0, 1, 2]
     with pytest.raises(ValueError, match=r"ambiguous: 'x' \(0\) or 'x' \(1\)"):
         Labels(2, ("x", "x")).number("x")
 
 
-def test_aliases_of_ones_own():
+def test_custom_aliases():
     labels = Labels(2, ("cat", "dog"), aliases=(("Felis Catus",), ()))
     assert labels.number("felis catus") == 0
     with pytest.raises(ValueError, match="1 tuples of aliases for 2 labels"):
         Labels(2, ("cat", "dog"), aliases=(("x",),))
 
 
-def test_a_checkpoint_with_imagenets_names_finds_its_synonyms_again():
+def test_imagenets_names_bring_their_synonyms():
     assert Labels.of(list(imagenet.names())).number("Tinca tinca") == 0
     assert Labels.of(["cat", "dog"]).names == ("cat", "dog") and Labels.of(["cat", "dog"]).aliases == ()

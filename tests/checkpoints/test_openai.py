@@ -1,4 +1,4 @@
-"""OpenAI's checkpoints: flags, inference from shapes, `.pt` files, against the reference's names, shapes and values."""
+"""OpenAI's checkpoints: flags, inference from shapes and `.pt` files, compared with guided-diffusion's values."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ import reference
 import torch
 
 import admg.checkpoints.openai as openai
-from admg.checkpoints.model import KINDS, Classifier, DiffusionConfig, Model
+from admg.checkpoints.model import Classifier, Model
+from admg.checkpoints.networks import NETWORK_KINDS
 from admg.checkpoints.openai import shapes as shape
 from admg.checkpoints.openai import table
 from admg.checkpoints.weights import CheckpointError, shapes_of
 from admg.cli.main import main
+from admg.diffusion.config import DiffusionConfig
 from admg.models import ClassifierConfig, NoisyClassifier, SuperResConfig, SuperResUNet, UNet, UNetConfig
 
 PUBLISHED = reference.table("published.json.gz")
@@ -35,7 +37,7 @@ def parsed(name: str) -> openai.OpenAIConfig:
 
 
 def shapes(name: str) -> dict[str, tuple[int, ...]]:
-    """The reference's own where they are stored, else those of the network that reference.py builds."""
+    """Return guided-diffusion's shapes if they are stored, or else those of the network that reference.py builds."""
     stored = ALL[name].get("parameters") or reference.table("forward-shapes.json").get(name)
     stored = stored or reference.shapes(meta(lambda: reference.build(ALL[name]["kind"], ALL[name]["flags"])))
     return {key: tuple(value) for key, value in stored.items()}
@@ -47,7 +49,7 @@ def meta(make):
 
 
 def filled(shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
-    """The reference's parameters (tests/openai/README.md)."""
+    """Return guided-diffusion's parameters (tests/openai/README.md)."""
     state = {}
     for name, size in shapes.items():
         rng = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode())))
@@ -58,7 +60,7 @@ def filled(shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
 
 def zeros(flags: str, kind: str = "diffusion") -> dict[str, torch.Tensor]:
     config = openai.parse(flags, kind)
-    return {name: torch.zeros(size) for name, size in shapes_of(KINDS[kind][0], config.network).items()}
+    return {name: torch.zeros(size) for name, size in shapes_of(NETWORK_KINDS[kind].network, config.network).items()}
 
 
 @pytest.fixture
@@ -72,7 +74,7 @@ def quiet():
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_flags_give_the_reference_s_configuration_and_its_names_and_shapes(name):
+def test_flags_give_the_names_and_shapes_of_guided_diffusion(name):
     kind, flags = ALL[name]["kind"], ALL[name]["flags"]
     config = openai.parse(flags, kind)
     ours = dataclasses.asdict(config.network)
@@ -82,7 +84,7 @@ def test_flags_give_the_reference_s_configuration_and_its_names_and_shapes(name)
     assert small == {"openai/imagenet-64-to-256": 64, "openai/imagenet-128-to-512": 128}.get(
         name, 16 if kind == "upsampler" else None
     )
-    assert shapes_of(KINDS[kind][0], config.network) == shapes(name)
+    assert shapes_of(NETWORK_KINDS[kind].network, config.network) == shapes(name)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -136,11 +138,11 @@ def test_flags_of_is_the_inverse_of_parse(name):
         ),
     ],
 )
-def test_flags_of_is_the_inverse_of_parse_for_what_people_patched_in(config):
+def test_flags_of_is_the_inverse_of_parse_for_patched_settings(config):
     assert openai.parse(openai.flags_of(config), config.kind) == config
 
 
-def test_no_flags_are_the_reference_s_defaults():
+def test_without_flags_the_defaults_of_guided_diffusion_hold():
     config = openai.parse("")
     assert config.network == UNetConfig(
         image_size=64,
@@ -182,7 +184,7 @@ CUDA_VISIBLE_DEVICES=0 mpiexec -n 8 python scripts/classifier_sample.py $MODEL_F
     ("text", "value"),
     [*((t, True) for t in ("yes", "True", "T", "y", "1")), *((t, False) for t in ("no", "false", "F", "n", "0"))],
 )
-def test_booleans_are_those_of_the_reference(text, value):
+def test_booleans_are_those_of_guided_diffusion(text, value):
     assert openai.parse(f"--class_cond {text}").network.num_classes == (1000 if value else 0)
 
 
@@ -202,7 +204,7 @@ def test_booleans_are_those_of_the_reference(text, value):
         ("--noise_schedule quadratic", "--noise_schedule must be linear or cosine, not 'quadratic'"),
         ("$MODEL_FLAGS --lr 1", "$MODEL_FLAGS was not expanded"),
         ("--image_size 64 128", "'128' is neither a flag (--name) nor the value of one"),
-        ("--image_size '64", "not shell words: No closing quotation"),
+        ("--image_size '64", "invalid shell quoting: No closing quotation"),
         ("--image_size 96", "channel_mult must be given for image size 96"),
     ],
 )
@@ -212,7 +214,7 @@ def test_bad_flags_are_named(flags, message):
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_flags_of_refuses_what_the_reference_has_no_flag_for():
+def test_flags_of_refuses_what_has_no_flag():
     for diffusion in (DiffusionConfig(predict="v"), DiffusionConfig(variance="learned")):
         with pytest.raises(ValueError, match="no flag for"):
             openai.flags_of(openai.OpenAIConfig("diffusion", UNetConfig(), diffusion))
@@ -233,7 +235,7 @@ IMPROVED = "--image_size 64 --num_channels 128 --num_res_blocks 3 --learn_sigma 
         ("--diffusion_steps 2000", False),
     ],
 )
-def test_improved_diffusion_s_default_of_rescale_timesteps(flags, rescaled):
+def test_the_default_of_rescale_timesteps_in_improved_diffusion(flags, rescaled):
     assert openai.parse(flags).diffusion.rescale_timesteps == rescaled
 
 
@@ -241,7 +243,7 @@ def test_loading_says_when_the_default_of_rescale_timesteps_is_in_doubt(quiet):
     state = zeros(TINY.replace("--channel_mult 1,2", "").replace("32 --", "64 --", 1))
     flags = TINY.replace("--channel_mult 1,2", "").replace("32 --", "64 --", 1)
     openai.load(state, f"{flags} --diffusion_steps 4000 --rescale_timesteps True")
-    with pytest.warns(UserWarning, match="rescale_timesteps is not among the flags: assumed is True"):
+    with pytest.warns(UserWarning, match="rescale_timesteps is not among the flags: assumed True"):
         assert openai.load(state, f"{flags} --diffusion_steps 4000").diffusion.schedule.timesteps[-1] == 999.75
 
 
@@ -267,14 +269,14 @@ def test_shapes_alone_give_the_architecture_of_the_flags(name):
 )
 def test_a_published_architecture_gets_all_its_flags(name):
     name = f"openai/{name}"
-    known = [openai.parse(k.flags, k.kind) for k in openai.KNOWN.values()]
+    known = [openai.parse(k.flags, k.kind) for k in openai.PUBLISHED_FLAGS.values()]
     found, config = openai.infer(shapes(name), known), parsed(name)
     assert dataclasses.replace(found.network, dropout=0) == dataclasses.replace(config.network, dropout=0)
     assert found.diffusion == config.diffusion
 
 
 def test_the_published_flags_are_those_published():
-    assert {name: (k.flags, k.kind) for name, k in openai.KNOWN.items()} == {
+    assert {name: (k.flags, k.kind) for name, k in openai.PUBLISHED_FLAGS.items()} == {
         name: (p["flags"], p["kind"]) for name, p in PUBLISHED.items()
     }
 
@@ -291,7 +293,7 @@ def test_inference_of_levels_and_attention(updown, mult):
         assert [found.network.attends(i) for i in levels] == [config.network.attends(i) for i in levels]
 
 
-def test_different_architectures_are_told_apart():
+def test_different_architectures_are_distinguished():
     changes = ["--num_res_blocks 2", "--class_cond True", "--learn_sigma True", "--use_scale_shift_norm False"]
     changes += ["--attention_resolutions 32", "--image_channels 1", "--channel_mult 2,2", "--resblock_updown True"]
     base = openai.parse(TINY)
@@ -300,7 +302,7 @@ def test_different_architectures_are_told_apart():
         assert shape.same_architecture(base, openai.parse(f"{TINY} {same}"))
 
 
-def test_what_could_be_two_kinds_is_loaded_as_asked():
+def test_an_ambiguous_kind_is_loaded_as_requested():
     six = UNetConfig(image_size=32, image_channels=6, channel_mult=(1, 1), learn_variance=False)
     found = shapes_of(UNet, six)
     assert openai.infer(found).kind == "upsampler" and openai.infer(found).network.image_channels == 3
@@ -321,7 +323,7 @@ def test_a_classifier_of_another_head_size_is_inferred():
         (lambda s: s.pop("middle_block.1.qkv.weight"), "1 missing, first middle_block.1.qkv.weight"),
         (lambda s: s.update(extra=(3,)), "1 unexpected, first extra"),
         (lambda s: s.update({"out.2.weight": (5, 32, 3, 3)}), "from 3 to 5 channels is neither"),
-        (lambda s: [s.pop(n) for n in list(s) if n.startswith("input_blocks.1.")], "make no levels"),
+        (lambda s: [s.pop(n) for n in list(s) if n.startswith("input_blocks.1.")], "do not form levels"),
         (lambda s: s.clear(), "input_blocks.0.0.weight is missing"),
     ],
 )
@@ -337,7 +339,7 @@ def test_foreign_shapes_are_refused_in_a_line(change, message):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_loaded_models_give_the_reference_s_output(name, quiet):
+def test_loaded_models_give_the_output_of_guided_diffusion(name, quiet):
     kind, flags, stride = SMALL[name]["kind"], SMALL[name]["flags"], SMALL[name]["stride"]
     load = {"diffusion": openai.load_diffusion, "upsampler": openai.load_upsampler}.get(kind, openai.load_classifier)
     model = load(filled(shapes(name)), flags)
@@ -349,7 +351,7 @@ def test_loaded_models_give_the_reference_s_output(name, quiet):
     assert len(model.labels.names) == (1000 if "label_emb.weight" in shapes(name) or kind == "classifier" else 0)
 
 
-def test_the_kind_is_told_by_the_checkpoint(quiet):
+def test_the_kind_follows_from_the_checkpoint(quiet):
     upsampler = "--large_size 64 --small_size 16 --num_channels 32 --num_res_blocks 1"
     model = openai.load(zeros(upsampler, "upsampler"), upsampler)
     assert isinstance(model, Model) and model.upsamples and model.network.config.small_size == 16
@@ -362,7 +364,7 @@ def test_the_kind_is_told_by_the_checkpoint(quiet):
         openai.load_upsampler(zeros(TINY))
 
 
-def test_without_flags_what_was_assumed_is_told_in_a_line():
+def test_without_flags_one_line_lists_the_assumptions():
     with pytest.warns(UserWarning) as caught:
         model = openai.load(zeros(f"{TINY} --learn_sigma True"))
     text = str(caught[0].message)
@@ -432,7 +434,7 @@ def test_flags_that_contradict_a_classifier_are_named(change, parts):
     assert all(part in str(caught.value) for part in parts), str(caught.value)
 
 
-def test_flags_of_a_foreign_network_say_that_it_is_foreign():
+def test_a_foreign_network_is_recognised_whatever_the_flags():
     state = zeros(TINY) | {"extra": torch.zeros(3)}
     with pytest.raises(
         CheckpointError, match=r"does not fit the flags \(1 unexpected, first extra\): no network of guided"
@@ -504,13 +506,13 @@ def test_a_malicious_pickle_is_refused_and_does_not_run(tmp_path, form):
     assert not (tmp_path / "it-ran").exists()
     assert "refused" in str(caught.value) and "\n" not in str(caught.value)
     assert "mkdir" in str(caught.value) or form == "pickle"
-    pickle.loads(pickle.dumps(payload))  # it would have run
+    pickle.loads(pickle.dumps(payload))  # unpickling would have run it
     assert (tmp_path / "it-ran").exists()
 
 
 def test_a_whole_module_is_refused_and_named(tmp_path):
     torch.save(meta(lambda: torch.nn.Linear(2, 2)), tmp_path / "model.pt")
-    with pytest.raises(CheckpointError, match=r"torch\.nn\.modules\.linear\.Linear.*save its state_dict\(\) alone"):
+    with pytest.raises(CheckpointError, match=r"torch\.nn\.modules\.linear\.Linear.*save only its state_dict\(\)"):
         openai.load(tmp_path / "model.pt")
 
 
@@ -522,15 +524,15 @@ def save_whole(path) -> bytes:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (lambda p: save_whole(p)[:-1000], "is truncated, damaged, or no .pt file"),
-        (lambda p: save_whole(p)[:5000], "is truncated, damaged, or no .pt file"),
+        (lambda p: save_whole(p)[:-1000], "is truncated, damaged or not a .pt file"),
+        (lambda p: save_whole(p)[:5000], "is truncated, damaged or not a .pt file"),
         (lambda p: b"", "is an empty file"),
         (lambda p: b"\n<!DOCTYPE html><html>404</html>", "is a web page (a failed download?)"),
         (lambda p: b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
         (lambda p: (50).to_bytes(8, "little") + b'{"a":{}}' + b" " * 42, "is a safetensors file"),
-        (lambda p: b"\x89PNG\r\n\x1a\n" + bytes(100), "damaged, or no .pt file"),
-        (lambda p: b"just words", "damaged, or no .pt file"),
-        (lambda p: pickle.dumps({"a": 1}), "damaged, or no .pt file"),
+        (lambda p: b"\x89PNG\r\n\x1a\n" + bytes(100), "damaged or not a .pt file"),
+        (lambda p: b"just words", "damaged or not a .pt file"),
+        (lambda p: pickle.dumps({"a": 1}), "damaged or not a .pt file"),
     ],
 )
 def test_a_damaged_or_foreign_file_is_refused_in_a_line(tmp_path, content, message):
@@ -560,7 +562,7 @@ def test_a_missing_file_a_folder_and_other_contents_are_refused(tmp_path):
             openai.load(tmp_path / "other.pt")
 
 
-def test_an_optimizer_s_state_is_refused_and_the_ema_recommended(tmp_path):
+def test_the_state_of_an_optimizer_is_refused_and_the_ema_recommended(tmp_path):
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(2))])
     torch.save(optimizer.state_dict(), tmp_path / "opt000200.pt")
     with pytest.raises(CheckpointError, match=r"is the state of an optimizer, not a model: load the ema_\*\.pt"):
@@ -573,9 +575,9 @@ def test_an_optimizer_s_state_is_refused_and_the_ema_recommended(tmp_path):
 
 def test_a_raw_model_warns_that_there_is_an_ema(tmp_path, quiet):
     torch.save(random_state(), tmp_path / "model000200.pt")
-    openai.load(tmp_path / "model000200.pt", TINY)  # nothing to recommend
+    openai.load(tmp_path / "model000200.pt", TINY)  # there is no EMA to recommend
     (tmp_path / "ema_0.9999_000100.pt").touch()
-    with pytest.warns(UserWarning, match=r"ema_0\.9999_000100\.pt beside it holds the moving average"):
+    with pytest.warns(UserWarning, match=r"ema_0\.9999_000100\.pt next to it holds the averaged weights"):
         openai.load(tmp_path / "model000200.pt", TINY)
 
 
@@ -626,11 +628,11 @@ def test_the_command_imports_upsamplers_and_classifiers(tmp_path, capsys):
         "cd guided-diffusion && python scripts/image_sample.py --image_size 64 2> errors.txt",
     ],
 )
-def test_what_the_shell_would_not_pass_on_is_left_out(pasted):
+def test_shell_syntax_around_the_flags_is_ignored(pasted):
     assert openai.parse(pasted) == openai.parse("--image_size 64")
 
 
-def test_a_contradiction_shows_no_made_up_value(tmp_path, capsys):
+def test_a_contradiction_shows_only_given_values(tmp_path, capsys):
     torch.save(random_state(), tmp_path / "a.pt")
     assert (
         main(["import-openai", str(tmp_path / "a.pt"), "--flags", "--image_size=64", "--out", str(tmp_path / "b")]) == 2
@@ -639,7 +641,7 @@ def test_a_contradiction_shows_no_made_up_value(tmp_path, capsys):
     assert "contradicts the flags" in line and "--channel_mult 128" not in line
 
 
-def test_the_command_replaces_nothing_but_checkpoints(tmp_path, capsys):
+def test_the_command_replaces_only_checkpoints(tmp_path, capsys):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     torch.save(random_state(), tmp_path / "a.pt")
@@ -650,7 +652,7 @@ def test_the_command_replaces_nothing_but_checkpoints(tmp_path, capsys):
     assert "not (only) an admg checkpoint" in capsys.readouterr().err
     (tmp_path / "mine" / "thesis.txt").rename(tmp_path / "mine" / "model.safetensors")
     assert main(["import-openai", str(tmp_path / "a.pt"), "--out", str(tmp_path / "mine")]) == 2
-    assert "is not of an admg checkpoint" in capsys.readouterr().err
+    assert "does not belong to an admg checkpoint" in capsys.readouterr().err
     assert (tmp_path / "mine" / "model.safetensors").read_text() == "years of work"
     assert main(["import-openai", str(tmp_path / "a.pt"), "--flags", "--wrong 1", "--out", str(tmp_path / "new")]) == 2
     assert "unknown flag --wrong" in capsys.readouterr().err and not (tmp_path / "new").exists()

@@ -10,7 +10,7 @@ import pytest
 from helpers import refused, run
 from PIL import Image
 
-from admg.checkpoints import presets
+from admg.checkpoints import loading
 from admg.data import open as open_dataset
 
 
@@ -118,7 +118,7 @@ def spoil(folder, how: str) -> str:
         return "not valid JSON"
     if how == "foreign config":
         config.write_text('{"_class_name": "UNet2DModel"}')
-        return "not of an admg checkpoint"
+        return "does not belong to an admg checkpoint"
     if how == "newer":
         config.write_text(json.dumps(values | {"version": 99}))
         return "version 99; this admg reads up to version 1"
@@ -177,7 +177,7 @@ def pictures(tmp_path):
         (["--image-size", 9, "--channel-mult", ""], "channel_mult must be given for image size 9"),
         (["--channels", 40], "multiple of 32"),
         (["--head-channels", 24], "cannot be divided into attention heads"),
-        (["--noise-schedule", "square"], "unknown noise schedule 'square': linear or cosine"),
+        (["--noise-schedule", "square"], "'square' is not one of linear, cosine"),
         (["--label-dropout", 2], "--label-dropout must be at least 0 and at most 1, got 2.0"),
         (["--lr", "fast"], "invalid float value: 'fast'"),
         (["--lr", 0], "--lr must be above 0, got 0.0"),
@@ -228,7 +228,7 @@ def test_training_starts_from_the_weights_of_a_model(capsys, pictures, tmp_path)
     assert run(capsys, *tiny_training(pictures, tmp_path / "a"))[0] == 0
     arguments = [*tiny_training(pictures, tmp_path / "b"), "--steps", 1, "--lr", 1e-12, "--init", tmp_path / "a"]
     assert run(capsys, *arguments)[0] == 0
-    first, second = presets.load(tmp_path / "a"), presets.load(tmp_path / "b")
+    first, second = loading.load(tmp_path / "a"), loading.load(tmp_path / "b")
     assert second.training["init"] == {"model": str(tmp_path / "a"), **first.training}
     a, b = first.network.state_dict(), second.network.state_dict()
     assert all((a[name] - b[name]).abs().max() < 1e-6 for name in a) and a["out.2.weight"].abs().max() > 1e-6
@@ -277,7 +277,7 @@ def test_info(capsys, tiny_folders):
 def test_info_of_the_shipped_model_tells_where_it_comes_from(capsys):
     code, out, _ = run(capsys, "info", "fashion-mnist")
     assert code == 0 and "admg train --data" in out and "admg train-classifier --data" in out and "Ankle boot" in out
-    assert presets.load("fashion-mnist").label_names == presets.load_classifier("fashion-mnist").label_names
+    assert loading.load("fashion-mnist").label_names == loading.load_classifier("fashion-mnist").label_names
 
 
 def test_help_shows_every_default_of_training(capsys):

@@ -13,7 +13,8 @@ from reference import arrays, error, error_by_image, table
 from torch import Tensor
 
 from admg import samplers
-from admg.checkpoints.model import DiffusionConfig, Model
+from admg.checkpoints.model import Model
+from admg.diffusion.config import DiffusionConfig
 from admg.diffusion.gaussian import Diffusion, Index, Prediction, discretized_gaussian_log_likelihood, gaussian_kl
 from admg.diffusion.losses import loss_terms, prior_bpd, target, vb_bpd
 from admg.diffusion.schedule import NoiseSchedule, respaced_timesteps

@@ -7,7 +7,8 @@ import torch
 from exact import Mixture, Network, betas_of
 
 from admg import guidance, samplers
-from admg.checkpoints.model import Labels, Model
+from admg.checkpoints.labels import Labels
+from admg.checkpoints.model import Model
 from admg.diffusion import Diffusion, NoiseSchedule, SeededNoise
 
 X = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -16,8 +16,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import admg
 from admg import guidance, samplers
-from admg.checkpoints.model import DiffusionConfig, Labels, Model
+from admg.checkpoints.labels import Labels
+from admg.checkpoints.model import Model
 from admg.cli.main import main
+from admg.diffusion.config import DiffusionConfig
 from admg.engine import memory
 from admg.engine import norm as norms
 from admg.engine.compiling import compiled, fast

@@ -17,8 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import admg
 from admg import guidance, samplers
-from admg.checkpoints.model import Classifier, DiffusionConfig, Labels, Model
+from admg.checkpoints.labels import Labels
+from admg.checkpoints.model import Classifier, Model
 from admg.cli.main import main
+from admg.diffusion.config import DiffusionConfig
 from admg.engine import compiling, memory
 from admg.engine import norm as norms
 from admg.engine.compiling import compiled, wanted

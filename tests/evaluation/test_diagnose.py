@@ -14,9 +14,11 @@ from helpers import randomised, refused, run
 from PIL import Image
 from torch import Tensor
 
-from admg.checkpoints import openai, presets
-from admg.checkpoints.model import DiffusionConfig, Labels, Model
+from admg.checkpoints import loading, openai
+from admg.checkpoints.labels import Labels
+from admg.checkpoints.model import Model
 from admg.data import open as open_dataset
+from admg.diffusion.config import DiffusionConfig
 from admg.diffusion.schedule import NoiseSchedule
 from admg.evaluation.diagnose import LEVELS, Attention, attentions, candidates, conclude, diagnose, processes, search
 from admg.evaluation.diagnose.candidates import blocks, heads_by_block
@@ -42,7 +44,7 @@ TRUTH = Attention(4, 64, False)
 def shipped_pt(tmp_path_factory) -> Path:
     """The shipped model as OpenAI's scripts would have saved it."""
     path = tmp_path_factory.mktemp("openai") / "ema_0.9999_003750.pt"
-    torch.save(presets.load("fashion-mnist").network.state_dict(), path)
+    torch.save(loading.load("fashion-mnist").network.state_dict(), path)
     return path
 
 
@@ -93,7 +95,7 @@ def rearranged(model: Model) -> Model:
 
 def test_the_new_order_is_found_where_it_is_the_right_one(few_candidates, monkeypatch):
     monkeypatch.setattr(candidates, "NUM_HEADS", ())
-    model = rearranged(presets.load("fashion-mnist"))
+    model = rearranged(loading.load("fashion-mnist"))
     found = diagnose(model, *real_images(4))
     assert found.best.candidate.attention.new_order and found.best.candidate.process == DiffusionConfig()
     assert all(t.candidate.attention.new_order for t in found.rivals)
@@ -105,8 +107,8 @@ def test_the_new_order_is_found_where_it_is_the_right_one(few_candidates, monkey
 @pytest.mark.slow
 def test_the_number_of_heads_of_the_new_order_takes_more_images():
     """Weights do not tell it, and in the shipped model it changes the error by a fraction of a per cent."""
-    found = diagnose(rearranged(presets.load("fashion-mnist")), *real_images(40))
-    assert heads_by_block(presets.load("fashion-mnist").network, found.best.candidate.attention) == (2, 2, 2, 2)
+    found = diagnose(rearranged(loading.load("fashion-mnist")), *real_images(40))
+    assert heads_by_block(loading.load("fashion-mnist").network, found.best.candidate.attention) == (2, 2, 2, 2)
     assert found.best.candidate.attention.new_order
 
 

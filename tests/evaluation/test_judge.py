@@ -15,8 +15,10 @@ from judge import FEATURES, Judge
 from measures import balanced_kid, precision_recall, wilson, within_class_distance
 
 import admg
-from admg.checkpoints.model import Classifier, DiffusionConfig, Labels, Model
+from admg.checkpoints.labels import Labels
+from admg.checkpoints.model import Classifier, Model
 from admg.data import open as open_dataset
+from admg.diffusion.config import DiffusionConfig
 from admg.evaluation.metrics import kid
 from admg.models import ClassifierConfig, NoisyClassifier, UNet, UNetConfig
 

@@ -14,7 +14,8 @@ from PIL import Image
 from reference import arrays, error_by_image
 from torch import Tensor, nn
 
-from admg.checkpoints.model import Labels, Model
+from admg.checkpoints.labels import Labels
+from admg.checkpoints.model import Model
 from admg.data import open as open_dataset
 from admg.diffusion.gaussian import Diffusion
 from admg.diffusion.schedule import NoiseSchedule

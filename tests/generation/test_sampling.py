@@ -46,7 +46,7 @@ def test_noise_of_an_image_is_standard_normal_and_its_own():
 
 
 def test_labels_by_name_and_number(tiny_model):
-    samples = admg.sample(tiny_model, ["ANKLE boot", 2, "3", "zero"], steps=1, progress=False)
+    samples = admg.sample(tiny_model, ["ANKLE boot", 2, 3, "zero"], steps=1, progress=False)
     assert samples.labels.tolist() == [4, 2, 3, 0]
     assert samples.label_names == ("Ankle boot", "two", "T-shirt/top", "zero")
     assert samples.images.shape == (4, 8, 8, 1) and samples.images.dtype == np.uint8

@@ -19,9 +19,11 @@ from PIL import Image
 
 import admg
 from admg import guidance
-from admg.checkpoints.model import DiffusionConfig, Labels, Model
+from admg.checkpoints.labels import Labels
+from admg.checkpoints.model import Model
 from admg.cli import options as cli_options
 from admg.cli import sample as sample_command
+from admg.diffusion.config import DiffusionConfig
 from admg.diffusion.noise import SeededNoise
 from admg.engine.device import choose_device
 from admg.generation import Recipe, contact_sheet, job

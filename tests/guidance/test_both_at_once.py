@@ -36,7 +36,7 @@ def calls_of(model: Model, guide, x: torch.Tensor, y: torch.Tensor | None = Y) -
 @pytest.fixture
 def pays(monkeypatch):
     """Switches one call on, as it is on a GPU."""
-    return lambda: monkeypatch.setattr("admg.checkpoints.model.one_call_pays", lambda x: True)
+    return lambda: monkeypatch.setattr("admg.checkpoints.model.one_call_is_faster", lambda x: True)
 
 
 @pytest.mark.parametrize("name", GUIDES)

@@ -15,7 +15,8 @@ from scipy.stats import entropy
 
 import admg
 from admg import guidance, samplers
-from admg.checkpoints.model import Labels, Model
+from admg.checkpoints.labels import Labels
+from admg.checkpoints.model import Model
 from admg.diffusion.gaussian import Diffusion
 from admg.diffusion.schedule import NoiseSchedule
 from admg.guidance import Divergence, State

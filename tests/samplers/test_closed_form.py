@@ -17,7 +17,8 @@ from exact import EVEN, LINEAR, Mixture, Network, betas_of
 
 import admg
 from admg import guidance, samplers
-from admg.checkpoints.model import Labels, Model
+from admg.checkpoints.labels import Labels
+from admg.checkpoints.model import Model
 from admg.diffusion.gaussian import Diffusion
 from admg.diffusion.schedule import NoiseSchedule
 

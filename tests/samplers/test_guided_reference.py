@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from admg import guidance, samplers
-from admg.checkpoints.model import Labels, Model
+from admg.checkpoints.labels import Labels
+from admg.checkpoints.model import Model
 from admg.generation.sample import sample
 
 LABELS, SHAPE = [3, 877], (3, 64, 64)

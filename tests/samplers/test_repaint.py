@@ -14,7 +14,8 @@ from torch import nn
 
 import admg
 from admg import guidance, samplers
-from admg.checkpoints.model import Labels, Model
+from admg.checkpoints.labels import Labels
+from admg.checkpoints.model import Model
 from admg.diffusion.gaussian import Diffusion
 from admg.diffusion.schedule import NoiseSchedule
 from admg.samplers.repaint import path

@@ -10,8 +10,10 @@ import torch
 from helpers import TRUNK, admg
 
 from admg import guidance
-from admg.checkpoints.model import Classifier, DiffusionConfig, Labels, Model
+from admg.checkpoints.labels import Labels
+from admg.checkpoints.model import Classifier, Model
 from admg.data import open as open_dataset
+from admg.diffusion.config import DiffusionConfig
 from admg.generation.sample import sample
 from admg.models import UNet, UNetConfig
 from admg.training import DiffusionTask, TrainConfig, TrainingRun

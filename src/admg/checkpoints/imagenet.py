@@ -1,4 +1,4 @@
-"""The names of ImageNet-1k's labels. Label k is the k-th of the 1,000 WordNet ids in order, as everywhere."""
+"""The names of ImageNet-1k's labels. Label k is the k-th of the 1,000 WordNet ids in sorted order."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from importlib.resources import files
 
 @cache
 def terms() -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """(WordNet id, names) of each label, the name to show first: ("n01440764", ("tench", "Tinca tinca")), ...
+    """Return (WordNet id, names) of each label, display name first: `("n01440764", ("tench", "Tinca tinca"))`, ...
 
     Source: WordNet 3.0, see imagenet_labels.txt.
     """
@@ -19,11 +19,11 @@ def terms() -> tuple[tuple[str, tuple[str, ...]], ...]:
 
 @cache
 def names() -> tuple[str, ...]:
-    """A name for each of the 1,000 labels; no two are equal, whatever the case."""
+    """Return the display names of the 1,000 labels. No two are equal, even regardless of case."""
     return tuple(listed[0] for _, listed in terms())
 
 
 @cache
 def synonyms() -> tuple[tuple[str, ...], ...]:
-    """What else each label is called, in lower case, its WordNet id among it; some belong to two labels ("crane")."""
+    """Return the other names of each label and its WordNet id, in lower case. Some belong to two labels ("crane")."""
     return tuple((*(name.lower() for name in listed[1:]), wordnet_id) for wordnet_id, listed in terms())

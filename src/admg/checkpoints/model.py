@@ -1,11 +1,8 @@
-"""A network with all that is needed to use it: what its output means, and the names of its labels."""
+"""Models: a network together with the diffusion process it was trained on and the labels it knows."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -13,142 +10,32 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from admg.diffusion.gaussian import Diffusion, Images, Index, Predict, Prediction, Variance
-from admg.diffusion.schedule import NoiseSchedule
-from admg.models import ClassifierConfig, NoisyClassifier, SuperResConfig, SuperResUNet, UNet, UNetConfig
-from admg.models.unet import EncoderConfig
+from admg.diffusion.config import DiffusionConfig
+from admg.diffusion.gaussian import Diffusion, Images, Index, Prediction
+from admg.models import SuperResUNet, UNet
 
-from . import imagenet, native
-from .weights import CheckpointError, build_network
+from . import native
+from .labels import Labels
+from .networks import NETWORK_KINDS, our_networks, takes_labels, unwrapped
 
-KINDS: dict[str, tuple[type[nn.Module], type[EncoderConfig]]] = {
-    "diffusion": (UNet, UNetConfig),
-    "upsampler": (SuperResUNet, SuperResConfig),
-    "classifier": (NoisyClassifier, ClassifierConfig),
-}
-"""Of native checkpoints: what the kind is called, its network and the network's architecture."""
-KIND_NAMES = {"diffusion": "diffusion model", "upsampler": "upsampler", "classifier": "noisy classifier"}
-"""For people."""
+SMALL_BATCH = 16  # images that do not fill a GPU
 
 
-@dataclass(frozen=True, kw_only=True)
-class DiffusionConfig:
-    """The diffusion process that a network was trained on.
-
-    noise_schedule: linear (DDPM) or cosine (Improved DDPM)
-    diffusion_steps: T, the number of steps of the process
-    predict: what the network tells: eps, x0 or v
-    variance: learned_range, learned, fixed_small or fixed_large
-    rescale_timesteps: tell the network t*1000/T instead of t
-    """
-
-    noise_schedule: str = "linear"
-    diffusion_steps: int = 1000
-    predict: Predict = "eps"
-    variance: Variance = "learned_range"
-    rescale_timesteps: bool = False
-
-    def build(self) -> Diffusion:
-        schedules = {"linear": NoiseSchedule.linear, "cosine": NoiseSchedule.cosine}
-        if self.noise_schedule not in schedules:
-            raise ValueError(f"unknown noise schedule {self.noise_schedule!r}: {' or '.join(schedules)}")
-        schedule = schedules[self.noise_schedule](self.diffusion_steps)
-        return Diffusion(schedule.rescaled() if self.rescale_timesteps else schedule, self.predict, self.variance)
-
-
-def one_call_pays(x: Images) -> bool:
-    """Whether one call of twice as many images takes less time than two: for a few, which do not fill a GPU."""
-    return x.is_cuda and len(x) <= 16
-
-
-def file_name(label: str) -> str:
-    """The label without what a file name cannot hold, nor the underscore that ends it."""
-    return re.sub(r"[^\w.-]|_", "-", label) or "sample"
-
-
-class Labels:
-    """The names of labels 0 .. K-1, or only their number.
-
-    names: one for each label, to show and to ask for; aliases: what else each may be asked for by, in any case
-    """
-
-    def __init__(self, count: int, names: Sequence[str] = (), aliases: Sequence[Sequence[str]] = ()):
-        if names and len(names) != count:
-            raise ValueError(f"{len(names)} label names for {count} labels")
-        if aliases and len(aliases) != count:
-            raise ValueError(f"{len(aliases)} tuples of aliases for {count} labels")
-        self.count = count
-        self.names = tuple(names)
-        self.aliases = tuple(tuple(alias.lower() for alias in listed) for listed in aliases)
-
-    @classmethod
-    def imagenet(cls) -> Labels:
-        """Those of ImageNet-1k, with WordNet's synonyms."""
-        return cls(1000, imagenet.names(), imagenet.synonyms())
-
-    @classmethod
-    def of(cls, names: Sequence[str]) -> Labels:
-        """Labels of these names; where they are ImageNet's, with its synonyms."""
-        return cls.imagenet() if tuple(names) == imagenet.names() else cls(len(names), names)
-
-    def name(self, label: int) -> str:
-        return self.names[label] if self.names else str(label)
-
-    def number(self, label: int | str) -> int:
-        """The label of a name or alias (in any case) or number.
-
-        ValueError: there is none, and the message lists near ones; or several have this alias, and it lists them.
-        """
-        text = str(label).strip()
-        found = self._named(text)
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise ValueError(f"label {text!r} is ambiguous: {self._listed(found)}")
-        if text.isdecimal() and int(text) < self.count:
-            return int(text)
-        if self.count == 0:
-            raise ValueError(f"label {text!r}: this model has no labels")
-        near = self._near(text.lower())
-        hint = f"did you mean {self._listed(near)}? " if near else ""
-        listed = ": " + ", ".join(self.names) if 0 < len(self.names) <= 20 else ""
-        raise ValueError(f"unknown label {text!r}: {hint}labels are 0 to {self.count - 1}{listed}")
-
-    def _named(self, text: str) -> list[int]:
-        """The labels of this very name, else of this name in another case, else with this alias."""
-        exact = [i for i, name in enumerate(self.names) if name == text]
-        folded = [i for i, name in enumerate(self.names) if name.lower() == text.lower()]
-        return exact or folded or [i for i, listed in enumerate(self.aliases) if text.lower() in listed]
-
-    def _near(self, text: str) -> list[int]:
-        """Up to three labels with a name or alias that has the text as a word, is close to it, or contains it."""
-        if not text or text.isdecimal():
-            return []
-        by_term: dict[str, list[int]] = {}
-        for i, name in enumerate(self.names):
-            for term in (name.lower(), *(self.aliases[i] if self.aliases else ())):
-                by_term.setdefault(term, []).append(i)
-        near = [term for term in by_term if text in term.split()]
-        near += difflib.get_close_matches(text, by_term, n=5, cutoff=0.5)
-        near += [term for term in by_term if text in term]
-        return list(dict.fromkeys(i for term in near for i in by_term[term]))[:3]
-
-    def _listed(self, labels: Sequence[int]) -> str:
-        """`'crane (wading bird)' (134) or 'crane (lifting device)' (517)`"""
-        return " or ".join(f"{self.name(i)!r} ({i})" for i in labels)
-
-
-@dataclass
+@dataclass(repr=False)
 class Model:
-    """A diffusion model: a network, the diffusion it was trained on, and its labels.
+    """A diffusion model: a network, the diffusion process it was trained on, and its labels.
 
-    network: called as network(x, timesteps) or network(x, timesteps, y=labels) -> (N, C or 2C, H, W)
-    diffusion: the meaning of its output, possibly respaced
-    shape: (C, H, W) of its images
-    labels: that the network can be told, or that its training images had
-    config: the DiffusionConfig behind `diffusion`, None if made by hand (then it cannot be saved)
-    training: provenance: data, command, seed, figures
-    given: further arguments of the network at every step, such as low_res of an upsampling one
+    network: called as `network(x, timesteps)` or `network(x, timesteps, y=labels)`, returns (N, C or 2C, H, W)
+    diffusion: how to interpret the network's output; possibly respaced
+    shape: (C, H, W) of the images
+    labels: labels of the training images
+    config: the DiffusionConfig behind `diffusion`; None for a custom process (then the model cannot be saved)
+    training: provenance: data, command, seed, metrics
+    given: further arguments of the network at every step, such as `low_res` of an upsampler
+    takes_labels: whether the network is called with `y=labels`; None infers it from the network, see
+        networks.takes_labels
+
+    Raises ValueError if the model has labels and it cannot be inferred whether the network takes them.
     """
 
     network: nn.Module
@@ -158,20 +45,39 @@ class Model:
     config: DiffusionConfig | None = None
     training: dict[str, Any] = field(default_factory=dict)
     given: dict[str, Tensor] = field(default_factory=dict)
+    takes_labels: bool | None = None
+
+    def __post_init__(self) -> None:
+        _ = self.conditional  # raises if it cannot be known
+
+    def __repr__(self) -> str:
+        channels, height, width = self.shape
+        about = [self.kind_name, f"{_channels_text(channels)} images of {height}x{width}", _labels_text(self.labels)]
+        about += ["conditional" if self.conditional else "unconditional"]
+        return f"Model({', '.join([*about, *_network_text(self.network), _process_text(self)])})"
 
     @property
     def conditional(self) -> bool:
-        """Whether the network takes labels."""
-        return bool(getattr(getattr(self.network, "config", None), "num_classes", 0))
+        """Whether the network takes labels: `takes_labels` if it is given, or else what the network says."""
+        if self.takes_labels is not None:
+            return self.takes_labels
+        inferred = takes_labels(self.network)
+        if inferred is None and self.labels.count:
+            raise ValueError(
+                f"cannot tell whether {type(self.network).__name__} takes labels: pass takes_labels=True to Model if "
+                "it is called as network(x, timesteps, y=labels), or takes_labels=False if it takes none"
+            )
+        return bool(inferred)
 
     @property
     def upsamples(self) -> bool:
         """Whether the network needs a low-resolution image (`low_res`) to start from."""
-        return isinstance(self.network, SuperResUNet)
+        return bool(our_networks(self.network, SuperResUNet))
 
     @property
     def kind_name(self) -> str:
-        return KIND_NAMES["upsampler" if self.upsamples else "diffusion"]
+        """`diffusion model` or `upsampler`, for messages."""
+        return NETWORK_KINDS["upsampler" if self.upsamples else "diffusion"].title
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -182,49 +88,58 @@ class Model:
         return next((p.device for p in self.network.parameters()), torch.device("cpu"))
 
     def to(self, device: torch.device | str) -> Model:
+        """Move the network to a device, in place, and return the model."""
         self.network.to(device)
         return self
 
     def respace(self, spec: int | str) -> Model:
-        """The same network with fewer steps, see NoiseSchedule.respace."""
+        """Return the model with fewer steps and the same network; see NoiseSchedule.respace."""
         return dataclasses.replace(self, diffusion=self.diffusion.respace(spec))
 
     def predict(self, x: Images, t: Index, y: Tensor | None = None, clip: bool = True) -> Prediction:
-        """p(x_{t-1} | x_t = x) at step t of `diffusion`, given labels y (N,) if the network takes them."""
+        """Return p(x_{t-1} | x_t = x) at step t of `diffusion`.
+
+        y: (N,) labels, if the network is conditional; -1 for an image without a label
+        clip: whether to clip the predicted x_0 to [-1, 1]
+        """
         conditioning = self.given if y is None else {**self.given, "y": y}
         output = self.network(x, self.diffusion.timestep(t, x.device), **conditioning)
         return self.diffusion.predict(output, x, t, clip=clip)
 
     def predict_both(self, x: Images, t: Index, y: Tensor) -> tuple[Prediction, Prediction]:
-        """Given labels y (N,), and given none; not clipped. In one call of the network where that pays."""
-        if not (one_call_pays(x) and isinstance(self.network, UNet)):
+        """Return the predictions with labels y (N,) and without labels, both with x_0 unclipped.
+
+        They come from one call of the network with 2N images where that is faster than two calls.
+        """
+        if not (one_call_is_faster(x) and isinstance(unwrapped(self.network), UNet)):
             return self.predict(x, t, y, clip=False), self.predict(x, t, clip=False)
         given = {name: torch.cat([value, value]) for name, value in self.given.items()}
         labels = torch.cat([y, torch.full_like(y, -1)])
         output = self.network(torch.cat([x, x]), self.diffusion.timestep(t, x.device), **given, y=labels)
-        told, untold = (self.diffusion.predict(half, x, t, clip=False) for half in output.chunk(2))
-        return told, untold
+        cond, uncond = (self.diffusion.predict(half, x, t, clip=False) for half in output.chunk(2))
+        return cond, uncond
 
     def save(self, folder: Path | str, dtype: torch.dtype | None = None) -> None:
-        """Write a native checkpoint; float16 halves its size, and loading always gives float32.
+        """Write a native checkpoint. A float16 checkpoint has half the size; loading always returns float32.
 
-        ValueError: the network is not a UNet or SuperResUNet, or `config` is not known.
+        The network may be inside DDP, DataParallel or `torch.compile`. Raises ValueError if it is not a UNet or
+        SuperResUNet, or if `config` is None.
         """
-        _save(folder, ("diffusion", "upsampler"), self, dtype)
+        native.save(folder, ("diffusion", "upsampler"), _parts(self), dtype)
 
     @classmethod
     def load(cls, folder: Path | str) -> Model:
-        """Read a native checkpoint, in float32 and eval mode. CheckpointError (a ValueError) if it is not usable."""
-        parts = _load(folder, "diffusion", "upsampler")
-        config = parts["network"].config
-        return cls(shape=(config.image_channels, config.image_size, config.image_size), **parts)
+        """Read a native checkpoint, in float32 and eval mode. Raises CheckpointError if it cannot be used."""
+        parts = native.load(folder, "diffusion", "upsampler")
+        config = cast(UNet, parts.network).config
+        return cls(shape=(config.image_channels, config.image_size, config.image_size), **parts.fields())
 
 
-@dataclass
+@dataclass(repr=False)
 class Classifier:
-    """A noisy classifier p(y | x_t, t): a network, the diffusion whose noise it knows, and its labels.
+    """A noisy classifier p(y | x_t, t): a network, the diffusion process it was trained on, and its labels.
 
-    Called as classifier(x, timesteps) -> logits (N, K), so guidance takes it as it takes any such function.
+    It is called as `classifier(x, timesteps)` and returns logits (N, K), as any function used for guidance does.
     """
 
     network: nn.Module
@@ -233,70 +148,72 @@ class Classifier:
     config: DiffusionConfig | None = None
     training: dict[str, Any] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        config = getattr(unwrapped(self.network), "config", None)
+        about = [self.kind_name]
+        if config is not None:
+            about += [f"{_channels_text(config.image_channels)} images of {config.image_size}x{config.image_size}"]
+        about += [_labels_text(self.labels), *_network_text(self.network), _process_text(self)]
+        return f"Classifier({', '.join(about)})"
+
     @property
     def kind_name(self) -> str:
-        return KIND_NAMES["classifier"]
+        """`noisy classifier`, for messages."""
+        return NETWORK_KINDS["classifier"].title
 
     @property
     def label_names(self) -> tuple[str, ...]:
         return self.labels.names
 
     def __call__(self, x: Images, timesteps: Tensor) -> Tensor:
-        return self.network(x, timesteps)
+        return cast(Tensor, self.network(x, timesteps))
 
     def to(self, device: torch.device | str) -> Classifier:
+        """Move the network to a device, in place, and return the classifier."""
         self.network.to(device)
         return self
 
     def save(self, folder: Path | str, dtype: torch.dtype | None = None) -> None:
         """Write a native checkpoint, as Model.save does."""
-        _save(folder, ("classifier",), self, dtype)
+        native.save(folder, ("classifier",), _parts(self), dtype)
 
     @classmethod
     def load(cls, folder: Path | str) -> Classifier:
         """Read a native checkpoint, as Model.load does."""
-        return cls(**_load(folder, "classifier"))
+        return cls(**native.load(folder, "classifier").fields())
 
 
-def _save(folder: Path | str, kinds: tuple[str, ...], part: Model | Classifier, dtype: torch.dtype | None) -> None:
-    kind = next((kind for kind in kinds if type(part.network) is KINDS[kind][0]), None)
-    if kind is None:
-        allowed = " or ".join(KINDS[kind][0].__name__ for kind in kinds)
-        raise ValueError(f"only a {allowed} can be saved as a native checkpoint, not a {type(part.network).__name__}")
-    if part.config is None:
-        raise ValueError("only a model with its DiffusionConfig can be saved as a native checkpoint")
-    config = {
-        "kind": kind,
-        "network": dataclasses.asdict(cast(EncoderConfig, part.network.config)),
-        "diffusion": dataclasses.asdict(part.config),
-        "labels": part.labels.names or part.labels.count,
-        "training": part.training,
-    }
-    native.write(folder, config, part.network, dtype)
+def one_call_is_faster(x: Images) -> bool:
+    """Return whether one network call with twice the images is faster than two: for a small batch on a GPU."""
+    return x.is_cuda and len(x) <= SMALL_BATCH
 
 
-def _load(folder: Path | str, *kinds: str) -> dict[str, Any]:
-    """All that Model and Classifier have in common, by field."""
-    content = native.read_config(folder, *kinds)
-    network_type, config_type = KINDS[content["kind"]]
-    config = _config(DiffusionConfig, content, "diffusion", folder)
-    architecture = _config(config_type, content, "network", folder)
-    return {
-        "network": build_network(network_type, architecture, native.read_state(folder), folder),
-        "diffusion": config.build(),
-        "labels": _labels(content),
-        "config": config,
-        "training": content.get("training", {}),
-    }
+def _parts(model: Model | Classifier) -> native.Parts:
+    return native.Parts(unwrapped(model.network), model.diffusion, model.labels, model.config, model.training)
 
 
-def _config(kind: type, config: dict[str, Any], key: str, folder: Path | str) -> Any:
-    try:
-        return kind(**config[key])
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{Path(folder) / 'config.json'}: bad {key!r}: {error}") from None
+# -- text for repr ----------------------------------------------------------------------------------------------------
 
 
-def _labels(config: dict[str, Any]) -> Labels:
-    labels = config.get("labels", 0)
-    return Labels(labels) if isinstance(labels, int) else Labels.of(labels)
+def _channels_text(channels: int) -> str:
+    return {1: "grey", 3: "RGB"}.get(channels, f"{channels}-channel")
+
+
+def _labels_text(labels: Labels) -> str:
+    return f"{labels.count} labels" if labels.count else "no labels"
+
+
+def _network_text(network: nn.Module) -> list[str]:
+    """Return the number of parameters, if the network is a module."""
+    if not isinstance(network, nn.Module):
+        return []
+    return [f"{sum(p.numel() for p in network.parameters()) / 1e6:.1f} M parameters"]
+
+
+def _process_text(model: Model | Classifier) -> str:
+    steps, name = len(model.diffusion), "custom"
+    if model.config is not None:
+        name = model.config.noise_schedule
+        if steps != model.config.diffusion_steps:
+            return f"{name} schedule, {steps} of {model.config.diffusion_steps} steps"
+    return f"{name} schedule, {steps} steps"

@@ -1,43 +1,125 @@
-"""The native checkpoint: a folder with `model.safetensors` (weights) and `config.json` (all else, for people too)."""
+"""Native checkpoints: a folder with `model.safetensors` (the weights) and `config.json` (everything else)."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from admg.diffusion.config import DiffusionConfig
+from admg.diffusion.gaussian import Diffusion
 from admg.files import atomic
+from admg.models.unet import EncoderConfig
 
-from .weights import CheckpointError, check_state
+from .labels import Labels
+from .networks import NETWORK_KINDS, Kind, kind_of
+from .weights import CheckpointError, build_network, check_state
 
 FORMAT = "admg"
 FILES = frozenset({"config.json", "model.safetensors"})
 VERSION = 1
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What a checkpoint of any kind holds; the fields are those of Model and Classifier."""
+
+    network: nn.Module
+    diffusion: Diffusion
+    labels: Labels
+    config: DiffusionConfig | None
+    training: dict[str, Any] = field(default_factory=dict)
+
+    def fields(self) -> dict[str, Any]:
+        """Return the fields by name."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+
+
+def save(folder: Path | str, kinds: Sequence[Kind], parts: Parts, dtype: torch.dtype | None = None) -> None:
+    """Write a checkpoint.
+
+    kinds: kinds of network that are allowed
+    dtype: data type of the stored weights; None keeps the network's
+
+    Raises ValueError if the network is of another kind or `parts.config` is None.
+    """
+    kind = kind_of(parts.network)
+    if kind is None or kind.name not in kinds:
+        allowed = " or ".join(NETWORK_KINDS[name].network.__name__ for name in kinds)
+        raise ValueError(f"only a {allowed} can be saved as a native checkpoint, not a {type(parts.network).__name__}")
+    if parts.config is None:
+        raise ValueError("only a model with its DiffusionConfig can be saved as a native checkpoint")
+    config = {
+        "kind": kind.name,
+        "network": dataclasses.asdict(cast(EncoderConfig, parts.network.config)),
+        "diffusion": dataclasses.asdict(parts.config),
+        "labels": parts.labels.names or parts.labels.count,
+        "training": parts.training,
+    }
+    write(folder, config, parts.network, dtype)
+
+
+def load(folder: Path | str, *kinds: Kind) -> Parts:
+    """Read a checkpoint of one of these kinds, in float32 and eval mode. Raises CheckpointError if it is unusable."""
+    content = read_config(folder, *kinds)
+    kind = NETWORK_KINDS[content["kind"]]
+    config = _section(DiffusionConfig, content, "diffusion", folder)
+    architecture = _section(kind.config, content, "network", folder)
+    return Parts(
+        network=build_network(kind.network, architecture, read_state(folder), folder),
+        diffusion=config.build(),
+        labels=_labels(content),
+        config=config,
+        training=content.get("training", {}),
+    )
+
+
+def _section(cls: type, content: dict[str, Any], key: str, folder: Path | str) -> Any:
+    """Return a section of config.json as a dataclass. Raises CheckpointError if it does not fit."""
+    try:
+        return cls(**content[key])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{Path(folder) / 'config.json'}: bad {key!r}: {error}") from None
+
+
+def _labels(content: dict[str, Any]) -> Labels:
+    labels = content.get("labels", 0)
+    return Labels(labels) if isinstance(labels, int) else Labels.of(labels)
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
 def check_target(folder: Path | str) -> None:
-    """CheckpointError: something else than one of our checkpoints, or an empty folder, stands where one is to be."""
+    """Check that a checkpoint may be written here: nothing, an empty folder or one of our checkpoints.
+
+    Raises CheckpointError if something else would be replaced.
+    """
     folder = Path(folder)
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not folder.is_dir() or {path.name for path in folder.iterdir()} - FILES:
         raise CheckpointError(
-            f"{folder} exists and is not (only) an admg checkpoint, so it is not replaced: name another"
+            f"{folder} exists and is not (only) an admg checkpoint, so it is not replaced: choose another folder"
         )
     read_config(folder)
 
 
 def write(folder: Path | str, config: dict[str, Any], network: nn.Module, dtype: torch.dtype | None = None) -> None:
-    """Write both files; a checkpoint that is there already is replaced only once all is written.
+    """Write both files. An existing checkpoint is replaced only when the new one is complete.
 
-    dtype: in which to store the weights, e.g. torch.float16 for half the size; None: as they are
-    CheckpointError: something else is there.
+    dtype: data type of the stored weights, such as torch.float16 for half the size; None keeps the network's
+
+    Raises CheckpointError if something else would be replaced.
     """
     check_target(folder)
     state = {k: v.detach().to("cpu", dtype).contiguous() for k, v in network.state_dict().items()}
@@ -46,18 +128,19 @@ def write(folder: Path | str, config: dict[str, Any], network: nn.Module, dtype:
         text = json.dumps({"format": FORMAT, "version": VERSION, **config}, indent=2, ensure_ascii=False)
         (temporary / "config.json").write_text(text + "\n", encoding="utf-8")
         save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
-        shutil.copymode(temporary / "config.json", temporary / "model.safetensors")  # else only the owner may read it
+        shutil.copymode(temporary / "config.json", temporary / "model.safetensors")  # readable by others, too
 
 
 def read_config(folder: Path | str, *kinds: str) -> dict[str, Any]:
-    """The contents of config.json. CheckpointError: none there, not ours, of a newer version or none of the kinds."""
+    """Return the contents of config.json.
+
+    Raises CheckpointError if it is missing, not ours, of a newer version, or of none of the given kinds.
+    """
     folder = Path(folder)
     path = folder / "config.json"
     if not folder.is_dir():
-        what = (
-            "is a file; a checkpoint is a folder with" if folder.exists() else "does not exist; expected a folder with"
-        )
-        raise CheckpointError(f"{folder} {what} config.json and model.safetensors")
+        problem = "is a file; a checkpoint is" if folder.exists() else "does not exist; expected"
+        raise CheckpointError(f"{folder} {problem} a folder with config.json and model.safetensors")
     if not path.is_file():
         raise CheckpointError(f"{folder} has no config.json, so it is not an admg checkpoint")
     try:
@@ -65,7 +148,7 @@ def read_config(folder: Path | str, *kinds: str) -> dict[str, Any]:
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise CheckpointError(f'{path} is not of an admg checkpoint ("format": "{FORMAT}" is missing)')
+        raise CheckpointError(f'{path} does not belong to an admg checkpoint ("format": "{FORMAT}" is missing)')
     version = config.get("version")
     if not isinstance(version, int) or version > VERSION:
         raise CheckpointError(
@@ -78,7 +161,7 @@ def read_config(folder: Path | str, *kinds: str) -> dict[str, Any]:
 
 
 def read_state(folder: Path | str) -> dict[str, Tensor]:
-    """The weights, memory-mapped. CheckpointError: none there, truncated or foreign."""
+    """Return the weights, memory-mapped. Raises CheckpointError if they are missing, truncated or unreadable."""
     path = Path(folder) / "model.safetensors"
     if not path.is_file():
         raise CheckpointError(f"{folder} has no model.safetensors")
@@ -89,7 +172,10 @@ def read_state(folder: Path | str) -> dict[str, Tensor]:
 
 
 def load_weights(folder: Path | str, network: nn.Module) -> None:
-    """Fill the network strictly. CheckpointError: truncated or foreign weights, naming the first keys that differ."""
+    """Load the weights of a checkpoint into a network, strictly.
+
+    Raises CheckpointError if the file is damaged or does not fit; the message names the first keys that differ.
+    """
     state = read_state(folder)
     check_state(Path(folder) / "model.safetensors", state, network)
     network.load_state_dict(state)

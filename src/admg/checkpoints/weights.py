@@ -1,4 +1,4 @@
-"""State dicts into networks: checked strictly, and without a second copy in memory."""
+"""Load state dicts into networks: strictly, and without a second copy in memory."""
 
 from __future__ import annotations
 
@@ -15,39 +15,44 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message says which and why, in one line."""
+    """A checkpoint cannot be used. The message is one line that says which and why."""
 
 
 def load_pickle(path: Path, mmap: bool = False) -> Any:
-    """What is in a file of torch.save, its tensors on the CPU. CheckpointError: damaged, or not only tensors in it."""
+    """Return the contents of a file written by torch.save, with its tensors on the CPU.
+
+    Raises CheckpointError if the file is damaged or holds anything but tensors and plain containers.
+    """
     try:
-        with warnings.catch_warnings():  # of unusual pickles, which it refuses all the same
+        with warnings.catch_warnings():  # torch warns of unusual pickles before it refuses them
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path} {_refused(str(error))}") from None
-    except Exception as error:  # whatever torch meets in a damaged file
+    except Exception as error:  # torch raises many types for a damaged file
         first = str(error).partition("\n")[0].partition(". ")[0]
         reason = f": {first}" if isinstance(error, RuntimeError) and first else ""
-        raise CheckpointError(f"{path} is truncated, damaged, or no .pt file{reason}") from None
+        raise CheckpointError(f"{path} is truncated, damaged or not a .pt file{reason}") from None
 
 
 def _refused(message: str) -> str:
-    """Why torch.load(weights_only=True) refused."""
+    """Return why torch.load(weights_only=True) refused a file."""
     found = re.search(r"(?:GLOBAL|global|class|function) ([\w.]*\w\.\w+)", message)
     if found is None:
-        return "is damaged, or no .pt file of tensors alone: refused"
+        return "is damaged or not a .pt file that holds only tensors: refused"
     return (
-        f"holds Python code or objects ({found[1]}) and not only tensors, and could run anything when it is opened: "
-        "refused; if you trust it, save its state_dict() alone"
+        f"holds Python objects ({found[1]}), not only tensors, and could run any code when it is opened: refused; if "
+        "you trust the file, save only its state_dict()"
     )
 
 
 def build_network(network_type: type[nn.Module], config: Any, state: dict[str, Tensor], source: Path | str) -> Any:
-    """The network of this config with these weights, in float32 and eval mode, its gradients off.
+    """Return the network of this config with these weights, in float32 and eval mode, without gradients.
 
-    Tensors that are float32 already become the parameters as they are: memory-mapped ones stay so, and no weights are
-    made at random first. CheckpointError: names or shapes differ; ValueError: a config that makes no network.
+    float32 tensors become the parameters without a copy, so memory-mapped weights stay memory-mapped, and no random
+    weights are initialised first.
+
+    Raises CheckpointError if names or shapes differ, and ValueError if the config is invalid.
     """
     network = _on_meta(network_type, config)
     check_state(source, state, network)
@@ -56,23 +61,24 @@ def build_network(network_type: type[nn.Module], config: Any, state: dict[str, T
 
 
 def shapes_of(network_type: type[nn.Module], config: Any) -> Shapes:
-    """Name -> shape of every parameter that the network of this config has, computed without making one."""
+    """Return the shape of every parameter of the network of this config, without allocating it."""
     return shapes_in(_on_meta(network_type, config).state_dict())
 
 
 def shapes_in(state: dict[str, Tensor]) -> Shapes:
+    """Return the shape of every tensor of a state dict."""
     return {name: tuple(value.shape) for name, value in state.items()}
 
 
 def check_state(source: Path | str, state: dict[str, Tensor], network: nn.Module) -> None:
-    """CheckpointError if names or shapes are not those of the network."""
+    """Raise CheckpointError if names or shapes are not those of the network."""
     expected, found = shapes_in(network.state_dict()), shapes_in(state)
     if expected != found:
         raise CheckpointError(f"{source} does not fit its architecture: {difference(expected, found)}")
 
 
 def difference(expected: Shapes, found: Shapes) -> str:
-    """The first keys in which two sets of shapes differ, in one line."""
+    """Return how two sets of shapes differ, in one line with the first key of each kind."""
     missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     wrong = sorted(k for k in expected.keys() & found.keys() if expected[k] != found[k])
     parts = [f"{len(missing)} missing, first {missing[0]}"] if missing else []

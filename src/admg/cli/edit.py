@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from admg.config import check, group, setting
 from admg.data.dataset import Fit
 from admg.generation import JobOptions, generate_edits
+from admg.generation.labels import typed_labels
 from admg.generation.sample import as_model
 from admg.generation.starts import load_images
 
@@ -60,9 +61,10 @@ def run(options: Options) -> None:
     recipe = options.sampling.recipe(guides.build(), model=options.model, **usual)
     images, _ = load_images(options.image, model, options.fit)
     options.sampling.to_device(model, guides)
+    labels, from_labels = (typed_labels(model, guides, typed) or None for typed in (options.label, options.from_label))
     done = generate_edits(
-        model, images, options.label or None, out=options.out, num=options.num or (1 if options.invert else 4),
-        strength=options.strength, invert=options.invert, from_labels=options.from_label or None, recipe=recipe,
+        model, images, labels, out=options.out, num=options.num or (1 if options.invert else 4),
+        strength=options.strength, invert=options.invert, from_labels=from_labels, recipe=recipe,
         options=options.job, progress=ShowProgress(options.job),
     )  # fmt: skip
     print_result(done, options.job)

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from admg import guidance
-from admg.checkpoints import presets
+from admg.checkpoints import loading
 from admg.checkpoints.model import Classifier, Model
 from admg.diffusion.gaussian import Prediction
 from admg.engine.memory import is_out_of_memory
@@ -116,7 +116,7 @@ def load_guidance(args: argparse.Namespace, model: Model, default: float, wanted
     others = [spec for spec in args.guide or () if ".py" not in spec]
     kinds = [kind_of(spec) for spec in others]
     scale = args.scale if args.scale is not None else 0.0 if args.cfg is not None or others else default
-    name = args.classifier or presets.default_classifier(args.model)
+    name = args.classifier or loading.default_classifier(args.model)
     needed = wanted or scale != 0 or any("classifier" in required(kind) for kind in kinds)
     found = Guidance(scale=scale, cfg=args.cfg, interval=parse_interval(args.interval) if args.interval else None)
     if needed:
@@ -132,7 +132,7 @@ def load_classifier(model: Model, name: str | None) -> Classifier:
     """A classifier that fits the model. ValueError: it has other labels or another image size."""
     if not name:
         raise ValueError("guidance needs --classifier: the model comes without one")
-    classifier = presets.load_classifier(name)
+    classifier = loading.load_classifier(name)
     if model.labels.count and classifier.labels.count != model.labels.count:
         raise ValueError(f"the classifier has {classifier.labels.count} labels, the model {model.labels.count}")
     size = getattr(classifier.network.config, "image_size", model.shape[1])

@@ -1,121 +1,107 @@
-"""`admg info`: what a model is."""
+"""`admg info`: describe a model."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import textwrap
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
-from admg.checkpoints import native, openai, presets
-from admg.checkpoints.model import KIND_NAMES, Classifier, Model
-from admg.checkpoints.published import CARD, INTENDED_USE, LICENSE, PUBLISHED, Published, Settings
+from admg.checkpoints.describe import ModelDescription, describe
+from admg.checkpoints.published import INTENDED_USE, LICENSE, MODEL_CARD, PUBLISHED, PublishedModel, SamplingSettings
+from admg.config import setting
 
-from .models import size_text
+from .tables import size_text
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "model",
-        metavar="MODEL",
-        help="a name, a checkpoint folder, the folder of a training run, or an OpenAI .pt file",
-    )
+EXAMPLES = """  admg info fashion-mnist
+  admg info openai/imagenet-256            # nothing is downloaded
+  admg info run"""
+SHOWN_LABELS = 20
 
 
-def run(args: argparse.Namespace) -> None:
-    if args.model in PUBLISHED:
-        print(describe_published(PUBLISHED[args.model]))
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Describe a model: architecture, parameters, labels and provenance.
+
+    model: model name, checkpoint folder, run directory or OpenAI .pt file
+    """
+
+    model: str = setting(positional=True)
+
+
+def run(options: Options) -> None:
+    print("\n\n".join("\n".join(lines(found)) for found in describe(options.model)))
+
+
+def lines(found: ModelDescription) -> Iterator[str]:
+    """Yield the lines of a description."""
+    published = found.published
+    origin = "published by OpenAI" if published else found.network
+    yield f"{found.name}: {found.kind}, {origin}, {found.parameters:,} parameters"
+    if published:
+        yield from about(published)
+    yield "architecture"
+    for part in (found.architecture, found.diffusion):
+        for key, value in dataclasses.asdict(part).items() if part is not None else ():
+            yield f"  {key:24} {shown(value)}"
+    if published:
+        yield from entry("flags", published.flags, indent=0)
+        yield f"labels ({published.classes}): {'those of ImageNet, by name or number' if published.classes else 'none'}"
+        yield from recommended(published)
         return
-    if args.model in presets.names():
-        print(describe(presets.load(args.model), args.model))
-        if presets.default_classifier(args.model):
-            print()
-            print(describe(presets.load_classifier(args.model), args.model))
-        return
-    print(describe(load_any(args.model), args.model))
+    names = found.labels.names
+    yield f"labels ({found.labels.count})"
+    yield from (f"  {i:3}  {label}" for i, label in enumerate(names[:SHOWN_LABELS]))
+    if len(names) > SHOWN_LABELS:
+        yield f"  ... and {len(names) - SHOWN_LABELS} more"
+    yield "training"
+    yield from (f"  {k:24} {shown(value)}" for k, value in found.training.items() if not isinstance(value, dict))
 
 
-def load_any(name: str) -> Model | Classifier:
-    """The model of a folder or file, of whichever kind."""
-    if presets.is_pickle(name):
-        return openai.load(Path(name).expanduser())
-    folder = presets.find(name, "diffusion")
-    kind = Classifier if native.read_config(folder)["kind"] == "classifier" else Model
-    return kind.load(folder)
-
-
-def describe(model: Model | Classifier, name: str) -> str:
-    """Architecture, parameters, labels and provenance, as text."""
-    count = sum(p.numel() for p in model.network.parameters())
-    lines = [f"{name}: {model.kind_name}, {type(model.network).__name__}, {count:,} parameters"]
-    lines += architecture(model.network.config, model.config)
-    lines += [f"labels ({model.labels.count})"]
-    lines += [f"  {i:3}  {label}" for i, label in enumerate(model.labels.names[:20])]
-    lines += [f"  ... and {len(model.labels.names) - 20} more"] if len(model.labels.names) > 20 else []
-    lines += ["training"]
-    for key, value in model.training.items():
-        if not isinstance(value, dict):
-            lines.append(f"  {key:24} {shown(value)}")
-    return "\n".join(lines)
-
-
-def describe_published(model: Published) -> str:
-    """All that is known of a published model without its file, as text."""
-    config = openai.parse(model.flags, model.kind)
-    kind = KIND_NAMES[model.kind]
+def about(model: PublishedModel) -> Iterator[str]:
+    """Yield the source, license and caveats of a published model."""
     where = f"on disk: {model.path}" if model.on_disk else f"not on disk; downloaded at first use to {model.path}"
-    lines = [
-        f"{model.name}: {kind}, published by OpenAI, {model.parameters:,} parameters",
-        *entry("source", model.url),
-        *entry("file", f"about {size_text(model.size)}, {where}"),
-        *entry("license", LICENSE),
-        *entry("intended use", INTENDED_USE),
-        *(line for caveat in model.caveats for line in entry("caveat", caveat)),
-        *entry("model card", CARD),
-    ]
-    lines += architecture(config.network, config.diffusion)
-    lines += entry("flags", model.flags, indent=0)
-    labels = "ImageNet's, by name or number" if model.classes else "none"
-    lines += [f"labels ({model.classes}): {labels}", *sampling(model)]
-    return "\n".join(lines)
+    yield from entry("source", model.url)
+    yield from entry("file", f"about {size_text(model.size)}, {where}")
+    yield from entry("license", LICENSE)
+    yield from entry("intended use", INTENDED_USE)
+    for caveat in model.caveats:
+        yield from entry("caveat", caveat)
+    yield from entry("model card", MODEL_CARD)
 
 
-def sampling(model: Published) -> list[str]:
-    """Classifier, base model and recommended settings."""
+def recommended(model: PublishedModel) -> Iterator[str]:
+    """Yield what a published model is used with, and its recommended settings."""
     if model.kind == "classifier":
-        return ["guides", *(f"  {name}" for name, other in PUBLISHED.items() if other.classifier == model.name)]
-    lines = ["sampling"]
-    lines += entry("classifier", model.classifier) if model.classifier else []
-    lines += entry("enlarges samples of", model.base) if model.base else []
+        yield "guides"
+        yield from (f"  {name}" for name, other in PUBLISHED.items() if other.classifier == model.name)
+        return
+    yield "sampling"
+    if model.classifier:
+        yield from entry("classifier", model.classifier)
+    if model.base:
+        yield from entry("enlarges samples of", model.base)
     for name, settings in (("best", model.best), ("guided (README)", model.guided), ("fast (README)", model.fast)):
-        lines += entry(name, settings_text(settings)) if settings else []
-    return lines
+        if settings:
+            yield from entry(name, settings_text(settings))
 
 
-def settings_text(settings: Settings) -> str:
-    scale = f" --scale {settings.scale:g}"
+def settings_text(settings: SamplingSettings) -> str:
+    """Return the settings as options of `admg sample`, and their FID."""
     fid = f"; FID {settings.fid:.2f}" if settings.fid else ""
     note = f", {settings.note}" if settings.note else ""
-    return f"--sampler {settings.sampler} --steps {settings.steps}{scale}{fid}{note}"
-
-
-def architecture(*parts: Any) -> list[str]:
-    """The fields of the configurations."""
-    fields = [
-        dataclasses.asdict(part) for part in parts if dataclasses.is_dataclass(part) and not isinstance(part, type)
-    ]
-    return ["architecture", *(f"  {key:24} {shown(value)}" for values in fields for key, value in values.items())]
+    return f"--sampler {settings.sampler} --steps {settings.steps} --scale {settings.scale:g}{fid}{note}"
 
 
 def entry(key: str, text: str, indent: int = 2) -> list[str]:
-    """`key  text`, broken between words into lines of 110 characters."""
+    """Return `key  text`, wrapped between words at 110 characters."""
     head = " " * indent + key.ljust(26 - indent) + " "
     wrapper = textwrap.TextWrapper(110, head, " " * len(head), break_long_words=False, break_on_hyphens=False)
     return wrapper.wrap(text)
 
 
-def shown(value: object) -> str:
+def shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)

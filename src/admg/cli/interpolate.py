@@ -8,6 +8,7 @@ from admg.config import check, group, setting
 from admg.data.dataset import Fit
 from admg.diffusion.gaussian import Images
 from admg.generation import JobOptions, generate_interpolation
+from admg.generation.labels import typed_labels
 from admg.generation.sample import as_model
 from admg.generation.starts import load_images
 
@@ -65,7 +66,7 @@ def run(options: Options) -> None:
         ends, _ = load_images(options.image, model, options.fit)
     options.sampling.to_device(model, guides)
     done = generate_interpolation(
-        model, ends, options.label or None, out=options.out, frames=options.frames, recipe=recipe, options=options.job,
-        progress=ShowProgress(options.job),
+        model, ends, typed_labels(model, guides, options.label) or None, out=options.out, frames=options.frames,
+        recipe=recipe, options=options.job, progress=ShowProgress(options.job),
     )  # fmt: skip
     print_result(done, options.job)

@@ -10,6 +10,8 @@ from admg.config import check, group, setting
 from admg.data.dataset import Fit
 from admg.diffusion.gaussian import Images
 from admg.generation import JobOptions, Recipe, generate, generate_scale_sheet
+from admg.generation.guide_specs import GuideSet
+from admg.generation.labels import Label, typed_labels
 from admg.generation.sample import as_model
 from admg.generation.sampler_specs import SAMPLERS
 from admg.generation.starts import load_images
@@ -112,12 +114,12 @@ class Options:
             other = "--upsampler" if self.upsampling.upsampler else "--init"
             raise ValueError(f"sheet draws samples of the model from noise: leave out {other}")
 
-    def chosen(self) -> tuple[str | list[str] | None, int | None]:
+    def chosen(self, model: Model, guides: GuideSet) -> tuple[str | list[Label] | None, int | None]:
         """Return the labels and the number of images for generate()."""
         if not self.label and self.labels in (None, "balanced", "random"):
             return self.labels, self.num
         listed = list(self.label) or [label.strip() for label in (self.labels or "").split(",")]
-        return listed, self.num or 8 * len(listed)
+        return typed_labels(model, guides, listed), self.num or 8 * len(listed)
 
 
 def run(options: Options) -> None:
@@ -125,7 +127,7 @@ def run(options: Options) -> None:
     model = as_model(options.model)
     guides = options.guidance.load(model, options.model, keep_classifier=sheet is not None and sheet[0] == "scale")
     recipe = options.sampling.recipe(guides.build(), model=options.model)
-    init, (labels, num) = options.start.load(model), options.chosen()
+    init, (labels, num) = options.start.load(model), options.chosen(model, guides)
     options.sampling.to_device(model, guides)
     if sheet is not None:
         option, scales = sheet

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from admg.checkpoints import presets
+from admg.checkpoints import loading
 from admg.checkpoints.model import Model
 from admg.config import check, setting
 from admg.engine.compiling import Compile
@@ -62,7 +62,7 @@ class SamplingOptions:
 
         sampler, steps: defaults of a command; None: the published settings of the model
         """
-        usual = presets.recommended(model)
+        usual = loading.recommended(model)
         name = self.sampler or sampler or usual.sampler
         chosen = self.steps or steps or (usual.steps if name == usual.sampler else "25")
         if self.eta and name != "ddim":
@@ -118,9 +118,9 @@ class GuidanceOptions:
         default_scale: None: the published guidance scale of the model, or 4
         keep_classifier: load the classifier even at scale 0
         """
-        classifier = self.classifier or presets.default_classifier(name)
+        classifier = self.classifier or loading.default_classifier(name)
         if default_scale is None:
-            default_scale = (presets.recommended(name).scale or 4.0) if classifier else 0.0
+            default_scale = (loading.recommended(name).scale or 4.0) if classifier else 0.0
         return load_guides(
             model, classifier=classifier, scale=self.scale, cfg=self.cfg, specs=self.guide, interval=self.interval,
             default_scale=default_scale, keep_classifier=keep_classifier,

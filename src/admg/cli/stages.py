@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from admg import samplers
-from admg.checkpoints import presets
-from admg.checkpoints.model import Classifier, Labels, Model
+from admg.checkpoints import loading
+from admg.checkpoints.labels import Labels
+from admg.checkpoints.model import Classifier, Model
 from admg.engine.compiling import Compile, fast
 from admg.engine.memory import in_batches
 from admg.engine.precision import Precision, resolve
@@ -250,7 +251,7 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
     """As the options say, and what is usual for args.model. ValueError: one is out of range."""
     if args.batch_size is not None and args.batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {args.batch_size}")
-    usual = presets.recommended(args.model)
+    usual = loading.recommended(args.model)
     sampler = args.sampler or usual.sampler
     return Recipe(
         sampler=sampler,

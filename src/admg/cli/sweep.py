@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from admg.checkpoints import presets
-from admg.checkpoints.model import Classifier, Labels, Model
+from admg.checkpoints import loading
+from admg.checkpoints.labels import Labels
+from admg.checkpoints.model import Classifier, Model
 from admg.evaluation.evaluate import FEW, warn_if_few
 from admg.evaluation.report import describe as described
 from admg.files import check_output_folder, remove
@@ -152,7 +153,7 @@ def cells_of(args: argparse.Namespace) -> list[Cell]:
     """All combinations, in the order of the lists. ValueError: an empty list, a bad number, an unknown sampler."""
     if args.num < 2:
         raise ValueError(f"--num must be at least 2, got {args.num}")
-    usual = presets.recommended(args.model)
+    usual = loading.recommended(args.model)
     names = items("--sampler", args.sampler) if args.sampler is not None else [usual.sampler]
     if any(":" in name for name in names):
         if args.steps is not None:
@@ -169,7 +170,7 @@ def cells_of(args: argparse.Namespace) -> list[Cell]:
             raise ValueError(f"--sampler: unknown sampler {name!r}: {', '.join(sorted(SAMPLERS))}")
     scale = args.scale
     in_place = args.cfg is not None or any(".py" not in spec for spec in args.guide or ())
-    if scale is None and not in_place and (args.classifier or presets.default_classifier(args.model)):
+    if scale is None and not in_place and (args.classifier or loading.default_classifier(args.model)):
         scale = SCALES
     scales, cfgs = (numbers(f"--{name}", text) for name, text in (("scale", scale), ("cfg", args.cfg)))
     found = [Cell(*pair, *both) for pair in dict.fromkeys(pairs) for both in itertools.product(scales, cfgs)]
@@ -313,7 +314,7 @@ def report(args: argparse.Namespace, planned: dict[Cell, Stage], rows: Sequence[
 
 def load_model(name: str) -> Model:
     """ValueError: it upsamples."""
-    model = presets.load(name)
+    model = loading.load(name)
     if model.upsamples:
         raise ValueError(f"{name} makes images larger: use admg upsample, or give it as --upsampler")
     return model
@@ -335,7 +336,7 @@ def choose_labels(args: argparse.Namespace, table: Labels, steered: bool) -> tup
             raise ValueError(f"--label{'' if args.label else 's'}: {why}")
         return [None] * (args.num or 8), None
     if asked is not None and asked not in ("balanced", "random"):
-        numbers = [table.number(label) for label in args.label or args.labels.split(",")]
+        numbers = [table.parse(label) for label in args.label or args.labels.split(",")]
         return shares(numbers, args.num or 8 * len(numbers)), numbers
     num = args.num or (8 * table.count if table.count <= 20 else 64)
     if (asked or ("random" if num < table.count else "balanced")) == "balanced":

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from admg.checkpoints.model import DiffusionConfig
 from admg.config import group, overrides, setting
 from admg.data import DataConfig
+from admg.diffusion.config import DiffusionConfig
 from admg.models import UNetConfig
 from admg.training import ObjectiveConfig, TrainConfig, train_diffusion
 

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import nn
 
-from admg.checkpoints import presets
+from admg.checkpoints import loading
 from admg.checkpoints.model import Classifier
 from admg.models import ClassifierConfig
 
@@ -75,7 +75,7 @@ def load_label_classifier(
     if isinstance(classifier, Classifier):
         return _noisy("classifier", classifier, source, device)
     if isinstance(classifier, str) and ".py:" not in classifier:
-        return _noisy(classifier, presets.load_classifier(classifier), source, device)
+        return _noisy(classifier, loading.load_classifier(classifier), source, device)
     if isinstance(classifier, str):
         found, digest = custom.from_file(classifier)
         name, spec = classifier.rpartition(":")[2], classifier

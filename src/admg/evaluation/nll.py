@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from admg.checkpoints import presets
+from admg.checkpoints import loading
 from admg.checkpoints.model import Model
 from admg.data import Dataset
 from admg.data.arrays import Split
@@ -207,7 +207,7 @@ def nll(
     if seed < 0:
         raise ValueError(f"seed must be at least 0, got {seed}")
     name = model if isinstance(model, str) else "model"
-    network = (presets.load(model) if isinstance(model, str) else model).to(choose_device(device))
+    network = (loading.load(model) if isinstance(model, str) else model).to(choose_device(device))
     network = network.respace(steps) if steps else network
     conditional = network.conditional and not unconditional
     labels = network.labels if conditional else None

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from admg.checkpoints.model import Labels, file_name
+from admg.checkpoints.labels import Labels, file_name
 from admg.data import Dataset
 from admg.data import open as open_dataset
 from admg.data.arrays import Split
@@ -127,7 +127,7 @@ def label_numbers(labels: Labels, names: Sequence[str]) -> list[int]:
 def _label_number(labels: Labels, by_file: Sequence[str], name: str) -> int:
     """Raise ValueError if no label, or several, have this name."""
     try:
-        return labels.number(name)
+        return labels.parse(name)
     except ValueError:
         if by_file.count(file_name(name).lower()) != 1:
             raise

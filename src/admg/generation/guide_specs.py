@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from admg import guidance
-from admg.checkpoints import presets
+from admg.checkpoints import loading
 from admg.checkpoints.model import Classifier, Model
 from admg.diffusion.gaussian import Prediction
 from admg.engine.memory import is_out_of_memory
@@ -100,7 +100,7 @@ def load_classifier_for(model: Model, name: str | None) -> Classifier:
     """Load a classifier. Raises ValueError if it has other labels or another image size than the model."""
     if not name:
         raise ValueError("guidance needs a classifier: the model comes without one")
-    classifier = presets.load_classifier(name)
+    classifier = loading.load_classifier(name)
     if model.labels.count and classifier.labels.count != model.labels.count:
         raise ValueError(f"the classifier has {classifier.labels.count} labels, the model {model.labels.count}")
     size = getattr(classifier.network.config, "image_size", model.shape[1])

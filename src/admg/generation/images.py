@@ -13,7 +13,7 @@ import torch
 from jaxtyping import UInt8
 from PIL import Image
 
-from admg.checkpoints.model import file_name
+from admg.checkpoints.labels import file_name
 from admg.diffusion.gaussian import Images
 from admg.files import atomic
 

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from admg.checkpoints.model import Labels, Model
+from admg.checkpoints.labels import Labels
+from admg.checkpoints.model import Model
 from admg.guidance import Guide
 
 Label = int | str | None
@@ -73,6 +74,15 @@ def label_number(table: Labels, label: Any) -> int | None:
         return table.number(label)
     number = int(label)
     return number if table.count == 0 or 0 <= number < table.count else table.number(number)
+
+
+def typed_labels(model: Model, guide: Any, texts: Sequence[str]) -> list[Label]:
+    """Return labels that were typed as text, as numbers: each is a name or alias, or else a decimal number.
+
+    The texts are returned unchanged if there are no labels to compare them with.
+    """
+    table = label_table(model, guide)
+    return [table.parse(text) if table.count else text for text in texts]
 
 
 def label_names(table: Labels, numbers: Sequence[int | None]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from admg.checkpoints import presets
+from admg.checkpoints import loading
 from admg.checkpoints.model import Model
 from admg.diffusion.gaussian import Images
 from admg.engine.compiling import Compile
@@ -94,7 +94,7 @@ def draw_samples(
 
 def as_model(model: Model | str | Path) -> Model:
     """Return the model, loaded if it is a name or a path, which its provenance then tells."""
-    return named(presets.load(model), model) if isinstance(model, str | Path) else model
+    return named(loading.load(model), model) if isinstance(model, str | Path) else model
 
 
 def named(model: Model, name: str | Path) -> Model:

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from admg.checkpoints.model import Labels, Model
+from admg.checkpoints.labels import Labels
+from admg.checkpoints.model import Model
 
 from .contact_sheet import Layout, contact_sheet
 from .describe import network_record

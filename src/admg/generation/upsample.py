@@ -9,8 +9,9 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from admg.checkpoints import presets
-from admg.checkpoints.model import Labels, Model
+from admg.checkpoints import loading
+from admg.checkpoints.labels import Labels
+from admg.checkpoints.model import Model
 from admg.diffusion.gaussian import Images
 from admg.engine.compiling import Compile
 from admg.engine.precision import Precision
@@ -79,7 +80,7 @@ def small_images(images: Images | np.ndarray | Samples | str | Path) -> tuple[Im
 
 def load_upsampler(model: Model | str | Path) -> Model:
     """Return an upsampling model, loaded if it is a name or a path. Raises ValueError if it does not upsample."""
-    loaded = named(presets.load_upsampler(model), model) if isinstance(model, str | Path) else model
+    loaded = named(loading.load_upsampler(model), model) if isinstance(model, str | Path) else model
     if not loaded.upsamples:
         raise ValueError("this model makes images from noise: an upsampling one is needed")
     return loaded

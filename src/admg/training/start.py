@@ -11,10 +11,12 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from admg.checkpoints import native, presets
-from admg.checkpoints.model import Classifier, DiffusionConfig, Labels, Model
+from admg.checkpoints import loading, native
+from admg.checkpoints.labels import Labels
+from admg.checkpoints.model import Classifier, Model
 from admg.data import DataConfig, ImageDataset, from_dataset
 from admg.data import open as open_dataset
+from admg.diffusion.config import DiffusionConfig
 from admg.files import check_output_folder
 from admg.models import ClassifierConfig, NoisyClassifier, SuperResConfig, SuperResUNet, UNet, UNetConfig
 
@@ -253,7 +255,7 @@ def load_init(network: nn.Module, init: Path | str | None, kind: str) -> dict[st
     """
     if not init:
         return {}
-    folder = presets.find(init, "classifier" if kind == "classifier" else "diffusion")
+    folder = loading.find(init, "classifier" if kind == "classifier" else "diffusion")
     training = native.read_config(folder, kind).get("training", {})
     native.load_weights(folder, network)
     return {"init": {"model": str(init), **training}}

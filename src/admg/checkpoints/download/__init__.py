@@ -1,7 +1,7 @@
-"""Large files, fetched once into the user's cache: resumed after a break, checked, and never taken for whole too soon.
+"""Download large files once into the user's cache: interrupted downloads resume, and complete files are verified.
 
-Beside the file `x.pt` stand `x.pt.json` (its SHA-256, recorded at first use, and where it came from) and, while it is
-being fetched, `x.pt.part` with `x.pt.part.json`.
+Next to the file `x.pt` are `x.pt.json` (its SHA-256, recorded at first use, and its source) and, during the download,
+`x.pt.part` with `x.pt.part.json`.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ __all__ = [
 
 
 def offline() -> bool:
-    """Whether ADMG_OFFLINE forbids downloads."""
+    """Return whether ADMG_OFFLINE forbids downloads."""
     return os.environ.get("ADMG_OFFLINE", "").lower() not in ("", "0", "no", "false")
 
 
 def sources(url: str) -> list[str]:
-    """Where to fetch the file of a published URL: ADMG_MIRROR's base URLs (separated by commas), then there.
+    """Return the URLs to try: the mirrors of ADMG_MIRROR (base URLs separated by commas), then the published URL.
 
-    ValueError: a mirror is not an http(s) URL.
+    Raises ValueError if a mirror is not an http(s) URL.
     """
     mirrors = [base.strip() for base in os.environ.get("ADMG_MIRROR", "").split(",") if base.strip()]
     for base in mirrors:
@@ -50,13 +50,14 @@ def sources(url: str) -> list[str]:
 
 
 def fetch(url: str, path: Path | str, expected: Expected = ANY, *, forbid: bool = False, progress: bool = True) -> Path:
-    """`path`, downloaded unless it is there. It may have been put there by hand: its hash is recorded at first use.
+    """Return `path`, after downloading the file if it is missing. Its hash is recorded at first use.
 
-    url: published address, asked after those of ADMG_MIRROR
-    expected: what is known of the file beforehand
-    forbid: do not download; so does ADMG_OFFLINE
-    progress: draw a bar
-    DownloadError: it cannot be had, or differs from the file that was first used.
+    url: published URL, tried after the mirrors of ADMG_MIRROR
+    expected: what is known about the file in advance
+    forbid: do not download, as with ADMG_OFFLINE
+    progress: show a progress bar
+
+    Raises DownloadError if the file cannot be downloaded, or differs from the one that was first used.
     """
     path = Path(path)
     if not path.is_file():
@@ -73,14 +74,15 @@ def fetch(url: str, path: Path | str, expected: Expected = ANY, *, forbid: bool 
 
 
 def by_hand(url: str, path: Path) -> str:
-    return f"get {url} and put it at {path}"
+    """Return the instruction to download a file by hand."""
+    return f"download {url} and save it as {path}"
 
 
 def download(url: str, path: Path, expected: Expected = ANY) -> Iterator[Progress]:
-    """Fetch a file that is not there, telling how far it is. Whoever else does the same waits, then has it too."""
+    """Download a missing file, yielding the progress. Concurrent downloads of the file wait for the first one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path):
-        if path.is_file():  # while we waited
+        if path.is_file():  # another process has downloaded it meanwhile
             return
         errors = []
         for source in sources(url):
@@ -94,7 +96,7 @@ def download(url: str, path: Path, expected: Expected = ANY) -> Iterator[Progres
 
 
 def _finish(source: str, path: Path, expected: Expected) -> None:
-    """Check the part that is now whole, record its hash if it is the first, and give it its name."""
+    """Verify the complete part file, record its hash, and give it its name."""
     part, known = beside(path, ".part"), read_json(beside(path, ".part.json"), Part)
     try:
         record = check(part, read_record(path), expected)

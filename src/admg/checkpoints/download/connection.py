@@ -1,4 +1,4 @@
-"""A file from one server, over as many connections as it takes. What is here of it stands in `.part`."""
+"""Download a file from one server, over as many connections as necessary, into a `.part` file."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from .records import beside, read_json, write_json
 
 CHUNK = 1 << 20
 TIMEOUT = 30.0
-"""Seconds without a byte after which a connection counts as broken."""
+"""Seconds without data after which a connection is considered broken."""
 TRIES = 6
-"""Connections in a row that brought nothing new, until a source is given up; half as many if it never answered."""
+"""Consecutive connections without progress before a source is given up; half as many if it never answered."""
 PAUSE = 0.5
-"""Seconds before the first new try; doubled for each that follows."""
+"""Seconds before the first retry; doubled for each further one."""
 BROKEN = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
-WEB_PAGE = "this is a web page, not the file (a login, or an error page?)"
+WEB_PAGE = "this is a web page, not the file (a login or error page?)"
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Bytes on disk, and of the whole file (0: the server does not tell)."""
+    """Bytes on disk, and bytes of the complete file (0 if the server does not say)."""
 
     done: int
     total: int
@@ -37,7 +37,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Part:
-    """What is known of a file of which a part is here: source, size, and the ETag or date that tells its version."""
+    """Metadata of a partial download: its URL, total size, and the ETag or date that identifies its version."""
 
     url: str
     total: int
@@ -45,7 +45,7 @@ class Part:
 
 
 def receive(source: str, path: Path) -> Iterator[Progress]:
-    """Fill the part file up to the whole, over as many connections as bring something new."""
+    """Complete the part file, yielding the progress. Raises Refused when further connections make no progress."""
     part, failures, best, answered = beside(path, ".part"), 0, 0, False
     while True:
         try:
@@ -54,7 +54,7 @@ def receive(source: str, path: Path) -> Iterator[Progress]:
                 yield step
             return
         except urllib.error.HTTPError as error:
-            if error.code == 416:  # the part is of another version
+            if error.code == 416:  # the part belongs to another version
                 discard(path)
             elif error.code not in (408, 429) and error.code < 500:
                 raise Refused(f"the server answers {error.code} {error.reason}") from None
@@ -71,7 +71,7 @@ def receive(source: str, path: Path) -> Iterator[Progress]:
 
 
 def _connect(source: str, path: Path) -> Iterator[Progress]:
-    """One connection: go on after what is there, where the server has the same version still, else start over."""
+    """Use one connection: resume the part file if the server still has the same version, or else start over."""
     part, known = beside(path, ".part"), known_part(source, path)
     have = part.stat().st_size if known else 0
     if known and have == known.total:
@@ -90,13 +90,13 @@ def _connect(source: str, path: Path) -> Iterator[Progress]:
         have = have if resumed else 0
         _check_space(path, now.total - have)
         if not resumed:
-            discard(path)  # lest the old part be taken for one of the new version
+            discard(path)  # the old part must not be mistaken for one of the new version
             write_json(beside(path, ".part.json"), now)
         yield from _copy(response, part, have, now.total)
 
 
 def _copy(response: http.client.HTTPResponse, part: Path, have: int, total: int) -> Iterator[Progress]:
-    """The body of the response, behind the first `have` bytes of the part."""
+    """Append the body of the response after the first `have` bytes of the part."""
     chunk = response.read1(CHUNK)
     if have == 0 and chunk.lstrip()[:1] == b"<":
         raise Refused(WEB_PAGE)
@@ -114,11 +114,11 @@ def _copy(response: http.client.HTTPResponse, part: Path, have: int, total: int)
 
 
 def _total(response: http.client.HTTPResponse) -> int:
-    """Bytes of the whole file; 0 if it comes in chunks, whose end is marked."""
+    """Return the size of the complete file, or 0 for a chunked transfer, whose end is marked."""
     tail = response.headers.get("Content-Range", "").rpartition("/")[2]
     length = tail if response.status == 206 else response.headers.get("Content-Length", "")
     if not length.isdecimal() and "chunked" not in response.headers.get("Transfer-Encoding", ""):
-        raise Refused("the server does not tell how long the file is")
+        raise Refused("the server does not send the size of the file")
     return int(length) if length.isdecimal() else 0
 
 
@@ -128,13 +128,13 @@ def _first_byte(response: http.client.HTTPResponse) -> int:
 
 
 def _validator(response: http.client.HTTPResponse) -> str:
-    """What If-Range may say: a strong ETag, else the date of the last change, else nothing (no resuming)."""
+    """Return a value for If-Range: a strong ETag, or else the date of the last change, or else "" (no resuming)."""
     etag = response.headers.get("ETag", "")
     return etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified", "")
 
 
 def known_part(source: str, path: Path) -> Part | None:
-    """What the part file is part of, if it can be gone on with from this source."""
+    """Return the metadata of the partial download if this URL can resume it, or else None."""
     known = read_json(beside(path, ".part.json"), Part)
     part = beside(path, ".part")
     usable = known and part.is_file() and known.url == source and known.validator and known.total
@@ -142,6 +142,7 @@ def known_part(source: str, path: Path) -> Part | None:
 
 
 def discard(path: Path) -> None:
+    """Remove the partial download of a file."""
     for suffix in (".part", ".part.json"):
         beside(path, suffix).unlink(missing_ok=True)
 
@@ -151,5 +152,5 @@ def _check_space(path: Path, needed: int) -> None:
     if needed > free:
         raise DownloadError(
             f"{path.name} needs {needed / 1e9:.2f} GB more, and {path.parent} has {free / 1e9:.2f} GB left: "
-            "make room, or set ADMG_HOME to a folder on another disk"
+            "free some space, or set ADMG_HOME to a folder on another disk"
         )

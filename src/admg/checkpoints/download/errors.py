@@ -1,9 +1,9 @@
-"""What can go wrong with a download that a person can mend."""
+"""Errors of downloads that the user can fix."""
 
 
 class DownloadError(OSError):
-    """A file cannot be had, or is not what it was; the message says what can be done."""
+    """A file cannot be downloaded, or has changed. The message says what to do."""
 
 
 class Refused(DownloadError):
-    """What this source sends is of no use, now or later."""
+    """A source does not have a usable file, and trying again will not help."""

@@ -1,4 +1,4 @@
-"""One process or thread at a time, or a word of where files should be kept instead."""
+"""File lock of a download. Its error suggests setting ADMG_HOME where files cannot be locked."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .errors import DownloadError
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """As files.locked. DownloadError: files cannot be locked there."""
+    """Hold the lock of a file, as files.locked does. Raises DownloadError if the file system does not support locks."""
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(files.locked(path))

@@ -1,4 +1,4 @@
-"""Trust on first use: the SHA-256 of a file is recorded beside it, and later copies must be the same."""
+"""Trust on first use: the SHA-256 of a file is recorded next to it, and later copies must match."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Expected:
-    """What is known of a file beforehand: bytes that it must have at least, and its SHA-256 ("": not known)."""
+    """What is known about a file in advance.
+
+    at_least: minimum size in bytes
+    sha256: SHA-256 of the file; empty if it is not known
+    """
 
     at_least: int = 0
     sha256: str = ""
@@ -32,7 +36,12 @@ ANY = Expected()
 
 @dataclass(frozen=True)
 class Record:
-    """What is known of a whole file: its hash at first use, and the size and time (ns) it had when last hashed."""
+    """The record of a complete file.
+
+    sha256: hash at first use
+    size, mtime: size in bytes and modification time in ns when it was last hashed
+    url, etag, date: where and when it was downloaded
+    """
 
     sha256: str
     size: int
@@ -43,9 +52,9 @@ class Record:
 
 
 def verify(path: Path | str, expected: Expected = ANY) -> Record:
-    """Compare a file with the record of its first use, or make that record. It is hashed only if it was touched since.
+    """Compare a file with the record of its first use, or create that record. An unmodified file is not hashed again.
 
-    DownloadError: it is too small, a web page, or differs from what was recorded.
+    Raises DownloadError if the file is too small, a web page, or different from the recorded one.
     """
     path = Path(path)
     record, stat = read_record(path), path.stat()
@@ -53,7 +62,7 @@ def verify(path: Path | str, expected: Expected = ANY) -> Record:
     if record and untouched and expected.sha256 in ("", record.sha256):
         return record
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):  # a shared cache that we may only read
+        with contextlib.suppress(OSError):  # the cache may be shared and read-only
             stack.enter_context(locked(path))
         new = check(path, read_record(path), expected)
         with contextlib.suppress(OSError):
@@ -62,11 +71,12 @@ def verify(path: Path | str, expected: Expected = ANY) -> Record:
 
 
 def check(file: Path, record: Record | None, expected: Expected) -> Record:
-    """The record of this content: that of its first use, with the file's size and time as they are now."""
+    """Return the record of a file, updated with its present size and time. Raises DownloadError as `verify` does."""
     stat = file.stat()
     if stat.st_size < expected.at_least:
-        needed = f"{expected.at_least:,}: it is not whole"
-        raise DownloadError(f"{file} has {stat.st_size:,} bytes, and must have at least {needed}")
+        raise DownloadError(
+            f"{file} has {stat.st_size:,} bytes and must have at least {expected.at_least:,}: it is incomplete"
+        )
     with file.open("rb") as stream:
         if stream.read(CHUNK).lstrip()[:1] == b"<":
             raise DownloadError(f"{file} is a web page, not a checkpoint: remove it")
@@ -80,22 +90,24 @@ def check(file: Path, record: Record | None, expected: Expected) -> Record:
     if record.sha256 != sha256:
         raise DownloadError(
             f"{file.name.removesuffix('.part')} is not the file that was first used on {record.date}: its SHA-256 is "
-            f"{sha256}, not {record.sha256}; if the change is meant, remove {file.name.removesuffix('.part')}.json "
+            f"{sha256}, not {record.sha256}; if this change is intended, remove {file.name.removesuffix('.part')}.json "
             f"in {file.parent}"
         )
     return dataclasses.replace(record, size=stat.st_size, mtime=stat.st_mtime_ns)
 
 
 def beside(path: Path, suffix: str) -> Path:
+    """Return the path with a suffix appended to its name."""
     return path.with_name(path.name + suffix)
 
 
 def read_record(path: Path) -> Record | None:
+    """Return the record of a file, or None if there is none."""
     return read_json(beside(path, ".json"), Record)
 
 
 def read_json(file: Path, kind: type) -> Any:
-    """The dataclass in the file; None if there is none, or not a proper one."""
+    """Return the dataclass stored in a file, or None if it is missing or invalid."""
     try:
         return kind(**json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):

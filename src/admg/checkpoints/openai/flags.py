@@ -1,4 +1,4 @@
-"""The flags of guided-diffusion's and improved-diffusion's scripts as configurations, and back."""
+"""Convert the flags of guided-diffusion's and improved-diffusion's scripts to configurations, and back."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from admg.checkpoints.model import DiffusionConfig
+from admg.checkpoints.networks import Kind
+from admg.diffusion.config import DiffusionConfig
 from admg.models import ClassifierConfig, SuperResConfig, UNetConfig
 from admg.models.unet import CHANNEL_MULT
 
 from . import pasted
-from .known import Kind
 from .table import EXTRA, IGNORED, REFERENCE, Flags
 
 
 @dataclass(frozen=True)
 class OpenAIConfig:
-    """What flags say of a model: which kind it is, its architecture and its diffusion process."""
+    """A model as flags describe it: its kind, the architecture of its network, and its diffusion process."""
 
     kind: Kind
     network: UNetConfig | ClassifierConfig
@@ -33,20 +33,24 @@ _GUIDED_ONLY = ("num_head_channels", "channel_mult", "resblock_updown", "use_new
 
 
 def parse(flags: str, kind: Kind = "diffusion") -> OpenAIConfig:
-    """The configuration that a line of flags gives in the reference's scripts.
+    """Return the configuration that a line of flags gives in OpenAI's scripts.
 
-    flags: as pasted: `--name value` or `--name=value`, shell quoting, lines ended by a backslash, assignments such as
-        MODEL_FLAGS="...", the command itself; flags of training, sampling and other kinds of model are passed over
-    kind: the model that is built from them: diffusion, upsampler or classifier
-    `rescale_timesteps` has two defaults: guided-diffusion's False, improved-diffusion's True. The latter is taken for
-    flags that are of improved-diffusion: see takes_improved_default().
-    ValueError: an unknown flag (the nearest is suggested), a bad value, a variable without its value.
+    flags: flags as pasted from a shell: `--name value` or `--name=value`, with shell quoting, continued lines,
+        assignments such as MODEL_FLAGS="..." and the command itself; flags of training, sampling and other kinds of
+        model are ignored
+    kind: kind of model to build: diffusion, upsampler or classifier
+
+    The default of `rescale_timesteps` is False in guided-diffusion and True in improved-diffusion. The latter is used
+    for flags that belong to improved-diffusion; see takes_improved_default.
+
+    Raises ValueError for an unknown flag (a similar one is suggested), an invalid value, or a shell variable whose
+    value is not in the text.
     """
     return configure(read(flags), kind)
 
 
 def read(flags: str) -> Flags:
-    """The values of all flags, those that are not given at their defaults."""
+    """Return the values of all flags, with defaults for those that are not given."""
     hints, given = get_type_hints(Flags), given_flags(flags)
     values = {name: _value(name, text, hints[name]) for name, text in given.items() if name in hints}
     if takes_improved_default(flags):
@@ -55,10 +59,10 @@ def read(flags: str) -> Flags:
 
 
 def takes_improved_default(flags: str) -> bool:
-    """Whether `rescale_timesteps` is not given and is taken to be True, as in improved-diffusion.
+    """Return whether `rescale_timesteps` is not given and is assumed to be True, as in improved-diffusion.
 
-    So it is without any flag that only guided-diffusion has, and with --sigma_small, which only improved-diffusion has,
-    or 32 pixels without --channel_mult, or the 4000 steps of its recipes. For 1000 steps it makes no difference.
+    This is so if there is no flag that only guided-diffusion has, and one sign of improved-diffusion: --sigma_small,
+    32 pixels without --channel_mult, or the 4000 steps of its recipes. With 1000 steps it makes no difference.
     """
     given = given_flags(flags)
     improved = "sigma_small" in given or given.get("image_size") == "32" or given.get("diffusion_steps") == "4000"
@@ -66,7 +70,7 @@ def takes_improved_default(flags: str) -> bool:
 
 
 def unsure_of_rescaling(flags: str) -> bool:
-    """Whether it matters that `rescale_timesteps` is not given, and the flags do not tell which code they are for."""
+    """Return whether the result depends on `rescale_timesteps`, which is not given and has no certain default."""
     return _leaves_rescaling_open(given_flags(flags)) and read(flags).diffusion_steps != 1000
 
 
@@ -75,7 +79,7 @@ def _leaves_rescaling_open(given: dict[str, str]) -> bool:
 
 
 def configure(flags: Flags, kind: Kind) -> OpenAIConfig:
-    """The configuration of a kind of model from the values of all flags."""
+    """Return the configuration of a kind of model from the values of all flags."""
     make: dict[str, Callable[[Flags], UNetConfig | ClassifierConfig]]
     make = {"diffusion": _unet, "upsampler": _upsampler, "classifier": _classifier}
     if kind not in make:
@@ -145,12 +149,15 @@ def _classifier(f: Flags) -> ClassifierConfig:
 
 
 def default_channel_mult(kind: Kind, size: int) -> tuple[float, ...]:
-    """Of the reference for images of this size; empty if it has none. Its upsampler of 512 pixels has 256's."""
+    """Return guided-diffusion's channel_mult for an image size, or () if it has none.
+
+    Its upsampler to 512 pixels uses that of 256 pixels.
+    """
     return CHANNEL_MULT.get(256 if kind == "upsampler" and size == 512 else size, ())
 
 
 def _within(resolutions: tuple[int, ...], size: int) -> tuple[int, ...]:
-    """Without those above the image size, at which there is nothing to attend to: the reference's way to say `none`."""
+    """Return the resolutions up to the image size; larger ones mean "none" in OpenAI's flags."""
     return tuple(resolution for resolution in resolutions if resolution <= size)
 
 
@@ -158,7 +165,7 @@ def _within(resolutions: tuple[int, ...], size: int) -> tuple[int, ...]:
 
 
 def given_flags(flags: str) -> dict[str, str]:
-    """Name -> text of the flags that are given. ValueError: one that the reference's scripts do not have."""
+    """Return the text of each given flag. Raises ValueError for a flag that OpenAI's scripts do not have."""
     known, given = [*(field.name for field in dataclasses.fields(Flags)), *sorted(IGNORED)], pasted.pairs(flags)
     for name in given.keys() - set(known):
         near = difflib.get_close_matches(name.replace("-", "_").lower(), known, n=1, cutoff=0.5)
@@ -167,7 +174,7 @@ def given_flags(flags: str) -> dict[str, str]:
 
 
 def _value(name: str, text: str, hint: Any) -> Any:
-    """The text as the type of its flag. ValueError: it is none."""
+    """Return the value of a flag. Raises ValueError if the text is not valid for its type."""
     if hint is bool:
         truth = {"yes": True, "true": True, "t": True, "y": True, "1": True}
         truth |= {"no": False, "false": False, "f": False, "n": False, "0": False}
@@ -185,34 +192,35 @@ def _value(name: str, text: str, hint: Any) -> Any:
             return tuple(int(n) if n == int(n) else n for n in numbers)
         return hint(text)
     except (ValueError, OverflowError):
-        wanted = {int: "a whole number", float: "a number"}.get(hint, "numbers such as 16,8")
-        raise ValueError(f"flags: --{name} must be {wanted}, not {text!r}") from None
+        expected = {int: "a whole number", float: "a number"}.get(hint, "numbers such as 16,8")
+        raise ValueError(f"flags: --{name} must be {expected}, not {text!r}") from None
 
 
 # -- configuration -> text -------------------------------------------------------------------------------------------
 
 
 def flags_of(config: OpenAIConfig) -> str:
-    """The flags of a configuration, the inverse of parse().
+    """Return the flags of a configuration; the inverse of `parse`.
 
-    All of guided-diffusion's that matter are written, so that no default is left to guess; one that it does not have
-    is written only where it is needed: extra_flags() names those.
-    ValueError: a prediction (v) or variance (learned) that the reference has no flag for.
+    Every relevant flag of guided-diffusion is written, so that nothing depends on a default. A flag that it does not
+    have is written only if it is needed; see extra_flags.
+
+    Raises ValueError for a prediction (v) or variance (learned) that guided-diffusion does not support.
     """
     return write(values_of(config), *REFERENCE[config.kind], *extra_flags(config))
 
 
 def extra_flags(config: OpenAIConfig) -> tuple[str, ...]:
-    """The names of the flags that this configuration needs and that guided-diffusion's scripts do not have.
+    """Return the names of the flags that this configuration needs and guided-diffusion's scripts lack.
 
-    (--channel_mult is among them only for the kinds of model that lack it there, or for fractions.)
+    `--channel_mult` is included although the script for diffusion models has it, for integers.
     """
     values, defaults = values_of(config), Flags()
     return tuple(name for name in EXTRA[config.kind] if getattr(values, name) != getattr(defaults, name))
 
 
 def write(values: Flags, *names: str) -> str:
-    """`--name value` of each of these flags."""
+    """Return `--name value` of each of these flags."""
     size = values.image_size
     return " ".join(f"--{name} {_text(name, getattr(values, name), size)}" for name in names)
 
@@ -220,17 +228,17 @@ def write(values: Flags, *names: str) -> str:
 def _text(name: str, value: Any, size: int) -> str:
     if not isinstance(value, tuple):
         return str(value)
-    none = str(2 * size) if name.endswith("attention_resolutions") else '""'  # attention at no level; by image size
+    none = (
+        str(2 * size) if name.endswith("attention_resolutions") else '""'
+    )  # `none` for attention; `by image size` for channel_mult
     return ",".join(str(int(n) if n == int(n) else n) for n in value) or none
 
 
 def values_of(config: OpenAIConfig) -> Flags:
-    """The values of all flags for a configuration, the inverse of configure()."""
+    """Return the values of all flags for a configuration; the inverse of `configure`."""
     n, process = config.network, _process_values(config)
-    own = n.image_size == 32 or n.channel_mult != default_channel_mult(
-        config.kind, n.image_size
-    )  # 32: improved's alone
-    channel_mult = n.channel_mult if own else ()
+    by_size = n.image_size != 32 and n.channel_mult == default_channel_mult(config.kind, n.image_size)
+    channel_mult = () if by_size else n.channel_mult  # only improved-diffusion has a default for 32 pixels
     process |= {"image_channels": n.image_channels, "conv_resample": n.conv_resample}
     if isinstance(n, ClassifierConfig):
         return Flags(

@@ -1,4 +1,4 @@
-"""State dicts of guided-diffusion as models, with their flags or without."""
+"""Load state dicts of guided-diffusion as models, with or without their flags."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from admg.checkpoints.model import KINDS, Classifier, Labels, Model
+from admg.checkpoints.labels import Labels
+from admg.checkpoints.model import Classifier, Model
+from admg.checkpoints.networks import NETWORK_KINDS, Kind
 from admg.checkpoints.weights import CheckpointError, Shapes, build_network, shapes_in
 from admg.models import UNetConfig
 
@@ -19,36 +21,38 @@ from . import flags as flag
 from . import pt
 from . import shapes as shape
 from .flags import OpenAIConfig, default_channel_mult
-from .known import KNOWN, Kind
+from .published_flags import PUBLISHED_FLAGS
 from .table import Flags
 
 Source = str | Path | Mapping[str, Tensor]
 
 
 def load(source: Source, flags: str | None = None) -> Model | Classifier:
-    """A diffusion model, upsampler or classifier, whichever the checkpoint is, in float32 and eval mode.
+    """Load a diffusion model, upsampler or classifier, whichever the checkpoint is, in float32 and eval mode.
 
-    source: a `.pt` file of guided-diffusion or improved-diffusion, or its state dict
-    flags: as pasted into the reference's scripts, see flags.parse(). None: a published model of the same architecture
-        gives them; else they are inferred from the shapes, and a warning tells what was assumed (shapes.infer())
-    A warning also recommends the EMA where a `model*.pt` has one beside it.
-    CheckpointError: no usable checkpoint, or not of this architecture; ValueError: bad flags.
+    source: `.pt` file of guided-diffusion or improved-diffusion, or its state dict
+    flags: flags of OpenAI's scripts, see `parse`; None takes them from a published model of the same architecture, or
+        else infers them from the shapes, with a warning that lists the assumptions (see `infer`)
+
+    A warning also recommends the EMA if there is one next to a `model*.pt`.
+
+    Raises CheckpointError if the checkpoint is unusable or does not fit the flags, and ValueError for invalid flags.
     """
     return _load(source, flags, None)
 
 
 def load_diffusion(source: Source, flags: str | None = None) -> Model:
-    """A diffusion model, as load() loads it. CheckpointError: it is another kind of model."""
+    """Load a diffusion model, as `load` does. Raises CheckpointError if it is another kind of model."""
     return cast(Model, _load(source, flags, "diffusion"))
 
 
 def load_upsampler(source: Source, flags: str | None = None) -> Model:
-    """A super-resolution model, as load() loads it. CheckpointError: it is another kind of model."""
+    """Load an upsampler, as `load` does. Raises CheckpointError if it is another kind of model."""
     return cast(Model, _load(source, flags, "upsampler"))
 
 
 def load_classifier(source: Source, flags: str | None = None) -> Classifier:
-    """A noisy classifier, as load() loads it. CheckpointError: it is another kind of model."""
+    """Load a noisy classifier, as `load` does. Raises CheckpointError if it is another kind of model."""
     return cast(Classifier, _load(source, flags, "classifier"))
 
 
@@ -58,7 +62,7 @@ def _load(source: Source, flags: str | None, kind: Kind | None) -> Model | Class
     kind = _kind(name, shapes, kind)
     config = _inferred(name, shapes, kind) if flags is None else _parsed(flags, kind)
     try:
-        network = build_network(KINDS[kind][0], config.network, state, name)
+        network = build_network(NETWORK_KINDS[kind].network, config.network, state, name)
     except CheckpointError as error:
         raise CheckpointError(_contradiction(name, str(error), config, shapes)) from None
     n = config.network
@@ -75,7 +79,7 @@ def _load(source: Source, flags: str | None, kind: Kind | None) -> Model | Class
 
 
 def _read(source: Source) -> tuple[str, dict[str, Tensor]]:
-    """What to call the source in messages, and its state dict."""
+    """Return the name of the source for messages, and its state dict."""
     if isinstance(source, Mapping):
         try:
             return "state dict", pt.as_state(dict(source))
@@ -84,36 +88,38 @@ def _read(source: Source) -> tuple[str, dict[str, Tensor]]:
     ema = pt.ema_beside(source) if Path(source).name.startswith("model") else None
     state = pt.read_state(source)
     if ema:
-        _warn(f"{source}: {ema.name} beside it holds the moving average of the weights, which samples much better")
+        _warn(
+            f"{source}: {ema.name} next to it holds the moving average of the weights (EMA), which samples much better"
+        )
     return str(source), state
 
 
-def _kind(name: str, shapes: Shapes, wanted: Kind | None) -> Kind:
-    """The kind of model with these shapes: the wanted one, if there is one."""
+def _kind(name: str, shapes: Shapes, expected: Kind | None) -> Kind:
+    """Return the kind of model with these shapes. Raises CheckpointError if it cannot be the expected one."""
     try:
         kinds = shape.kinds_of(shapes)
     except CheckpointError as error:
         raise CheckpointError(f"{name}: {error}") from None
-    if wanted and wanted not in kinds:
+    if expected and expected not in kinds:
         article = {"diffusion": "a diffusion model", "upsampler": "an upsampler", "classifier": "a classifier"}
-        raise CheckpointError(f"{name} is {article[kinds[0]]}, not {article[wanted]}: use load_{kinds[0]}")
-    return wanted or kinds[0]
+        raise CheckpointError(f"{name} is {article[kinds[0]]}, not {article[expected]}: use load_{kinds[0]}")
+    return expected or kinds[0]
 
 
 # -- without flags ---------------------------------------------------------------------------------------------------
 
-UNTOLD: dict[str, tuple[str, ...]] = {
+NOT_IN_SHAPES: dict[str, tuple[str, ...]] = {
     "diffusion": ("image_size", "num_heads", "use_new_attention_order"),
     "upsampler": ("large_size", "num_heads", "use_new_attention_order"),
     "classifier": ("image_size", "classifier_num_head_channels"),
 }
-"""By kind: the flags that change what a network gives or is given, and that shapes do not tell."""
-UNTOLD_PROCESS = ("noise_schedule", "diffusion_steps", "rescale_timesteps")
+"""Flags that affect the result but cannot be inferred from shapes, by kind."""
+PROCESS_FLAGS = ("noise_schedule", "diffusion_steps", "rescale_timesteps")
 
 
 def assumed(config: OpenAIConfig) -> str:
-    """The flags, with their values, that shapes.infer() could only assume."""
-    names = [*UNTOLD[config.kind], *UNTOLD_PROCESS]
+    """Return the flags, with their values, that `infer` could only assume."""
+    names = [*NOT_IN_SHAPES[config.kind], *PROCESS_FLAGS]
     if getattr(config.network, "pool", "") == "attention":
         names.remove("image_size")
     if isinstance(config.network, UNetConfig):
@@ -123,8 +129,8 @@ def assumed(config: OpenAIConfig) -> str:
 
 @cache
 def published() -> dict[str, OpenAIConfig]:
-    """The configurations of the published models."""
-    return {name: flag.parse(known.flags, known.kind) for name, known in KNOWN.items()}
+    """Return the configurations of the published models."""
+    return {name: flag.parse(known.flags, known.kind) for name, known in PUBLISHED_FLAGS.items()}
 
 
 def _inferred(name: str, shapes: Shapes, kind: Kind) -> OpenAIConfig:
@@ -133,8 +139,8 @@ def _inferred(name: str, shapes: Shapes, kind: Kind) -> OpenAIConfig:
     except CheckpointError as error:
         raise CheckpointError(f"{name}: {error}") from None
     if not any(config is known for known in published().values()):
-        diagnose = "" if kind == "classifier" else "; `admg diagnose CHECKPOINT --images FOLDER` finds the right ones"
-        _warn(f"{name}: shapes do not tell everything, so assumed are {assumed(config)}{diagnose}")
+        diagnose = "" if kind == "classifier" else "; `admg diagnose CHECKPOINT --images FOLDER` checks them"
+        _warn(f"{name}: the shapes do not determine all flags; assumed {assumed(config)}{diagnose}")
     return config
 
 
@@ -145,14 +151,14 @@ def _parsed(flags: str, kind: Kind) -> OpenAIConfig:
     config = flag.parse(flags, kind)
     if kind != "classifier" and flag.unsure_of_rescaling(flags):
         _warn(
-            f"--rescale_timesteps is not among the flags: assumed is {config.diffusion.rescale_timesteps}, but it is "
-            "True by default in improved-diffusion and False in guided-diffusion; give it to be sure"
+            f"--rescale_timesteps is not among the flags: assumed {config.diffusion.rescale_timesteps}, but the "
+            "default is True in improved-diffusion and False in guided-diffusion; pass it to be sure"
         )
     return config
 
 
 def _contradiction(name: str, error: str, config: OpenAIConfig, shapes: Shapes) -> str:
-    """The message for flags that a state dict contradicts: which ones, where it shows, and what the shapes suggest."""
+    """Return the message for flags that contradict a state dict: which flags, where, and what the shapes suggest."""
     differs = error.partition("architecture: ")[2] or error
     try:
         found = shape.infer(shapes, kind=config.kind)
@@ -160,7 +166,7 @@ def _contradiction(name: str, error: str, config: OpenAIConfig, shapes: Shapes) 
         return f"{name} does not fit the flags ({differs}): {other}"
     given, suggested = (flag.values_of(c) for c in _comparable(config, found))
     names = [f.name for f in dataclasses.fields(Flags) if getattr(given, f.name) != getattr(suggested, f.name)]
-    names = [n for n in names if getattr(suggested, n) != ()]  # channel_mult by the image size
+    names = [n for n in names if getattr(suggested, n) != ()]  # channel_mult follows from the image size
     hints = []
     if {"class_cond", "num_classes"} & set(names):
         hints.append(_label_hint(found))
@@ -181,7 +187,7 @@ def _label_hint(found: OpenAIConfig) -> str:
 
 
 def _comparable(given: OpenAIConfig, found: OpenAIConfig) -> tuple[OpenAIConfig, OpenAIConfig]:
-    """Both with what shapes cannot tell set alike, and with one image size unless it is that in which they differ."""
+    """Return both with everything that shapes cannot determine set alike, and with one image size if they allow it."""
     size, mult = given.network.image_size, found.network.channel_mult
     by_size = mult != given.network.channel_mult and mult == default_channel_mult(found.kind, found.network.image_size)
     if _pooled(found) or by_size or size % found.network.downsampling:
@@ -190,9 +196,9 @@ def _comparable(given: OpenAIConfig, found: OpenAIConfig) -> tuple[OpenAIConfig,
 
 
 def _canonical(config: OpenAIConfig, size: int) -> OpenAIConfig:
-    """The configuration for images of this size, with all that shapes cannot tell set to one value."""
+    """Return the configuration for this image size, with everything that shapes cannot determine set to one value."""
     at = shape.resolutions(config.network, size)
-    network = dataclasses.replace(shape.told(config.network), image_size=size, attention_resolutions=at)
+    network = dataclasses.replace(shape.visible_in_shapes(config.network), image_size=size, attention_resolutions=at)
     return OpenAIConfig(config.kind, network, shape.default_process(network))
 
 

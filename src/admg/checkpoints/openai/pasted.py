@@ -1,4 +1,4 @@
-"""Flags as people paste them from a shell: `--name value`, quoted, over several lines, with the command around them."""
+"""Read flags as people paste them from a shell: quoted, over several lines, with the command around them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import shlex
 
 
 def pairs(flags: str) -> dict[str, str]:
-    """Name -> text of each flag; the last one of a name wins, as in argparse.
+    """Return the text of each flag. If a flag is repeated, the last one counts, as in argparse.
 
-    ValueError: no shell words, a word that belongs to no flag, a flag without a value, a variable without its value.
+    Raises ValueError for invalid quoting, a word that belongs to no flag, a flag without a value, and a shell variable
+    whose value is not in the text.
     """
     rest, found = words(flags), {}
     while rest:
@@ -25,7 +26,7 @@ def pairs(flags: str) -> dict[str, str]:
 
 
 def words(flags: str) -> list[str]:
-    """The words of a pasted text: assignments opened; the command itself and variables set in the text left out."""
+    """Return the words of a pasted text, with the flags in assignments, without the command and without variables."""
     split = shell_words(flags)
     script = max((i for i, word in enumerate(split) if word.endswith(".py")), default=-1)
     assigned, opened = set[str](), list[str]()
@@ -43,7 +44,7 @@ def words(flags: str) -> list[str]:
 
 
 def shell_words(text: str) -> list[str]:
-    """As the shell splits them, without comments, redirections, what the output is piped into, and ; & && between."""
+    """Split a text as a shell does, without comments, redirections, pipes and separators such as `;` and `&&`."""
     text = re.sub(r"\\\r?\n", " ", text)
     text = re.sub(r"(?<!\S)\d*(?:>>?|<)&?\s*[^\s;|&]+", " ", text)  # 2>&1, > log.txt
     lexer = shlex.shlex(text, posix=True, punctuation_chars=";&|")
@@ -56,5 +57,5 @@ def shell_words(text: str) -> list[str]:
             elif not piped:
                 kept.append(word)
     except ValueError as error:
-        raise ValueError(f"flags: not shell words: {error}") from None
+        raise ValueError(f"flags: invalid shell quoting: {error}") from None
     return kept

@@ -1,4 +1,4 @@
-"""OpenAI's `.pt` files: reading a state dict without running any code that a pickle may hold."""
+"""Read state dicts from OpenAI's `.pt` files without running code that a pickle may contain."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from torch import Tensor
 from admg.checkpoints.weights import CheckpointError, load_pickle
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")
-"""Keys under which some training code puts the state dict."""
+"""Keys under which some training code stores the state dict."""
 
 
 def read_state(path: Path | str) -> dict[str, Tensor]:
-    """The state dict in a `.pt` file, in float32; memory-mapped, if the file is of torch's zip format.
+    """Return the state dict in a `.pt` file, in float32; memory-mapped if the file has torch's zip format.
 
-    A state dict under one of WRAPPERS, or of a DistributedDataParallel ("module."), is taken out.
-    CheckpointError: the file cannot be read, holds code or a whole module, is of another kind, or of an optimizer.
+    A state dict stored under one of WRAPPERS, or with DistributedDataParallel's prefix "module.", is unwrapped.
+
+    Raises CheckpointError if the file cannot be read, holds Python objects, is not a `.pt` file, or is the state of an
+    optimizer.
     """
     path = Path(path).expanduser()
     content = _load(path)
@@ -36,20 +38,20 @@ def read_state(path: Path | str) -> dict[str, Tensor]:
 
 
 def as_state(content: Any) -> dict[str, Tensor]:
-    """A state dict in float32, without "module." before all names. CheckpointError: it is not one."""
+    """Return a state dict in float32, without the prefix "module.". Raises CheckpointError if it is none."""
     if not isinstance(content, dict) or not content:
-        raise CheckpointError(f"holds no state dict (names and tensors) but {_kind(content)}")
+        raise CheckpointError(f"holds no state dict (names and tensors) but {_type_text(content)}")
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise CheckpointError(f"holds no state dict: {name!r} is {_kind(value)}, not a tensor")
+            raise CheckpointError(f"holds no state dict: {name!r} is {_type_text(value)}, not a tensor")
     prefix = "module." if all(name.startswith("module.") for name in content) else ""
     return {name.removeprefix(prefix): value.float() for name, value in content.items()}
 
 
 def ema_beside(path: Path | str) -> Path | None:
-    """The `ema_RATE_STEP.pt` in the folder of a `modelSTEP.pt` or `optSTEP.pt`: of its step, else of the last one.
+    """Return the `ema_RATE_STEP.pt` next to a `modelSTEP.pt` or `optSTEP.pt`: of the same step, or else the last one.
 
-    Of several rates it is the highest. None if there is none, or the file is not named so.
+    Of several rates, the highest is returned. Return None if there is none, or if the file has another name.
     """
     path = Path(path)
     own = re.fullmatch(r"(?:model|opt)(\d+)\.pt", path.name)
@@ -62,7 +64,7 @@ def ema_beside(path: Path | str) -> Path | None:
 
 
 def _load(path: Path) -> Any:
-    """What torch.load gives. CheckpointError if it gives nothing."""
+    """Return the contents of a file. Raises CheckpointError if torch cannot load it."""
     try:
         with path.open("rb") as file:
             start = file.read(512)
@@ -77,7 +79,7 @@ def _load(path: Path) -> Any:
 
 
 def _foreign(start: bytes) -> str:
-    """What a file is that begins so, if it is known not to be torch's."""
+    """Return the type of a file that starts with these bytes, or "" if it may be torch's."""
     text = start.lstrip().lower()
     if not start:
         return "an empty file"
@@ -90,5 +92,5 @@ def _foreign(start: bytes) -> str:
     return ""
 
 
-def _kind(value: object) -> str:
+def _type_text(value: object) -> str:
     return f"an empty {type(value).__name__}" if value == {} else f"a {type(value).__name__}"

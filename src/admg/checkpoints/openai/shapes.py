@@ -1,4 +1,4 @@
-"""What the names and shapes of a state dict tell of its network."""
+"""Infer the architecture of a network from the names and shapes of its state dict."""
 
 from __future__ import annotations
 
@@ -7,34 +7,39 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from admg.checkpoints.model import KINDS, DiffusionConfig
+from admg.checkpoints.networks import NETWORK_KINDS, Kind
 from admg.checkpoints.weights import CheckpointError, Shapes, difference, shapes_of
+from admg.diffusion.config import DiffusionConfig
 from admg.models import ClassifierConfig, SuperResConfig, UNetConfig
 from admg.models.unet import CHANNEL_MULT
 
 from .flags import OpenAIConfig, default_channel_mult
-from .known import Kind
 
 
 def infer(shapes: Shapes, known: Iterable[OpenAIConfig] = (), kind: Kind | None = None) -> OpenAIConfig:
-    """The configuration whose network has exactly these names and shapes.
+    """Return the configuration whose network has exactly these names and shapes.
 
-    shapes: name -> shape of each parameter
-    known: configurations of which the first with this architecture is returned as it is
-    kind: what is wanted, where the shapes leave it open
+    shapes: shape of each parameter by name
+    known: configurations to prefer; the first with this architecture is returned unchanged
+    kind: kind of model to assume if the shapes allow several
 
-    Shapes tell the kind, image channels, widths, residual blocks, attention levels, scale-shift norm, the kind of
-    resampling, classes, learned variance, the classifier's pool and, by an attention pool, the image size. They do not
-    tell what follows; unless one of `known` has this architecture, it is the reference's default:
-    - the number of heads (4; in a classifier 64 channels each), also on the way up, and the order of qkv's rows (old)
-    - the image size: that whose channel_mult this is in the reference, else 8 pixels at the lowest level;
-      and an upsampler's small size (0: any). Attention stands at the right levels whatever the size
-    - the diffusion: linear schedule, 1000 steps, eps, timesteps not rescaled, a fixed variance large
-    - dropout and checkpointing: none
-    Some networks have the same names and shapes: a classifier whose levels all have one width and the same attention,
-    with resblock_updown, and one with fewer levels of more blocks (the reference's channel_mult, else more levels, is
-    taken); upsamplers of C channels and diffusion models of 2C, both with 2C outputs (an upsampler for C = 1 or 3).
-    CheckpointError: no network of guided-diffusion has them; says how the nearest differs.
+    Shapes determine the kind, image channels, widths, residual blocks, attention levels, scale-shift norm, the kind of
+    resampling, classes, learned variance, the classifier's pool and, with an attention pool, the image size. They do
+    not determine the following settings, which get guided-diffusion's defaults unless one of `known` has this
+    architecture:
+
+    - the number of attention heads (4; in a classifier 64 channels each) and the order of the rows of qkv (old)
+    - the image size: the one for which guided-diffusion uses this channel_mult, or else 8 pixels at the lowest level;
+      and the small size of an upsampler (any). Attention is at the right levels for any size
+    - the diffusion process: linear schedule, 1000 steps, eps, timesteps not rescaled, a fixed variance large
+    - dropout and activation checkpointing: none
+
+    Some networks have the same names and shapes. A classifier with resblock_updown whose levels all have the same width
+    and attention looks like one with fewer levels of more blocks: guided-diffusion's channel_mult is preferred, then
+    more levels. An upsampler of C channels with 2C outputs looks like a diffusion model of 2C channels: an upsampler
+    is assumed for C = 1 or 3.
+
+    Raises CheckpointError if no network of guided-diffusion has these shapes; the message says how the nearest differs.
     """
     kind = kind or kind_of(shapes)
     networks = list(_candidates(shapes, kind))
@@ -47,12 +52,12 @@ def infer(shapes: Shapes, known: Iterable[OpenAIConfig] = (), kind: Kind | None 
 
 
 def kind_of(shapes: Shapes) -> Kind:
-    """Whether these are the parameters of a diffusion model, an upsampler or a classifier."""
+    """Return the likeliest kind of model with these parameters. Raises CheckpointError if there is none."""
     return kinds_of(shapes)[0]
 
 
 def kinds_of(shapes: Shapes) -> tuple[Kind, ...]:
-    """All kinds of model that could have these parameters, the likeliest first. CheckpointError: none."""
+    """Return all kinds of model with these parameters, the likeliest first. Raises CheckpointError if there is none."""
     channels_in = _size(shapes, "input_blocks.0.0.weight", 1)
     if not any(name.startswith("output_blocks.") for name in shapes):
         return ("classifier",)
@@ -71,12 +76,12 @@ def kinds_of(shapes: Shapes) -> tuple[Kind, ...]:
 
 
 def same_architecture(a: OpenAIConfig, b: OpenAIConfig) -> bool:
-    """Whether both are of one kind, and all that shapes can tell of their networks is the same."""
-    return a.kind == b.kind and told(a.network) == told(b.network)
+    """Return whether both have the same kind, and networks that shapes cannot distinguish."""
+    return a.kind == b.kind and visible_in_shapes(a.network) == visible_in_shapes(b.network)
 
 
-def told(network: UNetConfig | ClassifierConfig) -> UNetConfig | ClassifierConfig:
-    """The configuration with all that shapes cannot tell set to one value."""
+def visible_in_shapes(network: UNetConfig | ClassifierConfig) -> UNetConfig | ClassifierConfig:
+    """Return the configuration with everything that shapes cannot determine set to one value."""
     levels = len(network.channel_mult)
     pooled = isinstance(network, ClassifierConfig) and network.pool == "attention"
     size = network.image_size if pooled else 2 ** (levels - 1)
@@ -94,13 +99,13 @@ def told(network: UNetConfig | ClassifierConfig) -> UNetConfig | ClassifierConfi
 
 
 def default_process(network: UNetConfig | ClassifierConfig) -> DiffusionConfig:
-    """The reference's default diffusion, with a learned variance if the network has one."""
+    """Return guided-diffusion's default process, with a learned variance if the network has one."""
     learned = isinstance(network, UNetConfig) and network.learn_variance
     return DiffusionConfig(variance="learned_range" if learned else "fixed_large")
 
 
 def resolutions(network: UNetConfig | ClassifierConfig, size: int) -> tuple[int, ...]:
-    """The levels with attention, as pixels of images of this size."""
+    """Return the resolutions with attention, for images of this size."""
     return tuple(size // 2**level for level in range(len(network.channel_mult)) if network.attends(level))
 
 
@@ -108,7 +113,7 @@ def resolutions(network: UNetConfig | ClassifierConfig, size: int) -> tuple[int,
 
 
 def _candidates(shapes: Shapes, kind: Kind) -> Iterator[UNetConfig | ClassifierConfig]:
-    """The networks with this number of input blocks, L levels x (1 + residual blocks), read off as far as they go."""
+    """Yield the networks with this number of input blocks, which is levels x (1 + residual blocks)."""
     indices = [name.split(".")[1] for name in shapes if name.startswith("input_blocks.")]
     count = 1 + max(int(index) for index in indices if index.isdecimal())
     for levels in range(1, count // 2 + 1):
@@ -117,12 +122,12 @@ def _candidates(shapes: Shapes, kind: Kind) -> Iterator[UNetConfig | ClassifierC
                 yield _read(shapes, kind, levels, count // levels)
             except CheckpointError:
                 raise
-            except (KeyError, IndexError, ValueError):  # no residual block where one would be, no such configuration
+            except (KeyError, IndexError, ValueError):  # a residual block is missing, or the configuration is invalid
                 continue
 
 
 def _read(shapes: Shapes, kind: Kind, levels: int, stride: int) -> UNetConfig | ClassifierConfig:
-    """The network with this many levels, and `stride` - 1 residual blocks in each. LookupError: it is not so."""
+    """Return the network with this many levels of `stride` - 1 residual blocks. Raises LookupError if there is none."""
     channels = _size(shapes, "time_embed.0.weight", 1)
     first = [stride * level + 1 for level in range(levels)]  # residual block of each level
     widths = [shapes[f"input_blocks.{i}.0.in_layers.2.weight"][0] for i in first]
@@ -156,7 +161,7 @@ def _read(shapes: Shapes, kind: Kind, levels: int, stride: int) -> UNetConfig | 
 
 
 def _plausible(shapes: Shapes, network: UNetConfig | ClassifierConfig) -> bool:
-    """Whether each level's residual blocks have its width and its attention: spares building those that cannot fit."""
+    """Return whether all residual blocks of a level have its width and attention; this avoids building misfits."""
     stride = network.num_res_blocks + 1
     return all(
         shapes.get(f"input_blocks.{i}.0.in_layers.2.weight", (0,))[0] == network.width(i // stride)
@@ -167,7 +172,7 @@ def _plausible(shapes: Shapes, network: UNetConfig | ClassifierConfig) -> bool:
 
 
 def _head(shapes: Shapes) -> dict[str, Any]:
-    """A classifier's pool and number of classes."""
+    """Return the pool and the number of classes of a classifier."""
     if "out.2.positional_embedding" in shapes:
         return {"pool": "attention", "num_classes": _size(shapes, "out.2.c_proj.weight", 0)}
     if len(shapes.get("out.0.weight", ())) == 1:
@@ -193,7 +198,7 @@ def _multiple(width: int, channels: int) -> float:
 
 
 def _size(shapes: Shapes, name: str, dim: int) -> int:
-    """CheckpointError: there is no such parameter."""
+    """Return one dimension of a parameter. Raises CheckpointError if it does not exist."""
     shape = shapes.get(name, ())
     if len(shape) <= dim:
         has = f"{name} is {shape}" if name in shapes else f"{name} is missing"
@@ -205,9 +210,9 @@ def _size(shapes: Shapes, name: str, dim: int) -> int:
 
 
 def _expected(kind: Kind, network: UNetConfig | ClassifierConfig) -> Shapes:
-    """The shapes of this network; none if it cannot be built."""
+    """Return the shapes of this network, or {} if it cannot be built."""
     try:
-        return shapes_of(KINDS[kind][0], network)
+        return shapes_of(NETWORK_KINDS[kind].network, network)
     except ValueError:
         return {}
 
@@ -217,9 +222,9 @@ def _preference(network: UNetConfig | ClassifierConfig) -> tuple[bool, int]:
 
 
 def _nearest(shapes: Shapes, kind: Kind, networks: list[UNetConfig | ClassifierConfig]) -> str:
-    """How the nearest of these networks differs."""
+    """Return how the nearest of these networks differs, for the message."""
     expected = [shapes_ for network in networks if (shapes_ := _expected(kind, network))]
     if not expected:
-        return ": their input blocks make no levels of residual blocks"
+        return ": the input blocks do not form levels of residual blocks"
     nearest = min(expected, key=lambda e: len(e.items() ^ shapes.items()))
-    return f"; from the nearest {kind} network {difference(nearest, shapes)}"
+    return f"; compared with the nearest {kind} network: {difference(nearest, shapes)}"

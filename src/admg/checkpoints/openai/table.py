@@ -1,4 +1,4 @@
-"""Every flag of guided-diffusion's and improved-diffusion's scripts: its default, and the kinds of model it is for."""
+"""The flags of guided-diffusion's and improved-diffusion's scripts: defaults, and the kinds of model they affect."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class Flags:
-    """Every flag that says what a model is, with the reference's default (script_util.py).
+    """Every flag that describes a model, with guided-diffusion's default (script_util.py).
 
-    The last group is not the reference's: its constants, which people patch (`num_classes`), and arguments of its
-    classes that its scripts leave at these defaults.
+    The last group are not flags there: `num_classes` is a constant that people change, and the others are arguments of
+    its classes that its scripts leave at these defaults.
     """
 
     image_size: int = 64
@@ -44,7 +44,7 @@ class Flags:
     noise_schedule: Literal["linear", "cosine"] = "linear"
     predict_xstart: bool = False
     rescale_timesteps: bool = False
-    sigma_small: bool = False  # improved-diffusion's alone
+    sigma_small: bool = False  # only in improved-diffusion
 
     num_classes: int = 1000
     image_channels: int = 3
@@ -58,7 +58,7 @@ class Flags:
 
 
 IGNORED = {
-    # how the torso computes; the training loss
+    # precision; training loss
     *("use_fp16", "classifier_use_fp16", "use_kl", "rescale_learned_sigmas"),
     # sampling
     *("batch_size", "num_samples", "clip_denoised", "use_ddim", "timestep_respacing", "base_samples", "base_name"),
@@ -68,7 +68,7 @@ IGNORED = {
     *("microbatch", "ema_rate", "log_interval", "save_interval", "eval_interval", "resume_checkpoint"),
     *("fp16_scale_growth", "iterations", "noised", "log_dir"),
 }
-"""Flags of the reference's scripts that say nothing of what a model is; people paste whole lines."""
+"""Flags that do not describe a model. They are accepted because people paste whole command lines."""
 
 _PROCESS = ("learn_sigma", "diffusion_steps", "noise_schedule", "predict_xstart", "rescale_timesteps")
 _UNET = (
@@ -81,7 +81,7 @@ REFERENCE: dict[str, tuple[str, ...]] = {
     "upsampler": ("large_size", "small_size", *_UNET, *_PROCESS),
     "classifier": ("image_size", *(f"classifier_{name}" for name in _CLASSIFIER), *_PROCESS),
 }
-"""By kind: the flags of guided-diffusion that flags_of() always writes."""
+"""Flags of guided-diffusion that `flags_of` always writes, by kind."""
 
 _PATCHES = ("sigma_small", "num_classes", "image_channels", "conv_resample")
 EXTRA: dict[str, tuple[str, ...]] = {
@@ -93,4 +93,4 @@ EXTRA: dict[str, tuple[str, ...]] = {
         *(f"classifier_{name}" for name in ("use_new_attention_order", "dropout", "use_checkpoint")),
     ),
 }
-"""By kind: those that it writes only where they are not at their default."""
+"""Flags that it writes only if they differ from their default, by kind."""

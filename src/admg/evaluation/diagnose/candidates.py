@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import get_args
 
-from admg.checkpoints.model import DiffusionConfig
+from admg.diffusion.config import DiffusionConfig, ScheduleName
 from admg.diffusion.gaussian import Predict
 from admg.models import UNet, UNetConfig
 from admg.models.blocks import AttentionBlock
@@ -98,7 +98,7 @@ def attentions(network: UNet) -> list[Attention]:
 def processes(own: DiffusionConfig, levels: Sequence[float] = LEVELS) -> list[tuple[DiffusionConfig, ...]]:
     """Return groups of processes that look the same to a network; `own` comes first in the first group."""
     found: list[tuple[DiffusionConfig, ...]] = []
-    every = itertools.product((False, True), STEPS, ("linear", "cosine"))
+    every = itertools.product((False, True), STEPS, get_args(ScheduleName))
     tried = [
         dataclasses.replace(own, noise_schedule=schedule, diffusion_steps=steps, rescale_timesteps=rescaled)
         for rescaled, steps, schedule in every

@@ -10,7 +10,7 @@ from typing import cast
 
 import torch
 
-from admg.checkpoints import openai, presets
+from admg.checkpoints import loading, openai
 from admg.checkpoints.model import Classifier, Model
 from admg.checkpoints.openai.shapes import resolutions
 from admg.data import open as open_dataset
@@ -143,10 +143,10 @@ def load(checkpoint: str, flags: str | None) -> Model:
         loaded: Model | Classifier
         if flags is not None or path.is_file():
             loaded = openai.load(path, flags)
-        elif presets.PUBLISHED.get(checkpoint) and presets.PUBLISHED[checkpoint].kind == "upsampler":
-            loaded = presets.load_upsampler(checkpoint)
+        elif loading.PUBLISHED.get(checkpoint) and loading.PUBLISHED[checkpoint].kind == "upsampler":
+            loaded = loading.load_upsampler(checkpoint)
         else:
-            loaded = presets.load(checkpoint)
+            loaded = loading.load(checkpoint)
     if isinstance(loaded, Classifier):
         raise ValueError(f"{checkpoint} is a classifier: only diffusion models and upsamplers can be diagnosed")
     return loaded

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from admg.checkpoints.model import DiffusionConfig, Model
+from admg.checkpoints.model import Model
+from admg.diffusion.config import DiffusionConfig
 from admg.diffusion.gaussian import Images, Predict
 from admg.diffusion.losses import vb_bpd
 from admg.diffusion.noise import SeededNoise

@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from admg.checkpoints.model import DiffusionConfig, Model
+from admg.checkpoints.model import Model
+from admg.diffusion.config import DiffusionConfig
 from admg.diffusion.gaussian import Images, Variance
 from admg.models import UNet, UNetConfig
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 
 from admg.checkpoints import openai
-from admg.checkpoints.model import DiffusionConfig
 from admg.checkpoints.openai import OpenAIConfig
+from admg.diffusion.config import DiffusionConfig
 
 from .candidates import Candidate
 from .search import Diagnosis, Trial

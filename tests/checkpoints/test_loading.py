@@ -1,4 +1,4 @@
-"""Models by name: the table of the published ones, and loading shipped, published and one's own alike."""
+"""Loading models by name, the table of published models, and the commands `models` and `info`."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from admg.checkpoints import openai, presets
+from admg.checkpoints import loading, openai
 from admg.checkpoints.download import DownloadError
-from admg.checkpoints.model import KINDS
-from admg.checkpoints.openai import KNOWN, Known
-from admg.checkpoints.published import PUBLISHED, Published, Settings
+from admg.checkpoints.networks import NETWORK_KINDS
+from admg.checkpoints.openai import PUBLISHED_FLAGS, PublishedFlags
+from admg.checkpoints.published import PUBLISHED, PublishedModel, SamplingSettings
 from admg.cli import main
 
 HERE = Path(__file__).parent
@@ -33,12 +33,12 @@ FLAGS = {
 
 def state_of(kind: str) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
-    return KINDS[kind][0](openai.parse(FLAGS[kind], kind).network).state_dict()
+    return NETWORK_KINDS[kind].network(openai.parse(FLAGS[kind], kind).network).state_dict()
 
 
 @pytest.fixture
 def home(tmp_path, monkeypatch) -> Path:
-    """A cache folder, in which downloads are off."""
+    """An empty cache folder, with downloads turned off."""
     monkeypatch.setenv("ADMG_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("ADMG_OFFLINE", "1")
     (tmp_path / "home" / "openai").mkdir(parents=True)
@@ -47,14 +47,14 @@ def home(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def tiny(home, monkeypatch) -> Path:
-    """Three tiny models among the published ones: openai/tiny, openai/tiny-classifier, openai/tiny-upsampler."""
+    """Add three tiny models to the published ones: openai/tiny, openai/tiny-classifier and openai/tiny-upsampler."""
     for kind, name in (("diffusion", "tiny"), ("classifier", "tiny-classifier"), ("upsampler", "tiny-upsampler")):
         state, full = state_of(kind), f"openai/{name}"
         torch.save(state, home / "openai" / f"{name}.pt")
-        monkeypatch.setitem(KNOWN, full, Known(kind, FLAGS[kind]))
+        monkeypatch.setitem(PUBLISHED_FLAGS, full, PublishedFlags(kind, FLAGS[kind]))
         count, classifier = sum(v.numel() for v in state.values()), "openai/tiny-classifier"
         own = classifier if kind == "diffusion" else None
-        monkeypatch.setitem(PUBLISHED, full, Published(full, f"{name}.pt", 16, count, classifier=own))
+        monkeypatch.setitem(PUBLISHED, full, PublishedModel(full, f"{name}.pt", 16, count, classifier=own))
     return home / "openai"
 
 
@@ -66,9 +66,9 @@ def run(capsys, *arguments) -> str:
 # --- The table ---
 
 
-def test_all_fifteen_are_there_with_their_parameters():
+def test_all_fifteen_models_have_the_right_parameters():
     shapes = json.loads(gzip.decompress((HERE.parent / "openai" / "published.json.gz").read_bytes()))
-    assert list(PUBLISHED) == list(shapes) == presets.published_names() and len(PUBLISHED) == 15
+    assert list(PUBLISHED) == list(shapes) == loading.published_names() and len(PUBLISHED) == 15
     for name, model in PUBLISHED.items():
         parameters = shapes[name]["parameters"]
         assert model.parameters == sum(map(math.prod, parameters.values())), name
@@ -77,7 +77,7 @@ def test_all_fifteen_are_there_with_their_parameters():
         assert model.classes == (parameters[of_labels[0]][of_labels[1]] if of_labels[0] in parameters else 0)
 
 
-def test_sizes_of_images_are_those_of_the_flags():
+def test_image_sizes_are_those_of_the_flags():
     for model in PUBLISHED.values():
         network = openai.parse(model.flags, model.kind).network
         assert model.image_size == network.image_size
@@ -107,8 +107,8 @@ def test_files_and_urls():
 )
 def test_guided_models(name, classifier, scale, fid):
     name = f"openai/{name}"
-    assert presets.default_classifier(name) == f"openai/{classifier}"
-    settings = presets.recommended(name)
+    assert loading.default_classifier(name) == f"openai/{classifier}"
+    settings = loading.recommended(name)
     assert (settings.scale, settings.sampler, settings.steps) == (scale, "ddpm", "250")
     if fid:
         assert dataclasses.replace(settings, fid=fid) == PUBLISHED[name].best
@@ -116,35 +116,35 @@ def test_guided_models(name, classifier, scale, fid):
 
 def test_other_models():
     assert PUBLISHED["openai/imagenet-64"].best.scale == 0 and PUBLISHED["openai/imagenet-64"].best.fid == 2.07
-    assert PUBLISHED["openai/imagenet-128"].fast == Settings(1.0, "ddim", "ddim25")
-    assert presets.recommended("openai/lsun-cat") == Settings(0.0, "ddpm", "1000", 5.57)
-    assert presets.default_classifier("openai/lsun-cat") is None
+    assert PUBLISHED["openai/imagenet-128"].fast == SamplingSettings(1.0, "ddim", "ddim25")
+    assert loading.recommended("openai/lsun-cat") == SamplingSettings(0.0, "ddpm", "1000", 5.57)
+    assert loading.default_classifier("openai/lsun-cat") is None
     assert [PUBLISHED[f"openai/imagenet-{n}"].base for n in ("64-to-256", "128-to-512")] == [
         "openai/imagenet-64",
         "openai/imagenet-128",
     ]
-    assert presets.default_classifier("fashion-mnist") == "fashion-mnist"
-    assert presets.recommended("fashion-mnist") == Settings(4.0, "ddim", "25")
-    assert presets.default_classifier("/some/folder") is None
+    assert loading.default_classifier("fashion-mnist") == "fashion-mnist"
+    assert loading.recommended("fashion-mnist") == SamplingSettings(4.0, "ddim", "25")
+    assert loading.default_classifier("/some/folder") is None
 
 
 # --- Loading ---
 
 
 def test_published_models_load_from_the_cache(tiny):
-    model = presets.load("openai/tiny")
+    model = loading.load("openai/tiny")
     expected = state_of("diffusion")
     assert all(torch.equal(v, expected[k]) for k, v in model.network.state_dict().items())
-    assert model.config.noise_schedule == "cosine"  # which only the flags can tell
+    assert model.config.noise_schedule == "cosine"  # known only from the flags
     assert model.labels.number("golden retriever") == 207 and model.shape == (3, 16, 16)
     assert model.training["name"] == "openai/tiny" and model.training["url"].endswith("jul-2021/tiny.pt")
     assert json.loads((tiny / "tiny.pt.json").read_text())["size"] == (tiny / "tiny.pt").stat().st_size
 
 
-def test_the_name_of_a_model_gives_its_own_classifier(tiny):
-    classifier = presets.load_classifier("openai/tiny")
+def test_the_name_of_a_model_loads_its_own_classifier(tiny):
+    classifier = loading.load_classifier("openai/tiny")
     assert classifier.training["name"] == "openai/tiny-classifier" and classifier.labels.name(0) == "tench"
-    assert presets.load_upsampler("openai/tiny-upsampler").upsamples
+    assert loading.load_upsampler("openai/tiny-upsampler").upsamples
 
 
 def test_a_published_model_comes_from_the_mirror_at_first_use(tiny, tmp_path, monkeypatch):
@@ -157,76 +157,76 @@ def test_a_published_model_comes_from_the_mirror_at_first_use(tiny, tmp_path, mo
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         monkeypatch.setenv("ADMG_MIRROR", f"http://127.0.0.1:{server.server_port}")
-        assert presets.load("openai/tiny").shape == (3, 16, 16)
+        assert loading.load("openai/tiny").shape == (3, 16, 16)
         server.shutdown()
     assert PUBLISHED["openai/tiny"].on_disk
-    assert presets.load("openai/tiny", offline=True).labels.count == 1000
+    assert loading.load("openai/tiny", offline=True).labels.count == 1000
 
 
 @pytest.mark.parametrize(
     "load, name, message",
     [
         (
-            presets.load,
+            loading.load,
             "openai/imagenet-64-classifier",
-            "is a published noisy classifier where a model of kind 'diffusion' is needed",
+            "is a published noisy classifier, and a model of kind 'diffusion' is needed",
         ),
         (
-            presets.load,
+            loading.load,
             "openai/imagenet-64-to-256",
-            "is a published upsampler where a model of kind 'diffusion' is needed: it is for admg upsample",
+            "is a published upsampler, and a model of kind 'diffusion' is needed: use it with admg upsample",
         ),
         (
-            presets.load_classifier,
+            loading.load_classifier,
             "openai/lsun-cat",
-            "is a published diffusion model where a model of kind 'classifier' is needed",
+            "is a published diffusion model, and a model of kind 'classifier' is needed",
         ),
         (
-            presets.load_upsampler,
+            loading.load_upsampler,
             "openai/imagenet-64",
-            "is a published diffusion model where a model of kind 'upsampler' is needed",
+            "is a published diffusion model, and a model of kind 'upsampler' is needed",
         ),
-        (presets.load, "imagenet-64", "did you mean 'openai/imagenet-64'"),
-        (presets.load, "openai/imagnet-256-uncond", "did you mean 'openai/imagenet-256-uncond'"),
-        (presets.load_classifier, "fashion-mnits", "did you mean 'fashion-mnist'"),
-        (presets.load, "qqqq", "unknown model 'qqqq': shipped are fashion-mnist"),
+        (loading.load, "imagenet-64", "did you mean 'openai/imagenet-64'"),
+        (loading.load, "openai/imagnet-256-uncond", "did you mean 'openai/imagenet-256-uncond'"),
+        (loading.load_classifier, "fashion-mnits", "did you mean 'fashion-mnist'"),
+        (loading.load, "qqqq", "unknown model 'qqqq': shipped models are fashion-mnist"),
     ],
 )
-def test_names_that_do_not_do(home, load, name, message):
+def test_wrong_names_are_refused_with_a_hint(home, load, name, message):
     with pytest.raises(ValueError) as error:
         load(name)
     assert message in str(error.value)
 
 
 @pytest.mark.parametrize("by", ["argument", "environment"])
-def test_offline_tells_what_to_put_where(home, monkeypatch, by):
+def test_offline_says_which_file_to_save_where(home, monkeypatch, by):
     if by == "argument":
         monkeypatch.delenv("ADMG_OFFLINE")
     model = PUBLISHED["openai/imagenet-64"]
     with pytest.raises(DownloadError) as error:
-        presets.load("openai/imagenet-64", offline=by == "argument")
-    assert f"get {model.url} and put it at {home / 'openai' / '64x64_diffusion.pt'}" in str(error.value)
+        loading.load("openai/imagenet-64", offline=by == "argument")
+    assert f"download {model.url} and save it as {home / 'openai' / '64x64_diffusion.pt'}" in str(error.value)
 
 
-def test_a_file_that_is_too_small_to_be_the_model(home):
+def test_a_file_that_is_too_small_is_refused(home):
     (home / "openai" / "64x64_classifier.pt").write_bytes(b"PK" + bytes(1000))
-    with pytest.raises(DownloadError, match="1,002 bytes, and must have at least 261,754,272"):
-        presets.load_classifier("openai/imagenet-64-classifier")
+    with pytest.raises(DownloadError, match="1,002 bytes and must have at least 261,754,272"):
+        loading.load_classifier("openai/imagenet-64-classifier")
 
 
-@pytest.mark.filterwarnings("ignore")  # that say what the shapes leave open
+@pytest.mark.filterwarnings("ignore")  # of assumptions about the flags
 def test_files_load_without_flags(tiny, tmp_path):
-    assert presets.load(tiny / "tiny.pt").shape == (3, 16, 16)
-    assert presets.load_upsampler(str(tiny / "tiny-upsampler.pt")).upsamples
-    assert presets.load_classifier(tiny / "tiny-classifier.pt").labels.count == 1000
+    assert loading.load(tiny / "tiny.pt").shape == (3, 16, 16)
+    assert loading.load_upsampler(str(tiny / "tiny-upsampler.pt")).upsamples
+    assert loading.load_classifier(tiny / "tiny-classifier.pt").labels.count == 1000
     with pytest.raises(ValueError, match="is a classifier, not a diffusion model"):
-        presets.load(tiny / "tiny-classifier.pt")
+        loading.load(tiny / "tiny-classifier.pt")
 
 
-def test_folders_load_as_before(tiny_folders):
-    assert presets.load(tiny_folders["model"]).shape == (1, 8, 8)
-    with pytest.raises(ValueError, match="makes images from noise"):
-        presets.load_upsampler(tiny_folders["model"])
+def test_folders_load(tiny_folders):
+    assert loading.load(tiny_folders["model"]).shape == (1, 8, 8)
+    with pytest.raises(ValueError, match="generates images from noise"):
+        loading.load_upsampler(tiny_folders["model"])
 
 
 # --- The commands ---
@@ -234,14 +234,14 @@ def test_folders_load_as_before(tiny_folders):
 
 def test_models_are_listed(capsys, home):
     with (home / "openai" / "lsun_cat.pt").open("wb") as file:
-        file.truncate(4 * 552_814_086)  # sparse: takes no room
+        file.truncate(4 * 552_814_086)  # sparse: occupies no disk space
     (home / "openai" / "lsun_horse.pt").touch()
     lines = [" ".join(line.split()) for line in run(capsys, "models").splitlines()]
     assert "name kind pixels parameters size classes on disk" in lines
     assert "fashion-mnist diffusion 32 6.1 M 12.2 MB 10 yes" in lines
     assert "openai/imagenet-64-to-256 upsampler 64 -> 256 311.8 M 1.25 GB 1000 no" in lines
     assert "openai/lsun-cat diffusion 256 552.8 M 2.21 GB - yes" in lines
-    assert "openai/lsun-horse diffusion 256 552.8 M 2.21 GB - no" in lines  # not whole
+    assert "openai/lsun-horse diffusion 256 552.8 M 2.21 GB - no" in lines  # incomplete
     assert str(home / "openai") in lines[-2]
     listed = run(capsys, "models", "--on-disk")
     assert "openai/lsun-cat" in listed and "fashion-mnist" in listed and "imagenet" not in listed

@@ -1,4 +1,4 @@
-"""A U-Net as diffusers' UNet2DModel: the arguments of its constructor, and its state dict."""
+"""Convert a U-Net to diffusers' UNet2DModel: the arguments of its constructor, and its state dict."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ RES_BLOCK = {
     "out_layers.3": "conv2",
     "skip_connection": "conv_shortcut",
 }
-TABLE_ERROR = 1e-4  # of a sinusoid, whose float32 values are no more exact than that at t = 1000
+TABLE_ERROR = 1e-4  # of a sinusoid; its float32 values are no more exact at t = 1000
 
 
 def unet2d_config(network: UNet, timesteps: Tensor, mean_only: bool = False) -> dict[str, Any]:
-    """The arguments of UNet2DModel, as its config.json has them.
+    """Return the arguments of UNet2DModel, as in its config.json.
 
-    timesteps: (T,) what the network is told at each step; diffusers tells 0 .. T-1
-    mean_only: without the channels of a learned variance
-    ValueError: something that UNet2DModel cannot express.
+    timesteps: (T,) timesteps given to the network at each step; diffusers gives 0 to T-1
+    mean_only: omit the channels of a learned variance
+
+    Raises ValueError for a feature that UNet2DModel lacks.
     """
     c = network.config
     levels = range(len(c.channel_mult))
@@ -69,7 +70,7 @@ def unet2d_config(network: UNet, timesteps: Tensor, mean_only: bool = False) -> 
 
 
 def unet2d_state(network: UNet, timesteps: Tensor, mean_only: bool = False) -> dict[str, Tensor]:
-    """The state dict of the UNet2DModel of unet2d_config, on the CPU in float32; the same values in another order."""
+    """Return the state dict for unet2d_config, on the CPU in float32: the same values in another order."""
     state: dict[str, Tensor] = {}
     for name, module in blocks(network):
         state |= {f"{name}.{key}": value for key, value in converted(module)}
@@ -93,13 +94,13 @@ def first_conv(network: UNet) -> nn.Conv2d:
 
 
 def head_dim(c: UNetConfig) -> int | None:
-    """Channels per attention head, of which UNet2DModel has one number; None: a single head everywhere."""
+    """Return the channels per attention head, or None for a single head. UNet2DModel has one number for all levels."""
     if c.head_channels:
         return c.head_channels
     if c.num_heads_upsample not in (0, c.num_heads):
         raise ValueError(
-            f"diffusers' UNet2DModel has no num_heads_upsample: {c.num_heads_upsample} heads on the way up, where "
-            f"there are {c.num_heads} on the way down, cannot be exported"
+            f"diffusers' UNet2DModel has no num_heads_upsample: {c.num_heads_upsample} heads in the decoder and "
+            f"{c.num_heads} in the encoder cannot be exported"
         )
     levels = range(len(c.channel_mult))
     dims = {c.width(level) // c.num_heads for level in levels if c.attends(level) or level == levels[-1]}
@@ -110,24 +111,28 @@ def head_dim(c: UNetConfig) -> int | None:
     shown = ", ".join(map(str, sorted(dims)))
     raise ValueError(
         f"diffusers' UNet2DModel has one number of channels per attention head: {c.num_heads} heads at every width, "
-        f"of {shown} channels each, cannot be exported"
+        f"with {shown} channels each, cannot be exported"
     )
 
 
 def needs_table(c: UNetConfig, timesteps: Tensor) -> bool:
-    """Whether the time embedding must be a table over the steps, instead of UNet2DModel's own sinusoids.
+    """Return whether the time embedding must be a table of the steps, instead of UNet2DModel's own sinusoids.
 
-    Those have as many channels as the first level, and are of the numbers 0 .. T-1.
+    Those have as many channels as the first level, and the timesteps 0 to T-1.
     """
     return c.width(0) != c.channels or not torch.equal(timesteps.double(), torch.arange(len(timesteps)).double())
 
 
 def time_table(timesteps: Tensor, weight: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """A table (T, width) and a matrix (4C, width) with table @ matrix.T = sinusoids (T, C) @ weight.T, weight (4C, C).
+    """Return a table (T, width) and a matrix (4C, width) whose product equals sinusoids (T, C) @ weight.T.
 
-    If width < C, the sinusoids' singular vectors: the low frequencies of T steps are nearly dependent, so a few more
-    than half of them may be enough, as for ImageNet-512's 256 of 1000 steps in 128.
-    ValueError: they are not.
+    weight: (4C, C) weight of the first linear layer of the time embedding
+
+    If width < C, the table holds the leading singular vectors of the sinusoids. The low frequencies of T steps are
+    almost linearly dependent, so slightly more than half of the vectors can be enough, as for the 256 sinusoids of
+    ImageNet-512's 1000 steps in 128 channels.
+
+    Raises ValueError if they are not enough.
     """
     weight = weight.detach().cpu().float()
     table = timestep_embedding(timesteps.cpu(), weight.shape[1])
@@ -140,7 +145,7 @@ def time_table(timesteps: Tensor, weight: Tensor, width: int) -> tuple[Tensor, T
     if error > TABLE_ERROR:
         raise ValueError(
             f"diffusers' UNet2DModel embeds time in as many channels as the first level has, {width}: this model needs "
-            f"{table.shape[1]} (its channel_mult begins with less than 1), and {len(table)} steps do not fit into fewer"
+            f"{table.shape[1]} (its channel_mult starts below 1), and {len(table)} steps cannot be embedded in fewer"
         )
     return small.float(), (weight.double() @ vh[:width].T).float()
 
@@ -149,7 +154,7 @@ def time_table(timesteps: Tensor, weight: Tensor, width: int) -> tuple[Tensor, T
 
 
 def blocks(network: UNet) -> Iterator[tuple[str, nn.Module]]:
-    """UNet2DModel's name of each block, in the order of the reference's."""
+    """Yield each block with its name in UNet2DModel, in the order of guided-diffusion."""
     c, levels = network.config, len(network.config.channel_mult)
     yield "time_embedding.linear_1", network.time_embed[0]
     yield "time_embedding.linear_2", network.time_embed[2]
@@ -187,7 +192,10 @@ def blocks(network: UNet) -> Iterator[tuple[str, nn.Module]]:
 
 
 def resampler(name: str, layer: nn.Module, width: int) -> tuple[str, nn.Module]:
-    """A residual block as it is; else the convolution, which UNet2DModel always has: the mean, or a copy, as one."""
+    """Return a resampling layer: a residual block, or a convolution.
+
+    UNet2DModel always has a convolution, so the 2x2 mean and the nearest neighbour are expressed as convolutions.
+    """
     if isinstance(layer, ResBlock):
         return name, layer
     assert isinstance(layer, Downsample | Upsample)
@@ -204,7 +212,7 @@ def resampler(name: str, layer: nn.Module, width: int) -> tuple[str, nn.Module]:
 
 
 def converted(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """A block's tensors under UNet2DModel's names."""
+    """Yield the tensors of a block under the names of UNet2DModel."""
     if isinstance(module, ResBlock):
         for ours, theirs in RES_BLOCK.items():
             for key, value in module.get_submodule(ours).state_dict().items():
@@ -223,7 +231,7 @@ def converted(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def split_rows(attention: AttentionBlock, qkv: Tensor) -> tuple[Tensor, ...]:
-    """The rows of q, k and v, each heads x channels, without the trailing dimension of the 1x1 convolution."""
+    """Return the rows of q, k and v (heads x channels each), without the last dimension of the 1x1 convolution."""
     tail = qkv.shape[1:2]
     if attention.new_order:
         parts = qkv.reshape(3, attention.heads, -1, *tail).unbind(0)

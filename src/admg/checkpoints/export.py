@@ -1,0 +1,43 @@
+"""Export models to other libraries: diffusers' UNet2DModel and the state dicts of OpenAI's guided-diffusion."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from .diffusers.export import Scheduler, to_diffusers
+from .exported import Exported
+from .loading import Part, load_any
+from .model import Classifier, Model
+from .openai.export import to_openai
+
+__all__ = ["Exported", "Library", "Scheduler", "export", "to_diffusers", "to_openai"]
+
+Library = Literal["diffusers", "openai"]
+
+
+def export(
+    model: Model | Classifier | str | Path,
+    to: Library,
+    out: Path | str,
+    *,
+    part: Part | None = None,
+    scheduler: Scheduler = "ddpm",
+) -> Exported:
+    """Export a model, or the checkpoint of this name, to another library.
+
+    to: diffusers or openai
+    out: folder (diffusers) or .pt file (openai) to write
+    part: diffusion or classifier, for a name that has both (default: diffusion)
+    scheduler: ddpm or ddim, for diffusers; see to_diffusers
+
+    Raises ValueError if the other library has no counterpart, or as `loading.load_any` does.
+    """
+    loaded = model if isinstance(model, Model | Classifier) else load_any(model, part)
+    if to == "openai":
+        return to_openai(loaded, out)
+    if to != "diffusers":
+        raise ValueError(f"unknown library {to!r}: diffusers or openai")
+    if isinstance(loaded, Classifier):
+        raise ValueError("diffusers has no noisy classifier: a classifier can only be exported to openai")
+    return to_diffusers(loaded, out, scheduler)

@@ -1,0 +1,119 @@
+"""The labels of a model: numbers 0 to K-1, with or without names."""
+
+from __future__ import annotations
+
+import difflib
+import operator
+import re
+from collections.abc import Sequence
+from typing import SupportsIndex
+
+from . import imagenet
+
+
+class Labels:
+    """The labels 0 to K-1 of a model, and their names if it has any.
+
+    count: number of labels, K
+    names: display name of each label; empty if the labels are only numbers
+    aliases: further names of each label, matched regardless of case; empty if there are none
+    """
+
+    def __init__(self, count: int, names: Sequence[str] = (), aliases: Sequence[Sequence[str]] = ()):
+        if names and len(names) != count:
+            raise ValueError(f"{len(names)} label names for {count} labels")
+        if aliases and len(aliases) != count:
+            raise ValueError(f"{len(aliases)} tuples of aliases for {count} labels")
+        self.count = count
+        self.names = tuple(names)
+        self.aliases = tuple(tuple(alias.lower() for alias in listed) for listed in aliases)
+
+    @classmethod
+    def imagenet(cls) -> Labels:
+        """Return the 1,000 labels of ImageNet-1k, with WordNet's synonyms as aliases."""
+        return cls(1000, imagenet.names(), imagenet.synonyms())
+
+    @classmethod
+    def of(cls, names: Sequence[str]) -> Labels:
+        """Return labels with these names. ImageNet's names also get their synonyms."""
+        return cls.imagenet() if tuple(names) == imagenet.names() else cls(len(names), names)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __repr__(self) -> str:
+        shown = ", ".join(map(repr, self.names[:3])) + (", ..." if len(self.names) > 3 else "")
+        return f"Labels({self.count}{': ' if shown else ''}{shown})"
+
+    def name(self, label: int) -> str:
+        """Return the name of a label, or its number as text if the labels have no names."""
+        return self.names[label] if self.names else str(label)
+
+    def number(self, label: SupportsIndex | str) -> int:
+        """Return the number of a label. An integer is a number already; a string is looked up as a name or alias.
+
+        Raises ValueError if an integer is out of range, if no label has this name (the message suggests similar ones),
+        or if several labels share this alias (the message lists them).
+        """
+        if isinstance(label, str):
+            return self._number_of_name(label.strip(), numbers_allowed=False)
+        number = operator.index(label)
+        if not 0 <= number < self.count:
+            raise ValueError(self._unknown(str(number)))
+        return number
+
+    def parse(self, text: str) -> int:
+        """Return the number of a label that was typed as text: a name or alias, or else a decimal number.
+
+        Raises ValueError as `number` does.
+        """
+        return self._number_of_name(text.strip(), numbers_allowed=True)
+
+    def _number_of_name(self, text: str, numbers_allowed: bool) -> int:
+        found = self._named(text)
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise ValueError(f"label {text!r} is ambiguous: {self._listed(found)}")
+        if text.isdecimal() and int(text) < self.count:
+            if numbers_allowed:
+                return int(text)
+            raise ValueError(f"no label is named {text!r}: a number must be given as an integer, {int(text)}")
+        raise ValueError(self._unknown(text))
+
+    def _unknown(self, text: str) -> str:
+        """Return the message for a label that does not exist."""
+        if self.count == 0:
+            return f"label {text!r}: this model has no labels"
+        similar = self._similar(text.lower())
+        hint = f"did you mean {self._listed(similar)}? " if similar else ""
+        listed = ": " + ", ".join(self.names) if 0 < len(self.names) <= 20 else ""
+        return f"unknown label {text!r}: {hint}labels are 0 to {self.count - 1}{listed}"
+
+    def _named(self, text: str) -> list[int]:
+        """Return the labels with exactly this name, or else with this name in another case, or else with this alias."""
+        exact = [i for i, name in enumerate(self.names) if name == text]
+        folded = [i for i, name in enumerate(self.names) if name.lower() == text.lower()]
+        return exact or folded or [i for i, listed in enumerate(self.aliases) if text.lower() in listed]
+
+    def _similar(self, text: str) -> list[int]:
+        """Return up to three labels with a name that contains the text as a word, resembles it, or contains it."""
+        if not text or text.isdecimal():
+            return []
+        by_term: dict[str, list[int]] = {}
+        for i, name in enumerate(self.names):
+            for term in (name.lower(), *(self.aliases[i] if self.aliases else ())):
+                by_term.setdefault(term, []).append(i)
+        similar = [term for term in by_term if text in term.split()]
+        similar += difflib.get_close_matches(text, by_term, n=5, cutoff=0.5)
+        similar += [term for term in by_term if text in term]
+        return list(dict.fromkeys(i for term in similar for i in by_term[term]))[:3]
+
+    def _listed(self, labels: Sequence[int]) -> str:
+        """Return, for example, `'crane (wading bird)' (134) or 'crane (lifting device)' (517)`."""
+        return " or ".join(f"{self.name(i)!r} ({i})" for i in labels)
+
+
+def file_name(label: str) -> str:
+    """Return the label with every character that is unsafe in a file name, and every underscore, replaced by `-`."""
+    return re.sub(r"[^\w.-]|_", "-", label) or "sample"

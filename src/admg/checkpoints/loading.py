@@ -1,0 +1,180 @@
+"""Load models by name: shipped with the package, published by OpenAI, or the user's own folders and files."""
+
+from __future__ import annotations
+
+import difflib
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from . import native, openai
+from .model import Classifier, Model
+from .networks import NETWORK_KINDS, Kind
+from .published import LICENSE, MODEL_CARD, PUBLISHED, PublishedModel, SamplingSettings
+
+SHIPPED = Path(str(files("admg"))) / "weights"
+SHIPPED_SETTINGS = SamplingSettings(scale=4.0, sampler="ddim", steps="25")
+PICKLES = (".pt", ".pth", ".ckpt")
+Part = Literal["diffusion", "classifier"]
+AnyModel = TypeVar("AnyModel", Model, Classifier)
+
+
+def names() -> list[str]:
+    """Return the names of the models that are shipped with the package."""
+    return sorted(folder.name for folder in SHIPPED.iterdir() if folder.is_dir()) if SHIPPED.is_dir() else []
+
+
+def published_names() -> list[str]:
+    """Return the names of OpenAI's models, which are downloaded at first use."""
+    return list(PUBLISHED)
+
+
+def load(name: str | Path, offline: bool = False) -> Model:
+    """Load a diffusion model, in float32 and eval mode.
+
+        >>> model = load("fashion-mnist")
+        >>> model.shape
+        (1, 32, 32)
+
+    name: name of a shipped or published model, folder written by Model.save, run directory of a training run, or an
+        OpenAI .pt file (its flags are inferred; admg.openai.load_diffusion takes them explicitly)
+    offline: if True, nothing is downloaded
+
+    Raises ValueError if there is no such model (the message suggests similar names) or the checkpoint cannot be used,
+    and OSError if a published model cannot be downloaded.
+    """
+    if model := published(name, "diffusion"):
+        return _with_source(openai.load_diffusion(model.fetch(offline), flags=model.flags), model)
+    if is_pickle(name):
+        loaded = openai.load(Path(name).expanduser())
+        if isinstance(loaded, Classifier):
+            raise ValueError(f"{name} is a classifier, not a diffusion model")
+        return loaded
+    return Model.load(find(name, "diffusion"))
+
+
+def load_classifier(name: str | Path, offline: bool = False) -> Classifier:
+    """Load a noisy classifier. The arguments and errors are those of `load`.
+
+    The name of a diffusion model that has a classifier of its own loads that classifier.
+    """
+    if str(name) in PUBLISHED and (own := PUBLISHED[str(name)].classifier):
+        name = own
+    if model := published(name, "classifier"):
+        return _with_source(openai.load_classifier(model.fetch(offline), flags=model.flags), model)
+    if is_pickle(name):
+        return openai.load_classifier(Path(name).expanduser())
+    return Classifier.load(find(name, "classifier"))
+
+
+def load_upsampler(name: str | Path, offline: bool = False) -> Model:
+    """Load an upsampler: a model whose `upsamples` is True. The arguments and errors are those of `load`."""
+    if model := published(name, "upsampler"):
+        return _with_source(openai.load_upsampler(model.fetch(offline), flags=model.flags), model)
+    if is_pickle(name):
+        return openai.load_upsampler(Path(name).expanduser())
+    loaded = Model.load(find(name, "diffusion"))
+    if not loaded.upsamples:
+        raise ValueError(f"{name} generates images from noise: it is a diffusion model, not an upsampler")
+    return loaded
+
+
+def load_any(name: str | Path, part: Part | None = None, offline: bool = False) -> Model | Classifier:
+    """Load a model of whichever kind the name or checkpoint has.
+
+    part: diffusion or classifier, for a name that has both (default: diffusion)
+
+    Raises ValueError if the checkpoint is not of the given part, and otherwise as `load` does.
+    """
+    loaded = _load_any(name, part or "diffusion", offline)
+    if part and (part == "classifier") != isinstance(loaded, Classifier):
+        raise ValueError(f"{name} is a {loaded.kind_name}, not a {NETWORK_KINDS[part].title}")
+    return loaded
+
+
+def _load_any(name: str | Path, part: Part, offline: bool) -> Model | Classifier:
+    if model := PUBLISHED.get(str(name)):
+        kind: Kind = "classifier" if part == "classifier" else model.kind
+        if kind == "classifier":
+            return load_classifier(name, offline)
+        return load_upsampler(name, offline) if kind == "upsampler" else load(name, offline)
+    if is_pickle(name):
+        return openai.load(Path(name).expanduser())
+    folder = find(name, part)
+    return Classifier.load(folder) if native.read_config(folder)["kind"] == "classifier" else Model.load(folder)
+
+
+def default_classifier(name: str | Path) -> str | None:
+    """Return the name of the classifier that belongs to this model, or None if it has none of its own."""
+    if str(name) in names():
+        return str(name) if (SHIPPED / str(name) / "classifier").is_dir() else None
+    return PUBLISHED[str(name)].classifier if str(name) in PUBLISHED else None
+
+
+def recommended(name: str | Path) -> SamplingSettings:
+    """Return the guidance scale, sampler and steps to start with; for a published model those of OpenAI's README.
+
+    The settings of the paper's best FID are `published.PUBLISHED[name].best`.
+    """
+    model = PUBLISHED.get(str(name))
+    if model and (settings := model.guided or model.best):
+        return settings
+    return SHIPPED_SETTINGS if str(name) in names() else SamplingSettings(scale=0.0, sampler="ddim", steps="25")
+
+
+def published(name: str | Path, kind: Kind) -> PublishedModel | None:
+    """Return the published model of this name, or None. Raises ValueError if it is of another kind."""
+    model = PUBLISHED.get(str(name))
+    if model and model.kind != kind:
+        use = {"diffusion": "admg sample", "upsampler": "admg upsample", "classifier": "--classifier"}[model.kind]
+        raise ValueError(
+            f"{name} is a published {NETWORK_KINDS[model.kind].title}, and a model of kind {kind!r} is needed: "
+            f"use it with {use}"
+        )
+    return model
+
+
+def find(name: str | Path, part: str) -> Path:
+    """Return the native checkpoint folder of a name.
+
+    part: diffusion or classifier, for a shipped model
+
+    Raises ValueError if there is none, or if the name is that of a published model, which has no such folder.
+    """
+    if str(name) in names():
+        return SHIPPED / str(name) / part
+    folder = Path(name).expanduser()
+    if (folder / "model" / "config.json").is_file():  # a run directory
+        return folder / "model"
+    if folder.exists():
+        return folder
+    if str(name) in PUBLISHED:
+        raise ValueError(f"{name} is not a native checkpoint: convert its .pt file with admg import-openai first")
+    if folder.suffix in PICKLES:
+        raise ValueError(f"{name}: no such file")
+    similar = _similar(str(name))
+    hint = f"did you mean {' or '.join(map(repr, similar))}? " if similar else ""
+    raise ValueError(
+        f"unknown model {str(name)!r}: {hint}shipped models are {', '.join(names())}; `admg models` lists the "
+        "published ones; a checkpoint folder or an OpenAI .pt file may be given, too"
+    )
+
+
+def _similar(name: str) -> list[str]:
+    """Return the most similar name, with or without the prefix `openai/`."""
+    full = {known.removeprefix("openai/"): known for known in [*names(), *PUBLISHED]}
+    close = difflib.get_close_matches(name.lower().removeprefix("openai/"), full, n=1, cutoff=0.5)
+    return [full[short] for short in close]
+
+
+def is_pickle(name: str | Path) -> bool:
+    """Return whether this is the path of an OpenAI checkpoint."""
+    path = Path(name).expanduser()
+    return path.is_file() and path.suffix in PICKLES
+
+
+def _with_source(loaded: AnyModel, model: PublishedModel) -> AnyModel:
+    """Record where the model comes from."""
+    source = {"name": model.name, "url": model.url, "license": LICENSE, "card": MODEL_CARD}
+    loaded.training = {**loaded.training, **source}
+    return loaded

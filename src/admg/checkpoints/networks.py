@@ -1,0 +1,89 @@
+"""The three kinds of network that a checkpoint can hold, and how to recognise them inside wrappers."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from admg.models import ClassifierConfig, NoisyClassifier, SuperResConfig, SuperResUNet, UNet, UNetConfig
+from admg.models.unet import EncoderConfig
+
+Kind = Literal["diffusion", "upsampler", "classifier"]
+
+
+@dataclass(frozen=True)
+class NetworkKind:
+    """A kind of network: its name in `config.json`, its name in messages, its class and the class of its config."""
+
+    name: Kind
+    title: str
+    network: type[nn.Module]
+    config: type[EncoderConfig]
+
+
+NETWORK_KINDS: dict[Kind, NetworkKind] = {
+    "diffusion": NetworkKind("diffusion", "diffusion model", UNet, UNetConfig),
+    "upsampler": NetworkKind("upsampler", "upsampler", SuperResUNet, SuperResConfig),
+    "classifier": NetworkKind("classifier", "noisy classifier", NoisyClassifier, ClassifierConfig),
+}
+
+
+def kind_of(network: nn.Module) -> NetworkKind | None:
+    """Return the kind of a network, or None if it is not an instance of exactly one of our classes."""
+    return next((kind for kind in NETWORK_KINDS.values() if type(network) is kind.network), None)
+
+
+def unwrapped(network: nn.Module) -> nn.Module:
+    """Return the network inside DistributedDataParallel, DataParallel or `torch.compile`, or else the network itself.
+
+    Only wrappers that leave the output unchanged are removed: a module of the user's own is returned as it is.
+    """
+    while True:
+        inner = getattr(network, "_orig_mod", None)
+        if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            inner = network.module
+        if not isinstance(inner, nn.Module):
+            return network
+        network = inner
+
+
+def our_networks(network: nn.Module, kind: type[nn.Module] = UNet) -> list[Any]:
+    """Return every network of this class of ours in a module: the module itself, or what it wraps."""
+    own = unwrapped(network)
+    return [own] if isinstance(own, kind) else [part for part in network.modules() if isinstance(part, kind)]
+
+
+def takes_labels(network: Callable[..., Any]) -> bool | None:
+    """Return whether a network is conditioned on labels, called as `network(x, timesteps, y=labels)`.
+
+    A network whose `config` has `num_classes`, plain or inside DDP, DataParallel or `torch.compile`, is conditional if
+    that is not 0. Any other module is conditional if its `forward` has a parameter `y`, or passes all keywords on to a
+    conditional network of ours inside it. Return None if the answer cannot be known: `forward` takes any keyword and
+    there is no network of ours inside, or `forward` and that network disagree.
+    """
+    inner: set[bool] = set()
+    if isinstance(network, nn.Module):
+        classes = getattr(getattr(unwrapped(network), "config", None), "num_classes", None)
+        if isinstance(classes, int):
+            return classes > 0
+        inner = {unet.config.num_classes > 0 for unet in our_networks(network)}
+    accepted = _accepts_y(network.forward if isinstance(network, nn.Module) else network)
+    if len(inner) == 1:
+        (conditional,) = inner
+        return conditional if accepted in (None, conditional) else None
+    return accepted
+
+
+def _accepts_y(function: Callable[..., Any]) -> bool | None:
+    """Return whether a function has a parameter `y`, or None if it takes any keyword or has no signature."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return None
+    if "y" in parameters and parameters["y"].kind is not inspect.Parameter.POSITIONAL_ONLY:
+        return True
+    return None if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()) else False

@@ -1,0 +1,33 @@
+"""Convert OpenAI's checkpoints to native ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from admg.checkpoints import native
+from admg.checkpoints.model import Classifier, Model
+from admg.files import check_output_folder
+
+from .loading import Source, load
+
+
+def convert(
+    source: Source, out: Path | str, flags: str | None = None, dtype: torch.dtype | None = None
+) -> Model | Classifier:
+    """Write a native checkpoint from OpenAI's weights, and return the model.
+
+    source: .pt file of guided-diffusion or improved-diffusion, or its state dict
+    out: folder to write; an earlier native checkpoint is replaced, anything else is not
+    flags: flags of OpenAI's scripts; None infers them, see load
+    dtype: data type of the stored weights; None for float32
+
+    Raises CheckpointError if the checkpoint cannot be used or `out` holds something else, ValueError for wrong flags,
+    and OSError if `out` cannot be written.
+    """
+    native.check_target(out)
+    check_output_folder(Path(out).parent)
+    model = load(source, flags)
+    model.save(out, dtype)
+    return model
