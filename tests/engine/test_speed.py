@@ -27,7 +27,7 @@ from admg.engine.compiling import compiled, wanted
 from admg.engine.cpu import winograd
 from admg.engine.cpu.packing import packed
 from admg.engine.precision import resolve
-from admg.generation import acceleration
+from admg.generation import acceleration, recipe
 from admg.guidance.classifier import log_prob_gradient
 from admg.models import ClassifierConfig, NoisyClassifier, UNet, UNetConfig
 from admg.models.blocks import ResBlock
@@ -404,7 +404,7 @@ def test_how_it_is_computed_does_not_part_runs(tiny_folders, tmp_path, capsys):
     assert taken in json.dumps(settings) and "auto" not in json.dumps(settings)
     capsys.readouterr()
     assert not main([*same, "--precision", taken, "--compile", "on", "--batch-size", "1"])
-    assert "holds the finished run of these settings" in capsys.readouterr().out
+    assert "holds the finished run with these settings" in capsys.readouterr().out
     assert main([*same, "--precision", "fp16"]) == 2
     assert "precision fp16 is for GPUs" in capsys.readouterr().err
 
@@ -429,7 +429,7 @@ def test_batches_are_halved_where_memory_runs_out(tiny_model, monkeypatch):
     labels = [i % 5 for i in range(10)]
     options = {"sampler": "ddpm", "steps": 3, "progress": False}
     expected = admg.sample(tiny_model, labels, batch_size=2, **options)  # this network makes much of rounding
-    monkeypatch.setattr(sampling, "images_that_fit", lambda *_: 8)
+    monkeypatch.setattr(recipe, "batch_that_fits", lambda *_: 8)
     got = admg.sample(model, labels, **options)
     assert (got.x - expected.x).abs().max() < 1e-4 and got.labels.tolist() == labels
     assert limited.sizes == [8, 4] + [2] * 15  # three steps of five batches
@@ -446,7 +446,7 @@ def test_what_is_done_stays_when_memory_runs_out_later(tiny_model, monkeypatch):
     """Another program takes memory in between: no image is made twice, none is lost."""
     limited = Limited(tiny_model.network, 4)
     model = Model(limited, tiny_model.diffusion, tiny_model.shape, tiny_model.labels)
-    monkeypatch.setattr(sampling, "images_that_fit", lambda *_: 4)
+    monkeypatch.setattr(recipe, "batch_that_fits", lambda *_: 4)
 
     def sampler(model, x_T, **options):
         yield from samplers.ddim(model, x_T, **options)

@@ -18,6 +18,7 @@ from admg.checkpoints.labels import Labels
 from admg.checkpoints.model import Model
 from admg.diffusion.gaussian import Diffusion
 from admg.diffusion.schedule import NoiseSchedule
+from admg.generation.sampler_specs import SAMPLERS
 from admg.samplers.repaint import path
 
 SHAPE = (1, 2, 2)

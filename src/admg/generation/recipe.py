@@ -38,7 +38,7 @@ class Recipe:
     steps: respacing of the schedule: a number, "ddim25", "10,15,20", "karras25", see NoiseSchedule.respace
     seed: seed of the noise; image i of a seed is always the same
     unconditional: if True, the network is not conditioned on the labels; the guide still uses them
-    batch_size: images per batch; None: as many as fit in memory, at most 64. Batches that run out of memory are halved
+    batch_size: images per batch; None: as many as fit in memory, at most 64
     precision: number format of matrix products: fp32, bf16, fp16 (on GPUs), or auto (bf16 where it is native)
     compile: whether torch.compile builds the networks first: auto (no), on or off
     Raises ValueError for an unknown sampler, a negative seed or a batch size below 1.
@@ -121,11 +121,13 @@ class BatchSampler:
         inputs: Inputs,
         *,
         first: int = 0,
+        halve: bool = True,
         on_step: Callable[[int], Any] = lambda done: None,
     ) -> Iterator[Images]:
-        """Yield the images batch by batch; a batch that runs out of memory is halved.
+        """Yield the images batch by batch.
 
         first: number of the first image
+        halve: whether batches are halved from where memory runs out
         on_step: called with the number of image steps done, after each step
         """
         shape = None if inputs.x_T is None else inputs.x_T.shape[1:]
@@ -137,7 +139,10 @@ class BatchSampler:
             return self.draw(labels, inputs, batch, first=first,
                              on_step=lambda n: on_step(batch.start * steps + n * next(count)))  # fmt: skip
 
-        yield from in_batches(make, len(labels), size)
+        if halve:
+            yield from in_batches(make, len(labels), size)
+        else:
+            yield from (make(slice(i, min(i + size, len(labels)))) for i in range(0, len(labels), size))
 
     def draw(
         self,

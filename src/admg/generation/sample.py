@@ -52,7 +52,7 @@ def sample(
     steps: respacing of the schedule: 25, "ddim25", "10,15,20", "karras25", see NoiseSchedule.respace
     seed: image i of a seed is the same, up to rounding, whatever the batch size and the number of processes
     unconditional: if True, the network is not conditioned on the labels; the guide still uses them
-    batch_size: images per batch; None: as many as fit in memory, at most 64. A batch that runs out of memory is halved
+    batch_size: images per batch; None: as many as fit in memory, at most 64, and half as many from where it runs out
     x_T: noise to start from (N, C, H, W), in place of the seed's; its height and width may differ from the model's
     noise_sampler: (x, index) -> noise of a step, in place of the seed's
     low_res: (N, C, h, w) in [-1, 1], the small images for an upsampling model
@@ -86,8 +86,13 @@ def draw_samples(
     """Draw images of these label numbers in batches, with accelerated networks and a progress bar."""
     names = label_names(label_table(sampler.model, sampler.recipe.guide), numbers)
     total = len(numbers) * len(sampler.model.diffusion)
+    halve = sampler.recipe.batch_size is None  # a batch size that was given is kept
     with progress_bar(total, progress) as bar, sampler.accelerated() as fast:
-        x = torch.cat([*fast.in_batches(numbers, inputs, first=first, on_step=lambda done: bar.update(done - bar.n))])
+
+        def on_step(done: int) -> None:
+            bar.update(done - bar.n)
+
+        x = torch.cat([*fast.in_batches(numbers, inputs, first=first, halve=halve, on_step=on_step)])
     y = torch.tensor([-1 if number is None else number for number in numbers], dtype=torch.int64)
     return Samples(x, y, tuple(names))
 
