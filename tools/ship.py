@@ -1,8 +1,9 @@
-"""Put the averaged weights of training runs into the package, as float16, with their log figures.
+"""Copy the averaged weights of training runs into the package, as float16, with their logs and curves.
 
 python tools/ship.py --diffusion runs/fashion-mnist --classifier runs/fashion-mnist-classifier
 
-What is not given stays as it is. A run that started from the shipped weights (--init) is kept as a further stage.
+A part that is not given stays unchanged. The log of a run that started from the shipped weights (--init) is stored as a
+further stage.
 """
 
 from __future__ import annotations
@@ -19,20 +20,21 @@ import torch
 import admg
 from admg.files import atomic
 
-ROWS = 100  # of each log: enough for its curve
+ROWS = 100
+"""Number of rows that are kept of each log."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--diffusion", type=Path, metavar="RUN", help="run folder of `admg train`")
-    parser.add_argument("--classifier", type=Path, metavar="RUN", help="run folder of `admg train-classifier`")
-    parser.add_argument("--name", default="fashion-mnist")
+    parser.add_argument("--diffusion", type=Path, metavar="RUN", help="run directory of `admg train`")
+    parser.add_argument("--classifier", type=Path, metavar="RUN", help="run directory of `admg train-classifier`")
+    parser.add_argument("--name", default="fashion-mnist", help="name of the shipped model (default: fashion-mnist)")
     args = parser.parse_args()
     models = Path(__file__).parents[1] / "src" / "admg" / "weights" / args.name
     model = admg.load(args.diffusion or models / "diffusion")
     classifier = admg.load_classifier(args.classifier or models / "classifier")
     if model.label_names != classifier.label_names:
-        sys.exit("the two were trained on different labels")
+        sys.exit("the model and the classifier were trained on different labels")
     for part, run, kind in ((model, args.diffusion, "diffusion"), (classifier, args.classifier, "classifier")):
         if run:
             stage = "" if (count := len(stages(part.training))) == 1 else f"-{count}"
@@ -46,12 +48,12 @@ def main() -> None:
 
 
 def stages(training: dict[str, Any]) -> list[dict[str, Any]]:
-    """The training runs behind a model, the first one first."""
+    """Return the training runs that led to a model, in order."""
     return [*stages(training["init"]), training] if "init" in training else [training]
 
 
 def thin(log: Path, to: Path) -> None:
-    """About ROWS rows of the log, evenly spread, the last one included."""
+    """Copy about ROWS rows of the log, evenly spread, including the last one."""
     with log.open(newline="") as file:
         rows = list(csv.reader(file))
     body, step = rows[1:], max(1, len(rows[1:]) // ROWS)
@@ -60,26 +62,29 @@ def thin(log: Path, to: Path) -> None:
 
 
 def describe(name: str, model: admg.Model, classifier: admg.Classifier) -> str:
-    told = [
-        stage_text(stage, "at the end mse {mse:.4f}, vb {vb:.5f} bits per dimension")
-        for stage in stages(model.training)
-    ]
-    figures = "validation accuracy over all noise levels {val_accuracy:.3f}, without noise {val_accuracy_t0:.3f}"
-    told += [stage_text(stage, figures) for stage in stages(classifier.training)]
+    """Return the text of README.md."""
+    metrics = "final loss: mse {mse:.4f}, vb {vb:.5f} bits per dimension"
+    texts = [stage_text(stage, metrics) for stage in stages(model.training)]
+    metrics = (
+        "validation accuracy: {val_accuracy:.3f} on average over all noise levels, {val_accuracy_t0:.3f} without noise"
+    )
+    texts += [stage_text(stage, metrics) for stage in stages(classifier.training)]
     return f"""# {name}
 
-A diffusion model and a noisy classifier, trained by these commands on the 60,000 training images of Fashion-MNIST (MIT
-licence), where `data/fashion-mnist` is a folder or link with its four IDX files. A command with `--init {name}` went on
-from the weights of the one before it, which the package held then. The weights are the exponential moving average,
-stored as float16. `*-log.csv` are the log figures, `*-curves.png` the curves; `-2` are those of a second command.
+A diffusion model and a noisy classifier. They were trained with the commands below on the 60,000 training images of
+Fashion-MNIST (MIT licence); `data/fashion-mnist` is a folder with the four IDX files of the data set. A command with
+`--init {name}` continued from the weights of the previous command. The stored weights are the exponential moving
+average, in float16. Each command has a log, `*-log.csv`, and its curves, `*-curves.png`; those of the second command
+for the same network end in `-2`.
 
-{"".join(told)}"""
+{"".join(texts)}"""
 
 
-def stage_text(training: dict[str, Any], figures: str) -> str:
+def stage_text(training: dict[str, Any], metrics: str) -> str:
+    """Return the command of a training run and what came of it. metrics: a format string of entries of the record"""
     t = training
     seen = f"{t['steps']:,} steps, {t['images']:,} images, seed {t['train']['seed']}, {t['date']}"
-    return f"    {t['command']}\n\n{seen}; {figures.format(**t)}.\n\n"
+    return f"    {t['command']}\n\n{seen}; {metrics.format(**t)}.\n\n"
 
 
 if __name__ == "__main__":

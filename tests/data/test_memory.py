@@ -8,12 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import run_example
+from helpers import run_example, write_idx
 from PIL import Image
 from torch.utils.data import Subset, TensorDataset
 
 import admg
-from admg.data import DataError, Dataset, batches, center_crop, evaluation_batches, from_arrays, from_dataset
+from admg.data import (
+    DataConfig,
+    DataError,
+    Dataset,
+    batches,
+    center_crop,
+    evaluation_batches,
+    from_arrays,
+    from_dataset,
+)
 
 U8 = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
 UNIT = np.random.default_rng(1).random((5, 8, 8, 3))  # [0, 1]
@@ -284,3 +293,26 @@ def test_later_items_that_do_not_fit_are_named():
         reading((2 * unit - 1, 0))
     with pytest.raises(DataError, match="item 43 is an image of 3x4x8: allowed is 3x8x8"):
         reading((unit[:4], 0))
+
+
+# DataConfig
+
+
+def test_held_out_images_of_a_data_config(tmp_path):
+    """The test split of IDX files, or the given images, always without augmentation."""
+    options = {"image_size": 8, "crop": "random", "flip": True}
+    for name, count in (("train", 5), ("t10k", 3)):
+        write_idx(tmp_path / "idx" / f"{name}-images-idx3-ubyte", U8[:count, :, :, 0])
+        write_idx(tmp_path / "idx" / f"{name}-labels-idx1-ubyte", np.arange(count) % 2)
+    config = DataConfig(data=str(tmp_path / "idx"), **options)
+    opened = config.open()
+    assert len(opened) == 5 and opened.flip and opened.crop == "random"
+    held_out = config.open_held_out()
+    assert len(held_out) == 3 and not held_out.flip and held_out.crop == "center"
+    np.savez(tmp_path / "val.npz", arr_0=U8[:4], arr_1=[0, 1, 0, 1])
+    assert len(config.open_held_out(str(tmp_path / "val.npz"))) == 4
+    assert DataConfig(data=str(tmp_path / "val.npz"), **options).open_held_out() is None
+    with pytest.raises(ValueError, match="image_size must be at least 1, got 0"):
+        DataConfig(data="x", image_size=0)
+    with pytest.raises(ValueError, match="fit must be one of resize, pad, got 'stretch'"):
+        DataConfig(data="x", fit="stretch")

@@ -117,12 +117,14 @@ class Dataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
         size, rng = self.image_size, rng if self.crop == "random" else None
         if self.fit == "pad":
             return pad(self._array(index), size, rng)
-        array = random_crop(self._image(index), size, rng) if rng else center_crop(self._image(index), size)
-        return array.reshape(size, size, -1)
+        square = random_crop(self._image(index), size, rng) if rng else center_crop(self._image(index), size)
+        array: UInt8[np.ndarray, "s s c"] = square.reshape(size, size, -1)
+        return array
 
     def _array(self, index: int) -> UInt8[np.ndarray, "h w c"]:
         if isinstance(self.images, np.ndarray):
-            return self.images[index]
+            stored: UInt8[np.ndarray, "h w c"] = self.images[index]
+            return stored
         array = np.asarray(self._image(index))
         return array.reshape(*array.shape[:2], -1)
 

@@ -61,7 +61,8 @@ def from_dataset(
         TorchDataset(10 images of 3x16x16, labels: 0, 1, 2, 3)
     """
     if all(hasattr(dataset, name) for name in ("batch", "image_size", "channels", "label_names")):
-        return dataset
+        ours: ImageDataset = dataset
+        return ours
     check_options(image_size, channels, "resize", "center")
     if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
         raise DataError(
@@ -199,7 +200,7 @@ def _seeded(seed: Seed) -> Iterator[None]:
     torchs, numpys, pythons = torch.get_rng_state(), np.random.get_state(), random.getstate()
     words = np.random.SeedSequence(seed).generate_state(2, np.uint32)
     try:
-        torch.random.default_generator.manual_seed(int(words[0]) << 32 | int(words[1]))
+        torch.default_generator.manual_seed(int(words[0]) << 32 | int(words[1]))
         np.random.seed(words)
         random.seed(words.tobytes())
         yield

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from .tasks import Task
 class Learner:
     """The state of a training run: a network that learns a task, the average of its weights, and the optimiser."""
 
-    def __init__(self, task: Task, config: TrainConfig, device: torch.device):
+    def __init__(self, task: Task[Any], config: TrainConfig, device: torch.device):
         self.task, self.config, self.device = task, config, device
         self.network = task.network.to(device).train()
         self.precision = config.precision
@@ -69,13 +70,14 @@ class Learner:
         """Accumulate the gradient of the batch's mean loss over its parts, and return the mean of each term."""
         count = len(drawn[0])
         means: dict[str, Tensor] = {}
-        parts = zip(*(tensor.split(-(-count // self.config.accumulate)) for tensor in drawn))
+        size = -(-count // self.config.accumulate)
+        parts = zip(*(torch.split(tensor, size) for tensor in drawn))
         with self._accelerated():
             for part in parts:
                 with autocast(self.precision, self.device):
                     terms = self.task.loss(*part)
                 sums = {name: value.float().sum() / count for name, value in terms.items()}
-                sums["loss"].backward()
+                torch.autograd.backward(sums["loss"])
                 means = {name: value.detach() + means.get(name, 0.0) for name, value in sums.items()}
         return means
 

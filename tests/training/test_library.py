@@ -1,0 +1,255 @@
+"""Training from Python: any data set, the model at the end, options that do not fit, and upsamplers."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import TRUNK, run, run_example
+from PIL import Image
+
+import admg
+from admg.data import DataConfig, DataError, from_arrays
+from admg.diffusion.losses import loss_terms
+from admg.models import SuperResConfig, SuperResUNet, UNet, UNetConfig
+from admg.training import ClassifierTask, DiffusionTask, ObjectiveConfig, TrainConfig, TrainingRun, UpsamplerTask
+
+SMALL = {name: value for name, value in TRUNK.items() if name not in ("image_size", "image_channels")}
+PROCESS = admg.DiffusionConfig(diffusion_steps=50)
+PIXELS = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 1), dtype=np.uint8)
+LABELS = [0, 1, 2] * 4
+
+
+class Pictures(torch.utils.data.Dataset):
+    """A user's own data set of PIL images."""
+
+    classes = ("cat", "cow", "dog")
+
+    def __len__(self) -> int:
+        return len(PIXELS)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return Image.fromarray(PIXELS[index, :, :, 0]), LABELS[index]
+
+
+def config(**changes) -> TrainConfig:
+    options = {"steps": 3, "batch_size": 4, "lr": 1e-3, "warmup": 1, "precision": "fp32", "log_every": 1}
+    return TrainConfig(**options | changes)
+
+
+def losses(run: TrainingRun) -> list[float]:
+    return [step["loss"] for step in run]
+
+
+@pytest.mark.parametrize("train", [admg.train_diffusion, admg.train_classifier, admg.train_upsampler])
+def test_examples_of_the_docstrings(train, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_example(train, torch=torch)
+
+
+def test_every_kind_of_data_set_trains_the_same_model(tmp_path):
+    """A folder, 8-bit arrays, float tensors, and two torch data sets of the same images, step by step."""
+    for i, (pixels, label) in enumerate(zip(PIXELS, LABELS, strict=True)):
+        file = tmp_path / "data" / Pictures.classes[label] / f"{i:02}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels[..., 0]).save(file)
+    order = np.argsort(LABELS, kind="stable")  # of a folder: by path
+    pixels, labels = PIXELS[order], np.array(LABELS)[order]
+    unit = torch.from_numpy(pixels).permute(0, 3, 1, 2).double() / 255
+    datasets = {
+        "arrays": from_arrays(pixels, labels, label_names=Pictures.classes),
+        "floats": from_arrays(2 * unit - 1, torch.from_numpy(labels), label_names=Pictures.classes),
+        "path": tmp_path / "data",
+        "config": DataConfig(data=str(tmp_path / "data"), image_size=8),
+        "subset": torch.utils.data.Subset(Pictures(), order.tolist()),
+        "tensors": torch.utils.data.TensorDataset(unit.float(), torch.from_numpy(labels)),
+    }
+    expected: list[float] = []
+    for kind, data in datasets.items():
+        found = admg.train_diffusion(data, tmp_path / kind, config(), network=SMALL, diffusion=PROCESS)
+        names = found.model.label_names
+        assert names == (("0", "1", "2") if kind == "tensors" else Pictures.classes)
+        found = losses(found)
+        expected = expected or found
+        assert found == pytest.approx(expected, rel=1e-5), kind
+    assert len(expected) == 3 and len(set(expected)) == 3
+
+
+def test_the_model_of_a_run_is_the_saved_average_in_evaluation_mode(tmp_path):
+    start = {"network": {**SMALL, "dropout": 0.5}, "diffusion": PROCESS}
+    training = admg.train_diffusion(Pictures(), tmp_path, config(), **start)
+    assert training.step == 0 and len(list(training)) == 3 and training.step == 3
+    model, saved = training.model, admg.load(tmp_path)
+    assert isinstance(model, admg.Model) and model.labels.names == Pictures.classes and model.shape == (1, 8, 8)
+    assert not any(module.training for module in model.network.modules())
+    assert not any(p.requires_grad for p in model.network.parameters())
+    for (name, a), b in zip(model.network.state_dict().items(), saved.network.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    assert model.training == saved.training | {"train": model.training["train"]}
+    assert model.training["steps"] == 3 and model.training["data"] == "Pictures" and model.training["loss"] > 0
+    weights = training.learner.network.state_dict()
+    assert any(not torch.equal(a, weights[name]) for name, a in model.network.state_dict().items())
+
+    again = admg.train_diffusion(Pictures(), tmp_path, config(), **start)  # has nothing left to do
+    assert again.first_step == 3 and list(again) == []
+    for a, b in zip(again.model.network.parameters(), model.network.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert "step 3 of 3" in repr(again)
+
+
+def test_training_leaves_the_global_random_numbers_alone_until_it_is_iterated(tmp_path):
+    before = torch.get_rng_state()
+    admg.train_diffusion(Pictures(), tmp_path, config(), network=SMALL)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_run_that_is_closed_keeps_its_checkpoint(tmp_path):
+    training = admg.train_diffusion(Pictures(), tmp_path, config(steps=9, checkpoint_every=2), network=SMALL)
+    for _ in range(3):
+        next(training)
+    training.close()
+    assert list(training) == []
+    resumed = admg.train_diffusion(Pictures(), tmp_path, config(steps=9), network=SMALL)
+    assert resumed.first_step == 2 and next(resumed)["step"] == 3
+    resumed.close()
+
+
+def test_a_network_may_be_given_by_its_whole_architecture(tmp_path):
+    architecture = UNetConfig(**TRUNK, num_classes=3)
+    training = admg.train_diffusion(Pictures(), tmp_path / "a", config(), network=architecture)
+    assert isinstance(training.model.network, UNet) and training.model.network.config == architecture
+    for changes, message in (
+        ({"image_channels": 3}, "network: image_channels is 3, but the data and the other options need 1"),
+        ({"num_classes": 0}, "network: num_classes is 0, but the data and the other options need 3"),
+        ({"image_size": 16}, "network: image_size is 16, but the data and the other options need 8"),
+    ):
+        other = UNetConfig(**{**TRUNK, "num_classes": 3, **changes})
+        with pytest.raises(ValueError, match=message):
+            admg.train_diffusion(Pictures(), tmp_path / "b", config(), network=other)
+    unconditional = ObjectiveConfig(unconditional=True)
+    training = admg.train_diffusion(Pictures(), tmp_path / "c", config(), network=SMALL, objective=unconditional)
+    assert not training.model.conditional and training.model.labels.count == 3
+    assert not (tmp_path / "b").exists()
+
+
+def test_options_and_data_that_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="the Dataset has no labels: use class sub-folders"):
+        admg.train_classifier(from_arrays(PIXELS), tmp_path / "a", config(), network=SMALL)
+    other = from_arrays(PIXELS, LABELS, label_names=["a", "b", "c"])
+    with pytest.raises(ValueError, match="the labels of the validation images differ from those of the Pictures"):
+        admg.train_classifier(Pictures(), tmp_path / "a", config(), network=SMALL, validation=other)
+    with pytest.raises(DataError, match="not \\(image, label\\)"):
+        admg.train_diffusion([["a"], ["b"]], tmp_path / "a", config())
+    with pytest.raises(DataError, match="neither clearly"):
+        admg.train_diffusion([(PIXELS[0] * 1.0, 0)], tmp_path / "a", config())
+    for changes, message in (
+        ({"objective": "elbo"}, "objective must be one of simple, hybrid, vlb, got 'elbo'"),
+        ({"label_dropout": 1.5}, "label_dropout must be at least 0 and at most 1, got 1.5"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ObjectiveConfig(**changes)
+        with pytest.raises(ValueError, match=message):
+            DiffusionTask(None, **changes)
+    for changes, message in (({"lr": 0.0}, "lr must be above 0, got 0.0"), ({"ema": 1.0}, "ema must be .*below 1"),
+                             ({"steps": 0}, "steps must be at least 1, got 0"), ({"grad_clip": 0}, "grad_clip must"),
+                             ({"device": "gpu"}, "device 'gpu' cannot be used")):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            admg.train_diffusion(Pictures(), tmp_path / "a", config(**changes), network=SMALL)
+    for small in (0, 8):
+        with pytest.raises(ValueError, match=f"small_size must be from 1 to 7, got {small}"):
+            admg.train_upsampler(Pictures(), tmp_path / "a", config(), network=SMALL, small_size=small)
+    assert not (tmp_path / "a").is_dir() or not list((tmp_path / "a").iterdir())
+
+
+# -- upsamplers ------------------------------------------------------------------------------------------------------
+
+
+def upsampler_task(**changes) -> UpsamplerTask:
+    torch.manual_seed(0)
+    network = SuperResUNet(SuperResConfig(**TRUNK, num_classes=3, small_size=4))
+    model = admg.Model(network, PROCESS.build(), (1, 8, 8), admg.Labels(3), PROCESS)
+    return UpsamplerTask(model, 4, **changes)
+
+
+def test_the_loss_of_an_upsampler_is_the_hybrid_one_given_the_area_average():
+    """The small copy is the mean of each 2x2 area, and the label is given to the network too."""
+    task = upsampler_task(label_dropout=0.0)
+    for p in task.network.parameters():
+        p.data += 0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
+    x = torch.from_numpy(PIXELS).permute(0, 3, 1, 2).float() / 127.5 - 1
+    drawn = x0, y, t, noise = task.draw(x, torch.tensor(LABELS), torch.Generator().manual_seed(1))
+    assert torch.equal(x0, x) and y.tolist() == LABELS
+    small = x.unflatten(3, (4, 2)).unflatten(2, (4, 2)).mean(dim=(3, 5))
+    expected = loss_terms(task.model.diffusion, task.network, x, t, noise, objective="hybrid", y=y, low_res=small)
+    found = task.loss(*drawn)
+    assert found.keys() == {"loss", "mse", "vb"}
+    for name, value in found.items():
+        assert torch.allclose(value, expected[name], rtol=1e-5), name
+    without = loss_terms(task.model.diffusion, task.network, x, t, noise, low_res=small)
+    assert not torch.allclose(found["mse"], without["mse"], rtol=1e-3)
+    constant = torch.full_like(small, 0.3)
+    blind = loss_terms(task.model.diffusion, task.network, x, t, noise, y=y, low_res=constant)
+    assert not torch.allclose(found["mse"], blind["mse"], rtol=1e-3)
+
+
+def test_an_upsampler_drops_labels_as_a_diffusion_model_does():
+    x, y = torch.zeros(2000, 1, 8, 8), torch.ones(2000).long()
+    dropped = upsampler_task(label_dropout=0.3).draw(x, y, torch.Generator().manual_seed(0))[1]
+    assert (dropped == -1).float().mean().item() == pytest.approx(0.3, abs=0.04)
+
+
+def test_an_upsampler_learns_to_enlarge(digits, tmp_path, capsys):
+    """By the command, resumed once: the mean of enlarged digits is nearer to the originals than a bilinear copy."""
+    small = ["--channels", 32, "--channel-mult", "1,2", "--num-res-blocks", 1, "--attention-resolutions", 4,
+             "--head-channels", 32, "--diffusion-steps", 100]  # fmt: skip
+    command = ["train-upsampler", "--data", digits, "--image-size", 8, "--small-size", 4, *small, "--batch-size", 32,
+               "--lr", 2e-3, "--warmup", 20, "--ema", 0.98, "--checkpoint-every", 100,
+               "--out", tmp_path / "u"]  # fmt: skip
+    assert run(capsys, *command, "--steps", 100)[0] == 0
+    code, out, _ = run(capsys, *command, "--steps", 250)
+    assert code == 0 and "resumed at step 100" in out and "1797 images, 10 labels" in out
+    assert (tmp_path / "u" / "samples" / "step_0000250.png").stat().st_size > 1000
+
+    model = admg.load_upsampler(tmp_path / "u")
+    assert model.upsamples and model.network.config.small_size == 4 and model.conditional
+    stored = json.loads((tmp_path / "u" / "model" / "config.json").read_text())
+    assert stored["kind"] == "upsampler" and stored["training"]["steps"] == 250
+    dataset = admg.data.open(digits)
+    x, y = dataset.batch(range(0, 640, 10))
+    low_res = F.interpolate(x, 4, mode="area")
+    draws = [admg.sample(model, y, low_res=low_res, steps=10, seed=seed, progress=False).x for seed in range(4)]
+    enlarged = torch.stack(draws).mean(0)  # near the mean of p(x | low_res), the best guess of x
+    assert enlarged.shape == x.shape
+    bilinear = F.interpolate(low_res, 8, mode="bilinear")
+    error, baseline = ((images - x).square().mean().item() for images in (enlarged, bilinear))
+    assert error < 0.8 * baseline, (error, baseline)
+    again = F.interpolate(enlarged, 4, mode="area")
+    other = low_res.roll(1, 0)
+    assert (again - low_res).square().mean() < 0.25 * (again - other).square().mean()  # it keeps to its own small image
+
+
+def test_an_upsampler_starts_from_the_weights_of_another(tmp_path):
+    options = {"small_size": 4, "network": SMALL, "diffusion": PROCESS}
+    first = admg.train_upsampler(Pictures(), tmp_path / "a", config(), **options)
+    list(first)
+    second = admg.train_upsampler(Pictures(), tmp_path / "b", config(), init=tmp_path / "a", **options)
+    for a, b in zip(first.model.network.parameters(), second.model.network.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert second.model.training["init"]["model"] == str(tmp_path / "a")
+    with pytest.raises(ValueError, match="'upsampler' checkpoint where a 'diffusion' one is needed"):
+        admg.train_diffusion(Pictures(), tmp_path / "c", config(), network=SMALL, init=tmp_path / "a")
+
+
+def test_a_classifier_is_measured_on_its_validation_images(tmp_path):
+    validation = from_arrays(PIXELS[:6], LABELS[:6], label_names=Pictures.classes)
+    training = admg.train_classifier(
+        Pictures(), tmp_path, config(), network=SMALL, diffusion=PROCESS, validation=validation, val_images=5
+    )
+    assert isinstance(training.task, ClassifierTask)
+    list(training)
+    assert 0 <= training.model.training["val_accuracy"] <= 1
+    x = torch.zeros(2, 1, 8, 8)
+    assert training.model(x, torch.tensor([0, 10])).shape == (2, 3)
