@@ -1,15 +1,21 @@
-# make demo: generate guided samples.  make test: run the linters, the type checker and the tests.
+# make demo: pictures of guided samples.  make test: lint, types and tests.  make test-fast: the quick tests.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-gpu lint clean
+.PHONY: demo test test-fast test-slow test-gpu lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/admg demo --out demo
 
+# One test process per core, each with one thread: two threads in one process wait for each other more than they gain.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
 test: $(VENV)/.installed-dev lint
-	$(BIN)/python -m pytest
+	$(PYTEST) --cov
+
+test-fast: $(VENV)/.installed-dev
+	$(PYTEST) -m "not slow and not gpu and not process and not thorough"
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow
