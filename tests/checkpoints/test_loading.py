@@ -11,15 +11,16 @@ import math
 import threading
 from pathlib import Path
 
+import helpers
 import pytest
 import torch
 
 from admg.checkpoints import loading, openai
+from admg.checkpoints.describe import describe, describe_model, list_models
 from admg.checkpoints.download import DownloadError
 from admg.checkpoints.networks import NETWORK_KINDS
 from admg.checkpoints.openai import PUBLISHED_FLAGS, PublishedFlags
 from admg.checkpoints.published import PUBLISHED, PublishedModel, SamplingSettings
-from admg.cli import main
 
 HERE = Path(__file__).parent
 TINY = "--image_size 16 --num_channels 32 --num_res_blocks 1 --channel_mult 1,1 --attention_resolutions 8 "
@@ -59,8 +60,10 @@ def tiny(home, monkeypatch) -> Path:
 
 
 def run(capsys, *arguments) -> str:
-    assert main.main([str(a) for a in arguments]) == 0
-    return capsys.readouterr().out
+    """Run a command in this process and return its output."""
+    code, out, err = helpers.run(capsys, *arguments)
+    assert code == 0, err
+    return out
 
 
 # --- The table ---
@@ -261,3 +264,57 @@ def test_info_without_download(capsys, home, name):
 def test_info_of_a_file(capsys, tiny):
     out = run(capsys, "info", tiny / "tiny-upsampler.pt")
     assert "upsampler, SuperResUNet" in out and "tench" in out
+
+
+# --- The same from Python ---
+
+
+def test_the_example_of_load_runs():
+    helpers.run_example(loading.load, load=loading.load)
+
+
+def test_listed_models_are_the_shipped_and_the_published_ones(home):
+    listed = list_models()
+    assert [model.name for model in listed] == ["fashion-mnist"] * 2 + loading.published_names()
+    shipped = listed[0]
+    assert (shipped.kind, shipped.image_size, shipped.classes, shipped.on_disk) == ("diffusion", 32, 10, True)
+    assert shipped.parameters == sum(p.numel() for p in loading.load("fashion-mnist").network.parameters())
+    assert [model.name for model in list_models(only_on_disk=True)] == ["fashion-mnist"] * 2
+    upsampler = next(model for model in listed if model.name == "openai/imagenet-64-to-256")
+    assert (upsampler.small_size, upsampler.image_size, upsampler.on_disk) == (64, 256, False)
+
+
+def test_a_shipped_name_describes_the_model_and_its_classifier():
+    model, classifier = describe("fashion-mnist")
+    assert (model.kind, classifier.kind) == ("diffusion model", "noisy classifier")
+    assert model.architecture == loading.load("fashion-mnist").network.config and model.published is None
+    assert model.summary == "diffusion model, grey images of 32x32, 10 labels, 6,088,322 parameters"
+
+
+def test_a_published_model_is_described_without_its_file(home):
+    (found,) = describe("openai/imagenet-256")
+    assert found.published is PUBLISHED["openai/imagenet-256"] and found.parameters == 553_838_086
+    assert found.architecture == openai.parse(found.published.flags).network and found.labels.name(0) == "tench"
+
+
+def test_a_network_inside_a_wrapper_is_described(tiny_model):
+    wrapped = dataclasses.replace(tiny_model, network=torch.nn.DataParallel(tiny_model.network))
+    assert describe_model(wrapped).network == "UNet"
+    with pytest.raises(ValueError, match="only a network of admg can be described, not Identity"):
+        describe_model(dataclasses.replace(tiny_model, network=torch.nn.Identity(), takes_labels=False))
+
+
+def test_load_any_loads_whichever_kind(tiny, tiny_folders):
+    assert loading.load_any("openai/tiny-upsampler").kind_name == "upsampler"
+    assert loading.load_any("openai/tiny", "classifier").training["name"] == "openai/tiny-classifier"
+    assert loading.load_any(tiny_folders["classifier"]).kind_name == "noisy classifier"
+    with pytest.raises(ValueError, match="is a noisy classifier, not a diffusion model"):
+        loading.load_any(tiny_folders["classifier"], "diffusion")
+
+
+def test_convert_writes_a_native_checkpoint_and_returns_the_model(tmp_path):
+    state = state_of("diffusion")
+    model = openai.convert(state, tmp_path / "native", FLAGS["diffusion"])
+    loaded = loading.load(tmp_path / "native")
+    assert loaded.network.config == model.network.config and loaded.config == model.config
+    assert all(torch.equal(value, state[name]) for name, value in loaded.network.state_dict().items())

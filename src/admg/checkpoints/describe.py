@@ -75,7 +75,7 @@ def describe_model(model: Model | Classifier, name: str | Path = "model") -> Mod
     network = unwrapped(model.network)
     architecture = getattr(network, "config", None)
     if not isinstance(architecture, EncoderConfig):
-        raise ValueError(f"only a network of admg can be described, not a {type(network).__name__}")
+        raise ValueError(f"only a network of admg can be described, not {type(network).__name__}")
     return ModelDescription(
         name=str(name),
         kind=model.kind_name,
