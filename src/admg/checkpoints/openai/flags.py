@@ -228,9 +228,7 @@ def write(values: Flags, *names: str) -> str:
 def _text(name: str, value: Any, size: int) -> str:
     if not isinstance(value, tuple):
         return str(value)
-    none = (
-        str(2 * size) if name.endswith("attention_resolutions") else '""'
-    )  # `none` for attention; `by image size` for channel_mult
+    none = str(2 * size) if name.endswith("attention_resolutions") else '""'  # no attention; default channel_mult
     return ",".join(str(int(n) if n == int(n) else n) for n in value) or none
 
 

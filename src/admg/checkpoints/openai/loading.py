@@ -88,9 +88,7 @@ def _read(source: Source) -> tuple[str, dict[str, Tensor]]:
     ema = pt.ema_beside(source) if Path(source).name.startswith("model") else None
     state = pt.read_state(source)
     if ema:
-        _warn(
-            f"{source}: {ema.name} next to it holds the moving average of the weights (EMA), which samples much better"
-        )
+        _warn(f"{source}: {ema.name} next to it holds the averaged weights (EMA), which give much better samples")
     return str(source), state
 
 
