@@ -14,6 +14,7 @@ from PIL import Image
 import admg
 from admg.data import DataConfig, DataError, from_arrays
 from admg.diffusion.losses import loss_terms
+from admg.generation.starts import trained_fit
 from admg.models import SuperResConfig, SuperResUNet, UNet, UNetConfig
 from admg.training import ClassifierTask, DiffusionTask, ObjectiveConfig, TrainConfig, TrainingRun, UpsamplerTask
 
@@ -98,6 +99,14 @@ def test_the_model_of_a_run_is_the_saved_average_in_evaluation_mode(tmp_path):
     for a, b in zip(again.model.network.parameters(), model.network.parameters(), strict=True):
         assert torch.equal(a, b)
     assert "step 3 of 3" in repr(again)
+
+
+def test_the_fit_of_the_images_is_recorded_for_later_commands(tmp_path):
+    padded = from_arrays(PIXELS[:, :6, :6], image_size=8, fit="pad")
+    for data, fit in ((padded, "pad"), (from_arrays(PIXELS), "resize"), (Pictures(), "resize")):
+        model = admg.train_diffusion(data, tmp_path / "a", config(), network=SMALL).model
+        assert trained_fit(model) == fit
+    assert "fit" not in model.training  # of a data set that is not ours
 
 
 def test_training_leaves_the_global_random_numbers_alone_until_it_is_iterated(tmp_path):

@@ -1,4 +1,4 @@
-"""Training from nothing through the real commands, and the promises of the loop: exact resumption, EMA, dropout."""
+"""Training by the commands from random weights, and what the loop guarantees: exact resumption, EMA, dropout."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def log(folder) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_digits_from_nothing(digits, tmp_path):
-    """Diffusion model and classifier, resumed once; samples guided to a digit look like it to a nearest neighbour."""
+def test_training_on_digits_from_random_weights(digits, tmp_path):
+    """A resumed diffusion model and a classifier: a nearest-neighbour classifier recognises guided samples."""
     diffusion = ["train", "--data", digits, *NETWORK, "--batch-size", 64, "--lr", 2e-3, "--warmup", 50,
                  "--ema", 0.995, "--label-dropout", 0.5, "--preview-every", 600, "--checkpoint-every", 250,
                  "--out", tmp_path / "d"]  # fmt: skip
@@ -49,15 +49,15 @@ def test_digits_from_nothing(digits, tmp_path):
     from sklearn.neighbors import KNeighborsClassifier
 
     real = np.load(digits)
-    judge = KNeighborsClassifier(3).fit(real["arr_0"].reshape(-1, 64) / 255.0, real["arr_1"])
+    nearest = KNeighborsClassifier(3).fit(real["arr_0"].reshape(-1, 64) / 255.0, real["arr_1"])
     model, guide = Model.load(tmp_path / "d" / "model"), Classifier.load(tmp_path / "c" / "model")
-    wanted = [i % 10 for i in range(100)]
+    targets = [i % 10 for i in range(100)]
 
     def accuracy(scale: float) -> float:
         samples = sample(
-            model, wanted, guide=guidance.ClassifierGuidance(guide, scale), unconditional=True, progress=False
+            model, targets, guide=guidance.ClassifierGuidance(guide, scale), unconditional=True, progress=False
         )
-        return float(np.mean(judge.predict(samples.images.reshape(-1, 64) / 255.0) == wanted))
+        return float(np.mean(nearest.predict(samples.images.reshape(-1, 64) / 255.0) == targets))
 
     assert accuracy(0.0) < 0.3  # chance is 0.1
     assert accuracy(4.0) > 0.7
@@ -80,8 +80,8 @@ def tiny_run(digits):
     return start
 
 
-def test_a_run_that_is_killed_and_resumed_is_the_same_run(tiny_run, tmp_path):
-    """Killed between checkpoints (the generator is dropped after step 5; the last checkpoint is of step 3), twice."""
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(tiny_run, tmp_path):
+    """The run is stopped twice between checkpoints, first after step 5, when the last checkpoint is that of step 3."""
     list(tiny_run(tmp_path / "whole", 9))
     for steps in (5, 2):
         run = tiny_run(tmp_path / "broken", 9)
@@ -98,13 +98,13 @@ def test_a_run_that_is_killed_and_resumed_is_the_same_run(tiny_run, tmp_path):
         assert torch.equal(p, q), name
 
 
-def test_another_seed_is_another_run(tiny_run, tmp_path):
+def test_another_seed_gives_another_run(tiny_run, tmp_path):
     first, second = (next(tiny_run(tmp_path / str(seed), 1, seed=seed))["loss"] for seed in (0, 1))
     assert first != second
 
 
-def test_ema_is_the_weighted_sum_of_all_weights():
-    """Against the recursion by hand, with the decay that rises as (1 + n) / (10 + n); the first update copies."""
+def test_ema_is_the_weighted_sum_of_all_past_weights():
+    """Compare with the recursion written out; the decay rises as (1 + n) / (10 + n), and the first update copies."""
     network = torch.nn.Linear(2, 1, bias=False)
     average, expected = EMA(network, 0.9), 100.0
     for n in range(200):
@@ -117,16 +117,16 @@ def test_ema_is_the_weighted_sum_of_all_weights():
     assert network.weight.requires_grad and not average.network.weight.requires_grad
 
 
-def test_labels_are_dropped_at_the_asked_rate(tiny_model):
+def test_labels_are_dropped_at_the_given_rate(tiny_model):
     x, y = torch.zeros(4000, 1, 8, 8), torch.full((4000,), 3)
     for share in (0.0, 0.4, 1.0):
-        told = DiffusionTask(tiny_model, label_dropout=share).draw(x, y, torch.Generator().manual_seed(0))[1]
-        assert ((told == 3) | (told == -1)).all()
-        assert (told == 3).float().mean().item() == pytest.approx(1 - share, abs=0.03)
+        kept = DiffusionTask(tiny_model, label_dropout=share).draw(x, y, torch.Generator().manual_seed(0))[1]
+        assert ((kept == 3) | (kept == -1)).all()
+        assert (kept == 3).float().mean().item() == pytest.approx(1 - share, abs=0.03)
 
 
 def test_warmup_and_validation_by_noise_level(digits, tmp_path):
-    """The learning rate grows linearly; the classifier is measured at ten noise levels, worst at the noisiest."""
+    """The learning rate grows linearly; validation accuracy at ten noise levels is lowest for pure noise."""
     arguments = ["train-classifier", "--data", digits, "--val-data", digits, "--val-images", 500, *NETWORK,
                  "--batch-size", 64, "--lr", 1e-3, "--warmup", 100, "--ema", 0.9, "--log-every", 1,
                  "--preview-every", 150, "--crop", "random", "--out", tmp_path]  # fmt: skip

@@ -1,4 +1,4 @@
-"""What makes training fast or small changes no number: parts of batches, threads, compiling, fused updates."""
+"""Options that save time or memory do not change the results: accumulation, threads, compilation, fused updates."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from admg.training.step import Learner
 
 
 def run(digits: str, out, task, **changes) -> list[dict[str, str]]:
-    """A run of six steps; its log."""
+    """Train for six steps, and return the log."""
     options = {"steps": 6, "batch_size": 10, "log_every": 1, "preview_every": 100, "precision": "fp32", "lr": 1e-3}
     list(TrainingRun(task, open_dataset(digits, 8), out, TrainConfig(**options | {"warmup": 1} | changes)))
     with (out / "log.csv").open() as file:
@@ -28,13 +28,13 @@ def run(digits: str, out, task, **changes) -> list[dict[str, str]]:
 
 
 def difference(a: nn.Module, b: nn.Module) -> float:
-    """Of all weights, relative to their size."""
+    """Return the distance of all weights, relative to their norm."""
     pairs = list(zip(a.parameters(), b.parameters()))
     return (sum((p - q).square().sum() for p, q in pairs) / sum(p.square().sum() for p, _ in pairs)).sqrt().item()
 
 
 @pytest.mark.parametrize("kind", ["diffusion", "classifier"])
-def test_a_batch_in_parts_is_the_same_step(digits, kind):
+def test_a_batch_computed_in_parts_gives_the_same_step(digits, kind):
     """Parts of 4, 4 and 2 of 10 images: the same noise, losses, gradients and weights as in one."""
     whole, one = learned(digits, make(kind), lr=2e-5)
     parts, three = learned(digits, make(kind), lr=2e-5, accumulate=3)
@@ -44,29 +44,29 @@ def test_a_batch_in_parts_is_the_same_step(digits, kind):
     assert whole[-1]["loss"] != pytest.approx(whole[0]["loss"], rel=1e-3)
 
 
-def test_parts_that_cannot_be(digits):
+def test_more_parts_than_images_are_refused(digits):
     with pytest.raises(ValueError, match="accumulate must be at most the batch size 2, got 3"):
         TrainConfig(batch_size=2, accumulate=3)
     with pytest.raises(ValueError, match="accumulate must be at least 1, got 0"):
         TrainConfig(accumulate=0)
 
 
-def test_modes_that_there_are_not():
+def test_unknown_modes_are_refused():
     with pytest.raises(ValueError, match="precision must be one of auto, fp32, bf16, got 'fp16'"):
         TrainConfig(precision="fp16")
     with pytest.raises(ValueError, match="compile must be one of auto, on, off, got True"):
         TrainConfig(compile=True)
 
 
-def test_a_part_is_computed_at_a_time(digits):
+def test_parts_are_computed_one_after_the_other(digits):
     task, sizes = make(), []
     task.network.register_forward_hook(lambda module, args, output: sizes.append(len(args[0])))
     learned(digits, task, steps=2, accumulate=3)
     assert sizes == [4, 4, 2] * 2
 
 
-def test_recomputed_activations_are_the_same_steps(digits):
-    """With dropout, whose random numbers must be the same at the second time."""
+def test_recomputing_activations_gives_the_same_steps(digits):
+    """Dropout must draw the same random numbers the second time."""
     plain, small = (learned(digits, make(dropout=0.3, checkpoint=flag)) for flag in (False, True))
     for a, b in zip(plain[0], small[0], strict=True):
         assert b == pytest.approx(a, rel=1e-4)
@@ -74,7 +74,7 @@ def test_recomputed_activations_are_the_same_steps(digits):
 
 
 def test_one_step_is_adamw_of_the_clipped_mean_gradient(digits):
-    """Against the formulas of AdamW (Loshchilov & Hutter 2019), with the gradient of the loss taken by hand."""
+    """Compare with the formulas of AdamW (Loshchilov & Hutter 2019) and the gradient of autograd."""
     task, twin = make(), make()
     options = {"lr": 1e-2, "weight_decay": 0.1, "grad_clip": 0.05}
     fed = draw_batches(task, batches(open_dataset(digits, 8), 10, seed=0), 0, 0)
@@ -97,8 +97,8 @@ def test_one_step_is_adamw_of_the_clipped_mean_gradient(digits):
 
 
 @pytest.mark.parametrize("kind", ["diffusion", "classifier"])
-def test_compiled_training_is_the_same(digits, monkeypatch, kind):
-    """Traced by the compiler and run by its plainest backend."""
+def test_compiled_training_gives_the_same_steps(digits, monkeypatch, kind):
+    """The graphs are traced by the compiler, and run by a backend that does not change them."""
     import admg.training.step as module
 
     inside, calls = module.compiled, []
@@ -115,10 +115,10 @@ def test_compiled_training_is_the_same(digits, monkeypatch, kind):
     assert calls and not plain[1].compile
 
 
-# -- what each step is fed -------------------------------------------------------------------------------------------
+# -- prefetching --------------------------------------------------------------------------------------------------------
 
 
-def test_a_thread_ahead_changes_nothing():
+def test_a_background_thread_keeps_the_items_and_their_order():
     done = []
 
     def items():
@@ -131,18 +131,18 @@ def test_a_thread_ahead_changes_nothing():
     assert len(set(done)) == 1 and done[0] != threading.get_ident()
 
 
-def test_what_a_thread_ahead_raises_comes_in_its_turn():
+def test_an_exception_of_the_background_thread_is_raised_in_its_turn():
     def items():
         yield 1
-        raise ValueError("an image that is none")
+        raise ValueError("not an image")
 
     made = in_background(items(), 3)
     assert next(made) == 1
-    with pytest.raises(ValueError, match="an image that is none"):
+    with pytest.raises(ValueError, match="not an image"):
         next(made)
 
 
-def test_a_thread_ahead_ends_with_its_reader():
+def test_closing_the_generator_ends_the_background_thread():
     before = threading.active_count()
     made = in_background(iter(range(10**9)), 2)
     assert next(made) == 0 and threading.active_count() == before + 1
@@ -150,7 +150,7 @@ def test_a_thread_ahead_ends_with_its_reader():
     assert threading.active_count() == before
 
 
-def test_draws_depend_on_the_seed_and_the_step_alone(digits):
+def test_random_numbers_depend_on_the_seed_and_the_step_alone(digits):
     task, data = make(), open_dataset(digits, 8)
 
     def drawn(first: int, seed: int = 0) -> tuple[torch.Tensor, ...]:
@@ -166,8 +166,8 @@ def test_draws_depend_on_the_seed_and_the_step_alone(digits):
 # -- checkpoints -----------------------------------------------------------------------------------------------------
 
 
-def test_a_checkpoint_of_the_loop_before_is_resumed(digits, tmp_path):
-    """It had torch's AveragedModel, whose average of three updates goes on here as it would have gone on there."""
+def test_a_checkpoint_with_torchs_averaged_model_is_resumed(digits, tmp_path):
+    """Older checkpoints hold an AveragedModel; its average of three updates is continued."""
     task = make()
     old = AveragedModel(task.network, multi_avg_fn=lambda mine, theirs, n: torch._foreach_lerp_(mine, theirs, 0.5))
     optimizer = torch.optim.AdamW(task.network.parameters(), fused=True)
@@ -187,11 +187,11 @@ def test_a_checkpoint_of_the_loop_before_is_resumed(digits, tmp_path):
     again = torch.load(tmp_path / "again" / "checkpoint.pt", weights_only=True)
     assert again["average"].keys() == old.state_dict().keys()
     assert [int(s["step"]) for s in again["optimizer"]["state"].values()] == [3] * len(optimizer.state)
-    old.load_state_dict(again["average"])  # and the other way round
+    old.load_state_dict(again["average"])  # and AveragedModel loads ours
 
 
-def test_the_average_is_torchs_own():
-    """AveragedModel with the same decay, over steps of random weights."""
+def test_ema_equals_torchs_averaged_model():
+    """Compare over steps of random weights, with the same decay."""
     torch.manual_seed(0)
     network, n = nn.Linear(5, 3), 0
     average = EMA(network, 0.5)
@@ -204,8 +204,8 @@ def test_the_average_is_torchs_own():
         assert difference(average.network, torchs.module) < 1e-6 and average.count == n + 1
 
 
-def test_a_run_is_resumed_with_weights_laid_out_otherwise(digits, tmp_path):
-    """A GPU has them channels-last, and AdamW pairs weights and moments by their place in memory."""
+def test_a_run_is_resumed_in_another_memory_format(digits, tmp_path):
+    """Weights are channels-last on a GPU, and AdamW pairs weights and moments by their place in memory."""
     figures, _ = learned(digits, make(), steps=5)
     fed = prefetch(make(), batches(open_dataset(digits, 8), 10, seed=0), 0, 0, CPU)
     config = TrainConfig(batch_size=10, precision="fp32", warmup=1)
@@ -220,13 +220,13 @@ def test_a_run_is_resumed_with_weights_laid_out_otherwise(digits, tmp_path):
         assert second.step(k, next(fed))["loss"].item() == pytest.approx(figures[k]["loss"], rel=1e-4)
 
 
-def test_a_loss_that_is_not_finite_ends_the_training(digits, tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_training(digits, tmp_path):
     with pytest.raises(FloatingPointError, match=r"the loss became .* at step \d+; try a smaller lr"):
         run(digits, tmp_path, make(), lr=1e25, steps=20)
     assert not (tmp_path / "checkpoint.pt").exists()
 
 
-def test_a_loss_that_is_not_finite_leaves_the_weights(digits):
+def test_a_loss_that_is_not_finite_leaves_the_weights_unchanged(digits):
     _, learner = learned(digits, make(), steps=1)
     before = {name: p.clone() for name, p in learner.network.state_dict().items()}
     x, *rest = next(prefetch(learner.task, batches(open_dataset(digits, 8), 10, seed=0), 0, 0, CPU))
@@ -236,8 +236,8 @@ def test_a_loss_that_is_not_finite_leaves_the_weights(digits):
     assert learner.average.count == 1
 
 
-def test_a_run_in_parts_resumes(digits, tmp_path):
-    """Begun in one, gone on with in three: the log is that of a run in one."""
+def test_a_run_may_be_resumed_with_another_number_of_parts(digits, tmp_path):
+    """Started with one part and resumed with three, it logs the losses of a run with one."""
     whole = run(digits, tmp_path / "a", make())
     run(digits, tmp_path / "b", make(), steps=3)
     parts = run(digits, tmp_path / "b", make(), accumulate=3)

@@ -38,7 +38,9 @@ def resume(folder: Path, learner: Learner) -> int:
         return int(state["step"])
     except Exception as error:  # torch raises many kinds for a foreign or truncated file
         reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"cannot resume from {path}: {reason}; choose another --out or remove the file") from None
+        raise CheckpointError(
+            f"cannot resume from {path}: {reason}; choose another run directory or remove the file"
+        ) from None
 
 
 def _match_memory_format(optimizer: torch.optim.Optimizer) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 from admg.checkpoints import loading, native
 from admg.checkpoints.labels import Labels
 from admg.checkpoints.model import Classifier, Model
-from admg.data import DataConfig, ImageDataset, from_dataset
+from admg.data import DataConfig, Dataset, ImageDataset, from_dataset
 from admg.data import open as open_dataset
 from admg.diffusion.config import DiffusionConfig
 from admg.files import check_output_folder
@@ -80,7 +80,7 @@ def train_diffusion(
     architecture = fit_to_data(UNetConfig, network, **unet_fields(dataset, diffusion, objective))
     unet = initialised(UNet, architecture, config.seed)
     task = DiffusionTask(as_model(unet, diffusion, dataset), objective.objective, objective.label_dropout)
-    record = {**describe(data), **(provenance or {}), **load_init(unet, init, "diffusion")}
+    record = {**describe(data, dataset), **(provenance or {}), **load_init(unet, init, "diffusion")}
     return TrainingRun(task, dataset, check_output_folder(out), config, record)
 
 
@@ -132,7 +132,7 @@ def train_classifier(
     architecture = fit_to_data(ClassifierConfig, network, **image_fields(dataset), num_classes=labels.count)
     module = initialised(NoisyClassifier, architecture, config.seed)
     task = ClassifierTask(Classifier(module, diffusion.build(), labels, diffusion), held_out, val_images)
-    record = {**describe(data), **(provenance or {}), **load_init(module, init, "classifier")}
+    record = {**describe(data, dataset), **(provenance or {}), **load_init(module, init, "classifier")}
     return TrainingRun(task, dataset, check_output_folder(out), config, record)
 
 
@@ -186,7 +186,7 @@ def train_upsampler(
     unet = initialised(SuperResUNet, architecture, config.seed)
     model = as_model(unet, diffusion, dataset)
     task = UpsamplerTask(model, small, objective.objective, objective.label_dropout, examples=dataset)
-    record = {**describe(data), **(provenance or {}), **load_init(unet, init, "upsampler")}
+    record = {**describe(data, dataset), **(provenance or {}), **load_init(unet, init, "upsampler")}
     return TrainingRun(task, dataset, check_output_folder(out), config, record)
 
 
@@ -204,10 +204,12 @@ def name_of(data: Data) -> str:
     return str(data) if isinstance(data, str | Path) else f"the {type(data).__name__}"
 
 
-def describe(data: Data) -> dict[str, str]:
-    """Return the name of the data and the date, for the provenance."""
+def describe(data: Data, dataset: ImageDataset) -> dict[str, str]:
+    """Return the name of the data, how the images were fitted to the size, and the date, for the provenance."""
     named = isinstance(data, str | Path | DataConfig)
-    return {"data": Path(name_of(data)).name if named else type(data).__name__, "date": time.strftime("%Y-%m-%d")}
+    fit = {"fit": dataset.fit} if isinstance(dataset, Dataset) else {}
+    name = Path(name_of(data)).name if named else type(data).__name__
+    return {"data": name, **fit, "date": time.strftime("%Y-%m-%d")}
 
 
 def image_fields(dataset: ImageDataset) -> dict[str, int]:
