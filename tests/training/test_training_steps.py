@@ -115,7 +115,7 @@ def test_compiled_training_gives_the_same_steps(digits, monkeypatch, kind):
     assert calls and not plain[1].compile
 
 
-# -- prefetching --------------------------------------------------------------------------------------------------------
+# -- prefetching -------------------------------------------------------------------------------------------------------
 
 
 def test_a_background_thread_keeps_the_items_and_their_order():
