@@ -22,6 +22,14 @@ def slow(model, x_T, *, eta=1.0, **options):
 def fails(model, x_T, **options):
     raise KeyError("no such thing")
 
+def ignores(model, x_T, *, guide=None, **options):
+    yield from samplers.ddim(model, x_T, **options)
+
+def late(model, x_T, *, guide=None, **options):
+    for step in samplers.ddim(model, x_T, **options):
+        yield step
+    yield from samplers.ddim(model, step.x, guide=guide, **options)
+
 number = 3
 """
 
@@ -86,7 +94,7 @@ def test_upsampling_in_memory_is_the_job(tiny_upsampler, tmp_path):
     done = admg.generation.generate_upsampled(tiny_upsampler, tmp_path / "small.npz", out=tmp_path / "out",
                                               recipe=recipe, progress=False)  # fmt: skip
     assert np.array_equal(done.read()[:], one.images)
-    with pytest.raises(ValueError, match="makes images from noise"):
+    with pytest.raises(ValueError, match="not an upsampler"):
         admg.upsample("fashion-mnist", small)
 
 
@@ -113,4 +121,7 @@ def test_a_sampler_of_a_file(capsys, tiny_folders, tmp_path):
         ("nothing", "has no 'nothing'"),
     ):
         assert message in refused(capsys, *command, tmp_path / "c", "--sampler", f"{path}:{name}")
+    guided = [*command, tmp_path / "c", "--guide", "classifier-free:2", "--sampler"]
+    assert "'ignores' never evaluated the guide" in refused(capsys, *guided, f"{path}:ignores")
     assert not (tmp_path / "c").exists()
+    assert run(capsys, *guided, f"{path}:late")[0] == 0  # it evaluates the guide, though not in the first step

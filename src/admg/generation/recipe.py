@@ -154,9 +154,10 @@ class BatchSampler:
         on_step: Callable[[int], Any] = lambda count: None,
         max_steps: int | None = None,
     ) -> Images:
-        """Return the images (n, C, H, W) of one batch, on the CPU, after all steps or the first `max_steps`.
+        """Return the images (n, C, H, W) of one batch, on the CPU.
 
         labels: of all images, like the inputs
+        max_steps: stop after this step, or later, once the guide has been evaluated; None: run all steps
         Raises ValueError if the sampler never evaluates the guide.
         """
         model, recipe = self.model, self.recipe
@@ -178,9 +179,11 @@ class BatchSampler:
             noise_sampler=inputs.noise_sampler or noise,
             unconditional=recipe.unconditional,
         )
-        for step in itertools.islice(steps, max_steps):
+        for done, step in enumerate(steps, 1):
             x = step.x
             on_step(len(y))
+            if max_steps is not None and done >= max_steps and (guide is None or guide.evaluated):
+                break
         if guide is not None and not guide.evaluated:
             raise ValueError(
                 f"the sampler {sampler_name(recipe.sampler)!r} never evaluated the guide, so its images would be "
