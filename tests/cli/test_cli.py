@@ -1,4 +1,4 @@
-"""The command: what it writes, and one clear line with exit code 2 for bad input, with nothing half-written."""
+"""The command: its output, and for bad input one clear line with exit code 2 and no partial files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def sample_arguments(tiny_folders):
     return ["sample", "--model", tiny_folders["model"], "--classifier", tiny_folders["classifier"], "--steps", "3"]
 
 
-def test_sample_writes_pictures_that_training_reads_with_the_same_labels(capsys, sample_arguments, tmp_path):
+def test_training_reads_the_pictures_of_sample_with_the_same_labels(capsys, sample_arguments, tmp_path):
     out = tmp_path / "out"
     code, _, err = run(capsys, *sample_arguments, "--label", "ankle boot", "--label", 3, "--num", 5, "--out", out)
     assert code == 0, err
@@ -34,7 +34,7 @@ def test_sample_writes_pictures_that_training_reads_with_the_same_labels(capsys,
     assert Image.open(out / "sheet.png").size[0] > 64
 
 
-def test_sheet_columns_are_the_samples_at_each_scale(capsys, sample_arguments, tmp_path, monkeypatch):
+def test_the_columns_of_a_sheet_are_the_samples_at_each_scale(capsys, sample_arguments, tmp_path, monkeypatch):
     drawn = []
 
     def draw(columns, scales, *_):

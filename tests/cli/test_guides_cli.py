@@ -1,4 +1,4 @@
-"""Guidance and sampler options on the command line: against sample(), kept in run.json, refused in one line."""
+"""Guidance and sampler options on the command line: compared with sample(), recorded, refused in one line."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def own(tmp_path) -> Path:
 @pytest.mark.parametrize(
     "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory"), torch.OutOfMemoryError()]
 )
-def test_an_own_guide_that_runs_out_of_memory_says_so(error):
-    """As it is: whoever made the batch will then make a smaller one."""
+def test_running_out_of_memory_in_a_user_guide_is_passed_on(error):
+    """The caller retries with a smaller batch."""
 
     def guide(state):
         raise error
@@ -84,7 +84,7 @@ def command(tiny_folders, tmp_path):
 
 @pytest.fixture
 def expected(tiny_folders):
-    """(guide of the classifier, options) -> what the command should have made."""
+    """Return a function (guide of a classifier, options) -> the images that the command should write."""
     model, classifier = admg.load(tiny_folders["model"]), admg.load_classifier(tiny_folders["classifier"])
 
     def make(guide=lambda _: None, **options):
@@ -108,7 +108,7 @@ def pull(state):
     ("options", "guide"),
     [
         (["--scale", 2], lambda c: guidance.ClassifierGuidance(c, 2.0)),
-        (["--cfg", 3], lambda c: guidance.ClassifierFreeGuidance(3.0)),  # in place of the classifier's
+        (["--cfg", 3], lambda c: guidance.ClassifierFreeGuidance(3.0)),  # replaces the classifier
         (["--guide", "classifier-free:3"], lambda c: guidance.ClassifierFreeGuidance(3.0)),
         (["--cfg", 3, "--scale", 2],
          lambda c: guidance.ClassifierGuidance(c, 2.0) + guidance.ClassifierFreeGuidance(3.0)),
@@ -119,14 +119,14 @@ def pull(state):
         (["--guide", "gradient-free:3,reference=null"], lambda c: guidance.GradientFreeGuidance(c, 3.0, "null")),
         (["--scale", 99, "--interval", "0.5,3"],
          lambda c: guidance.Interval(guidance.ClassifierGuidance(c, 99.0), 0.5, 3.0)),
-        (["--guide", "OWN:pull"], lambda c: guidance.ClassifierGuidance(c, 4.0) + pull),  # added to the classifier's
+        (["--guide", "OWN:pull"], lambda c: guidance.ClassifierGuidance(c, 4.0) + pull),  # added to the classifier
         (["--guide", "OWN:pull", "--scale", 0], lambda c: pull),
         (["--guide", "OWN:as_object", "--guide", "OWN:changing", "--scale", 0],
          lambda c: guidance.ClassifierFreeGuidance(3.0) + pull),
         (["--guide", "OWN:pull", "--cfg", 2], lambda c: guidance.ClassifierFreeGuidance(2.0) + pull),
     ],
 )  # fmt: skip
-def test_the_command_samples_as_python_does(capsys, command, expected, own, tmp_path, options, guide):
+def test_the_command_equals_the_call_from_python(capsys, command, expected, own, tmp_path, options, guide):
     options = [option.replace("OWN", str(own)) if isinstance(option, str) else option for option in options]
     images = made(capsys, tmp_path, *command, *options)
     assert np.abs(images.astype(int) - expected(guide)).max() <= 1
@@ -134,7 +134,7 @@ def test_the_command_samples_as_python_does(capsys, command, expected, own, tmp_
 
 
 def test_every_guide_with_a_scale_is_offered(capsys):
-    """Found by their fields, so that one of a new file is there by itself."""
+    """Guides are found by their fields, so that a new class needs no registration."""
     names = ["apg", "cfg-plus-plus", "cfg-zero-star", "classifier-free", "gradient-free", "perturbed-attention"]
     assert list(guide_specs.guide_kinds()) == names
     assert guide_specs.guide_kinds()["apg"] is guidance.APG
@@ -158,7 +158,7 @@ def test_sampler_options(capsys, command, expected, tmp_path, options, function)
                                         "s_churn=1") or function.func is samplers.unipc  # fmt: skip
 
 
-def test_a_file_that_changed_within_a_second_is_read_anew(tmp_path):
+def test_a_file_that_changed_within_a_second_is_read_again(tmp_path):
     path = tmp_path / "own.py"
     found = []
     for value in ("1", "2"):  # of equal length
@@ -168,8 +168,8 @@ def test_a_file_that_changed_within_a_second_is_read_anew(tmp_path):
     assert [value for value, _ in found] == [1, 2] and found[0][1] != found[1][1]
 
 
-def test_what_decides_the_images_is_in_run_json(capsys, command, own, tmp_path):
-    """A changed file is another guide; a file that moved is the same."""
+def test_run_json_records_what_decides_the_images(capsys, command, own, tmp_path):
+    """A file with other content is another guide; a file that was moved is the same."""
     options = ["--guide", f"{own}:pull", "--cfg", 2, "--interval", "0.1,inf"]
     made(capsys, tmp_path, *command, *options)
     settings = json.loads((tmp_path / "out" / "run.json").read_text())["settings"]
@@ -187,8 +187,8 @@ def test_what_decides_the_images_is_in_run_json(capsys, command, own, tmp_path):
     assert "guide.low is 0.1 there, unset here" in refused(capsys, *command, *options[:4])
 
 
-def test_runs_without_any_of_this_are_continued_as_they_were(capsys, command, tmp_path):
-    """run.json of earlier versions has none of the new settings."""
+def test_settings_that_a_record_does_not_have_are_unset(capsys, command, tmp_path):
+    """A run continues if its record lacks settings that are None here."""
     made(capsys, tmp_path, *command)
     path = tmp_path / "out" / "run.json"
     record = json.loads(path.read_text())
@@ -221,7 +221,7 @@ def test_titles_name_the_guide(own):
     assert GuideSet().build() is None and guide_title(None) == ""
 
 
-def test_upsampling_takes_guides_too(capsys, tiny_upsampler, own, tmp_path):
+def test_upsampling_with_a_guide(capsys, tiny_upsampler, own, tmp_path):
     tiny_upsampler.save(tmp_path / "up")
     small = np.random.default_rng(0).integers(256, size=(2, 4, 4, 1), dtype=np.uint8)
     np.savez(tmp_path / "small.npz", arr_0=small, arr_1=np.array([1, 2]))
@@ -271,7 +271,7 @@ def test_upsampling_takes_guides_too(capsys, tiny_upsampler, own, tmp_path):
         (["--guide", "EXITS:g"], "exits.py cannot be imported: SystemExit: 3"),
     ],
 )
-def test_bad_guides_are_one_line_and_write_nothing(capsys, command, own, tmp_path, options, message):
+def test_bad_guides_give_one_line_and_write_nothing(capsys, command, own, tmp_path, options, message):
     files = {"BROKEN": "import math\nundefined\n", "SYNTAX": "f(\n", "EXITS": "raise SystemExit(3)\n"}
     for name, text in files.items():
         (tmp_path / f"{name.lower()}.py").write_text(text)
@@ -283,7 +283,7 @@ def test_bad_guides_are_one_line_and_write_nothing(capsys, command, own, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
-def test_a_guide_may_import_what_lies_beside_it(tmp_path):
+def test_a_guide_may_import_a_module_beside_it(tmp_path):
     (tmp_path / "beside.py").write_text("WEIGHT = 2.0\n")
     (tmp_path / "mine.py").write_text(
         "from dataclasses import dataclass\nfrom beside import WEIGHT\n\n"

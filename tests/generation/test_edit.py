@@ -1,4 +1,4 @@
-"""Edits, encoding and interpolation: against exact flows of Gaussian data and sample(), and on the command line."""
+"""Edits, encoding and interpolation, compared with exact flows of Gaussian data and with sample(); their commands."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from admg.generation.starts import load_images
 
 
 def gaussian(std: float = 0.5) -> admg.Model:
-    """Data N(0, std²), its exact network, 1000 steps; not clipped by tests that keep away from ±1."""
+    """Return a model of data N(0, std²) with its exact network and 1000 steps."""
     mixture = Mixture.of((1, 2, 2), [1.0], [0.0], [std], [0])
     diffusion = admg.Diffusion(admg.NoiseSchedule.from_betas(betas_of(EVEN).tolist()), "eps", "fixed_small")
     return admg.Model(Network(mixture), diffusion, (1, 2, 2))
@@ -34,13 +34,13 @@ def unclipped(model, x, **options):
 
 
 def stretch(alpha_bar: float, std: float) -> float:
-    """Deviation of x_t over that of x_0: how the ODE of Gaussian data stretches x_0 to x_t, its quantile staying."""
+    """Return the ratio of the standard deviations of x_t and x_0: the ODE keeps the quantile of Gaussian data."""
     return math.sqrt(alpha_bar * std**2 + 1 - alpha_bar) / std
 
 
 @pytest.mark.parametrize(("strength", "kept"), [(0.5, 100), (0.25, 50), (1.0, 200), (0.001, 1)])
-def test_an_edit_is_the_exact_flow_down_from_the_noised_image(strength, kept):
-    """x_0 = (sqrt(ᾱ) image + sqrt(1 - ᾱ) ε) / stretch, ᾱ of the kept-th of 200 levels from below."""
+def test_an_edit_follows_the_exact_flow_from_the_noisy_image(strength, kept):
+    """x_0 = (sqrt(ᾱ) image + sqrt(1 - ᾱ) ε) / stretch, where ᾱ is that of level `kept` of 200, counted from the least noise."""
     model, image, std = gaussian(), torch.full((3, 1, 2, 2), 0.3), 0.5
     at = model.diffusion.schedule.respace(200).timesteps[kept - 1].item()
     alpha_bar = EVEN[at]
@@ -53,15 +53,15 @@ def test_an_edit_is_the_exact_flow_down_from_the_noised_image(strength, kept):
     assert len(model.network.timesteps) == kept and max(model.network.timesteps) == at
 
 
-def test_encoding_is_the_exact_flow_up_and_more_steps_are_nearer():
+def test_encoding_follows_the_exact_flow_more_closely_with_more_steps():
     std, x0 = 0.5, torch.tensor([0.4, -0.6, 0.1, 0.7]).view(1, 1, 2, 2)
     exact = x0 * stretch(EVEN[-1], std)
     errors = [(admg.encode(gaussian(std), x0, steps=n, seed=None) - exact).abs().max().item() for n in (50, 100, 200)]
     assert errors[2] < 0.03 and 1.6 < errors[0] / errors[1] < 2.5 and 1.6 < errors[1] / errors[2] < 2.5  # first order
 
 
-def test_an_edit_of_strength_1_is_sample_from_the_highest_level(tiny_model):
-    """The noise of the seed, its stream going on: with a fresh one, ddpm's first step would repeat that noise."""
+def test_an_edit_of_strength_1_equals_sample_from_the_highest_level(tiny_model):
+    """The noise stream of the seed goes on: a fresh one would repeat its first noise in the first step of ddpm."""
     images = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     labels = [1, 0, 4]
     edited = admg.edit(tiny_model, images, labels, strength=1, steps=4, sampler="ddpm", seed=2, progress=False)
@@ -75,7 +75,7 @@ def test_an_edit_of_strength_1_is_sample_from_the_highest_level(tiny_model):
     assert edited.labels.tolist() == labels and edited.label_names == ("one", "zero", "Ankle boot")
 
 
-def test_an_edit_of_an_image_is_the_same_whatever_the_batch(tiny_model, tiny_classifier):
+def test_an_edit_does_not_depend_on_the_batch_size(tiny_model, tiny_classifier):
     images = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
     options = {"strength": 0.5, "steps": 8, "seed": 3, "guide": admg.guidance.ClassifierGuidance(tiny_classifier, 2.0),
                "sampler": "ddpm", "progress": False}  # fmt: skip
@@ -90,8 +90,8 @@ def test_an_edit_of_an_image_is_the_same_whatever_the_batch(tiny_model, tiny_cla
     assert (whole - admg.edit(tiny_model, images, labels, batch_size=2, **inverted).x).abs().max() < 2e-3
 
 
-def test_the_labels_told_while_inverting(tiny_model):
-    """The network is asked with the source's labels on the way up, with the wanted ones on the way down."""
+def test_labels_of_the_network_during_inversion(tiny_model):
+    """The network is conditioned on the source labels during inversion, and on the target labels during sampling."""
     told = []
     network = tiny_model.network
     spy = torch.nn.Module()
@@ -113,7 +113,7 @@ def shipped() -> admg.Model:
 
 @pytest.fixture(scope="module")
 def garments(shipped) -> torch.Tensor:
-    """On black, as those of the data set are."""
+    """Return samples on a black background, like the images of the data set."""
     x = admg.sample(shipped, ["dress", "sneaker"], steps=10, seed=1, progress=False).x.clamp(-1, 1)
     return torch.where(x < -0.9, -1.0, x)
 
@@ -122,14 +122,14 @@ def rmse(a: torch.Tensor, b: torch.Tensor) -> float:
     return (a - b).square().mean().sqrt().item()
 
 
-def test_little_strength_returns_the_image_and_more_leaves_it(shipped, garments):
+def test_the_distance_from_the_image_grows_with_the_strength(shipped, garments):
     labels = ["dress", "sneaker"]
     away = [rmse(admg.edit(shipped, garments, labels, strength=s, steps=25, progress=False).x, garments)
             for s in (0.01, 0.4, 0.9)]  # fmt: skip
     assert away[0] < 0.03 and away[0] < away[1] < away[2] and away[2] > 0.2
 
 
-def test_inverting_leads_back_and_interpolation_ends_at_the_images(shipped, garments):
+def test_inversion_leads_back_and_interpolation_ends_at_the_images(shipped, garments):
     back = admg.edit(shipped, garments, ["dress", "sneaker"], invert=True, from_labels=["dress", "sneaker"],
                      strength=0.5, steps=30, progress=False)  # fmt: skip
     noised = admg.edit(shipped, garments, ["dress", "sneaker"], strength=0.5, steps=10, progress=False)
@@ -138,8 +138,8 @@ def test_inverting_leads_back_and_interpolation_ends_at_the_images(shipped, garm
     assert rmse(frames[[0, 2]], garments) < 0.08 and rmse(frames[1:2], garments[:1]) > 0.15
 
 
-def test_noise_at_the_lowest_level_makes_a_plain_background_look_like_noise(shipped, garments):
-    """Without it, DDIM's inversion leaves a background smooth, and what is between two such x_T is no sample."""
+def test_noise_at_the_lowest_level_makes_x_T_of_a_plain_background_normal(shipped, garments):
+    """Without it, DDIM inversion leaves the background smooth, and interpolations between two such x_T fail."""
     noise, smooth = (admg.encode(shipped, garments[1:], steps=20, seed=seed)[:, :, :8] for seed in (0, None))
     assert abs(noise.std().item() - 1) < 0.15 and smooth.std().item() < 0.6
 
@@ -162,7 +162,7 @@ def test_slerp():
     assert [round(slerp(a, b, t)[1].item(), 3) for t in (0.25, 0.75)] == [0.383, 0.924]
 
 
-def test_bad_edits(tiny_model, tiny_upsampler):
+def test_edit_refuses_arguments_that_do_not_fit(tiny_model, tiny_upsampler):
     x = torch.zeros(2, 1, 8, 8)
     for options, message in (
         ({"strength": 0.0}, "strength must be above 0 and at most 1, got 0.0"),
@@ -200,7 +200,7 @@ def models(tiny_folders):
 
 @pytest.fixture
 def pictures(tmp_path):
-    """Two 8x8 images in a folder."""
+    """Return a folder with two 8x8 images, and the images."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     pixels = np.random.default_rng(0).integers(256, size=(2, 8, 8), dtype=np.uint8)
@@ -214,8 +214,8 @@ def stored(out) -> np.lib.npyio.NpzFile:
     return np.load(path)
 
 
-def test_edit_command_is_edit(capsys, models, tiny_folders, pictures, tmp_path):
-    """Images, then labels, then edits of each; a folder is its images."""
+def test_the_edit_command_equals_edit(capsys, models, tiny_folders, pictures, tmp_path):
+    """The order is images, then labels, then the edits of each; a folder stands for its images."""
     out, (folder, x) = tmp_path / "out", pictures
     code, _, err = run(capsys, "edit", *models, "--image", folder, "--label", "two", "--label", "one", "--num", 3,
                        "--strength", 0.5, "--scale", 2, "--seed", 4, "--sampler", "ddpm", "--batch-size", 5,
@@ -235,7 +235,7 @@ def test_edit_command_is_edit(capsys, models, tiny_folders, pictures, tmp_path):
         assert sheet.height == drawn.shape[0] + 28  # and a title
 
 
-def test_a_run_of_edits_continues_only_as_it_was(capsys, models, pictures, tmp_path):
+def test_a_run_of_edits_continues_only_with_the_same_settings(capsys, models, pictures, tmp_path):
     folder, _ = pictures
     command = ["edit", *models, "--image", folder / "a.png", "--num", 2, "--out", tmp_path / "out"]
     assert run(capsys, *command)[0] == 0
@@ -246,8 +246,8 @@ def test_a_run_of_edits_continues_only_as_it_was(capsys, models, pictures, tmp_p
     assert "start.images" in refused(capsys, *command)
 
 
-def test_inverting_command(capsys, models, tiny_folders, pictures, tmp_path):
-    """Of each image one edit, in 100 steps unless --steps says otherwise; one --from-label for all, or one for each."""
+def test_the_edit_command_with_inversion(capsys, models, tiny_folders, pictures, tmp_path):
+    """The defaults are one edit per image and 100 steps; --from-label is given once for all images, or once per image."""
     folder, x = pictures
     common = ["edit", *models, "--image", folder / "a.png", "--image", folder / "b.png", "--invert", "--label", 2]
     for given, told in ((["zero"], [0, 0]), (["zero", "one"], [0, 1])):
@@ -262,7 +262,7 @@ def test_inverting_command(capsys, models, tiny_folders, pictures, tmp_path):
     assert json.loads((tmp_path / "long" / "run.json").read_text())["settings"]["steps"] == "100"
 
 
-def test_sample_init_is_edit(capsys, models, tiny_folders, pictures, tmp_path):
+def test_sample_with_init_equals_edit(capsys, models, tiny_folders, pictures, tmp_path):
     folder, x = pictures
     code, _, err = run(capsys, "sample", *models, "--init", folder / "b.png", "--strength", 0.5, "--label", "two",
                        "--num", 3, "--scale", 0, "--out", tmp_path / "out")  # fmt: skip
@@ -271,7 +271,7 @@ def test_sample_init_is_edit(capsys, models, tiny_folders, pictures, tmp_path):
     assert np.array_equal(stored(tmp_path / "out")["arr_0"], expected.images)
 
 
-def test_interpolate_command_is_interpolate(capsys, models, tiny_folders, pictures, tmp_path):
+def test_the_interpolate_command_equals_interpolate(capsys, models, tiny_folders, pictures, tmp_path):
     folder, x = pictures
     model = admg.load(tiny_folders["model"])
     images = ["--image", folder / "a.png", "--image", folder / "b.png"]
@@ -290,8 +290,8 @@ def test_interpolate_command_is_interpolate(capsys, models, tiny_folders, pictur
         assert Image.open(out / "sheet.png").height == drawn.height + 28  # and a title
 
 
-def test_images_are_fitted_as_the_model_was_trained(shipped, tiny_model, tmp_path):
-    """The shipped model knows 28x28 in a black border; of an unknown model they are scaled, unless --fit says else."""
+def test_images_are_fitted_as_in_the_training_of_the_model(shipped, tiny_model, tmp_path):
+    """The shipped model was trained on 28x28 in a black border; for an unknown model images are resized by default."""
     Image.new("L", (28, 28), 255).save(tmp_path / "x.png")
     x, names = load_images([str(tmp_path / "x.png")], shipped, None)
     assert x.shape == (1, 1, 32, 32) and x.sum().item() == 28 * 28 - (32 * 32 - 28 * 28) and names == ["x"]
@@ -333,7 +333,7 @@ def test_images_are_fitted_as_the_model_was_trained(shipped, tiny_model, tmp_pat
         (["sample", "--init", "FOLDER"], "holds 2 images: admg edit"),
     ],
 )
-def test_bad_input_is_one_line_and_writes_nothing(capsys, models, pictures, tmp_path, arguments, expected):
+def test_bad_input_gives_one_line_and_writes_nothing(capsys, models, pictures, tmp_path, arguments, expected):
     named = {"A": pictures[0] / "a.png", "FOLDER": pictures[0]}
     command, *options = [named.get(word, word) for word in arguments]
     steps = models if "--steps" not in options else models[:-2]

@@ -17,7 +17,7 @@ from admg.generation.labels import shares
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", functools.partial(samplers.ddim, eta=1.0)])
 @pytest.mark.parametrize("batch_size", [1, 7])
-def test_an_image_of_a_seed_is_the_same_whatever_the_batch_size(tiny_model, tiny_classifier, sampler, batch_size):
+def test_an_image_of_a_seed_does_not_depend_on_the_batch_size(tiny_model, tiny_classifier, sampler, batch_size):
     labels = [i % 5 for i in range(64)]
     options = {
         "guide": guidance.ClassifierGuidance(tiny_classifier, 2.0),
@@ -28,7 +28,7 @@ def test_an_image_of_a_seed_is_the_same_whatever_the_batch_size(tiny_model, tiny
     }
     whole = admg.sample(tiny_model, labels, batch_size=64, **options)
     parts = admg.sample(tiny_model, labels, batch_size=batch_size, **options)
-    # float32 sums in another order, which random weights amplify; a level of 8 bits is 8e-3
+    # float32 sums differ in order, which random weights amplify; one 8-bit level is 8e-3
     assert (whole.x - parts.x).abs().max() < 2e-3
     rest = admg.sample(tiny_model, labels[40:50], first=40, **options)  # as another process would make them
     assert (whole.x[40:50] - rest.x).abs().max() < 2e-3
@@ -36,7 +36,7 @@ def test_an_image_of_a_seed_is_the_same_whatever_the_batch_size(tiny_model, tiny
     assert (whole.x - other.x).flatten(1).abs().amax(1).min() > 0.1
 
 
-def test_noise_of_an_image_is_standard_normal_and_its_own():
+def test_noise_is_standard_normal_and_independent_per_image():
     noise = SeededNoise(0, range(3)).draw((1, 100, 100))
     assert noise.mean((1, 2, 3)).abs().max() < 0.05 and (noise.std((1, 2, 3)) - 1).abs().max() < 0.05
     correlation = torch.corrcoef(noise.flatten(1)) - torch.eye(3)
@@ -56,11 +56,11 @@ def test_labels_by_name_and_number(tiny_model):
         admg.sample(tiny_model, [], progress=False)
 
 
-def test_y_none_drops_the_label_of_the_network_but_not_of_the_guide(tiny_model):
-    told, wanted = [], []
+def test_unconditional_drops_the_label_of_the_network_but_not_of_the_guide(tiny_model):
+    network_y, guide_y = [], []
 
     def network(x, timesteps, y=None):
-        told.append(y)
+        network_y.append(y)
         return torch.zeros(len(x), 2, 8, 8)
 
     class Conditional(torch.nn.Module):
@@ -70,13 +70,13 @@ def test_y_none_drops_the_label_of_the_network_but_not_of_the_guide(tiny_model):
             return network(*args, **kwargs)
 
     def guide(state):
-        wanted.append(state.y)
+        guide_y.append(state.y)
 
     model = admg.Model(Conditional(), tiny_model.diffusion, (1, 8, 8), tiny_model.labels)
     admg.sample(model, [1, 4], guide=guide, steps=2, progress=False)
     admg.sample(model, [1, 4], guide=guide, steps=2, unconditional=True, progress=False)
-    assert [None if y is None else y.tolist() for y in told] == [[1, 4], [1, 4], None, None]
-    assert [y.tolist() for y in wanted] == [[1, 4]] * 4
+    assert [None if y is None else y.tolist() for y in network_y] == [[1, 4], [1, 4], None, None]
+    assert [y.tolist() for y in guide_y] == [[1, 4]] * 4
 
 
 def test_one_label_for_each_image(tiny_model):
@@ -87,7 +87,7 @@ def test_one_label_for_each_image(tiny_model):
 
 
 def test_images_without_a_label_among_others(tiny_model, tiny_classifier):
-    """None: neither the network nor the guide is told anything for that image."""
+    """An image without a label is neither conditioned nor guided."""
     guide = guidance.ClassifierGuidance(tiny_classifier, 20.0)
     mixed = admg.sample(tiny_model, [0, None, 1], guide=guide, steps=4, progress=False)
     free = admg.sample(tiny_model, [None], steps=4, first=1, progress=False)
@@ -98,7 +98,7 @@ def test_images_without_a_label_among_others(tiny_model, tiny_classifier):
 
 @pytest.mark.parametrize("predict", ["x0", "v"])
 def test_a_process_that_ends_in_pure_noise(predict):
-    """ᾱ_T = 0, where eps cannot be told from x0 by the usual quotient."""
+    """With ᾱ_T = 0, eps does not follow from x0 by the usual quotient."""
     diffusion = admg.Diffusion(admg.NoiseSchedule.from_betas([0.2, 0.5, 1.0]), predict, "fixed_small")
     x = torch.tensor([0.5, -2.0]).view(2, 1, 1, 1)
     p = diffusion.predict(torch.zeros_like(x), x, 2)
@@ -132,7 +132,7 @@ def test_x_T_and_noise_sampler_replace_the_seed(tiny_model):
         admg.sample(tiny_model, [0, 0, 0], x_T=x_T, progress=False)
 
 
-def test_each_image_is_upsampled_from_its_own(tiny_upsampler, tiny_classifier):
+def test_each_image_is_upsampled_from_its_own_small_image(tiny_upsampler, tiny_classifier):
     low_res = torch.rand(5, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
     labels, guide = [0, 1, 2, 3, 4], guidance.ClassifierGuidance(tiny_classifier, 2.0)
     options = {"guide": guide, "steps": 3, "seed": 1, "progress": False}
@@ -165,7 +165,7 @@ def test_low_res_for_a_model_that_makes_images_from_noise(tiny_model):
         admg.sample(tiny_model, [0], low_res=torch.zeros(1, 1, 4, 4), steps=2, progress=False)
 
 
-def test_an_upsampler_survives_saving(tiny_upsampler, tiny_model, tmp_path):
+def test_an_upsampler_is_the_same_after_saving_and_loading(tiny_upsampler, tiny_model, tmp_path):
     tiny_upsampler.save(tmp_path / "up")
     again = admg.Model.load(tmp_path / "up")
     assert again.upsamples and not tiny_model.upsamples and again.network.config == tiny_upsampler.network.config
@@ -175,7 +175,7 @@ def test_an_upsampler_survives_saving(tiny_upsampler, tiny_model, tmp_path):
         admg.Classifier.load(tmp_path / "up")
 
 
-def test_to_uint8_is_the_published_rule():
+def test_to_uint8_truncates_like_the_published_samples():
     x = torch.tensor([-2.0, -1.0, -0.999, 0.0, 0.5, 1.0, 2.0]).view(1, 1, 1, 7)
     assert to_uint8(x).ravel().tolist() == [0, 0, 0, 127, 191, 255, 255]
 
@@ -184,7 +184,7 @@ def test_labels_in_equal_shares():
     assert shares([3, 1], 5) == [3, 1, 3, 1, 3]
 
 
-def test_saving_and_loading_keeps_every_weight_and_the_meaning(tiny_model, tiny_classifier, tmp_path):
+def test_saving_and_loading_keeps_weights_and_configuration(tiny_model, tiny_classifier, tmp_path):
     tiny_model.save(tmp_path / "m")
     tiny_classifier.save(tmp_path / "c")
     assert (tmp_path / "m" / "model.safetensors").stat().st_mode == (tmp_path / "m" / "config.json").stat().st_mode
@@ -211,7 +211,7 @@ def test_a_save_that_fails_leaves_the_old_checkpoint(tiny_model, tmp_path, monke
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
 
 
-def test_shipped_images_of_a_seed_are_the_same_for_batches_of_1_7_and_64():
+def test_samples_of_the_shipped_model_do_not_depend_on_the_batch_size():
     model, classifier = admg.load("fashion-mnist"), admg.load_classifier("fashion-mnist")
     labels = [i % 10 for i in range(64)]
     options = {

@@ -1,4 +1,4 @@
-"""Samples on disk: shards, their merging, what is missing, reading in slices, and runs of other settings."""
+"""Images on disk: shards, merging, missing shards, reading in slices, and records of runs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def fill(shards: Shards, images, labels, only=None) -> Shards:
 
 @pytest.mark.parametrize("size", [1, 3, 10, 64])
 @pytest.mark.parametrize("labelled", [True, False])
-def test_merged_is_what_savez_would_write_whatever_the_size_of_shards(tmp_path, size, labelled):
+def test_the_merged_file_is_what_savez_would_write(tmp_path, size, labelled):
     images, labels = numbers(10)
     shards = fill(Shards(tmp_path, 10, size, SHAPE, labelled), images, labels)
     assert shards.missing() == [] and len(shards) == -(-10 // size)
@@ -49,7 +49,7 @@ def test_merged_is_what_savez_would_write_whatever_the_size_of_shards(tmp_path, 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["samples_10x4x6x3.npz", "whole.npz"]
 
 
-def test_merging_and_reading_take_no_more_memory_than_a_piece(tmp_path):
+def test_merging_and_reading_take_little_memory(tmp_path):
     shape, count = (128, 128, 3), 400  # 20 MB in shards of 1 MB
     shards = Shards(tmp_path, count, 20, shape, True)
     image = np.arange(np.prod(shape)).reshape(shape)
@@ -65,7 +65,7 @@ def test_merging_and_reading_take_no_more_memory_than_a_piece(tmp_path):
     assert np.load(path)["arr_1"].tolist() == [i // 20 for i in range(count)]
 
 
-def test_missing_shards_are_the_absent_the_cut_off_and_the_foreign(tmp_path):
+def test_absent_truncated_and_foreign_shards_are_missing(tmp_path):
     images, labels = numbers(10)
     shards = Shards(tmp_path, 10, 2, SHAPE, True)
     assert shards.missing() == [0, 1, 2, 3, 4]
@@ -83,7 +83,7 @@ def test_missing_shards_are_the_absent_the_cut_off_and_the_foreign(tmp_path):
     assert not [p for p in shards.parts.iterdir() if p.name.startswith(".")]
 
 
-def test_damage_inside_a_shard_is_met_by_its_checksum_and_leaves_no_merged_file(tmp_path):
+def test_a_damaged_shard_fails_its_checksum_and_leaves_no_merged_file(tmp_path):
     shape = (64, 64, 3)
     shards = fill(Shards(tmp_path, 4, 2, shape, True), *numbers(4, shape))
     data = bytearray(shards.path(1).read_bytes())
@@ -104,8 +104,8 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("failing", [0, 1, 2])
-def test_a_full_disk_ends_the_command_and_the_run_goes_on(tmp_path, tiny_folders, monkeypatch, capsys, failing):
-    """Shards are written while the next one is made, the last one after all."""
+def test_a_run_continues_after_a_full_disk(tmp_path, tiny_folders, monkeypatch, capsys, failing):
+    """A shard is written while the next one is made."""
     command = ["sample", "--model", tiny_folders["model"], "--label", "one", "--num", "6", "--steps", "2"]
     command += ["--shard-size", "2", "--precision", "fp32", "--device", "cpu"]
     write = Shards.write
@@ -126,7 +126,7 @@ def test_a_full_disk_ends_the_command_and_the_run_goes_on(tmp_path, tiny_folders
     assert a == b
 
 
-def test_a_shard_refuses_what_it_must_not_hold(tmp_path):
+def test_a_shard_refuses_images_and_labels_that_do_not_fit(tmp_path):
     images, labels = numbers(4)
     shards = Shards(tmp_path, 4, 2, SHAPE, True)
     for arrays in ((images[:3], labels[:3]), (images[:2].astype(float), labels[:2]), (images[:2, :3], labels[:2])):
@@ -148,7 +148,7 @@ def test_reading_in_slices(tmp_path, save):
     assert read.shape == images.shape and len(read) == 50 and read.labels.dtype == np.int64
     assert np.array_equal(read.labels, labels)
     for part in (slice(7, 20), slice(30, 31), slice(0, 3), slice(45, 99), slice(9, 9), slice(None), slice(-2, None)):
-        assert np.array_equal(read[part], images[part]), part  # also backwards, which a stream starts again for
+        assert np.array_equal(read[part], images[part]), part  # also backwards, where a stream must start again
     with pytest.raises(ValueError, match="slices of step 1"):
         read[::2]
     save(tmp_path / "grey.npz", arr_0=images[..., 0])
@@ -180,7 +180,7 @@ def test_an_npz_that_does_not_hold_images(tmp_path, arrays, expected):
     assert "\n" not in str(error.value) and "a.npz" in str(error.value)
 
 
-def test_what_is_not_an_npz(tmp_path):
+def test_a_file_that_is_not_an_npz(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
         NpzImages(tmp_path / "a.npz")
     with pytest.raises(FileNotFoundError, match="not a file"):
@@ -190,7 +190,7 @@ def test_what_is_not_an_npz(tmp_path):
         NpzImages(tmp_path / "a.npz")
 
 
-def test_a_run_is_found_again_with_the_size_of_its_shards(tmp_path):
+def test_a_run_is_found_with_its_own_shard_size(tmp_path):
     first = open_run({"scale": 4.0, "labels": (1, 2)}, Shards(tmp_path, 10, 3, SHAPE, True))
     assert json.loads((tmp_path / "run.json").read_text())["settings"] == {"scale": 4.0, "labels": [1, 2]}
     again = open_run({"scale": 4.0, "labels": (1, 2)}, Shards(tmp_path, 10, 5, SHAPE, True))
@@ -207,7 +207,7 @@ def test_a_run_is_found_again_with_the_size_of_its_shards(tmp_path):
         ({"scale": 4.0}, {"shape": (4, 6, 1)}, "shape is 4,6,3 there, 4,6,1 here$"),
     ],
 )
-def test_a_folder_with_a_run_of_other_settings_is_refused_and_left(tmp_path, settings, changed, expected):
+def test_a_folder_with_a_run_of_other_settings_is_refused_and_unchanged(tmp_path, settings, changed, expected):
     shards = Shards(tmp_path, 10, 3, SHAPE, True)
     open_run({"scale": 4.0}, shards)
     before = (tmp_path / "run.json").read_bytes()
@@ -228,7 +228,7 @@ def test_run_records_that_cannot_be_read_and_files_without_one(tmp_path):
         open_run({}, shards)
 
 
-def test_a_folder_takes_the_place_of_a_file_or_a_link(tmp_path):
+def test_a_folder_replaces_a_file_or_a_link(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "kept").touch()
     (tmp_path / "file").write_text("old")
@@ -243,7 +243,7 @@ def test_a_folder_takes_the_place_of_a_file_or_a_link(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["shards", "images", "sheet.png"])
-def test_what_a_run_would_write_is_not_there_before_it(tmp_path, name):
+def test_a_run_refuses_a_folder_that_holds_its_outputs(tmp_path, name):
     (tmp_path / name).touch()
     with pytest.raises(ValueError, match=rf"holds {name}, but no run\.json"):
         open_run({}, Shards(tmp_path, 10, 3, SHAPE, True))
@@ -259,7 +259,7 @@ def test_the_files_of_a_run(tmp_path):
     assert run_files(tmp_path) == []
 
 
-def test_differences_of_settings_within_settings():
+def test_differences_of_nested_settings():
     old = {"settings": {"steps": 25, "base": {"scale": 1, "model": "a", "classifier": None}}, "num": 3}
     new = {"settings": {"steps": 25, "base": {"scale": 2, "model": "a"}}, "num": 4}
     assert differences(old, new) == ["base.scale is 1 there, 2 here", "num is 3 there, 4 here"]
@@ -278,8 +278,8 @@ def test_a_run_that_recorded_precision_auto_is_continued(tmp_path):
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_processes_that_begin_a_run_at_once_agree_on_its_record(tmp_path, monkeypatch, links):
-    """Each would like shards of its own size; the first one decides."""
+def test_processes_that_begin_a_run_together_agree_on_its_record(tmp_path, monkeypatch, links):
+    """Each plans another shard size; the first one decides."""
     if not links:
         monkeypatch.setattr(os, "link", lambda *paths: (_ for _ in ()).throw(PermissionError("no links here")))
     sizes, barrier = [], threading.Barrier(8)

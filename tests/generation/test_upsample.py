@@ -1,4 +1,4 @@
-"""`admg upsample`, and `admg sample` through shards: ranks, breaks, settings, labels, from label to large pixels."""
+"""Jobs of `admg sample` and `admg upsample`: shards, processes, interruptions, records, labels, and the pipeline."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from admg.models import SuperResConfig, SuperResUNet
 
 @pytest.fixture(scope="session")
 def upsampler() -> Model:
-    """8 -> 16 pixels."""
+    """Return an upsampling model from 8 to 16 pixels."""
     config = DiffusionConfig(diffusion_steps=100)
     network = randomised(SuperResUNet(SuperResConfig(**TRUNK | {"image_size": 16}, num_classes=5, small_size=8)), 2)
     return Model(network, config.build(), (1, 16, 16), Labels(5, NAMES), config)
@@ -47,14 +47,14 @@ def upsampler() -> Model:
 def folders(tiny_folders, upsampler, tmp_path_factory) -> dict[str, str]:
     root = tmp_path_factory.mktemp("upsampler")
     upsampler.save(root / "upsampler")
-    anything = SuperResUNet(SuperResConfig(**TRUNK | {"image_size": 16}))  # of any size, told no labels
+    anything = SuperResUNet(SuperResConfig(**TRUNK | {"image_size": 16}))  # any small size, unconditional
     Model(randomised(anything, 3), upsampler.diffusion, (1, 16, 16), Labels(0), upsampler.config).save(root / "any")
     return tiny_folders | {"upsampler": str(root / "upsampler"), "any": str(root / "any")}
 
 
 @pytest.fixture
 def sampling(folders):
-    """10 images in 5 shards of 2."""
+    """Return a command for 10 images in 5 shards of 2."""
     return ["sample", "--model", folders["model"], "--classifier", folders["classifier"], "--steps", 3, "--num", 10,
             "--batch-size", 2, "--sampler", "ddpm", "--precision", "fp32"]  # fmt: skip
 
@@ -78,13 +78,13 @@ def succeed(capsys, *arguments) -> str:
 
 
 def failed(capsys, *arguments) -> str:
-    """What a run says that stops in the middle, after its progress."""
+    """Return the last line of a run that fails in the middle, after its progress."""
     code, _, err = run(capsys, *arguments)
     assert code == 2 and "Traceback" not in err
     return err.splitlines()[-1]
 
 
-def test_shards_hold_what_sample_makes(capsys, sampling, folders, tmp_path):
+def test_a_job_writes_the_images_of_sample(capsys, sampling, folders, tmp_path):
     out = succeed(capsys, *sampling, "--out", tmp_path / "out", "--keep-shards", "--scale", 2, "--seed", 7)
     images, labels = arrays(tmp_path / "out" / "samples_10x8x8x1.npz")
     assert labels.tolist() == [0, 1, 2, 3, 4] * 2 and "Saved 10 images to" in out
@@ -96,7 +96,7 @@ def test_shards_hold_what_sample_makes(capsys, sampling, folders, tmp_path):
     assert len(list((tmp_path / "out" / "images").iterdir())) == 10
 
 
-def test_the_same_file_whatever_the_shards_and_processes(capsys, sampling, tmp_path):
+def test_the_file_does_not_depend_on_shards_and_processes(capsys, sampling, tmp_path):
     succeed(capsys, *sampling, "--out", tmp_path / "a")
     whole = (tmp_path / "a" / "samples_10x8x8x1.npz").read_bytes()
     for size in (4, 10, 100):
@@ -111,14 +111,14 @@ def test_the_same_file_whatever_the_shards_and_processes(capsys, sampling, tmp_p
     assert "Saved 10 images to" in succeed(capsys, *sampling, "--out", tmp_path / "b", "--rank", 0, "--world-size", 3)
 
 
-def test_an_image_is_the_same_to_a_level_whatever_the_batch_size(capsys, sampling, tmp_path):
+def test_an_image_differs_by_at_most_one_level_with_the_batch_size(capsys, sampling, tmp_path):
     succeed(capsys, *sampling, "--out", tmp_path / "a")
     succeed(capsys, *sampling, "--out", tmp_path / "b", "--batch-size", 7, "--shard-size", 3)
     a, b = (arrays(tmp_path / x / "samples_10x8x8x1.npz")[0].astype(int) for x in "ab")
     assert np.abs(a - b).max() <= 1 and a.std() > 10
 
 
-def test_ranks_of_torchrun(capsys, sampling, tmp_path, monkeypatch):
+def test_ranks_are_those_of_torchrun(capsys, sampling, tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     succeed(capsys, *sampling, "--out", tmp_path)
@@ -127,7 +127,7 @@ def test_ranks_of_torchrun(capsys, sampling, tmp_path, monkeypatch):
     assert not list(tmp_path.glob("samples*")) and not (tmp_path / "sheet.png").exists()
 
 
-def test_a_run_that_broke_off_continues_and_makes_the_same_file(capsys, sampling, tmp_path, monkeypatch):
+def test_an_interrupted_run_continues_and_makes_the_same_file(capsys, sampling, tmp_path, monkeypatch):
     succeed(capsys, *sampling, "--out", tmp_path / "a")
     made, make = [], Maker.make
 
@@ -141,7 +141,7 @@ def test_a_run_that_broke_off_continues_and_makes_the_same_file(capsys, sampling
     assert run(capsys, *sampling, "--out", tmp_path / "b")[0] == 130
     whole = sorted((tmp_path / "b" / "shards").iterdir())
     assert len(whole) == 2 and not list((tmp_path / "b").glob("samples*"))
-    whole[0].write_bytes(whole[0].read_bytes()[:-1])  # and the disk lost something
+    whole[0].write_bytes(whole[0].read_bytes()[:-1])  # and a shard is damaged
     out = succeed(capsys, *sampling, "--out", tmp_path / "b")
     assert "continuing" in out and "2 of 10 images are there" in out
     assert made[3:] == [range(0, 2), range(4, 6), range(6, 8), range(8, 10)]
@@ -152,7 +152,7 @@ def test_a_run_that_broke_off_continues_and_makes_the_same_file(capsys, sampling
 
 @pytest.mark.slow
 def test_killed_and_continued(capsys, sampling, tmp_path):
-    """SIGKILL in the middle: nothing to clean up, and what is there counts."""
+    """After SIGKILL there is nothing to clean up, and finished shards are kept."""
     arguments = [*map(str, sampling), "--num", "100", "--out"]
     command = [sys.executable, "-m", "admg.cli.main", *arguments, str(tmp_path / "b")]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ)
@@ -166,7 +166,7 @@ def test_killed_and_continued(capsys, sampling, tmp_path):
     assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
-def test_a_finished_run_is_left_and_one_of_other_settings_refused(capsys, sampling, tmp_path):
+def test_a_finished_run_is_kept_and_other_settings_are_refused(capsys, sampling, tmp_path):
     succeed(capsys, *sampling, "--out", tmp_path)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
     assert "holds the finished run" in succeed(capsys, *sampling, "--out", tmp_path)
@@ -192,13 +192,13 @@ def test_other_weights_under_the_same_name_are_another_run(capsys, sampling, fol
     other.save(tmp_path / "model")
     line = refused(capsys, *arguments)
     assert "other settings: model.weights is" in line and "scale" not in line
-    config = dataclasses.replace(tiny_model.config, noise_schedule="cosine")  # the same weights, used otherwise
+    config = dataclasses.replace(tiny_model.config, noise_schedule="cosine")  # the same weights with another schedule
     dataclasses.replace(tiny_model, config=config).save(tmp_path / "model")
     assert "other settings: model.weights is" in refused(capsys, *arguments)
 
 
-def test_of_processes_that_merge_at_once_one_does(tmp_path, monkeypatch):
-    """Each finds all shards there, and nobody's merged file; the one that merges removes them."""
+def test_exactly_one_of_several_processes_merges(tmp_path, monkeypatch):
+    """Each finds all shards and no merged file; the one that merges removes the shards."""
     shards = Shards(tmp_path, 4, 2, (2, 2, 1), False)
     for k in range(2):
         shards.write(k, np.full((2, 2, 2, 1), k, np.uint8), None)
@@ -224,7 +224,7 @@ def test_of_processes_that_merge_at_once_one_does(tmp_path, monkeypatch):
     assert job.merge(shards) is False  # no shards, but the merged file
 
 
-def test_shards_that_another_removes_before_the_lock_are_merged(tmp_path, monkeypatch):
+def test_shards_that_another_process_removes_before_the_lock_are_merged(tmp_path, monkeypatch):
     shards = Shards(tmp_path, 2, 2, (2, 2, 1), False)
     shards.write(0, np.zeros((2, 2, 2, 1), np.uint8), None)
     locked = job.locked
@@ -237,7 +237,7 @@ def snapshot(folder) -> dict:
 
 
 @pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
-def test_a_run_does_not_replace_the_one_that_its_base_is_of(capsys, sampling, pipeline, folders, tmp_path, overwrite):
+def test_a_run_does_not_replace_the_run_of_its_base(capsys, sampling, pipeline, folders, tmp_path, overwrite):
     succeed(capsys, *sampling, "--out", tmp_path / "s1", "--keep-shards")
     succeed(capsys, *pipeline, "--out", tmp_path / "stack")
     (tmp_path / "link").symlink_to(tmp_path / "s1")
@@ -263,7 +263,7 @@ def test_a_run_does_not_replace_the_one_that_its_base_is_of(capsys, sampling, pi
     ["images/mine.png", "shards/mine", "sheet.png", "samples_10x16x16x1.npz", "base/images/mine.png",
      "base/samples_10x8x8x1.npz", "run.json", "base/run.json"],
 )  # fmt: skip
-def test_files_that_are_of_no_run_are_never_replaced(capsys, pipeline, tmp_path, overwrite, file):
+def test_files_of_no_run_are_never_replaced(capsys, pipeline, tmp_path, overwrite, file):
     (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / file).write_text("{}")
     line = refused(capsys, *pipeline, "--out", tmp_path, *overwrite)
@@ -283,7 +283,7 @@ def test_overwriting_removes_the_run_and_nothing_beside_it(capsys, sampling, tmp
 
 
 @pytest.mark.parametrize("file", ["base", "shards", "base/shards"])
-def test_a_file_where_a_folder_is_needed_leaves_nothing_half_begun(capsys, pipeline, tmp_path, file):
+def test_a_file_in_place_of_a_folder_leaves_no_partial_run(capsys, pipeline, tmp_path, file):
     (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / file).write_text("mine")
     line = refused(capsys, *pipeline, "--out", tmp_path)
@@ -291,7 +291,7 @@ def test_a_file_where_a_folder_is_needed_leaves_nothing_half_begun(capsys, pipel
     assert list(snapshot(tmp_path)) == [(tmp_path / file).relative_to(tmp_path)]
 
 
-def test_a_run_continues_however_its_models_are_called(capsys, sampling, folders, tmp_path, monkeypatch):
+def test_a_run_continues_with_another_path_of_the_same_models(capsys, sampling, folders, tmp_path, monkeypatch):
     succeed(capsys, *sampling, "--out", tmp_path / "out")
     for name in ("model", "classifier"):
         (tmp_path / name).symlink_to(folders[name])
@@ -305,7 +305,7 @@ def test_a_run_continues_however_its_models_are_called(capsys, sampling, folders
     assert "scale is" in line and "model" not in line.split("settings:")[1]
 
 
-def test_numbers_of_torchrun_that_are_none(capsys, sampling, tmp_path, monkeypatch):
+def test_environment_variables_that_are_no_numbers(capsys, sampling, tmp_path, monkeypatch):
     for variable in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         with monkeypatch.context() as patch:
             patch.setenv(variable, "x")
@@ -328,7 +328,7 @@ def test_each_rank_of_a_machine_has_a_device(monkeypatch):
 # Labels
 
 
-def test_random_labels_are_the_seeds_own_and_do_not_depend_on_the_number():
+def test_random_labels_depend_on_the_seed_but_not_on_the_number_of_images():
     labels = random_labels(3, 10, 1000)
     assert random_labels(3, 10, 20) == labels[:20] and random_labels(4, 10, 1000) != labels
     counts = np.bincount(labels, minlength=10)
@@ -354,7 +354,7 @@ def test_labels(capsys, folders, tmp_path, arguments, expected):
     assert labels.tolist() == expected and len(images) == len(expected) and not (tmp_path / "images").exists()
 
 
-def test_labels_that_steer_nothing_are_not_written(capsys, folders, tmp_path):
+def test_labels_without_effect_are_not_written(capsys, folders, tmp_path):
     options = ["--model", folders["model"], "--steps", 1, "--unconditional", "--num", 3, "--out", tmp_path]
     succeed(capsys, "sample", *options)
     assert arrays(tmp_path / "samples_3x8x8x1.npz")[1] is None
@@ -364,7 +364,7 @@ def test_labels_that_steer_nothing_are_not_written(capsys, folders, tmp_path):
 # Upsampling
 
 
-def test_upsample_makes_each_image_from_its_small_one_and_label(capsys, folders, upsampler, small, tmp_path):
+def test_upsample_enlarges_each_image_with_its_label(capsys, folders, upsampler, small, tmp_path):
     path, images = small
     out = tmp_path / "out"
     options = ["--steps", 3, "--seed", 5, "--batch-size", 2, "--precision", "fp32"]
@@ -379,12 +379,12 @@ def test_upsample_makes_each_image_from_its_small_one_and_label(capsys, folders,
     assert Image.open(out / "sheet.png").size[0] > 64 and len(list((out / "images").iterdir())) == 6
 
 
-def test_the_noise_of_an_upsampler_is_not_that_of_its_base():
+def test_the_noise_of_an_upsampler_is_independent_of_its_base():
     base, large = (SeededNoise(seed, [3]).draw((1, 64, 64)).flatten() for seed in (0, UPSAMPLER_SEED))
     assert abs(torch.corrcoef(torch.stack([base, large]))[0, 1]) < 0.05
 
 
-def test_upsample_continues_and_is_the_same_by_processes(capsys, folders, small, tmp_path):
+def test_upsample_continues_and_does_not_depend_on_processes(capsys, folders, small, tmp_path):
     arguments = ["upsample", "--model", folders["upsampler"], "--base", small[0], "--steps", 2, "--batch-size", 2]
     succeed(capsys, *arguments, "--out", tmp_path / "a")
     for rank in (0, 1):
@@ -392,16 +392,20 @@ def test_upsample_continues_and_is_the_same_by_processes(capsys, folders, small,
     name = "samples_6x16x16x1.npz"
     assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     images, labels = arrays(small[0])
-    np.savez_compressed(small[0], arr_0=images, arr_1=labels)  # the same images, stored otherwise
+    np.savez_compressed(small[0], arr_0=images, arr_1=labels)  # the same images, compressed
     assert "holds the finished run" in succeed(capsys, *arguments, "--out", tmp_path / "a")
     np.savez(small[0], arr_0=255 - images, arr_1=labels)
     assert "base is small.npz, checksum" in refused(capsys, *arguments, "--out", tmp_path / "a")
 
 
-def test_upsample_takes_the_first_images_and_a_classifier(capsys, folders, small, tmp_path):
+def test_upsample_of_the_first_images_and_with_a_classifier(capsys, folders, small, tmp_path):
     arguments = ["upsample", "--model", folders["any"], "--base", small[0], "--steps", 2, "--num", 3]
     succeed(capsys, *arguments, "--out", tmp_path / "out")
-    assert arrays(tmp_path / "out" / "samples_3x16x16x1.npz")[1].tolist() == [3, 1, 4]  # kept, though nobody is told
+    assert arrays(tmp_path / "out" / "samples_3x16x16x1.npz")[1].tolist() == [
+        3,
+        1,
+        4,
+    ]  # kept, although the model is unconditional
     line = refused(capsys, *arguments, "--classifier", folders["classifier"], "--out", tmp_path / "guided")
     assert "the classifier is for images of 8 pixels, the model's have 16" in line
     assert not (tmp_path / "guided").exists()
@@ -470,7 +474,7 @@ def pipeline(sampling, folders):
             "--upsampler-batch-size", 3]  # fmt: skip
 
 
-def test_the_pipeline_is_sample_then_upsample(capsys, pipeline, sampling, folders, tmp_path):
+def test_the_pipeline_equals_sample_and_then_upsample(capsys, pipeline, sampling, folders, tmp_path):
     succeed(capsys, *pipeline, "--out", tmp_path / "one")
     succeed(capsys, *sampling, "--scale", 2, "--out", tmp_path / "first")
     base = tmp_path / "first" / "samples_10x8x8x1.npz"
@@ -505,8 +509,8 @@ def test_the_pipeline_continues_in_either_stage(capsys, pipeline, tmp_path, monk
     assert "base.guide.scale is 2.0 there, 3.0 here" in line
 
 
-def test_the_processes_of_a_pipeline_wait_for_the_base_of_all(capsys, pipeline, tmp_path, monkeypatch):
-    """Rank 0 comes first, and waits; rank 1 makes the rest of the base."""
+def test_processes_of_a_pipeline_wait_for_all_base_images(capsys, pipeline, tmp_path, monkeypatch):
+    """Rank 0 runs first and waits; rank 1 makes the rest of the base images."""
     succeed(capsys, *pipeline, "--out", tmp_path / "a")
     wait, others = job.wait_for_others, []
 
@@ -526,7 +530,7 @@ def test_the_processes_of_a_pipeline_wait_for_the_base_of_all(capsys, pipeline, 
     assert json.loads((tmp_path / "b" / "run.json").read_text())["settings"]["base"]["guide"]["scale"] == 2.0
 
 
-def test_a_pipeline_of_parts_that_do_not_fit(capsys, sampling, folders, upsampler, tmp_path):
+def test_a_pipeline_refuses_models_that_do_not_fit(capsys, sampling, folders, upsampler, tmp_path):
     config = SuperResConfig(**TRUNK | {"image_size": 16}, num_classes=7, small_size=4)
     network = randomised(SuperResUNet(config), 2)
     Model(network, upsampler.diffusion, (1, 16, 16), Labels(7), upsampler.config).save(tmp_path / "other")
@@ -568,7 +572,7 @@ def test_images_that_are_not_finite_stop_the_run_before_they_are_written(capsys,
 
 
 def test_contact_sheets_of_many_labels_and_many_images():
-    """Rows by label; more labels than rows: captions; never more than 200 images, nor 16 megapixels."""
+    """Few labels get a row each, many get captions; a sheet has at most 200 images and 16 megapixels."""
     rng = np.random.default_rng(0)
     images = rng.integers(256, size=(1000, 8, 8, 1), dtype=np.uint8)
     rows = contact_sheet.contact_sheet(images, [f"name {i % 10}" for i in range(1000)], "title")
@@ -581,7 +585,7 @@ def test_contact_sheets_of_many_labels_and_many_images():
     assert contact_sheet.contact_sheet(huge, [""] * 20, "t").width == 4 * 1028 + 4
 
 
-def test_samples_in_memory_are_written_alike(tiny_model, tmp_path):
+def test_samples_are_saved_as_a_job_writes_them(tiny_model, tmp_path):
     samples = admg.sample(tiny_model, ["two", "Ankle boot"], steps=1, progress=False)
     for _ in range(2):  # the demo may be repeated
         path = samples.save(tmp_path, "title")

@@ -73,7 +73,7 @@ def network_record(part: Model | Classifier, name: str = "") -> dict[str, Any]:
 def fingerprint(part: Model | Classifier | nn.Module) -> str:
     """Return a checksum of the architecture and of the first numbers of each tensor.
 
-    It tells models apart, also those of a training run that was continued.
+    It distinguishes models, including those of a training run that was continued.
     """
     network = part if isinstance(part, nn.Module) else part.network
     config = None if isinstance(part, nn.Module) else part.config

@@ -266,11 +266,11 @@ def finish(stage: Stage, shards: Shards, options: JobOptions, redraw: bool) -> G
     """Draw the pictures of a merged run, and return its result."""
     sheet = draw_sheet(stage, shards, redraw)
     images = stage.out / "images"
-    wanted = options.images or (options.images is None and shards.num <= MAX_PNGS)
-    if wanted and (redraw or not images.exists()):
+    pngs = options.images or (options.images is None and shards.num <= MAX_PNGS)
+    if pngs and (redraw or not images.exists()):
         save_images(NpzImages(shards.target), stage.label_names, images)
     discard(shards, options)
-    return Generated(stage.out, shards.num, shards.target, sheet, images if wanted else None, resumed=not redraw)
+    return Generated(stage.out, shards.num, shards.target, sheet, images if pngs else None, resumed=not redraw)
 
 
 def discard(shards: Shards, options: JobOptions) -> None:
