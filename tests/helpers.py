@@ -111,6 +111,31 @@ def refused(capsys, *arguments) -> str:
     return lines[0]
 
 
+def arrays(path) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the images and the labels of an .npz."""
+    with np.load(path) as file:
+        return file["arr_0"], file["arr_1"] if "arr_1" in file.files else None
+
+
+def succeed(capsys, *arguments) -> str:
+    """Run a command that must succeed, and return its output."""
+    code, out, err = run(capsys, *arguments)
+    assert code == 0, err
+    return out
+
+
+def failed(capsys, *arguments) -> str:
+    """Return the last line of a run that fails in the middle, after its progress."""
+    code, _, err = run(capsys, *arguments)
+    assert code == 2 and "Traceback" not in err
+    return err.splitlines()[-1]
+
+
+def snapshot(folder) -> dict:
+    """Return the content of all files in a folder."""
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def write_idx(path: Path, array: np.ndarray) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     header = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)

@@ -40,7 +40,7 @@ def stretch(alpha_bar: float, std: float) -> float:
 
 @pytest.mark.parametrize(("strength", "kept"), [(0.5, 100), (0.25, 50), (1.0, 200), (0.001, 1)])
 def test_an_edit_follows_the_exact_flow_from_the_noisy_image(strength, kept):
-    """x_0 = (sqrt(ᾱ) image + sqrt(1 - ᾱ) ε) / stretch, where ᾱ is that of level `kept` of 200, counted from the least noise."""
+    """x_0 = (sqrt(ᾱ) image + sqrt(1 - ᾱ) ε) / stretch, with ᾱ of level `kept` of 200, least noise first."""
     model, image, std = gaussian(), torch.full((3, 1, 2, 2), 0.3), 0.5
     at = model.diffusion.schedule.respace(200).timesteps[kept - 1].item()
     alpha_bar = EVEN[at]
@@ -247,7 +247,7 @@ def test_a_run_of_edits_continues_only_with_the_same_settings(capsys, models, pi
 
 
 def test_the_edit_command_with_inversion(capsys, models, tiny_folders, pictures, tmp_path):
-    """The defaults are one edit per image and 100 steps; --from-label is given once for all images, or once per image."""
+    """The defaults are one edit per image and 100 steps; --from-label is for all images, or given once per image."""
     folder, x = pictures
     common = ["edit", *models, "--image", folder / "a.png", "--image", folder / "b.png", "--invert", "--label", 2]
     for given, told in ((["zero"], [0, 0]), (["zero", "one"], [0, 1])):
