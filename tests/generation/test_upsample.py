@@ -115,9 +115,7 @@ def test_upsample_refuses_bad_input_and_writes_nothing(capsys, folders, small, t
 
 def test_each_kind_of_model_has_its_command(capsys, folders, small, tmp_path):
     out = ["--out", tmp_path / "out"]
-    assert "not an upsampler" in refused(
-        capsys, "upsample", "--model", folders["model"], "--base", small[0], *out
-    )
+    assert "not an upsampler" in refused(capsys, "upsample", "--model", folders["model"], "--base", small[0], *out)
     assert "use admg upsample" in refused(capsys, "sample", "--model", folders["upsampler"], *out)
     assert not (tmp_path / "out").exists()
 
