@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .evaluation.evaluate import evaluate
     from .evaluation.neighbours import neighbours
     from .evaluation.nll import nll
+    from .evaluation.sweep import sweep
     from .generation.edit import edit, encode
     from .generation.generate import generate
     from .generation.interpolate import interpolate
@@ -54,6 +55,7 @@ _WHERE = {
     "load_upsampler": "checkpoints.loading",
     "neighbours": "evaluation.neighbours",
     "nll": "evaluation.nll",
+    "sweep": "evaluation.sweep",
     "sample": "generation.sample",
     "train_classifier": "training",
     "train_diffusion": "training",
@@ -92,6 +94,7 @@ __all__ = [  # noqa: RUF022 (what people call first, then what it is made of)
     "train_classifier",
     "train_upsampler",
     "evaluate",
+    "sweep",
     "neighbours",
     "nll",
     "guidance",

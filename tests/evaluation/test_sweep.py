@@ -3,7 +3,6 @@ how it is shown."""
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import os
@@ -19,14 +18,18 @@ from helpers import refused, run
 from PIL import Image
 
 import admg
-from admg.cli import curves
-from admg.cli.options import Parser
-from admg.cli.stages import Stage
-from admg.cli.sweep import add_arguments, cells_of, plan
-from admg.cli.sweeping import Cell, Row
+from admg.cli import sweep as command_module
+from admg.cli.options import Parser, add_options, parse
+from admg.evaluation import curves
+from admg.evaluation.cells import Cell, Row
 from admg.evaluation.features import FeatureNetwork
-from admg.evaluation.report import MetricValue as Figure
+from admg.evaluation.report import MetricValue
 from admg.evaluation.sources import open_source
+from admg.evaluation.sweep import Sweep, plan_sweep
+from admg.evaluation.table import SweepTable
+from admg.generation.sample import as_model
+from admg.generation.sampler_specs import sampler_name, set_options
+from admg.generation.stage import Maker
 
 OWN = """
 import torch
@@ -81,8 +84,8 @@ def command(models, judges) -> list[str]:
 def made(monkeypatch) -> list[range]:
     """The shards that are sampled from here on."""
     found: list[range] = []
-    make = Stage.make
-    monkeypatch.setattr(Stage, "make", lambda self, span, *rest: found.append(span) or make(self, span, *rest))
+    make = Maker.make
+    monkeypatch.setattr(Maker, "make", lambda self, span, *rest: found.append(span) or make(self, span, *rest))
     return found
 
 
@@ -104,10 +107,12 @@ def samples_of(out: Path, cell: str) -> Path:
 # -- cells -----------------------------------------------------------------------------------------------------------
 
 
-def parsed(*arguments: str) -> argparse.Namespace:
+def planned(*arguments: str) -> Sweep:
     parser = Parser()
-    add_arguments(parser)
-    return parser.parse_args([*arguments, "--reference", "r.npz"])
+    add_options(parser, command_module)
+    options, _ = parse(parser, command_module, [*arguments, "--reference", "r.npz"])
+    model = as_model(options.model)
+    return plan_sweep(model, **options.plan(model))
 
 
 @pytest.mark.parametrize(
@@ -123,29 +128,31 @@ def parsed(*arguments: str) -> argparse.Namespace:
         ("--scale 1,1.0,0,-0", "ddim-25-scale-1 ddim-25-scale-0"),
         ("--scale 1.0000001,1", "ddim-25-scale-1.0000001 ddim-25-scale-1"),
         ("--guide apg:3", "ddim-25"),
+        ("--scale 1 --sampler ddim --steps 5,,10", "ddim-5-scale-1 ddim-10-scale-1"),
         ("", " ".join(f"ddim-25-scale-{s}" for s in ("0", "0.5", "1", "2", "4", "8"))),
     ],
 )  # fmt: skip
 def test_lists_are_axes_and_pairs_are_pairs(options, expected):
-    assert " ".join(cell.name for cell in cells_of(parsed(*options.split()))) == expected
+    assert " ".join(cell.name for cell in planned("--num", "4", *options.split()).jobs) == expected
 
 
 def test_options_go_to_the_cells_that_have_them(models):
     text = "--num 4 --scale 0,2 --sampler ddim,unipc --steps 3 --eta 0.5 --sampler-option order=3 --interval 0.3,5"
     text += " --compile off"
-    args = parsed(*models, *text.split())
-    stages = {cell.name: stage for cell, stage in plan(args, cells_of(args)).items()}
+    sweep = planned(*models, *text.split())
+    stages = {cell.name: sweep.stage(cell) for cell in sweep.jobs}
     ddim, unguided, other = (stages[name] for name in ("ddim-3-scale-2", "ddim-3-scale-0", "unipc-3-scale-2"))
-    assert (ddim.recipe.eta, ddim.recipe.options, ddim.compile) == (0.5, None, "off")
-    assert (other.recipe.eta, other.recipe.options) == (0, {"order": 3})
-    assert ddim.guide.interval == (0.3, 5) and ddim.guide.classifier is other.guide.classifier  # loaded once
-    assert unguided.guide() is None and unguided.guide.classifier is None
+    assert set_options(ddim.recipe.sampler) == {"eta": 0.5} and ddim.recipe.compile == "off"
+    assert set_options(other.recipe.sampler) == {"order": 3} and sampler_name(other.recipe.sampler) == "unipc"
+    guide = ddim.recipe.guide
+    assert (guide.low, guide.high) == (0.3, 5) and guide.guide.classifier is other.recipe.guide.guide.classifier
+    assert unguided.recipe.guide is None
 
 
 def test_dry_run_says_what_is_left_and_writes_nothing(capsys, command, tmp_path):
     out = succeed(capsys, *command, "--scale", "0,1", "--out", tmp_path / "s", "--dry-run")
     assert [line.split()[:2] for line in out.splitlines()[:-1]] == [["ddim-3-scale-0", "12"], ["ddim-3-scale-1", "12"]]
-    assert out.splitlines()[-1] == "2 cells, 72 steps of one image to sample"
+    assert out.splitlines()[-1] == "2 cells, 72 network evaluations to sample"
     assert not (tmp_path / "s").exists()
 
 
@@ -212,7 +219,7 @@ def test_without_any_figure_there_is_no_picture(capsys, command, tmp_path):
     out, arguments = tmp_path / "s", [*command, "--unconditional", "--metrics", "accuracy", "--out", tmp_path / "s"]
     text = succeed(capsys, *arguments, "--scale", "0,50")
     assert str(out / "curves.png") in text and (out / "curves.png").is_file()
-    curves.Report([row("ddim", "3", 0.0, {})], "", "").write(out)  # as after the first cell
+    SweepTable([row("ddim", "3", 0.0, {})], "", "").write(out)  # as after the first cell
     assert not (out / "curves.png").exists() and len(rows_of(out)) == 1
 
 
@@ -228,12 +235,12 @@ def test_interrupted_and_continued(capsys, command, made, monkeypatch, tmp_path)
     arguments = [*command, "--scale", "0,50", "--out"]
     succeed(capsys, *arguments, tmp_path / "whole")
     assert len(made) == 6
-    make = Stage.make
-    monkeypatch.setattr(Stage, "make", lambda *a: interrupt() if len(made) == 10 else make(*a))
+    make = Maker.make
+    monkeypatch.setattr(Maker, "make", lambda *a: interrupt() if len(made) == 10 else make(*a))
     assert run(capsys, *arguments, tmp_path / "s")[0] == 130
     assert [row["scale"] for row in rows_of(tmp_path / "s")] == ["0.0"]  # a look at it as it runs
     assert made[6:] == [range(0, 4), range(4, 8), range(8, 12), range(0, 4)]
-    monkeypatch.setattr(Stage, "make", make)
+    monkeypatch.setattr(Maker, "make", make)
     text = succeed(capsys, *arguments, tmp_path / "s")
     assert "1 of 2 cells are done" in text and "cell 2 of 2: ddim 3, scale 50" in text and "continuing" in text
     assert made[10:] == [range(4, 8), range(8, 12)]
@@ -248,23 +255,23 @@ def interrupt():
 
 def test_continued_with_shards_of_another_size(capsys, command, made, monkeypatch, tmp_path):
     """What is there is of the recorded size: one shard of four, of 12 images."""
-    out, make = tmp_path / "s", Stage.make
-    monkeypatch.setattr(Stage, "make", lambda *a: interrupt() if len(made) == 1 else make(*a))
+    out, make = tmp_path / "s", Maker.make
+    monkeypatch.setattr(Maker, "make", lambda *a: interrupt() if len(made) == 1 else make(*a))
     assert run(capsys, *command, "--scale", "0", "--out", out)[0] == 130
-    monkeypatch.setattr(Stage, "make", make)
+    monkeypatch.setattr(Maker, "make", make)
     other = [*command, "--scale", "0", "--out", out, "--shard-size", 6]
-    assert succeed(capsys, *other, "--dry-run").splitlines()[-1] == "1 cells, 24 steps of one image to sample"
+    assert succeed(capsys, *other, "--dry-run").splitlines()[-1] == "1 cells, 24 network evaluations to sample"
     succeed(capsys, *other)
     assert made == [range(0, 4), range(4, 8), range(8, 12)]
-    assert succeed(capsys, *other, "--dry-run").splitlines()[-1] == "1 cells, 0 steps of one image to sample"
+    assert succeed(capsys, *other, "--dry-run").splitlines()[-1] == "1 cells, 0 network evaluations to sample"
     anew = succeed(capsys, *other, "--dry-run", "--overwrite").splitlines()[-1]
-    assert anew == "1 cells, 36 steps of one image to sample" and samples_of(out, "ddim-3-scale-0").exists()
+    assert anew == "1 cells, 36 network evaluations to sample" and samples_of(out, "ddim-3-scale-0").exists()
 
 
 @pytest.mark.slow
 def test_killed_and_continued(capsys, command, tmp_path):
     arguments = [*command, "--scale", "0,50", "--num", "60", "--out"]
-    process = subprocess.Popen([sys.executable, "-m", "admg.cli.main", *arguments, str(tmp_path / "s")],
+    process = subprocess.Popen([sys.executable, "-m", "admg", *arguments, str(tmp_path / "s")],
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
     while process.poll() is None and not list((tmp_path / "s").glob("ddim-3-scale-50/shards/0*.npz")):
         time.sleep(0.005)
@@ -333,7 +340,7 @@ def test_two_processes_write_the_same(capsys, command, tmp_path):
     arguments = [*command, "--scale", "0,50"]
     succeed(capsys, *arguments, "--out", tmp_path / "one")
     shared = [*arguments, "--world-size", "2", "--out", str(tmp_path / "two"), "--rank"]
-    code = [sys.executable, "-m", "admg.cli.main", *shared, "1"]
+    code = [sys.executable, "-m", "admg", *shared, "1"]
     other = subprocess.Popen(code, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
     out0 = succeed(capsys, *shared, "0")
     _, err1 = other.communicate(timeout=100)
@@ -350,7 +357,7 @@ def test_two_processes_write_the_same(capsys, command, tmp_path):
 
 def row(sampler: str, steps: str, scale: float | None, figures: dict[str, float], cfg: float | None = None) -> Row:
     names = {"fid": "FD-Own", "accuracy": "Accuracy", "precision": "Precision", "recall": "Recall"}
-    made = [Figure(m, names[m], value, value - 0.01, value + 0.02, "Own") for m, value in figures.items()]
+    made = [MetricValue(m, names[m], value, value - 0.01, value + 0.02, "Own") for m, value in figures.items()]
     return Row(Cell(sampler, steps, scale, cfg), "classifier", 10, made)
 
 
@@ -363,7 +370,7 @@ ROWS = [
 
 
 def test_the_best_of_each_column_is_bold():
-    lines = curves.Report(ROWS, "", "Of what.").markdown().splitlines()
+    lines = SweepTable(ROWS, "", "Of what.").markdown().splitlines()
     assert lines[0] == "| sampler | steps | scale | FD-Own | Precision | Recall | Accuracy |"
     assert lines[2] == "| ddim | 5 | 4 | **3.0000** | **0.8000** | 0.3000 | **0.9000** |"
     assert lines[3] == "| ddim | 5 | 0 | 5.0000 | 0.6000 | 0.7000 |  |"
@@ -371,7 +378,7 @@ def test_the_best_of_each_column_is_bold():
     assert lines[5] == "| ddim | 5 | 1 | **3.0000** | 0.7000 | 0.5000 | 0.8500 |"  # as good as the first
     assert lines[-1] == "Of what."
     nan = row("ddim", "5", 2.0, {"fid": float("nan"), "accuracy": 1.0})
-    assert "| ddim | 5 | 2 |  |  |  | **1.0000** |" in curves.Report([*ROWS, nan], "", "").markdown()
+    assert "| ddim | 5 | 2 |  |  |  | **1.0000** |" in SweepTable([*ROWS, nan], "", "").markdown()
 
 
 def test_curves_show_the_figures_at_their_scales():
@@ -432,19 +439,18 @@ def test_bad_input_is_one_line_and_nothing_is_written(capsys, models, judges, tm
         (["--sampler", "ddim:5,ddpm"], "either all or none are pairs"),
         (["--sampler", "ddim:5", "--steps", "5"], "leave out --steps"),
         (["--sampler", ""], "--sampler must be a list"),
-        (["--steps", "5,,6"], "--steps must be a list"),
-        (["--steps", "3,banana"], "respacing 'banana'"),
+        (["--steps", "3,banana"], "banana"),
         (["--steps", "101"], "cannot take 101 steps"),
-        (["--scale", ""], "--scale must be a list of numbers such as 0,1,2,4, got ''"),
-        (["--scale", "1,nan"], "--scale must be a list of numbers"),
-        (["--cfg", "1;2"], "--cfg must be a list of numbers"),
+        (["--scale", ""], "--scale must be a list such as"),
+        (["--scale", "1,nan"], "--scale must be a number, got nan"),
+        (["--cfg", "1;2"], "--cfg: invalid list of float"),
         (["--num", "-4"], "--num must be at least 2, got -4"),
         (["--num", "1"], "--num must be at least 2, got 1"),
-        (["--num", "3"], "3 samples: precision, recall must have at least 4; see --metrics"),
-        (["--num", "3", "--metrics", "fid,density"], "3 samples: density must have at least 4"),
-        (["--num-reference", "5"], "5 reference images: precision, recall must have at least 6"),
+        (["--num", "3"], "3 samples: precision, recall need at least 4"),
+        (["--num", "3", "--metrics", "fid,density"], "3 samples: density need at least 4"),
+        (["--num-reference", "5"], "5 reference images: precision, recall need at least 6"),
         (["--seed", "-1"], "--seed must be at least 0"),
-        (["--sampler", "ddpm", "--eta", "0.5"], "--eta is of the sampler ddim"),
+        (["--sampler", "ddpm", "--eta", "0.5"], "has no option 'eta'"),
         (["--sampler-option", "nothing=1"], "has no option 'nothing'"),
         (["--label", "trousers"], "trousers"),
         (["--reference", tmp_path / "none"], "does not exist"),
@@ -453,7 +459,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(capsys, models, judges, tm
         (["--label-classifier", f"{tmp_path / 'own.py'}:Dark"], "has no 'Dark'"),
         (["--feature-batch-size", "0"], "--feature-batch-size must be at least 1"),
         (["--batch-size", "0"], "--batch-size must be at least 1"),
-        (["--unconditional", "--scale", "0"], "--label-classifier needs labels"),
+        (["--unconditional", "--scale", "0"], "label_classifier needs labels"),
         (["--rank", "2", "--world-size", "2"], "--rank must be from 0 to 1"),
         (["--guide", "apgg:2"], "unknown guidance 'apgg'"),
         (["--model", "none"], "none"),

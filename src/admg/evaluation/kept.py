@@ -1,0 +1,124 @@
+"""Metrics of a run, kept beside its samples together with everything that determines them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from admg import __version__
+from admg.files import atomic
+from admg.generation.shards import NpzImages, Shards
+
+from .evaluate import Comparison
+from .label_classifier import LabelClassifier
+from .report import MetricValue, to_rows
+from .sources import Source, open_source
+
+KEPT = "metrics.json"
+
+
+@dataclass(frozen=True)
+class Keeper:
+    """Computes the metrics of finished runs, and keeps them in metrics.json beside the samples.
+
+    comparison: the comparison with the reference
+    classifier: classifier for the label accuracy, or None
+    reference: name of the reference
+    identity: fingerprint of the reference
+    """
+
+    comparison: Comparison
+    classifier: LabelClassifier | None
+    reference: str
+    identity: str
+
+    def kept(self, shards: Shards) -> tuple[list[MetricValue], float | None] | None:
+        """Return the metrics of the samples as they are now, and seconds per image; None if they are not kept."""
+        record = read_json(shards.folder / KEPT)
+        if record is None or not shards.target.is_file():
+            return None
+        about = json.loads(json.dumps(self.about(shards)))
+        if any(record.get(key) != value for key, value in about.items() if key != "reference"):
+            return None
+        try:
+            values = [MetricValue(**row | {"value": nan(row["value"])}) for row in record["metrics"]]
+        except (KeyError, TypeError):  # not written by this version
+            return None
+        return values, record.get("seconds_per_image")
+
+    def compute(self, shards: Shards, seconds: float | None) -> None:
+        """Compute and keep the metrics; process 0 writes them, and the others compute their share of the features."""
+        classifier = self.classifier if shards.labelled else None
+        samples = open_source(shards.target, labels=classifier is not None)
+        values = self.comparison(samples, classifier)
+        if not values and self.comparison.extractor.processes.rank:
+            return
+        if seconds is None:
+            seconds = (read_json(shards.folder / KEPT) or {}).get("seconds_per_image")
+        content = self.about(shards) | {"seconds_per_image": seconds, "metrics": to_rows(values)}
+        with atomic(shards.folder / KEPT) as temporary:
+            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+    def about(self, shards: Shards) -> dict[str, Any]:
+        """Return everything that determines the metrics."""
+        c = self.comparison
+        return {
+            "samples": fingerprint_npz(NpzImages(shards.target)),
+            "images": shards.num,
+            "reference": self.reference,
+            "reference_images": len(c.reference),
+            "reference_identity": self.identity,
+            "network": c.network.name,
+            "network_identity": c.network.identity,
+            "label_classifier": self.classifier and self.classifier.name,
+            "label_classifier_identity": self.classifier and self.classifier.identity,
+            "chosen": [metric.name for metric in c.metrics],
+            "interval": c.interval,
+            "seed": c.seed,
+            "admg": __version__,
+        }
+
+
+def fingerprint_npz(images: NpzImages) -> str:
+    """Return a fingerprint from the checksum of the images in the file, so that they need not be read."""
+    labels = b"" if images.labels is None else images.labels.tobytes()
+    return f"{images.crc:08x} {hashlib.sha256(labels).hexdigest()[:12]} {images.shape}"
+
+
+def fingerprint(source: Source) -> str:
+    """Return a fingerprint of a reference, without reading its images where something else shows a change."""
+    digest = hashlib.sha256(f"{source.size} {source.channels} {source.fit}".encode())
+    digest.update(np.asarray(source.numbers, np.int64).tobytes())
+    if isinstance(source.images, NpzImages):
+        digest.update(fingerprint_npz(source.images).encode())
+    elif isinstance(source.images, np.ndarray):
+        digest.update(np.ascontiguousarray(source.images).data)
+    elif source.images is not None:
+        for path in source.images:
+            status = path.stat()
+            digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}".encode())
+    if source.statistics is not None:
+        for gaussian in (source.statistics.features, source.statistics.spatial):
+            if gaussian is not None:
+                digest.update(np.ascontiguousarray(gaussian.mean).data)
+                digest.update(np.ascontiguousarray(gaussian.cov).data)
+    return digest.hexdigest()[:24]
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return the content of a JSON file, or None if it cannot be read."""
+    with suppress(OSError, ValueError):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return content if isinstance(content, dict) else None
+    return None
+
+
+def nan(value: float | None) -> float:
+    """Return a number of a JSON file, in which NaN is null."""
+    return float("nan") if value is None else value

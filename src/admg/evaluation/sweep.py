@@ -1,0 +1,389 @@
+"""`sweep`: samples and metrics over guides, samplers and steps. An interrupted sweep continues."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from admg.checkpoints.model import Classifier, Model
+from admg.data.arrays import Split
+from admg.engine.compiling import Compile
+from admg.engine.device import Processes, choose_device, from_torchrun
+from admg.engine.precision import Precision
+from admg.files import check_output_folder, remove
+from admg.generation import Job, JobOptions, Recipe
+from admg.generation.acceleration import networks_of
+from admg.generation.generate import plan as plan_stage
+from admg.generation.labels import LabelsArgument, uses_labels
+from admg.generation.progress import OnProgress
+from admg.generation.sample import as_model, name_of
+from admg.generation.sampler_specs import parse_sampler_options, sampler_options, set_options, with_options
+from admg.generation.shards import Shards
+from admg.generation.stage import Stage
+from admg.guidance import Guide
+from admg.samplers import Sampler
+
+from . import features as networks
+from .cells import Cell, Row, SweepGuide, cells_of, guides_over, kind_of, named_guides, number, pairs_of
+from .evaluate import FEW, Comparison, MetricFunction, choose_metrics, warn_if_few
+from .features import FeatureNetwork
+from .features.extraction import Extractor, cache_path
+from .kept import KEPT, Keeper, fingerprint
+from .label_classifier import load_label_classifier
+from .metrics import Metric
+from .opening import Images, as_source, of_array
+from .report import describe
+from .sources import Fit, Source
+from .table import SweepTable
+
+METRICS = ("fid", "is", "precision", "recall", "accuracy")  # those of the paper, and of the labels
+NEIGHBOURS = {"samples": 4, "reference images": 6}  # least numbers for metrics of nearest neighbours
+
+OnCell = Callable[[int, int, Cell | None], Any]
+"""on_cell(position, cells, cell) is called before each cell, and first with the number of finished cells and None."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics:
+    """How the cells of a sweep are evaluated; see `evaluate`."""
+
+    metrics: Sequence[str | MetricFunction | Metric] | None = None
+    features: str | nn.Module | FeatureNetwork = "inception"
+    label_classifier: Any = None
+    num_reference: int | None = None
+    fit: Fit | None = None
+    split: Split = "test"
+    interval: bool = True
+    weights: str | None = None
+    batch_size: int = 50
+    cache: Path | str | bool = True
+
+
+def sweep(
+    model: Model | str | Path,
+    *,
+    reference: Images,
+    out: Path | str = "sweep",
+    guides: Sequence[Guide | None] | Mapping[str, Guide | None] | None = None,
+    scales: Iterable[float] | None = None,
+    cfgs: Iterable[float] | None = None,
+    classifier: Classifier | str | None = None,
+    guide_specs: Sequence[str] = (),
+    guide_interval: str | None = None,
+    samplers: Sequence[str | tuple[str | Sampler, int | str]] = (),
+    steps: Sequence[str] | None = None,
+    sampler_options: Sequence[str] = (),
+    labels: LabelsArgument = None,
+    num: int = 10_000,
+    seed: int = 0,
+    unconditional: bool = False,
+    sample_batch_size: int | None = None,
+    precision: Precision = "auto",
+    compile: Compile = "auto",
+    device: str | torch.device = "auto",
+    options: JobOptions | None = None,
+    progress: bool | OnProgress = True,
+    on_cell: OnCell | None = None,
+    metrics: Sequence[str | MetricFunction | Metric] | None = None,
+    features: str | nn.Module | FeatureNetwork = "inception",
+    label_classifier: Any = None,
+    num_reference: int | None = None,
+    fit: Fit | None = None,
+    split: Split = "test",
+    interval: bool = True,
+    weights: str | None = None,
+    batch_size: int = 50,
+    cache: Path | str | bool = True,
+) -> SweepTable:
+    """Sample and evaluate all combinations of guides, samplers and steps, each into a folder of `out`.
+
+    The same call continues an interrupted sweep, and longer lists only add cells. Several processes can share one.
+    out/sweep.csv, table.md and curves.png hold the finished cells of this call, and are written after each of them.
+
+    >>> table = admg.sweep(
+    ...     "fashion-mnist", reference=images, out=folder, scales=[0, 4], samplers=["ddim:2"], num=10,
+    ...     features=network, metrics=["precision"], progress=False,
+    ... )
+    >>> [(row.cell.name, row["precision"] >= 0) for row in table]
+    [('ddim-2-scale-0', True), ('ddim-2-scale-4', True)]
+
+    model: a model, its name or its folder
+    reference: reference images, see `evaluate`
+    out: folder of the cells and results
+    guides: guides, None for no guidance; a dictionary names them
+    scales, cfgs: guidance scales of the classifier and of classifier-free guidance, instead of guides; all combinations
+        are sampled, since the two kinds add up
+    classifier: the classifier of `scales`; by default the model's own
+    guide_specs, guide_interval: further guides and noise levels, as texts; see `generation.guide_specs.load_guides`
+    samplers: names of samplers, or pairs with their steps, "ddim:25" or ("ddim", 25); by default the model's own
+    steps: respacings of the schedule, for samplers without steps of their own; by default the model's own, or 25
+    sampler_options: options of samplers, "eta=0.5"; each applies to the samplers that have it
+    labels, num, seed, unconditional, precision, compile: see `generate`; num is the number of samples per cell
+    sample_batch_size: number of images per batch of sampling; by default as many as fit in memory
+    device: "auto", "cpu", "cuda" or a device
+    options: shards, processes and overwriting, see `JobOptions`
+    progress: True for bars, False for none, or a function that is called with the progress of each sampling job
+    on_cell: a function that is called before each cell, see OnCell
+    metrics: see `evaluate`; by default fid, is, precision, recall and accuracy, as far as possible
+    features, label_classifier, num_reference, fit, split, interval, weights, batch_size, cache: see `evaluate`
+    Raises ValueError before anything is written if a cell cannot be sampled or evaluated.
+    """
+    planned = plan_sweep(
+        model, out=out, guides=guides, scales=scales, cfgs=cfgs, classifier=classifier, guide_specs=guide_specs,
+        guide_interval=guide_interval, samplers=samplers, steps=steps, sampler_options=sampler_options, labels=labels,
+        num=num, seed=seed, unconditional=unconditional, sample_batch_size=sample_batch_size, precision=precision,
+        compile=compile, device=device, options=options,
+    )  # fmt: skip
+    evaluation = Metrics(
+        metrics=metrics, features=features, label_classifier=label_classifier, num_reference=num_reference, fit=fit,
+        split=split, interval=interval, weights=weights, batch_size=batch_size, cache=cache,
+    )  # fmt: skip
+    return planned.run(reference, evaluation, progress, on_cell)
+
+
+def plan_sweep(
+    model: Model | str | Path,
+    *,
+    out: Path | str = "sweep",
+    guides: Sequence[Guide | None] | Mapping[str, Guide | None] | None = None,
+    scales: Iterable[float] | None = None,
+    cfgs: Iterable[float] | None = None,
+    classifier: Classifier | str | None = None,
+    guide_specs: Sequence[str] = (),
+    guide_interval: str | None = None,
+    samplers: Sequence[str | tuple[str | Sampler, int | str]] = (),
+    steps: Sequence[str] | None = None,
+    sampler_options: Sequence[str] = (),
+    labels: LabelsArgument = None,
+    num: int = 10_000,
+    seed: int = 0,
+    unconditional: bool = False,
+    sample_batch_size: int | None = None,
+    precision: Precision = "auto",
+    compile: Compile = "auto",
+    device: str | torch.device = "auto",
+    options: JobOptions | None = None,
+) -> Sweep:
+    """Return the cells that `sweep` would sample, without running or writing anything; `print` lists what is missing.
+
+    The arguments and errors are those of `sweep`.
+    """
+    if num < 2:
+        raise ValueError(f"num must be at least 2, got {num}")
+    name = str(model) if isinstance(model, str | Path) else name_of(model)
+    pairs = pairs_of(samplers, steps, name)
+    network = as_model(model)
+    if guides is not None and (scales is not None or cfgs is not None or guide_specs):
+        raise ValueError("guides cannot be combined with scales, cfgs or guide_specs")
+    found = named_guides(guides) if guides is not None else guides_over(
+        network, scales=scales, cfgs=cfgs, classifier=classifier, specs=guide_specs, interval=guide_interval
+    )  # fmt: skip
+    chosen = choose_device(device)
+    for module in (part for guide in found for part in networks_of(network, guide.guide)):
+        module.to(chosen)
+    check_options(pairs, sampler_options)
+    recipe = Recipe(
+        seed=seed, unconditional=unconditional, batch_size=sample_batch_size, precision=precision, compile=compile
+    )
+    stages: dict[Cell, Stage] = {}
+    for cell, (sampler, guide) in cells_of(pairs, found).items():
+        own = parse_sampler_options(sampler, options_of(sampler, sampler_options))
+        of_cell = dataclasses.replace(recipe, guide=guide, sampler=with_options(sampler, own), steps=cell.steps)
+        used = labels if uses_labels(network, guide, unconditional) else None
+        stages[cell] = plan_stage(network, used, of_cell, out=Path(out) / cell.name, num=num)
+    job = options or JobOptions()
+    job = dataclasses.replace(job, images=bool(job.images))  # by default no PNG files
+    return Sweep(Path(out), {cell: Job((stage,), job) for cell, stage in stages.items()}, job, describe_guides(found))
+
+
+def check_options(pairs: Sequence[tuple[str | Sampler, str]], given: Sequence[str]) -> None:
+    """Raise ValueError for an option that none of the samplers has."""
+    known = {name for sampler, _ in pairs for name in sampler_options(sampler)}
+    for text in given:
+        if text.partition("=")[0] not in known:
+            parse_sampler_options(pairs[0][0], [text])
+
+
+def options_of(sampler: str | Sampler, given: Sequence[str]) -> list[str]:
+    """Return the options that this sampler has."""
+    known = sampler_options(sampler)
+    return [text for text in given if text.partition("=")[0] in known]
+
+
+def describe_guides(guides: Sequence[SweepGuide]) -> list[str]:
+    """Return the kinds of guidance, each once."""
+    return list(dict.fromkeys(kind_of(guide.guide) for guide in guides))
+
+
+@dataclass(frozen=True, repr=False)
+class Sweep:
+    """The cells of a sweep as jobs.
+
+    out: folder of the cells and results
+    jobs: the job of each cell
+    options: how the jobs are run
+    guidance: the kinds of guidance in the sweep
+    """
+
+    out: Path
+    jobs: dict[Cell, Job]
+    options: JobOptions
+    guidance: list[str]
+
+    def __repr__(self) -> str:
+        lines, left = [], 0
+        for cell, job in self.jobs.items():
+            (missing,), stage = job.missing(), self.stage(cell)
+            left += missing * stage.steps
+            kind = kind_of(stage.recipe.guide)
+            lines.append(f"{cell.name:<32} {missing:>9,} images to sample, {stage.steps} steps each; guidance: {kind}")
+        return "\n".join([*lines, f"{len(self.jobs)} cells, {left:,} network evaluations to sample"])
+
+    def stage(self, cell: Cell) -> Stage:
+        """Return the stage of a cell."""
+        return self.jobs[cell].stages[0]
+
+    @property
+    def num(self) -> int:
+        """The number of samples per cell."""
+        return len(self.stage(next(iter(self.jobs))).labels)
+
+    def run(
+        self,
+        reference: Images,
+        metrics: Metrics | None = None,
+        progress: bool | OnProgress = True,
+        on_cell: OnCell | None = None,
+    ) -> SweepTable:
+        """Sample and evaluate what is missing, and return the table. See `sweep`."""
+        metrics, first = metrics or Metrics(), self.options.process == 0
+        shards = {cell: job.check()[0] for cell, job in self.jobs.items()}
+        labelled = [cell for cell in self.jobs if shards[cell].labelled]
+        if metrics.label_classifier is not None and not labelled:
+            raise ValueError("label_classifier needs labels: neither the model nor a guide uses any")
+        keeper, notes = self.keeper(reference, metrics, (labelled or [*self.jobs])[0], bool(progress) and first)
+        self.try_out(shards)
+        check_output_folder(self.out)
+        jobs, options = self.jobs, self.options
+        if options.overwrite:
+            for job in self.jobs.values():
+                job.clear()
+                remove(job.folder / KEPT)
+            options = dataclasses.replace(options, overwrite=False)
+            jobs = {cell: dataclasses.replace(job, options=options) for cell, job in self.jobs.items()}
+        if first:
+            warn_if_few(self.num)
+        rows: dict[Cell, Row] = {}
+
+        def keep(cell: Cell) -> None:
+            if (found := keeper.kept(shards[cell])) is not None:
+                guidance = cell.guide or kind_of(self.stage(cell).recipe.guide)
+                rows[cell] = Row(cell, guidance, shards[cell].num, *found)
+
+        def table() -> SweepTable:
+            found = self.table([rows[cell] for cell in jobs if cell in rows], keeper, notes)
+            if first:
+                found.write(self.out)
+            return found
+
+        for cell in jobs:
+            keep(cell)
+        todo = [cell for cell in jobs if cell not in rows]
+        if on_cell and rows:
+            on_cell(len(rows), len(jobs), None)
+        if todo:
+            _ = keeper.comparison.reference_features  # an unusable reference must show before hours of sampling
+        for cell in todo:
+            if on_cell:
+                on_cell(list(jobs).index(cell), len(jobs), cell)
+            seconds = produce(jobs[cell], shards[cell], progress)
+            keeper.compute(shards[cell], seconds)
+            keep(cell)
+            if first:
+                table()
+        return table()
+
+    def try_out(self, shards: Mapping[Cell, Shards]) -> None:
+        """Run one step of each sampler with each kind of guidance. Raises ValueError if they do not fit together."""
+        stages = [self.stage(cell) for cell in self.jobs if not shards[cell].target.exists()]
+        for stage in {(str(stage.recipe.sampler), kind_of(stage.recipe.guide)): stage for stage in stages}.values():
+            stage.try_out()
+
+    def keeper(self, reference: Images, metrics: Metrics, cell: Cell, show: bool) -> tuple[Keeper, list[str]]:
+        """Return what evaluates the cells, and why some metrics cannot be computed.
+
+        cell: a cell, with labels if there is one
+        Raises ValueError if a chosen metric, or any metric at all, cannot be computed.
+        """
+        if metrics.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {metrics.batch_size}")
+        stage = self.stage(cell)
+        channels, height, width = stage.model.shape
+        samples = of_array(np.zeros((2, height, width, channels), np.uint8), "the samples")  # stand for those of a cell
+        samples.labels = np.array([0, max(0, stage.table.count - 1)])
+        source = as_source(reference, "the reference", split=metrics.split).spread(metrics.num_reference)
+        source = source.fitted((height, width), metrics.fit)
+        processes = Processes(self.options.process, self.options.processes, from_torchrun("LOCAL_RANK", 0))
+        network = networks.load(metrics.features, metrics.weights).to(stage.model.device)
+        labels = metrics.label_classifier is not None
+        chosen, notes = choose_metrics(metrics.metrics, network, samples, source, labels, default=METRICS)
+        check_neighbours(chosen, samples=self.num, reference=len(source))
+        classifier = None
+        if any(metric.needs == "labels" for metric in chosen):
+            classifier = load_label_classifier(metrics.label_classifier, samples, network.device)
+            classifier.count_correct(samples, 2)  # errors must show before hours of sampling
+        extractor = Extractor(network, cache_path(metrics.cache), metrics.batch_size, processes, show)
+        comparison = Comparison(source, extractor, tuple(chosen), metrics.interval)
+        return Keeper(comparison, classifier, source.name, fingerprint(source)), notes
+
+    def table(self, rows: Sequence[Row], keeper: Keeper, notes: Sequence[str]) -> SweepTable:
+        """Return the table of these rows."""
+        stage, comparison = self.stage(next(iter(self.jobs))), keeper.comparison
+        name, num, network = stage.name or "the model", self.num, comparison.network.name
+        caption = f"{num:,} samples of {name} per row ({', '.join(self.constants(stage))}) against "
+        caption += f"{describe(comparison.reference)}, in features of {network}"
+        caption += f"; accuracy: of the labels, by {keeper.classifier.name}" if keeper.classifier else ""
+        caption += ". Bold: best of each column. sweep.csv has all digits"
+        caption += " and 95 % intervals." if comparison.interval else "."
+        if num < FEW:
+            caption += f"\n\nFewer than {FEW:,} samples: distances are far too high, and comparable only with those of "
+            caption += "as many."
+        model, data = (Path(n).name if Path(n).exists() else n for n in (name, comparison.reference.name))
+        title = f"{model}: {num:,} samples per point against {data}, in features of {network}"
+        return SweepTable(rows, title, caption, tuple(notes))
+
+    def constants(self, stage: Stage) -> list[str]:
+        """Return the settings that all cells share, in words."""
+        recipe = stage.recipe
+        found = [f"seed {recipe.seed}", f"precision {recipe.precision}"]
+        found += ["network not conditioned on the labels"] if recipe.unconditional else []
+        options = {k: v for job in self.jobs.values() for k, v in set_options(job.stages[0].recipe.sampler).items()}
+        found += [f"{key} {number(value) if isinstance(value, float) else value}" for key, value in options.items()]
+        return found
+
+
+def produce(job: Job, shards: Shards, progress: bool | OnProgress) -> float | None:
+    """Sample what is missing of a cell; return seconds per image, if one process sampled all of it."""
+    (left,) = job.missing()
+    start = time.perf_counter()
+    job.run(progress, wait=True)
+    return (time.perf_counter() - start) / left if left and job.options.processes == 1 else None
+
+
+def check_neighbours(metrics: Sequence[Metric], samples: int, reference: int) -> None:
+    """Raise ValueError if there are too few images for a metric, which would show only after hours of sampling."""
+    found = [m.name for m in metrics if m.name in ("precision", "recall", "density", "coverage")]
+    for (name, least), count in zip(NEIGHBOURS.items(), (samples, reference)):
+        if found and 0 < count < least:
+            raise ValueError(f"{count} {name}: {', '.join(found)} need at least {least}; choose other --metrics")
+
+
+__all__ = ["Metrics", "Source", "Sweep", "plan_sweep", "sweep"]
