@@ -6,12 +6,12 @@ import hashlib
 import json
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from admg import __version__
 from admg.files import atomic
 from admg.generation.shards import NpzImages, Shards
 
@@ -81,8 +81,16 @@ class Keeper:
             "chosen": [metric.name for metric in c.metrics],
             "interval": c.interval,
             "seed": c.seed,
-            "admg": __version__,
+            "admg": installed_version(),
         }
+
+
+def installed_version() -> str:
+    """Return the version of this package, or "" if it runs without being installed."""
+    try:
+        return metadata.version("admg")
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def fingerprint_npz(images: NpzImages) -> str:
