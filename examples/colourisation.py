@@ -1,7 +1,8 @@
-"""The colours of a photograph from its greys, an inverse problem y = A(x) + noise: a small model, trained on the left
-third alone, colours the rest. From left: what is measured, colours from three noises, their mean, and the true ones.
+"""Colours of a greyscale photograph, an inverse problem y = A(x) + noise: a small model that was trained on the left
+third of the photograph colours the rest. From left: the measurement, colours from three seeds, their mean, and the
+true colours.
 
-    python examples/colourisation.py --out out        (the training takes about 4 minutes, once)
+    python examples/colourisation.py --out out        (the first run trains the model for about 4 minutes)
 
 The photograph is danielbuechele's "china.jpg" of scikit-learn (CC BY 2.0, flickr.com/photos/danielbuechele).
 """
@@ -26,15 +27,15 @@ from admg.generation.images import save_png, to_uint8
 from admg.guidance import Grey, LinearInverse
 from admg.training import ObjectiveConfig
 
-SIZE, CUT = (96, 64), 32  # pixels of the photograph, and of its width those trained on: to the pagoda's middle
+SIZE, CUT = (96, 64), 32  # size of the photograph, and the width of the part for training, which ends at the pagoda
 PATCH = 32
-NOISE = 0.02  # deviation of the measurement's noise; pixels are in [-1, 1]
+NOISE = 0.02  # standard deviation of the measurement's noise; pixels are in [-1, 1]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = options(__doc__, argv, steps="25", num=3, help="noises",
-                   model=(Path("runs/colourisation"), "folder that it is trained in, once"),
-                   train_steps=(1000, "of training"))  # fmt: skip
+    args = options(__doc__, argv, steps="25", num=3, help="number of seeds",
+                   model=(Path("runs/colourisation"), "run directory of the model"),
+                   train_steps=(1000, "number of training steps"))  # fmt: skip
     photograph = Image.fromarray(load_sample_image("china.jpg")).resize(SIZE, Image.Resampling.BOX)
     left, right = np.split(np.asarray(photograph), [CUT], axis=1)
     model = trained(left, args.model, args.train_steps)
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def trained(image: np.ndarray, folder: Path, steps: int) -> admg.Model:
-    """A model of patches of the image (H, W, 3), which are turned left to right and zoomed at random."""
+    """Return a model trained on random patches of the image (H, W, 3), half of them mirrored."""
     patches = sliding_window_view(image, (PATCH, PATCH), (0, 1)).reshape(-1, 3, PATCH, PATCH)
     dataset = Dataset(patches.transpose(0, 2, 3, 1), PATCH, channels=3, crop="random", flip=True)
 

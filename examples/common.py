@@ -1,4 +1,4 @@
-"""What the examples share: their options, and garments to start from."""
+"""Options shared by the examples, and real garments to start from."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ import admg
 from admg.data import open as open_dataset
 from admg.files import check_output_folder
 
-DATA = ("data/fashion-mnist", "/usr/share/datasets/fashion-mnist")  # the latter is Debian's dataset-fashion-mnist
+DATA = ("data/fashion-mnist", "/usr/share/datasets/fashion-mnist")  # the second one is Debian's dataset-fashion-mnist
 
 
 def options(
     text: str | None, argv: Sequence[str] | None, *, steps: str, num: int, help: str, **own: tuple[Any, str]
 ) -> argparse.Namespace:
-    """--out, --steps and --num of an example, and its own (default, help); the folder is there afterwards."""
+    """Return the options --out, --steps and --num and further ones, given as (default, help); create the folder."""
     parser = argparse.ArgumentParser(description=text)
-    parser.add_argument("--out", type=Path, default=Path("examples-out"), help="(default: examples-out)")
-    parser.add_argument("--steps", default=steps, help=f"of sampling (default: {steps})")
+    parser.add_argument("--out", type=Path, default=Path("examples-out"), help="output folder (default: examples-out)")
+    parser.add_argument("--steps", default=steps, help=f"number of sampling steps (default: {steps})")
     parser.add_argument("--num", type=int, default=num, metavar="N", help=f"{help} (default: {num})")
     for name, (default, what) in own.items():
         flag, kind = f"--{name.replace('_', '-')}", type(default)
@@ -34,8 +34,11 @@ def options(
 
 
 def garments(model: admg.Model, labels: Sequence[str], first: int = 0) -> Tensor:
-    """x (N, C, H, W): of each label a test image of Fashion-MNIST, beginning with number `first` of its label; without
-    the data set, a sample of the model instead, of seed 1.
+    """Return a test image of Fashion-MNIST for each label, (N, C, H, W) in [-1, 1].
+
+    first: number of the first image among those of its label
+
+    Without the data set, samples of the model with seed 1 are returned instead.
     """
     folder = next((path for path in DATA if Path(path).is_dir()), None)
     numbers = [model.labels.parse(label) for label in labels]

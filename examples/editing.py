@@ -1,5 +1,6 @@
-"""Editing: a real garment, noised to a level and sampled from there towards another label (SDEdit). Columns: the share
-of the steps that is done; little of it leaves the garment, all of it leaves nothing but the label.
+"""Editing: a real garment is noised to some level and sampled from there with another label (SDEdit). Columns: the
+strength, which is the fraction of the steps that are made. Small values keep the garment, 1 keeps nothing but the
+label.
 
     python examples/editing.py --out out
     admg edit --image shirt.png --label dress --strength 0.6        # the same on the command line
@@ -20,7 +21,7 @@ STRENGTHS = (0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = options(__doc__, argv, steps="50", num=len(EDITS), help="rows, at most 4")
+    args = options(__doc__, argv, steps="50", num=len(EDITS), help="number of rows, at most 4")
     model, classifier = admg.load("fashion-mnist"), admg.load_classifier("fashion-mnist")
     edits = EDITS[: args.num]
     images, labels = garments(model, [a for a, _ in edits]), [b for _, b in edits]

@@ -1,6 +1,6 @@
-"""Guidance through an embedding network, as CLIP guidance is: samples whose embedding is like a target picture's. The
-network is the classifier without its last layers, at no noise; the model is told no label. Top: the targets; then
-noises without guidance, and the same noises towards the target above them.
+"""Guidance by an embedding network, as in CLIP guidance: samples whose embedding resembles that of a target image. The
+network is the classifier without its last layers, and the model is unconditional. Top: targets. Below: samples
+without guidance, and samples from the same noise guided towards the target above them.
 
     python examples/embedding.py --out out
 """
@@ -24,12 +24,12 @@ SCALE = 800.0
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = options(__doc__, argv, steps="25", num=len(TARGETS), help="columns, at most 6")
+    args = options(__doc__, argv, steps="25", num=len(TARGETS), help="number of columns, at most 6")
     model, network = admg.load("fashion-mnist"), admg.load_classifier("fashion-mnist").network
     targets = TARGETS[: args.num]
 
     def embed(images: Tensor) -> Tensor:
-        """(N, 1, H, W) -> (N, 512), means over quarters. A CLIP model's encode_image goes here."""
+        """Return features (N, 512), averaged over quarters of the image. Use CLIP's encode_image here."""
         return adaptive_avg_pool2d(network.encode(images, network.embed(torch.zeros(1)))[-1], 2).flatten(1)
 
     pictures = garments(model, targets, first=3)

@@ -1,5 +1,5 @@
-"""Inpainting: what is known of a garment stays, the rest is sampled. The measurement's likelihood as a score
-(LinearInverse), and RePaint, which goes back and forth; both are told the label.
+"""Inpainting: known pixels of a garment stay, and the others are sampled. Compares the gradient of the measurement's
+likelihood (LinearInverse) with RePaint. Both condition the model on the label.
 
     python examples/inpainting.py --out out
 """
@@ -20,7 +20,7 @@ LABELS = ("coat", "ankle boot", "dress", "bag", "shirt", "sandal")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = options(__doc__, argv, steps="50", num=5, help="rows, at most 6")
+    args = options(__doc__, argv, steps="50", num=5, help="number of rows, at most 6")
     model, labels = admg.load("fashion-mnist"), LABELS[: args.num]
     images = garments(model, labels)
     known = torch.ones(model.shape[1:], dtype=torch.bool)

@@ -1,5 +1,6 @@
-"""Interpolation: two real garments are encoded to noise by DDIM's inversion, and what lies between the two noises is
-decoded. The frames at the ends are the garments again. The last row is between two seeds, with a label and guidance.
+"""Interpolation between images: two real garments are encoded to noise by DDIM inversion, and noise between them is
+decoded. The first and the last frame are the garments again. The last row goes from one seed to another, with a
+label and guidance.
 
     python examples/interpolation.py --out out
     admg interpolate --image a.png --image b.png --frames 8         # the same on the command line
@@ -19,13 +20,13 @@ PAIRS = (("dress", "dress"), ("sneaker", "ankle boot"), ("pullover", "coat"))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = options(__doc__, argv, steps="100", num=8, help="frames")
+    args = options(__doc__, argv, steps="100", num=8, help="number of frames")
     model, classifier = admg.load("fashion-mnist"), admg.load_classifier("fashion-mnist")
 
     rows, titles = [], []
     for a, b in PAIRS:
         ends = garments(model, [a, b])
-        label = a if a == b else None  # with two labels, the model is told neither
+        label = a if a == b else None  # with two different labels, the model is unconditional
         frames = admg.interpolate(model, ends, label, frames=args.num, steps=args.steps)
         first, last = to_uint8(ends)
         rows.append([first, *frames.images, last])

@@ -1,5 +1,5 @@
-"""Labels to avoid: the model, told nothing, makes a garment of each noise (top); then what the classifier takes it for
-gets a negative weight, and the same noise becomes something else (below, over the weight).
+"""Labels to avoid. Top: garments of the unconditional model. Below: samples from the same noise, for which the label
+that the classifier predicts has a negative weight, so that each becomes something else.
 
     python examples/negative_labels.py --out out
 """
@@ -18,18 +18,18 @@ from admg.guidance import ExtendedClassifierGuidance
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = options(__doc__, argv, steps="50", num=10, help="noises")
+    args = options(__doc__, argv, steps="50", num=10, help="number of columns")
     model, classifier = admg.load("fashion-mnist"), admg.load_classifier("fashion-mnist")
-    everything = {"steps": args.steps, "unconditional": True, "batch_size": args.num}
-    plain = admg.sample(model, [None] * args.num, **everything)
+    shared = {"steps": args.steps, "unconditional": True, "batch_size": args.num}
+    plain = admg.sample(model, [None] * args.num, **shared)
     seen = classifier(plain.x, torch.zeros(1)).argmax(1)
 
     rows, titles = [plain.images], ["unguided"]
     for weight in (-1.0, -4.0, -16.0):
         labels = torch.zeros(args.num, model.labels.count)
-        labels[torch.arange(args.num), seen] = weight  # log p(label | x), to be made small
+        labels[torch.arange(args.num), seen] = weight  # of log p(label | x), which is decreased
         guide = ExtendedClassifierGuidance(classifier, labels=labels)
-        rows.append(admg.sample(model, [None] * args.num, guide=guide, **everything).images)
+        rows.append(admg.sample(model, [None] * args.num, guide=guide, **shared).images)
         titles.append(f"weight {weight:g}")
 
     names = [f"no {model.labels.name(int(label))}" for label in seen]

@@ -1,9 +1,9 @@
-"""From one bit a pixel back to grey: colourisation's kin for a model of grey images. Dither noise of known deviation is
-added to a garment, and only the sign of each pixel is kept; its log-likelihood is an energy, and its scale is 1.
+"""Greys from one bit per pixel. Noise of a known standard deviation is added to a garment, and only the sign of each
+pixel is kept. The negative log-likelihood of the bits is the loss, with scale 1.
 
     python examples/one_bit.py --out out
 
-On a model of colour images, LinearInverse(Grey(), grey, ...) colours grey ones: see colourisation.py.
+For a model of colour images, LinearInverse(Grey(), grey, ...) restores colours: see colourisation.py.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from admg.generation.images import save_png, to_uint8
 from admg.guidance import LossGuidance
 
 LABELS = ("pullover", "sneaker", "dress", "bag", "ankle boot")
-NOISE = 0.5  # deviation of the dither; pixels are in [-1, 1]
+NOISE = 0.5  # standard deviation of the noise; pixels are in [-1, 1]
 SEEDS = (0, 1, 2, 3)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = options(__doc__, argv, steps="50", num=4, help="rows, at most 5")
+    args = options(__doc__, argv, steps="50", num=4, help="number of rows, at most 5")
     model, labels = admg.load("fashion-mnist"), LABELS[: args.num]
     images = garments(model, labels, first=3)
     bits = torch.sign(images + NOISE * torch.randn(images.shape, generator=torch.Generator().manual_seed(0)))
 
     def surprise(x0: Tensor) -> Tensor:
-        """-log p(bits | x0): a bit is +1 with the probability Φ(x0 / NOISE)."""
+        """Return -log p(bits | x0), where a bit is +1 with probability Φ(x0 / NOISE)."""
         return -torch.special.log_ndtr(bits * x0 / NOISE).flatten(1).sum(1)
 
     samples = [

@@ -1,5 +1,6 @@
-"""Super-resolution and deblurring: images that agree with a measurement y = A(x) + noise of known deviation. Left 8x8
-pixels to 32x32 by the measurement's likelihood, right a blur undone by DPS; the model is told no label.
+"""Super-resolution and deblurring: samples that agree with a measurement y = A(x) + noise with a known standard
+deviation. Left: from 8x8 to 32x32 pixels by the gradient of the measurement's likelihood. Right: a blur removed by
+DPS. The model is unconditional.
 
     python examples/super_resolution.py --out out
 """
@@ -19,11 +20,11 @@ from admg.generation.images import save_png, to_uint8
 from admg.guidance import DPS, Blur, Downsample, Guide, LinearInverse
 
 LABELS = ("pullover", "sneaker", "dress", "bag", "t-shirt/top", "ankle boot")
-NOISE = 0.05  # deviation of the measurement's noise; pixels are in [-1, 1]
+NOISE = 0.05  # standard deviation of the measurement's noise; pixels are in [-1, 1]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = options(__doc__, argv, steps="100", num=5, help="rows, at most 6")
+    args = options(__doc__, argv, steps="100", num=5, help="number of rows, at most 6")
     model, labels = admg.load("fashion-mnist"), LABELS[: args.num]
     images = garments(model, labels, first=3)
     random = torch.Generator().manual_seed(0)

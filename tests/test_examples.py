@@ -1,13 +1,15 @@
-"""Every example runs, reduced, and writes its one picture; the guide of a user's own file works in both of its ways."""
+"""Every example runs with few steps and writes one picture, and its guides and samplers work on the command line."""
 
 from __future__ import annotations
 
 import importlib
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers import run
 from PIL import Image
 
@@ -15,13 +17,13 @@ import admg
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 NAMES = [path.stem for path in sorted(EXAMPLES.glob("*.py")) if "def main(argv" in path.read_text(encoding="utf-8")]
-EXTRA = {"colourisation": ["--train-steps", "2", "--model"]}  # and a folder
-GUIDE = f"{EXAMPLES / 'my_guide.py'}:symmetric"
+EXTRA = {"colourisation": ["--train-steps", "2", "--model"]}  # followed by a folder
+GUIDE = f"{EXAMPLES / 'custom_guides.py'}:symmetric"
 
 
 @pytest.fixture
 def examples(monkeypatch):
-    """The folder of examples on the path, as when one is run."""
+    """Import an example by name, with the folder of the examples on the path as when it is run."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
     before = set(sys.modules)
     yield importlib.import_module
@@ -62,8 +64,8 @@ def test_garments_are_test_images_in_order(examples, monkeypatch, tmp_path):
     assert (x[:, 0, 0, 0] == -1).all()  # padded
 
 
-def test_the_users_own_guide_is_the_same_on_the_command_line_and_in_python(examples, capsys, tmp_path):
-    symmetric = examples("my_guide").symmetric
+def test_a_users_guide_gives_the_same_images_on_the_command_line_and_in_python(examples, capsys, tmp_path):
+    symmetric = examples("custom_guides").symmetric
     model, classifier = admg.load("fashion-mnist"), admg.load_classifier("fashion-mnist")
     guide = admg.guidance.ClassifierGuidance(classifier, 4.0)
     plain = admg.sample(model, ["bag"], guide=guide, steps=6, progress=False)
@@ -74,4 +76,28 @@ def test_the_users_own_guide_is_the_same_on_the_command_line_and_in_python(examp
     stored = np.load(tmp_path / "out" / "samples_1x32x32x1.npz")["arr_0"]
     assert np.abs(stored.astype(int) - own.images).max() <= 1
     uneven = [(samples.x - samples.x.flip(-1)).square().sum().item() for samples in (plain, own)]
-    assert uneven[1] < uneven[0] / 5  # it does what it is for
+    assert uneven[1] < uneven[0] / 5  # the guide makes images symmetric
+
+
+def test_the_custom_sampler_is_ddim_with_eta_1(examples):
+    """Euler ancestral in x/sqrt(ᾱ) and σ is DDIM's equation 12 with the noise of eta = 1."""
+    euler_ancestral = examples("custom_sampler").euler_ancestral
+    model, classifier = admg.load("fashion-mnist"), admg.load_classifier("fashion-mnist")
+    guide = admg.guidance.ClassifierGuidance(classifier, 2.0)
+    own, ddim = (
+        admg.sample(model, ["bag", "coat"], guide=guide, sampler=sampler, steps=6, progress=False)
+        for sampler in (euler_ancestral, partial(admg.samplers.ddim, eta=1.0))
+    )
+    torch.testing.assert_close(own.x, ddim.x, atol=1e-3, rtol=0)
+
+
+def test_the_custom_sampler_on_the_command_line(examples, capsys, tmp_path):
+    spec = f"{EXAMPLES / 'custom_sampler.py'}:euler_ancestral"
+    code, _, err = run(capsys, "sample", "--label", "bag", "--num", 1, "--steps", 3, "--scale", 4,
+                       "--sampler", spec, "--precision", "fp32", "--out", tmp_path / "out")  # fmt: skip
+    assert code == 0, err
+    stored = np.load(tmp_path / "out" / "samples_1x32x32x1.npz")["arr_0"]
+    guide = admg.guidance.ClassifierGuidance(admg.load_classifier("fashion-mnist"), 4.0)
+    own = admg.sample(admg.load("fashion-mnist"), ["bag"], guide=guide, steps=3, progress=False,
+                      sampler=examples("custom_sampler").euler_ancestral)  # fmt: skip
+    assert np.abs(stored.astype(int) - own.images).max() <= 1

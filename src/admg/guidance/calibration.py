@@ -86,8 +86,15 @@ def calibrated(
     return Calibrated(classifier, timesteps, tuple(fit_temperature(z, labels) for z in logits))
 
 
-def _noisy_logits(classifier, diffusion, images, index, generator, batch_size) -> Iterator[Tensor]:
-    for x0 in images.split(batch_size):
+def _noisy_logits(
+    classifier: Callable[[Images, Tensor], Tensor],
+    diffusion: Diffusion,
+    images: Images,
+    index: int,
+    generator: torch.Generator,
+    batch_size: int,
+) -> Iterator[Tensor]:
+    for x0 in torch.split(images, batch_size):
         noise = torch.randn(x0.shape, generator=generator).to(x0.device)
         with torch.no_grad():
             x = diffusion.q_sample(x0, index, noise)
@@ -126,7 +133,7 @@ def expected_calibration_error(logits: Float[Tensor, "n k"], labels: Int64[Tenso
     confidence, guess = logits.double().softmax(1).max(1)
     excess = confidence - (guess == labels.to(guess.device)).double()
     which = (confidence * bins).ceil().long().clamp(1, bins) - 1  # bin b is (b/bins, (b + 1)/bins]
-    return (excess.new_zeros(bins).index_add(0, which, excess).abs().sum() / len(labels)).item()
+    return float(excess.new_zeros(bins).index_add(0, which, excess).abs().sum() / len(labels))
 
 
 def _check(logits: Tensor, labels: Tensor) -> None:

@@ -54,6 +54,6 @@ class SplitPrediction(Prediction):
         return f"SplitPrediction(x0={self.x0}, eps={self.eps})"
 
     @property
-    def mean(self) -> NoReturn:  # type: ignore[override]
+    def mean(self) -> NoReturn:
         check_consistent(self)
         raise AssertionError

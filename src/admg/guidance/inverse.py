@@ -106,4 +106,5 @@ def residual(operator: Callable[[Images], Tensor], measurement: Tensor, x0: Imag
 
 def norm(r: Tensor) -> Tensor:
     """Return the norm of each row; its gradient at 0 is 0."""
-    return torch.linalg.vector_norm(r, dim=1)
+    norms: Tensor = torch.linalg.vector_norm(r, dim=1)
+    return norms

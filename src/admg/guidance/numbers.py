@@ -35,7 +35,8 @@ def scale_at(scale: Scale, sigma: float) -> float:
 
 def per_image_norm(g: Images) -> Float[Tensor, "n 1 1 1"]:
     """Return the Euclidean norm of each image."""
-    return torch.linalg.vector_norm(g.flatten(1), dim=1).view(-1, 1, 1, 1)
+    norm: Tensor = torch.linalg.vector_norm(g.flatten(1), dim=1)
+    return norm.view(-1, 1, 1, 1)
 
 
 def per_image_dot(a: Images, b: Images) -> Float[Tensor, "n 1 1 1"]:
