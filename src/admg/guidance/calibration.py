@@ -119,7 +119,7 @@ def fit_temperature(logits: Float[Tensor, "n k"], labels: Int64[Tensor, " n"]) -
     for _ in range(60):
         middle = (low * high) ** 0.5
         low, high = (low, middle) if slope(middle) > 0 else (middle, high)
-    return 1 / (low * high) ** 0.5
+    return float(1 / (low * high) ** 0.5)
 
 
 def expected_calibration_error(logits: Float[Tensor, "n k"], labels: Int64[Tensor, " n"], bins: int = 15) -> float:
