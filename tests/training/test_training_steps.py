@@ -83,9 +83,9 @@ def test_one_step_is_adamw_of_the_clipped_mean_gradient(digits):
     gradients = torch.autograd.grad(terms["loss"].mean(), twin.network.parameters())
     norm = sum(g.double().square().sum() for g in gradients).sqrt()
     learner = Learner(task, TrainConfig(batch_size=10, precision="fp32", warmup=2, **options), CPU)
-    figures = learner.step(0, drawn)
-    assert figures["grad_norm"].item() == pytest.approx(norm.item(), rel=1e-5) and norm > 0.1
-    assert figures["loss"].item() == pytest.approx(terms["loss"].mean().item(), rel=1e-5)
+    measurements = learner.step(0, drawn)
+    assert measurements["grad_norm"].item() == pytest.approx(norm.item(), rel=1e-5) and norm > 0.1
+    assert measurements["loss"].item() == pytest.approx(terms["loss"].mean().item(), rel=1e-5)
     assert learner.lr == pytest.approx(5e-3)  # the first of two steps of warm-up
     expected = []
     for p, g in zip(twin.network.parameters(), gradients):
@@ -206,7 +206,7 @@ def test_ema_equals_torchs_averaged_model():
 
 def test_a_run_is_resumed_in_another_memory_format(digits, tmp_path):
     """Weights are channels-last on a GPU, and AdamW pairs weights and moments by their place in memory."""
-    figures, _ = learned(digits, make(), steps=5)
+    measurements, _ = learned(digits, make(), steps=5)
     fed = prefetch(make(), batches(open_dataset(digits, 8), 10, seed=0), 0, 0, CPU)
     config = TrainConfig(batch_size=10, precision="fp32", warmup=1)
     first = Learner(make(), config, CPU)
@@ -217,7 +217,7 @@ def test_a_run_is_resumed_in_another_memory_format(digits, tmp_path):
     second = Learner(make(), config, CPU)
     assert checkpointing.resume(tmp_path, second) == 3
     for k in (3, 4):
-        assert second.step(k, next(fed))["loss"].item() == pytest.approx(figures[k]["loss"], rel=1e-4)
+        assert second.step(k, next(fed))["loss"].item() == pytest.approx(measurements[k]["loss"], rel=1e-4)
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(digits, tmp_path):

@@ -149,7 +149,7 @@ def _open_arrays(
 
 
 def to_channels(images: Shaped[np.ndarray, "n h w c"], channels: int) -> Shaped[np.ndarray, "n h w c2"]:
-    """Convert 8-bit colour images to grey if one channel is wanted. `Dataset` repeats the channel of grey ones."""
+    """Convert 8-bit colour images to grey if there is to be one channel. `Dataset` repeats the channel of grey ones."""
     if channels >= images.shape[3]:
         return images
     return np.stack([np.asarray(Image.fromarray(image).convert("L"))[..., None] for image in images])

@@ -14,7 +14,7 @@ from jaxtyping import Int64
 from .dataset import Batch, ImageDataset
 from .errors import DataError
 
-ORDER, AUGMENTATION = 0, 1  # keep the two kinds of random numbers of a seed apart
+ORDER, AUGMENTATION = 0, 1  # streams of random numbers of one seed
 
 
 def batches(
