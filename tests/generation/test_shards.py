@@ -264,17 +264,8 @@ def test_differences_of_nested_settings():
     new = {"settings": {"steps": 25, "base": {"scale": 2, "model": "a"}}, "num": 4}
     assert differences(old, new) == ["base.scale is 1 there, 2 here", "num is 3 there, 4 here"]
     assert differences(old, old) == []
-    old["settings"]["base"]["model"] = old["settings"]["classifier"] = "by another name"
+    old["settings"]["base"]["loaded_as"] = "by another name"
     assert differences(old, new) == ["base.scale is 1 there, 2 here", "num is 3 there, 4 here"]
-
-
-def test_a_run_that_recorded_precision_auto_is_continued(tmp_path):
-    """As older versions did, here in both stages; now it is recorded as what it comes to."""
-    old, new = ({"precision": p, "base": {"precision": p, "scale": 1}} for p in ("auto", "fp32"))
-    shards = open_run(old, Shards(tmp_path, 10, 3, SHAPE, True))
-    assert open_run(new, dataclasses.replace(shards, size=5)) == shards
-    assert differences(new, old) == ["precision is fp32 there, auto here", "base.precision is fp32 there, auto here"]
-    assert differences(old, new | {"base": {"precision": "fp32", "scale": 2}}) == ["base.scale is 1 there, 2 here"]
 
 
 @pytest.mark.parametrize("links", [True, False])

@@ -135,7 +135,8 @@ def shares(labels: Sequence[int | None], num: int) -> list[int | None]:
 def random_labels(seed: int, count: int, num: int) -> list[int]:
     """Return `num` random labels below `count`. Label i of a seed does not depend on the number of images."""
     stream = int.from_bytes(b"labels", "little")  # a stream of its own, unlike that of any image's noise
-    return np.random.default_rng([seed, stream]).integers(count, size=num).tolist()
+    drawn: list[int] = np.random.default_rng([seed, stream]).integers(count, size=num).tolist()
+    return drawn
 
 
 def recorded(numbers: Sequence[int | None]) -> Any:

@@ -13,8 +13,8 @@ from typing import Any
 from .shards import Shards
 
 RUN = "run.json"
-IGNORED = ("model", "classifier", "loaded_as")
-"""Keys of settings that are for people to read: a network is identified by its weights, whatever its name is."""
+IGNORED = ("loaded_as",)
+"""Keys of settings that are only for people to read: a network is identified by its weights, not by its name."""
 
 
 UNIDENTIFIED = "unidentified"
@@ -74,7 +74,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         _recorded(folder, record)
         dict(record["settings"])
     except (ValueError, KeyError, TypeError) as error:
@@ -96,7 +96,6 @@ def run_files(folder: Path) -> list[Path]:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Return `scale is 4 there, 2 here` for each setting that differs; nested settings read `base.scale`."""
     a, b = dict(_flat(old)), dict(_flat(new))
-    a |= {key: b.get(key) for key in a if key.split(".")[-1] == "precision" and a[key] == "auto"}
     keys = [key for key in {**a, **b} if a.get(key) != b.get(key) and key.split(".")[-1] not in IGNORED]
     return [f"{key} is {_shown(a.get(key))} there, {_shown(b.get(key))} here" for key in keys]
 

@@ -97,7 +97,7 @@ class Shards:
     def _merge(self, archive: zipfile.ZipFile, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> None:
         header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
         with archive.open(zipfile.ZipInfo(name), "w", force_zip64=True) as out:  # no date, as in NumPy
-            np.lib.format.write_array_header_1_0(cast(IO[bytes], out), header)
+            np.lib.format.write_array_header_1_0(out, header)
             for k in range(len(self)):
                 try:
                     with zipfile.ZipFile(self.path(k)) as shard, shard.open(name) as member:
@@ -177,7 +177,7 @@ class NpzImages:
 
     def _read_labels(self) -> Int64[np.ndarray, " n"]:
         with self._archive.open("arr_1.npy") as member:
-            labels = np.lib.format.read_array(cast(IO[bytes], member), allow_pickle=False)
+            labels = np.lib.format.read_array(member, allow_pickle=False)
         if not np.issubdtype(labels.dtype, np.integer) or labels.shape != self.shape[:1]:
             raise ValueError(f"arr_1 is {labels.dtype} {labels.shape}: allowed are integers ({len(self)},)")
         if labels.min() < -1:

@@ -102,7 +102,7 @@ def load_images(sources: Sequence[str | Path], model: Model, fit: Fit | None = N
 def trained_fit(model: Model) -> Fit:
     """Return the fit that the record or the command of the training names, else "resize", as for published models."""
     if (recorded := model.training.get("fit")) in ("pad", "resize"):
-        return recorded
+        return "pad" if recorded == "pad" else "resize"
     named = re.search(r"--fit[ =](pad|resize)\b", str(model.training.get("command", "")))
     return "pad" if named and named[1] == "pad" else "resize"
 
