@@ -131,8 +131,10 @@ def run(options: Options) -> None:
     options.sampling.to_device(model, guides)
     if sheet is not None:
         option, scales = sheet
-        print(generate_scale_sheet(model, labels, guides, scales, out=options.out, option=option, num=num,
-                                   recipe=recipe))  # fmt: skip
+        path = generate_scale_sheet(
+            model, labels, guides, scales, out=options.out, option=option, num=num, recipe=recipe
+        )
+        print(f"Saved {path}")
         return
     done = generate(
         model, labels, out=options.out, num=num, **recipe.arguments(), **dataclasses.asdict(options.job), init=init,
