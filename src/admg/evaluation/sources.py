@@ -54,7 +54,7 @@ class Source:
     numbers: Sequence[int] = field(default=())
     fit: Fit | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.numbers and self.images is not None:
             self.numbers = range(len(self.images))
 

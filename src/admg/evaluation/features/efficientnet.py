@@ -79,7 +79,7 @@ class Block(nn.Module):
 class EfficientNetLite0(nn.Module):
     """Maps normalised images (N, 3, 224, 224) to the input of the last layer (N, 1280); `_fc` maps it to logits."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self._conv_stem = conv(3, 32, 3, 2)
         self._bn0 = norm(32)

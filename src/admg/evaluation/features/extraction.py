@@ -52,7 +52,7 @@ class Extraction:
     processes: int = 1
     _made: dict[int, Activations] = field(default_factory=dict, init=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
         if not 0 <= self.rank < self.processes:

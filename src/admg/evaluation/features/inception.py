@@ -158,7 +158,7 @@ class MixedE(nn.Module, Chain):
 class Inception(nn.Module):
     """Maps images (N, 3, 299, 299) in [-1, 1] to pool_3 (N, 2048) and 7 channels of mixed_6/conv (N, 7, 17, 17)."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.Conv2d_1a_3x3 = Conv(3, 32, 3, stride=2, same=False)  # conv
         self.Conv2d_2a_3x3 = Conv(32, 32, 3, same=False)
