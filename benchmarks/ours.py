@@ -31,7 +31,7 @@ from torch import Tensor, nn
 import admg
 from admg import guidance, samplers
 from admg.checkpoints.model import Model
-from admg.engine.memory import keep_freed_memory
+from admg.engine import configure_process
 from admg.guidance.classifier import log_prob_gradient
 from admg.training import DiffusionTask, TrainConfig
 from admg.training.prefetch import prefetch
@@ -43,6 +43,7 @@ def within_sample(make: Callable[[Model, guidance.ClassifierGuidance, Tensor, Te
 
     def part(setting: Setting, serve: Serve) -> None:
         case = build(setting)
+        configure_process(setting.device)
 
         def sampler(model, x_T, *, y, guide, noise_sampler, unconditional):
             serve(make(model, guide, x_T, y))
@@ -96,7 +97,7 @@ def training(setting: Setting, serve: Serve) -> None:
     task = DiffusionTask(case.model, label_dropout=0.0)
     options: dict[str, Any] = {"precision": setting.precision, "compile": setting.compile}
     config = TrainConfig(batch_size=setting.batch, lr=LEARNING_RATE, warmup=0, ema=EMA, **options)
-    keep_freed_memory(device.type)
+    configure_process(device)
     learner = Learner(task, config, device)
     fed = prefetch(task, itertools.repeat((case.x.cpu().clamp(-1, 1), case.y.cpu())), 0, 0, device)
 
@@ -115,6 +116,7 @@ def training(setting: Setting, serve: Serve) -> None:
 def whole_sample(setting: Setting, serve: Serve) -> None:
     """Serve a whole sampling run with the sampler and the steps of GOOD."""
     case, (sampler, steps) = build(setting), GOOD
+    configure_process(setting.device)
     options: dict[str, Any] = {"precision": setting.precision, "compile": setting.compile, "progress": False}
     options |= {"guide": guidance.ClassifierGuidance(case.classifier, SCALE), "batch_size": setting.batch}
     serve(Work(lambda: admg.sample(case.model, case.y, sampler=sampler, steps=steps, x_T=case.x, **options).x, None))

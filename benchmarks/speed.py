@@ -43,7 +43,7 @@ from turns import Worker
 
 from admg.cli.main import Parser, one_line
 from admg.cli.measure import device_of
-from admg.engine.compiling import wanted
+from admg.engine.compiling import compiles
 from admg.engine.precision import DTYPES, resolve
 from admg.files import atomic
 
@@ -125,7 +125,7 @@ def settings_of(args: argparse.Namespace) -> list[Setting]:
             device=str(device),
             threads=args.threads or torch.get_num_threads(),
             precision=resolve(args.precision, device),
-            compile="on" if wanted(args.compile) else "off",
+            compile="on" if compiles(args.compile) else "off",
             compile_diffusers=args.compile_diffusers,
             reference=args.reference,
         )

@@ -23,6 +23,7 @@ from admg.cli.main import main
 from admg.diffusion.config import DiffusionConfig
 from admg.diffusion.gaussian import Diffusion
 from admg.diffusion.schedule import NoiseSchedule
+from admg.engine.half_torso import with_half_torso
 from admg.models import ClassifierConfig, NoisyClassifier, SuperResConfig, SuperResUNet, UNet, UNetConfig
 from admg.models.blocks import AttentionBlock, split_heads, timestep_embedding
 
@@ -197,7 +198,7 @@ def test_published_models_fit_or_are_refused(name):
 def test_half_precision_torso_is_written_in_float32(tmp_path):
     model = make()
     plain = {name: value.clone() for name, value in model.network.state_dict().items()}
-    model.network.torso_to(torch.bfloat16)
+    model.network = with_half_torso(model.network, torch.bfloat16)
     to_diffusers(model, tmp_path / "out")
     to_openai(model, tmp_path / "model.pt")
     assert {v.dtype for v in load_file(tmp_path / "out" / "diffusion_pytorch_model.safetensors").values()} == {

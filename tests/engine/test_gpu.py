@@ -20,16 +20,12 @@ from admg.checkpoints.labels import Labels
 from admg.checkpoints.model import Model
 from admg.cli.main import main
 from admg.diffusion.config import DiffusionConfig
-from admg.engine import memory
-from admg.engine import norm as norms
-from admg.engine.compiling import compiled, fast
-from admg.engine.cuda import fused
-from admg.engine.cuda.graphs import recorded
-from admg.engine.cuda.halving import halved
+from admg.engine import accelerate, memory, ops
+from admg.engine.compiling import compiled
+from admg.engine.cuda.cast import CastLayer
 from admg.engine.precision import autocast
 from admg.guidance.classifier import log_prob_gradient
-from admg.models import NoisyClassifier, UNet, UNetConfig
-from admg.models.blocks import identity_attention
+from admg.models import NoisyClassifier, UNet, UNetConfig, with_identity_attention
 from admg.training import DiffusionTask, TrainConfig
 from admg.training.prefetch import prefetch
 from admg.training.step import Learner
@@ -107,7 +103,7 @@ def test_gradients_of_resampling(up):
     x = torch.randn(2, 32, 7, 5, device="cuda").to(memory_format=torch.channels_last).requires_grad_()
     plain = F.interpolate(x, scale_factor=2, mode="nearest") if up else F.avg_pool2d(x, 2)
     weights = torch.randn_like(plain)
-    found, expected = (torch.autograd.grad((y * weights).sum(), x)[0] for y in (norms.resampled(x, up), plain))
+    found, expected = (torch.autograd.grad((y * weights).sum(), x)[0] for y in (ops.resampled(x, up), plain))
     assert (found - expected).abs().max() < 1e-5
 
 
@@ -149,6 +145,15 @@ def outputs(networks, x: Tensor, t: Tensor, y: Tensor) -> list[Tensor]:
     return [raw, log_prob_gradient(classifier, x, t, y)]
 
 
+def fast(networks, precision: str = "fp32") -> list[nn.Module]:
+    return [accelerate(network, precision=precision) for network in networks]
+
+
+def graphs(network: nn.Module) -> list:
+    """The CUDA graphs of an accelerated network."""
+    return [graph for graph in network._function().graphs.values() if graph is not None]
+
+
 @on_gpu
 def test_float32_is_that_of_a_cpu(networks):
     on_cpu = outputs([copy.deepcopy(network).cpu() for network in networks], *(tensor.cpu() for tensor in inputs()))
@@ -158,11 +163,9 @@ def test_float32_is_that_of_a_cpu(networks):
 
 @on_gpu
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_half_precision_is_as_exact_as_autocast(networks, precision, monkeypatch):
+def test_half_precision_is_as_exact_as_autocast(networks, precision):
     expected = outputs(networks, *inputs())
-    with fast(networks, DEVICE, precision=precision, compile="off"):
-        found = outputs(networks, *inputs())
-    monkeypatch.setattr(fused, "kernels", lambda: None)
+    found = outputs(fast(networks, precision), *inputs())
     with autocast(precision, DEVICE):
         plain = outputs(networks, *inputs())
     for got, usual, exact in zip(found, plain, expected, strict=True):
@@ -170,51 +173,46 @@ def test_half_precision_is_as_exact_as_autocast(networks, precision, monkeypatch
 
 
 @on_gpu
-def test_what_is_halved_is_as_before_afterwards(networks):
+def test_the_plain_network_stays_as_it_is(networks):
     before = outputs(networks, *inputs())
-    with fast(networks, DEVICE, precision="bf16", compile="off"):
-        assert any("forward" in vars(module) for module in networks[0].modules())
-        clone = copy.deepcopy(networks[0])
+    accelerated = fast(networks, "bf16")
+    outputs(accelerated, *inputs())
+    assert any(isinstance(module, CastLayer) for module in accelerated[0]._function().function.modules())
     assert not any("forward" in vars(module) for network in networks for module in network.modules())
-    for these in (networks, (clone, networks[1])):
+    for these in (networks, [copy.deepcopy(network).plain for network in accelerated]):
         for got, expected in zip(outputs(these, *inputs()), before, strict=True):
             assert rms(got - expected, expected) < 1e-5
 
 
 @on_gpu
-def test_recorded_calls_are_those_that_were_recorded(networks):
-    """Other images, steps and labels at each call, and a hook that is heard."""
-    heard = []
-    with fast(networks, DEVICE, compile="off"):
-        for k in range(6):
-            x, t, y = inputs()
-            found = outputs(networks, x + k, t + k, (y + k) % len(NAMES))
-            handle = networks[0].input_blocks[0].register_forward_hook(lambda *_: heard.append(1))
-            hooked = outputs(networks, x + k, t + k, (y + k) % len(NAMES))
-            handle.remove()
-            with identity_attention(networks[0]):
-                elsewhere = outputs(networks, x + k, t + k, (y + k) % len(NAMES))[0]
-            recorders = [network._compiled_call_impl for network in networks]
-            with pytest.MonkeyPatch.context() as patch:
-                for network in networks:
-                    patch.setattr(network, "_compiled_call_impl", None)
-                expected = outputs(networks, x + k, t + k, (y + k) % len(NAMES))
-                with identity_attention(networks[0]):
-                    expected_elsewhere = outputs(networks, x + k, t + k, (y + k) % len(NAMES))[0]
-            for got, same, wanted in zip(found, hooked, expected, strict=True):
-                assert rms(got - wanted, wanted) < 1e-5 and rms(same - wanted, wanted) < 1e-5
-            assert rms(elsewhere - expected_elsewhere, expected_elsewhere) < 1e-5
-            assert rms(elsewhere - found[0], found[0]) > 1e-3
-    assert len(heard) == 6
-    assert all(any(recorder.recordings.values()) for recorder in recorders)
+def test_replayed_calls_are_those_that_were_captured(networks):
+    """Other images, steps and labels at each call, and a hook, which fires."""
+    fired, accelerated = [], fast(networks)
+    perturbed = [with_identity_attention(accelerated[0]), accelerated[1]]
+    plain = [with_identity_attention(networks[0]), networks[1]]
+    for k in range(6):
+        x, t, y = inputs()
+        given = x + k, t + k, (y + k) % len(NAMES)
+        found = outputs(accelerated, *given)
+        handle = networks[0].input_blocks[0].register_forward_hook(lambda *_: fired.append(1))
+        hooked = outputs(accelerated, *given)
+        handle.remove()
+        elsewhere = outputs(perturbed, *given)[0]
+        expected, expected_elsewhere = outputs(networks, *given), outputs(plain, *given)[0]
+        for got, same, exact in zip(found, hooked, expected, strict=True):
+            assert rms(got - exact, exact) < 1e-5 and rms(same - exact, exact) < 1e-5
+        assert rms(elsewhere - expected_elsewhere, expected_elsewhere) < 1e-5
+        assert rms(elsewhere - found[0], found[0]) > 1e-3
+    assert len(fired) == 6
+    assert all(graphs(network) for network in (*accelerated, perturbed[0]))
 
 
 @on_gpu
-def test_gradients_of_recorded_calls_in_any_order(networks):
+def test_gradients_of_replayed_calls_in_any_order(networks):
     """Two calls, then their gradients; the same gradient twice; and the gradient of a gradient."""
     classifier, (x, t, _) = networks[1], inputs()
 
-    def gradients() -> list[Tensor]:
+    def gradients(classifier: nn.Module) -> list[Tensor]:
         first, second = x.clone().requires_grad_(), (x + 1).requires_grad_()
         sums = classifier(first, t).square().sum(), classifier(second, t).square().sum()
         found = [torch.autograd.grad(sums[0], first, retain_graph=True)[0] for _ in range(2)]
@@ -223,33 +221,28 @@ def test_gradients_of_recorded_calls_in_any_order(networks):
             (g,) = torch.autograd.grad(classifier(first, t).square().sum(), first, create_graph=True)
             return [*found, torch.autograd.grad(g.square().sum(), first)[0]]
 
-    expected = gradients()
-    with recorded(classifier):
-        for _ in range(4):
-            for got, wanted in zip(gradients(), expected, strict=True):
-                assert rms(got - wanted, wanted) < 1e-4
-        assert any(classifier._compiled_call_impl.recordings.values())
+    expected, accelerated = gradients(classifier), accelerate(classifier, precision="fp32")
+    for _ in range(4):
+        for got, exact in zip(gradients(accelerated), expected, strict=True):
+            assert rms(got - exact, exact) < 1e-4
+    assert graphs(accelerated)
 
 
 @on_gpu
 def test_second_derivatives(networks):
     """d/dx of |d/dx log p|², by kernels and by the plain computation."""
 
-    def second() -> Tensor:
+    def second(network: nn.Module) -> Tensor:
         x, t, y = inputs()
         x.requires_grad_()
         with sdpa_kernel(SDPBackend.MATH):  # the others cannot be differentiated twice
-            log_p = networks[1](x, t).log_softmax(-1).gather(1, y[:, None]).sum()
+            log_p = network(x, t).log_softmax(-1).gather(1, y[:, None]).sum()
             (g,) = torch.autograd.grad(log_p, x, create_graph=True)
             return torch.autograd.grad(g.square().sum(), x)[0]
 
-    found = second()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fused, "kernels", lambda: None)
-        expected = second()
-    assert rms(found - expected, expected) < 1e-4
-    with halved(*networks, dtype=torch.bfloat16), torch.autocast("cuda", torch.bfloat16):
-        assert rms(second() - expected, expected) < 0.1
+    expected, accelerated = second(networks[1]), accelerate(networks[1], precision="fp32")
+    assert rms(second(accelerated) - expected, expected) < 1e-4
+    assert rms(second(accelerate(networks[1], precision="bf16")) - expected, expected) < 0.1
 
 
 # -- sampling ----------------------------------------------------------------------------------------------------------
@@ -290,9 +283,9 @@ def test_no_step_waits_for_the_gpu(tiny_model, tiny_classifier, sampler):
     model, classifier = (copy.deepcopy(part).to("cuda") for part in (tiny_model, tiny_classifier))
     waits = []
 
-    def watched(*args, **options):
+    def checked(*args, **options):
         steps = samplers.__dict__[sampler](*args, **options)
-        for _ in range(4):  # the first ones bring tables to the GPU, compile kernels, and are recorded
+        for _ in range(4):  # the first ones copy tables to the GPU, compile kernels, and are captured
             yield next(steps)
         torch.cuda.set_sync_debug_mode("error")
         try:
@@ -302,7 +295,7 @@ def test_no_step_waits_for_the_gpu(tiny_model, tiny_classifier, sampler):
             torch.cuda.set_sync_debug_mode("default")
 
     guide = guidance.ClassifierFreeGuidance(2.0) + guidance.ClassifierGuidance(classifier, 2.0)
-    options = {"guide": guide, "sampler": watched, "steps": 8, "progress": False, "precision": "bf16"}
+    options = {"guide": guide, "sampler": checked, "steps": 8, "progress": False, "precision": "bf16"}
     admg.sample(model, list(NAMES), **options)
     assert waits == [0]
 
@@ -341,10 +334,11 @@ def test_compiled_networks_agree_and_are_built_once(networks):
     from torch._dynamo.testing import CompileCounterWithBackend
 
     counter = CompileCounterWithBackend("inductor")
-    with compiled(networks[0], backend=counter), torch.no_grad(), autocast("bf16", DEVICE):
+    fast = compiled(networks[0], backend=counter)
+    with torch.no_grad(), autocast("bf16", DEVICE):
         for n in (2, 5, 3):
             x, t, y = inputs(n)
-            found = networks[0](x, t, y)
+            found = fast(x, t, y)
     assert counter.frame_count == 1
     with torch.no_grad():
         expected = networks[0](x, t, y)
@@ -381,7 +375,7 @@ def losses(device: str, precision: str, steps: int = 7) -> list[float]:
 
 @on_gpu
 def test_training_is_that_of_a_cpu():
-    """As usual in the first two steps, recorded in the others; a smaller last batch too."""
+    """The first two steps run as usual, the others as a graph; a smaller last batch too."""
     expected = losses("cpu", "fp32")
     assert losses("cuda", "fp32") == pytest.approx(expected, rel=1e-3)
     assert losses("cuda", "bf16") == pytest.approx(expected, rel=0.05)
@@ -389,7 +383,7 @@ def test_training_is_that_of_a_cpu():
 
 
 @on_gpu
-def test_dropout_differs_from_step_to_step_of_a_recording():
+def test_dropout_differs_from_step_to_step_of_a_graph():
     network = randomised(UNet(UNetConfig(**WIDE, dropout=0.5)), 0).requires_grad_(True)
     process = DiffusionConfig(diffusion_steps=100)
     task = DiffusionTask(Model(network, process.build(), (1, 16, 16), Labels(0), process))

@@ -10,7 +10,7 @@ from torch import nn
 
 from admg.engine import cpu as native
 from admg.engine.cpu import narrow
-from admg.engine.cpu.packing import packed
+from admg.engine.cpu.prepack import prepacked
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the kernels in C were not built")
 
@@ -22,18 +22,18 @@ def test_convolution(shape):
     torch.manual_seed(0)
     x, weight, bias = torch.randn(n, c, height, width), torch.randn(k, c, 3, 3) / (9 * c) ** 0.5, torch.randn(k)
     assert narrow.pays(weight)
-    laid_out = narrow.laid_out(weight)
+    arranged = narrow.arranged(weight)
     for b in (bias, None):
         exact = F.conv2d(x.double(), weight.double(), None if b is None else b.double(), padding=1)
-        got = narrow.convolve(x, laid_out, b)
+        got = narrow.convolve(x, arranged, b)
         bound = 2 * (F.conv2d(x, weight, b, padding=1) - exact).abs().max() + torch.finfo(torch.float32).eps
         assert (got - exact).abs().max() < bound
     assert got.is_contiguous(memory_format=torch.channels_last)
-    alone = [narrow.convolve(one.contiguous(memory_format=torch.channels_last), laid_out, None) for one in x.split(1)]
+    alone = [narrow.convolve(one.contiguous(memory_format=torch.channels_last), arranged, None) for one in x.split(1)]
     assert torch.equal(torch.cat(alone), got)
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
-    assert torch.equal(narrow.convolve(x, laid_out, None), got)
+    assert torch.equal(narrow.convolve(x, arranged, None), got)
     torch.set_num_threads(threads)
 
 
@@ -42,13 +42,12 @@ def test_which_convolutions_are_narrow():
     assert not narrow.pays(torch.empty(2, 32, 1, 1)) and not narrow.pays(torch.empty(2, 24, 3, 3))
 
 
-@pytest.mark.parametrize("c_in,c_out", [(64, 2), (3, 64)])  # to few channels there, and back
-def test_packed_ones_and_their_gradients(c_in, c_out):
+@pytest.mark.parametrize("c_in,c_out", [(64, 2), (3, 64)])  # few channels in the output, or in the gradient
+def test_prepacked_ones_and_their_gradients(c_in, c_out):
     torch.manual_seed(0)
     conv = nn.Conv2d(c_in, c_out, 3, padding=1)
     x, w = torch.randn(2, c_in, 9, 10), torch.randn(2, c_out, 9, 10)
 
-    with packed(conv):
-        got = up_to_second_derivatives(conv, x, w, torch.float32)
+    got = up_to_second_derivatives(prepacked(conv, torch.float32), x, w, torch.float32)
     for value, expected in zip(got, up_to_second_derivatives(conv, x, w, torch.float64), strict=True):
         assert (value - expected).abs().max() < 1e-5 * expected.abs().max()

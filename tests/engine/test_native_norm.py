@@ -14,8 +14,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from admg.engine import cpu as native
-from admg.engine import norm as norms
+from admg.engine import ops
 from admg.engine.cpu import norm as native_norm
+from admg.engine.ops import group_norm
+from admg.models.blocks import GroupNorm32
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the kernels are not built")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -32,8 +34,8 @@ def error(value: Tensor, exact: Tensor) -> float:
     return ((value.double() - exact).norm() / exact.norm()).item()
 
 
-def module(channels: int) -> norms.GroupNorm32:
-    made = norms.GroupNorm32(channels)
+def module(channels: int) -> GroupNorm32:
+    made = GroupNorm32(channels)
     for p in made.parameters():
         nn.init.normal_(p)
     return made
@@ -58,7 +60,7 @@ def test_norm_and_its_gradients(shape, rows, silu, dtype):
     def exactly(module, x, scale=None, shift=None):
         return by_formula(x, module, scale, shift, silu)
 
-    got = output_and_gradients(lambda module, *t: module(*t, silu=silu), norm, given, dy)
+    got = output_and_gradients(lambda module, *t: group_norm(module, *t, silu=silu), norm, given, dy)
     exact = output_and_gradients(exactly, norm.double(), [t.double() for t in given], dy)
     rounding = 2e-6 if dtype == torch.float32 else 3e-3
     for value, expected in zip(got, exact, strict=True):
@@ -71,7 +73,7 @@ def test_sums_are_more_exact_than_torchs():
     torch.manual_seed(0)
     for x, most in ((images(1, 32, 256, 256, mean=1.0), 1e-7), (images(2, 64, 32, 32, mean=300.0), 3e-5)):
         exact = F.group_norm(x.double(), 32)
-        theirs, ours = error(F.group_norm(x, 32), exact), error(norms.GroupNorm32(x.shape[1])(x).detach(), exact)
+        theirs, ours = error(F.group_norm(x, 32), exact), error(group_norm(GroupNorm32(x.shape[1]), x).detach(), exact)
         assert ours < most and ours < 1.1 * theirs
 
 
@@ -108,7 +110,7 @@ def test_derivatives_of_silu_over_the_whole_range(dtype):
 def test_what_is_not_finite_stays_in_sight(bad, dtype):
     x = images(2, 64, 5, 7, dtype=dtype)
     x[1, 5, 2, 3] = bad
-    y = norms.GroupNorm32(64)(x, silu=True)
+    y = group_norm(GroupNorm32(64), x, silu=True)
     assert y[1, 4:6].isnan().all()  # its group
     y[1, 4:6] = 0
     assert y.isfinite().all()
@@ -144,7 +146,7 @@ def test_neither_threads_nor_the_batch_change_a_bit(shape, dtype):
         torch.set_num_threads(threads)
         try:
             leaves = [t[part].requires_grad_() for t in (x, *given)]
-            y = norm(*leaves, silu=True)
+            y = group_norm(norm, *leaves, silu=True)
             return [y, *torch.autograd.grad(y, leaves, dy[part])]
         finally:
             torch.set_num_threads(before)
@@ -157,15 +159,15 @@ def test_neither_threads_nor_the_batch_change_a_bit(shape, dtype):
 
 
 def test_gradients_of_what_needs_none_are_not_computed(monkeypatch):
-    norm, x, calls = norms.GroupNorm32(64), images(2, 64, 4, 4).requires_grad_(), []
+    norm, x, calls = GroupNorm32(64), images(2, 64, 4, 4).requires_grad_(), []
     call = native_norm.call
     monkeypatch.setattr(native_norm, "call", lambda name, *args: calls.append((name, args)) or call(name, *args))
     for frozen in (True, False):
-        norm(x, *torch.randn(2, 1, 64), silu=True).sum().backward()
+        group_norm(norm, x, *torch.randn(2, 1, 64), silu=True).sum().backward()
         norm.requires_grad_(False)
         assert (calls[-1][0], [t is None for t in calls[-1][1][3:5]]) == ("norm_backward", [not frozen] * 2)
     with torch.no_grad():
-        norm(x)
+        group_norm(norm, x)
     assert calls[-1][0] == "norm_forward"
 
 
@@ -185,7 +187,7 @@ def test_second_derivatives(leaf, dtype):
         first = torch.autograd.grad((y * w.to(of)).sum(), of_leaf, create_graph=True)[0]
         return torch.autograd.grad(first.square().sum(), leaves["x"])[0]
 
-    got = second(lambda module, *t: module(*t, silu=True), norm, dtype)
+    got = second(lambda module, *t: group_norm(module, *t, silu=True), norm, dtype)
     exact = second(lambda module, x, *t: by_formula(x, module, *t, True), norm.double(), torch.float64)
     assert error(got, exact) < (1e-4 if dtype == torch.float32 else 2e-2)
 
@@ -197,8 +199,8 @@ def test_without_the_kernels_torch_computes_the_same(monkeypatch, dtype):
     given = [x, *torch.randn(2, 3, 64)]
     results = []
     for _ in range(2):
-        results.append(output_and_gradients(lambda module, *t: module(*t, silu=True), norm, given, dy))
-        results[-1].append(norms.resampled(x, up=False))
+        results.append(output_and_gradients(lambda module, *t: group_norm(module, *t, silu=True), norm, given, dy))
+        results[-1].append(ops.resampled(x, up=False))
         monkeypatch.setattr(native, "kernels", lambda: None)
         monkeypatch.setattr(native_norm, "call", None)
     for ours, theirs in zip(*results, strict=True):
@@ -228,7 +230,7 @@ def test_resampling_and_its_gradients(shape, up, dtype):
         return [y.detach(), first.detach(), torch.autograd.grad(first.square().sum(), leaf)[0]]
 
     assert native_norm.resamples(x)
-    got, exact = results(norms.resampled, dtype), results(plain, torch.float64)
+    got, exact = results(ops.resampled, dtype), results(plain, torch.float64)
     for value, expected in zip(got, exact, strict=True):
         assert value.dtype == dtype and error(value, expected) < (1e-6 if dtype == torch.float32 else 1e-2)
     assert got[0].is_contiguous(memory_format=torch.channels_last)
@@ -242,28 +244,28 @@ def test_scale_and_shift_that_differ_in_format_or_rows():
     norm, x, row, rows = module(64), images(3, 64, 4, 5), torch.randn(1, 64), torch.randn(3, 64)
     for scale, shift in ((rows.bfloat16(), rows), (rows, rows.bfloat16()), (row, rows), (rows, row), (row, row)):
         exact = by_formula(x.double(), copy.deepcopy(norm).double(), scale.double(), shift.double(), True)
-        assert error(norm(x, scale, shift, silu=True).detach(), exact.detach()) < 2e-6
+        assert error(group_norm(norm, x, scale, shift, silu=True).detach(), exact.detach()) < 2e-6
 
 
 def test_what_does_not_fit_is_refused():
     norm, x = module(64), images(3, 64, 4, 4)
     for other in (images(2, 32, 4, 4), images(2, 40, 4, 4), images(2, 96, 4, 4)):
         with pytest.raises(RuntimeError, match="channels"):
-            norm(other)
+            group_norm(norm, other)
     for rows in ((2, 64), (3, 32)):
         with pytest.raises(RuntimeError, match="must match"):
-            norm(x, *torch.randn(2, *rows))
+            group_norm(norm, x, *torch.randn(2, *rows))
     with pytest.raises(RuntimeError, match="device"):
-        norm.to("meta")(x)
+        group_norm(norm.to("meta"), x)
     with pytest.raises(RuntimeError, match="too small"):
-        norms.resampled(images(2, 32, 1, 5), up=False)
+        ops.resampled(images(2, 32, 1, 5), up=False)
 
 
 def test_a_trace_holds_what_is_computed():
     norm, x, other = module(64).requires_grad_(False), images(2, 64, 4, 4), images(2, 64, 4, 4)
 
     def function(x: Tensor) -> Tensor:
-        return norms.resampled(norm(x, silu=True), up=False)
+        return ops.resampled(group_norm(norm, x, silu=True), up=False)
 
     for traced in (torch.jit.trace(function, x, check_trace=False), make_fx(function)(x)):
         assert error(traced(other), function(other).double()) < 1e-6
@@ -273,7 +275,7 @@ def test_a_trace_holds_what_is_computed():
 
 def test_images_with_the_sign_still_to_be_changed():
     norm, x = module(64), images(2, 64, 4, 4)
-    assert torch.allclose(norm(torch._neg_view(x)), norm(-x), atol=1e-5)
+    assert torch.allclose(group_norm(norm, torch._neg_view(x)), group_norm(norm, -x), atol=1e-5)
 
 
 def test_the_gradient_of_images_that_were_kept_in_another_layout():
@@ -283,7 +285,7 @@ def test_the_gradient_of_images_that_were_kept_in_another_layout():
         with torch.autograd.graph.saved_tensors_hooks(
             lambda t: t, lambda t, layout=layout: t.clone(memory_format=layout) if t.ndim == 4 else t
         ):
-            found.append(torch.autograd.grad(norm(x, silu=True), x, dy)[0])
+            found.append(torch.autograd.grad(group_norm(norm, x, silu=True), x, dy)[0])
     assert torch.equal(*found)
 
 
@@ -293,9 +295,9 @@ def test_transforms_of_functions():
     norm, x, dx = module(64).requires_grad_(False), images(2, 64, 4, 4), images(2, 64, 4, 4)
 
     def resized(x: Tensor) -> Tensor:
-        return norms.resampled(norms.resampled(x, up=False), up=True).pow(3).sum()
+        return ops.resampled(ops.resampled(x, up=False), up=True).pow(3).sum()
 
-    for function in (resized, lambda x: norm(x, silu=True).pow(3).sum()):
+    for function in (resized, lambda x: group_norm(norm, x, silu=True).pow(3).sum()):
         leaf = x.clone().requires_grad_()
         gradient = torch.autograd.grad(function(leaf), leaf)[0]
         assert error(torch.func.grad(function)(x), gradient.double()) < 1e-5

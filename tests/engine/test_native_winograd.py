@@ -12,11 +12,11 @@ from helpers import randomised
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from admg.engine import accelerate
 from admg.engine import cpu as native
-from admg.engine.compiling import fast
 from admg.engine.cpu import winograd
-from admg.engine.cpu.packing import packed
-from admg.engine.cpu.trained import trained
+from admg.engine.cpu.prepack import prepacked
+from admg.engine.cpu.training import trainable
 from admg.models import UNet, UNetConfig
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the kernels in C were not built")
@@ -133,19 +133,17 @@ def test_derivatives_of_any_order():
     x, w = torch.randn(2, 64, 11, 12), torch.randn(2, 96, 11, 12)
     assert winograd.tile(conv.weight, x) == 4
 
-    def results(dtype: torch.dtype) -> list[Tensor]:
+    def results(layer: nn.Module, dtype: torch.dtype) -> list[Tensor]:
         """Of sum(w y³): the gradient, that of its square, and that of the square of this."""
-        conv.to(dtype)
         leaf = x.to(dtype).requires_grad_()
-        value, found = (w.to(dtype) * conv(leaf) ** 3).sum(), []
+        value, found = (w.to(dtype) * layer(leaf) ** 3).sum(), []
         for _ in range(3):
             found.append(torch.autograd.grad(value, leaf, create_graph=True)[0])
             value = found[-1].square().sum()
         return found
 
-    with packed(conv):
-        got = results(torch.float32)
-    for value, expected in zip(got, results(torch.float64), strict=True):
+    got = results(prepacked(conv, torch.float32), torch.float32)
+    for value, expected in zip(got, results(conv.double(), torch.float64), strict=True):
         assert (value - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
@@ -157,11 +155,10 @@ def test_a_network_with_it_gives_the_plain_numbers():
     network, x, t = randomised(UNet(config), 0), torch.randn(2, 3, 16, 16), torch.tensor([5])
     with torch.no_grad():
         expected = network(x, t)
-        with fast([network], x.device):
-            got = network(x, t)
-        with fast([network], x.device), pytest.MonkeyPatch.context() as patch:
+        got = accelerate(network, precision="fp32")(x, t)
+        with pytest.MonkeyPatch.context() as patch:
             patch.setattr(native, "kernels", lambda: None)
-            without = network(x, t)
+            without = accelerate(network, precision="fp32")(x, t)
     for value in (got, without):
         assert (value - expected).abs().max() < 1e-5 * expected.abs().max()
     assert not torch.equal(got, without)
@@ -176,46 +173,48 @@ def test_one_layout_for_batches_of_one_size():
     conv = nn.Conv2d(288, 256, 3, padding=1).requires_grad_(False)
     x = torch.randn(16, 288, 4, 4)
     expected = conv(x)
-    with packed(conv):
-        there, _ = conv.forward.layouts[torch.float32]
-        for n, wanted in ((1, (1, 288, 4, 4)), (4, 2), (16, 4), (1, (1, 288, 4, 4))):
-            assert (conv(x[:n]) - expected[:n]).abs().max() < 1e-5
-            assert there.kept[0] == wanted
+    fast = prepacked(conv, torch.float32)
+    there, _ = fast.layouts[torch.float32]
+    for n, layout in ((1, (1, 288, 4, 4)), (4, 2), (16, 4), (1, (1, 288, 4, 4))):
+        assert (fast(x[:n]) - expected[:n]).abs().max() < 1e-5
+        assert there.kept[0] == layout
+
+
+PREPARED = {"prepacked": lambda conv: prepacked(conv, torch.float32), "trainable": trainable}
 
 
 @pytest.mark.parametrize("k", [64, 3])  # by winograd.c, by narrow.c
-@pytest.mark.parametrize("context", [packed, trained])
-def test_what_does_not_fit_is_refused(context, k):
+@pytest.mark.parametrize("prepare", PREPARED.values(), ids=PREPARED)
+def test_what_does_not_fit_is_refused(prepare, k):
     conv = nn.Conv2d(64, k, 3, padding=1)
-    with context(conv):
-        assert conv(torch.empty(0, 64, 8, 8)).shape == (0, k, 8, 8)
-        for channels in (3, 32, 128, 4096):
-            with pytest.raises(RuntimeError, match=f"to have 64 channels, but got {channels}"):
-                conv(torch.randn(2, channels, 8, 8))
-        assert conv(torch.empty(2, 64, 8, 8, device="meta")).is_meta
+    fast = prepare(conv)
+    assert fast(torch.empty(0, 64, 8, 8)).shape == (0, k, 8, 8)
+    for channels in (3, 32, 128, 4096):
+        with pytest.raises(RuntimeError, match=f"to have 64 channels, but got {channels}"):
+            fast(torch.randn(2, channels, 8, 8))
+    assert fast(torch.empty(2, 64, 8, 8, device="meta")).is_meta
     for bias in (torch.zeros(k, dtype=torch.bfloat16), torch.zeros(k, dtype=torch.float64)):
         conv.bias = nn.Parameter(bias)
-        with context(conv), pytest.raises(RuntimeError, match="should be the same"):
-            conv(torch.randn(2, 64, 8, 8))
+        with pytest.raises(RuntimeError, match="should be the same"):
+            prepare(conv)(torch.randn(2, 64, 8, 8))
 
 
-@pytest.mark.parametrize("context", [packed, trained])
-def test_defaults_of_devices_and_formats_are_not_for_scratch(context):
+@pytest.mark.parametrize("prepare", PREPARED.values(), ids=PREPARED)
+def test_defaults_of_devices_and_formats_are_not_for_scratch(prepare):
     conv, x = nn.Conv2d(64, 64, 3, padding=1), torch.randn(8, 64, 16, 16, requires_grad=True)
-    expected = conv(x)
-    with context(conv), torch.device("meta"):
+    expected, fast = conv(x), prepare(conv)
+    with torch.device("meta"):
         torch.set_default_dtype(torch.float16)
         try:
-            got = conv(x)
+            got = fast(x)
             got.sum().backward()
         finally:
             torch.set_default_dtype(torch.float32)
     assert (got - expected).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("context", [packed, trained])
-def test_a_trace_holds_what_is_computed(context):
+@pytest.mark.parametrize("prepare", PREPARED.values(), ids=PREPARED)
+def test_a_trace_holds_what_is_computed(prepare):
     conv, x, other = nn.Conv2d(64, 64, 3, padding=1), torch.randn(2, 64, 8, 8), torch.randn(2, 64, 8, 8)
-    with context(conv):
-        traced = make_fx(conv)(x)
+    traced = make_fx(prepare(conv))(x)
     assert (traced(other) - conv(other)).abs().max() < 1e-5

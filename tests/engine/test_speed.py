@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import itertools
 import json
-import pickle
 
 import pytest
 import torch
@@ -21,16 +19,17 @@ from admg.checkpoints.labels import Labels
 from admg.checkpoints.model import Classifier, Model
 from admg.cli.main import main
 from admg.diffusion.config import DiffusionConfig
-from admg.engine import compiling, memory
-from admg.engine import norm as norms
-from admg.engine.compiling import compiled, wanted
+from admg.engine import accelerate, memory
+from admg.engine import acceleration as engine_acceleration
+from admg.engine.compiling import compiled, compiles
 from admg.engine.cpu import winograd
-from admg.engine.cpu.packing import packed
+from admg.engine.cpu.prepack import prepacked
+from admg.engine.ops import group_norm
 from admg.engine.precision import resolve
 from admg.generation import acceleration, recipe
 from admg.guidance.classifier import log_prob_gradient
 from admg.models import ClassifierConfig, NoisyClassifier, UNet, UNetConfig
-from admg.models.blocks import ResBlock
+from admg.models.blocks import GroupNorm32
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
@@ -42,7 +41,7 @@ LAYOUTS = [torch.contiguous_format, torch.channels_last]
 @pytest.mark.parametrize("rows", [0, 1, 3])
 def test_norm_with_modulation_and_silu_and_its_gradients(layout, silu, rows):
     torch.manual_seed(0)
-    norm = norms.GroupNorm32(64)
+    norm = GroupNorm32(64)
     for p in norm.parameters():
         nn.init.normal_(p)
     x = (torch.randn(3, 64, 12, 20) * 2 + 1).to(memory_format=layout)
@@ -50,7 +49,7 @@ def test_norm_with_modulation_and_silu_and_its_gradients(layout, silu, rows):
     weights = torch.randn(x.shape)
 
     def results(dtype: torch.dtype, function) -> list[Tensor]:
-        module = norms.GroupNorm32(64).to(dtype)
+        module = GroupNorm32(64).to(dtype)
         module.load_state_dict(norm.state_dict())
         inputs = [x.to(dtype), *[g.to(dtype) for g in given if g is not None]]
         inputs = [i.detach().clone(memory_format=torch.preserve_format).requires_grad_() for i in inputs]
@@ -61,19 +60,19 @@ def test_norm_with_modulation_and_silu_and_its_gradients(layout, silu, rows):
     def plain(module, x, scale=None, shift=None):
         return by_formula(x, module, scale, shift, silu)
 
-    ours = results(torch.float32, lambda module, *inputs: module(*inputs, silu=silu))
+    ours = results(torch.float32, lambda module, *inputs: group_norm(module, *inputs, silu=silu))
     for got, expected in zip(ours, results(torch.float64, plain), strict=True):
         assert (got - expected).abs().max() < 2e-6 * (1 + expected.abs().max()) * x[0, 0].numel() ** 0.5
     assert ours[0].is_contiguous(memory_format=layout)
     with torch.no_grad():
-        assert (norm(x, *given, silu=silu) - ours[0]).abs().max() < 1e-5
+        assert (group_norm(norm, x, *given, silu=silu) - ours[0]).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["contiguous", "channels_last"])
 def test_second_derivatives_of_the_norm(layout):
     """d/dx of |d/dx sum(y·w)|², which guides that differentiate a gradient need."""
     torch.manual_seed(0)
-    norm, scale, shift = norms.GroupNorm32(64), torch.randn(2, 64), torch.randn(2, 64)
+    norm, scale, shift = GroupNorm32(64), torch.randn(2, 64), torch.randn(2, 64)
     x, w = torch.randn(2, 64, 4, 4).to(memory_format=layout), torch.randn(2, 64, 4, 4)
 
     def second(function, dtype: torch.dtype) -> Tensor:
@@ -81,13 +80,13 @@ def test_second_derivatives_of_the_norm(layout):
         first = torch.autograd.grad((function(leaf) * w.to(dtype)).sum(), leaf, create_graph=True)[0]
         return torch.autograd.grad(first.square().sum(), leaf)[0]
 
-    got = second(lambda x: norm(x, scale, shift, silu=True), torch.float32)
-    exact = norms.GroupNorm32(64).double()
+    got = second(lambda x: group_norm(norm, x, scale, shift, silu=True), torch.float32)
+    exact = GroupNorm32(64).double()
     expected = second(lambda x: by_formula(x, exact, scale.double(), shift.double(), True), torch.float64)
     assert expected.abs().max() > 1 and (got - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
-# -- convolutions with laid out weights, and Winograd's --------------------------------------------------------------
+# -- convolutions with prepacked weights, and Winograd's --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n,c_in,c_out,height,width", [(1, 3, 5, 16, 16), (3, 4, 2, 64, 32), (5, 7, 3, 2, 64)])
@@ -104,38 +103,23 @@ def test_winograds_convolution(n, c_in, c_out, height, width):
 
 
 @pytest.mark.parametrize("c_in,c_out,kernel", [(8, 12, 3), (12, 8, 1), (192, 224, 3)])  # the last by Winograd's
-def test_packed_convolutions_and_their_gradients(c_in, c_out, kernel):
+def test_prepacked_convolutions_and_their_gradients(c_in, c_out, kernel):
     torch.manual_seed(0)
     conv = nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2)
     x, w = torch.randn(2, c_in, 12, 12), torch.randn(2, c_out, 12, 12)
     assert bool(winograd.tile(conv.weight, x)) == (c_in == 192)
 
-    with packed(conv):
-        got = up_to_second_derivatives(conv, x, w, torch.float32)
-        slope = torch.func.jvp(conv, (x,), (x,))[1]
+    fast = prepacked(conv, torch.float32)
+    got = up_to_second_derivatives(fast, x, w, torch.float32)
+    slope = torch.func.jvp(fast, (x,), (x,))[1]
     for value, expected in zip(got, up_to_second_derivatives(conv, x, w, torch.float64), strict=True):
         assert (value - expected).abs().max() < 1e-5 * expected.abs().max()
     assert (slope - (got[0] - conv.bias.float()[:, None, None])).abs().max() < 1e-4
 
 
-def test_packing_leaves_nothing_behind(tiny_model):
-    network = tiny_model.network
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    x, t = torch.randn(2, 1, 8, 8), torch.tensor([5])
-    with torch.no_grad():
-        expected = network(x, t)
-        with packed(network):
-            assert (network(x, t) - expected).abs().max() < 1e-5
-            with torch.autocast("cpu", torch.bfloat16):
-                coarse = network(x, t)
-        with torch.autocast("cpu", torch.bfloat16):
-            assert (network(x, t) - coarse).abs().max() < 1e-5  # the last layer is in float32
-        assert torch.equal(network(x, t), expected)
-    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
-    assert not any("forward" in vars(module) for module in network.modules())
+def test_a_strided_convolution_is_not_prepacked():
     strided = nn.Conv2d(4, 4, 3, stride=2, padding=1)
-    with packed(strided):
-        assert "forward" not in vars(strided)  # its gradient is another kind of convolution
+    assert prepacked(strided, torch.float32) is strided  # its gradient is another kind of convolution
 
 
 class Standardised(nn.Conv2d):
@@ -157,94 +141,50 @@ def test_other_convolutions_than_plain_ones_stay_as_they_are(name):
     torch.manual_seed(0)
     conv, x = UNLIKE[name](), torch.randn(2, 8, 8, 8)
     expected = conv(x)
-    with packed(conv):
-        torch.testing.assert_close(conv(x), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(prepacked(conv, torch.float32)(x), expected, rtol=0, atol=1e-6)
 
 
-def test_packed_weights_that_are_exchanged_or_changed_count():
+def test_forward_mode_derivatives_pass_prepacked_convolutions():
     torch.manual_seed(0)
-    net, x = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1)), torch.randn(2, 8, 8, 8)
-    zeros = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
-    with packed(net), torch.no_grad():
-        net(x)
-        assert torch.func.functional_call(net, zeros, x).abs().max() == 0
-        apart = copy.deepcopy(net)
-        net[0].weight.zero_()
-        torch.testing.assert_close(net(x), net[0].bias[None, :, None, None].expand(2, 8, 8, 8))
-    nn.init.zeros_(apart[0].weight)
-    assert apart(x).std((0, 2, 3)).max() < 1e-6  # the copy knows its own weights
-    torch.testing.assert_close(pickle.loads(pickle.dumps(apart))(x), apart(x))
-
-
-def test_forward_mode_derivatives_pass_packed_convolutions():
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(8, 32, 3, padding=1), norms.GroupNorm32(32))
+    conv = nn.Conv2d(8, 32, 3, padding=1)
     x, dx = torch.randn(2, 2, 8, 8, 8)
-    expected = torch.func.jvp(net, (x,), (dx,))[1]
-    with packed(net), torch.autograd.forward_ad.dual_level():
-        found = torch.autograd.forward_ad.unpack_dual(net(torch.autograd.forward_ad.make_dual(x, dx))).tangent
+    expected = torch.func.jvp(conv, (x,), (dx,))[1]
+    fast = prepacked(conv, torch.float32)
+    with torch.autograd.forward_ad.dual_level():
+        found = torch.autograd.forward_ad.unpack_dual(fast(torch.autograd.forward_ad.make_dual(x, dx))).tangent
     assert found is not None
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_two_samplings_may_share_a_packed_network():
-    conv = nn.Conv2d(8, 8, 3, padding=1)
-    first, second = packed(conv), packed(conv)
-    first.__enter__(), second.__enter__()
-    first.__exit__(None, None, None), second.__exit__(None, None, None)
-    assert "forward" not in vars(conv)
-
-
-def test_hooks_between_norm_activation_and_convolution_are_called():
-    torch.manual_seed(0)
-    block = ResBlock(32, 32, 16)
-    x, emb = torch.randn(2, 32, 8, 8).to(memory_format=torch.channels_last), torch.randn(2, 16)
-    expected = block(x, emb)
-    seen: list[Tensor] = []
-    block.in_layers[1].register_forward_hook(lambda module, inputs, output: seen.append(output))
-    block.out_layers[3].register_full_backward_hook(lambda module, given, returned: None)
-    y = block(x.requires_grad_(), emb)
-    y.sum().backward()
-    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(seen[0], F.silu(F.group_norm(x, 32)), rtol=1e-4, atol=1e-5)
-    block.in_layers[1] = nn.Tanh()
-    torch.testing.assert_close(norms.norm_and_silu(*block.in_layers[:2], x), torch.tanh(block.in_layers[0](x)))
-
-
 @pytest.mark.parametrize("recompute", [False, True])
-def test_gradients_through_packed_networks(recompute):
+def test_gradients_through_accelerated_networks(recompute):
     """With respect to the image, of the classifier's logits, and with activations computed again."""
     network = randomised(NoisyClassifier(ClassifierConfig(**TRUNK, num_classes=5, checkpoint=recompute)), 0)
     x, t, y = torch.randn(3, 1, 8, 8), torch.tensor([50]), torch.tensor([0, 4, -1])
     expected = log_prob_gradient(network, x, t, y)
-    with packed(network):
-        got = log_prob_gradient(network, x, t, y)
+    got = log_prob_gradient(accelerate(network, precision="fp32"), x, t, y)
     assert (got - expected).abs().max() < 1e-5 * expected.abs().max() and not got[2].any()
 
 
-def test_large_batches_run_channels_last(tiny_model):
-    """On a CPU, without packing too, with equal results."""
-    seen, x, t = [], torch.randn(256, 1, 8, 8), torch.tensor([5])
-    hook = tiny_model.network.middle_block.register_forward_hook(lambda _, args, out: seen.append(out))
+def test_large_batches_run_channels_last(tiny_model, monkeypatch):
+    """On a CPU, without prepacked weights too, with equal results."""
+    monkeypatch.setattr(engine_acceleration, "prepacked", lambda layer, dtype: layer)
+    fast, seen = accelerate(tiny_model.network, precision="fp32"), []
+    x, t = torch.randn(256, 1, 8, 8), torch.tensor([5])
+    hook = fast._function().middle_block.register_forward_hook(lambda _, args, out: seen.append(out))
+    monkeypatch.setattr(engine_acceleration.Snapshot, "is_observed", lambda self: False)  # the hook looks inside
     with torch.no_grad():
-        large, small = tiny_model.network(x, t), tiny_model.network(x[:2], t)
+        large, small = fast(x, t), fast(x[:2], t)
     hook.remove()
     assert seen[0].is_contiguous(memory_format=torch.channels_last) and seen[1].is_contiguous()
     assert (large[:2] - small).abs().max() < 1e-5
 
 
 def test_images_of_a_seed_are_those_of_the_plain_computation(tiny_model, tiny_classifier, monkeypatch):
-    """Fused norms and packed convolutions against one operation after the other, by both algorithms of the paper."""
+    """Accelerated networks against the plain ones, by both algorithms of the paper."""
     options = {"guide": guidance.ClassifierGuidance(tiny_classifier, 2.0), "steps": 10, "progress": False}
     fast = [admg.sample(tiny_model, [0, 1, 2, 3], sampler=sampler, **options) for sampler in ("ddim", "ddpm")]
-
-    def forward(norm, x, scale=None, shift=None, offset=None, *, silu=False):
-        h = F.group_norm(x.contiguous(), 32, norm.weight, norm.bias)
-        h = h if scale is None else h * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
-        return F.silu(h) if silu else h
-
-    monkeypatch.setattr(norms.GroupNorm32, "forward", forward)
-    monkeypatch.setattr(compiling, "packed", lambda *networks: contextlib.nullcontext())
+    monkeypatch.setattr(recipe, "accelerate_parts", lambda parts, **_: parts)
     plain = [admg.sample(tiny_model, [0, 1, 2, 3], sampler=sampler, **options) for sampler in ("ddim", "ddpm")]
     assert all(0 < (f.x - p.x).abs().max() < 1e-4 for f, p in zip(fast, plain))
 
@@ -327,11 +267,9 @@ def test_one_graph_serves_all_batch_sizes_steps_and_labels():
         for n, t in itertools.product((3, 5, 2, 8, 7), (1, 50)):
             x, y = torch.randn(n, 1, 8, 8), torch.randint(5, (n,))
             expected = network(x, torch.tensor([t]), y=y)
-            with compiled(network, backend=backend):  # as each call of sample() does
-                got = network(x, torch.tensor([t]), y=y)
+            got = compiled(network, backend=backend)(x, torch.tensor([t]), y=y)  # built anew, as in sample()
             assert (got - expected).abs().max() < 1e-5 * expected.abs().max()
     assert len(built) == 1
-    assert network._compiled_call_impl is None
 
 
 def test_where_the_compiler_fails_one_warning_says_so(tiny_model):
@@ -343,9 +281,10 @@ def test_where_the_compiler_fails_one_warning_says_so(tiny_model):
     torch._dynamo.reset()
     x, t = torch.randn(2, 1, 8, 8), torch.tensor([5])
     warns = pytest.warns(UserWarning, match="going on without it: no C++ compiler$".replace("+", r"\+"))
-    with torch.no_grad(), compiled(network, backend=backend), warns as warned:
-        got = network(x, t)
-        network(x, t)
+    fast = compiled(network, backend=backend)
+    with torch.no_grad(), warns as warned:
+        got = fast(x, t)
+        fast(x, t)
     assert len(warned) == 1 and "\n" not in str(warned[0].message)
     with torch.no_grad():
         assert torch.equal(got, network(x, t))
@@ -367,10 +306,10 @@ def test_compiled_images_are_the_same(tiny_model, tiny_classifier, tmp_path, mon
     assert any((tmp_path / "inductor").rglob("*"))
 
 
-def test_when_compiling_is_wanted():
-    assert wanted("on") and not wanted("off") and not wanted("auto")
+def test_when_compiling_is_compiles():
+    assert compiles("on") and not compiles("off") and not compiles("auto")
     with pytest.raises(ValueError, match="unknown compile mode 'yes': auto, on, off"):
-        wanted("yes")
+        compiles("yes")
 
 
 # -- precision and memory --------------------------------------------------------------------------------------------
@@ -490,9 +429,9 @@ def test_batch_size_by_free_memory(monkeypatch):
 
 def test_less_is_kept_for_the_backward_pass():
     """Of a norm with its modulation and SiLU, the input alone."""
-    norm, kept = norms.GroupNorm32(64), []
+    norm, kept = GroupNorm32(64), []
     x = torch.randn(2, 64, 16, 16).to(memory_format=torch.channels_last).requires_grad_()
     scale, shift = torch.randn(2, 2, 64, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
-        norm(x, scale, shift, silu=True)
+        group_norm(norm, x, scale, shift, silu=True)
     assert sum(n for n in kept if n >= x.numel()) == x.numel()

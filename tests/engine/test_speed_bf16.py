@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 import admg
 from admg import guidance
-from admg.engine import compiling
-from admg.engine import norm as norms
-from admg.engine.compiling import fast
+from admg.engine import accelerate, acceleration
+from admg.engine import blocks as fused_blocks
 from admg.engine.cpu import norm as native_norm
-from admg.engine.cpu.packing import packed
+from admg.engine.cpu.prepack import PrepackedLayer, prepacked
+from admg.engine.ops import group_norm
 from admg.guidance.classifier import log_prob_gradient
 from admg.models import ClassifierConfig, NoisyClassifier, UNet, UNetConfig, blocks
+from admg.models.blocks import GroupNorm32
 from admg.training import DiffusionTask, TrainConfig
 from admg.training.step import Learner
 
@@ -45,8 +46,8 @@ def plain(monkeypatch):
     def context():
         with monkeypatch.context() as patch:
             patch.setattr(native_norm, "takes", lambda x: False)
-            patch.setattr(blocks, "FEW_TOKENS", 0)
-            patch.setattr(compiling, "packed", lambda *networks: contextlib.nullcontext())
+            patch.setattr(fused_blocks, "FEW_TOKENS", 0)
+            patch.setattr(acceleration, "prepacked", lambda layer, dtype: layer)
             yield
 
     return context
@@ -61,7 +62,7 @@ def plain(monkeypatch):
 def test_norm_with_modulation_and_silu_and_its_gradients(plain, rows, silu, mean):
     """Rounded up to four times in a row, where the plain computation rounds at every operation."""
     torch.manual_seed(0)
-    norm = norms.GroupNorm32(64)
+    norm = GroupNorm32(64)
     for p in norm.parameters():
         nn.init.normal_(p)
     x = (torch.randn(3, 64, 8, 12) + mean * torch.randn(64, 1, 1)).bfloat16().to(memory_format=torch.channels_last)
@@ -77,20 +78,20 @@ def test_norm_with_modulation_and_silu_and_its_gradients(plain, rows, silu, mean
         return [y.detach(), *torch.autograd.grad(y, leaves, weights.to(dtype))]
 
     exact = results(torch.float64, lambda module, x, scale=None, shift=None: by_formula(x, module, scale, shift, silu))
-    ours = results(torch.bfloat16, lambda module, *inputs: module(*inputs, silu=silu))
+    ours = results(torch.bfloat16, lambda module, *inputs: group_norm(module, *inputs, silu=silu))
     with plain():
-        theirs = results(torch.bfloat16, lambda module, *inputs: module(*inputs, silu=silu))
+        theirs = results(torch.bfloat16, lambda module, *inputs: group_norm(module, *inputs, silu=silu))
     for got, usual, value in zip(ours, theirs, exact, strict=True):
         assert got.dtype == usual.dtype
         assert error(got, value) < max(FOUR_ROUNDINGS, 1.1 * error(usual, value))
     assert all(t.is_contiguous(memory_format=torch.channels_last) for t in ours[:2])
     with torch.no_grad():
-        assert torch.equal(norm(x, *given, silu=silu), ours[0])
+        assert torch.equal(group_norm(norm, x, *given, silu=silu), ours[0])
 
 
 def test_second_derivatives_of_the_norm():
     torch.manual_seed(0)
-    norm, scale, shift = norms.GroupNorm32(64), torch.randn(2, 64), torch.randn(2, 64)
+    norm, scale, shift = GroupNorm32(64), torch.randn(2, 64), torch.randn(2, 64)
     x = torch.randn(2, 64, 4, 4).bfloat16().to(memory_format=torch.channels_last)
     w = torch.randn(x.shape).bfloat16()
 
@@ -99,7 +100,7 @@ def test_second_derivatives_of_the_norm():
         first = torch.autograd.grad((function(leaf) * w.to(dtype)).sum(), leaf, create_graph=True)[0]
         return torch.autograd.grad(first.square().sum(), leaf)[0]
 
-    got = second(lambda x: norm(x, scale, shift, silu=True), torch.bfloat16)
+    got = second(lambda x: group_norm(norm, x, scale, shift, silu=True), torch.bfloat16)
     exact = copy.deepcopy(norm).double()
     expected = second(lambda x: by_formula(x, exact, scale.double(), shift.double(), True), torch.float64)
     assert error(got, expected) < 1e-2
@@ -107,16 +108,16 @@ def test_second_derivatives_of_the_norm():
 
 def test_less_is_kept_for_the_backward_pass():
     """Of a norm with its modulation and SiLU, the input alone, as it is."""
-    norm, kept = norms.GroupNorm32(64), []
+    norm, kept = GroupNorm32(64), []
     x = torch.randn(2, 64, 16, 16).bfloat16().to(memory_format=torch.channels_last).requires_grad_()
     scale, shift = torch.randn(2, 2, 64, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        norm(x, scale, shift, silu=True)
+        group_norm(norm, x, scale, shift, silu=True)
     (image,) = [t for t in kept if t.numel() >= x.numel()]
     assert image.data_ptr() == x.data_ptr()
 
 
-# -- layers with weights cast and laid out once ----------------------------------------------------------------------
+# -- layers with prepacked weights ----------------------------------------------------------------------------------
 
 LAYERS = {
     "3x3": (lambda: nn.Conv2d(8, 12, 3, padding=1), (2, 8, 6, 6)),
@@ -129,7 +130,7 @@ LAYERS = {
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_packed_layers_and_their_gradients(name):
+def test_prepacked_layers_and_their_gradients(name):
     torch.manual_seed(0)
     make, shape = LAYERS[name]
     layer, x = make(), torch.randn(shape)
@@ -146,36 +147,38 @@ def test_packed_layers_and_their_gradients(name):
     layer.requires_grad_(False)
     with in_bf16():
         usual = results(layer, torch.float32)
-        with packed(layer):
-            assert "forward" in vars(layer) or not torch.ops.mkldnn._is_mkldnn_bf16_supported()
-            got = results(layer, torch.float32)
-            assert layer(x.bfloat16()).dtype == layer(x).dtype == torch.bfloat16
+        fast = prepacked(layer, torch.bfloat16)
+        assert isinstance(fast, PrepackedLayer) or not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        got = results(fast, torch.float32)
+        assert fast(x.bfloat16()).dtype == fast(x).dtype == torch.bfloat16
     for ours, plain, value in zip(got, usual, exact, strict=True):
         assert error(ours, value) < min(2e-2, 1.2 * error(plain, value))
 
 
-def test_what_is_packed_in_bf16_still_computes_in_float32(tiny_model):
+def test_layers_prepacked_for_bf16_still_compute_in_float32():
     """As the last layer, which autocast leaves in float32; and double precision stays what it is."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 4, 1), nn.Flatten(), nn.Linear(144, 3))
     x = torch.randn(2, 8, 6, 6)
     with torch.no_grad():
         expected = net(x)
-        with in_bf16(), packed(net):
+        fast = nn.Sequential(*[prepacked(layer, torch.bfloat16) for layer in net])
+        with in_bf16():
             with torch.autocast("cpu", enabled=False):
-                torch.testing.assert_close(net(x), expected)
-                assert copy.deepcopy(net).double()(x.double()).dtype == torch.float64
+                torch.testing.assert_close(fast(x), expected)
             net[3].weight.zero_()
-            torch.testing.assert_close(net(x), net[3].bias.bfloat16().expand(2, 3))  # a changed weight counts
-    assert not any("forward" in vars(module) for module in net)
+            torch.testing.assert_close(fast(x), net[3].bias.bfloat16().expand(2, 3))  # a changed weight counts
+            net.double()
+            assert fast(x.double()).dtype == torch.float64
 
 
-def test_where_kernels_lack_bf16_layers_are_packed_for_float32_alone(monkeypatch):
+def test_where_kernels_lack_bf16_layers_are_prepacked_for_float32_alone(monkeypatch):
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
-    net = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.Linear(6, 3))
-    with in_bf16(), packed(net), torch.no_grad():
-        assert net[0].forward.dtypes == (torch.float32,) and "forward" not in vars(net[1])
-        assert net(torch.randn(2, 8, 6, 6)).dtype == torch.bfloat16
+    conv, linear = nn.Conv2d(8, 8, 3, padding=1), nn.Linear(6, 3)
+    fast = prepacked(conv, torch.bfloat16)
+    assert fast.dtypes == (torch.float32,) and prepacked(linear, torch.bfloat16) is linear
+    with in_bf16(), torch.no_grad():
+        assert linear(fast(torch.randn(2, 8, 6, 6))).dtype == torch.bfloat16
 
 
 # -- attention -------------------------------------------------------------------------------------------------------
@@ -192,7 +195,9 @@ def test_attention_and_its_gradient():
 
     exact = results(F.scaled_dot_product_attention, torch.float64)
     with in_bf16():
-        got, usual = (results(f, torch.bfloat16) for f in (blocks.attention, F.scaled_dot_product_attention))
+        got, usual = (
+            results(f, torch.bfloat16) for f in (fused_blocks.FusedAttention(), F.scaled_dot_product_attention)
+        )
     for ours, plain, value in zip(got, usual, exact, strict=True):
         assert ours.dtype == torch.bfloat16 and error(ours, value) < 1.2 * error(plain, value)
 
@@ -201,17 +206,17 @@ def test_attention_and_its_gradient():
 
 
 def test_networks_and_gradients_in_bf16(plain):
-    """Within fast(), as in sample(): on average over networks no further from float32 than plain autocast."""
+    """Accelerated, as in sample(): on average over networks no further from float32 than plain autocast."""
     t, y = torch.tensor([50]), torch.arange(4)
 
     def results(seed: int, precision: str) -> list[Tensor]:
         network = randomised(UNet(UNetConfig(**TRUNK, num_classes=5)), seed)
         classifier = randomised(NoisyClassifier(ClassifierConfig(**TRUNK, num_classes=5)), seed + 100)
         x = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
-        with fast([network, classifier], CPU, precision=precision, compile="off"):
-            with torch.no_grad():
-                prediction = network(x, t, y)
-            return [prediction, log_prob_gradient(classifier, x, t, y)]
+        network, classifier = (accelerate(n, precision=precision) for n in (network, classifier))
+        with torch.no_grad():
+            prediction = network(x, t, y)
+        return [prediction, log_prob_gradient(classifier, x, t, y)]
 
     seeds = range(6)
     exact, got = ([results(seed, precision) for seed in seeds] for precision in ("fp32", "bf16"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 
 import pytest
 import torch
@@ -12,10 +11,10 @@ import torch.nn.functional as F
 from helpers import CPU, learned, make
 from torch import Tensor, nn
 
-import admg.engine.cpu.trained as module
-import admg.training.step
+import admg.engine.cpu.training as module
+from admg.engine import acceleration
 from admg.engine import cpu as native
-from admg.engine.cpu.trained import trained
+from admg.engine.cpu.training import trainable
 from admg.engine.cpu.weight_gradient import pays, weight_gradient
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the kernels were not built")
@@ -119,9 +118,8 @@ def test_a_layer_and_its_gradients(counted, shape, bias):
     conv, x = nn.Conv2d(32, 64, 3, padding=1, bias=bias), torch.randn(shape, requires_grad=True)
     twin, z = copy.deepcopy(conv).double(), x.detach().double().requires_grad_()
     dy = torch.randn(shape[0], 64, *shape[2:])
-    with trained(conv):
-        y = conv(x)
-        y.backward(dy)
+    y = trainable(conv)(x)
+    y.backward(dy)
     exact_y = twin(z)
     exact_y.backward(dy.double())
     assert counted == [(64, 32)]
@@ -143,8 +141,7 @@ def test_second_derivatives():
         loss = layer(x).pow(3).sum()
         return sum(g.square().sum() for g in torch.autograd.grad(loss, [x, *layer.parameters()], create_graph=True))
 
-    with trained(conv):
-        penalty(conv, x).backward()
+    penalty(trainable(conv), x).backward()
     penalty(twin, z).backward()
     for found, wanted in [(x.grad, z.grad), *((p.grad, q.grad) for p, q in both(conv, twin))]:
         assert error(found, wanted) < 3e-6
@@ -164,18 +161,17 @@ def test_what_is_left_alone(counted):
     ]
     frozen, conv = (nn.Conv2d(32, 32, 3, padding=1) for _ in range(2))
     frozen.weight.requires_grad_(False)
-    with trained(nn.ModuleList([*others, frozen, conv])):
-        for layer in [*others, frozen]:
-            layer(x).sum().backward()
-        with torch.autocast("cpu", torch.bfloat16):
-            assert conv(x).dtype == torch.bfloat16
-            conv(x).float().sum().backward()
-        assert not conv(x[0]).grad_fn.name().startswith("_Convolution")
-        with torch.no_grad():
-            conv(x)
-        copy.deepcopy(conv)(x).sum().backward()
-        assert not counted
-        conv(x).sum().backward()
+    for layer in [*others, frozen]:
+        trainable(layer)(x).sum().backward()
+    fast = trainable(conv)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert fast(x).dtype == torch.bfloat16
+        fast(x).float().sum().backward()
+    assert not fast(x[0]).grad_fn.name().startswith("_Convolution")
+    with torch.no_grad():
+        fast(x)
+    assert not counted
+    fast(x).sum().backward()
     assert counted == [(32, 32)] and "forward" not in vars(conv)
 
 
@@ -188,9 +184,9 @@ def test_transforms_of_functions(counted):
         return conv(x).pow(2).sum()
 
     expected = torch.func.grad(loss)(x)
-    with trained(conv):
-        assert torch.equal(torch.func.grad(loss)(x), expected)
-        slope = torch.func.jvp(loss, (x,), (dx,))[1]
+    fast = trainable(conv)
+    assert torch.equal(torch.func.grad(lambda x: fast(x).pow(2).sum())(x), expected)
+    slope = torch.func.jvp(lambda x: fast(x).pow(2).sum(), (x,), (dx,))[1]
     assert slope.item() == pytest.approx((expected * dx).sum().item(), rel=1e-4) and not counted
 
 
@@ -198,15 +194,15 @@ def test_no_more_is_kept_for_the_gradient():
     """Bytes of different tensors."""
     network, kept = nn.Sequential(*[nn.Conv2d(32, 32, 3, padding=1) for _ in range(3)]), []
     x = torch.randn(4, 32, 8, 8).to(memory_format=torch.channels_last)
-    for context in (nullcontext(), trained(network)):
+    for layers in (network, nn.Sequential(*map(trainable, network))):
         saved: dict[int, int] = {}
 
         def keep(t: Tensor, saved: dict[int, int] = saved) -> Tensor:
             saved[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
             return t
 
-        with context, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-            y = network(x)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            y = layers(x)
         kept.append(sum(saved.values()))
         del y
     assert kept[1] == kept[0] > 0
@@ -220,7 +216,7 @@ def test_training_is_the_same(digits, monkeypatch, counted, kind, changes):
     """Losses and norms of the gradient of a few steps."""
     ours, _ = learned(digits, make(kind, **changes), steps=4)
     assert counted
-    monkeypatch.setattr(admg.training.step, "trained", lambda *networks: nullcontext())
+    monkeypatch.setattr(acceleration, "trainable", lambda layer: layer)
     plain, _ = learned(digits, make(kind, **changes), steps=4)
     for a, b in zip(ours, plain, strict=True):
         assert a == pytest.approx(b, rel=1e-5, abs=1e-6)
@@ -233,7 +229,7 @@ def test_training_by_the_plain_way_goes_on_by_the_kernel(digits, tmp_path, monke
     from admg.training.prefetch import prefetch
     from admg.training.step import Learner
 
-    monkeypatch.setattr(admg.training.step, "trained", lambda *networks: nullcontext())
+    monkeypatch.setattr(acceleration, "trainable", lambda layer: layer)
     figures, _ = learned(digits, make(), steps=4)
     _, first = learned(digits, make(), steps=2)
     assert not counted

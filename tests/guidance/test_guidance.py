@@ -19,8 +19,9 @@ from admg.checkpoints.model import Model
 from admg.diffusion.gaussian import Diffusion
 from admg.diffusion.schedule import NoiseSchedule
 from admg.guidance import State
-from admg.models import UNet, UNetConfig
-from admg.models.blocks import AttentionBlock, identity_attention
+from admg.models import UNet, UNetConfig, with_identity_attention
+from admg.models.blocks import AttentionBlock
+from admg.models.surgery import IdentityAttention
 
 rng = np.random.default_rng(0)
 MIXTURE = Mixture.of((3, 2, 2), [20, 10, 25, 15, 10, 20], rng.uniform(-0.3, 0.3, (6, 3, 2, 2)),
@@ -491,10 +492,10 @@ def test_identity_attention_hands_on_the_values(new_order):
     values = torch.einsum("oc,nchw->nohw", rows.reshape(32, 32), block.norm(x)) + bias.reshape(1, 32, 1, 1)
     expected = x + torch.einsum("oc,nchw->nohw", block.proj_out.weight[:, :, 0], values)
     expected = expected + block.proj_out.bias.view(1, -1, 1, 1)
-    before = block(x)
-    with identity_attention(block):
-        torch.testing.assert_close(block(x), expected, atol=1e-4, rtol=1e-4)
-    assert torch.equal(block(x), before) and not torch.allclose(before, expected, atol=1e-2)
+    network = torch.nn.ModuleDict({"middle_block": torch.nn.Sequential(block)})
+    identical = with_identity_attention(network)["middle_block"]
+    torch.testing.assert_close(identical(x), expected, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(block(x), expected, atol=1e-2)
 
 
 def test_perturbed_attention_extrapolates_from_the_middle_blocks_alone():
@@ -505,14 +506,15 @@ def test_perturbed_attention_extrapolates_from_the_middle_blocks_alone():
     blocks = [m for m in network.middle_block.modules() if isinstance(m, AttentionBlock)]
     others = [m for m in network.modules() if isinstance(m, AttentionBlock)]
     assert len(blocks) == 1 < len(others)
-    blocks[0].identity = True
+    plain = blocks[0].attention
+    blocks[0].attention = IdentityAttention()
     perturbed = network(x, state.t, y=y)[:, :1]
-    blocks[0].identity = False
+    blocks[0].attention = plain
     found = guidance.PerturbedAttentionGuidance(2.5).modify_prediction(state)
     torch.testing.assert_close(found.eps, perturbed + 2.5 * (own - perturbed), atol=1e-5, rtol=1e-4)
     assert (own - perturbed).abs().max() > 1e-3
     assert guidance.PerturbedAttentionGuidance(1.0).modify_prediction(state) is state.pred
-    assert not any(block.identity for block in others)
+    assert not any(isinstance(block.attention, IdentityAttention) for block in others)
 
 
 # -- all of them, on a small network ------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from rounding import outputs_with_rounding
 from torch import Tensor, nn
 
+from admg.engine.half_torso import with_half_torso
 from admg.models import ClassifierConfig, NoisyClassifier, SuperResUNet, UNet, UNetConfig
 from admg.models.blocks import (
     AttentionBlock,
@@ -133,7 +134,7 @@ def test_attention_pool_is_the_first_token_of_full_attention():
 @pytest.mark.parametrize("scale_shift_norm", [True, False])
 def test_residual_block(scale_shift_norm, resample):
     kind = {"up": Upsample, "down": Downsample}[resample]
-    block = randomised(ResBlock(32, 64, 16, scale_shift_norm=scale_shift_norm, resample=kind(32, conv=False)))
+    block = randomised(ResBlock(32, 64, 16, scale_shift_norm=scale_shift_norm, resample=kind))
     x, emb = noise(2, 32, 6, 4), noise(2, 16, seed=1)
 
     def resampled(a: Tensor) -> Tensor:
@@ -302,10 +303,11 @@ def test_a_torso_of_low_precision(name, dtype):
     modules = [m for part in parts for m in part.modules() if not isinstance(m, nn.ModuleList)]
     draws = outputs_with_rounding(network, modules, dtype, lambda network: network(**arguments))
     amplified = max(reference.error(output, expected) for output in draws)
-    actual = network.torso_to(dtype)(**arguments)
+    half = with_half_torso(network, dtype)
+    actual = half(**arguments)
     assert actual.dtype == torch.float32
     assert amplified / 10 < reference.error(actual, expected) < 2 * amplified
-    kinds = {k: v.dtype for k, v in network.state_dict().items()}
+    kinds = {k: v.dtype for k, v in half.state_dict().items()}
     assert kinds["input_blocks.1.0.in_layers.2.weight"] == kinds["middle_block.1.qkv.weight"] == dtype
     stay = ("time_embed.0.weight", "input_blocks.1.0.in_layers.0.weight", "input_blocks.1.0.emb_layers.1.weight")
     assert {kinds[k] for k in stay} | {v for k, v in kinds.items() if k.startswith("out.")} == {torch.float32}

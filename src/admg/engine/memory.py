@@ -1,11 +1,8 @@
-"""How many images fit in memory at a time, and a CPU allocator that keeps what it will need again."""
+"""How many images fit in memory at a time, and what to do when they do not."""
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,18 +12,18 @@ from torch import nn
 T = TypeVar("T")
 MOST_IMAGES = 64
 MOST_PIXELS = 64 * 64**2
-"""Of one batch on a CPU, where larger ones are no faster."""
+"""Maximum number of pixels of a batch on a CPU, where larger batches are no faster."""
 TENSORS_PER_BLOCK = 5
-"""That a residual block holds on to for a backward pass, of the size of its output; without one it is far fewer."""
+"""Tensors of the size of its output that a residual block keeps for a backward pass; without one it keeps far fewer."""
 USABLE = 0.7
-"""Share of the free memory that a batch may take; the rest is for workspaces and fragments."""
+"""Share of the free memory that a batch may take; the rest is left for workspaces and fragmentation."""
 
 
 def batch_size(networks: Iterable[nn.Module], shape: tuple[int, int, int], device: torch.device) -> int:
-    """Images of this shape (C, H, W) at a time, from the free memory and the architecture of all networks in play.
+    """Return how many images of this shape (C, H, W) to compute at a time, from 1 to 64, given the free memory.
 
-    An image is taken to need TENSORS_PER_BLOCK float32 tensors for every block of every network. That is about right
-    for a classifier whose gradient is wanted, and more than what a U-Net alone needs. At least 1, at most 64.
+    An image is assumed to need TENSORS_PER_BLOCK float32 tensors for every block of every network. That is about right
+    for a classifier whose gradient is computed, and more than a U-Net alone needs.
     """
     pixels = shape[1] * shape[2]
     most = MOST_IMAGES if device.type == "cuda" else max(1, min(MOST_IMAGES, MOST_PIXELS // pixels))
@@ -38,25 +35,27 @@ def batch_size(networks: Iterable[nn.Module], shape: tuple[int, int, int], devic
 
 
 def call_bytes(network: nn.Module, shape: Sequence[int]) -> int:
-    """That a call may need for each image."""
+    """Return the memory that a call may need for each image."""
     return 4 * TENSORS_PER_BLOCK * block_elements(network, shape)
 
 
 def block_elements(network: nn.Module, shape: Sequence[int]) -> int:
-    """Elements of the outputs of all blocks, for one image; 0 for a network that is not of ours."""
+    """Return the number of elements of the outputs of all blocks for one image; 0 if the architecture is not ours."""
     config: Any = getattr(network, "config", None)
     if not hasattr(config, "channel_mult") or not callable(getattr(config, "attends", None)):
         return 0
     total = 0
     for level in range(len(config.channel_mult)):
         here = config.width(level) * (shape[1] >> level) * (shape[2] >> level)
-        up = (2 * config.num_res_blocks + 4) if hasattr(network, "output_blocks") else 0  # they see the skips as well
+        up = (
+            (2 * config.num_res_blocks + 4) if hasattr(network, "output_blocks") else 0
+        )  # they also read the skip connections
         total += here * (config.num_res_blocks + 1 + up) * (2 if config.attends(level) else 1)
     return total
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Memory that can be had on the device; None: not known."""
+    """Return the free memory of the device, or None if it is not known."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
@@ -75,7 +74,7 @@ def _available() -> int | None:
 
 
 def _left_in_group() -> int | None:
-    """Within the limit of a container, if there is one; files that it has cached count as free."""
+    """Return what is left within the limit of a container, if there is one; cached files count as free."""
     root = Path("/sys/fs/cgroup")
     try:
         used = int((root / "memory.current").read_text())
@@ -86,9 +85,9 @@ def _left_in_group() -> int | None:
 
 
 def in_batches(make: Callable[[slice], T], count: int, size: int) -> Iterator[T]:
-    """make() of each batch of `size` of `count` images; where memory runs out, it is halved from there on.
+    """Yield make(batch) for batches of `size` of `count` images; when memory runs out, halve the size from there on.
 
-    OutOfMemoryError: for one image there is too little too.
+    Raises OutOfMemoryError if there is not enough memory for one image.
     """
     start = 0
     while start < count:
@@ -99,7 +98,7 @@ def in_batches(make: Callable[[slice], T], count: int, size: int) -> Iterator[T]
         except Exception as error:
             if batch.stop - start == 1 or not is_out_of_memory(error):
                 raise
-        if made:  # outside of the handler, whose traceback holds on to tensors
+        if made:  # outside of the handler, whose traceback keeps tensors alive
             yield made.pop()
             start = batch.stop
         else:
@@ -109,22 +108,7 @@ def in_batches(make: Callable[[slice], T], count: int, size: int) -> Iterator[T]
 
 
 def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the error means that memory ran out."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # torch's CPU allocator
     )
-
-
-@cache
-def keep_freed_memory(device_type: str) -> None:
-    """On a CPU under Linux: let this process keep what it frees, up to what it has needed at its peak.
-
-    glibc gives large blocks back to the system at once. Every step then gets its memory as new pages, which are cleared
-    one by one: a tenth of the time of a small network's forward pass.
-    """
-    if device_type == "cpu" and sys.platform == "linux":
-        try:
-            mallopt = ctypes.CDLL(None).mallopt
-        except (OSError, AttributeError):  # another C library
-            return
-        if mallopt(-3, 1 << 30) or mallopt(-3, 32 << 20):  # M_MMAP_THRESHOLD; the second is the most of an older glibc
-            mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD

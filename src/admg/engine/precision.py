@@ -1,11 +1,10 @@
-"""Which number format a device multiplies fastest, natively."""
+"""Number formats of matrix products, and which of them a device computes natively."""
 
 from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Literal, get_args
 
@@ -18,7 +17,7 @@ DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16,
 
 @cache
 def native_bf16(device_type: str) -> bool:
-    """Whether the device has bf16 arithmetic of its own; an emulation is accepted by torch but ten times slower."""
+    """Whether the device has bf16 arithmetic; where it is emulated, torch accepts it but it is ten times slower."""
     if device_type == "cuda":
         return torch.cuda.get_device_capability() >= (8, 0)
     if device_type != "cpu":
@@ -30,7 +29,7 @@ def native_bf16(device_type: str) -> bool:
 
 
 def _matmul_seconds(dtype: torch.dtype) -> float:
-    """The shortest of several timings, so that a busy machine does not mislead."""
+    """Return the shortest of several timings, so that a busy machine does not mislead."""
     a = torch.randn(384, 384).to(dtype)
     timings = []
     for _ in range(6):
@@ -41,9 +40,10 @@ def _matmul_seconds(dtype: torch.dtype) -> float:
 
 
 def resolve(precision: Precision, device: torch.device) -> Resolved:
-    """`auto` as bf16 where that is native, else fp32: gradients of a classifier get lost in fp16, whose range is small.
+    """Return the precision, with `auto` resolved for this device: bf16 where that is native, else fp32.
 
-    ValueError: an unknown precision; fp16 elsewhere than on a GPU, where it is emulated and overflows.
+    `auto` is never fp16, in whose small range gradients of a classifier underflow.
+    Raises ValueError if the precision is unknown, or fp16 on another device than a GPU, where it is emulated.
     """
     if precision not in get_args(Precision):
         raise ValueError(f"unknown precision {precision!r}: {', '.join(get_args(Precision))}")
@@ -54,21 +54,7 @@ def resolve(precision: Precision, device: torch.device) -> Resolved:
     return "bf16" if native_bf16(device.type) else "fp32"
 
 
-@contextmanager
-def float32_proper() -> Iterator[None]:
-    """cuDNN's convolutions without TF32, whose three digits are its default."""
-    try:
-        before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
-    except RuntimeError:  # set by torch's newer switch (fp32_precision), which is left as it is
-        yield
-        return
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
-
-
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager:
-    """A context in which matrix products run in this precision."""
+    """Return a context manager in which matrix products run in this precision."""
     dtype = DTYPES[resolve(precision, device)]
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)

@@ -17,7 +17,8 @@ from admg.checkpoints.model import Model
 from admg.diffusion.gaussian import Images
 from admg.diffusion.losses import prior_bpd, vb_bpd
 from admg.diffusion.noise import SeededNoise
-from admg.engine.precision import Precision, autocast
+from admg.engine.acceleration import accelerate_parts
+from admg.engine.precision import Precision
 
 NoiseAt = Callable[[Images, int], Images]
 """Maps (x_0, t) to the noise (N, C, H, W) that is added to x_0 at step t."""
@@ -114,11 +115,12 @@ def terms(
     Raises ValueError if the images do not have the model's shape, or if an upsampling model lacks its small images.
     """
     _check(model, x0, y)
+    model = accelerate_parts(model, precision=precision)
     x0 = x0.to(model.device, torch.float32)
     y = None if y is None else y.to(model.device)
     drawn = noise or SeededNoise(seed, range(len(x0)) if images is None else images)
     for t in reversed(range(len(model.diffusion))):
-        yield _term(model, x0, y, t, drawn(x0, t), clip, precision)
+        yield _term(model, x0, y, t, drawn(x0, t), clip)
 
 
 def gather(model: Model, x0: Images, steps: Iterable[Term]) -> BitsPerDim:
@@ -129,13 +131,12 @@ def gather(model: Model, x0: Images, steps: Iterable[Term]) -> BitsPerDim:
 
 
 @torch.no_grad()
-def _term(model: Model, x0: Images, y: Tensor | None, t: int, noise: Images, clip: bool, precision: Precision) -> Term:
+def _term(model: Model, x0: Images, y: Tensor | None, t: int, noise: Images, clip: bool) -> Term:
     diffusion = model.diffusion
     ts = torch.full((len(x0),), t, device=x0.device)
     x_t = diffusion.q_sample(x0, t, noise)
     conditioning = model.given if y is None else {**model.given, "y": y}
-    with autocast(precision, x0.device):
-        output = model.network(x_t, diffusion.timestep(t, x0.device), **conditioning)
+    output = model.network(x_t, diffusion.timestep(t, x0.device), **conditioning)
     p = diffusion.predict(output, x_t, t, clip=clip)
     vb = vb_bpd(diffusion, output.float(), x0, x_t, ts, clip=clip)
     return Term(t, vb, _mean_square(p.x0 - x0), _mean_square(p.eps - noise))

@@ -1,31 +1,16 @@
-"""The one place where the networks of a model and of its guide are made fast, and where the batch size is chosen."""
+"""The networks of a model and of its guide, and the batch size that fits in memory with them."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
 from admg.checkpoints.model import Model
-from admg.engine.compiling import Compile, fast
 from admg.engine.memory import batch_size
-from admg.engine.precision import Precision
 from admg.guidance import Guide
-
-
-@contextmanager
-def accelerated(
-    model: Model, guide: Guide | None, *, precision: Precision = "fp32", compile: Compile = "auto"
-) -> Iterator[tuple[Model, Guide | None]]:
-    """Context manager that returns the model and the guide with accelerated networks.
-
-    Entered once per call or job, not per batch. Raises ValueError for a precision that the device does not have.
-    """
-    with fast(networks_of(model, guide), model.device, precision=precision, compile=compile):
-        yield model, guide
 
 
 def batch_that_fits(model: Model, guide: Guide | None, shape: Sequence[int] | None = None) -> int:

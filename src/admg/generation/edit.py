@@ -14,8 +14,9 @@ from torch import Tensor
 from admg.checkpoints.model import Model
 from admg.diffusion.gaussian import Images
 from admg.diffusion.noise import SeededNoise
+from admg.engine.acceleration import accelerate_parts
 from admg.engine.compiling import Compile
-from admg.engine.precision import Precision, autocast
+from admg.engine.precision import Precision
 from admg.guidance import Guide
 from admg.samplers import Sampler, Step, ddim_inversion
 
@@ -115,8 +116,8 @@ def encode(
     y = None if labels is None else label_tensor(model, labels, len(images), guide)
     model = lowest_steps(model.respace(steps), strength)
     noise = None if seed is None else SeededNoise(seed, range(len(images))).draw(model.shape).to(model.device)
-    with autocast(precision, model.device):
-        x = last(ddim_inversion(model, images.to(model.device), y=y, guide=guide, noise=noise))
+    model, guide = accelerate_parts((model, guide), precision=precision)
+    x = last(ddim_inversion(model, images.to(model.device), y=y, guide=guide, noise=noise))
     return x.float().cpu()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +13,14 @@ import torch
 from admg.checkpoints.model import Model
 from admg.diffusion.gaussian import Images
 from admg.diffusion.noise import SeededNoise
+from admg.engine import accelerate_parts
 from admg.engine.compiling import Compile
 from admg.engine.memory import in_batches
 from admg.engine.precision import Precision, resolve
 from admg.guidance import Guide, Recorded
 from admg.samplers import NoiseSampler
 
-from .acceleration import accelerated, batch_that_fits
+from .acceleration import batch_that_fits
 from .describe import describe_or_mark, describe_sampler
 from .guide_specs import guide_title
 from .sampler_specs import find_sampler, sampler_name, set_options
@@ -107,13 +107,12 @@ class BatchSampler:
     model: Model
     recipe: Recipe
 
-    @contextmanager
-    def accelerated(self) -> Iterator[BatchSampler]:
-        """Context manager that returns the same sampler with accelerated networks."""
+    def accelerated(self) -> BatchSampler:
+        """Return the same sampler with accelerated networks, which is done once per call or job, not per batch."""
         recipe = self.recipe
-        options: dict[str, Any] = {"precision": recipe.precision, "compile": recipe.compile}
-        with accelerated(self.model, recipe.guide, **options) as (model, guide):
-            yield BatchSampler(model, dataclasses.replace(recipe, guide=guide))
+        parts = self.model, recipe.guide
+        model, guide = accelerate_parts(parts, precision=recipe.precision, compile=recipe.compile)
+        return BatchSampler(model, dataclasses.replace(recipe, guide=guide))
 
     def in_batches(
         self,

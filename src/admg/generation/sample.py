@@ -87,7 +87,8 @@ def draw_samples(
     names = label_names(label_table(sampler.model, sampler.recipe.guide), numbers)
     total = len(numbers) * len(sampler.model.diffusion)
     halve = sampler.recipe.batch_size is None  # a batch size that was given is kept
-    with progress_bar(total, progress) as bar, sampler.accelerated() as fast:
+    fast = sampler.accelerated()
+    with progress_bar(total, progress) as bar:
 
         def on_step(done: int) -> None:
             bar.update(done - bar.n)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -106,14 +105,13 @@ class Stage:
         images = range(labelled, labelled + 1)
         base = None if self.base is None else NpzImages(self.base)
         recipe = dataclasses.replace(self._recipe, compile="off")
-        with BatchSampler(self._respaced, recipe).accelerated() as sampler:
-            sampler.draw(self._labels(images), self._inputs(images, base), slice(0, 1), first=labelled, max_steps=1)
+        sampler = BatchSampler(self._respaced, recipe).accelerated()
+        sampler.draw(self._labels(images), self._inputs(images, base), slice(0, 1), first=labelled, max_steps=1)
 
-    @contextmanager
-    def maker(self) -> Iterator[Maker]:
-        """Context manager that returns a Maker, whose networks are accelerated once for all shards."""
-        with BatchSampler(self._respaced, self._recipe).accelerated() as sampler:
-            yield Maker(self, sampler, None if self.base is None else NpzImages(self.base))
+    def maker(self) -> Maker:
+        """Return a Maker, whose networks are accelerated once for all shards."""
+        sampler = BatchSampler(self._respaced, self._recipe).accelerated()
+        return Maker(self, sampler, None if self.base is None else NpzImages(self.base))
 
     @cached_property
     def _respaced(self) -> Model:

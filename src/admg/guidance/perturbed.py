@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import nn
 
 from admg.diffusion.gaussian import Prediction
-from admg.models.blocks import AttentionBlock, identity_attention
+from admg.models import with_identity_attention
+from admg.models.blocks import AttentionBlock
 
 from .base import Guidance
 from .classifier_free import away_from
@@ -37,6 +39,9 @@ class PerturbedAttentionGuidance(Guidance):
             raise ValueError("perturbed-attention guidance needs a network with attention in its middle block")
         if self.scale == 1:
             return state.pred
-        with identity_attention(middle):
-            perturbed = state.predict(state.model_y)
+        key = "perturbed", id(state.model)
+        if key not in state.memory:
+            model: Any = state.model
+            state.memory[key] = replace(model, network=with_identity_attention(model.network))
+        perturbed = state.memory[key].predict(state.x, state.index, state.model_y, clip=False)
         return away_from(state, perturbed.eps, self.scale)

@@ -1,14 +1,11 @@
-"""The blocks that ADM's networks are made of.
+"""The blocks that ADM's networks are made of (paper, section 3).
 
-Parameter names and shapes are those of OpenAI's state dicts, so that published checkpoints load as they are.
-Everything computes in the memory format and the dtype of its input; group norms compute in float32.
+Names and shapes of the parameters are those of OpenAI's state dicts, so that published checkpoints load as they are.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -17,25 +14,35 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from admg.engine.exchange import apart
-from admg.engine.norm import GroupNorm32, add, norm_and_silu, resampled
-
 M = TypeVar("M", bound=nn.Module)
 
-FEW_TOKENS = 256
-"""Up to which a CPU's backward pass of attention takes less time in float32 than in bf16."""
 
+def timestep_embedding(
+    timesteps: Tensor, dim: int, max_period: float = 10_000.0, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Return the sinusoidal embedding (N, dim) of timesteps (N,): cosines, then sines (DDPM, appendix B).
 
-def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
-    """Sinusoidal embedding of (N,) timesteps, fractional ones too -> (N, dim): cosines, then sines (DDPM, section B).
-
-    Frequencies fall geometrically from 1 to 1/max_period; an odd `dim` ends with a zero.
+    Frequencies fall geometrically from 1 to 1/max_period. Timesteps may be fractional. An odd `dim` ends with a zero.
     """
     half = dim // 2
-    steps = torch.arange(half, dtype=torch.float32, device=timesteps.device)
-    angles = timesteps.float()[:, None] * torch.exp(-math.log(max_period) * steps / half)[None]
+    steps = torch.arange(half, dtype=dtype, device=timesteps.device)
+    angles = timesteps.to(dtype)[:, None] * torch.exp(-math.log(max_period) * steps / half)[None]
     embedding = torch.cat([angles.cos(), angles.sin()], dim=-1)
     return F.pad(embedding, (0, dim % 2))
+
+
+class GroupNorm32(nn.GroupNorm):
+    """Group norm over 32 groups. Computes in float32 at least, and returns the dtype of the input."""
+
+    def __init__(self, channels: int):
+        if channels % 32:
+            raise ValueError(f"{channels} channels: every width of the network must be a multiple of 32 (group norm)")
+        super().__init__(32, channels)
+
+    def forward(self, x: Float[Tensor, "n c *s"]) -> Float[Tensor, "n c *s"]:
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        y = F.group_norm(x.to(dtype), self.num_groups, self.weight.to(dtype), self.bias.to(dtype), self.eps)
+        return y.to(x.dtype)
 
 
 class Conv1x1(nn.Conv1d):
@@ -48,29 +55,8 @@ class Conv1x1(nn.Conv1d):
         return F.linear(tokens, self.weight[:, :, 0], self.bias)
 
 
-def exchangeable(layer: nn.Module) -> bool:
-    """Whether it is a plain convolution or linear layer, not exchanged, whose float32 weight lasts from call to call.
-
-    One that computes in its own way (weight norm, standardised weights, low-rank additions) is left alone.
-    """
-    plain = nn.Conv2d.forward, Conv1x1.forward, nn.Linear.forward
-    weight = layer._parameters.get("weight")
-    if type(layer).forward not in plain or "forward" in vars(layer) or layer._forward_pre_hooks:
-        return False
-    if isinstance(layer, nn.Conv2d) and type(layer)._conv_forward is not nn.Conv2d._conv_forward:
-        return False
-    return weight is not None and weight.dtype == torch.float32 and not weight.is_inference()
-
-
-def keeps_size(conv: nn.Conv2d) -> bool:
-    """Whether its gradient is another of its kind: an odd kernel, zeros around, as many pixels out as in."""
-    height, width = conv.kernel_size
-    same = conv.stride == conv.dilation == (1, 1) and conv.padding == (height // 2, width // 2) and conv.groups == 1
-    return same and conv.padding_mode == "zeros" and height % 2 == width % 2 == 1
-
-
 class Upsample(nn.Module):
-    """Nearest-neighbour doubling, then a 3x3 convolution if `conv`."""
+    """Nearest-neighbour doubling of height and width, then a 3x3 convolution if `conv`."""
 
     def __init__(self, channels: int, conv: bool):
         super().__init__()
@@ -78,12 +64,12 @@ class Upsample(nn.Module):
             self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = resampled(x, up=True)
+        x = F.interpolate(x, scale_factor=2, mode="nearest")
         return self.conv(x) if hasattr(self, "conv") else x
 
 
 class Downsample(nn.Module):
-    """Halving by a strided 3x3 convolution if `conv`, else by a 2x2 mean."""
+    """Halving of height and width: by a strided 3x3 convolution if `conv`, else by 2x2 means."""
 
     def __init__(self, channels: int, conv: bool):
         super().__init__()
@@ -91,14 +77,31 @@ class Downsample(nn.Module):
             self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.op(x) if hasattr(self, "op") else resampled(x, up=False)
+        return self.op(x) if hasattr(self, "op") else F.avg_pool2d(x, 2)
 
 
-class ResBlock(nn.Module):
-    """BigGAN's residual block, conditioned on an embedding; optionally it doubles or halves the resolution.
+class ModulatedSequential(nn.Sequential):
+    """Layers in a row; scale and shift, if given, modulate the output of the first, a norm."""
 
-    With `scale_shift_norm` the embedding modulates the second norm, AdaGN(h, y) = y_s GroupNorm(h) + y_b
-    (paper, section 3; here y_s = 1 + scale); without it, it is added to h before that norm.
+    def forward(self, h: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        norm, *layers = self
+        h = norm(h)
+        if scale is not None and shift is not None:
+            h = h * (1 + scale) + shift  # AdaGN
+        for layer in layers:
+            h = layer(h)
+        return h
+
+
+class TimestepBlock(nn.Module):
+    """A block whose forward takes the embedding of timestep and label along with the image."""
+
+
+class ResBlock(TimestepBlock):
+    """BigGAN's residual block, conditioned on an embedding; it may change the resolution by Upsample or Downsample.
+
+    With `scale_shift_norm` the embedding modulates the second norm: AdaGN(h, y) = y_s GroupNorm(h) + y_b (paper,
+    section 3; here y_s = 1 + scale, y_b = shift). Without it, the embedding is added to h before that norm.
     """
 
     def __init__(
@@ -109,94 +112,59 @@ class ResBlock(nn.Module):
         *,
         dropout: float = 0.0,
         scale_shift_norm: bool = True,
-        resample: nn.Module | None = None,
-        checkpoint: bool = False,
+        resample: type[Upsample] | type[Downsample] | None = None,
     ):
         super().__init__()
         self.scale_shift_norm = scale_shift_norm
-        self.checkpoint = checkpoint
-        self.resample = resample  # has no parameters
-        self.in_layers = nn.Sequential(GroupNorm32(c_in), nn.SiLU(), nn.Conv2d(c_in, c_out, 3, padding=1))
+        self.resample = resample(c_in, conv=False) if resample else nn.Identity()
+        act = nn.Sequential(nn.SiLU(), resample(c_in, conv=False)) if resample else nn.SiLU()
+        self.in_layers = nn.Sequential(GroupNorm32(c_in), act, nn.Conv2d(c_in, c_out, 3, padding=1))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_dim, (2 if scale_shift_norm else 1) * c_out))
-        self.out_layers = nn.Sequential(
+        self.out_layers = ModulatedSequential(
             GroupNorm32(c_out), nn.SiLU(), nn.Dropout(dropout), zero(nn.Conv2d(c_out, c_out, 3, padding=1))
         )
         self.skip_connection = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        return run(self._forward, self.checkpoint, x, emb)
-
-    def _forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        norm, act, conv = self.in_layers
-        h = norm_and_silu(norm, act, x)
-        if self.resample is not None:
-            h, x = self.resample(h), self.resample(x)
-        h, bias = apart(conv, h)
-
-        norm, act, dropout, conv = self.out_layers
-        y = self.emb_layers(emb)
+        h = self.in_layers(x)
+        y = self.emb_layers(emb).to(h.dtype)[:, :, None, None]
         if self.scale_shift_norm:
             scale, shift = y.chunk(2, dim=1)
-            h = norm_and_silu(norm, act, h, scale, shift, bias)  # AdaGN
+            h = self.out_layers(h, scale, shift)
         else:
-            h = norm_and_silu(norm, act, h + y.to(h.dtype)[:, :, None, None], offset=bias)
-        h, bias = apart(conv, dropout(h))
-        x, of_skip = apart(self.skip_connection, x)
-        biases = [b for b in (bias, of_skip) if b is not None]
-        return add(x, h, sum(biases[1:], biases[0]) if biases else None)
+            h = self.out_layers(h + y)
+        return self.skip_connection(self.resample(x)) + h
 
 
 class AttentionBlock(nn.Module):
     """Multi-head self-attention over the pixels, with a residual connection.
 
     The rows of `qkv` are ordered (q | k | v) x heads x channels with `new_order`, else heads x (q | k | v) x channels.
-    The shapes agree, so a checkpoint loads silently with the wrong order and gives noise: the order must be known.
+    Both orders have the same shapes, so a checkpoint loaded with the wrong one gives noise without an error.
     """
 
-    def __init__(self, channels: int, heads: int, *, new_order: bool = False, checkpoint: bool = False):
+    def __init__(self, channels: int, heads: int, *, new_order: bool = False):
         super().__init__()
         self.heads = heads
         self.new_order = new_order
-        self.checkpoint = checkpoint
-        self.identity = False  # see identity_attention()
         self.norm = GroupNorm32(channels)
         self.qkv = Conv1x1(channels, 3 * channels)
+        self.attention = Attention()
         self.proj_out = zero(Conv1x1(channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        return run(self._forward, self.checkpoint, x)
-
-    def _forward(self, x: Tensor) -> Tensor:
         n, c, h, w = x.shape
         tokens = self.norm(x).flatten(2).transpose(1, 2)  # (N, HW, C)
-        q, k, v = split_heads(self.qkv(tokens), self.heads, self.new_order)
-        a = v if self.identity else attention(q, k, v)
+        a = self.attention(*split_heads(self.qkv(tokens), self.heads, self.new_order))
         a = a.transpose(1, 2).reshape(n, h * w, c)
         return x + self.proj_out(a).transpose(1, 2).reshape(n, c, h, w)
 
 
-def attention(
-    q: Float[Tensor, "n heads t c"], k: Float[Tensor, "n heads t c"], v: Float[Tensor, "n heads t c"]
-) -> Float[Tensor, "n heads t c"]:
-    """softmax(q kᵀ / sqrt(c)) v for each head."""
-    differentiated = torch.is_grad_enabled() and q.requires_grad
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and differentiated and q.shape[2] <= FEW_TOKENS:
-        with torch.autocast("cpu", enabled=False):
-            return F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)
-    return F.scaled_dot_product_attention(q, k, v)
+class Attention(nn.Module):
+    """softmax(q kᵀ / sqrt(c)) v for each head, of q, k and v (N, heads, T, c)."""
 
-
-@contextmanager
-def identity_attention(module: nn.Module) -> Iterator[None]:
-    """Within it, each pixel attends to itself alone in every AttentionBlock of the module: the map is the identity."""
-    blocks = [block for block in module.modules() if isinstance(block, AttentionBlock)]
-    for block in blocks:
-        block.identity = True
-    try:
-        yield
-    finally:
-        for block in blocks:
-            block.identity = False
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v)
 
 
 class AttentionPool(nn.Module):
@@ -217,12 +185,32 @@ class AttentionPool(nn.Module):
         tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)
         tokens = tokens + self.positional_embedding.T.to(tokens.dtype)
         q, k, v = split_heads(self.qkv_proj(tokens), self.heads, new_order=True)
-        pooled = F.scaled_dot_product_attention(q[:, :, :1], k, v)  # only the mean pixel's answer is used
+        pooled = F.scaled_dot_product_attention(q[:, :, :1], k, v)  # only the mean pixel's result is used
         return self.c_proj(pooled.flatten(1)[:, None])[:, 0]
 
 
+class TimestepSequential(nn.Sequential):
+    """Layers in a row; blocks that are conditioned get the embedding too.
+
+    recompute: drop the activations of each block and compute them again in the backward pass
+    """
+
+    def __init__(self, *layers: nn.Module, recompute: bool = False):
+        super().__init__(*layers)
+        self.recompute = recompute
+
+    def forward(self, h: Tensor, emb: Tensor) -> Tensor:
+        for layer in self:
+            inputs = (h, emb) if isinstance(layer, TimestepBlock) else (h,)
+            if self.recompute and torch.is_grad_enabled() and isinstance(layer, TimestepBlock | AttentionBlock):
+                h = checkpoint(layer, *inputs, use_reentrant=False)
+            else:
+                h = layer(*inputs)
+        return h
+
+
 def split_heads(qkv: Float[Tensor, "n t 3c"], heads: int, new_order: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values, each (N, heads, T, C / heads)."""
+    """Return queries, keys and values, each (N, heads, T, C / heads)."""
     n, t, c3 = qkv.shape
     dim = c3 // (3 * heads)
     if new_order:
@@ -233,14 +221,7 @@ def split_heads(qkv: Float[Tensor, "n t 3c"], heads: int, new_order: bool) -> tu
 
 
 def zero(module: M) -> M:
-    """The module with all its parameters set to zero, so that its block begins as the identity."""
+    """Set all parameters of the module to zero, so that its block begins as the identity, and return it."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
-
-
-def run(forward, recompute: bool, *inputs: Tensor) -> Tensor:
-    """forward(*inputs); with `recompute` its activations are dropped and computed again in the backward pass."""
-    if recompute and torch.is_grad_enabled():
-        return checkpoint(forward, *inputs, use_reentrant=False)
-    return forward(*inputs)

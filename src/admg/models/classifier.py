@@ -17,8 +17,8 @@ from .unet import EncoderConfig, UNetEncoder
 class ClassifierConfig(EncoderConfig):
     """Architecture of a noisy classifier.
 
-    num_classes: labels
-    pool: head on the features: attention (the paper's), adaptive (mean), spatial and spatial_v2 (means of all levels)
+    num_classes: number of labels
+    pool: head: attention (the paper's), adaptive (mean), spatial or spatial_v2 (means of all levels)
     """
 
     num_classes: int = 1000
@@ -51,14 +51,16 @@ class NoisyClassifier(UNetEncoder):
             raise ValueError(f"unknown pool {c.pool!r}: attention, adaptive, spatial or spatial_v2")
 
     def forward(self, x: Float[Tensor, "n c h w"], timesteps: Tensor) -> Float[Tensor, "n k"]:
-        """Logits (N, num_classes) in the dtype of x, for noised images x in about [-1, 1] at `timesteps` in [0, 1000).
+        """Return logits (N, num_classes) in the dtype of x, for images x noised to `timesteps`.
 
-        ValueError: a size that the levels do not divide, or not the one that the attention pool was made for.
+        x: (N, C, H, W), in about [-1, 1]
+        timesteps: (N,), or (1,) for all images, in [0, 1000)
+        Raises ValueError if the levels do not divide the size, or the attention pool was made for another size.
         """
         features = self.encode(x, self.embed(timesteps))
         if self.config.pool.startswith("spatial"):
-            h = torch.cat([f.to(x.dtype).mean(dim=(2, 3)) for f in features], dim=1)
+            h = torch.cat([f.to(self.dtype).mean(dim=(2, 3)) for f in features], dim=1)
         else:
-            h = features[-1].to(x.dtype)
-        with torch.autocast(x.device.type, enabled=False):  # as in the reference, the head is in float32
-            return self.out(h)
+            h = features[-1].to(self.dtype)
+        with torch.autocast(x.device.type, enabled=False):  # as in guided-diffusion, the head is not in fp16
+            return self.out(h).to(x.dtype)

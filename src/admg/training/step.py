@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from admg.engine.compiling import compiled, wanted
-from admg.engine.cpu.trained import trained
-from admg.engine.cuda.recording import Backward, RecordedBackward
+from admg.engine import accelerate
+from admg.engine.compiling import compiles
+from admg.engine.cuda.graphed_backward import Backward, GraphedBackward
 from admg.engine.precision import autocast, native_bf16
 
 from .config import TrainConfig
@@ -32,14 +32,16 @@ class Learner:
             self.precision = "bf16" if native_bf16(device.type) else "fp32"
         if device.type == "cuda" or self.precision == "bf16":  # the memory format of its convolutions
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        fast = accelerate(self.network, precision=self.precision, training=True, compile=config.compile)
+        self.fast_task = with_network(task, fast)
         self.average = EMA(self.network, config.ema)
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
-        self.compile = wanted(config.compile)
+        self.compile = compiles(config.compile)
         self.backward: Backward = self._backward
         if device.type == "cuda" and not (self.compile or _recomputes(self.network)):
-            self.backward = RecordedBackward(self._backward, self.network)  # a CUDA graph
+            self.backward = GraphedBackward(self._backward, self.network)  # a CUDA graph
 
     @property
     def lr(self) -> float:
@@ -72,18 +74,22 @@ class Learner:
         means: dict[str, Tensor] = {}
         size = -(-count // self.config.accumulate)
         parts = zip(*(torch.split(tensor, size) for tensor in drawn))
-        with self._accelerated():
-            for part in parts:
-                with autocast(self.precision, self.device):
-                    terms = self.task.loss(*part)
-                sums = {name: value.float().sum() / count for name, value in terms.items()}
-                torch.autograd.backward(sums["loss"])
-                means = {name: value.detach() + means.get(name, 0.0) for name, value in sums.items()}
+        for part in parts:
+            with autocast(self.precision, self.device):
+                terms = self.fast_task.loss(*part)
+            sums = {name: value.float().sum() / count for name, value in terms.items()}
+            torch.autograd.backward(sums["loss"])
+            means = {name: value.detach() + means.get(name, 0.0) for name, value in sums.items()}
         return means
 
-    def _accelerated(self) -> AbstractContextManager[None]:
-        """The one place where training is made fast: torch.compile, or our kernels for the convolutions."""
-        return compiled(self.network) if self.compile else trained(self.network)
+
+def with_network(task: Any, network: nn.Module) -> Any:
+    """Return the task with this network in the model or classifier that it holds; a task without either stays."""
+    for name in ("model", "classifier"):
+        if dataclasses.is_dataclass(task) and hasattr(task, name):
+            part: Any = dataclasses.replace(getattr(task, name), network=network)
+            return dataclasses.replace(cast(Any, task), **{name: part})
+    return task
 
 
 def _recomputes(network: nn.Module) -> bool:

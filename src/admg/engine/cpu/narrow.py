@@ -1,4 +1,4 @@
-"""3x3 convolutions to a few channels, as those to images and to gradients in images are; see narrow.c."""
+"""3x3 convolutions to a few channels, as images and gradients with respect to images have; see narrow.c."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from . import available, call
 
 
 def pays(weight: Float[Tensor, "k c height width"]) -> bool:
-    """Whether it takes less time than torch's in float32 on a CPU."""
+    """Whether the kernel takes less time than torch's in float32 on a CPU."""
     k, c, *kernel = weight.shape
     return available() and weight.dtype == torch.float32 and kernel == [3, 3] and k <= 6 and c % 32 == 0
 
 
-def laid_out(weight: Float[Tensor, "k c 3 3"]) -> Float[Tensor, "k 3 3 c"]:
+def arranged(weight: Float[Tensor, "k c 3 3"]) -> Float[Tensor, "k 3 3 c"]:
+    """Return the weight in the order of the kernel."""
     return weight.permute(0, 2, 3, 1).contiguous()
 
 
 def convolve(
     x: Float[Tensor, "n c h w"], weight: Float[Tensor, "k 3 3 c"], bias: Float[Tensor, " k"] | None
 ) -> Float[Tensor, "n k h w"]:
-    """The convolution of images padded by one pixel of zeros; channels last."""
+    """Return the convolution of images padded by one pixel of zeros; channels last."""
     (n, c, height, width), k = x.shape, len(weight)
     x = x.permute(0, 2, 3, 1).contiguous()
     y = x.new_empty(n, height, width, k)

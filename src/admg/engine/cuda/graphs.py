@@ -1,4 +1,4 @@
-"""Networks whose kernels a GPU replays from a recording (a CUDA graph), without Python launching each of them.
+"""CUDA graphs: a GPU replays the kernels of a network, without Python launching each of them.
 
 At a batch of a few images, launching a network's thousand kernels takes longer than running them.
 """
@@ -7,104 +7,83 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from admg.engine.exchange import is_heard, is_watched
-from admg.models.blocks import AttentionBlock
-from admg.models.unet import UNetEncoder
-
 Call = Callable[..., Tensor]
 CAPTURING = threading.Lock()
-"""Held while something is recorded: a process can record one thing at a time."""
-FIRST = 2
-"""Calls of one kind that run as usual: they compile kernels and choose algorithms, which must not be recorded."""
+"""Held during a capture: a process can capture one graph at a time."""
+WARM_UP = 2
+"""Number of ordinary calls of each kind before a capture: they compile kernels and choose algorithms."""
 
 
-@contextmanager
-def recorded(*networks: nn.Module, fits: Callable[[nn.Module, Tensor], bool] = lambda *_: True) -> Iterator[None]:
-    """Within it, calls of these networks on a GPU are replayed, from the third of each shape of inputs on.
+class GraphedCalls:
+    """Calls of a network's function, replayed on a GPU from the third of each shape of inputs on.
 
-    Values are the same, and so are gradients in the images, of any order. Where somebody hooks into a module, or
-    weights want gradients, nothing is recorded; with other weights it is recorded anew. Other networks than ours, which
-    may do what cannot be recorded, run as usual. A recording holds on to the memory of one call until the end.
+    Values are the same, and so are gradients with respect to the images, of any order. Where weights need gradients,
+    nothing is captured; changed weights lead to a new capture. Graphs hold on to the memory of one call each. Several
+    threads may call it.
 
-    fits: (network, images) -> whether there is memory for a recording
+    function: called with the arguments of the network
+    fits: (network, images) -> whether there is enough memory for a capture
     """
-    free = [network for network in networks if isinstance(network, UNetEncoder) and network._compiled_call_impl is None]
-    mine = {network: Recorder(network, fits) for network in free}
-    for network, recorder in mine.items():
-        network._compiled_call_impl = recorder  # what nn.Module.compile sets
-    try:
-        yield
-    finally:
-        for network in mine:
-            network._compiled_call_impl = None
 
-
-class Recorder:
-    """What is called in place of a network. Several threads may call it."""
-
-    def __init__(self, network: nn.Module, fits: Callable[[nn.Module, Tensor], bool]):
-        self.network, self.fits = network, fits
-        self.plain: Call = network._call_impl
+    def __init__(self, function: Call, network: nn.Module, fits: Callable[[nn.Module, Tensor], bool]):
+        self.function, self.network, self.fits = function, network, fits
         self.lock = threading.RLock()
-        self.attention = [module for module in network.modules() if isinstance(module, AttentionBlock)]
         self.calls: dict[Hashable, int] = {}
-        self.recordings: dict[Hashable, Recording | None] = {}
+        self.graphs: dict[Hashable, Graph | None] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         inputs = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         others = [value for value in (*args, *kwargs.values()) if value is not None and not isinstance(value, Tensor)]
-        if not args or others or not all(tensor.is_cuda for tensor in inputs) or not self._recordable(inputs):
-            return self.plain(*args, **kwargs)
+        if not args or others or not all(tensor.is_cuda for tensor in inputs) or not self._can_capture(inputs):
+            return self.function(*args, **kwargs)
         kind = self._kind(args, kwargs)
         with self.lock:
             self.calls[kind] = self.calls.get(kind, 0) + 1
-            if self.calls[kind] > FIRST:
-                if kind not in self.recordings:
-                    self.recordings[kind] = self._record(args, kwargs)
-                recording = self.recordings[kind]
-                if recording is not None:
-                    return recording(inputs)
-        return self.plain(*args, **kwargs)
+            if self.calls[kind] > WARM_UP:
+                if kind not in self.graphs:
+                    self.graphs[kind] = self._capture(args, kwargs)
+                graph = self.graphs[kind]
+                if graph is not None:
+                    return graph(inputs)
+        return self.function(*args, **kwargs)
 
-    def _recordable(self, inputs: list[Tensor]) -> bool:
-        if is_watched() or torch.is_inference_mode_enabled() or torch.cuda.is_current_stream_capturing():
+    def _can_capture(self, inputs: list[Tensor]) -> bool:
+        if torch.is_inference_mode_enabled() or torch.cuda.is_current_stream_capturing():
             return False
         here = all(tensor.get_device() == torch.cuda.current_device() for tensor in inputs)
         if not here or any(tensor.requires_grad for tensor in inputs[1:]) or self.network.training:
             return False
-        if torch.is_grad_enabled() and any(p.requires_grad for p in self.network.parameters()):
-            return False
-        return not any(map(is_heard, self.network.modules()))
+        return not (torch.is_grad_enabled() and any(p.requires_grad for p in self.network.parameters()))
 
     def _kind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable:
-        """Of calls that run the same kernels."""
+        """Return a key that is equal for calls that run the same kernels."""
 
-        def of(value: Any) -> Hashable:
+        def key(value: Any) -> Hashable:
             return (value.shape, value.dtype, value.stride()) if isinstance(value, Tensor) else value
 
-        given = tuple(map(of, args)), tuple((name, of(value)) for name, value in kwargs.items())
+        given = tuple(map(key, args)), tuple((name, key(value)) for name, value in kwargs.items())
         weights = tuple((id(p), p._version) for p in self.network.parameters())
-        around = _autocast(), torch.cuda.current_stream().cuda_stream, tuple(block.identity for block in self.attention)
+        around = _autocast(), torch.cuda.current_stream().cuda_stream
         return given, weights, around, torch.is_grad_enabled() and args[0].requires_grad
 
-    def _record(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recording | None:
-        """None: there is too little memory, or it cannot be done."""
+    def _capture(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Graph | None:
+        """Return the graph of a call, or None if there is too little memory, or the call cannot be captured."""
         if not self.fits(self.network, args[0]):
             return None
         try:
             with CAPTURING:
-                return Recording(self.plain, args, kwargs, self.lock)
+                return Graph(self.function, args, kwargs, self.lock)
         except torch.OutOfMemoryError:
             return None
         except RuntimeError as error:
-            warnings.warn(f"a network is not recorded: {str(error).splitlines()[0][:200]}", stacklevel=2)
+            warnings.warn(f"CUDA graph capture of a network failed: {str(error).splitlines()[0][:200]}", stacklevel=2)
             return None
 
 
@@ -112,8 +91,8 @@ def _autocast() -> tuple[bool, torch.dtype]:
     return torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
 
 
-class Recording:
-    """A call, and its gradient in the first argument, if that wants one."""
+class Graph:
+    """A captured call, and its gradient with respect to the first argument, if that requires one."""
 
     def __init__(self, function: Call, args: tuple[Any, ...], kwargs: dict[str, Any], lock: Any):
         self.function, self.lock, self.autocast = function, lock, _autocast()
@@ -124,7 +103,7 @@ class Recording:
         self.differentiable = torch.is_grad_enabled() and args[0].requires_grad
         self.forward, self.backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         self.latest: object = None
-        """Tells the call whose intermediate results are there."""
+        """A token of the call whose intermediate results the graph holds."""
         with torch.cuda.graph(self.forward, capture_error_mode="thread_local"):
             self.output = self.call(x.requires_grad_(self.differentiable))
         if self.differentiable:
@@ -134,7 +113,7 @@ class Recording:
             self.output = self.output.detach()
 
     def call(self, *inputs: Tensor) -> Tensor:
-        """The call as usual, with these in the place of the leading ones of self.inputs."""
+        """Call the function without the graph, with these in the place of the leading ones of self.inputs."""
         given = dict(zip(map(id, self.inputs), inputs))
         args = [given.get(id(value), value) for value in self.args]
         kwargs = {name: given.get(id(value), value) for name, value in self.kwargs.items()}
@@ -143,7 +122,9 @@ class Recording:
 
     def _autocast(self) -> AbstractContextManager:
         enabled, dtype = self.autocast
-        return torch.autocast("cuda", dtype, enabled=enabled, cache_enabled=False)  # its copies would not be kept
+        return torch.autocast(
+            "cuda", dtype, enabled=enabled, cache_enabled=False
+        )  # cached casts would not outlive the capture
 
     def __call__(self, inputs: list[Tensor]) -> Tensor:
         if self.differentiable:
@@ -152,33 +133,33 @@ class Recording:
 
     def replay(self, inputs: list[Tensor]) -> Tensor:
         with torch.no_grad():
-            for mine, given in zip(self.inputs, inputs):
-                mine.copy_(given)
+            for static, given in zip(self.inputs, inputs):
+                static.copy_(given)
             self.forward.replay()
             return self.output.clone()
 
 
 class _Replay(torch.autograd.Function):
-    """A replayed call. Its gradient is replayed once, if no other call came in between; else all is computed anew."""
+    """A replayed call. Its gradient is replayed once, unless another call came in between; else it is computed anew."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, recording: Recording, inputs: list[Tensor]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, graph: Graph, inputs: list[Tensor]) -> Tensor:
         ctx.save_for_backward(x, *inputs[1:])
-        ctx.recording, ctx.token = recording, object()
-        recording.latest = ctx.token
-        return recording.replay(inputs)
+        ctx.graph, ctx.token = graph, object()
+        graph.latest = ctx.token
+        return graph.replay(inputs)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
-        recording, again = ctx.recording, torch.is_grad_enabled()
-        with recording.lock:
-            if recording.latest is ctx.token and not again:
-                recording.latest = None
-                recording.dy.copy_(dy)
-                recording.backward.replay()
-                return recording.dx.clone(), None, None
+        graph, again = ctx.graph, torch.is_grad_enabled()
+        with graph.lock:
+            if graph.latest is ctx.token and not again:
+                graph.latest = None
+                graph.dy.copy_(dy)
+                graph.backward.replay()
+                return graph.dx.clone(), None, None
         x, *others = ctx.saved_tensors
         with torch.enable_grad():
             x = x.view_as(x) if again else x.detach().requires_grad_()
-            (dx,) = torch.autograd.grad(recording.call(x, *others), x, dy, create_graph=again)
+            (dx,) = torch.autograd.grad(graph.call(x, *others), x, dy, create_graph=again)
         return dx, None, None

@@ -14,7 +14,6 @@ import numpy as np
 
 from admg.checkpoints import download
 from admg.engine.device import Processes
-from admg.engine.memory import keep_freed_memory
 from admg.evaluation.progress import Show, track
 from admg.evaluation.sources import Source
 from admg.files import atomic
@@ -80,7 +79,6 @@ class Extraction:
 
         Raises ValueError if the network does not return features, or if they are not finite.
         """
-        keep_freed_memory(self.network.device.type)
         blocks = range(self.rank, len(self), self.processes)
         with ThreadPoolExecutor(1) as reader:
             ahead = {block: reader.submit(self._read, block) for block in blocks[:1]}

@@ -1,4 +1,4 @@
-"""Losses and gradients that a GPU replays from a recording (a CUDA graph), without Python launching each kernel."""
+"""CUDA graphs of losses and gradients: a GPU replays a training step, without Python launching each kernel."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from .graphs import CAPTURING, FIRST
+from .graphs import CAPTURING, WARM_UP
 
 Backward = Callable[[Sequence[Tensor]], dict[str, Tensor]]
+"""Adds the gradients of a batch to the weights, and returns the mean of each term of the loss."""
 
 
-class RecordedBackward:
-    """backward(drawn), which adds gradients to the network's weights that have none yet, replayed from its third call.
+class GraphedBackward:
+    """backward(drawn), which gives gradients to weights that have none yet; replayed from its third call on.
 
-    Of batches of another shape than that of the recording, and where a task does what cannot be recorded (wait for
-    the GPU, say), it runs as usual.
+    Batches of another shape than the captured one run as usual, and so do all if the task does what cannot be captured,
+    such as waiting for the GPU.
     """
 
     def __init__(self, backward: Backward, network: nn.Module):
@@ -26,23 +27,23 @@ class RecordedBackward:
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, drawn: Sequence[Tensor]) -> dict[str, Tensor]:
-        with torch.cuda.device(self.parameters[0].device):  # a recording is of the current GPU
+        with torch.cuda.device(self.parameters[0].device):  # graphs are captured on the current GPU
             return self._call(drawn)
 
     def _call(self, drawn: Sequence[Tensor]) -> dict[str, Tensor]:
         self.calls += 1
-        if self.calls == FIRST + 1:
-            self._record(drawn)
+        if self.calls == WARM_UP + 1:
+            self._capture(drawn)
         if self.graph is None or [t.shape for t in drawn] != [t.shape for t in self.drawn]:
             return self.plain(drawn)
-        for mine, given in zip(self.drawn, drawn):
-            mine.copy_(given)
+        for static, given in zip(self.drawn, drawn):
+            static.copy_(given)
         self.graph.replay()
         for parameter, gradient in zip(self.parameters, self.gradients):
             parameter.grad = gradient
         return {name: value.clone() for name, value in self.means.items()}
 
-    def _record(self, drawn: Sequence[Tensor]) -> None:
+    def _capture(self, drawn: Sequence[Tensor]) -> None:
         self.drawn = [tensor.clone() for tensor in drawn]
         graph = torch.cuda.CUDAGraph()
         try:
@@ -51,6 +52,8 @@ class RecordedBackward:
             self.gradients = [parameter.grad for parameter in self.parameters]
             self.graph = graph
         except RuntimeError as error:
-            warnings.warn(f"training steps are not recorded: {str(error).splitlines()[0][:200]}", stacklevel=2)
+            warnings.warn(
+                f"CUDA graph capture of a training step failed: {str(error).splitlines()[0][:200]}", stacklevel=2
+            )
         for parameter in self.parameters:
             parameter.grad = None

@@ -1,0 +1,64 @@
+"""Networks that share the parameters of another one, with some of its modules replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from .blocks import Attention
+
+Replace = Callable[[str, nn.Module], nn.Module]
+"""(qualified name, module) -> the module to use in its place, or the same one."""
+
+
+def with_replaced(network: nn.Module, replace: Replace) -> nn.Module:
+    """Return a network in which `replace` has substituted modules; the given network stays as it is.
+
+    Parameters, buffers and hooks are shared, not copied: each change of a weight is seen by both. Subtrees in which
+    nothing is replaced are the very same modules; the others are shallow copies. `replace` is called for every module,
+    children first, and is given a module whose children have already been replaced. It must not change that module.
+
+    A module that stands for another one, as an accelerated network does, may define `with_replaced(replace)` itself.
+    """
+    own: Any = getattr(network, "with_replaced", None)
+    return own(replace) if callable(own) else _visit("", network, replace, {})
+
+
+def _visit(name: str, module: nn.Module, replace: Replace, seen: dict[nn.Module, nn.Module]) -> nn.Module:
+    if module not in seen:
+        prefix = f"{name}." if name else ""
+        children = {
+            key: None if child is None else _visit(prefix + key, child, replace, seen)
+            for key, child in module._modules.items()
+        }
+        changed = any(children[key] is not child for key, child in module._modules.items())
+        seen[module] = replace(name, shallow_copy(module, children) if changed else module)
+    return seen[module]
+
+
+def shallow_copy(module: nn.Module, children: dict[str, Any], kind: type[nn.Module] | None = None) -> nn.Module:
+    """Return a module with all attributes of the given one, but with these children, of the same class or of `kind`."""
+    copy = object.__new__(kind or type(module))
+    copy.__dict__.update(vars(module), _modules=children)
+    return copy
+
+
+def with_identity_attention(network: nn.Module) -> nn.Module:
+    """Return the network with each pixel of its middle block attending to itself alone; parameters are shared.
+
+    Ahn et al. 2024, "Self-rectifying diffusion sampling with perturbed-attention guidance".
+    """
+    return with_replaced(network, _identity_in_middle_block)
+
+
+def _identity_in_middle_block(name: str, module: nn.Module) -> nn.Module:
+    return IdentityAttention() if name.startswith("middle_block.") and isinstance(module, Attention) else module
+
+
+class IdentityAttention(Attention):
+    """Attention whose map is the identity: it returns v."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return v
