@@ -164,7 +164,7 @@ def test_a_network_with_it_gives_the_plain_numbers():
     assert not torch.equal(got, without)
 
 
-# -- layers of packing.py --------------------------------------------------------------------------------------------
+# -- prepared layers -------------------------------------------------------------------------------------------------
 
 
 def test_one_layout_for_batches_of_one_size():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from admg.diffusion.gaussian import Prediction
@@ -39,9 +40,8 @@ class PerturbedAttentionGuidance(Guidance):
             raise ValueError("perturbed-attention guidance needs a network with attention in its middle block")
         if self.scale == 1:
             return state.pred
-        key = "perturbed", id(state.model)
-        if key not in state.memory:
-            model: Any = state.model
-            state.memory[key] = replace(model, network=with_identity_attention(model.network))
-        perturbed = state.memory[key].predict(state.x, state.index, state.model_y, clip=False)
+        model: Any = state.model
+        model = replace(model, network=with_identity_attention(model.network))
+        with torch.no_grad():
+            perturbed = model.predict(state.x, state.index, state.model_y, clip=False)
         return away_from(state, perturbed.eps, self.scale)
