@@ -126,6 +126,7 @@ def _run(parser: Parser, module: ModuleType, argv: list[str]) -> None:
     options, offline = parse(parser, module, argv)
     if offline:
         os.environ["ADMG_OFFLINE"] = "1"
+    _configure()
     module.run(options)
 
 
@@ -140,7 +141,14 @@ def _run_namespace(parser: Parser, module: ModuleType, argv: list[str]) -> None:
         args = parser.parse_args([*config_arguments(args.config), *argv])
     if args.offline:
         os.environ["ADMG_OFFLINE"] = "1"
+    _configure()
     module.run(args)
+
+
+def _configure() -> None:
+    from admg.engine import configure_process  # imports torch, for which --help need not wait
+
+    configure_process()
 
 
 def show_warning(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:

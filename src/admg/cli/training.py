@@ -9,7 +9,6 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from admg.engine import configure_process
 from admg.training import TrainingRun
 
 from .measure import note_missing_kernels
@@ -23,7 +22,6 @@ def provenance() -> dict[str, str]:
 def train(run: TrainingRun[Any]) -> None:
     """Train to the end with a progress bar, and print where the results are."""
     describe(run)
-    configure_process(run.learner.device)
     if run.step >= run.config.steps:
         print(f"nothing to do: {run.out} has been trained for {run.step} steps already; raise --steps to train on")
         return
