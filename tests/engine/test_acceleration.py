@@ -239,7 +239,7 @@ def test_the_networks_of_models_and_guides_are_accelerated(tiny_model, tiny_clas
     model, fast = accelerate_parts((tiny_model, guide), precision="fp32")
     assert isinstance(model.network, Accelerated) and model.network.plain is tiny_model.network
     assert isinstance(fast.guides[0].classifier.network, Accelerated)
-    assert fast.guides[1].bad.network is model.network  # accelerated once
+    assert fast.guides[1].bad_model.network is model.network  # accelerated once
     assert not isinstance(tiny_model.network, Accelerated) and guide.guides[0].classifier is tiny_classifier
     assert accelerate_parts((model, fast), precision="fp32")[1] is fast
     plain = guidance.ClassifierFreeGuidance(2.0)
