@@ -2,7 +2,7 @@
 
 Component k of the data is N(m_k, diag(v_k)), so that of x_t is N(sqrt(ᾱ_t) m_k, diag(ᾱ_t v_k + 1 - ᾱ_t)), and every
 expectation is a sum over components. All of it in float64, and none of it by the code under test: ᾱ is looked up by
-the timestep that the caller tells, in a table of the original process, so that a wrong timestep gives a wrong answer.
+the given timestep, in a table of the original process, so that a wrong timestep gives a wrong answer.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Mixture:
         variances = share.T @ x**2 / total - means**2
         return total[:, 0] / len(x), means.view_as(self.means), variances.view_as(self.means)
 
-    # -- the noised mixture, at the timestep that the caller tells -----------------------------------------------
+    # -- the noised mixture, at the given timestep -----------------------------------------------
 
     def posterior_mean(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
         """E[x_0 | x_t], or E[x_0 | x_t, y]; float64."""
@@ -110,10 +110,10 @@ class Mixture:
 
 
 class Network(nn.Module):
-    """What a network would learn of a mixture in the end: network(x, timesteps, y=None) -> (N, C or 2C, H, W).
+    """The network that has learned a mixture perfectly: network(x, timesteps, y=None) -> (N, C or 2C, H, W).
 
-    predict: eps, x0 or v; conditional: takes labels, so that a Model tells it them
-    range_v: x_t -> the v of a learned range (Improved DDPM, equation 15); None: there is no such output
+    predict: eps, x0 or v; conditional: takes labels, so that a Model conditions it on them
+    range_v: x_t -> the v of a learned range (Improved DDPM, equation 15); None for a network without this output
     timesteps: timestep of each call so far
     """
 

@@ -1,4 +1,4 @@
-"""Schedules, predictions, losses and single steps: against OpenAI's values (tests/openai), and against formulas."""
+"""Schedules, predictions, losses and single steps agree with guided-diffusion (tests/openai) and with formulas."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def diffusion_of(case: str) -> Diffusion:
 
 
 def steps(diffusion: Diffusion) -> Tensor:
-    """The step of each of the four images of INPUT."""
+    """Return the step of each of the four images of INPUT."""
     return torch.tensor([0, 1, len(diffusion) // 2, len(diffusion) - 1])
 
 
@@ -50,7 +50,7 @@ def guided_by(d: Diffusion, p: Prediction, x: Tensor, t: Index, g: Tensor) -> Pr
 
 
 def check(expected: dict[str, np.ndarray], case: str, got: dict[str, Tensor]) -> None:
-    """Every quantity that the reference has for this case, one image at a time, as they differ in magnitude."""
+    """Compare every quantity that guided-diffusion has for this case, image by image, since their magnitudes differ."""
     known = {name: expected[f"{case}/{name}"] for name in got if f"{case}/{name}" in expected}
     assert known
     for name, value in known.items():
@@ -76,7 +76,7 @@ def test_betas(name, count):
 
 
 @pytest.mark.parametrize("case,expected", table("maths.json")["respacing"].items())
-def test_respacing_keeps_the_references_timesteps(case, expected):
+def test_respacing_keeps_the_timesteps_of_guided_diffusion(case, expected):
     count, spec = case.split("/", 1)
     assert respaced_timesteps(int(count), spec) == expected
     schedule = NoiseSchedule.cosine(int(count))
@@ -123,7 +123,7 @@ def test_respacing_twice_keeps_original_timesteps():
     ],
     ids=str,
 )
-def test_respacings_that_cannot_be(spec):
+def test_invalid_respacings_are_refused(spec):
     with pytest.raises(ValueError, match=r"^respacing ") as error_info:
         NoiseSchedule.linear(1000).respace(spec)
     message = str(error_info.value)
@@ -131,7 +131,7 @@ def test_respacings_that_cannot_be(spec):
 
 
 @pytest.mark.parametrize("betas", [[], [0.0], [0.1, -0.1], [1.1], [[0.1]], [math.nan], 0.1], ids=str)
-def test_betas_that_cannot_be(betas):
+def test_invalid_betas_are_refused(betas):
     with pytest.raises(ValueError, match=r"^betas must be"):
         NoiseSchedule.from_betas(betas)
 
@@ -147,7 +147,7 @@ def test_betas_given_by_hand():
 
 
 @pytest.mark.parametrize("case", [key for key in MORE if key.startswith("told/")])
-def test_rescaled_timesteps_are_told_in_thousandths(case):
+def test_rescaled_timesteps_are_in_thousandths(case):
     _, count, respacing = case.split("/")
     diffusion = DiffusionConfig(
         noise_schedule="cosine", diffusion_steps=int(count), variance="fixed_large", rescale_timesteps=True
@@ -155,16 +155,16 @@ def test_rescaled_timesteps_are_told_in_thousandths(case):
     if respacing != "full":
         diffusion = diffusion.respace(respacing)
     t = torch.arange(0, len(diffusion), max(1, len(diffusion) // 50))
-    told = diffusion.timestep(t)
-    assert told.dtype == torch.float32 and error(told, MORE[case]) < 1e-6
-    assert torch.equal(torch.cat([diffusion.timestep(i) for i in t.tolist()]), told)
+    timesteps = diffusion.timestep(t)
+    assert timesteps.dtype == torch.float32 and error(timesteps, MORE[case]) < 1e-6
+    assert torch.equal(torch.cat([diffusion.timestep(i) for i in t.tolist()]), timesteps)
 
 
 # -- predictions -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_predictions_equal_the_references(case):
+def test_predictions_equal_those_of_guided_diffusion(case):
     d, (x0, x, grad) = diffusion_of(case), (INPUT[name] for name in ("x0", "x", "grad"))
     t, output = steps(d), output_for(d)
     p = d.predict(output, x, t)
@@ -185,7 +185,7 @@ def test_predictions_equal_the_references(case):
 
 
 @pytest.mark.parametrize("case", [case for case in MORE_CASES if f"{case}/clip1/mean" in MORE])
-def test_other_variances_equal_the_references(case):
+def test_other_variances_equal_those_of_guided_diffusion(case):
     d = diffusion_of(case)
     t, output = steps(d), output_for(d)
     p = d.predict(output, INPUT["x"], t)
@@ -282,7 +282,7 @@ def test_a_single_step(schedule, variance):
     )
 
 
-def test_predictions_that_cannot_be():
+def test_invalid_predictions_are_refused():
     schedule, x = NoiseSchedule.linear(), INPUT["x"]
     with pytest.raises(ValueError, match=r"'learned_range' needs 6 output channels for 3 .* gave 3"):
         Diffusion(schedule).predict(x, x, 0)
@@ -300,7 +300,7 @@ def test_predictions_that_cannot_be():
 
 
 def step_of(sampler: samplers.Sampler, d: Diffusion, guided: bool, noise: Tensor = INPUT["noise"]) -> Tensor:
-    """The sampler's step from x at steps(d) but the 0th, each made its first step by cutting the schedule off above."""
+    """Return the sampler's step from x at each of steps(d) but the 0th; a truncated schedule makes it the first one."""
     results = []
     for i, t in list(enumerate(steps(d).tolist()))[1:]:
         cut = NoiseSchedule.from_betas(d.schedule.betas[: t + 1], d.schedule.timesteps[: t + 1])
@@ -309,10 +309,10 @@ def step_of(sampler: samplers.Sampler, d: Diffusion, guided: bool, noise: Tensor
 
 
 def first_step(sampler: samplers.Sampler, d: Diffusion, image: slice, guided: bool, noise: Tensor) -> Tensor:
-    last, told = len(d) - 1, []
+    last, seen = len(d) - 1, []
 
     def network(x: Tensor, timesteps: Tensor) -> Tensor:
-        told.extend(timesteps.tolist())
+        seen.extend(timesteps.tolist())
         return output_for(d)[image]
 
     def noise_sampler(x: Tensor, index: int) -> Tensor:
@@ -320,17 +320,17 @@ def first_step(sampler: samplers.Sampler, d: Diffusion, image: slice, guided: bo
         return noise[image]
 
     def guide(state: State) -> Tensor:
-        assert state.index == last and state.t.tolist() == told and torch.equal(state.x, INPUT["x"][image])
+        assert state.index == last and state.t.tolist() == seen and torch.equal(state.x, INPUT["x"][image])
         return INPUT["grad"][image]
 
     model = Model(network, d, (3, 8, 8))
     step = next(sampler(model, INPUT["x"][image], guide=guide if guided else None, noise_sampler=noise_sampler))
-    assert told == [step.t] == [d.schedule.timesteps[last]] and step.index == last
+    assert seen == [step.t] == [d.schedule.timesteps[last]] and step.index == last
     return step.x
 
 
 def check_ddim(d: Diffusion, guided: bool, actual: Tensor, expected: np.ndarray) -> None:
-    """Within the rounding of the reference, which takes 1 - ᾱ of a float32 ᾱ, where ours is exact."""
+    """Compare up to the rounding of guided-diffusion, which computes 1 - ᾱ from a float32 ᾱ; ours is exact."""
     p = d.predict(output_for(d), INPUT["x"], steps(d))
     p = guided_by(d, p, INPUT["x"], steps(d), INPUT["grad"]) if guided else p
     before = d.schedule.alpha_bar[steps(d)[1:] - 1].numpy()
@@ -341,21 +341,21 @@ def check_ddim(d: Diffusion, guided: bool, actual: Tensor, expected: np.ndarray)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_ddim_steps_equal_the_references(case):
+def test_ddim_steps_equal_those_of_guided_diffusion(case):
     d = diffusion_of(case)
     for name, guided in ("ddim_step", False), ("ddim_guided_step", True):
         check_ddim(d, guided, step_of(samplers.ddim, d, guided), MATHS[f"{case}/{name}"][1:])
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_ddpm_means_equal_the_references(case):
+def test_ddpm_means_equal_those_of_guided_diffusion(case):
     d, silence = diffusion_of(case), torch.zeros(4, 3, 8, 8)
     for name, guided in ("clip1/mean", False), ("condition_mean", True):
         assert error_by_image(step_of(samplers.ddpm, d, guided, silence), MATHS[f"{case}/{name}"][1:]) < TOLERANCE
 
 
 @pytest.mark.parametrize("case", MORE_CASES)
-def test_noisy_steps_equal_the_references(case):
+def test_noisy_steps_equal_those_of_guided_diffusion(case):
     d = diffusion_of(case)
     for name, guided in ("ddpm_step", False), ("ddpm_guided_step", True):
         assert error_by_image(step_of(samplers.ddpm, d, guided), MORE[f"{case}/{name}"][1:]) < TOLERANCE
@@ -364,7 +364,7 @@ def test_noisy_steps_equal_the_references(case):
 
 
 @pytest.mark.parametrize("eta", [-0.1, 1.1, math.nan])
-def test_eta_that_cannot_be(eta):
+def test_invalid_eta_is_refused(eta):
     model = Model(lambda x, t: x, Diffusion(NoiseSchedule.cosine(4), variance="fixed_large"), (3, 8, 8))
     with pytest.raises(ValueError, match="eta must be in"):
         list(samplers.ddim(model, INPUT["x"], eta=eta))
@@ -381,7 +381,7 @@ LOSSES = [f"{name}/learned_range/eps" for name in OBJECTIVES] + sorted(
 
 @pytest.mark.parametrize("case", LOSSES)
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_losses_equal_the_references(schedule, case):
+def test_losses_equal_those_of_guided_diffusion(schedule, case):
     name, variance, predict = case.split("/")
     d = Diffusion(SCHEDULES[schedule](1000), predict, variance)
     t = torch.tensor([0, 1, 500, 999])

@@ -1,4 +1,4 @@
-"""Step spacings other than the reference's: where their steps lie, and what they refuse."""
+"""Step spacings that guided-diffusion does not have: their positions, and refused spacings."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def kept(spec: str, schedule: NoiseSchedule = LINEAR) -> np.ndarray:
     return schedule.respace(spec).timesteps.numpy()
 
 
-def test_uniform_is_the_references_even_respacing():
+def test_uniform_is_the_even_respacing_of_guided_diffusion():
     for steps in (2, 7, 25, 250, 1000):
-        assert np.abs(kept(f"uniform{steps}") - kept(str(steps))).max() <= 1  # which rounds sums
+        assert np.abs(kept(f"uniform{steps}") - kept(str(steps))).max() <= 1  # which rounds running sums
 
 
 def test_quad_is_even_in_the_root_of_t():
@@ -38,10 +38,10 @@ def test_logsnr_is_even_in_log_snr():
 def test_karras_is_even_in_the_seventh_root_of_sigma():
     sigma = (1 / LINEAR.alpha_bar.numpy() - 1) ** 0.5
     low, high = sigma[0] ** (1 / 7), sigma[-1] ** (1 / 7)
-    wanted = [(high + i / 17 * (low - high)) ** 7 for i in range(18)]  # EDM, equation 5
+    targets = [(high + i / 17 * (low - high)) ** 7 for i in range(18)]  # EDM, equation 5
     chosen = sigma[kept("karras18")][::-1]
-    nearest = [np.abs(np.log(sigma / w)).min() for w in wanted]
-    assert np.allclose(np.abs(np.log(chosen / wanted)), nearest, atol=1e-9)
+    nearest = [np.abs(np.log(sigma / w)).min() for w in targets]
+    assert np.allclose(np.abs(np.log(chosen / targets)), nearest, atol=1e-9)
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)
@@ -69,12 +69,12 @@ def test_respacing_twice_keeps_the_original_timesteps():
 
 
 @pytest.mark.parametrize("spec", ["karras", "karras0", "quad-5", "logsnr2.5", "karras20,5", "Karras20", "foo25"])
-def test_spacings_that_cannot_be(spec):
+def test_invalid_spacings_are_refused(spec):
     with pytest.raises(ValueError, match=r"^respacing .* is not a number of steps.*karras25"):
         LINEAR.respace(spec)
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)
-def test_more_steps_than_there_are(spacing):
+def test_more_steps_than_the_schedule_has_are_refused(spacing):
     with pytest.raises(ValueError, match=f"respacing '{spacing}1001': cannot take 1001 steps from 1000"):
         LINEAR.respace(f"{spacing}1001")

@@ -1,4 +1,4 @@
-"""What the network says with and without a label, in one call, as a GPU is asked for a few images."""
+"""The conditional and the unconditional prediction from one call of the network, as used for small batches on GPUs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def calls_of(model: Model, guide, x: torch.Tensor, y: torch.Tensor | None = Y) -
 
 @pytest.fixture
 def pays(monkeypatch):
-    """Switches one call on, as it is on a GPU."""
+    """Switch to one call, as on a GPU."""
     return lambda: monkeypatch.setattr("admg.checkpoints.model.one_call_is_faster", lambda x: True)
 
 
@@ -49,8 +49,8 @@ def test_one_call_gives_what_two_give(name, tiny_model, pays):
     torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)  # rounding, magnified at the noisiest step
 
 
-def test_no_call_more_than_the_guide_asks_for(tiny_model, pays):
-    """Outside of an interval, at a scale of 1, for other guides, for a network that is told nothing."""
+def test_no_more_calls_than_the_guide_needs(tiny_model, pays):
+    """Neither outside an interval, nor at scale 1, for other guides, or for an unconditional network."""
     pays()
     model, x = tiny_model.respace(4), torch.randn(3, 1, 8, 8)
     sigmas = [model.diffusion.schedule.sigma(i) for i in range(4)]
@@ -69,7 +69,7 @@ def test_no_call_more_than_the_guide_asks_for(tiny_model, pays):
         calls_of(model, guidance.ClassifierFreeGuidance(3.0), x, None)
 
 
-def test_what_else_the_network_is_given_is_given_twice(tiny_upsampler, pays):
+def test_further_inputs_of_the_network_are_doubled(tiny_upsampler, pays):
     low_res = torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(1)) * 2 - 1
     x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     model = replace(tiny_upsampler.respace(3), given={"low_res": low_res})
@@ -80,18 +80,18 @@ def test_what_else_the_network_is_given_is_given_twice(tiny_upsampler, pays):
     torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)  # rounding, magnified at the noisiest step
 
 
-def test_a_network_of_ones_own_is_asked_twice(tiny_model, pays):
+def test_a_users_network_is_called_twice(tiny_model, pays):
     """It may not know the label -1."""
     pays()
-    told = []
+    labels = []
 
     class Own(torch.nn.Module):
         config = tiny_model.network.config
 
         def forward(self, x, timesteps, y=None):
-            told.append(y)
+            labels.append(y)
             return torch.zeros(len(x), 2, 8, 8)
 
     model = admg.Model(Own(), tiny_model.diffusion.respace(1), (1, 8, 8), tiny_model.labels)
     list(samplers.ddim(model, torch.randn(3, 1, 8, 8), y=Y, guide=guidance.ClassifierFreeGuidance(3.0)))
-    assert told[0] is Y and told[1] is None
+    assert labels[0] is Y and labels[1] is None

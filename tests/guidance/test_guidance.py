@@ -1,4 +1,4 @@
-"""Guides that change a prediction, and the classifier's options, against exact answers and against NumPy."""
+"""Guides that modify a prediction, and options of classifier guidance, agree with exact answers and with NumPy."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def normal(n: int = N, shape: tuple[int, ...] = MIXTURE.shape, seed: int = 0) ->
 
 
 def state_of(index: int = 8, model: Model | None = None, x: torch.Tensor | None = None, y=Y, **changes) -> State:
-    """As a sampler has it before any guide, at a step in the middle."""
+    """Return the state of a sampler before any guide, at a step in the middle."""
     model, x = model or model_of(), normal() if x is None else x
     return replace(State(x, index, y, y if model.conditional else None, model, clip=False), **changes)
 
 
 def made_up(seed: int = 0, n: int = 4) -> tuple[State, np.ndarray, np.ndarray]:
-    """A state whose model gives two made-up eps, conditional and unconditional, and those in float64."""
+    """Return a state whose model predicts two random eps, conditional and unconditional, and these in float64."""
     cond, uncond = normal(n, seed=10 + seed), normal(n, seed=20 + seed)
     state = state_of(x=normal(n, seed=30 + seed), y=Y[:n])
 
@@ -151,7 +151,7 @@ def test_cfg_plus_plus_is_refused_by_samplers_that_do_not_combine_x0_and_eps(sam
 
 
 class Counted:
-    """The exact classifier, which notes the noise level of each call."""
+    """The exact classifier, which records the noise level of each call."""
 
     def __init__(self):
         self.sigmas: list[float] = []
@@ -195,7 +195,7 @@ def test_an_interval_ends_at_its_noise_levels_and_includes_them():
     assert guidance.Interval(guide, low=state.sigma * 1.001)(state) is None
 
 
-def test_intervals_compose_and_hand_on_the_classifier():
+def test_intervals_compose_and_pass_on_the_classifier():
     low, high = (
         guidance.Interval(guidance.ClassifierGuidance(MIXTURE.classifier, 2.0), *ends) for ends in ((0, 1), (1, 1e9))
     )
@@ -205,7 +205,7 @@ def test_intervals_compose_and_hand_on_the_classifier():
 
 
 @pytest.mark.parametrize("low, high", [(-1, 2), (2, 1), (math.nan, 1), (0, math.nan)])
-def test_intervals_that_are_none_are_refused(low, high):
+def test_invalid_intervals_are_refused(low, high):
     with pytest.raises(ValueError, match="low <= high"):
         guidance.Interval(guidance.ClassifierFreeGuidance(), low, high)
 
@@ -263,7 +263,7 @@ def test_weights_of_labels_and_labels_to_avoid():
 
 
 def test_an_avoided_label_is_avoided():
-    """The share of label 1, by the exact classifier, where it is avoided, left alone and asked for."""
+    """The share of label 1, by the exact classifier, where it is avoided, ignored and followed."""
     model, ends = model_of(conditional=False), {}
     for weight in (-1.0, 0.0, 1.0):
         ends[weight] = run(
@@ -271,8 +271,8 @@ def test_an_avoided_label_is_avoided():
         )
     shares = {w: MIXTURE.classifier(x, torch.tensor([0])).softmax(1)[:, 1].mean().item() for w, x in ends.items()}
     assert shares[-1.0] < shares[0.0] / 2
-    asked_for = run(None, y=torch.ones(N).long())  # p(x | y = 1)
-    torch.testing.assert_close(ends[1.0], asked_for, atol=2e-5, rtol=1e-4)
+    conditional = run(None, y=torch.ones(N).long())  # p(x | y = 1)
+    torch.testing.assert_close(ends[1.0], conditional, atol=2e-5, rtol=1e-4)
 
 
 def test_entropy_is_added_with_its_weight():
@@ -462,7 +462,7 @@ def test_nothing_comes_after_cfg_plus_plus():
         functools.partial(guidance.APG, 2.0, 0.0, 0.0),
     ],
 )  # fmt: skip
-def test_numbers_that_are_not_are_refused(make):
+def test_nan_is_refused(make):
     with pytest.raises(ValueError, match="got nan"):
         make(math.nan)
 
@@ -483,7 +483,7 @@ def unet(**changes) -> UNet:
 
 
 @pytest.mark.parametrize("new_order", [False, True])
-def test_identity_attention_hands_on_the_values(new_order):
+def test_identity_attention_returns_the_values(new_order):
     block = AttentionBlock(32, 2, new_order=new_order)
     torch.nn.init.normal_(block.proj_out.weight)
     x, weight = torch.randn(2, 32, 3, 3), block.qkv.weight[:, :, 0]
@@ -555,10 +555,12 @@ def test_an_image_does_not_depend_on_those_beside_it(name, tiny_model, tiny_clas
         return run_one(guide, model, x[which], y[which])
 
     def rounded(seed: int) -> torch.Tensor:
-        network, judge = (
+        network, classifier = (
             with_rounded_weights(part.network, TERMS, seed + k) for k, part in enumerate((model, tiny_classifier))
         )
-        return run_one(GUIDES[name](replace(tiny_classifier, network=judge)), replace(model, network=network), x, y)
+        return run_one(
+            GUIDES[name](replace(tiny_classifier, network=classifier)), replace(model, network=network), x, y
+        )
 
     together, alone = eps(slice(3)), torch.cat([eps(slice(i, i + 1)) for i in range(3)])
     amplified = max((rounded(2 * seed) - together).abs().max().item() for seed in range(3))
@@ -575,7 +577,7 @@ def run_one(guide, model: Model, x: torch.Tensor, y: torch.Tensor) -> torch.Tens
     return guided.predict_guided(x, 2).eps
 
 
-def test_labels_are_asked_for_by_the_names_of_an_inner_classifier(tiny_classifier):
+def test_labels_can_be_named_as_by_an_inner_classifier(tiny_classifier):
     model = model_of(replace(MIXTURE, alpha_bars=EVEN[::10]), conditional=False, steps=2)
     model = replace(model, shape=(1, 8, 8), labels=Labels(0), network=unet(num_classes=0))
     model = replace(model, diffusion=Diffusion(model.diffusion.schedule))

@@ -134,7 +134,7 @@ def test_where_the_classifier_is_sure_the_gradient_does_not_vanish():
     assert wrong(state).isfinite().all()
 
 
-def test_divergences_that_cannot_be_are_refused():
+def test_invalid_divergences_are_refused():
     for options, message in (
         ({"weight": math.nan}, "finite"), ({"kind": "kl"}, "unknown divergence"), ({"smoothing": 1.0}, "smoothing"),
         ({"smoothing": math.nan}, "smoothing"), ({"kind": "p||q", "smoothing": 0.0}, "above 0"),
@@ -193,7 +193,7 @@ WIDE = replace(MIXTURE, variances=MIXTURE.variances * 4)
 
 
 def data(n: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Labelled images of a mixture whose labels are hard to tell apart."""
+    """Labelled images of a mixture whose labels are hard to distinguish."""
     draw = np.random.default_rng(1)
     k = torch.from_numpy(draw.choice(6, n, p=MIXTURE.weights.numpy()))
     noise = torch.from_numpy(draw.normal(size=(n, *SHAPE)))
@@ -235,7 +235,7 @@ def test_a_calibrated_classifier_guides_as_one_of_that_temperature(tiny_classifi
     assert found.labels is None
 
 
-def test_calibrations_that_cannot_be_are_refused():
+def test_invalid_calibrations_are_refused():
     diffusion, z = Diffusion(NoiseSchedule.cosine(10)), torch.zeros(3, 2)
     for make, message in (
         (lambda: guidance.calibrated(linear, diffusion, normal(3), torch.zeros(2).long()), "one label for each"),
@@ -303,7 +303,7 @@ def test_gradient_free_guidance_leaves_images_without_a_label_and_those_it_is_su
     torch.testing.assert_close(p.eps[0], 3 * state.pred.eps[0] - 2 * other[0], atol=1e-5, rtol=1e-4)
 
 
-def test_gradient_free_guidance_that_cannot_be_is_refused():
+def test_invalid_gradient_free_guidance_is_refused():
     for make, message in (
         (lambda: guidance.GradientFreeGuidance(linear, math.nan), "finite"),
         (lambda: guidance.GradientFreeGuidance(linear, reference="other"), "'label' or 'null'"),
@@ -334,7 +334,7 @@ def blocks(x: torch.Tensor) -> np.ndarray:
 
 @pytest.mark.parametrize("sampler", [samplers.ddim, samplers.ddpm, samplers.heun, samplers.dpmpp_2m, samplers.unipc])
 @pytest.mark.parametrize("guide", [None, guidance.ClassifierGuidance(lambda x, t: x.flatten(1)[:, :2], 5.0)])
-def test_ilvr_ends_at_the_references_low_frequencies(sampler, guide):
+def test_ilvr_ends_at_the_low_frequencies_of_the_reference(sampler, guide):
     model, x_T, y = model_of(GAUSSIAN, conditional=False), normal(4, BIG), torch.tensor([0, 1, 0, 1])
     x = run(guidance.ILVR(IMAGE, 2, guide), model, sampler, x_T, y, noise_sampler=lambda x, i: normal(4, BIG, i))
     np.testing.assert_allclose(blocks(x), np.repeat(blocks(IMAGE), 4, 0), atol=2e-5)
@@ -357,11 +357,11 @@ def test_ilvr_keeps_the_high_frequencies_of_the_prediction(index):
     assert guidance.ILVR(IMAGE, 2)(state) is None
 
 
-def test_ilvrs_low_frequencies_are_the_noised_references_at_each_level():
+def test_low_frequencies_of_ilvr_are_those_of_the_noised_reference_at_each_level():
     """In ddim √ᾱ φ(y) + √(1 - ᾱ) φ(ε), with the noise of x_T; in ddpm with β̃ of that mean, and of variance (1 - ᾱ)/4.
 
-    Which the exchange of φ(x_{t-1}) for φ(y_{t-1}), the paper's, gives as well. The variance by unit noises: the
-    results are affine in them. The first step has the noise of a pure x_T, which is not quite that of its level.
+    The paper's replacement of φ(x_{t-1}) by φ(y_{t-1}) has the same distribution. The variance is measured with unit
+    noise, since results are affine in it. The first step has the noise of a pure x_T, not quite that of its level.
     """
     model, x_T = model_of(GAUSSIAN, conditional=False), normal(4, BIG)
     alpha_bars = EVEN[model.diffusion.schedule.timesteps.numpy()]
@@ -403,7 +403,7 @@ def test_ilvr_works_on_what_other_guides_leave():
         guidance.ILVR(image, 2, guidance.CFGPlusPlus()).modify_prediction(state)
 
 
-def test_ilvr_that_cannot_be_is_refused():
+def test_invalid_ilvr_is_refused():
     state = state_of()
     for make, message in (
         (lambda: guidance.ILVR(IMAGE[0], 2), "reference has shape"),
@@ -480,7 +480,7 @@ def test_samples_come_near_to_the_target():
     assert energy(guided).mean() < 0.7 * energy(free).mean()
 
 
-def test_embeddings_that_cannot_be_are_refused():
+def test_invalid_embeddings_are_refused():
     for make, message in (
         (lambda: guidance.EmbeddingDistance(embed, torch.zeros(5)), "finite and not 0"),
         (lambda: guidance.EmbeddingDistance(embed, torch.tensor([1.0, math.nan])), "finite"),

@@ -92,7 +92,7 @@ def test_the_exact_energy_at_x_gives_the_exact_tilted_data():
     torch.testing.assert_close(found, list(samplers.ddim(direct, x_T, clip=False))[-1].x, atol=1e-5, rtol=1e-4)
 
 
-def test_losses_that_cannot_be_are_refused():
+def test_invalid_losses_are_refused():
     state = state_of()
     for scale in (math.nan, math.inf):
         with pytest.raises(ValueError, match="finite"):
@@ -144,7 +144,7 @@ def test_gram_is_a_times_its_transpose(name):
     np.testing.assert_allclose(a @ a.T, OPERATORS[name].gram * np.eye(len(a)), atol=1e-12)
 
 
-def test_operators_that_cannot_be_are_refused():
+def test_invalid_operators_are_refused():
     x = normal(1)
     for make, message in (
         (lambda: guidance.Mask(torch.ones(4, 4)), "bool"),
@@ -166,7 +166,7 @@ def test_operators_that_cannot_be_are_refused():
 
 @pytest.mark.parametrize("index", [0, 8, 19])
 def test_a_score_is_bounded_by_the_largest_that_an_exact_one_can_be(index):
-    """Of images that are all -1 or all 1, told which: the score of the wrong x_t nears 2 sqrt(ᾱ)/(1 - ᾱ), the bound."""
+    """For images that are all -1 or all 1, the score of the wrong label approaches the bound 2 sqrt(ᾱ)/(1 - ᾱ)."""
     two = Mixture.of((1, 1, 1), [1.0, 1.0], [-1.0, 1.0], [1e-6, 1e-6], [0, 1])
     clipped = replace(state_of(index), x=torch.zeros(2, 1, 1, 1), clip=True)
     alpha_bar = EVEN[int(clipped.t)]
@@ -315,7 +315,7 @@ def test_samples_fit_what_was_measured():
         assert (guided[:, known] - 0.5).abs().mean() < 0.4 * (free[:, known] - 0.5).abs().mean()
 
 
-def test_inverse_problems_that_cannot_be_are_refused():
+def test_invalid_inverse_problems_are_refused():
     operator, state = OPERATORS["downsample"], state_of()
     y = operator(normal(5))
     for noise in (0.0, -1.0, math.nan, math.inf):

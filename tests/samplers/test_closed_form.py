@@ -48,7 +48,7 @@ def normal(n: int, shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
 
 
 def noise_of(seed: int) -> Callable[[torch.Tensor, int], torch.Tensor]:
-    """The same noise at the same index, whoever asks."""
+    """Return a noise sampler with the same noise at the same index, whichever sampler calls it."""
     return lambda x, index: normal(len(x), x.shape[1:], 1000 * seed + index)
 
 
@@ -151,7 +151,7 @@ def test_ddpm_guided_at_scale_1_tends_to_the_conditional_model(data, variance):
 class ByHand:
     """x_0 ~ N(m, v) in each pixel and p(y | x_0) = N(o; a x_0, τ²): ε(x) and g(x) = ∇ log p(y | x_t) are affine in x.
 
-    Each is told as (slope, offset). So a step of a sampler is x' = A x + B + sqrt(V) noise. Arrays are (C, H, W).
+    Each is given as (slope, offset). So a step of a sampler is x' = A x + B + sqrt(V) noise. Arrays are (C, H, W).
     """
 
     alpha_bars: np.ndarray  # of the steps kept, as are i and Σ below
@@ -350,24 +350,26 @@ def test_eta_outside_0_to_1_is_refused(eta):
         end(samplers.ddim(model_of(MIXTURES["line"]).respace(2), normal(1, (1, 1, 1)), eta=eta))
 
 
-# -- who is asked what, and when ---------------------------------------------------------------------------------
+# -- timesteps and noise -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("steps, told", [(28, range(0, 1000, 37)), ("ddim25", range(0, 1000, 40)), (1000, range(1000))])
+@pytest.mark.parametrize(
+    "steps, timesteps", [(28, range(0, 1000, 37)), ("ddim25", range(0, 1000, 40)), (1000, range(1000))]
+)
 @pytest.mark.parametrize("sampler", [samplers.ddpm, samplers.ddim])
-def test_network_and_classifier_are_told_the_original_timesteps(sampler, steps, told):
+def test_network_and_classifier_are_given_the_original_timesteps(sampler, steps, timesteps):
     mixture, seen = MIXTURES["line"], []
 
-    def classifier(x, timesteps):
-        seen.append(timesteps.unique().item())
-        return mixture.classifier(x, timesteps)
+    def classifier(x, t):
+        seen.append(t.unique().item())
+        return mixture.classifier(x, t)
 
     model, y = model_of(mixture), torch.tensor([0, 1])
     walked = list(
         sampler(model.respace(steps), normal(2, (1, 1, 1)), y=y, guide=guidance.ClassifierGuidance(classifier))
     )
-    assert model.network.timesteps == seen == [step.t for step in walked] == list(reversed(told))
-    assert [step.index for step in walked] == list(reversed(range(len(told))))
+    assert model.network.timesteps == seen == [step.t for step in walked] == list(reversed(timesteps))
+    assert [step.index for step in walked] == list(reversed(range(len(timesteps))))
 
 
 @pytest.mark.parametrize(
@@ -375,14 +377,14 @@ def test_network_and_classifier_are_told_the_original_timesteps(sampler, steps, 
     [(samplers.ddim, []), (functools.partial(samplers.ddim, eta=1.0), [4, 3, 2, 1]), (samplers.ddpm, [4, 3, 2, 1])],
 )
 def test_noise_is_drawn_once_a_step_but_not_in_the_last_and_never_at_eta_0(sampler, indices):
-    asked = []
+    drawn = []
 
     def noise_sampler(x, index):
-        asked.append(index)
+        drawn.append(index)
         return torch.randn_like(x)
 
     end(sampler(model_of(MIXTURES["line"]).respace(5), normal(2, (1, 1, 1)), noise_sampler=noise_sampler))
-    assert asked == indices
+    assert drawn == indices
 
 
 # -- guidance ----------------------------------------------------------------------------------------------------
@@ -419,7 +421,7 @@ def test_guides_add_up(sampler):
 
 
 def test_the_score_is_the_gradient_of_the_log_softmax_of_each_images_own_label():
-    """Of logits z = W x + b: W_y - Σ_k softmax(z)_k W_k; not averaged over the batch, and for the label asked for."""
+    """Of logits z = W x + b: W_y - Σ_k softmax(z)_k W_k; not averaged over the batch, and for the target label."""
     weight, bias, x, y = rng.normal(size=(4, 12)), rng.normal(size=4), normal(9, (3, 2, 2)), torch.arange(9) % 4
 
     def classifier(x, timesteps):
@@ -441,7 +443,7 @@ def test_the_score_of_the_exact_classifier_is_the_difference_of_the_exact_scores
         torch.testing.assert_close(found.double(), exact, atol=1e-5, rtol=1e-5)
 
 
-def test_guidance_that_cannot_be_is_refused():
+def test_invalid_guidance_is_refused():
     mixture = MIXTURES["line"]
     with pytest.raises(ValueError, match="labels"):
         end(samplers.ddim(model_of(mixture).respace(2), normal(1, (1, 1, 1)), guide=classifier_of(mixture)))

@@ -30,7 +30,7 @@ IMAGE = torch.tensor([0.8, 0.0, 0.6, 0.0]).view(1, *SHAPE)
 
 
 class Gaussian(nn.Module):
-    """ε of N(MEAN, COVARIANCE) at the timestep that it is told, from the marginal N(√ᾱ m, ᾱ S + (1 - ᾱ) I)."""
+    """ε of N(MEAN, COVARIANCE) at the given timestep, from the marginal N(√ᾱ m, ᾱ S + (1 - ᾱ) I)."""
 
     def __init__(self):
         super().__init__()
@@ -51,7 +51,7 @@ def model_of(steps: int, variance: str = "fixed_small") -> Model:
 
 
 class UnitNoise:
-    """Noise of which draw d, pixel c is 1 in image 1 + 4 d + c alone: a sampler's result is affine in its noises."""
+    """Noise in which pixel c of draw d is 1 only in image 1 + 4 d + c: a sampler's result is affine in its noise."""
 
     def __init__(self, draws: int):
         self.draws, self.done = draws, 0
@@ -182,7 +182,7 @@ def test_with_nothing_resampled_unknown_pixels_are_ddpms():
 
 
 @pytest.mark.parametrize("steps, jump, times", [(250, 10, 10), (20, 1, 3), (7, 3, 2), (5, 9, 1)])
-def test_the_path_comes_down_as_often_as_asked_for(steps, jump, times):
+def test_the_path_comes_down_as_often_as_given(steps, jump, times):
     visits, height = [0] * steps, steps
     for i, rise, _ in path(steps, jump, times):
         assert i == height - 1 and i - 1 + rise < steps

@@ -40,8 +40,8 @@ class Exact:
         return cls(mixture, Diffusion(schedule, variance="fixed_small"))
 
     def predict(self, x: Tensor, t: int, y=None, clip=True) -> Prediction:
-        told = self.diffusion.timestep(t)
-        x0, eps = self.mixture.posterior_mean(x, told), self.mixture.eps(x, told)
+        timestep = self.diffusion.timestep(t)
+        x0, eps = self.mixture.posterior_mean(x, timestep), self.mixture.eps(x, timestep)
         assert not clip
         return Prediction(x0, eps, x, torch.ones(()), torch.zeros(()))
 
@@ -72,10 +72,10 @@ def solution(guided: bool) -> Tensor:
     """The ODE's end by the classical Runge-Kutta method in log σ on the finest grid, by none of the code under test."""
 
     def slope(x: Tensor, t: int) -> Tensor:  # d(x/sqrt(ᾱ))/d log σ = σ ε̂, and the guided score is -ε̂/sqrt(1 - ᾱ)
-        alpha_bar, told = ALPHA_BARS[t], torch.tensor([t])
-        eps = MIXTURE.eps(alpha_bar**0.5 * x, told)
+        alpha_bar, timestep = ALPHA_BARS[t], torch.tensor([t])
+        eps = MIXTURE.eps(alpha_bar**0.5 * x, timestep)
         if guided:
-            eps = eps + SCALE * (MIXTURE.eps(alpha_bar**0.5 * x, told, LABELS) - eps)
+            eps = eps + SCALE * (MIXTURE.eps(alpha_bar**0.5 * x, timestep, LABELS) - eps)
         return ((1 - alpha_bar) / alpha_bar) ** 0.5 * eps
 
     x = normal(len(LABELS)) / ALPHA_BARS[-1] ** 0.5
@@ -209,14 +209,14 @@ def test_churn_raises_to_levels_of_the_training():
         end(samplers.heun(model, normal(1).float(), s_churn=-1.0))
 
 
-# -- who is asked what -----------------------------------------------------------------------------------------------
+# -- timesteps, noise and the last step ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [*SOLVERS, "dpmpp_2m_sde"])
 def test_steps_noise_and_end(name):
-    """One step for each level; the network is told them in turn, Heun twice; only the SDE draws noise, not at the end;
-    what comes out last is the last prediction of x_0."""
-    drawn, told = [], []
+    """There is one step per level. The network is given each timestep in turn, by Heun twice. Only the SDE draws noise.
+    The last x is the last prediction of x_0."""
+    drawn, given = [], []
     kept = np.arange(0, T, 480)
     model = Exact.of(MIXTURE, kept)
 
@@ -225,13 +225,13 @@ def test_steps_noise_and_end(name):
         return torch.ones_like(x)
 
     def guide(state):
-        told.append(int(state.t))
+        given.append(int(state.t))
 
     sampler = SOLVERS.get(name, samplers.dpmpp_2m_sde)
     steps = list(sampler(model, normal(3), guide=guide, noise_sampler=noise_sampler, clip=False))
     assert [step.index for step in steps] == [4, 3, 2, 1, 0]
     assert [step.t for step in steps] == kept[::-1].tolist()
-    assert told == ([1920, 1440, 1440, 960, 960, 480, 480, 0, 0] if name == "heun" else kept[::-1].tolist())
+    assert given == ([1920, 1440, 1440, 960, 960, 480, 480, 0, 0] if name == "heun" else kept[::-1].tolist())
     assert drawn == ([4, 3, 2, 1] if name == "dpmpp_2m_sde" else [])
     torch.testing.assert_close(steps[-1].x, steps[-1].x0, atol=1e-12, rtol=0)
 
@@ -261,7 +261,7 @@ def test_sample_finds_them_by_name():
 
 
 @pytest.mark.parametrize("order", [0, 4])
-def test_orders_that_cannot_be(order):
+def test_invalid_orders_are_refused(order):
     with pytest.raises(ValueError, match="order must be"):
         end(samplers.unipc(Exact.of(MIXTURE, [0, 9]), normal(1), order=order, clip=False))
 
@@ -286,7 +286,7 @@ MATHS = arrays("maths.npz")
 
 
 @pytest.mark.parametrize("case", sorted(key.rsplit("/", 1)[0] for key in MATHS if key.endswith("/ddim_reverse")))
-def test_one_step_up_equals_the_references(case):
+def test_one_step_up_equals_that_of_guided_diffusion(case):
     schedule, respacing, variance, predict = case.split("/")
     d = {"linear": NoiseSchedule.linear, "cosine": NoiseSchedule.cosine}[schedule](1000)
     d = Diffusion(d if respacing == "full" else d.respace(respacing), predict, variance)
@@ -295,7 +295,7 @@ def test_one_step_up_equals_the_references(case):
         p = d.predict(raw[n : n + 1, : 6 if d.learns_variance else 3], x[n : n + 1], t)
         expected = MATHS[f"{case}/ddim_reverse"][n]
         found = samplers.ddim_reverse(d, p, t)[0].numpy()
-        # at t = 0, 1 of 1000 the reference's ε, in float32, is a difference of nearly equal numbers
+        # at t = 0, 1 of 1000 the float32 ε of guided-diffusion is a difference of nearly equal numbers
         allowed = 1e-4 if t < 2 and len(d) == 1000 else 1e-5
         assert np.abs(found - expected).max() < allowed * np.abs(expected).max()
 

@@ -1,6 +1,6 @@
 """Samplers: plain generator functions, one file per algorithm, all called as `ddpm(model, x_T, y=, guide=, ...)`.
 
-`GuidedModel`, `guided_model`, `Step`, `Level` and `level` are the parts that a sampler of one's own needs.
+`GuidedModel`, `guided_model`, `Step`, `Level` and `level` are for samplers of your own.
 """
 
 from .base import GuidedModel, NoiseSampler, Sampler, Step, gaussian_noise, guided_model
