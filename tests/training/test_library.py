@@ -138,8 +138,8 @@ def test_a_network_may_be_given_by_its_whole_architecture(tmp_path):
         other = UNetConfig(**{**TRUNK, "num_classes": 3, **changes})
         with pytest.raises(ValueError, match=message):
             admg.train_diffusion(Pictures(), tmp_path / "b", config(), network=other)
-    unconditional = ObjectiveConfig(unconditional=True)
-    training = admg.train_diffusion(Pictures(), tmp_path / "c", config(), network=SMALL, objective=unconditional)
+    unlabelled = ObjectiveConfig(unlabelled=True)
+    training = admg.train_diffusion(Pictures(), tmp_path / "c", config(), network=SMALL, objective=unlabelled)
     assert not training.model.conditional and training.model.labels.count == 3
     assert not (tmp_path / "b").exists()
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from admg.config import check, setting
 
-from .options import Parser, add_options, is_command
+from .options import Parser, add_options
 
 EXAMPLES = """\
   admg completion bash > ~/.local/share/bash-completion/completions/admg
@@ -45,8 +45,5 @@ def script(shell: str) -> str:
             continue
         module = importlib.import_module(f"admg.cli.{name.replace('-', '_')}")
         command = commands.add_parser(name, help=text)
-        if is_command(module):
-            add_options(command, module)
-        else:
-            module.add_arguments(command)
+        add_options(command, module)
     return str(shtab.complete(parser, shell))

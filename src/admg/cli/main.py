@@ -11,7 +11,7 @@ from typing import Any
 
 from admg.config import did_you_mean
 
-from .options import Parser, add_options, config_arguments, is_command, parse
+from .options import Parser, add_options, parse
 
 COMMANDS = {
     "demo": "sample every label with guidance, and a sheet of guidance scales",
@@ -120,29 +120,12 @@ def _without_command(argv: list[str]) -> int:
 
 
 def _run(parser: Parser, module: ModuleType, argv: list[str]) -> None:
-    if not is_command(module):
-        return _run_namespace(parser, module, argv)
     add_options(parser, module)
     options, offline = parse(parser, module, argv)
     if offline:
         os.environ["ADMG_OFFLINE"] = "1"
     _configure()
     module.run(options)
-
-
-def _run_namespace(parser: Parser, module: ModuleType, argv: list[str]) -> None:
-    """Run a command that has no Options yet."""
-    at = argv.index("--flags") if "--flags" in argv[:-1] else None
-    argv = argv if at is None else [*argv[:at], f"--flags={argv[at + 1]}", *argv[at + 2 :]]
-    module.add_arguments(parser)
-    parser.add_argument("--offline", action="store_true", help="do not download models; use those on disk")
-    args = parser.parse_args(argv)
-    if getattr(args, "config", None):
-        args = parser.parse_args([*config_arguments(args.config), *argv])
-    if args.offline:
-        os.environ["ADMG_OFFLINE"] = "1"
-    _configure()
-    module.run(args)
 
 
 def _configure() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING
 from pathlib import Path
@@ -15,6 +16,9 @@ from typing import Any, NoReturn, get_args, get_origin
 
 from admg import config
 from admg.config import Option
+
+WIDTH = 78
+"""Columns of the descriptions in the help, which argparse leaves as they are."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -27,15 +31,11 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
-def is_command(module: ModuleType) -> bool:
-    """Whether the module has the parts of a command made from a dataclass."""
-    return hasattr(module, "Options") and hasattr(module, "EXAMPLES")
-
-
 def add_options(parser: argparse.ArgumentParser, command: ModuleType) -> None:
     """Add the options of a command, its description and its examples to a parser."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.description = config.summary(command.Options)
+    paragraphs = config.summary(command.Options).split("\n\n")
+    parser.description = "\n\n".join(textwrap.fill(paragraph, width=WIDTH) for paragraph in paragraphs)
     parser.epilog = f"examples:\n{command.EXAMPLES.rstrip()}"
     groups: dict[str, Any] = {}
     for option in config.options(command.Options):
@@ -244,30 +244,3 @@ def shown(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-# -- options of commands that are not dataclasses yet ----------------------------------------------------------------
-
-
-def add_fields(parser: argparse.ArgumentParser, kind: type, title: str, omit: tuple[str, ...] = ()) -> None:
-    """Add an option for every field of the dataclass but those in `omit`. The default is left to the dataclass."""
-    added = parser.add_argument_group(title)
-    for option in config.options(kind, omit=omit):
-        _add(added, option)
-
-
-def build(kind: type, values: dict[str, Any], **fixed: Any) -> Any:
-    """Build the dataclass from those of the values that it has fields for, and the fixed ones."""
-    return config.build(kind, {k: v for k, v in values.items() if v is not None}, **fixed)
-
-
-def config_arguments(path: str) -> list[str]:
-    """Return the options in a TOML file as command-line arguments."""
-    arguments = []
-    for key, value in config.read_toml(path).items():
-        name = key.replace("_", "-")
-        if isinstance(value, bool):
-            arguments.append(f"--{name}" if value else f"--no-{name}")
-        else:
-            arguments.append(f"--{name}={','.join(map(str, value)) if isinstance(value, list) else value}")
-    return arguments

@@ -65,12 +65,12 @@ class ObjectiveConfig:
 
     objective: Loss: simple (mean squared error), hybrid (simple + 0.001 vlb) or vlb (variational bound)
     label_dropout: Share of images that are trained without their label, so that the model is also unconditional
-    unconditional: Ignore the labels and train an unconditional model
+    unlabelled: Ignore the labels of the images and train an unconditional model
     """
 
     objective: Objective = "hybrid"
     label_dropout: float = setting(0.1, min=0, max=1)
-    unconditional: bool = False
+    unlabelled: bool = False
 
     def __post_init__(self) -> None:
         check(self)

@@ -220,7 +220,7 @@ def unet_fields(dataset: ImageDataset, diffusion: DiffusionConfig, objective: Ob
     """Return the fields of a UNetConfig that follow from the data and the diffusion process."""
     return {
         **image_fields(dataset),
-        "num_classes": 0 if objective.unconditional else len(dataset.label_names),
+        "num_classes": 0 if objective.unlabelled else len(dataset.label_names),
         "learn_variance": diffusion.build().learns_variance,
     }
 
