@@ -60,7 +60,7 @@ def test_the_columns_of_a_sheet_are_the_samples_at_each_scale(capsys, sample_arg
         (["--sampler", "ddpn"], "unknown sampler 'ddpn': did you mean 'ddpm'?"),
         (["--steps", "banana"], "respacing 'banana'"),
         (["--steps", "101"], "cannot take 101 steps from a section of 100"),
-        (["--steps", "ddim77"], "no whole stride"),
+        (["--steps", "ddim77"], "no integer stride"),
         (["--scale", "four"], "invalid float value: 'four'"),
         (["--scale", "nan"], "finite"),
         (["--sheet", "scale=1,x"], "scale=0,1,2,4,8"),
