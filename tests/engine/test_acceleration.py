@@ -176,6 +176,39 @@ def test_other_modules_are_called_within_autocast():
     assert fast(x).dtype == torch.bfloat16 and layer(x).dtype == torch.float32 and fast.in_features == 4
 
 
+class Counting(nn.Module):
+    """A wrapper of a user's own, whose state changes from call to call."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network, self.calls, self.scale = network, 0, 1.0
+
+    def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
+        self.calls += 1
+        return self.scale * self.network(x, timesteps, y)
+
+
+@torch.no_grad()
+def test_a_network_inside_a_wrapper_is_accelerated_and_the_wrapper_keeps_its_state(tiny_model):
+    wrapper = Counting(build("unet"))
+    given, before = arguments(wrapper.network), state_of(wrapper)[1:]
+    fast = accelerate(wrapper, precision="fp32")
+    expected = wrapper.network(**given)
+    assert (fast(**given) - expected).abs().max() < 1e-5 * expected.abs().max() and wrapper.calls == 1
+    wrapper.scale = 2.0
+    assert (fast(**given) - 2 * expected).abs().max() < 1e-5 * expected.abs().max() and wrapper.calls == 2
+    assert any(isinstance(m, PrepackedConv) for m in fast._function().modules())
+    assert state_of(wrapper)[1:] == before and list(fast.state_dict()) == list(wrapper.state_dict())
+    model = dataclasses.replace(tiny_model, network=wrapper)
+    assert model.conditional and accelerate_parts(model, precision="bf16").conditional
+
+
+def test_an_accelerated_model_can_be_saved(tiny_model, tmp_path):
+    accelerate_parts(tiny_model, precision="fp32").save(tmp_path / "model")
+    loaded = admg.Model.load(tmp_path / "model").network.state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in tiny_model.network.state_dict().items())
+
+
 @torch.no_grad()
 def test_a_networks_own_subclass_and_forward_are_respected():
     class Doubled(UNet):

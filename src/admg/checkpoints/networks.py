@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from admg.engine.acceleration import Accelerated
 from admg.models import ClassifierConfig, NoisyClassifier, SuperResConfig, SuperResUNet, UNet, UNetConfig
 from admg.models.unet import EncoderConfig
 
@@ -34,11 +35,12 @@ NETWORK_KINDS: dict[Kind, NetworkKind] = {
 
 def kind_of(network: nn.Module) -> NetworkKind | None:
     """Return the kind of a network, or None if it is not an instance of exactly one of our classes."""
+    network = network.plain if isinstance(network, Accelerated) else network
     return next((kind for kind in NETWORK_KINDS.values() if type(network) is kind.network), None)
 
 
 def unwrapped(network: nn.Module) -> nn.Module:
-    """Return the network inside DistributedDataParallel, DataParallel or `torch.compile`, or else the network itself.
+    """Return the network inside DistributedDataParallel, DataParallel, `torch.compile` or accelerate(), or itself.
 
     Only wrappers that leave the output unchanged are removed: a module of the user's own is returned as it is.
     """
@@ -46,6 +48,8 @@ def unwrapped(network: nn.Module) -> nn.Module:
         inner = getattr(network, "_orig_mod", None)
         if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
             inner = network.module
+        if isinstance(network, Accelerated):
+            inner = network.plain
         if not isinstance(inner, nn.Module):
             return network
         network = inner
@@ -65,6 +69,7 @@ def takes_labels(network: Callable[..., Any]) -> bool | None:
     conditional network of ours inside it. Return None if the answer cannot be known: `forward` takes any keyword and
     there is no network of ours inside, or `forward` and that network disagree.
     """
+    network = network.plain if isinstance(network, Accelerated) else network
     inner: set[bool] = set()
     if isinstance(network, nn.Module):
         classes = getattr(getattr(unwrapped(network), "config", None), "num_classes", None)

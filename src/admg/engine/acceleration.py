@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from admg.models.surgery import Replace, with_replaced
 
-from .blocks import OURS, fused
+from .blocks import OURS, fused, has_fast_parts
 from .compiling import Compile, compiled, compiles
 from .cpu.prepack import prepacked
 from .cpu.training import trainable
@@ -52,7 +52,7 @@ def accelerate(
     has hooks, under torch.compile, torch.export, torch.jit, torch.func and forward-mode differentiation, and in
     float64. Layers whose weights have changed since they were arranged run as in the plain network: accelerate again.
 
-    network: a UNet, SuperResUNet or NoisyClassifier; any other module is only called within autocast, or compiled
+    network: a UNet, SuperResUNet or NoisyClassifier, or any module; blocks of ours and convolutions in it are replaced
     device: device to move the network to (default: where it is)
     precision: format of matrix products, see precision.resolve
     training: for a network whose weights are being trained
@@ -73,7 +73,7 @@ def _accelerate(
         if network.options == options:
             return network
         network = network.plain
-    if not isinstance(network, OURS) and options.precision == "fp32" and not options.compile:
+    if options.precision == "fp32" and not options.compile and not has_fast_parts(network):
         return network
     return _facade(cast(Any, type(network)))(network, options)
 
@@ -230,9 +230,10 @@ def _built(plain: nn.Module, options: Options) -> Build:
     """Build the fast network."""
     if options.compile:
         return Build(Snapshot(plain), compiled(plain))
-    if not isinstance(plain, OURS) or next(plain.parameters()).dtype == torch.float64:
+    first = next(plain.parameters(), None)
+    if first is None or first.dtype == torch.float64:
         return Build(Snapshot(plain), plain)
-    device, dtype = next(plain.parameters()).device, DTYPES[options.precision]
+    device, dtype = first.device, DTYPES[options.precision]
     prepare: Callable[[nn.Module], nn.Module] = lambda layer: layer  # noqa: E731
     if options.training:
         prepare = trainable
@@ -249,7 +250,7 @@ def _build_of(plain: nn.Module, network: nn.Module | None, options: Options) -> 
     if network is None:
         return Build(Snapshot(plain), compiled(plain) if options.compile else plain)
     device = next(plain.parameters()).device
-    graphs = device.type == "cuda" and not options.training
+    graphs = device.type == "cuda" and not options.training and isinstance(plain, OURS)  # others may do anything
     return Build(Snapshot(plain), GraphedCalls(network, plain, _graph_fits) if graphs else network, network)
 
 

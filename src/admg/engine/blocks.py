@@ -143,6 +143,11 @@ FUSED: dict[type[nn.Module], type[nn.Module]] = {
 OURS = UNet, SuperResUNet, NoisyClassifier
 
 
+def has_fast_parts(network: nn.Module) -> bool:
+    """Whether the module has blocks of ours or convolutions, which can be replaced by faster ones."""
+    return any(type(module) in FUSED or isinstance(module, nn.Conv2d) for module in network.modules())
+
+
 def _types(module: nn.Module) -> list[type[nn.Module]]:
     return [type(child) for child in module.children()]
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import cache
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -17,8 +18,9 @@ def with_replaced(network: nn.Module, replace: Replace) -> nn.Module:
     """Return a network in which `replace` has substituted modules; the given network stays as it is.
 
     Parameters, buffers and hooks are shared, not copied: each change of a weight is seen by both. Subtrees in which
-    nothing is replaced are the very same modules; the others are shallow copies. `replace` is called for every module,
-    children first, and is given a module whose children have already been replaced. It must not change that module.
+    nothing is replaced are the very same modules. The others are shallow copies or, of classes that are neither torch's
+    nor ours, views that read and write all attributes of the original. `replace` is called for every module, children
+    first, and is given a module whose children have already been replaced. It must not change that module.
 
     A module that stands for another one, as an accelerated network does, may define `with_replaced(replace)` itself.
     """
@@ -27,6 +29,8 @@ def with_replaced(network: nn.Module, replace: Replace) -> nn.Module:
 
 
 def _visit(name: str, module: nn.Module, replace: Replace, seen: dict[nn.Module, nn.Module]) -> nn.Module:
+    if module not in seen and type(module).__call__ is not nn.Module.__call__:  # compiled or scripted
+        seen[module] = module
     if module not in seen:
         prefix = f"{name}." if name else ""
         children = {
@@ -34,8 +38,35 @@ def _visit(name: str, module: nn.Module, replace: Replace, seen: dict[nn.Module,
             for key, child in module._modules.items()
         }
         changed = any(children[key] is not child for key, child in module._modules.items())
-        seen[module] = replace(name, shallow_copy(module, children) if changed else module)
+        seen[module] = replace(name, _with_children(module, children) if changed else module)
     return seen[module]
+
+
+def _with_children(module: nn.Module, children: dict[str, Any]) -> nn.Module:
+    if type(module).__module__.startswith(("torch.nn.modules.", "admg.")):
+        return shallow_copy(module, children)
+    view = object.__new__(_view_class(cast(Any, type(module))))
+    view.__dict__.update(_original=module, _modules=children)
+    return view
+
+
+class View(nn.Module):
+    """A module with other children that otherwise reads and writes the attributes of the original."""
+
+    def __getattr__(self, name: str) -> Any:
+        children = self.__dict__["_modules"]
+        return children[name] if name in children else getattr(self.__dict__["_original"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.__dict__["_original"], name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(self.__dict__["_original"], name)
+
+
+@cache
+def _view_class(kind: Any) -> type[nn.Module]:
+    return type(f"{kind.__name__}View", (View, kind), {})
 
 
 def shallow_copy(module: nn.Module, children: dict[str, Any], kind: type[nn.Module] | None = None) -> nn.Module:
