@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = argv[len(name.split()) :]
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = show_warning  # type: ignore[assignment]
+            warnings.showwarning = show_warning
             _run(parser, module, arguments)
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("ADMG_TRACEBACK"):

@@ -219,7 +219,7 @@ def _is_idx(path: Path) -> bool:
 def _rows(images: NpzImages | Array, numbers: Sequence[int]) -> Array:
     """Return the images at these positions; consecutive ones are read at once."""
     if isinstance(images, np.ndarray):
-        return images[np.asarray(numbers)]
+        return np.take(images, np.asarray(numbers), axis=0)
     if len(numbers) and numbers[-1] - numbers[0] == len(numbers) - 1:
         return images[numbers[0] : numbers[-1] + 1]
     return np.concatenate([images[number : number + 1] for number in numbers])

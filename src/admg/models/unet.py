@@ -64,7 +64,7 @@ class EncoderConfig:
     dropout: float = 0.0
     checkpoint: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.channel_mult:
             if self.image_size not in CHANNEL_MULT:
                 sizes = ", ".join(map(str, sorted(CHANNEL_MULT)))
@@ -89,7 +89,7 @@ class EncoderConfig:
     @property
     def downsampling(self) -> int:
         """Input pixels per pixel of the lowest level; height and width must be multiples of it."""
-        return 2 ** (len(self.channel_mult) - 1)
+        return 1 << (len(self.channel_mult) - 1)
 
     @property
     def emb_dim(self) -> int:

@@ -10,6 +10,7 @@ import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from admg.files import cache_folder
 
@@ -109,7 +110,7 @@ def _finish(source: str, path: Path, expected: Expected) -> None:
     discard(path)
 
 
-def _bar(name: str, show: bool):
+def _bar(name: str, show: bool) -> Any:
     from tqdm.auto import tqdm
 
     return tqdm(desc=name, unit="B", unit_scale=True, unit_divisor=1000, disable=not show)

@@ -103,7 +103,8 @@ def beside(path: Path, suffix: str) -> Path:
 
 def read_record(path: Path) -> Record | None:
     """Return the record of a file, or None if there is none."""
-    return read_json(beside(path, ".json"), Record)
+    found: Record | None = read_json(beside(path, ".json"), Record)
+    return found
 
 
 def read_json(file: Path, kind: type) -> Any:

@@ -183,7 +183,7 @@ def _head(shapes: Shapes) -> dict[str, Any]:
 
 
 def _image_size(shapes: Shapes, kind: Kind, channel_mult: tuple[float, ...]) -> int:
-    lowest = 2 ** (len(channel_mult) - 1)
+    lowest = 1 << (len(channel_mult) - 1)
     if kind == "classifier" and "out.2.positional_embedding" in shapes:
         return math.isqrt(_size(shapes, "out.2.positional_embedding", 1) - 1) * lowest
     by_table = (size for size in sorted(CHANNEL_MULT) if default_channel_mult(kind, size) == channel_mult)

@@ -13,6 +13,7 @@ import torch
 from admg.checkpoints import loading, openai
 from admg.checkpoints.model import Classifier, Model
 from admg.checkpoints.openai.shapes import resolutions
+from admg.checkpoints.published import PUBLISHED
 from admg.data import open as open_dataset
 from admg.data.arrays import Split
 from admg.engine.device import choose_device
@@ -143,7 +144,7 @@ def load(checkpoint: str, flags: str | None) -> Model:
         loaded: Model | Classifier
         if flags is not None or path.is_file():
             loaded = openai.load(path, flags)
-        elif loading.PUBLISHED.get(checkpoint) and loading.PUBLISHED[checkpoint].kind == "upsampler":
+        elif (published := PUBLISHED.get(checkpoint)) and published.kind == "upsampler":
             loaded = loading.load_upsampler(checkpoint)
         else:
             loaded = loading.load(checkpoint)

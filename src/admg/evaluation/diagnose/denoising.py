@@ -145,7 +145,8 @@ def variance_bits(output: Tensor, process: DiffusionConfig, probe: Probe) -> flo
 
 def _interpolated(alpha_bar: Tensor, values: Tensor, levels: Sequence[float]) -> np.ndarray:
     log_snr = 10 * (alpha_bar / (1 - alpha_bar)).log10().numpy()
-    return np.interp([-level for level in levels], -log_snr, values.double().numpy())  # -log SNR rises with t
+    found = np.interp([-level for level in levels], -log_snr, values.double().numpy())  # -log SNR rises with t
+    return np.asarray(found)
 
 
 def _column(values: Tensor) -> Tensor:

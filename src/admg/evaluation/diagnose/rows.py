@@ -8,6 +8,8 @@ new order, in which each kind is a third of the rows whatever the heads.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -43,4 +45,4 @@ def rows_by_kind(rows: int, heads: int, new_order: bool) -> Tensor:
 
 def decisive(network: UNet) -> float:
     """Return the significant difference in nats: three standard deviations under the hypothesis of equal rows."""
-    return max(20.0, 3 * (FREEDOM * len(blocks(network))) ** 0.5)
+    return max(20.0, 3 * math.sqrt(FREEDOM * len(blocks(network))))

@@ -143,7 +143,7 @@ class Board:
         difference, mean = self.difference(a, by)
         if mean > FAR or len(difference) < FIRST_IMAGES:
             return mean > 0.2 * FAR
-        spread = float(difference.std()) / len(difference) ** 0.5
+        spread = float(difference.std()) / math.sqrt(len(difference))
         return mean > max(LEAST, (4 if len(difference) >= 2 * FIRST_IMAGES else 6) * spread)
 
     def contenders(self, candidates: Sequence[Candidate]) -> list[Candidate]:

@@ -111,7 +111,7 @@ class Head:
         self.bias = torch.zeros(len(weight)).double() if bias is None else bias.detach().cpu().double()
 
     def __call__(self, features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n k"]:
-        blocks = torch.from_numpy(np.ascontiguousarray(features)).split(1000)
+        blocks = torch.split(torch.from_numpy(np.ascontiguousarray(features)), 1000)
         return torch.cat([(block.double() @ self.weight.T + self.bias).softmax(1) for block in blocks]).numpy()
 
 
@@ -126,7 +126,8 @@ def fingerprint(module: nn.Module, *more: str) -> str:
 
 def ready(module: nn.Module) -> nn.Module:
     """Prepare a module for inference, in channels-last format, which is faster on CPUs and tensor cores."""
-    return module.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return module
 
 
 def fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -39,10 +40,11 @@ def _from_hub(name: str, offline: bool) -> nn.Module:
     there = (folder / "hubconf.py").is_file()
     if offline and not there:
         raise FileNotFoundError(f"it is not in {folder}, and downloads are off (--offline, ADMG_OFFLINE)")
+    load: Callable[..., nn.Module] = torch.hub.load
     try:
         if there:
-            return torch.hub.load(str(folder), name, source="local", verbose=False)
-        return torch.hub.load(f"{REPO}:main", name, trust_repo=True, skip_validation=True, verbose=False)
+            return load(str(folder), name, source="local", verbose=False)
+        return load(f"{REPO}:main", name, trust_repo=True, skip_validation=True, verbose=False)
     except RuntimeError as error:
         if "Cannot find callable" not in str(error):
             raise OSError(str(error)) from None

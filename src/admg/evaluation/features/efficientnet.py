@@ -73,7 +73,7 @@ class Block(nn.Module):
         h = F.relu6(self._bn0(self._expand_conv(x))) if hasattr(self, "_expand_conv") else x
         h = F.relu6(self._bn1(self._depthwise_conv(h)))
         h = self._bn2(self._project_conv(h))
-        return x + h if self.adds else h
+        return torch.add(x, h) if self.adds else h
 
 
 class EfficientNetLite0(nn.Module):

@@ -56,12 +56,12 @@ def _checked(rows: np.ndarray) -> np.ndarray:
     p = rows.astype(np.float64)
     if (p < 0).any() or not np.allclose(p.sum(1), 1, atol=1e-3):
         raise ValueError("class probabilities must not be negative, and their sum must be 1 for each sample")
-    return p / p.sum(1, keepdims=True)
+    return np.asarray(p / p.sum(1, keepdims=True))
 
 
 def _softmax(rows: np.ndarray) -> np.ndarray:
     e = np.exp(rows.astype(np.float64) - rows.max(1, keepdims=True))
-    return e / e.sum(1, keepdims=True)
+    return np.asarray(e / e.sum(1, keepdims=True))
 
 
 def _score(inputs: Inputs) -> Estimate:
