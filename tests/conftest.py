@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from helpers import NAMES, TRUNK, randomised
 
 from admg.checkpoints.labels import Labels
@@ -15,6 +16,7 @@ from admg.models import ClassifierConfig, NoisyClassifier, SuperResConfig, Super
 @pytest.fixture(scope="session")
 def tiny_model() -> Model:
     config = DiffusionConfig(diffusion_steps=100)
+    torch.manual_seed(0)  # of the parameters that randomised() leaves as they are
     network = randomised(UNet(UNetConfig(**TRUNK, num_classes=len(NAMES))), 0)
     return Model(network, config.build(), (1, 8, 8), Labels(len(NAMES), NAMES), config, {"seed": 0})
 
@@ -22,6 +24,7 @@ def tiny_model() -> Model:
 @pytest.fixture(scope="session")
 def tiny_classifier() -> Classifier:
     config = DiffusionConfig(diffusion_steps=100)
+    torch.manual_seed(1)  # of the parameters that randomised() leaves as they are
     network = randomised(NoisyClassifier(ClassifierConfig(**TRUNK, num_classes=len(NAMES))), 1)
     return Classifier(network, config.build(), Labels(len(NAMES), NAMES), config)
 
@@ -30,6 +33,7 @@ def tiny_classifier() -> Classifier:
 def tiny_upsampler() -> Model:
     """From 4x4 to 8x8."""
     config = DiffusionConfig(diffusion_steps=100)
+    torch.manual_seed(2)  # of the parameters that randomised() leaves as they are
     network = randomised(SuperResUNet(SuperResConfig(**TRUNK, num_classes=len(NAMES), small_size=4)), 2)
     return Model(network, config.build(), (1, 8, 8), Labels(len(NAMES), NAMES), config, {"seed": 0})
 

@@ -215,14 +215,11 @@ def _metavar(kind: Any) -> str:
 
 
 def _help(option: Option) -> str:
-    declared = option.declared
-    notes = list(_notes(option))
-    text = option.text or option.name.replace("_", " ")
-    mentioned = "(default" in text
-    if mentioned:
-        notes = [note for note in notes if not note.startswith("default")]
-    shown = f" ({'; '.join(notes)})" if notes else ""
-    return (text + shown).replace("%", "%%") if declared is not None else text
+    """Return the text of an option with its range and default. A text may end with its own `(default: ...)`."""
+    text, _, own = (option.text or option.name.replace("_", " ")).partition(" (default: ")
+    notes = [note for note in _notes(option) if not (own and note.startswith("default"))]
+    notes += [f"default: {own.removesuffix(')')}"] if own else []
+    return (f"{text} ({'; '.join(notes)})" if notes else text).replace("%", "%%")
 
 
 def _notes(option: Option) -> Iterator[str]:
