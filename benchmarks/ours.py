@@ -47,7 +47,7 @@ def within_sample(make: Callable[[Model, guidance.ClassifierGuidance, Tensor, Te
 
         def sampler(model, x_T, *, y, guide, noise_sampler, unconditional):
             serve(make(model, guide, x_T, y))
-            yield samplers.Step(x_T, x_T, 0, 0)
+            yield next(samplers.ddim(model, x_T, y=y, guide=guide))
 
         guide = guidance.ClassifierGuidance(case.classifier, SCALE)
         options: dict[str, Any] = {"precision": setting.precision, "compile": setting.compile, "progress": False}

@@ -32,6 +32,7 @@ def examples(monkeypatch):
             del sys.modules[name]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", NAMES)
 def test_an_example_writes_one_picture(examples, tmp_path, name):
     out, model = tmp_path / "out", str(tmp_path / "model")
@@ -44,6 +45,7 @@ def test_an_example_writes_one_picture(examples, tmp_path, name):
     assert min(pixels.shape) > 150 and len(np.unique(pixels)) > 50  # images in it, not one colour
 
 
+@pytest.mark.thorough
 def test_garments_without_the_data_set_are_samples(examples, monkeypatch):
     common = examples("common")
     monkeypatch.setattr(common, "DATA", ())
@@ -64,6 +66,7 @@ def test_garments_are_test_images_in_order(examples, monkeypatch, tmp_path):
     assert (x[:, 0, 0, 0] == -1).all()  # padded
 
 
+@pytest.mark.thorough
 def test_a_users_guide_gives_the_same_images_on_the_command_line_and_in_python(examples, capsys, tmp_path):
     symmetric = examples("custom_guides").symmetric
     model, classifier = admg.load("fashion-mnist"), admg.load_classifier("fashion-mnist")

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 LINES = [shlex.split(line)[1:] for line in re.findall(r"^    (admg .*)$", README, re.MULTILINE)]
 
 
+@pytest.mark.thorough
 def test_python_examples_run():
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     scope: dict = {}

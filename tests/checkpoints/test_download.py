@@ -319,6 +319,7 @@ def test_concurrent_threads_download_once(server, tmp_path):
     assert files_beside(tmp_path / "x.pt") == {"x.pt", "x.pt.json"}
 
 
+@pytest.mark.process
 def test_concurrent_processes_download_once(server, tmp_path):
     server.hold.clear()
     code = "import sys; from admg.checkpoints import download; download.fetch(sys.argv[1], sys.argv[2], progress=False)"
@@ -330,6 +331,7 @@ def test_concurrent_processes_download_once(server, tmp_path):
     assert server.requests == [""] and (tmp_path / "x.pt").read_bytes() == CONTENT
 
 
+@pytest.mark.process
 def test_the_lock_of_a_killed_process_is_released(server, tmp_path):
     server.hold.clear()
     code = "import sys; from admg.checkpoints import download; download.fetch(sys.argv[1], sys.argv[2], progress=False)"

@@ -93,6 +93,7 @@ def both(model: Model, folder) -> tuple[torch.Tensor, torch.Tensor]:
 # -- diffusers: the network ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("family", FAMILIES)
 def test_unet2d_computes_the_same(family, tmp_path):
     model = make(**FAMILIES[family])
@@ -109,6 +110,7 @@ def test_the_shipped_model_computes_the_same(tmp_path):
     assert error(theirs, ours) < 2e-5
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("new_order", [False, True])
 def test_weights_are_the_same_bits(new_order, tmp_path):
     """Each tensor by its name there, taken back to ours by hand."""
@@ -170,6 +172,7 @@ def test_upsampler_is_a_network_of_2c_channels(tmp_path):
     assert error(theirs, ours) < 2e-5
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "name", dict((k.flags, name) for name, k in openai.PUBLISHED_FLAGS.items() if k.kind != "classifier").values()
 )
@@ -295,6 +298,7 @@ def steps_of(model: Model, trajectory, x):
         x = step.x
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("process", PROCESSES, ids=str)
 def test_ddpm_steps_are_ours(process):
     """From the same x_t, output and noise, which comes from diffusers' generator.
@@ -313,6 +317,7 @@ def test_ddpm_steps_are_ours(process):
         assert error(theirs, after) < 2e-5
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize("process", [*PROCESSES[:1], *PROCESSES[2:]], ids=str)
 def test_ddim_steps_are_ours(process, eta):
@@ -327,6 +332,7 @@ def test_ddim_steps_are_ours(process, eta):
         assert error(scheduler.step(output[:, :3], t, x, **options).prev_sample, after) < 2e-5
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("scheduler", ["ddpm", "ddim"])
 def test_whole_trajectory_is_ours(scheduler, tmp_path):
     """Network, scheduler and spacing together, as its user would write the loop."""

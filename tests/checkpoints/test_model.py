@@ -84,6 +84,7 @@ def test_a_network_inside_a_wrapper_stays_conditional(wrapper, tiny_model, monke
         assert labels_seen_by(model, monkeypatch) == [[1, 4]] * 2
 
 
+@pytest.mark.process
 def test_a_network_inside_ddp_stays_conditional(ddp, tiny_model, tmp_path, monkeypatch):
     network = type(tiny_model.network)(tiny_model.network.config).eval()
     model = replace(tiny_model, network=ddp(network))

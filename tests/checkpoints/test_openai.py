@@ -73,6 +73,7 @@ def quiet():
 # -- flags -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ALL)
 def test_flags_give_the_names_and_shapes_of_guided_diffusion(name):
     kind, flags = ALL[name]["kind"], ALL[name]["flags"]
@@ -250,6 +251,7 @@ def test_loading_says_when_the_default_of_rescale_timesteps_is_in_doubt(quiet):
 # -- shapes ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ALL)
 def test_shapes_alone_give_the_architecture_of_the_flags(name):
     inferred, config = openai.infer(shapes(name)), parsed(name)
@@ -281,6 +283,7 @@ def test_the_published_flags_are_those_published():
     }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("updown", ["--resblock_updown True", "", "--conv_resample False"])
 @pytest.mark.parametrize("mult", ["1", "1,1,1", "0.5,1.5,1"])
 def test_inference_of_levels_and_attention(updown, mult):
@@ -302,6 +305,7 @@ def test_different_architectures_are_distinguished():
         assert shape.same_architecture(base, openai.parse(f"{TINY} {same}"))
 
 
+@pytest.mark.thorough
 def test_an_ambiguous_kind_is_loaded_as_requested():
     six = UNetConfig(image_size=32, image_channels=6, channel_mult=(1, 1), learn_variance=False)
     found = shapes_of(UNet, six)
@@ -338,6 +342,7 @@ def test_foreign_shapes_are_refused_in_a_line(change, message):
 # -- loading ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", SMALL)
 def test_loaded_models_give_the_output_of_guided_diffusion(name, quiet):
     kind, flags, stride = SMALL[name]["kind"], SMALL[name]["flags"], SMALL[name]["stride"]
@@ -386,6 +391,7 @@ def test_a_published_architecture_needs_no_flags_and_no_warning(quiet):
 LABELLED = f"{TINY} --class_cond True --num_classes 10"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("built", "given", "parts"),
     [
@@ -602,6 +608,7 @@ def test_the_command_writes_a_native_checkpoint(tmp_path, capsys):
     assert (out / "model.safetensors").stat().st_size < 0.55 * size
 
 
+@pytest.mark.thorough
 def test_the_command_imports_upsamplers_and_classifiers(tmp_path, capsys):
     upsampler = "--large_size 64 --small_size 16 --num_channels 32 --num_res_blocks 1"
     for kind, flags, text in (

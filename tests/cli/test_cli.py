@@ -34,6 +34,7 @@ def test_training_reads_the_pictures_of_sample_with_the_same_labels(capsys, samp
     assert Image.open(out / "sheet.png").size[0] > 64
 
 
+@pytest.mark.thorough
 def test_the_columns_of_a_sheet_are_the_samples_at_each_scale(capsys, sample_arguments, tmp_path, monkeypatch):
     drawn = []
 
@@ -199,6 +200,7 @@ def test_empty_data_folder(capsys, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.thorough
 def test_a_corrupt_file_is_named_and_skipped_or_stops_a_strict_run(capsys, pictures, tmp_path):
     (pictures / "cat" / "broken.png").write_bytes(b"\x89PNG\r\n")
     line = refused(capsys, *tiny_training(pictures, tmp_path / "out"), "--strict")
@@ -208,6 +210,7 @@ def test_a_corrupt_file_is_named_and_skipped_or_stops_a_strict_run(capsys, pictu
     assert (tmp_path / "out" / "model" / "config.json").exists()
 
 
+@pytest.mark.thorough
 def test_config_file_and_command_line(capsys, pictures, tmp_path):
     """The command line wins over the file, the file over the defaults; unknown and mistyped options are named."""
     (tmp_path / "c.toml").write_text('lr = 0.125\nbatch_size = 1\nobjective = "simple"\nflip = true\n')
@@ -223,6 +226,7 @@ def test_config_file_and_command_line(capsys, pictures, tmp_path):
     assert "not valid TOML" in refused(capsys, *arguments)
 
 
+@pytest.mark.thorough
 def test_training_starts_from_the_weights_of_a_model(capsys, pictures, tmp_path):
     """One step at a vanishing learning rate leaves the weights as they were in the model."""
     assert run(capsys, *tiny_training(pictures, tmp_path / "a"))[0] == 0
@@ -236,6 +240,7 @@ def test_training_starts_from_the_weights_of_a_model(capsys, pictures, tmp_path)
     assert "does not fit its architecture" in line and not (tmp_path / "c").exists()
 
 
+@pytest.mark.thorough
 def test_resuming_a_foreign_run_is_refused_and_leaves_it(capsys, pictures, tmp_path):
     out = tmp_path / "out"
     assert run(capsys, *tiny_training(pictures, out))[0] == 0

@@ -104,6 +104,7 @@ def pull(state):
     return -3.0 * state.x
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("options", "guide"),
     [
@@ -142,6 +143,7 @@ def test_every_guide_with_a_scale_is_offered(capsys):
     assert all(name in help_text for name in names)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("options", "function"),
     [
@@ -198,6 +200,7 @@ def test_settings_that_a_record_does_not_have_are_unset(capsys, command, tmp_pat
     assert "finished run with these settings" in run(capsys, *command)[1]
 
 
+@pytest.mark.thorough
 def test_sheet_over_the_scale_of_cfg(capsys, command, expected, tmp_path, monkeypatch):
     drawn = []
 
@@ -235,6 +238,7 @@ def test_upsampling_with_a_guide(capsys, tiny_upsampler, own, tmp_path):
     assert np.abs(images.astype(int) - expected).max() <= 1
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -144,6 +144,7 @@ def test_admg_alone_says_what_to_do_first(capsys):
     assert code == 0 and all(name in out for name in cli.COMMANDS)
 
 
+@pytest.mark.process
 def test_python_m_admg():
     import subprocess
 

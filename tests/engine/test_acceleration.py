@@ -78,6 +78,7 @@ def state_of(network: nn.Module) -> list[dict[str, object]]:
     ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", NETWORKS)
 def test_values_and_gradients_are_those_of_the_plain_network(name):
     network = build(name)
@@ -89,6 +90,7 @@ def test_values_and_gradients_are_those_of_the_plain_network(name):
     assert any(isinstance(m, FusedResBlock) for m in modules) and any(isinstance(m, PrepackedConv) for m in modules)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", NETWORKS)
 def test_gradients_of_weights_in_training(name):
     network = build(name).requires_grad_(True)
@@ -231,6 +233,7 @@ def test_a_networks_own_subclass_and_forward_are_respected():
     assert isinstance(fast, Doubled)
 
 
+@pytest.mark.thorough
 def test_threads_share_one_network():
     network = build("classifier")
     fast = accelerate(network, precision="fp32")

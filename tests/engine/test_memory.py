@@ -43,6 +43,7 @@ def generated(network_type, config, path: Path) -> int:
     return path.stat().st_size
 
 
+@pytest.mark.process
 def test_loading_takes_no_second_copy(tmp_path):
     size = generated(UNet, UNetConfig(image_size=64, channels=192, num_res_blocks=2), tmp_path / "model.pt")
     assert size > 400e6

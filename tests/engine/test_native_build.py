@@ -49,6 +49,7 @@ def test_what_cannot_be_built(monkeypatch, command, why):
     assert {path: path.stat().st_mtime_ns for path in build.HERE.iterdir()} == before
 
 
+@pytest.mark.process
 @pytest.mark.skipif(
     not native.available() or torch.backends.cpu.get_cpu_capability() != "AVX512",
     reason="for those with more than AVX2",
@@ -68,6 +69,7 @@ def test_the_kernels_of_lesser_processors():
     assert result.returncode == 0 and "skipped" not in result.stdout, result.stdout[-2000:]
 
 
+@pytest.mark.thorough
 def test_who_has_no_kernels_is_told_once(tiny_folders, monkeypatch, capsys, tmp_path):
     def told() -> int:
         note_missing_kernels.cache_clear()

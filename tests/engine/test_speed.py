@@ -180,6 +180,7 @@ def test_large_batches_run_channels_last(tiny_model, monkeypatch):
     assert (large[:2] - small).abs().max() < 1e-5
 
 
+@pytest.mark.thorough
 def test_images_of_a_seed_are_those_of_the_plain_computation(tiny_model, tiny_classifier, monkeypatch):
     """Accelerated networks against the plain ones, by both algorithms of the paper."""
     options = {"guide": guidance.ClassifierGuidance(tiny_classifier, 2.0), "steps": 10, "progress": False}
@@ -234,6 +235,7 @@ def test_the_time_is_embedded_once_for_all_images(tiny_model, tiny_classifier):
     assert rows == [1] * 4
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("sampler", [samplers.ddpm, samplers.ddim, samplers.dpmpp_2m], ids=lambda f: f.__name__)
 def test_no_step_waits_for_the_device(tiny_classifier, sampler, monkeypatch):
     """On the device `meta` there are no numbers: whatever asks for one, as .item() or .cpu() do, fails."""
@@ -254,6 +256,7 @@ def test_no_step_waits_for_the_device(tiny_classifier, sampler, monkeypatch):
 # -- compiling -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_one_graph_serves_all_batch_sizes_steps_and_labels():
     network = randomised(UNet(UNetConfig(**TRUNK, num_classes=5)), 0)
     built = []
@@ -272,6 +275,7 @@ def test_one_graph_serves_all_batch_sizes_steps_and_labels():
     assert len(built) == 1
 
 
+@pytest.mark.thorough
 def test_where_the_compiler_fails_one_warning_says_so(tiny_model):
     network = randomised(UNet(UNetConfig(**TRUNK)), 0)
 

@@ -205,6 +205,7 @@ def test_attention_and_its_gradient():
 # -- whole networks --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_networks_and_gradients_in_bf16(plain):
     """Accelerated, as in sample(): on average over networks no further from float32 than plain autocast."""
     t, y = torch.tensor([50]), torch.arange(4)
@@ -232,13 +233,17 @@ def test_networks_and_gradients_in_bf16(plain):
 
 def test_images_of_a_seed_are_those_of_the_plain_computation(plain, tiny_model, tiny_classifier):
     options = {"guide": guidance.ClassifierGuidance(tiny_classifier, 2.0), "steps": 5, "progress": False, "seed": 3}
-    exact = admg.sample(tiny_model, [0, 1, 2, 3], precision="fp32", **options).x.double()
-    got = admg.sample(tiny_model, [0, 1, 2, 3], precision="bf16", **options).x
+    labels = [
+        i % 5 for i in range(64)
+    ]  # many, since this network magnifies rounding, of some images more than of others
+    exact = admg.sample(tiny_model, labels, precision="fp32", **options).x.double()
+    got = admg.sample(tiny_model, labels, precision="bf16", **options).x
     with plain():
-        usual = admg.sample(tiny_model, [0, 1, 2, 3], precision="bf16", **options).x
-    assert error(got, exact) < 2 * error(usual, exact)  # a network that magnifies rounding
+        usual = admg.sample(tiny_model, labels, precision="bf16", **options).x
+    assert error(got, exact) < 2 * error(usual, exact)
 
 
+@pytest.mark.thorough
 def test_gradients_of_training_in_bf16(plain, tiny_model):
     """Of all weights together, channels last as large batches are."""
     model = copy.deepcopy(tiny_model)

@@ -211,6 +211,7 @@ def test_no_more_is_kept_for_the_gradient():
 # -- training --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind, changes", [("diffusion", {}), ("classifier", {}), ("diffusion", {"checkpoint": True})])
 def test_training_is_the_same(digits, monkeypatch, counted, kind, changes):
     """Losses and norms of the gradient of a few steps."""
@@ -222,6 +223,7 @@ def test_training_is_the_same(digits, monkeypatch, counted, kind, changes):
         assert a == pytest.approx(b, rel=1e-5, abs=1e-6)
 
 
+@pytest.mark.thorough
 def test_training_by_the_plain_way_goes_on_by_the_kernel(digits, tmp_path, monkeypatch, counted):
     from admg.data import batches
     from admg.data import open as open_dataset

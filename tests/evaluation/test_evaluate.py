@@ -306,8 +306,7 @@ def test_features_that_are_not_finite():
 
 
 def test_nearest_in_blocks_is_the_nearest_of_all(monkeypatch):
-    from admg.evaluation import neighbours
-
+    neighbours = import_module("admg.evaluation.neighbours")  # the package exports the function of this name
     monkeypatch.setattr(neighbours, "ROWS", 7)
     monkeypatch.setattr(neighbours, "COLUMNS", 5)
     rng = np.random.default_rng(0)
@@ -379,6 +378,7 @@ def test_neighbours_finds_a_memorised_sample(files, own, capsys, tmp_path):
     assert text.splitlines()[1].startswith("  sample 3: 20 (0.000)")
 
 
+@pytest.mark.process
 def test_two_processes_of_torchrun_find_the_same(files, own, capsys, tmp_path, small_blocks):
     """Spawned as torchrun does it; blocks are of 500 there, so that each process has some of 1,100 images."""
     np.savez(tmp_path / "many.npz", arr_0=images(1100, 5))
@@ -585,6 +585,7 @@ def test_stored_statistics_are_taken_for_the_distances(tmp_path):
     assert found[2].value == pytest.approx(4.0, rel=1e-2)  # four classes, each sure, 13 or 12 of each
 
 
+@pytest.mark.process
 def test_two_processes_give_the_same_figures(files, own, capsys, tmp_path):
     np.savez(tmp_path / "many.npz", arr_0=images(1100, 5))
     command = ["evaluate", str(tmp_path / "many.npz"), files["training"], "--network", f"{own}:Quarters"]

@@ -217,6 +217,7 @@ def test_names_and_shapes_are_those_of_the_weight_file():
     assert 0 < FILE_BYTES - values < 200 * ENTRIES  # what is left is the names
 
 
+@pytest.mark.thorough
 def test_whole_network_equals_the_graph_in_numpy(weights, network):
     image = np.random.default_rng(1).integers(0, 256, (40, 56, 3), dtype=np.uint8)
     found = network(image[None])

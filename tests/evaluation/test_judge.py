@@ -39,6 +39,7 @@ def test_weights_are_small() -> None:
     assert (HERE.parent / "judge" / "judge.safetensors").stat().st_size < 600_000
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(DATA is None, reason="Fashion-MNIST is not on this machine")
 def test_accuracy_on_all_test_images(judge: Judge) -> None:
     test = open_dataset(DATA, 32, fit="pad", split="test")
@@ -167,6 +168,7 @@ def command(tmp_path_factory) -> list[str]:
     return f"{arguments} --reference 100 --num 20 --samplers ddpm:2,ddim:1 --precision fp32".split()
 
 
+@pytest.mark.thorough
 def test_table_continues_and_does_not_mix_settings(command: list[str], capsys, monkeypatch) -> None:
     out = Path(command[5])
     assert guidance_table.main([*command, "--scales", "0,1"]) == 0
@@ -197,6 +199,7 @@ def told_command(command: list[str], tmp_path) -> list[str]:
     return ["--model", f"{tmp_path}/told", *common, *["--reference", "100", "--num", "20", "--precision", "fp32"]]
 
 
+@pytest.mark.thorough
 def test_fewer_steps_continues_with_all_labels_in_turn(told_command, capsys, monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(fewer_steps, "REFERENCE", ("ddpm", 3))
     made, sample = [], fewer_steps.admg.sample
@@ -224,6 +227,7 @@ def test_fewer_steps_continues_with_all_labels_in_turn(told_command, capsys, mon
     assert "other settings (seed 0 there, 5 now)" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_kinds_of_guidance_cost_the_same(told_command, capsys, monkeypatch, tmp_path) -> None:
     made, sample = [], fewer_steps.admg.sample
     monkeypatch.setattr(

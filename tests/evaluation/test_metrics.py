@@ -389,6 +389,7 @@ def held(estimates: list[Estimate], truth: float | None = None) -> float:
     return float(np.mean([e.low <= truth <= e.high for e in estimates]))
 
 
+@pytest.mark.thorough
 def test_intervals_hold_as_often_as_they_say():
     """Of 95 % intervals of 200 draws fewer than 88 % hold once in a hundred thousand times."""
     reference, draws = Gaussian(np.zeros(4), np.eye(4)), [1.2 * normal(400, 4, seed=i) + 0.3 for i in range(200)]

@@ -159,6 +159,7 @@ def test_dry_run_says_what_is_left_and_writes_nothing(capsys, command, tmp_path)
 # -- samples and figures ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_cells_are_those_of_sample_and_figures_those_of_evaluate(capsys, command, models, judges, tmp_path):
     out = tmp_path / "s"
     sampled = ["sample", *models, "--num", NUM, "--steps", "3", "--scale", 50, "--out", out / "ddim-3-scale-50"]
@@ -204,6 +205,7 @@ def test_cells_are_those_of_sample_and_figures_those_of_evaluate(capsys, command
     assert Image.open(out / "curves.png").size[0] > 1000
 
 
+@pytest.mark.thorough
 def test_without_a_label_there_is_no_accuracy(capsys, command, tmp_path):
     """An unconditional model without guidance is asked for nothing."""
     arguments = [*command, "--scale", "0,50", "--unconditional", "--labels", "balanced", "--no-interval"]
@@ -230,6 +232,7 @@ def without_times(table: str) -> list[str]:
     return [line.rsplit("|", 2)[0] if line.startswith("|") else line for line in table.splitlines()]
 
 
+@pytest.mark.thorough
 def test_interrupted_and_continued(capsys, command, made, monkeypatch, tmp_path):
     """Ctrl-C inside the second of two cells: the first shard of three is there."""
     arguments = [*command, "--scale", "0,50", "--out"]
@@ -253,6 +256,7 @@ def interrupt():
     raise KeyboardInterrupt
 
 
+@pytest.mark.thorough
 def test_continued_with_shards_of_another_size(capsys, command, made, monkeypatch, tmp_path):
     """What is there is of the recorded size: one shard of four, of 12 images."""
     out, make = tmp_path / "s", Maker.make
@@ -282,6 +286,7 @@ def test_killed_and_continued(capsys, command, tmp_path):
     assert (tmp_path / "s" / "sweep.csv").read_bytes() == (tmp_path / "whole" / "sweep.csv").read_bytes()
 
 
+@pytest.mark.thorough
 def test_a_second_run_computes_nothing_and_a_longer_list_adds_cells(capsys, command, made, monkeypatch, tmp_path):
     out, looked, call = tmp_path / "s", [], FeatureNetwork.__call__
     monkeypatch.setattr(FeatureNetwork, "__call__", lambda self, x: looked.append(len(x)) or call(self, x))
@@ -301,6 +306,7 @@ def test_a_second_run_computes_nothing_and_a_longer_list_adds_cells(capsys, comm
     assert [lines[0], lines[1], lines[3]] == content.splitlines() and lines[2].startswith(b"ddim,3,classifier,20.0,")
 
 
+@pytest.mark.thorough
 def test_figures_are_kept_only_for_what_they_are_of(capsys, command, made, tmp_path):
     out, own = tmp_path / "s", tmp_path / "own.py"
     arguments = [*command, "--out", out, "--scale", "50"]
@@ -323,6 +329,7 @@ def rows_of_run(capsys, arguments, out) -> dict[str, str]:
     return rows_of(out)[0]
 
 
+@pytest.mark.thorough
 def test_cells_of_other_settings_are_refused_or_overwritten(capsys, command, made, tmp_path):
     out = tmp_path / "s"
     succeed(capsys, *command, "--scale", "0", "--out", out)
@@ -336,6 +343,7 @@ def test_cells_of_other_settings_are_refused_or_overwritten(capsys, command, mad
     assert json.loads((out / "ddim-3-scale-0" / "run.json").read_text())["settings"]["seed"] == 1
 
 
+@pytest.mark.process
 def test_two_processes_write_the_same(capsys, command, tmp_path):
     arguments = [*command, "--scale", "0,50"]
     succeed(capsys, *arguments, "--out", tmp_path / "one")
@@ -431,6 +439,7 @@ def test_what_curves_run_over(cells, axis, labels, tmp_path):
 # -- bad input -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_bad_input_is_one_line_and_nothing_is_written(capsys, models, judges, tmp_path):
     out = tmp_path / "s"
     good = ["sweep", *models, *judges, "--num", "4", "--out", out]

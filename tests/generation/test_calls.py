@@ -98,6 +98,7 @@ def test_upsampling_in_memory_is_the_job(tiny_upsampler, tmp_path):
         admg.upsample("fashion-mnist", small)
 
 
+@pytest.mark.thorough
 def test_a_sampler_of_a_file(capsys, tiny_folders, tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(SAMPLER)

@@ -11,6 +11,7 @@ import pytest
 import admg.generation
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("module", [info.name for info in pkgutil.iter_modules(admg.generation.__path__)])
 def test_examples_in_docstrings(module):
     found = importlib.import_module(f"admg.generation.{module}")

@@ -29,6 +29,7 @@ from admg.generation.shards import Shards
 from admg.generation.stage import Maker, Stage
 
 
+@pytest.mark.thorough
 def test_a_job_writes_the_images_of_sample(capsys, sampling, folders, tmp_path):
     out = succeed(capsys, *sampling, "--out", tmp_path / "out", "--keep-shards", "--scale", 2, "--seed", 7)
     images, labels = arrays(tmp_path / "out" / "samples_10x8x8x1.npz")
@@ -41,6 +42,7 @@ def test_a_job_writes_the_images_of_sample(capsys, sampling, folders, tmp_path):
     assert len(list((tmp_path / "out" / "images").iterdir())) == 10
 
 
+@pytest.mark.thorough
 def test_the_file_does_not_depend_on_shards_and_processes(capsys, sampling, tmp_path):
     succeed(capsys, *sampling, "--out", tmp_path / "a")
     whole = (tmp_path / "a" / "samples_10x8x8x1.npz").read_bytes()
@@ -56,6 +58,7 @@ def test_the_file_does_not_depend_on_shards_and_processes(capsys, sampling, tmp_
     assert "Saved 10 images to" in succeed(capsys, *sampling, "--out", tmp_path / "b", "--rank", 0, "--world-size", 3)
 
 
+@pytest.mark.thorough
 def test_an_image_differs_by_at_most_one_level_with_the_batch_size(capsys, sampling, tmp_path):
     succeed(capsys, *sampling, "--out", tmp_path / "a")
     succeed(capsys, *sampling, "--out", tmp_path / "b", "--batch-size", 7, "--shard-size", 3)
@@ -63,6 +66,7 @@ def test_an_image_differs_by_at_most_one_level_with_the_batch_size(capsys, sampl
     assert np.abs(a - b).max() <= 1 and a.std() > 10
 
 
+@pytest.mark.process
 def test_ranks_are_those_of_torchrun(capsys, sampling, tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -72,6 +76,7 @@ def test_ranks_are_those_of_torchrun(capsys, sampling, tmp_path, monkeypatch):
     assert not list(tmp_path.glob("samples*")) and not (tmp_path / "sheet.png").exists()
 
 
+@pytest.mark.thorough
 def test_an_interrupted_run_continues_and_makes_the_same_file(capsys, sampling, tmp_path, monkeypatch):
     succeed(capsys, *sampling, "--out", tmp_path / "a")
     made, make = [], Maker.make
@@ -111,6 +116,7 @@ def test_killed_and_continued(capsys, sampling, tmp_path):
     assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+@pytest.mark.thorough
 def test_a_finished_run_is_kept_and_other_settings_are_refused(capsys, sampling, tmp_path):
     succeed(capsys, *sampling, "--out", tmp_path)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
@@ -177,6 +183,7 @@ def test_shards_that_another_process_removes_before_the_lock_are_merged(tmp_path
     assert job.merge(shards) is False and shards.target.exists()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
 def test_a_run_does_not_replace_the_run_of_its_base(capsys, sampling, pipeline, folders, tmp_path, overwrite):
     succeed(capsys, *sampling, "--out", tmp_path / "s1", "--keep-shards")
@@ -232,6 +239,7 @@ def test_a_file_in_place_of_a_folder_leaves_no_partial_run(capsys, pipeline, tmp
     assert list(snapshot(tmp_path)) == [(tmp_path / file).relative_to(tmp_path)]
 
 
+@pytest.mark.thorough
 def test_a_run_continues_with_another_path_of_the_same_models(capsys, sampling, folders, tmp_path, monkeypatch):
     succeed(capsys, *sampling, "--out", tmp_path / "out")
     for name in ("model", "classifier"):

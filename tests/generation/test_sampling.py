@@ -15,6 +15,7 @@ from admg.generation.images import to_uint8
 from admg.generation.labels import shares
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", functools.partial(samplers.ddim, eta=1.0)])
 @pytest.mark.parametrize("batch_size", [1, 7])
 def test_an_image_of_a_seed_does_not_depend_on_the_batch_size(tiny_model, tiny_classifier, sampler, batch_size):
@@ -211,6 +212,7 @@ def test_a_save_that_fails_leaves_the_old_checkpoint(tiny_model, tmp_path, monke
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
 
 
+@pytest.mark.thorough
 def test_samples_of_the_shipped_model_do_not_depend_on_the_batch_size():
     model, classifier = admg.load("fashion-mnist"), admg.load_classifier("fashion-mnist")
     labels = [i % 10 for i in range(64)]

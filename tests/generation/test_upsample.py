@@ -133,6 +133,7 @@ def test_the_pipeline_equals_sample_and_then_upsample(capsys, pipeline, sampling
     assert (tmp_path / "one" / "base" / "sheet.png").exists() and not list((tmp_path / "one").rglob("shards"))
 
 
+@pytest.mark.thorough
 def test_the_pipeline_continues_in_either_stage(capsys, pipeline, tmp_path, monkeypatch):
     succeed(capsys, *pipeline, "--out", tmp_path / "a")
     made, make = [], Maker.make
@@ -155,6 +156,7 @@ def test_the_pipeline_continues_in_either_stage(capsys, pipeline, tmp_path, monk
     assert "base.guide.scale is 2.0 there, 3.0 here" in line
 
 
+@pytest.mark.thorough
 def test_processes_of_a_pipeline_wait_for_all_base_images(capsys, pipeline, tmp_path, monkeypatch):
     """Rank 0 runs first and waits; rank 1 makes the rest of the base images."""
     succeed(capsys, *pipeline, "--out", tmp_path / "a")

@@ -84,6 +84,7 @@ def test_a_scaled_sum_keeps_its_classifier(tiny_classifier):
     assert (2 * (darker + guidance.ClassifierGuidance(tiny_classifier))).classifier is tiny_classifier
 
 
+@pytest.mark.thorough
 def test_a_memory_lasts_for_one_run_even_inside_other_guides(tiny_model):
     """The same guide object in two runs gives the same images; the memory of a run changes them."""
     model, apg = tiny_model.respace(6), guidance.APG(3.0, momentum=-0.7)

@@ -542,6 +542,7 @@ TERMS = 9 * 64
 """Products that are summed for one output of the largest convolution of the small networks."""
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", GUIDES)
 def test_an_image_does_not_depend_on_those_beside_it(name, tiny_model, tiny_classifier):
     """Nor does a guide fail, or do nothing, on a real network in a real sampler.

@@ -205,6 +205,7 @@ def overconfident(x: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
     return WIDE.classifier(x, timesteps) * (3 - timesteps.unique().item() / 400)
 
 
+@pytest.mark.thorough
 def test_an_overconfident_classifier_gets_the_temperature_that_mends_it():
     images, labels = data(20000)
     diffusion = Diffusion(NoiseSchedule.from_betas(betas_of(EVEN[:401])))
@@ -538,6 +539,7 @@ def test_a_states_prediction_is_clipped_once_and_anew_after_a_change():
     assert (changed.prediction.x0 == 1).all() and not (state.prediction.x0 == 1).all()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
 def test_the_new_guides_on_a_real_network(sampler, tiny_model, tiny_classifier):
     """Through sample(), and none of an image's depends on the batch."""

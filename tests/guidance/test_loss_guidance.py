@@ -205,6 +205,7 @@ def test_a_gradient_at_x_is_not_bounded():
     assert (guidance.LossGuidance(lambda x: -x.flatten(1).sum(1), 1e6, at="x")(state) == 1e6).all()
 
 
+@pytest.mark.thorough
 def test_samples_of_a_network_do_not_diverge_near_pure_noise():
     """Of the shipped one: errors of its eps count 150 times and more in x0-hat at the first of these steps."""
     model = admg.load("fashion-mnist")

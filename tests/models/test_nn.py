@@ -54,6 +54,7 @@ T = torch.tensor([17, 803])
 # -- OpenAI's networks -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("file,name", CASES, ids=[name for _, name in CASES])
 def test_output_equals_the_references(file, name):
     case = reference.table(f"{file}.json")[name]
@@ -290,6 +291,7 @@ def test_autocast_ends_in_float32(make):
     assert 1e-5 < reference.error(output, network(x, T)) < 0.05
 
 
+@pytest.mark.thorough
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", ["classifier64-attention", "upsampler-small"])

@@ -169,6 +169,7 @@ def submodules(network: nn.Module) -> dict[str, nn.Module]:
     return {name: m for name, m in network.named_modules() if not isinstance(m, nn.ModuleList)}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward", "full_backward_pre"])
 def test_hooks_on_every_submodule_fire(name, prepare, kind):
     network, fired = prepare(build(name)), Counter[str]()
@@ -228,6 +229,7 @@ def test_a_hook_may_change_the_output(name, prepare):
 # -- compilers, transforms and wrappers ------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @torch.no_grad()
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_torch_compile_without_graph_breaks(name, prepare, backend):
@@ -241,6 +243,7 @@ def call_as(function: Callable[..., Tensor], network: nn.Module) -> Tensor:
     return function(**arguments(network))
 
 
+@pytest.mark.thorough
 @torch.no_grad()
 def test_torch_export(name, prepare):
     network = prepare(build(name))
@@ -283,6 +286,7 @@ def process_group(tmp_path) -> Iterator[None]:
         dist.destroy_process_group()
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not dist.is_available() or os.name == "nt", reason="needs gloo")
 @pytest.mark.parametrize("accelerated", [False, True])
 def test_distributed_data_parallel(name, tmp_path, accelerated):

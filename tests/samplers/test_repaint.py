@@ -132,6 +132,7 @@ def test_means_and_covariances_are_those_of_algorithm_1(steps, jump, times):
 # -- against the exact conditional -------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_more_resamplings_come_closer_to_the_exact_conditional():
     """In mean and in covariance; without any, the unknown pixels learn of the known ones through x_t alone."""
     found = {times: errors(times, steps=200, jump=20) for times in (1, 2, 5, 10)}
@@ -140,6 +141,7 @@ def test_more_resamplings_come_closer_to_the_exact_conditional():
     assert max(covariances[2:]) < 0.15 * covariances[0]
 
 
+@pytest.mark.thorough
 def test_known_pixels_are_exact_in_any_batch_and_with_any_guide(tiny_model, tiny_classifier):
     known, mask = torch.rand(3, 1, 8, 8) * 2 - 1, torch.rand(8, 8) < 0.5
     guides = [None, guidance.ClassifierFreeGuidance(2.0), guidance.ClassifierGuidance(tiny_classifier, 2.0)]

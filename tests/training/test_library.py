@@ -45,12 +45,14 @@ def losses(run: TrainingRun) -> list[float]:
     return [step["loss"] for step in run]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("train", [admg.train_diffusion, admg.train_classifier, admg.train_upsampler])
 def test_examples_of_the_docstrings(train, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run_example(train, torch=torch)
 
 
+@pytest.mark.thorough
 def test_every_kind_of_data_set_trains_the_same_model(tmp_path):
     """A folder, 8-bit arrays, float tensors, and two torch data sets of the same images, step by step."""
     for i, (pixels, label) in enumerate(zip(PIXELS, LABELS, strict=True)):
@@ -210,6 +212,7 @@ def test_an_upsampler_drops_labels_as_a_diffusion_model_does():
     assert (dropped == -1).float().mean().item() == pytest.approx(0.3, abs=0.04)
 
 
+@pytest.mark.thorough
 def test_an_upsampler_learns_to_enlarge(digits, tmp_path, capsys):
     """By the command, resumed once: the mean of enlarged digits is nearer to the originals than a bilinear copy."""
     small = ["--channels", 32, "--channel-mult", "1,2", "--num-res-blocks", 1, "--attention-resolutions", 4,
@@ -240,6 +243,7 @@ def test_an_upsampler_learns_to_enlarge(digits, tmp_path, capsys):
     assert (again - low_res).square().mean() < 0.25 * (again - other).square().mean()  # it keeps to its own small image
 
 
+@pytest.mark.thorough
 def test_an_upsampler_starts_from_the_weights_of_another(tmp_path):
     options = {"small_size": 4, "network": SMALL, "diffusion": PROCESS}
     first = admg.train_upsampler(Pictures(), tmp_path / "a", config(), **options)
@@ -252,6 +256,7 @@ def test_an_upsampler_starts_from_the_weights_of_another(tmp_path):
         admg.train_diffusion(Pictures(), tmp_path / "c", config(), network=SMALL, init=tmp_path / "a")
 
 
+@pytest.mark.thorough
 def test_a_classifier_is_measured_on_its_validation_images(tmp_path):
     validation = from_arrays(PIXELS[:6], LABELS[:6], label_names=Pictures.classes)
     training = admg.train_classifier(

@@ -28,6 +28,7 @@ def log(folder) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.process
 def test_training_on_digits_from_random_weights(digits, tmp_path):
     """A resumed diffusion model and a classifier: a nearest-neighbour classifier recognises guided samples."""
     diffusion = ["train", "--data", digits, *NETWORK, "--batch-size", 64, "--lr", 2e-3, "--warmup", 50,
@@ -80,6 +81,7 @@ def tiny_run(digits):
     return start
 
 
+@pytest.mark.thorough
 def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(tiny_run, tmp_path):
     """The run is stopped twice between checkpoints, first after step 5, when the last checkpoint is that of step 3."""
     list(tiny_run(tmp_path / "whole", 9))
@@ -98,6 +100,7 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(tiny_run, tmp_path
         assert torch.equal(p, q), name
 
 
+@pytest.mark.thorough
 def test_another_seed_gives_another_run(tiny_run, tmp_path):
     first, second = (next(tiny_run(tmp_path / str(seed), 1, seed=seed))["loss"] for seed in (0, 1))
     assert first != second
@@ -125,6 +128,7 @@ def test_labels_are_dropped_at_the_given_rate(tiny_model):
         assert (kept == 3).float().mean().item() == pytest.approx(1 - share, abs=0.03)
 
 
+@pytest.mark.process
 def test_warmup_and_validation_by_noise_level(digits, tmp_path):
     """The learning rate grows linearly; validation accuracy at ten noise levels is lowest for pure noise."""
     arguments = ["train-classifier", "--data", digits, "--val-data", digits, "--val-images", 500, *NETWORK,
