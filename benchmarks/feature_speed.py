@@ -1,10 +1,11 @@
-"""Images per second of feature extraction, against a plain loop over the same network: side by side, by turns.
+"""Compare the speed of admg's feature extraction with that of a plain loop over the same network.
 
     python benchmarks/feature_speed.py --network inception --size 32 --num 100 --rounds 7
     python benchmarks/feature_speed.py --network inception --size 256 --files --num 2000 --device cuda
 
-The plain loop reads a batch, and calls the network as its weights come; ours reads ahead, has batch normalisation put
-into the convolutions, and channels last. Inception's weights are random if they are not on disk: that changes no time.
+The plain loop reads a batch and then calls the unmodified network. admg reads ahead, fuses batch normalisation into the
+convolutions and uses channels_last. If the weights of Inception are not on disk, they are random, which does not affect
+the speed. The two loops are measured in turn, so that changes in the load of the machine affect both.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from admg.cli.main import Parser, one_line
+from admg.cli.main import one_line
+from admg.cli.options import Parser
 from admg.engine.device import choose_device
 from admg.evaluation.features import FeatureNetwork, efficientnet, inception
 from admg.evaluation.features.extraction import Extraction
@@ -34,13 +36,18 @@ from admg.evaluation.sources import Source, open_source
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--network", choices=("inception", "efficientnet-lite0"), default="inception")
-    add("--size", type=int, default=32, help="pixels of the side of the images (default: 32)")
-    add("--files", action="store_true", help="images in PNG files, not in memory")
-    add("--num", type=int, default=100, help="images (default: 100)")
-    add("--rounds", type=int, default=5, help="measurements of each, by turns (default: 5)")
-    add("--batch-size", type=int, default=50, help="images at a time (default: 50)")
-    add("--device", default="auto", help="cpu or cuda (default: cuda if there is one)")
+    add(
+        "--network",
+        choices=("inception", "efficientnet-lite0"),
+        default="inception",
+        help="feature network (default: inception)",
+    )
+    add("--size", type=int, default=32, help="height and width of the images in pixels (default: 32)")
+    add("--files", action="store_true", help="read the images from PNG files instead of memory")
+    add("--num", type=int, default=100, help="number of images (default: 100)")
+    add("--rounds", type=int, default=5, help="measurements of each loop (default: 5)")
+    add("--batch-size", type=int, default=50, help="images per batch (default: 50)")
+    add("--device", default="auto", help="device, cpu or cuda (default: cuda if available)")
     args = parser.parse_args(argv)
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -52,17 +59,18 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace, folder: Path) -> None:
+    """Measure both loops and print their speed."""
     if min(args.size, args.num - 1, args.rounds, args.batch_size) < 1:
         raise ValueError("--size, --rounds and --batch-size must be at least 1, --num at least 2")
     device = choose_device(args.device)
     network, plain = build(args.network)
     network, plain = network.to(device), plain.eval().requires_grad_(False).to(device)
-    source = made_up(args, folder)
+    source = random_images(args, folder)
     loops: dict[str, Callable[[], np.ndarray]] = {
         "plain loop": lambda: plain_loop(source, plain, network, args.batch_size),
         "admg": lambda: ours(source, network, args.batch_size),
     }
-    first = [loop() for loop in loops.values()]  # warms up, and shows that they do the same
+    first = [loop() for loop in loops.values()]  # warms up; the features are compared below
     error = np.abs(first[0] - first[1]).max() / np.abs(first[0]).max()
     seconds: dict[str, list[float]] = {name: [] for name in loops}
     for turn in range(args.rounds):
@@ -80,7 +88,7 @@ def run(args: argparse.Namespace, folder: Path) -> None:
 
 
 def build(name: str) -> tuple[FeatureNetwork, nn.Module]:
-    """Ours, and the network as its weights come."""
+    """Return the network of admg, and the same network without admg's optimisations."""
     if name == "efficientnet-lite0":
         plain: nn.Module = efficientnet.EfficientNetLite0()
         plain.load_state_dict(torch.load(efficientnet.weights_path(), map_location="cpu", weights_only=True))
@@ -92,8 +100,8 @@ def build(name: str) -> tuple[FeatureNetwork, nn.Module]:
     return inception.from_state_dict(copy.deepcopy(plain.state_dict())), plain
 
 
-def made_up(args: argparse.Namespace, folder: Path) -> Source:
-    """Random images, in memory or in files."""
+def random_images(args: argparse.Namespace, folder: Path) -> Source:
+    """Return a source of random images, in memory or in files."""
     images = np.random.default_rng(0).integers(0, 256, (args.num, args.size, args.size, 3), dtype=np.uint8)
     if not args.files:
         return of_array(images)
@@ -104,15 +112,17 @@ def made_up(args: argparse.Namespace, folder: Path) -> Source:
 
 @torch.inference_mode()
 def plain_loop(source: Source, module: nn.Module, network: FeatureNetwork, batch_size: int) -> np.ndarray:
-    found = []
+    """Return the features of the source computed with `module`, whose inputs `network` prepares."""
+    features = []
     for start in range(0, len(source), batch_size):
         images = source[start : start + batch_size].transpose(0, 3, 1, 2)
         output = module(network.prepare(torch.from_numpy(np.ascontiguousarray(images)).to(network.device)))
-        found.append((output[0] if isinstance(output, tuple) else output).cpu().numpy())
-    return np.concatenate(found)
+        features.append((output[0] if isinstance(output, tuple) else output).cpu().numpy())
+    return np.concatenate(features)
 
 
 def ours(source: Source, network: FeatureNetwork, batch_size: int) -> np.ndarray:
+    """Return the features of the source computed with admg."""
     job = Extraction(source, network, None, batch_size)
     for _ in job.compute():
         pass

@@ -1,11 +1,11 @@
-"""Which guidance is best at equal cost: fidelity against diversity on Fashion-MNIST, a curve for each kind.
+"""Compare all kinds of guidance at equal cost: fidelity and diversity of Fashion-MNIST samples.
 
     python benchmarks/guidance_kinds.py --out runs/guidance-kinds
 
-All kinds use one sampler, and as many of its steps as the budget pays: an evaluation of the denoiser costs 1, the
-classifier's gradient its share of the denoiser's multiplications. Precision, recall and the distance to the test set
-are measured in the judge's features (tests/judge). The samples of each setting are kept, so an interrupted command
-continues, and --num may be raised later. Writes table.md and plot.png.
+All kinds use the same sampler. The number of steps is chosen so that every kind costs as much as --budget evaluations
+of the denoiser; the cost of a classifier gradient is computed from its FLOPs. Precision, recall and the distance to the
+test set use the features of the label classifier of the tests (tests/label_classifier). The samples of each setting are
+stored, so an interrupted command can continue, and --num can be raised later. Writes table.md and plot.png.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from judged import (
+from labelled import (
     Bench,
-    Figures,
+    Metrics,
     add_common,
-    checked,
+    check_common,
     command,
     load_both,
     open_store,
@@ -37,31 +37,40 @@ from tqdm import tqdm
 
 from admg import guidance
 from admg.checkpoints.model import Classifier, Model
-from admg.cli.main import Parser
+from admg.cli.options import Parser
 from admg.files import atomic
 from admg.generation.sampler_specs import find_sampler
 from admg.guidance import Guide
 
-LOW, HIGH = 0.3, 2.0  # of the noise levels that an interval keeps; half of the steps
+LOW, HIGH = 0.3, 2.0  # noise levels between which an interval guides; half of the steps
 GRADIENT, FREE, OTHER = "guided by a classifier", "classifier-free guidance", "others"
-BAD = 0.1  # noise on the weights of autoguidance's bad model, as a share of each tensor's deviation
+BAD = 0.1  # noise on the weights of autoguidance's bad model, relative to each tensor's standard deviation
 
 
 @dataclass(frozen=True)
 class Kind:
-    """family: the column of the plot; guide: of a scale; cost: of a step, in evaluations of the denoiser; told: the
-    network is told the label too."""
+    """A kind of guidance.
+
+    family: column of the plot; empty for one that is drawn in all columns
+    name: name in the table and the legend
+    guide: function from a guidance scale to a guide
+    scales: guidance scales
+    cost: cost of a step in evaluations of the denoiser
+    conditional: whether the network is conditioned on the label too
+    """
 
     family: str
     name: str
     guide: Callable[[float], Guide | None]
     scales: tuple[float, ...]
     cost: float
-    told: bool = True
+    conditional: bool = True
 
 
 @dataclass(frozen=True)
 class Cell:
+    """One setting, with its name in the store."""
+
     key: str
     kind: Kind
     scale: float
@@ -69,7 +78,8 @@ class Cell:
 
 
 def kinds_of(model: Model, classifier: Classifier) -> list[Kind]:
-    gradient = 2 * multiplications(classifier.network) / multiplications(model.network)  # forwards, and back to x
+    """Return all kinds of guidance of this model and classifier."""
+    gradient = 2 * flops(classifier.network) / flops(model.network)  # forward pass, and backward pass to x
     g, bad = guidance, worse(model)
     half = share(model, LOW, HIGH)
     free = (1.5, 2.0, 3.0, 5.0)
@@ -104,8 +114,8 @@ def kinds_of(model: Model, classifier: Classifier) -> list[Kind]:
     ]  # fmt: skip
 
 
-def multiplications(network: torch.nn.Module) -> int:
-    """Of one image forwards."""
+def flops(network: torch.nn.Module) -> int:
+    """Return the FLOPs of a forward pass for one image."""
     x, t = torch.zeros(1, 1, 32, 32, device=next(network.parameters()).device), torch.zeros(1)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(x, t.to(x.device))
@@ -113,7 +123,7 @@ def multiplications(network: torch.nn.Module) -> int:
 
 
 def worse(model: Model) -> Model:
-    """The model with noise on its weights, in place of an earlier checkpoint; the same noise each time."""
+    """Return a copy of the model with fixed random noise on its weights, which stands in for an earlier checkpoint."""
     bad, generator = copy.deepcopy(model), torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in bad.network.parameters():
@@ -123,7 +133,7 @@ def worse(model: Model) -> Model:
 
 
 def share(model: Model, low: float, high: float) -> float:
-    """Of the steps, even in t, those with a noise level between low and high."""
+    """Return the share of evenly spaced steps whose noise level is between low and high."""
     alpha_bar = model.diffusion.schedule.alpha_bar
     sigma = (1 / alpha_bar.clamp(min=1e-12) - 1).sqrt()
     return ((sigma >= low) & (sigma <= high)).double().mean().item()
@@ -134,29 +144,32 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> None:
-    checked(args)
+    check_common(args)
     find_sampler(args.sampler)
     model, classifier = load_both(args)
     if not model.conditional:
-        raise ValueError(f"model {args.model} takes no labels: most kinds of guidance need them")
+        raise ValueError(f"model {args.model} is unconditional: most kinds of guidance need a conditional model")
     bench = Bench(real_images(args.data, model.shape[1], args.reference, args.num))
     store = open_store(args, model, classifier)
     cells = cells_of(args, kinds_of(model, classifier))
-    rows: dict[Cell, Figures] = {}
+    rows: dict[Cell, Metrics] = {}
     for i, cell in enumerate(cells, 1):
         tqdm.write(f"[{i}/{len(cells)}] {cell.kind.name}, scale {cell.scale:g}, {args.sampler} {cell.steps}")
         guide = cell.kind.guide(cell.scale)
-        make = sampling(model, args, guide=guide, sampler=args.sampler, steps=cell.steps, told=cell.kind.told)
+        make = sampling(
+            model, args, guide=guide, sampler=args.sampler, steps=cell.steps, conditional=cell.kind.conditional
+        )
         rows[cell] = bench(store.fill(cell.key, args.num, args.batch_size, make).images)
     plot(rows, bench.real, store.folder / "plot.png")
     write_report(store, markdown(args, rows, bench.real))
 
 
 def cells_of(args: argparse.Namespace, kinds: list[Kind]) -> list[Cell]:
+    """Return the settings of the chosen kinds. Raises ValueError if a name in --kinds is unknown."""
     if args.kinds:
         unknown = [name for name in args.kinds if name not in {kind.name for kind in kinds}]
         if unknown:
-            raise ValueError(f"unknown kind {unknown[0]!r}: {'; '.join(kind.name for kind in kinds)}")
+            raise ValueError(f"unknown kind {unknown[0]!r}; the kinds are {'; '.join(kind.name for kind in kinds)}")
         kinds = [kind for kind in kinds if kind.name in args.kinds]
     cells = []
     for kind in kinds:
@@ -166,39 +179,43 @@ def cells_of(args: argparse.Namespace, kinds: list[Kind]) -> list[Cell]:
     return cells
 
 
-def markdown(args: argparse.Namespace, rows: dict[Cell, Figures], real: Figures) -> str:
-    titles = ["guidance", "scale", "steps", "wanted garment (95 %)", "distance", "precision", "recall", "F1"]
+def markdown(args: argparse.Namespace, rows: dict[Cell, Metrics], real: Metrics) -> str:
+    """Return the table and the explanation of its columns."""
+    titles = ["guidance", "scale", "steps", "accuracy (95 %)", "distance", "precision", "recall", "F1"]
     lines = [titles, ["---", *["---:"] * (len(titles) - 1)]]
     lines += [[cell.kind.name, f"{cell.scale:g}", str(cell.steps), *shown(f)] for cell, f in rows.items()]
     lines += [["real images", "", "", *shown(real)]]
     error = np.median([f.error for f in rows.values()])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + (
-        f"\n\n{args.num} samples a row, equally many of each label, the same noise in each; {args.sampler}, with as "
-        f"many steps as {args.budget:g} evaluations of the denoiser pay. Wanted garment: the share that the judge takes"
-        f" for the one asked for. Distance: KID x 1000 in the judge's features to {args.reference} test images, of "
-        f"standard error about {error:.1f}. Precision, recall (k = 3): in those features too, of {args.num} samples "
-        f"against {args.reference} test images; F1 is their harmonic mean. Intervals are of noise levels {LOW:g} to "
-        f"{HIGH:g}. The bad model of autoguidance is the model itself with {BAD:.0%} noise on its weights.\n"
+        f"\n\n{args.num} samples per row, in equal shares of the labels and with the same noise, by {args.sampler} "
+        f"with the number of steps that costs as much as {args.budget:g} evaluations of the denoiser. Accuracy: "
+        f"fraction of the samples that the label classifier assigns to the target label, with its 95 % confidence "
+        f"interval. Distance: KID x 1000 to {args.reference} test images in the label classifier's features, with a "
+        f"standard error of about {error:.1f}. Precision and recall (k = 3) use the same features, {args.num} samples "
+        f"and {args.reference} test images; F1 is their harmonic mean. Intervals are noise levels {LOW:g} to {HIGH:g}. "
+        f"The bad model of autoguidance is the model itself with {BAD:.0%} noise on its weights.\n"
     )
 
 
-def shown(f: Figures) -> list[str]:
+def shown(f: Metrics) -> list[str]:
+    """Return the metrics as cells of the table."""
     share = f"{100 * f.accuracy:.0f} % ({100 * f.low:.0f}–{100 * f.high:.0f})"
     return [share, f"{f.distance:.1f}", f"{f.precision:.2f}", f"{f.recall:.2f}", f"{f1(f):.2f}"]
 
 
-def f1(f: Figures) -> float:
+def f1(f: Metrics) -> float:
+    """Return the harmonic mean of precision and recall."""
     return 2 * f.precision * f.recall / max(1e-12, f.precision + f.recall)
 
 
-def plot(rows: dict[Cell, Figures], real: Figures, path: Path) -> None:
-    """A column for each family, its kinds in colour before all the others; a row for each view of the trade."""
+def plot(rows: dict[Cell, Metrics], real: Metrics, path: Path) -> None:
+    """Plot the trade-off of fidelity and diversity: a column per family, with other kinds in grey; a row per view."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     views = [
         ("recall", "precision", "diversity: recall", "fidelity: precision"),
-        ("accuracy", "distance", "wanted garment", "distance (KID x 1000)"),
+        ("accuracy", "distance", "accuracy", "distance (KID x 1000)"),
         ("scale", "distance", "guidance scale", "distance (KID x 1000)"),
     ]
     kinds = list(dict.fromkeys(cell.kind for cell in rows))
@@ -209,7 +226,7 @@ def plot(rows: dict[Cell, Figures], real: Figures, path: Path) -> None:
     for (x, y, x_title, y_title), line_of_panels in zip(views, panels):
         for family, axes in zip(families, line_of_panels):
             colours = itertools.cycle(f"C{i}" for i in range(10))
-            for kind in sorted(kinds, key=lambda kind: kind.family == family):  # those in colour lie above
+            for kind in sorted(kinds, key=lambda kind: kind.family == family):  # draws coloured lines last, on top
                 of_kind = [(cell.scale if x == "scale" else getattr(f, x), getattr(f, y))
                            for cell, f in rows.items() if cell.kind == kind]  # fmt: skip
                 if not kind.family:
@@ -228,7 +245,7 @@ def plot(rows: dict[Cell, Figures], real: Figures, path: Path) -> None:
                 axes.set_yticks([0, 5, 10, 20, 50], ["0", "5", "10", "20", "50"])
                 axes.minorticks_off()
             if x == "accuracy":
-                axes.set_xlim(0.8, 1.01)  # what is worse than that is in the table
+                axes.set_xlim(0.8, 1.01)  # lower accuracies are only in the table
             if x == "scale":
                 axes.set_xscale("log", base=2)
                 axes.xaxis.set_major_formatter("{x:g}")
@@ -247,11 +264,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         description="Fidelity and diversity of Fashion-MNIST samples by kind and scale of guidance, at equal cost.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--out", default="runs/guidance-kinds", metavar="DIR", help="folder of results; continued")
-    parser.add_argument("--sampler", default="ddim", help="of all kinds")
-    parser.add_argument("--budget", type=float, default=20.0, metavar="X", help="evaluations of the denoiser a sample")
-    parser.add_argument("--kinds", type=lambda s: s.split(";"), metavar="A;B", help="these alone (default: all)")
-    parser.add_argument("--num", type=int, default=100, metavar="N", help="samples a row")
+    parser.add_argument(
+        "--out", default="runs/guidance-kinds", metavar="DIR", help="output folder; an existing one is continued"
+    )
+    parser.add_argument("--sampler", default="ddim", help="sampler")
+    parser.add_argument(
+        "--budget", type=float, default=20.0, metavar="X", help="cost of a sample in evaluations of the denoiser"
+    )
+    parser.add_argument(
+        "--kinds", type=lambda s: s.split(";"), metavar="A;B", help="kinds of guidance; all if not given"
+    )
+    parser.add_argument("--num", type=int, default=100, metavar="N", help="samples per setting")
     add_common(parser)
     return parser.parse_args(argv)
 

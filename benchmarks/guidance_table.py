@@ -1,9 +1,10 @@
-"""What classifier guidance buys and costs on Fashion-MNIST: one table and one plot over the guidance scale.
+"""Measure accuracy and diversity of Fashion-MNIST samples over the scale of classifier guidance.
 
     python benchmarks/guidance_table.py --out runs/guidance-table
 
-An independent judge (tests/judge) says which garment each sample shows; diversity, precision and recall are measured
-in its features. Each cell of the table is stored once it is done, so an interrupted command continues where it stopped.
+An independent label classifier (tests/label_classifier) classifies each sample; diversity, precision and recall use its
+features. The metrics of each row are stored, so an interrupted command can continue. Writes table.md, plot.png,
+results.json and contact sheets of the samples.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from judged import (
+from labelled import (
     CLASSES,
-    Judge,
+    LabelClassifier,
     add_common,
-    check_agreed,
-    checked,
+    check_common,
+    check_recognised,
     command,
     load_both,
     numbers,
@@ -36,7 +37,7 @@ from measures import precision_recall, wilson, within_class_distance
 from tqdm import tqdm
 
 import admg
-from admg.cli.main import Parser
+from admg.cli.options import Parser
 from admg.data import FASHION_MNIST_LABELS
 from admg.files import atomic, check_output_folder
 from admg.generation.contact_sheet import sheet
@@ -44,50 +45,58 @@ from admg.generation.images import save_png
 from admg.generation.labels import shares
 from admg.generation.sampler_specs import find_sampler
 
-Figures = dict[str, float]
+Metrics = dict[str, float]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One row of the table. told: a conditional network is told the labels, besides the classifier's guidance."""
+    """One row of the table.
+
+    conditional: whether the network is conditioned on the labels, besides the guidance of the classifier
+    """
 
     sampler: str
     steps: str
     scale: float
-    told: bool
+    conditional: bool
 
     @property
     def line(self) -> str:
-        return f"{self.sampler.upper()} {self.steps}" + (", told the label" if self.told else "")
+        """Name of the row without its guidance scale."""
+        return f"{self.sampler.upper()} {self.steps}" + (", conditional" if self.conditional else "")
 
     @property
     def key(self) -> str:
-        return f"{self.sampler}{self.steps}-{'told' if self.told else 'untold'}-scale{self.scale:g}"
+        """Name of the row in the results."""
+        return (
+            f"{self.sampler}{self.steps}-{'conditional' if self.conditional else 'unconditional'}-scale{self.scale:g}"
+        )
 
 
 class Measure:
-    """Images (N, H, W, 1) uint8 and the labels (N,) they should have -> figures, against real test images."""
+    """Computes metrics of images against reference images."""
 
-    def __init__(self, judge: Judge, reference: np.ndarray):
-        self.judge = judge
-        self.reference = judge.features(reference)
+    def __init__(self, classifier: LabelClassifier, reference: np.ndarray):
+        self.classifier = classifier
+        self.reference = classifier.features(reference)
 
-    def __call__(self, images: np.ndarray, wanted: np.ndarray) -> Figures:
-        seen, features = self.judge.predict(images), self.judge.features(images)
+    def __call__(self, images: np.ndarray, target: np.ndarray) -> Metrics:
+        """Return the metrics of uint8 images (N, H, W, 1) with target labels (N,)."""
+        predicted, features = self.classifier.predict(images), self.classifier.features(images)
         pixels = images.reshape(len(images), -1) / 127.5 - 1
-        rms = math.sqrt(pixels.shape[1])  # Euclidean distance / this = root of the mean square over the pixels
-        low, high = wilson(int((seen == wanted).sum()), len(images))
+        rms = math.sqrt(pixels.shape[1])  # turns a Euclidean distance into an RMS difference per pixel
+        low, high = wilson(int((predicted == target).sum()), len(images))
         manifold = precision_recall(features, self.reference)
-        # Diversity within the garments that are there: within a wanted label, unguided samples, a mixture of all
-        # garments, would seem the most diverse. That is kept beside it, as "..._by_wanted".
+        # Diversity is measured within the predicted labels. Within a target label, unguided samples would seem the most
+        # diverse, since they show all garments; that diversity is stored too, as "..._by_target".
         return {
-            "accuracy": float((seen == wanted).mean()),
+            "accuracy": float((predicted == target).mean()),
             "accuracy_low": low,
             "accuracy_high": high,
-            "pixel_diversity": within_class_distance(pixels, seen) / rms,
-            "feature_diversity": within_class_distance(features, seen),
-            "pixel_diversity_by_wanted": within_class_distance(pixels, wanted) / rms,
-            "feature_diversity_by_wanted": within_class_distance(features, wanted),
+            "pixel_diversity": within_class_distance(pixels, predicted) / rms,
+            "feature_diversity": within_class_distance(features, predicted),
+            "pixel_diversity_by_target": within_class_distance(pixels, target) / rms,
+            "feature_diversity_by_target": within_class_distance(features, target),
             "precision": manifold.precision,
             "recall": manifold.recall,
         }
@@ -101,22 +110,22 @@ def run(args: argparse.Namespace) -> None:
     check(args)
     model, classifier = load_both(args)
     if args.conditional and not model.conditional:
-        raise ValueError(f"--conditional: model {args.model} takes no labels")
+        raise ValueError(f"--conditional: model {args.model} is unconditional")
     reference, real, real_labels = real_images(args.data, model.shape[1], args.reference, args.num)
 
-    measure = Measure(Judge(), reference)
+    measure = Measure(LabelClassifier(), reference)
     out = check_output_folder(args.out)
     settings = settings_of(args, model, classifier) | {"num": args.num, "reference": args.reference}
     results = Results(out / "results.json", settings)
     if results.real is None:
-        figures = measure(real, real_labels)
-        check_agreed(figures["accuracy"])
-        results.put_real(figures)
+        metrics = measure(real, real_labels)
+        check_recognised(metrics["accuracy"])
+        results.put_real(metrics)
 
     labels = shares(range(CLASSES), args.num)
     cells = list(cells_of(args))
     for i, cell in enumerate(cells, 1):
-        tqdm.write(f"[{i}/{len(cells)}] {cell.line}, scale {cell.scale:g}" + (": done before" * (cell in results)))
+        tqdm.write(f"[{i}/{len(cells)}] {cell.line}, scale {cell.scale:g}" + (": already done" * (cell in results)))
         if cell in results:
             continue
         start = time.monotonic()
@@ -128,7 +137,7 @@ def run(args: argparse.Namespace) -> None:
             steps=cell.steps,
             seed=args.seed,
             batch_size=args.batch_size,
-            unconditional=not cell.told,
+            unconditional=not cell.conditional,
             precision=args.precision,
         )
         if not torch.isfinite(samples.x).all():
@@ -147,7 +156,10 @@ def run(args: argparse.Namespace) -> None:
 
 
 class Results:
-    """The figures of each cell, in a file that is rewritten after each. ValueError: the file is of other settings."""
+    """The metrics of all rows, in a JSON file that is updated after each row.
+
+    Raises ValueError if the file was made with other settings or by another command.
+    """
 
     def __init__(self, path: Path, settings: dict[str, Any]):
         self.path = path
@@ -157,27 +169,27 @@ class Results:
                 self.content = json.loads(path.read_text(encoding="utf-8"))
                 old = self.content["settings"]
             except (ValueError, KeyError, TypeError):
-                raise ValueError(f"{path} is not a file of this command: choose another --out") from None
-            differing = [f"{k} {old.get(k)} there, {v} now" for k, v in settings.items() if old.get(k) != v]
+                raise ValueError(f"{path} was not written by this command: choose another --out") from None
+            differing = [f"{k} was {old.get(k)}, is now {v}" for k, v in settings.items() if old.get(k) != v]
             if differing:
-                raise ValueError(f"{path} is of other settings ({'; '.join(differing)}): choose another --out")
+                raise ValueError(f"{path} was made with other settings ({'; '.join(differing)}): choose another --out")
 
     def __contains__(self, cell: Cell) -> bool:
         return cell.key in self.content["cells"]
 
-    def __getitem__(self, cell: Cell) -> Figures:
+    def __getitem__(self, cell: Cell) -> Metrics:
         return self.content["cells"][cell.key]
 
     @property
-    def real(self) -> Figures | None:
+    def real(self) -> Metrics | None:
         return self.content["real"]
 
-    def put_real(self, figures: Figures) -> None:
-        self.content["real"] = figures
+    def put_real(self, metrics: Metrics) -> None:
+        self.content["real"] = metrics
         self._write()
 
-    def put(self, cell: Cell, figures: Figures) -> None:
-        self.content["cells"][cell.key] = figures
+    def put(self, cell: Cell, metrics: Metrics) -> None:
+        self.content["cells"][cell.key] = metrics
         self._write()
 
     def _write(self) -> None:
@@ -186,46 +198,56 @@ class Results:
 
 
 def cells_of(args: argparse.Namespace) -> Iterator[Cell]:
-    for told in (False, True) if args.conditional else (False,):
+    """Yield the rows of the table in order."""
+    for conditional in (False, True) if args.conditional else (False,):
         for sampler, steps in args.samplers:
             for scale in args.scales:
-                yield Cell(sampler, steps, scale, told)
+                yield Cell(sampler, steps, scale, conditional)
 
 
 def markdown(results: Results, cells: list[Cell]) -> str:
-    """The table, and below it what its columns mean."""
+    """Return the table and the explanation of its columns."""
     settings, real = results.content["settings"], results.real
     assert real is not None
-    titles = ("sampler", "scale", "wanted garment (95 %)", "diversity: pixels", "features", "precision", "recall")
+    titles = (
+        "sampler",
+        "guidance scale",
+        "accuracy (95 % interval)",
+        "diversity: pixels",
+        "features",
+        "precision",
+        "recall",
+    )
     rows = [titles, ("---", *["---:"] * (len(titles) - 1))]
     rows += [(cell.line, f"{cell.scale:g}", *shown(results[cell])) for cell in cells]
     rows += [("real images", "", *shown(real))]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows) + (
-        f"\n\n{settings['num']} samples a row, equally many of each label; seed {settings['seed']}, "
-        f"{settings['precision']}. Wanted garment: share that the judge takes for the label asked for; chance is 10 %. "
-        f"Diversity: mean distance of two samples that the judge takes for the same garment, in pixels (RMS, of values "
-        f"in [-1, 1]) and in the judge's features. Precision and recall: k = 3, in the judge's features, against "
-        f"{settings['reference']} test images; real images: {settings['num']} other test images.\n"
+        f"\n\n{settings['num']} samples per row, equally many of each label; seed {settings['seed']}, "
+        f"{settings['precision']}. Accuracy: share of the samples that the label classifier assigns to the target "
+        f"label; chance is 10 %. Diversity: mean distance between two samples that it assigns to the same label, in "
+        f"pixels (RMS, for values in [-1, 1]) and in its features. Precision and recall: k = 3, in its features, "
+        f"against {settings['reference']} test images. Real images: {settings['num']} other test images.\n"
     )
 
 
-def shown(figures: Figures) -> tuple[str, ...]:
-    share, low, high = (100 * figures[name] for name in ("accuracy", "accuracy_low", "accuracy_high"))
-    rest = (f"{figures[n]:.2f}" for n in ("pixel_diversity", "feature_diversity", "precision", "recall"))
+def shown(metrics: Metrics) -> tuple[str, ...]:
+    """Return the metrics as cells of the table."""
+    share, low, high = (100 * metrics[name] for name in ("accuracy", "accuracy_low", "accuracy_high"))
+    rest = (f"{metrics[n]:.2f}" for n in ("pixel_diversity", "feature_diversity", "precision", "recall"))
     return (f"{share:.1f} % ({low:.1f}–{high:.1f})", *rest)
 
 
 def plot(results: Results, cells: list[Cell], path: Path) -> None:
-    """Accuracy, diversity as a share of real images', and precision and recall, each over the scale."""
+    """Plot accuracy, diversity relative to that of real images, and precision and recall over the guidance scale."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     real = results.real
     assert real is not None
-    panels: list[tuple[str, dict[str, str], Callable[[str], float]]] = [  # title; figure -> line style; its unit
-        ("share with the wanted garment", {"accuracy": "-"}, lambda name: 1.0),
+    panels: list[tuple[str, dict[str, str], Callable[[str], float]]] = [  # title, line styles, units
+        ("accuracy", {"accuracy": "-"}, lambda name: 1.0),
         (
-            "diversity within a garment / real images'\n(solid: features, dashed: pixels)",
+            "diversity within a label, relative to real images\n(features solid, pixels dashed)",
             {"feature_diversity": "-", "pixel_diversity": "--"},
             lambda name: real[name],
         ),
@@ -264,16 +286,27 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         description="Accuracy, diversity, precision and recall of guided Fashion-MNIST samples, by guidance scale.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--out", default="runs/guidance-table", metavar="DIR", help="folder of results; continued")
-    parser.add_argument("--samplers", type=samplers, default="ddpm:250,ddim:25", help="SAMPLER:STEPS, ...")
+    parser.add_argument(
+        "--out", default="runs/guidance-table", metavar="DIR", help="output folder; an existing one is continued"
+    )
+    parser.add_argument(
+        "--samplers",
+        type=samplers,
+        default="ddpm:250,ddim:25",
+        metavar="SAMPLER:STEPS,...",
+        help="samplers with their steps",
+    )
     parser.add_argument("--scales", type=numbers, default="0,0.5,1,2,4,8,16,32", help="guidance scales")
-    parser.add_argument("--conditional", action="store_true", help="add rows with a network that is told the labels")
+    parser.add_argument(
+        "--conditional", action="store_true", help="add rows with the network conditioned on the labels"
+    )
     parser.add_argument("--num", type=int, default=200, metavar="N", help="samples per row of the table")
     add_common(parser)
     return parser.parse_args(argv)
 
 
 def samplers(text: str) -> list[tuple[str, str]]:
+    """Parse samplers with their steps, such as ddpm:250,ddim:25."""
     pairs = [tuple(part.strip().split(":")) for part in text.split(",")]
     if any(len(pair) != 2 for pair in pairs):
         raise argparse.ArgumentTypeError(f"{text!r} is not like ddpm:250,ddim:25")
@@ -281,8 +314,8 @@ def samplers(text: str) -> list[tuple[str, str]]:
 
 
 def check(args: argparse.Namespace) -> None:
-    """ValueError for what would otherwise fail only after minutes of sampling."""
-    checked(args)
+    """Raise ValueError for bad options that would otherwise fail only after minutes of sampling."""
+    check_common(args)
     schedule = admg.NoiseSchedule.linear()
     for sampler, steps in args.samplers:
         find_sampler(sampler)

@@ -1,4 +1,4 @@
-"""Samples of many settings, kept on disk as they are made: a stopped benchmark continues, a larger --num adds to it."""
+"""Samples stored on disk as they are generated, so that a benchmark can continue or be extended with a larger --num."""
 
 from __future__ import annotations
 
@@ -18,63 +18,74 @@ from admg.files import atomic, check_output_folder
 
 
 @dataclass(frozen=True)
-class Made:
-    """images (N, H, W, C) uint8, and the mean seconds that one took, alone on the machine or not."""
+class Stored:
+    """Stored samples of one setting.
+
+    images: uint8 (N, H, W, C)
+    seconds: mean wall-clock time per image
+    """
 
     images: np.ndarray
     seconds: float
 
 
 class Store:
-    """A folder of .npz, one for each setting. ValueError: it holds those of other models or seeds."""
+    """A folder with one .npz file of samples per setting.
+
+    Raises ValueError if the folder was made with other models, seeds or precisions.
+    """
 
     def __init__(self, folder: str | Path, settings: dict[str, Any]):
         self.folder = check_output_folder(folder)
         path = self.folder / "settings.json"
         if path.exists():
-            there = json.loads(path.read_text(encoding="utf-8"))
-            differing = [f"{k} {there.get(k)} there, {v} now" for k, v in settings.items() if there.get(k) != v]
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            differing = [f"{k} was {stored.get(k)}, is now {v}" for k, v in settings.items() if stored.get(k) != v]
             if differing:
-                raise ValueError(f"{folder} is of other settings ({'; '.join(differing)}): choose another --out")
+                raise ValueError(
+                    f"{folder} was made with other settings ({'; '.join(differing)}): choose another --out"
+                )
         else:
             with atomic(path) as temporary:
                 temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
-    def get(self, key: str) -> Made | None:
+    def get(self, key: str) -> Stored | None:
+        """Return the stored samples of a setting, or None."""
         path = self.folder / f"{key}.npz"
         if not path.exists():
             return None
         with np.load(path) as content:
-            return Made(content["images"], float(content["seconds"]))
+            return Stored(content["images"], float(content["seconds"]))
 
-    def fill(self, key: str, num: int, batch: int, make: Callable[[range], Tensor]) -> Made:
-        """The first `num` images of this setting; make(range of numbers) -> x (N, C, H, W) makes what is missing.
+    def fill(self, key: str, num: int, batch: int, make: Callable[[range], Tensor]) -> Stored:
+        """Return the first `num` images of a setting. Generate and store those that are missing.
 
-        FloatingPointError: it made an image that is not finite.
+        make: maps a range of image numbers to samples x (N, C, H, W) in [-1, 1]
+        Raises FloatingPointError if a sample is not finite.
         """
         from admg.generation.images import to_uint8
 
-        made = self.get(key)
-        while made is None or len(made.images) < num:
-            there = 0 if made is None else len(made.images)
-            numbers = range(there, min(num, (there // batch + 1) * batch))
+        stored = self.get(key)
+        while stored is None or len(stored.images) < num:
+            count = 0 if stored is None else len(stored.images)
+            numbers = range(count, min(num, (count // batch + 1) * batch))
             start = time.monotonic()
             x = make(numbers)
             seconds = time.monotonic() - start
             if not torch.isfinite(x).all():
-                raise FloatingPointError(f"{key}: samples that are not finite")
+                raise FloatingPointError(f"{key}: the samples are not finite")
             images = to_uint8(x)
-            if made is not None:
-                images, seconds = np.concatenate([made.images, images]), seconds + made.seconds * there
-            made = Made(images, seconds / len(images))
+            if stored is not None:
+                images, seconds = np.concatenate([stored.images, images]), seconds + stored.seconds * count
+            stored = Stored(images, seconds / len(images))
             path = self.folder / f"{key}.npz"
             with atomic(path) as temporary, open(temporary, "wb") as file:
-                np.savez_compressed(file, images=made.images, seconds=made.seconds)
-        return Made(made.images[:num], made.seconds)
+                np.savez_compressed(file, images=stored.images, seconds=stored.seconds)
+        return Stored(stored.images[:num], stored.seconds)
 
 
 def fingerprint(network: torch.nn.Module) -> str:
-    """A short name of these weights, so that figures of two networks cannot get into one table."""
+    """Return a short hash of the weights, so that results of different networks are never mixed in one table."""
     digest = hashlib.sha256()
     for tensor in network.state_dict().values():
         digest.update(tensor.cpu().contiguous().numpy().tobytes())

@@ -30,7 +30,7 @@ from admg.evaluation.diagnose.text import how_to_import
 from admg.models import UNet, UNetConfig
 from admg.models.blocks import split_heads
 
-IMAGES = Path(__file__).parents[1] / "judge" / "test-images.npz"
+IMAGES = Path(__file__).parents[1] / "label_classifier" / "test-images.npz"
 ARCHITECTURE = (
     "--image_size 32 --image_channels 1 --num_channels 64 --channel_mult 1,1,2,2 --num_res_blocks 1 "
     "--attention_resolutions 8 --class_cond True --num_classes 10 --learn_sigma True --resblock_updown True"

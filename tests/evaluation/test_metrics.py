@@ -1,4 +1,4 @@
-"""The figures by which samples are judged: closed forms, direct sums, SciPy, and how often intervals hold."""
+"""Tests of the metrics against closed forms, direct sums and SciPy, and of the coverage of their intervals."""
 
 from __future__ import annotations
 

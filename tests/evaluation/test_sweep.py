@@ -52,8 +52,8 @@ def alone(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def judges(tmp_path) -> list[str]:
-    """The options of a reference, a network and a judge."""
+def metric_options(tmp_path) -> list[str]:
+    """Options for a reference, a feature network and a label classifier."""
     (tmp_path / "own.py").write_text(OWN)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 200, (30, 1, 1, 1)) + rng.integers(0, 56, (30, 8, 8, 1))
@@ -76,8 +76,20 @@ def models(tiny_folders) -> list[str]:
 
 
 @pytest.fixture
-def command(models, judges) -> list[str]:
-    return ["sweep", *models, *judges, "--num", str(NUM), "--steps", "3", "--shard-size", "4", "--batch-size", "4"]
+def command(models, metric_options) -> list[str]:
+    return [
+        "sweep",
+        *models,
+        *metric_options,
+        "--num",
+        str(NUM),
+        "--steps",
+        "3",
+        "--shard-size",
+        "4",
+        "--batch-size",
+        "4",
+    ]
 
 
 @pytest.fixture
@@ -160,7 +172,9 @@ def test_dry_run_says_what_is_left_and_writes_nothing(capsys, command, tmp_path)
 
 
 @pytest.mark.thorough
-def test_cells_are_those_of_sample_and_figures_those_of_evaluate(capsys, command, models, judges, tmp_path):
+def test_cells_have_the_samples_of_sample_and_the_metrics_of_evaluate(
+    capsys, command, models, metric_options, tmp_path
+):
     out = tmp_path / "s"
     sampled = ["sample", *models, "--num", NUM, "--steps", "3", "--scale", 50, "--out", out / "ddim-3-scale-50"]
     succeed(capsys, *sampled)  # taken as it is
@@ -188,7 +202,16 @@ def test_cells_are_those_of_sample_and_figures_those_of_evaluate(capsys, command
     for row in rows:
         assert row["network"] == "Quarters"
         cell = out / f"ddim-3-scale-{float(row['scale']):g}"
-        succeed(capsys, "evaluate", cell, *judges[1:4], "--classifier", judges[5], "--json", tmp_path / "e.json")
+        succeed(
+            capsys,
+            "evaluate",
+            cell,
+            *metric_options[1:4],
+            "--classifier",
+            metric_options[5],
+            "--json",
+            tmp_path / "e.json",
+        )
         figures = {f["metric"]: f for f in json.loads((tmp_path / "e.json").read_text())["metrics"]}
         for metric in ("fid", "precision", "recall", "accuracy"):
             name = figures[metric]["name"]
@@ -312,7 +335,9 @@ def test_figures_are_kept_only_for_what_they_are_of(capsys, command, made, tmp_p
     arguments = [*command, "--out", out, "--scale", "50"]
     succeed(capsys, *arguments)
     first = rows_of(out)[0]
-    own.write_text(OWN.replace(".astype(int)", ".astype(int) + 5"))  # a judge of other code, which is never right
+    own.write_text(
+        OWN.replace(".astype(int)", ".astype(int) + 5")
+    )  # a label classifier with other code, which is never correct
     second = rows_of_run(capsys, arguments, out)
     assert second["FD-Quarters"] == first["FD-Quarters"] and second["Accuracy"] != first["Accuracy"]
     with np.load(tmp_path / "reference.npz") as file:
@@ -440,9 +465,9 @@ def test_what_curves_run_over(cells, axis, labels, tmp_path):
 
 
 @pytest.mark.thorough
-def test_bad_input_is_one_line_and_nothing_is_written(capsys, models, judges, tmp_path):
+def test_bad_input_is_one_line_and_nothing_is_written(capsys, models, metric_options, tmp_path):
     out = tmp_path / "s"
-    good = ["sweep", *models, *judges, "--num", "4", "--out", out]
+    good = ["sweep", *models, *metric_options, "--num", "4", "--out", out]
     wrong = [
         (["--sampler", "ddim,ddpn"], "unknown sampler 'ddpn': "),
         (["--sampler", "ddim:5,ddpm"], "either all or none are pairs"),

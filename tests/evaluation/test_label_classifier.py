@@ -1,4 +1,4 @@
-"""The judge of samples, and the measures of benchmarks/, on images and features with known answers."""
+"""Tests of the label classifier and of the Fashion-MNIST benchmarks, on images and features with known answers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import guidance_kinds
 import guidance_table
 import numpy as np
 import pytest
-from judge import FEATURES, Judge
+from label_classifier import FEATURES, LabelClassifier
 from measures import balanced_kid, precision_recall, wilson, within_class_distance
 
 import admg
@@ -23,53 +23,53 @@ from admg.evaluation.metrics import kid
 from admg.models import ClassifierConfig, NoisyClassifier, UNet, UNetConfig
 
 HERE = Path(__file__).parent
-STATED_ACCURACY = 0.9321  # of the stored weights on the 10,000 test images, as judge/README.md says
+STATED_ACCURACY = 0.9321  # of the stored weights on all test images, as in label_classifier/README.md
 DATA = next(
     (p for p in (HERE.parents[1] / "data/fashion-mnist", Path("/usr/share/datasets/fashion-mnist")) if p.is_dir()), None
 )
-STORED = HERE.parent / "judge" / "test-images.npz"
+STORED = HERE.parent / "label_classifier" / "test-images.npz"
 
 
 @pytest.fixture(scope="module")
-def judge() -> Judge:
-    return Judge()
+def classifier() -> LabelClassifier:
+    return LabelClassifier()
 
 
 def test_weights_are_small() -> None:
-    assert (HERE.parent / "judge" / "judge.safetensors").stat().st_size < 600_000
+    assert (HERE.parent / "label_classifier" / "label_classifier.safetensors").stat().st_size < 600_000
 
 
 @pytest.mark.thorough
-@pytest.mark.skipif(DATA is None, reason="Fashion-MNIST is not on this machine")
-def test_accuracy_on_all_test_images(judge: Judge) -> None:
+@pytest.mark.skipif(DATA is None, reason="Fashion-MNIST is not installed")
+def test_accuracy_on_all_test_images(classifier: LabelClassifier) -> None:
     test = open_dataset(DATA, 32, fit="pad", split="test")
     x, y = test.batch(range(len(test)))
-    assert np.mean(judge.predict(x) == y.numpy()) == pytest.approx(STATED_ACCURACY, abs=5e-4)
+    assert np.mean(classifier.predict(x) == y.numpy()) == pytest.approx(STATED_ACCURACY, abs=5e-4)
 
 
-def test_accuracy_on_stored_test_images(judge: Judge) -> None:
-    """Twenty of each garment; four standard deviations below the stated accuracy is 0.87."""
+def test_accuracy_on_stored_test_images(classifier: LabelClassifier) -> None:
+    """There are 20 images per class, so 0.87 is four standard deviations below the stated accuracy."""
     stored = open_dataset(STORED, 28)
     assert np.bincount(stored.labels).tolist() == [20] * 10
-    assert np.mean(judge.predict(stored.images) == stored.labels) > 0.87
+    assert np.mean(classifier.predict(stored.images) == stored.labels) > 0.87
 
 
-def test_all_forms_of_an_image_are_judged_alike(judge: Judge) -> None:
+def test_all_forms_of_an_image_give_the_same_features(classifier: LabelClassifier) -> None:
     stored = open_dataset(STORED, 32, fit="pad")
     x, _ = stored.batch(range(40))
     padded = np.pad(stored.images[:40], ((0, 0), (2, 2), (2, 2), (0, 0)))
-    features = judge.features(x)
+    features = classifier.features(x)
     assert features.shape == (40, FEATURES)
     for form in (x.numpy(), padded, stored.images[:40]):
-        np.testing.assert_allclose(judge.features(form), features, atol=1e-4)
+        np.testing.assert_allclose(classifier.features(form), features, atol=1e-4)
     with pytest.raises(ValueError, match="28x28"):
-        judge.predict(np.zeros((1, 64, 64, 1), np.uint8))
+        classifier.predict(np.zeros((1, 64, 64, 1), np.uint8))
     with pytest.raises(ValueError, match="int64"):
-        judge.predict(np.zeros((1, 1, 28, 28), np.int64))
+        classifier.predict(np.zeros((1, 1, 28, 28), np.int64))
 
 
-def test_precision_recall_of_a_part_of_the_reference() -> None:
-    """Two far clusters, of which only one is sampled: all samples are good, and half of the reference is covered."""
+def test_precision_and_recall_if_half_of_the_reference_is_covered() -> None:
+    """The reference has two distant clusters and only one is sampled: precision is 1 and recall is 0.5."""
     rng = np.random.default_rng(0)
     near, far = rng.normal(size=(50, 8)), rng.normal(size=(50, 8)) + 1000
     reference = np.concatenate([near, far])
@@ -79,17 +79,17 @@ def test_precision_recall_of_a_part_of_the_reference() -> None:
     assert precision_recall(near, far) == (0.0, 0.0)
 
 
-def test_precision_recall_by_hand() -> None:
-    """On a line with k=1 the balls of the reference 0, 1, 10 have radii 1, 1, 9, those of the samples 2, 30: 28, 28."""
+def test_precision_and_recall_computed_by_hand() -> None:
+    """With k=1 the balls of the reference 0, 1, 10 have radii 1, 1, 9, those of the samples 2, 30 have 28, 28."""
     reference, samples = np.array([[0.0], [1], [10]]), np.array([[2.0], [30]])
     assert precision_recall(samples, reference, k=1) == (0.5, 1.0)
-    # Samples 2, 2.5 have radii of 0.5 only, which cover none of the reference.
+    # The balls of the samples 2, 2.5 have radius 0.5 and contain no reference point.
     assert precision_recall(np.array([[2.0], [2.5]]), reference, k=1) == (1.0, 0.0)
-    # k=2: the balls of 0, 1, 10 have radii 10, 9, 10.
+    # With k=2 the balls of 0, 1, 10 have radii 10, 9, 10.
     assert precision_recall(np.array([[20.0], [21], [-9]]), reference, k=2) == (pytest.approx(2 / 3), 1.0)
 
 
-def test_precision_recall_needs_neighbours() -> None:
+def test_precision_and_recall_need_more_points_than_neighbours() -> None:
     with pytest.raises(ValueError, match="3 samples"):
         precision_recall(np.zeros((3, 2)), np.zeros((9, 2)))
     with pytest.raises(ValueError, match="3 reference"):
@@ -111,11 +111,11 @@ def test_wilson_interval() -> None:
     assert wilson(200, 200)[1] == 1
 
 
-def test_balanced_kid_is_the_sum_over_pairs_of_classes() -> None:
+def test_balanced_kid_averages_over_pairs_of_classes() -> None:
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(9, 2)), rng.normal(size=(12, 2)) + 0.5
 
-    def mean(a, b, same):  # over pairs of different items
+    def mean(a, b, same):  # over pairs of different items if a and b are the same
         return np.mean(
             [(p @ q / 2 + 1) ** 3 for i, p in enumerate(a) for j, q in enumerate(b) if not (same and i == j)]
         )
@@ -128,12 +128,12 @@ def test_balanced_kid_is_the_sum_over_pairs_of_classes() -> None:
     assert balanced_kid(x, y, 3).value == pytest.approx(expected, rel=1e-10)
     without = [balanced_kid(np.delete(x, range(3 * i, 3 * i + 3), 0), y, 3).value for i in range(3)]
     assert balanced_kid(x, y, 3).error == pytest.approx(math.sqrt(2 * np.var(without)), rel=1e-8)
-    with pytest.raises(ValueError, match="8 samples: a multiple of 3"):
+    with pytest.raises(ValueError, match="samples must be a multiple of 3 and at least 6, got 8"):
         balanced_kid(x[:8], y, 3)
 
 
-def test_balanced_kid_is_0_on_average_of_one_distribution() -> None:
-    """Of two classes far apart, where the usual estimate of sets with equally many of each is far below 0."""
+def test_balanced_kid_is_0_on_average_if_the_distributions_are_equal() -> None:
+    """The two classes are far from each other, so the usual estimate for balanced sets is far below 0."""
     rng = np.random.default_rng(1)
 
     def draw(count: int) -> np.ndarray:
@@ -158,7 +158,7 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory) -> list[str]:
-    """The table's command on small networks that know nothing, and the stored test images."""
+    """Options of guidance_table with small untrained networks and the stored test images."""
     folder = tmp_path_factory.mktemp("table")
     config, labels = DiffusionConfig(), Labels(10)
     Model(UNet(UNetConfig(**SMALL)), config.build(), (1, 32, 32), labels, config).save(folder / "model")
@@ -186,36 +186,44 @@ def test_table_continues_and_does_not_mix_settings(command: list[str], capsys, m
     assert (out / "table.md").read_text().startswith("\n".join(table.splitlines()[:4]))
     capsys.readouterr()
     assert guidance_table.main([*command, "--seed", "5"]) == 2
-    assert "other settings (seed 0 there, 5 now)" in capsys.readouterr().err
+    assert "other settings (seed was 0, is now 5)" in capsys.readouterr().err
 
 
 @pytest.fixture
-def told_command(command: list[str], tmp_path) -> list[str]:
-    """Of the benchmarks that keep their samples, whose network must take labels: one, small, that does."""
+def conditional_command(command: list[str], tmp_path) -> list[str]:
+    """Options of the benchmarks that store their samples, with a small conditional network."""
     config = DiffusionConfig()
     network = UNet(UNetConfig(**SMALL, num_classes=10))
-    Model(network, config.build(), (1, 32, 32), Labels(10), config).save(tmp_path / "told")
+    Model(network, config.build(), (1, 32, 32), Labels(10), config).save(tmp_path / "conditional")
     common = [*command[2:4], *command[6:8]]
-    return ["--model", f"{tmp_path}/told", *common, *["--reference", "100", "--num", "20", "--precision", "fp32"]]
+    return [
+        "--model",
+        f"{tmp_path}/conditional",
+        *common,
+        *["--reference", "100", "--num", "20", "--precision", "fp32"],
+    ]
 
 
 @pytest.mark.thorough
-def test_fewer_steps_continues_with_all_labels_in_turn(told_command, capsys, monkeypatch, tmp_path) -> None:
+def test_fewer_steps_continues_with_alternating_labels(conditional_command, capsys, monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(fewer_steps, "REFERENCE", ("ddpm", 3))
     made, sample = [], fewer_steps.admg.sample
     monkeypatch.setattr(
         "admg.sample", lambda model, labels, **k: made.append((labels, k)) or sample(model, labels, **k)
     )
-    command = [*told_command, "--samplers", "ddim,heun", "--batch-size", "15", "--out", f"{tmp_path}/out"]
+    command = [*conditional_command, "--samplers", "ddim,heun", "--batch-size", "15", "--out", f"{tmp_path}/out"]
     assert fewer_steps.main([*command, "--steps", "1,2"]) == 0, capsys.readouterr().err
-    assert [labels for labels, _ in made[:2]] == [[*range(10), *range(5)], [*range(5, 10)]]  # of image 15 on: 5 to 9
+    assert [labels for labels, _ in made[:2]] == [
+        [*range(10), *range(5)],
+        [*range(5, 10)],
+    ]  # the second batch starts at image 15
     assert [k["first"] for _, k in made[:2]] == [0, 15] and len(made) == 2 * 2 * 5
     assert {(k["sampler"], k["steps"]) for _, k in made} == {
         ("ddim", "1"), ("ddim", "2"), ("heun", "karras1"), ("heun", "karras2"), ("ddpm", "3")
     }  # fmt: skip
     table = (tmp_path / "out" / "table.md").read_text()
     assert table.count("| DDIM |") == table.count("| Heun (karras) |") == table.count("| DDPM |") == 2
-    assert table.count("As good as DDPM at 250") == 2 and (tmp_path / "out" / "plot.png").stat().st_size > 0
+    assert table.count("matches DDPM with 250 steps") == 2 and (tmp_path / "out" / "plot.png").stat().st_size > 0
 
     made.clear()
     assert fewer_steps.main([*command, "--steps", "1,2"]) == 0
@@ -224,21 +232,23 @@ def test_fewer_steps_continues_with_all_labels_in_turn(told_command, capsys, mon
     assert {k["first"] for _, k in made} == {20} and len(made[0][0]) == 10
     capsys.readouterr()
     assert fewer_steps.main([*command, "--seed", "5"]) == 2
-    assert "other settings (seed 0 there, 5 now)" in capsys.readouterr().err
+    assert "other settings (seed was 0, is now 5)" in capsys.readouterr().err
 
 
 @pytest.mark.thorough
-def test_kinds_of_guidance_cost_the_same(told_command, capsys, monkeypatch, tmp_path) -> None:
+def test_kinds_of_guidance_have_equal_cost(conditional_command, capsys, monkeypatch, tmp_path) -> None:
     made, sample = [], fewer_steps.admg.sample
     monkeypatch.setattr(
         "admg.sample", lambda model, labels, **k: made.append((labels, k)) or sample(model, labels, **k)
     )
-    command = [*told_command, "--budget", "4", "--out", f"{tmp_path}/out"]
+    command = [*conditional_command, "--budget", "4", "--out", f"{tmp_path}/out"]
     kinds = "no guidance;classifier-free;classifier alone"
     assert guidance_kinds.main([*command, "--kinds", kinds]) == 0, capsys.readouterr().err
     steps = {(type(k["guide"]).__name__, k["unconditional"]): k["steps"] for _, k in made}
     assert steps["NoneType", False] == 4 and steps["ClassifierFreeGuidance", False] == 2
-    assert 2 <= steps["ClassifierGuidance", True] <= 3 and len(steps) == 3  # not told, and dearer than none
+    assert (
+        2 <= steps["ClassifierGuidance", True] <= 3 and len(steps) == 3
+    )  # unconditional, and each step costs more than without guidance
     assert all(labels == [*range(10)] * 2 for labels, _ in made)
     table = (tmp_path / "out" / "table.md").read_text()
     assert table.count("| classifier-free |") == 4 and "| real images |" in table
@@ -246,12 +256,14 @@ def test_kinds_of_guidance_cost_the_same(told_command, capsys, monkeypatch, tmp_
     assert "unknown kind 'magic'" in capsys.readouterr().err
 
 
-def test_each_kind_of_guidance_pays_for_what_it_computes() -> None:
+def test_cost_of_each_kind_of_guidance() -> None:
     kinds = guidance_kinds.kinds_of(admg.load("fashion-mnist"), admg.load_classifier("fashion-mnist"))
     cost = {kind.name: kind.cost for kind in kinds}
     gradient = cost["classifier"] - 1
-    assert 0.3 < gradient < 1.0  # of a forward pass of the U-Net, whose encoder the classifier resembles
-    assert cost["gradient-free"] == pytest.approx(2 + gradient / 2)  # a second forward, and the classifier's
+    assert 0.3 < gradient < 1.0  # of the cost of the U-Net, whose encoder the classifier resembles
+    assert cost["gradient-free"] == pytest.approx(
+        2 + gradient / 2
+    )  # a second forward pass of the U-Net, and one of the classifier
     assert cost["classifier, divergence 1"] == cost["classifier, entropy 1"] == cost["classifier alone"]
     assert 1 < cost["classifier, in an interval"] < cost["classifier"]
     options = argparse.Namespace(kinds=None, budget=20.0, sampler="ddim")
@@ -270,7 +282,7 @@ def test_each_kind_of_guidance_pays_for_what_it_computes() -> None:
         ("--scales 1,x", "not a list of numbers"),
         ("--model nowhere", "nowhere"),
         ("--device nonsense", "--device nonsense"),
-        ("--conditional", "takes no labels"),
+        ("--conditional", "is unconditional"),
     ],
 )
 def test_bad_input_is_one_line(command: list[str], options: str, words: str, tmp_path, capsys) -> None:

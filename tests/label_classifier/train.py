@@ -1,4 +1,7 @@
-"""Trains the judge: python tests/judge/train.py --data data/fashion-mnist --out tests/judge/judge.safetensors"""
+"""Train the label classifier of the tests and benchmarks.
+
+python tests/label_classifier/train.py --data data/fashion-mnist --out label_classifier.safetensors
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import time
 from pathlib import Path
 
 import torch
-from judge import Judge, Network, prepare
+from label_classifier import LabelClassifier, Network, prepare
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -18,14 +21,17 @@ from admg.engine.precision import autocast, resolve
 
 
 def shifted(x: Tensor, by: int = 2) -> Tensor:
-    """Each image (N, 1, H, W) moved by up to `by` pixels either way. No flips: all shoes point to the left."""
+    """Shift each image of x (N, 1, H, W) by a random offset of up to `by` pixels, vertically and horizontally.
+
+    There are no random flips, because all shoes point to the left.
+    """
     windows = nn.functional.pad(x, (by,) * 4).unfold(2, x.shape[2], 1).unfold(3, x.shape[3], 1)
     dy, dx = torch.randint(2 * by + 1, (2, len(x)))
     return windows[torch.arange(len(x)), :, dy, dx]
 
 
 def train(x: Tensor, y: Tensor, epochs: int, batch_size: int, lr: float) -> Network:
-    """A network that has learned images x (N, 1, 32, 32) in [0, 1] with labels y (N,)."""
+    """Return a network trained on images x (N, 1, 32, 32) in [0, 1] with labels y (N,)."""
     network = Network().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters(), lr, weight_decay=0.02)
     steps = epochs * (len(x) // batch_size)
@@ -47,13 +53,18 @@ def train(x: Tensor, y: Tensor, epochs: int, batch_size: int, lr: float) -> Netw
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Train the judge of Fashion-MNIST samples, and report its accuracy.")
-    parser.add_argument("--data", default="data/fashion-mnist", help="folder of IDX files (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("judge.safetensors"), help="weights (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=12, help="(default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=128, help="(default: %(default)s)")
+    parser = argparse.ArgumentParser(description="Train the label classifier and report its accuracy.")
+    parser.add_argument("--data", default="data/fashion-mnist", help="folder of the IDX files (default: %(default)s)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("label_classifier.safetensors"),
+        help="file of the weights (default: %(default)s)",
+    )
+    parser.add_argument("--epochs", type=int, default=12, help="number of epochs (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=128, help="images per step (default: %(default)s)")
     parser.add_argument("--lr", type=float, default=4e-3, help="peak learning rate (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers (default: %(default)s)")
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
@@ -69,10 +80,10 @@ def main() -> None:
 
     test = open_dataset(args.data, 32, fit="pad", split="test")
     x, y = test.batch(range(len(test)))
-    right = torch.from_numpy(Judge(args.out).predict(x)) == y
-    print(f"test accuracy {100 * right.float().mean():.2f} %")
+    correct = torch.from_numpy(LabelClassifier(args.out).predict(x)) == y
+    print(f"test accuracy {100 * correct.float().mean():.2f} %")
     for label, name in enumerate(FASHION_MNIST_LABELS):
-        print(f"  {name:12} {100 * right[y == label].float().mean():.1f} %")
+        print(f"  {name:12} {100 * correct[y == label].float().mean():.1f} %")
 
 
 if __name__ == "__main__":
