@@ -196,12 +196,8 @@ def conditional_command(command: list[str], tmp_path) -> list[str]:
     network = UNet(UNetConfig(**SMALL, num_classes=10))
     Model(network, config.build(), (1, 32, 32), Labels(10), config).save(tmp_path / "conditional")
     common = [*command[2:4], *command[6:8]]
-    return [
-        "--model",
-        f"{tmp_path}/conditional",
-        *common,
-        *["--reference", "100", "--num", "20", "--precision", "fp32"],
-    ]
+    sizes = ["--reference", "100", "--num", "20", "--precision", "fp32"]
+    return ["--model", f"{tmp_path}/conditional", *common, *sizes]
 
 
 @pytest.mark.thorough

@@ -52,7 +52,7 @@ def alone(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def metric_options(tmp_path) -> list[str]:
+def metrics(tmp_path) -> list[str]:
     """Options for a reference, a feature network and a label classifier."""
     (tmp_path / "own.py").write_text(OWN)
     rng = np.random.default_rng(0)
@@ -76,20 +76,9 @@ def models(tiny_folders) -> list[str]:
 
 
 @pytest.fixture
-def command(models, metric_options) -> list[str]:
-    return [
-        "sweep",
-        *models,
-        *metric_options,
-        "--num",
-        str(NUM),
-        "--steps",
-        "3",
-        "--shard-size",
-        "4",
-        "--batch-size",
-        "4",
-    ]
+def command(models, metrics) -> list[str]:
+    sizes = ["--num", str(NUM), "--steps", "3", "--shard-size", "4", "--batch-size", "4"]
+    return ["sweep", *models, *metrics, *sizes]
 
 
 @pytest.fixture
@@ -172,9 +161,7 @@ def test_dry_run_says_what_is_left_and_writes_nothing(capsys, command, tmp_path)
 
 
 @pytest.mark.thorough
-def test_cells_have_the_samples_of_sample_and_the_metrics_of_evaluate(
-    capsys, command, models, metric_options, tmp_path
-):
+def test_cells_have_the_samples_of_sample_and_the_metrics_of_evaluate(capsys, command, models, metrics, tmp_path):
     out = tmp_path / "s"
     sampled = ["sample", *models, "--num", NUM, "--steps", "3", "--scale", 50, "--out", out / "ddim-3-scale-50"]
     succeed(capsys, *sampled)  # taken as it is
@@ -202,16 +189,7 @@ def test_cells_have_the_samples_of_sample_and_the_metrics_of_evaluate(
     for row in rows:
         assert row["network"] == "Quarters"
         cell = out / f"ddim-3-scale-{float(row['scale']):g}"
-        succeed(
-            capsys,
-            "evaluate",
-            cell,
-            *metric_options[1:4],
-            "--classifier",
-            metric_options[5],
-            "--json",
-            tmp_path / "e.json",
-        )
+        succeed(capsys, "evaluate", cell, *metrics[1:4], "--classifier", metrics[5], "--json", tmp_path / "e.json")
         figures = {f["metric"]: f for f in json.loads((tmp_path / "e.json").read_text())["metrics"]}
         for metric in ("fid", "precision", "recall", "accuracy"):
             name = figures[metric]["name"]
@@ -335,9 +313,8 @@ def test_figures_are_kept_only_for_what_they_are_of(capsys, command, made, tmp_p
     arguments = [*command, "--out", out, "--scale", "50"]
     succeed(capsys, *arguments)
     first = rows_of(out)[0]
-    own.write_text(
-        OWN.replace(".astype(int)", ".astype(int) + 5")
-    )  # a label classifier with other code, which is never correct
+    # The same classifier with other code, which is never correct.
+    own.write_text(OWN.replace(".astype(int)", ".astype(int) + 5"))
     second = rows_of_run(capsys, arguments, out)
     assert second["FD-Quarters"] == first["FD-Quarters"] and second["Accuracy"] != first["Accuracy"]
     with np.load(tmp_path / "reference.npz") as file:
@@ -465,9 +442,9 @@ def test_what_curves_run_over(cells, axis, labels, tmp_path):
 
 
 @pytest.mark.thorough
-def test_bad_input_is_one_line_and_nothing_is_written(capsys, models, metric_options, tmp_path):
+def test_bad_input_is_one_line_and_nothing_is_written(capsys, models, metrics, tmp_path):
     out = tmp_path / "s"
-    good = ["sweep", *models, *metric_options, "--num", "4", "--out", out]
+    good = ["sweep", *models, *metrics, "--num", "4", "--out", out]
     wrong = [
         (["--sampler", "ddim,ddpn"], "unknown sampler 'ddpn': "),
         (["--sampler", "ddim:5,ddpm"], "either all or none are pairs"),
