@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from admg.engine.foreach import lerp_
+
 
 class EMA:
     """A copy of the network whose weights follow the trained ones: average += (1 - d)(weights - average).
@@ -25,7 +27,7 @@ class EMA:
         """Move the average towards the weights of the network, in one pass over memory."""
         n = self.count
         decay = min(self.decay, (1 + n) / (10 + n)) if n else 0.0
-        torch._foreach_lerp_(list(self.network.parameters()), list(network.parameters()), 1 - decay)
+        lerp_(list(self.network.parameters()), list(network.parameters()), 1 - decay)
         for mine, theirs in zip(self.network.buffers(), network.buffers()):
             mine.copy_(theirs)
         self.count += 1

@@ -41,6 +41,7 @@ def missing() -> bool:
 
 def reads(*tensors: Tensor | None) -> bool:
     """Whether kernels may go to the memory of all of these: plain tensors on a CPU, of which nobody makes a trace."""
+    # private, as there are no public names for these questions; tried with torch 2.13
     if torch._C._len_torch_dispatch_stack() or torch._C._is_tracing():
         return False
     for t in tensors:
