@@ -1,6 +1,6 @@
-"""Kernels in C for a CPU: what torch computes in several passes over memory, in one or two.
+"""C kernels for CPUs, which make one or two passes over memory where PyTorch makes several.
 
-Built where admg is installed from source, if there is a C compiler; without them all is computed by torch.
+Installing admg from source builds them if there is a C compiler. Without them PyTorch computes the same.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from . import build
 
 @cache
 def kernels() -> ctypes.CDLL | None:
-    """The library for this processor; None: it was not built, or of other sources."""
+    """Return the library for this processor, or None if it was not built or was built from other sources."""
     capability = torch.backends.cpu.get_cpu_capability()
     if capability not in build.CAPABILITIES:
         return None
     try:
-        found = ctypes.CDLL(str(build.library(capability)))  # it shares OpenMP's threads with torch, loaded before
+        found = ctypes.CDLL(
+            str(build.library(capability))
+        )  # shares the OpenMP threads of torch, which is already loaded
         found.source.restype = ctypes.c_char_p
     except (OSError, AttributeError):
         return None
@@ -35,12 +37,12 @@ def available() -> bool:
 
 
 def missing() -> bool:
-    """Whether there are kernels for this processor, but they were not built."""
+    """Whether this processor has kernels, but they were not built."""
     return torch.backends.cpu.get_cpu_capability() in build.CAPABILITIES and not available()
 
 
 def reads(*tensors: Tensor | None) -> bool:
-    """Whether kernels may go to the memory of all of these: plain tensors on a CPU, of which nobody makes a trace."""
+    """Whether kernels may read the memory of these tensors: they are plain CPU tensors and no trace is being made."""
     # private, as there are no public names for these questions; tried with torch 2.13
     if torch._C._len_torch_dispatch_stack() or torch._C._is_tracing():
         return False
@@ -51,24 +53,25 @@ def reads(*tensors: Tensor | None) -> bool:
 
 
 def call(name: str, *arguments: Tensor | int | float | None) -> int:
-    """The kernel of this name with these arguments, and the number of threads; the number that it returns, if any.
+    """Call a kernel by name with these arguments and the number of threads. Return the number that it returns, if any.
 
-    A tensor is given as the place of its first element: it must be one that reads() allows, dense, in the order that
-    the kernel wants, and live until the call returns. None is a null pointer, an int a long, a float a double.
+    A tensor is passed as a pointer to its first element. It must satisfy reads(), be dense and in the memory format
+    that the kernel expects, and stay alive until the call returns. None is passed as a null pointer, an int as a
+    long, a float as a double.
     """
     values = [value.data_ptr() if isinstance(value, Tensor) else value for value in arguments]
     return _function(name, tuple(map(type, arguments)))(*values, torch.get_num_threads())
 
 
 def scratch(name: str, *sizes: int) -> Tensor:
-    """The scratch that the kernel of this name takes for these sizes, by its function name_scratch: floats."""
+    """Return the float32 work space that a kernel needs for these sizes, as its function `<name>_scratch` reports."""
     return torch.empty(call(f"{name}_scratch", *sizes), dtype=torch.float32, device="cpu")
 
 
 @cache
 def _function(name: str, types: tuple[type, ...]) -> Callable[..., int]:
     library: Any = kernels()
-    function = library[name]  # an object of its own, unlike library.name
+    function = library[name]  # a new object each time, unlike library.name
     function.argtypes = [*map(_in_c, types), ctypes.c_long]
     function.restype = ctypes.c_long
     return function

@@ -1,4 +1,4 @@
-"""The kernels of this folder, compiled. Installing admg from source does it, before its dependencies are there."""
+"""Compile the kernels of this folder. It runs while admg is installed, before its dependencies are available."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ CAPABILITIES = {
     "AVX2": "-mavx2 -mfma -mtune=haswell",
     "AVX512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mprefer-vector-width=512 -mtune=skylake-avx512",
 }
-"""As torch.backends.cpu.get_cpu_capability() names what a processor can do -> flags for it."""
+"""Name of a processor's capability, as torch.backends.cpu.get_cpu_capability() returns it -> compiler flags."""
 SOURCE = "ADMG_SOURCE"
-"""The macro with the digest of the sources that a library was built from."""
+"""Macro that holds the digest of the sources that a library was built from."""
 
 
 def sources() -> list[Path]:
@@ -29,7 +29,7 @@ def sources() -> list[Path]:
 
 
 def digest() -> str:
-    """Of the sources, to tell whether a library is of these."""
+    """Return a digest of the sources, which identifies the libraries that were built from them."""
     content = b"".join(path.read_bytes() for path in [*sorted(HERE.glob("*.h")), *sources()])
     return hashlib.sha256(content + FLAGS.encode() + repr(CAPABILITIES).encode()).hexdigest()[:16]
 
@@ -39,13 +39,13 @@ def library(capability: str) -> Path:
 
 
 def compiler() -> list[str] | None:
-    """The command that compiles C, $CC or cc; None: there is none."""
+    """Return the command of the C compiler, $CC or cc, or None if there is none."""
     command = shlex.split(os.environ.get("CC", "")) or ["cc"]
     return command if shutil.which(command[0]) else None
 
 
 def build() -> Iterator[Path]:
-    """The libraries, as they are built. OSError: none can be built here; the message says why."""
+    """Build the libraries and yield their paths. Raises OSError, with the reason, if none can be built here."""
     if sys.platform != "linux" or platform.machine() not in ("x86_64", "AMD64"):
         raise OSError("the kernels are for Linux on x86-64")
     command = compiler()

@@ -1,4 +1,4 @@
-"""Norm, modulation and SiLU in one on a CPU by torch, for images with channels last.
+"""Fused GroupNorm, modulation and SiLU on a CPU in PyTorch, for channels-last images.
 
 The weights of the norm and of the modulation are folded into one multiply-add per element, SiLU works in place, and for
 the backward pass nothing is kept but the input and the statistics. In bf16, sums and factors are in float32.
@@ -18,7 +18,7 @@ Rows = Float[Tensor, "n c"]
 
 
 def modulated(n: int, weight: Tensor, bias: Tensor, scale: Rows | None, shift: Rows | None) -> tuple[Rows, Rows]:
-    """Weight and bias (C,) with the modulation in them, of each of n images, in float32."""
+    """Return weight and bias (N, C) that include the modulation of each image, in float32."""
     weight, bias = weight[None].float(), bias[None].float()
     if scale is not None and shift is not None:
         gain = 1 + scale.float()
@@ -27,7 +27,7 @@ def modulated(n: int, weight: Tensor, bias: Tensor, scale: Rows | None, shift: R
 
 
 class Folded(torch.autograd.Function):
-    """SiLU(weight·x̂ + bias), x̂ = (x - mean)·rstd of each group, in float32, with gradients of any order."""
+    """SiLU(weight·x̂ + bias) with x̂ = (x - mean)·rstd per group, in float32, differentiable to any order."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Rows, bias: Rows, groups: int, eps: float, silu: bool) -> Tensor:
@@ -40,13 +40,13 @@ class Folded(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, mean, rstd = ctx.saved_tensors
-        if torch.is_grad_enabled():  # someone wants the gradient of this gradient
+        if torch.is_grad_enabled():  # this gradient will itself be differentiated
             return *differentiable_gradients(ctx, dy, x, weight, bias), None, None, None
         return *gradients(dy, x, weight, bias, mean, rstd, ctx.silu), None, None, None
 
 
 def _statistics(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
-    """Mean and inverse deviation (N, groups).
+    """Return the mean and the inverse standard deviation, (N, groups).
 
     By sums over pixels, which torch adds up in a tree, so a digit more exact on large images than its own kernel for
     channels last. As in that one, a deviation below a three-hundredth of the mean is lost in rounding.
@@ -58,21 +58,21 @@ def _statistics(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
 
 
 def _affine(x: Tensor, weight: Rows, bias: Rows, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """b, x, a with weight·x̂ + bias = b + x a."""
+    """Return b, x and a with weight·x̂ + bias = b + x a."""
     a = weight * _of_channels(rstd, weight)
     b = torch.addcmul(bias, a, _of_channels(mean, weight), value=-1)
     return b[:, :, None, None], x, a[:, :, None, None]
 
 
 def _of_channels(of_groups: Tensor, weight: Rows) -> Tensor:
-    """(N, groups) -> (N, C)"""
+    """Repeat values of groups, (N, groups), for their channels, (N, C)."""
     return of_groups.repeat_interleave(weight.shape[1] // of_groups.shape[1], dim=1)
 
 
 def gradients(
     dy: Tensor, x: Tensor, weight: Rows, bias: Rows, mean: Tensor, rstd: Tensor, silu: bool
 ) -> tuple[Tensor, Rows, Rows]:
-    """With respect to x, weight and bias: with z = weight·x̂ + bias,
+    """Return the gradients with respect to x, weight and bias. With z = weight·x̂ + bias,
 
     dx = rstd·(weight·dz - <weight·dz> - x̂ <weight·dz·x̂>), where <> is the mean over a group of one image.
     """
@@ -93,22 +93,24 @@ def gradients(
 def differentiable_gradients(
     ctx: Any, dy: Tensor, x: Tensor, weight: Rows, bias: Rows, offset: Tensor | None = None
 ) -> list[Tensor | None]:
-    """Of SiLU(weight·x̂ + bias), x̂ of x + offset, those that are wanted of x, weight and bias."""
-    x, weight, bias = leaves = [tensor.view_as(tensor) for tensor in (x, weight, bias)]  # may depend on one another
+    """Return the needed gradients, differentiable, of SiLU(weight·x̂ + bias), where x̂ is x + offset normalised."""
+    x, weight, bias = leaves = [
+        tensor.view_as(tensor) for tensor in (x, weight, bias)
+    ]  # the inputs may depend on one another
     moved = x.float() if offset is None else x.float() + offset[:, None, None]
     y = by_formula(moved, weight, bias, ctx.groups, ctx.eps, ctx.silu)
     return wanted_gradients(ctx, y.to(x.dtype), leaves, dy)
 
 
 def wanted_gradients(ctx: Any, y: Tensor, leaves: Sequence[Tensor], dy: Tensor) -> list[Tensor | None]:
-    """The gradients of those leaves, the first inputs of ctx, that are needed, differentiable."""
+    """Return the differentiable gradients of those leaves, the first inputs of ctx, that need one."""
     wanted = [leaf for leaf, needed in zip(leaves, ctx.needs_input_grad) if needed]
     found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
     return [next(found) if needed else None for _, needed in zip(leaves, ctx.needs_input_grad)]
 
 
 def by_formula(x: Tensor, weight: Rows, bias: Rows, groups: int, eps: float, silu: bool) -> Tensor:
-    """The same result in differentiable operations."""
+    """Compute the same result from differentiable operations."""
     grouped = x.reshape(len(x), groups, -1)
     variance, mean = torch.var_mean(grouped, dim=2, correction=0, keepdim=True)
     z = ((grouped - mean) * (variance + eps).rsqrt()).view(x.shape)
@@ -117,7 +119,7 @@ def by_formula(x: Tensor, weight: Rows, bias: Rows, groups: int, eps: float, sil
 
 
 class FoldedBF16(torch.autograd.Function):
-    """Folded for x in bf16, weight and bias in float32.
+    """Folded, for x in bf16 and weight and bias in float32.
 
     By kernels of batch norm, which read and write bf16 channels last and compute in float32, each in one pass: of one
     image that has the channels of all, their sums and factors for a channel of the batch are those of each image.
@@ -140,7 +142,7 @@ class FoldedBF16(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         """As gradients()."""
         x, weight, bias, mean, variance = ctx.saved_tensors
-        if torch.is_grad_enabled():  # someone wants the gradient of this gradient
+        if torch.is_grad_enabled():  # this gradient will itself be differentiated
             return *differentiable_gradients(ctx, dy, x, weight, bias), None, None, None
         joined, dz, rstd = _join(x), _join(dy), (variance + ctx.eps).rsqrt()
         if ctx.silu:
@@ -158,12 +160,12 @@ class FoldedBF16(torch.autograd.Function):
 
 
 def _scaled(joined: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Tensor:
-    """weight·x̂ + bias"""
+    """Return weight·x̂ + bias."""
     return torch.native_batch_norm(joined, weight.flatten(), bias.flatten(), mean, variance, False, 0.0, eps)[0]
 
 
 def _join(x: Tensor) -> Tensor:
-    """(N, C, H, W) -> (1, N·C, H, W), channels last"""
+    """Reshape (N, C, H, W) to (1, N·C, H, W), channels last."""
     n, c, h, w = x.shape
     return x.permute(2, 3, 0, 1).reshape(1, h, w, n * c).permute(0, 3, 1, 2)
 

@@ -1,6 +1,6 @@
-"""Norm, modulation and SiLU in one on a CPU, and resampling, by kernels in C, for images with channels last.
+"""Fused GroupNorm, modulation and SiLU, and resampling, by C kernels for channels-last images.
 
-See norm.c and resample.c. Where they were not built, the norm is computed by torch, see folded.py.
+The kernels are in norm.c and resample.c. Without them, folded.py computes the norm with PyTorch.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from . import available, call, reads
 from .folded import Folded, FoldedBF16, Rows, by_formula, modulated, wanted_gradients
 
 BLOCK = 8192
-"""Numbers of an image that a kernel sums before it goes on: they stay in the nearest cache."""
+"""Number of values that a kernel sums at a time, so that they stay in the first-level cache."""
 
 
 def takes(x: Tensor) -> bool:
-    """Whether x is what normalised() takes."""
+    """Whether normalised() supports x."""
     last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     return last and x.dtype in (torch.float32, torch.bfloat16) and reads(x)
 
 
 def fits(x: Tensor, weight: Tensor, bias: Tensor, scale: Rows | None, shift: Rows | None) -> bool:
-    """Whether the others are such as normalised() takes with this x."""
+    """Whether normalised() supports the other arguments together with this x."""
     n, c = x.shape[:2]
     if not weight.shape == bias.shape == (c,) or not reads(weight, bias, scale, shift):
         return False
@@ -43,9 +43,9 @@ def normalised(
     eps: float,
     silu: bool,
 ) -> Tensor:
-    """SiLU(AdaGN(x)) or AdaGN(x) = (1 + scale) (weight·x̂ + bias) + shift, x̂ = (x - mean)·rstd of each group.
+    """Return AdaGN(x) = (1 + scale) (weight·x̂ + bias) + shift with x̂ = (x - mean)·rstd per group, then SiLU if `silu`.
 
-    scale, shift: both or neither, for each image or (1, C) for all
+    scale, shift: both or neither; (N, C), or (1, C) for all images
     """
     factors = weight, bias, scale, shift
     if not available():
@@ -57,12 +57,12 @@ def normalised(
 
 
 def resamples(x: Tensor) -> bool:
-    """Whether x is what resample() takes."""
+    """Whether resample() supports x."""
     return takes(x) and available() and x.shape[1] % 16 == 0 and min(x.shape[2:]) > 1
 
 
 class Native(torch.autograd.Function):
-    """normalised() by kernels that go over an image while it is in the cache, with gradients of any order."""
+    """normalised() by kernels that process an image while it is in the cache, differentiable to any order."""
 
     @staticmethod
     def forward(ctx: Any, *given: Any) -> Tensor:
@@ -73,14 +73,16 @@ class Native(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        """As folded.gradients, of weight and bias with the modulation in them, and from these those of both."""
+        """Compute folded.gradients for the modulated weight and bias, and from these the gradients of all inputs."""
         x, *factors, moments = ctx.saved_tensors
-        if torch.is_grad_enabled():  # someone wants the gradient of this gradient
+        if torch.is_grad_enabled():  # this gradient will itself be differentiated
             leaves: list[Any] = [None if t is None else t.view_as(t) for t in (x, *factors)]
             x, *factors = leaves
             y = by_formula(x.float(), *modulated(len(x), *factors), ctx.groups, ctx.eps, ctx.silu)
             return *wanted_gradients(ctx, y.to(x.dtype), leaves, dy), None, None, None
-        x, dy = (t.contiguous(memory_format=torch.channels_last) for t in (x, dy))  # as hooks may have changed it
+        x, dy = (
+            t.contiguous(memory_format=torch.channels_last) for t in (x, dy)
+        )  # hooks may have changed the memory format
         dx = torch.empty_like(x)
         wanted = any(ctx.needs_input_grad[1:5])
         of_rows = (_empty(*x.shape[:2]), _empty(*x.shape[:2])) if wanted else (None, None)
@@ -92,7 +94,7 @@ class Native(torch.autograd.Function):
 def _unmodulated(
     dweight: Rows | None, dbias: Rows | None, weight: Tensor, bias: Tensor, scale: Rows | None, shift: Rows | None
 ) -> list[Tensor | None]:
-    """From the gradients of modulated() those of what it was given."""
+    """Return the gradients of the inputs of modulated() from those of its outputs."""
     if dweight is None or dbias is None:
         return [None] * 4
     if scale is None or shift is None:
@@ -105,14 +107,14 @@ def _unmodulated(
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor, scale: Rows | None, shift: Rows | None, groups: int, eps: float, silu: bool
 ) -> tuple[Tensor, Tensor]:
-    """normalised(), and mean and rstd of each group (2, N, groups)."""
+    """Return normalised(), and the mean and rstd of each group, (2, N, groups)."""
     y, moments = torch.empty_like(x), _empty(2, len(x), groups)
     call("norm_forward", x, y, *_rows(weight, bias, scale, shift), moments, *_rest(x, groups, eps, silu))
     return y, moments
 
 
 def _rows(weight: Tensor, bias: Tensor, scale: Rows | None, shift: Rows | None) -> list[Tensor | int | None]:
-    """As the kernels want them; rows of scale and shift with how far they are apart from image to image."""
+    """Return the factors as the kernels expect them, with the strides of scale and shift between images."""
     found: list[Tensor | int | None] = [weight.float().contiguous(), bias.float().contiguous()]
     if scale is None or shift is None:
         return [*found, None, None, 0, 0]
@@ -127,7 +129,7 @@ def _empty(*shape: int) -> Tensor:
 
 
 def _rest(x: Tensor, groups: int, eps: float, silu: bool) -> tuple[Tensor | int | float, ...]:
-    """What else the kernels want: something to compute in, and numbers."""
+    """Return the remaining arguments of the kernels: work space and sizes."""
     n, c, h, w = x.shape
     rows = max(16, BLOCK // c)
     blocks = -(-h * w // rows)
@@ -136,8 +138,8 @@ def _rest(x: Tensor, groups: int, eps: float, silu: bool) -> tuple[Tensor | int 
 
 
 def resample(x: Tensor, up: bool, scale: float) -> Tensor:
-    """Twice the size by nearest neighbour, or half of it by sums of four pixels, times a scale."""
-    if up and scale == 1:  # which torch does as well
+    """Double the size by nearest neighbour, or halve it by sums of four pixels, and multiply by a scale."""
+    if up and scale == 1:  # PyTorch is as fast
         return F.interpolate(x, scale_factor=2, mode="nearest")
     n, c, h, w = x.shape
     size = (2 * h, 2 * w) if up else (h // 2, w // 2)

@@ -13,16 +13,16 @@ from . import available, call, scratch
 
 
 def pays(weight: Float[Tensor, "k c 3 3"], x: Float[Tensor, "n c h w"]) -> bool:
-    """Whether the kernel can compute it, in less time than torch: for more than one tile of 4x4 pixels."""
+    """Whether the kernel supports these shapes and is faster than PyTorch: with more than one tile of 4x4 pixels."""
     (n, c, height, width), k = x.shape, len(weight)
     several = n * -(-height // 4) * -(-width // 4) > 1 and min(height, width) > 1
     return several and weight.shape == (k, c, 3, 3) and k % 32 == c % 32 == 0 and available()
 
 
 def weight_gradient(x: Float[Tensor, "n c h w"], dy: Float[Tensor, "n k h w"]) -> Float[Tensor, "k c 3 3"]:
-    """Σ over images and pixels of dy and what the filter saw there: of a convolution padded by one pixel of zeros.
+    """Return the gradient of the weight of a 3x3 convolution with one pixel of zero padding, in float32.
 
-    In float32; the same whatever the number of threads. c and k are multiples of 32.
+    The result does not depend on the number of threads. c and k must be multiples of 32.
     """
     x, dy = (t.contiguous(memory_format=torch.channels_last) for t in (x, dy))
     (n, c, h, w), k = x.shape, dy.shape[1]

@@ -4,7 +4,7 @@ Lavin & Gray 2016, "Fast algorithms for convolutional neural networks": Y = Aᵀ
 filter g and the pixels d around a tile Y of m x m pixels. Summed over the channels, the products at each place of the
 tiles are one matrix product. Rounding errors are about those of a direct convolution.
 
-By a kernel in C (winograd.c) with m = 2 or 4; without it by torch with m = 2, for images of even sides.
+The C kernel (winograd.c) has m = 2 or 4. Without it, PyTorch computes m = 2 for images with even sides.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from torch import Tensor
 from . import available, call, scratch
 
 TILES = 1024
-"""That torch works on at a time, so that they stay in the cache."""
+"""Number of values that PyTorch processes at a time, so that they stay in the cache."""
 G = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
 
 
 def tile(weight: Float[Tensor, "k c 3 3"], x: Float[Tensor, "n c h w"]) -> int:
-    """The m that takes least time in float32 on a CPU; 0: a direct convolution takes less."""
+    """Return the fastest m in float32 on a CPU, or 0 if a direct convolution is faster."""
     if weight.shape[2:] != (3, 3):
         return 0
     (n, _, height, width), (k, c) = x.shape, weight.shape[:2]
@@ -38,7 +38,7 @@ def tile(weight: Float[Tensor, "k c 3 3"], x: Float[Tensor, "n c h w"]) -> int:
 
 
 def transformed(weight: Float[Tensor, "k c 3 3"], m: int, turned: bool = False) -> Tensor:
-    """G g Gᵀ, as convolve() wants it; turned: for the gradient in x."""
+    """Return G g Gᵀ for convolve(). With `turned` it is the weight of the gradient with respect to x."""
     if not _is_native(weight):
         return _transformed(weight.flip(2, 3).transpose(0, 1) if turned else weight)
     k, c = weight.shape[:2]
@@ -48,7 +48,7 @@ def transformed(weight: Float[Tensor, "k c 3 3"], m: int, turned: bool = False) 
 
 
 def convolve(x: Float[Tensor, "n c h w"], weight: Tensor, bias: Float[Tensor, " k"] | None) -> Float[Tensor, "n k h w"]:
-    """The convolution with a transformed weight of images padded by one pixel of zeros; channels last."""
+    """Return the convolution of channels-last images, with one pixel of zero padding, with a transformed weight."""
     if weight.ndim == 3:
         return _convolve(x, weight, bias)
     n, c, height, width = x.shape
@@ -62,12 +62,12 @@ def convolve(x: Float[Tensor, "n c h w"], weight: Tensor, bias: Float[Tensor, " 
 
 
 def _is_native(weight: Tensor) -> bool:
-    """Whether the kernel in C convolves with it."""
+    """Whether the C kernel supports it."""
     return available() and weight.dtype == torch.float32 and all(c % 32 == 0 for c in weight.shape[:2])
 
 
 def _transformed(weight: Float[Tensor, "k c 3 3"]) -> Float[Tensor, "16 c k"]:
-    """G g Gᵀ for m = 2"""
+    """Return G g Gᵀ for m = 2."""
     g = G.to(weight)
     return torch.einsum("ai,bj,kcij->abck", g, g, weight).flatten(0, 1).contiguous()
 
@@ -75,7 +75,7 @@ def _transformed(weight: Float[Tensor, "k c 3 3"]) -> Float[Tensor, "16 c k"]:
 def _convolve(
     x: Float[Tensor, "n c h w"], weight: Float[Tensor, "16 c k"], bias: Float[Tensor, " k"] | None
 ) -> Float[Tensor, "n k h w"]:
-    """Bᵀ and A hold 0 and ±1 alone."""
+    """Convolve with m = 2 in PyTorch. Bᵀ and A contain only 0 and ±1."""
     n, _, height, width = x.shape
     size = n, weight.shape[2], height, width
     y = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
@@ -84,7 +84,7 @@ def _convolve(
         v = _transform(d)
         m = torch.bmm(v.flatten(0, 1).flatten(1, 3), weight).view(*v.shape[:-1], -1)
         if bias is not None:
-            m[1, 1] += bias  # which Aᵀ and A pass on to all four pixels once
+            m[1, 1] += bias  # Aᵀ and A add it once to each of the four pixels
         for i, row in enumerate(_sums(m)):
             for j, pixels in enumerate(_sums(row)):
                 part[:, i::2, j::2] = pixels
@@ -92,7 +92,7 @@ def _convolve(
 
 
 def _transform(d: Float[Tensor, "n h w c"]) -> Float[Tensor, "4 4 n h/2 w/2 c"]:
-    """Bᵀ d B of every tile"""
+    """Return Bᵀ d B of every tile."""
     n, height, width, c = d.shape
     d = F.pad(d, (0, 0, 1, 1, 1, 1))
     rows = d.new_empty(4, n, height // 2, width + 2, c)
@@ -103,7 +103,7 @@ def _transform(d: Float[Tensor, "n h w c"]) -> Float[Tensor, "4 4 n h/2 w/2 c"]:
 
 
 def _differences(d: list[Tensor], out: list[Tensor]) -> None:
-    """Bᵀ d"""
+    """Return Bᵀ d."""
     torch.sub(d[0], d[2], out=out[0])
     torch.add(d[1], d[2], out=out[1])
     torch.sub(d[2], d[1], out=out[2])
@@ -111,5 +111,5 @@ def _differences(d: list[Tensor], out: list[Tensor]) -> None:
 
 
 def _sums(m: Tensor) -> tuple[Tensor, Tensor]:
-    """Aᵀ m"""
+    """Return Aᵀ m."""
     return torch.add(m[0], m[1]).add_(m[2]), torch.sub(m[1], m[2]).sub_(m[3])

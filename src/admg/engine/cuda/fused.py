@@ -1,4 +1,4 @@
-"""Norm, modulation and SiLU in one on a GPU; branches added, joined and resampled; for images with channels last."""
+"""Fused GroupNorm, modulation and SiLU on a GPU; adding, concatenating and resampling of channels-last images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from admg.engine.cpu.folded import Rows, differentiable_gradients
 
 @cache
 def kernels() -> Any:
-    """The Triton kernels, or None where Triton is missing, or cannot build them (without a C compiler, say)."""
+    """Return the Triton kernels, or None if Triton is missing or cannot build them (without a C compiler, say)."""
     try:
         from . import triton_norm
 
@@ -22,23 +22,23 @@ def kernels() -> Any:
         triton_norm.add(tried, tried, tried[0, :, 0, 0].contiguous())
     except ImportError:
         return None
-    except Exception as error:  # many kinds, of compilers and drivers
+    except Exception as error:  # compilers and drivers raise many kinds
         warnings.warn(f"Triton does not work here, going on without it: {str(error)[:200]}", stacklevel=2)
         return None
     return triton_norm
 
 
 def takes(x: Tensor) -> bool:
-    """Whether x is what the kernels take."""
+    """Whether the kernels support x."""
     if not x.is_cuda or x.ndim != 4 or x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return False
-    if x.get_device() != torch.cuda.current_device():  # where Triton launches
+    if x.get_device() != torch.cuda.current_device():  # Triton launches on the current device
         return False
     return x.is_contiguous(memory_format=torch.channels_last) and kernels() is not None
 
 
 class Norm(torch.autograd.Function):
-    """SiLU(weight·x̂ + bias), x̂ of x + offset, with gradients of any order in all but the offset."""
+    """SiLU(weight·x̂ + bias), where x̂ is x + offset normalised; differentiable to any order, except in the offset."""
 
     @staticmethod
     def forward(
@@ -52,7 +52,7 @@ class Norm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, offset, *made = ctx.saved_tensors
-        if torch.is_grad_enabled():  # someone wants the gradient of this gradient
+        if torch.is_grad_enabled():  # this gradient will itself be differentiated
             return *differentiable_gradients(ctx, dy, x, weight, bias, offset), None, None, None, None
         return *kernels().gradients(dy, x, *made, ctx.groups, ctx.silu), None, None, None, None
 

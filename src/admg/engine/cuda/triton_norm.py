@@ -1,4 +1,4 @@
-"""The kernels of fused.py, in Triton: for images with channels last, in any floating-point format.
+"""The Triton kernels of fused.py, for channels-last images in any floating-point format.
 
 An image is read once for its statistics and once for the result, which is written once: three passes over memory for
 norm, modulation and SiLU together, and five for their gradient. All arithmetic is in float32.
@@ -14,9 +14,9 @@ import triton.language as tl
 from torch import Tensor
 
 BLOCK_P, BLOCK_C = 32, 64
-"""Pixels and channels that a program holds at a time."""
+"""Number of pixels and channels that a program holds at a time."""
 PROGRAMS = 2048
-"""That a sum over pixels is divided among at least, if there are enough pixels, to keep a large GPU busy."""
+"""Smallest number of programs that share a sum over pixels, if there are enough pixels, to keep a large GPU busy."""
 
 
 def normalise(
@@ -43,7 +43,7 @@ def normalise(
 def gradients(
     dy: Tensor, x: Tensor, a: Tensor, b: Tensor, mean: Tensor, rstd: Tensor, groups: int, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dx, and dweight and dbias (N, C), from what normalise() told."""
+    """dx, and dweight and dbias (N, C), from the results of normalise()."""
     (n, c), p = x.shape[:2], x.shape[2] * x.shape[3]
     dy = dy.contiguous(memory_format=torch.channels_last)
     sums, splits = _partial_sums(_gradient_sums, x, dy, a, b, SILU=silu)
@@ -86,7 +86,7 @@ def _grid(n: int, p: int, c: int) -> tuple[int, int, int]:
 
 
 def _power(n: int) -> int:
-    """The next power of two, which the extents of a tile must be."""
+    """Return the next power of two, as the extents of a tile must be powers of two."""
     return triton.next_power_of_2(n)
 
 
