@@ -42,8 +42,8 @@ from rivals import check_reference
 from turns import Worker
 
 from admg.cli.main import Parser, one_line
-from admg.cli.measure import device_of
 from admg.engine.compiling import compiles
+from admg.engine.device import choose_device
 from admg.engine.precision import DTYPES, resolve
 from admg.files import atomic
 
@@ -109,7 +109,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def settings_of(args: argparse.Namespace) -> list[Setting]:
     """Return the setting of each model. Raises ValueError if an option is invalid."""
-    device = device_of(args.device)
+    device = choose_device(args.device)
     for name, values, allowed in (("models", args.models, MODELS), ("parts", args.parts, PARTS)):
         unknown = [value for value in values.split(",") if value not in allowed]
         if unknown:

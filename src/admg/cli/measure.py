@@ -1,4 +1,4 @@
-"""What the commands that run networks share: the device, and a note about missing kernels."""
+"""The note about missing kernels, which the commands that run networks share."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ from functools import cache
 import torch
 
 from admg.engine import cpu as native
-from admg.engine.device import choose_device as device_of
-
-__all__ = ["device_of", "note_missing_kernels"]
 
 
 @cache

@@ -13,11 +13,6 @@ HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pr
 """Where nn.Module keeps its hooks. The dictionaries live as long as the module and are changed in place."""
 
 
-def has_hooks(module: nn.Module) -> bool:
-    """Whether the module itself, or every module (by a global hook), has forward or backward hooks."""
-    return _has_any_global_hook() or any(getattr(module, name) for name in HOOKS)
-
-
 def is_traced() -> bool:
     """Whether calls are traced or transformed: torch.compile, torch.export, torch.jit, torch.func, forward-mode AD."""
     if torch.compiler.is_compiling():  # its tracer understands none of the others
