@@ -514,7 +514,9 @@ def test_options(tmp_path):
     save(tmp_path / "big" / "a.png", noise(33, 20))
     with fails("image_size is 0", "positive"):
         open_dataset(path, 0)
-    with fails("channels is 4", "1, 3"):
+    with fails("channels is 0", "positive"):
+        open_dataset(path, 4, channels=0)
+    with fails("1 channel,", "channels is 4"):
         open_dataset(path, 4, channels=4)
     with fails("fit is 'stretch'", "'resize' and 'pad'"):
         open_dataset(path, 4, fit="stretch")
@@ -563,7 +565,9 @@ def test_wrong_npz(tmp_path):
     np.savez(path, images=noise(2, 4, 4))
     with fails("no arr_0", "images"):
         open_dataset(path, 4)
-    wrong = {"float32": np.zeros((2, 4, 4), np.float32), "(4, 4)": noise(4, 4), "(2, 4, 4, 4)": noise(2, 4, 4, 4)}
+    with fails("a.npz", "floats from 0 to 0", "neither clearly [0, 1]"):
+        open_dataset(write_npz(path, np.zeros((2, 4, 4), np.float32)), 4)
+    wrong = {"(4, 4)": noise(4, 4), "(2, 4, 4, 4)": noise(2, 4, 4, 4), "(2, 3, 8, 8)": noise(2, 3, 8, 8)}
     for seen, images in (*wrong.items(), ("(0, 4, 4, 1)", noise(0, 4, 4))):
         with fails("arr_0", seen, "uint8"):
             open_dataset(write_npz(path, images), 4)

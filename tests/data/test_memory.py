@@ -102,7 +102,7 @@ def test_float_arrays_are_mapped_from_their_range(low, high, stated):
         (np.where(UNIT > 0.9, np.inf, UNIT), "not finite"),
         ((255 * UNIT).astype(np.int64), r"of type int64: allowed are uint8, and floats in \[0, 1\] or \[-1, 1\]"),
         (UNIT > 0.5, "of type bool: allowed are uint8"),
-        (UNIT[..., :2], r"shape \(5, 8, 8, 2\): allowed are \(N, H, W\), \(N, H, W, C\)"),
+        (UNIT[..., [0, 1, 2, 0, 1, 2, 0, 1]], r"shape \(5, 8, 8, 8\): allowed are \(N, H, W\), \(N, H, W, C\)"),
         (UNIT[:0], r"shape \(0, 8, 8, 3\): allowed are"),
         (UNIT[0, :, :, 0], r"shape \(8, 8\): allowed are"),
         (UNIT[:, :6], "8x6, not square: give image_size"),
@@ -261,7 +261,7 @@ def test_random_transforms_follow_the_seed_alone():
         ([(U8[0], 0.5)], r"item 0 has label 0\.5: allowed is one integer"),
         ([(U8[0], 0, "more")], r"item 0 has 3 parts: allowed is \(image, label\)"),
         ([(255 * UNIT[0], 0)], r"floats from .* to 25\d.*neither clearly \[0, 1\] nor clearly \[-1, 1\]"),
-        ([(U8[0].astype(np.int32), 0)], "item 0: the images are of type int32"),
+        ([(U8[0].astype(np.int32), 0)], "the images are of type int32: allowed are uint8.*such as 0,255"),
         ([(U8[0, :4], 0)], "the first image is 8x4, not square: give image_size"),
     ],
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from admg.config import check, group, setting
 from admg.evaluation.diagnose import diagnose_checkpoint
@@ -57,6 +57,6 @@ def run(options: Options) -> None:
         unconditional=options.unconditional,
         exhaustive=options.exhaustive,
         seed=options.seed,
-        **asdict(options.image_options),
+        **options.image_options.arguments,
     )
     print(found)

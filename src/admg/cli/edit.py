@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from admg.config import check, group, setting
+from admg.data.config import as_range, check_value_range
 from admg.data.dataset import Fit
 from admg.generation import JobOptions, generate_edits
 from admg.generation.labels import typed_labels
 from admg.generation.sample import as_model
 from admg.generation.starts import load_images
 
+from .image_options import RANGE_TEXT
 from .sampling_options import GuidanceOptions, SamplingOptions, ShowProgress, print_result
 
 EXAMPLES = """  admg edit --image shirt.png --label dress --strength 0.6 --out dress
@@ -29,7 +31,8 @@ class Options:
     label: name or number of a label; without one, there is no guidance by default
     num: edits of each image towards each label
     strength: share of the steps that is run
-    fit: how images of another size are fitted: scaled and cropped, or put on black (default: as in training, if known)
+    fit: how images of another size are fitted: scaled and cropped, or padded (default: as in training, if known)
+    value_range: values of black and white in the images
     invert: begin with the DDIM inversion of the image in place of a noisy copy; then the default is ddim in 100 steps
     from_label: label that the network is conditioned on during inversion, one for all images or one per image
     out: folder of samples_NxHxWxC.npz and the pictures
@@ -41,6 +44,7 @@ class Options:
     num: int | None = setting(None, min=1, default_text="4; 1 with --invert")
     strength: float = setting(0.6, above=0, max=1)
     fit: Fit | None = None
+    value_range: tuple[float, ...] = setting((), metavar="LOW,HIGH", dashes=True, default_text=RANGE_TEXT)
     invert: bool = False
     from_label: tuple[str, ...] = setting((), repeat=True, metavar="LABEL")
     out: str = setting("edits", metavar="DIR")
@@ -50,6 +54,7 @@ class Options:
 
     def __post_init__(self) -> None:
         check(self)
+        check_value_range(self.value_range)
         if self.from_label and not self.invert:
             raise ValueError("from_label is for --invert: adding noise to an image needs no label")
 
@@ -59,7 +64,7 @@ def run(options: Options) -> None:
     guides = options.guidance.load(model, options.model, None if options.label else 0.0)
     usual = {"sampler": "ddim", "steps": "100"} if options.invert else {}
     recipe = options.sampling.recipe(guides.build(), model=options.model, **usual)
-    images, _ = load_images(options.image, model, options.fit)
+    images, _ = load_images(options.image, model, options.fit, as_range(options.value_range))
     options.sampling.to_device(model, guides)
     labels, from_labels = (typed_labels(model, guides, typed) or None for typed in (options.label, options.from_label))
     done = generate_edits(

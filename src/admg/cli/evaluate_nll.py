@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -59,7 +59,7 @@ def run(options: Options) -> None:
         seed=options.seed,
         batch_size=options.batch_size,
         precision=options.precision,
-        **asdict(options.images),
+        **options.images.arguments,
     )
     print(report)
     for path in report.save(options.out) if options.out else []:

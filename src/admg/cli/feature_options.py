@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from admg.config import check, setting
+from admg.data.config import as_range, check_value_range
 from admg.engine.device import Processes
 
 
@@ -17,7 +18,8 @@ class FeatureOptions:
     network: feature network: inception (of 2015, which defines FID; downloaded at first use), efficientnet-lite0 (no
         download), dinov2_vitl14 and its variants, or file.py:name of a torch.nn.Module
     weights: weight file of Inception, weights-inception-2015-12-05-6726825d.pth
-    fit: how images of another size are fitted to that of the samples: resize (scale and crop) or pad (a black border)
+    fit: how images of another size are fitted to that of the samples: resize (scale and crop) or pad (a border)
+    value_range: values of black and white in the images that samples are compared with
     batch_size: number of images per batch
     device: cpu or cuda
     cache: folder of features that are kept for the next time
@@ -27,6 +29,9 @@ class FeatureOptions:
     network: str = setting("inception", metavar="NAME")
     weights: str | None = setting(None, metavar="FILE")
     fit: Literal["resize", "pad"] | None = None
+    value_range: tuple[float, ...] = setting(
+        (), metavar="LOW,HIGH", dashes=True, default_text="by the type of the values, where that is clear"
+    )
     batch_size: int = setting(50, min=1)
     device: str = setting("auto", default_text="cuda if available")
     cache: Path | None = setting(None, metavar="DIR", default_text="in admg's cache folder")
@@ -34,6 +39,7 @@ class FeatureOptions:
 
     def __post_init__(self) -> None:
         check(self)
+        check_value_range(self.value_range)
         if self.no_cache and Processes.from_environment().count > 1:
             raise ValueError("no_cache is for one process: several share their features through the cache")
 
@@ -44,6 +50,7 @@ class FeatureOptions:
             "features": self.network,
             "weights": self.weights,
             "fit": self.fit,
+            "value_range": as_range(self.value_range),
             "batch_size": self.batch_size,
             "device": self.device,
             "cache": False if self.no_cache else self.cache or True,

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from admg.config import check, setting
+from admg.data.config import as_range, check_value_range
+
+RANGE_TEXT = "as in training, or by the type of the values"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,13 +16,22 @@ class ImageOptions:
     """Images.
 
     split: part of data that have both
-    fit: how images smaller than the model's are fitted: resize enlarges them, pad adds a black border
+    fit: how images smaller than the model's are fitted: resize enlarges them, pad adds a border
+    value_range: values of black and white in the images
     device: cpu or cuda
     """
 
     split: Literal["train", "test"] = "test"
     fit: Literal["resize", "pad"] | None = None
+    value_range: tuple[float, ...] = setting((), metavar="LOW,HIGH", dashes=True, default_text=RANGE_TEXT)
     device: str = setting("auto", default_text="cuda if available")
 
     def __post_init__(self) -> None:
         check(self)
+        check_value_range(self.value_range)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of `nll` and `diagnose_checkpoint`."""
+        options = {"split": self.split, "fit": self.fit, "device": self.device}
+        return options | {"value_range": as_range(self.value_range)}

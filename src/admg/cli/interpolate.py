@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from admg.config import check, group, setting
+from admg.data.config import as_range, check_value_range
 from admg.data.dataset import Fit
 from admg.diffusion.gaussian import Images
 from admg.generation import JobOptions, generate_interpolation
@@ -12,6 +13,7 @@ from admg.generation.labels import typed_labels
 from admg.generation.sample import as_model
 from admg.generation.starts import load_images
 
+from .image_options import RANGE_TEXT
 from .sampling_options import GuidanceOptions, SamplingOptions, ShowProgress, print_result
 
 EXAMPLES = """  admg interpolate --image a.png --image b.png --frames 8 --out way
@@ -30,7 +32,8 @@ class Options:
     seeds: two seeds A,B, for the first image of each
     label: name or number of the label of all frames; each label gets a row
     frames: number of images, both ends included
-    fit: how images of another size are fitted: scaled and cropped, or put on black (default: as in training, if known)
+    fit: how images of another size are fitted: scaled and cropped, or padded (default: as in training, if known)
+    value_range: values of black and white in the images
     out: folder of samples_NxHxWxC.npz and the pictures
     """
 
@@ -40,6 +43,7 @@ class Options:
     label: tuple[str, ...] = setting((), repeat=True, metavar="LABEL")
     frames: int = setting(8, min=2)
     fit: Fit | None = None
+    value_range: tuple[float, ...] = setting((), metavar="LOW,HIGH", dashes=True, default_text=RANGE_TEXT)
     out: str = setting("way", metavar="DIR")
     sampling: SamplingOptions = group(SamplingOptions)
     guidance: GuidanceOptions = group(GuidanceOptions)
@@ -47,6 +51,7 @@ class Options:
 
     def __post_init__(self) -> None:
         check(self)
+        check_value_range(self.value_range)
         if bool(self.image) == bool(self.seeds):
             raise ValueError("image or --seeds is required, and not both")
         if self.image and len(self.image) != 2:
@@ -63,7 +68,7 @@ def run(options: Options) -> None:
     if options.seeds:
         ends = (options.seeds[0], options.seeds[1])
     else:
-        ends, _ = load_images(options.image, model, options.fit)
+        ends, _ = load_images(options.image, model, options.fit, as_range(options.value_range))
     options.sampling.to_device(model, guides)
     done = generate_interpolation(
         model, ends, typed_labels(model, guides, options.label) or None, out=options.out, frames=options.frames,

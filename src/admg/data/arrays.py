@@ -1,4 +1,4 @@
-"""Files that hold a whole data set: IDX (the MNIST family) and NumPy's .npz -> uint8 (N, H, W, C) and labels (N,)."""
+"""Files that hold a whole data set: IDX (the MNIST family), NumPy's .npz and .npy -> (N, H, W, C) and labels (N,)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64, Shaped, UInt8
 
 from .errors import DataError
 
 Split = Literal["train", "test"]
-Arrays = tuple[UInt8[np.ndarray, "n h w c"], Int64[np.ndarray, " n"] | None]
+Arrays = tuple[Shaped[np.ndarray, "n h w c"], Int64[np.ndarray, " n"] | None]
 
 IDX_PREFIX: dict[Split, str] = {"train": "train", "test": "t10k"}
 
@@ -75,23 +75,29 @@ def open_idx(path: Path, labels: bool) -> Arrays:
     return images[..., None], values.astype(np.int64)
 
 
-def open_npz(path: Path, labels: bool) -> Arrays:
-    """Read an .npz with arr_0, uint8 (N, H, W), (N, H, W, 1) or (N, H, W, 3), and optionally arr_1, integers (N,)."""
+def open_arrays_file(path: Path, labels: bool) -> Arrays:
+    """Read an .npz with arr_0, (N, H, W) or (N, H, W, C), and optionally arr_1, integers (N,); or arr_0 as an .npy."""
+    images: np.ndarray | None
     try:
-        with np.load(path, allow_pickle=False) as file:  # an object array could run code: NumPy refuses it here
-            names = file.files
-            images = file["arr_0"] if "arr_0" in names else None
-            values = file["arr_1"] if "arr_1" in names and labels else None
+        file = np.load(path, allow_pickle=False)  # an object array could run code: NumPy refuses it here
+        if isinstance(file, np.ndarray):
+            names, images, values = ["arr_0"], file, None
+        else:
+            with file:
+                names = file.files
+                images = file["arr_0"] if "arr_0" in names else None
+                values = file["arr_1"] if "arr_1" in names and labels else None
     except (OSError, EOFError, ValueError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path} is not an .npz of plain arrays: {error}".replace("\n", " ")) from error
+        raise DataError(f"{path} is not an {path.suffix} of plain arrays: {error}".replace("\n", " ")) from error
     if images is None:
-        raise DataError(f"{path} has no arr_0 (it has {', '.join(names) or 'nothing'}): allowed is arr_0, uint8 images")
+        raise DataError(f"{path} has no arr_0 (it has {', '.join(names) or 'nothing'}): allowed is arr_0, the images")
     if images.ndim == 3:
         images = images[..., None]
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or not images.size:
+    numeric = np.issubdtype(images.dtype, np.integer) or np.issubdtype(images.dtype, np.floating)
+    if not numeric or images.ndim != 4 or not images.size or not channel_axes(images.shape)[1]:
         raise DataError(
-            f"{path} has arr_0 of type {images.dtype} and shape {images.shape}: allowed is uint8 of shape (N, H, W), "
-            f"(N, H, W, 1) or (N, H, W, 3) with N, H, W > 0"
+            f"{path} has arr_0 of type {images.dtype} and shape {images.shape}: allowed are numbers, best uint8, of "
+            f"shape (N, H, W) or (N, H, W, C) with N, H, W > 0 and fewer channels than pixels to a side"
         )
     if values is None:
         return images, None
@@ -103,6 +109,19 @@ def open_npz(path: Path, labels: bool) -> Arrays:
     if values.min() < 0:
         raise DataError(f"{path} has a label {values.min()} in arr_1: allowed are labels from 0 up")
     return images, values.astype(np.int64)
+
+
+def channel_axes(shape: tuple[int, ...]) -> tuple[bool, bool]:
+    """Return whether axis 1, and whether axis 3, of (N, C, H, W) or (N, H, W, C) can be that of the channels.
+
+    One and three channels can always be; if neither axis is that short, an axis shorter than the other two is.
+    """
+    if len(shape) != 4:
+        return False, False
+    first, last = shape[1] in (1, 3), shape[3] in (1, 3)
+    if first or last:
+        return first, last
+    return shape[1] < min(shape[2:]), shape[3] < min(shape[1:3])
 
 
 def _first(folder: Path, name: str) -> Path | None:

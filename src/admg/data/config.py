@@ -10,7 +10,12 @@ from admg.config import check, setting
 
 from .arrays import find_idx
 from .dataset import Dataset
+from .decoding import Frames
 from .layouts import open
+from .value_range import ValueRange
+
+Background = Literal["black", "white"]
+GREY_LEVELS: dict[Background, int] = {"black": 0, "white": 255}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,9 +24,13 @@ class DataConfig:
 
     data: Folder with a sub-folder per class, folder of files named label_name.png, folder of IDX files, or .npz file
     image_size: Side of the training images in pixels
-    fit: Fitting of other sizes: resize scales the shorter side to the image size, pad adds a black border
+    fit: Fitting of other sizes: resize scales the shorter side to the image size, pad adds a border
     crop: Position of the square that is cut out or, with --fit pad, of the image on its border
     flip: Mirror a random half of the images left to right
+    image_channels: Channels of the images, 1 or 3; 2 and 4 keep the transparency of files as a channel
+    value_range: Values of black and white in all images
+    frames: Frames of animations and pages of TIFF files: first uses the first of each file, all every one
+    background: Colour behind transparent pixels and around padded images
     split: Part of the data, where it has both
     strict: Stop at the first file that is not an image instead of skipping it
     """
@@ -31,11 +40,18 @@ class DataConfig:
     fit: Literal["resize", "pad"] = "resize"
     crop: Literal["center", "random"] = "center"
     flip: bool = False
+    image_channels: int | None = setting(None, min=1, default_text="1 if all images are grey, else 3; those of an .npz")
+    value_range: tuple[float, ...] = setting(
+        (), metavar="LOW,HIGH", dashes=True, default_text="by the type of the values, where that is clear"
+    )
+    frames: Frames = "first"
+    background: Background | None = setting(None, default_text="white behind; black around, if none is transparent")
     split: Literal["train", "test"] = "train"
     strict: bool = False
 
     def __post_init__(self) -> None:
         check(self)
+        check_value_range(self.value_range)
 
     def open(self) -> Dataset:
         """Open the images. Raises DataError if they cannot be used."""
@@ -45,6 +61,10 @@ class DataConfig:
             fit=self.fit,
             crop=self.crop,
             flip=self.flip,
+            channels=self.image_channels,
+            value_range=as_range(self.value_range),
+            frames=self.frames,
+            background=None if self.background is None else GREY_LEVELS[self.background],
             split=self.split,
             strict=self.strict,
         )
@@ -59,3 +79,14 @@ class DataConfig:
             return replace(plain, data=path).open()
         folder = Path(self.data).expanduser()
         return replace(plain, split="test").open() if folder.is_dir() and find_idx(folder, "test") else None
+
+
+def check_value_range(value_range: tuple[float, ...]) -> None:
+    """Raise ValueError unless this is empty, or two numbers in increasing order."""
+    if value_range and not (len(value_range) == 2 and value_range[0] < value_range[1]):
+        raise ValueError(f"value_range must be two numbers LOW,HIGH in increasing order, got {value_range}")
+
+
+def as_range(value_range: tuple[float, ...]) -> ValueRange | None:
+    """Return the values of black and white as `open` takes them: None if there are none."""
+    return (value_range[0], value_range[1]) if value_range else None

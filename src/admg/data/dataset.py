@@ -13,9 +13,10 @@ from jaxtyping import Float, Float32, Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
+from .decoding import Decoding
 from .errors import DataError, listed
 from .folder import read_image
-from .transforms import center_crop, pad, random_crop
+from .transforms import Pixels, center_crop, pad, random_crop
 
 Fit = Literal["resize", "pad"]
 Crop = Literal["center", "random"]
@@ -54,11 +55,13 @@ class Dataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
     images: files; or (N, H, W, C), uint8, or float32 in [-1, 1] if H and W are `image_size`
     image_size: side of the images that the data set returns, in pixels
-    channels: 1 or 3
+    channels: number of channels; one is repeated if this is 3
     labels: int64 (N,), or None if there are no labels
     label_names: names of the labels, in the order of their numbers
     fit, crop, flip: see `open`
     skipped: files of a folder that were left out, each with the reason
+    decoding: how files become pixels
+    frames: the frame of each file, or None for the first ones
     """
 
     images: Sequence[Path] | UInt8[np.ndarray, "n h w c"] | Float32[np.ndarray, "n s s c"]
@@ -70,6 +73,8 @@ class Dataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
     crop: Crop = "center"
     flip: bool = False
     skipped: list[tuple[Path, str]] = field(default_factory=list)
+    decoding: Decoding = field(default_factory=Decoding)
+    frames: Sequence[int] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -115,23 +120,22 @@ class Dataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
     def _fit(self, index: int, rng: np.random.Generator | None) -> UInt8[np.ndarray, "s s c"]:
         size, rng = self.image_size, rng if self.crop == "random" else None
+        image = self._image(index)
         if self.fit == "pad":
-            return pad(self._array(index), size, rng)
-        square = random_crop(self._image(index), size, rng) if rng else center_crop(self._image(index), size)
+            square = pad(np.asarray(image), size, rng, self.decoding.canvas)
+        else:
+            square = random_crop(image, size, rng) if rng else center_crop(image, size)
         array: UInt8[np.ndarray, "s s c"] = square.reshape(size, size, -1)
         return array
 
-    def _array(self, index: int) -> UInt8[np.ndarray, "h w c"]:
-        if isinstance(self.images, np.ndarray):
-            stored: UInt8[np.ndarray, "h w c"] = self.images[index]
-            return stored
-        array = np.asarray(self._image(index))
-        return array.reshape(*array.shape[:2], -1)
-
-    def _image(self, index: int) -> Image.Image:
-        if isinstance(self.images, np.ndarray):
-            return Image.fromarray(self.images[index].squeeze(-1) if self.images.shape[-1] == 1 else self.images[index])
-        return read_image(self.images[index]).convert("L" if self.channels == 1 else "RGB")
+    def _image(self, index: int) -> Pixels:
+        if not isinstance(self.images, np.ndarray):
+            frame = 0 if self.frames is None else self.frames[index]
+            return read_image(self.images[index], self.channels, self.decoding, frame)
+        image: UInt8[np.ndarray, "h w c"] = self.images[index]
+        if image.shape[-1] not in (1, 3):
+            return image
+        return Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
 
 
 def summary(dataset: ImageDataset) -> str:
@@ -144,8 +148,8 @@ def check_options(image_size: int | None, channels: int | None, fit: str, crop: 
     """Raise DataError if an option of a data set is not one of the allowed values."""
     if image_size is not None and image_size < 1:
         raise DataError(f"image_size is {image_size}: allowed are positive integers")
-    if channels not in (None, 1, 3):
-        raise DataError(f"channels is {channels}: allowed are 1, 3 and None")
+    if channels is not None and channels < 1:
+        raise DataError(f"channels is {channels}: allowed are positive integers and None")
     for name, value, allowed in (("fit", fit, Fit), ("crop", crop, Crop)):
         if value not in get_args(allowed):
             raise DataError(f"{name} is {value!r}: allowed are {' and '.join(map(repr, get_args(allowed)))}")

@@ -14,17 +14,18 @@ import numpy as np
 from jaxtyping import Int64
 from PIL import Image, UnidentifiedImageError
 
+from .decoding import Decoding, Kind
 from .errors import DataError, listed
-from .transforms import plain
+from .transforms import Pixels
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """A readable image file, with its mode and its size (width, height)."""
+    """A readable image file, with its size (width, height) and what its header says about its pixels."""
 
     path: Path
-    mode: str
     size: tuple[int, int]
+    kind: Kind
 
 
 def open_folder(root: Path, *, verify: bool, strict: bool) -> tuple[list[ImageFile], list[tuple[Path, str]]]:
@@ -52,13 +53,25 @@ def open_folder(root: Path, *, verify: bool, strict: bool) -> tuple[list[ImageFi
     return images, skipped
 
 
-def read_image(path: Path) -> Image.Image:
-    """Return the decoded image, upright and of mode "L" or "RGB". Raises DataError if it cannot be read."""
+def read_image(path: Path, channels: int | None = None, decoding: Decoding | None = None, frame: int = 0) -> Pixels:
+    """Return the decoded image, see `Decoding.pixels`. Raises DataError if it cannot be read or does not fit."""
     try:
         with Image.open(path) as image:
-            return plain(image)
+            if frame:
+                image.seek(frame)
+            return (decoding or Decoding()).pixels(image, channels)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
     except Exception as error:  # decoders raise many kinds: SyntaxError, struct.error, IndexError, ...
         raise DataError(f"{path} cannot be read as an image: {_reason(error)}") from error
+
+
+def read_kind(path: Path) -> tuple[Kind, tuple[int, int]]:
+    """Return what the header of an image says about its pixels, and its size. Raises DataError if it is no image."""
+    found = _check(path, verify=False)
+    if isinstance(found, str):
+        raise DataError(f"{path} cannot be read as an image: {found}")
+    return found.kind, found.size
 
 
 def label_names_of(root: Path, paths: Sequence[Path]) -> list[str] | None:
@@ -116,9 +129,9 @@ def _files(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
 def _check(path: Path, verify: bool) -> ImageFile | str:
     try:
         with Image.open(path) as image:
-            found = ImageFile(path, image.mode, image.size)
+            found = ImageFile(path, image.size, Kind.of(image))
             if verify:
-                plain(image)  # decodes all of it
+                image.load()  # decodes all of it
             return found
     except Exception as error:  # as in read_image
         return _reason(error)

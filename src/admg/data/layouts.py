@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
-from jaxtyping import Int64, Shaped
+from jaxtyping import Float32, Int64, Shaped, UInt8
 from PIL import Image
 
-from .arrays import Split, find_idx, open_idx, open_npz
+from .arrays import Split, find_idx, open_arrays_file, open_idx
 from .dataset import Crop, Dataset, Fit, check_options
+from .decoding import Decoding, Frames, choose_decoding, note_frames
 from .errors import DataError, listed
 from .folder import ImageFile, label_names_of, number_labels, open_folder
-from .transforms import GREY_MODES, check_pad
+from .transforms import check_pad
+from .value_range import ValueRange, infer_range, to_8_bits, to_signed
 
 FASHION_MNIST_LABELS = (
     "T-shirt/top",
@@ -41,6 +43,10 @@ def open(
     flip: bool = False,
     labels: bool = True,
     label_names: Sequence[str] | None = None,
+    value_range: ValueRange | None = None,
+    wide_range: ValueRange | None = None,
+    frames: Frames = "first",
+    background: int | None = None,
     split: Split = "train",
     strict: bool = False,
     verify: bool = True,
@@ -52,17 +58,26 @@ def open(
       get the numbers. If no file name has an underscore, there are no labels.
     - A folder of IDX files (the MNIST family), from which `split` picks "train" or "test"; or one IDX file of images,
       with its labels file beside it.
-    - An .npz with arr_0, uint8 (N, H, W[, C]), and optionally arr_1, integer labels (N,).
+    - An .npz with arr_0, images (N, H, W[, C]), and optionally arr_1, integer labels (N,); or an .npy of images.
 
     image_size: side of the data set's images in pixels; by default that of the stored images, if all are square and of
         one size.
-    channels: 1 or 3; by default 1 if every stored image is grey, else 3.
-    fit: "resize" scales the shorter side to `image_size`; "pad" puts smaller images on a black canvas.
+    channels: number of channels. By default that of an .npz; for files 1 if every image is grey, else 3. With 2 or 4,
+        the transparency of grey or colour files is a channel of its own; else they are put on white.
+    fit: "resize" scales the shorter side to `image_size`; "pad" puts smaller images on a canvas.
     crop: "center", or "random": a random square with fit="resize", a random place on the canvas with fit="pad".
     flip: mirror a random half of the images left to right.
     labels: False leaves labels out.
     label_names: names of the labels, in the order of their numbers. For a folder they fix the numbers, which helps if a
         part of the data lacks a class.
+    value_range: values of black and white in all images; by default 0 and 255 in 8 bits, 0 and 65535 in 16 bits if some
+        value needs the highest bit, and (0, 1) or (-1, 1) in floats that clearly have this range. Other types of
+        numbers need it. There is one range for the whole data set. Files are rounded to 8 bits.
+    wide_range: values of black and white in images of more than 8 bits alone, if `value_range` is not given, such as
+        those that a model was trained with.
+    frames: "first" takes the first frame or page of a file with several, and warns; "all" takes every one as an image.
+    background: grey level behind transparent pixels and around padded images; by default white behind, and black
+        around images if none is transparent, else white.
     strict: raise an error for a file in a folder that is not an image, instead of listing it in `Dataset.skipped`.
     verify: decode every image of a folder now; False reads only its header.
 
@@ -81,42 +96,57 @@ def open(
     check_options(image_size, channels, fit, crop)
     if split not in get_args(Split):
         raise DataError(f"split is {split!r}: allowed are {' and '.join(map(repr, get_args(Split)))}")
+    if frames not in get_args(Frames):
+        raise DataError(f"frames is {frames!r}: allowed are {' and '.join(map(repr, get_args(Frames)))}")
+    if background is not None and not 0 <= background <= 255:
+        raise DataError(f"background is {background}: allowed are grey levels from 0 to 255")
     path = Path(path).expanduser()
     if not path.exists():
-        raise DataError(f"{path} does not exist: allowed is a folder of images or IDX files, an IDX file or an .npz")
+        raise DataError(
+            f"{path} does not exist: allowed is a folder of images or IDX files, an IDX file, an .npz or an .npy"
+        )
     names = checked_names(label_names)
     file = find_idx(path, split) if path.is_dir() else path
     if file is None:
-        dataset = _open_folder(path, image_size, channels, fit, labels, names, strict=strict, verify=verify)
+        images, skipped = open_folder(path, verify=verify, strict=strict)
+        kinds = [(image.path, image.kind) for image in images]
+        if frames == "first":
+            note_frames(kinds, path)
+        padded = fit == "pad"
+        ranges = {"value_range": value_range, "wide_range": wide_range}
+        decoding = choose_decoding(kinds, path, **ranges, background=background, padded=padded)
+        dataset = _open_folder(path, images, image_size, channels, fit, labels, names, frames)
+        dataset = replace(dataset, skipped=skipped, decoding=decoding)
     else:
-        dataset = _open_arrays(file, image_size, channels, fit, labels, names)
+        dataset = _open_arrays(
+            file, image_size, channels, fit, crop, labels, names, value_range, wide_range, background
+        )
     return replace(dataset, fit=fit, crop=crop, flip=flip)
 
 
 def _open_folder(
     root: Path,
+    images: Sequence[ImageFile],
     image_size: int | None,
     channels: int | None,
     fit: Fit,
     labels: bool,
     names: tuple[str, ...] | None,
-    *,
-    strict: bool,
-    verify: bool,
+    frames: Frames,
 ) -> Dataset:
-    images, skipped = open_folder(root, verify=verify, strict=strict)
     size = _common_size(images, root) if image_size is None else image_size
     if fit == "pad":
         for image in images:
             check_pad(*image.size, size, image.path)
-    paths = tuple(image.path for image in images)
-    grey = all(image.mode in GREY_MODES for image in images)
-    channels = channels if channels is not None else 1 if grey else 3
+    channels = channels if channels is not None else max(image.kind.channels for image in images)
+    shown = [(image.path, frame) for image in images for frame in range(image.kind.frames if frames == "all" else 1)]
+    paths, numbers_of_frames = tuple(path for path, _ in shown), tuple(frame for _, frame in shown)
     found = label_names_of(root, paths) if labels else None
+    dataset = Dataset(paths, size, channels, frames=numbers_of_frames if any(numbers_of_frames) else None)
     if found is None:
-        return Dataset(paths, size, channels, skipped=skipped)
+        return dataset
     numbers, names = number_labels(found, names)
-    return Dataset(paths, size, channels, numbers, names, skipped=skipped)
+    return replace(dataset, labels=numbers, label_names=names)
 
 
 def _common_size(images: Sequence[ImageFile], root: Path) -> int:
@@ -130,28 +160,83 @@ def _common_size(images: Sequence[ImageFile], root: Path) -> int:
 
 
 def _open_arrays(
-    file: Path, image_size: int | None, channels: int | None, fit: Fit, labels: bool, names: tuple[str, ...] | None
+    file: Path,
+    image_size: int | None,
+    channels: int | None,
+    fit: Fit,
+    crop: Crop,
+    labels: bool,
+    names: tuple[str, ...] | None,
+    value_range: ValueRange | None,
+    wide_range: ValueRange | None,
+    background: int | None,
 ) -> Dataset:
-    images, numbers = open_npz(file, labels) if file.suffix.lower() == ".npz" else open_idx(file, labels)
+    whole = file.suffix.lower() in (".npz", ".npy")
+    images, numbers = open_arrays_file(file, labels) if whole else open_idx(file, labels)
     height, width, stored = map(int, images.shape[1:])
     if image_size is None and width != height:
         raise DataError(f"{file} has images of {width}x{height}: give image_size, since they are not square")
     size = height if image_size is None else image_size
     if fit == "pad":
         check_pad(width, height, size, f"every image of {file}")
-    channels = stored if channels is None else channels
-    images = to_channels(images, channels)
+    channels, name = stored if channels is None else channels, f"the images in {file}"
+    found = range_in(images, value_range, wide_range, what=name)
+    images = prepared(images, size, channels, found, zooms=fit == "resize" and crop == "random", what=name)
+    decoding = Decoding(value_range, found, background)
     if numbers is None:
-        return Dataset(images, size, channels)
+        return Dataset(images, size, channels, decoding=decoding)
     if names is None and _is_fashion_mnist(file):
         names = FASHION_MNIST_LABELS
-    return Dataset(images, size, channels, numbers, names_for(numbers, names, file))
+    return Dataset(images, size, channels, numbers, names_for(numbers, names, file), decoding=decoding)
 
 
-def to_channels(images: Shaped[np.ndarray, "n h w c"], channels: int) -> Shaped[np.ndarray, "n h w c2"]:
-    """Convert 8-bit colour images to grey if there is to be one channel. `Dataset` repeats the channel of grey ones."""
-    if channels >= images.shape[3]:
+def range_in(
+    images: Shaped[np.ndarray, "n h w c"],
+    value_range: ValueRange | None,
+    wide_range: ValueRange | None = None,
+    what: str = "the images",
+) -> ValueRange | None:
+    """Return the values of black and white of an array, None for 0 and 255 of 8 bits. Raises DataError if unclear."""
+    if images.dtype == np.uint8:
+        return None if value_range == (0, 255) else value_range
+    return value_range or wide_range or infer_range(images, what)
+
+
+def prepared(
+    images: Shaped[np.ndarray, "n h w c"],
+    size: int,
+    channels: int,
+    value_range: ValueRange | None = None,
+    *,
+    zooms: bool = False,
+    what: str = "the images",
+) -> UInt8[np.ndarray, "n h w c2"] | Float32[np.ndarray, "n s s c"]:
+    """Return images as `Dataset` holds them: 8 bits, or float32 in [-1, 1] if nothing is resampled or converted.
+
+    value_range: values of black and white, see `range_in`
+    zooms: whether images of the right size are resampled as well
+    Raises DataError if values are outside of the range, or if the channels do not fit.
+    """
+    if value_range is not None:
+        if images.shape[1:3] != (size, size) or zooms or channels != images.shape[3]:
+            images = to_8_bits(images, value_range, what)
+        else:
+            images = to_signed(images, value_range, what)
+    return to_channels(images, channels, what)
+
+
+def to_channels(
+    images: Shaped[np.ndarray, "n h w c"], channels: int, what: str = "the images"
+) -> Shaped[np.ndarray, "n h w c2"]:
+    """Convert 8-bit colour images to grey if there is to be one channel. `Dataset` repeats the channel of grey ones.
+
+    Raises DataError for any other change of the number of channels.
+    """
+    if channels == images.shape[3] or (channels == 3 and images.shape[3] == 1):
         return images
+    if (images.shape[3], channels) != (3, 1):
+        stored = f"{images.shape[3]} channel{'s' if images.shape[3] > 1 else ''}"
+        raise DataError(f"{what} have {stored}, and channels is {channels}: only grey and colour are converted")
     return np.stack([np.asarray(Image.fromarray(image).convert("L"))[..., None] for image in images])
 
 

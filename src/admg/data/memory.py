@@ -9,12 +9,14 @@ import numpy as np
 from jaxtyping import Int64, Shaped
 from torch import Tensor
 
+from .arrays import channel_axes
 from .dataset import Crop, Dataset, Fit, check_options
+from .decoding import Decoding
 from .errors import DataError
 from .folder import number_labels
-from .layouts import checked_names, names_for, to_channels
+from .layouts import checked_names, names_for, prepared, range_in
 from .transforms import check_pad
-from .value_range import ValueRange, infer_range, to_signed
+from .value_range import ValueRange
 
 
 def from_arrays(
@@ -31,18 +33,18 @@ def from_arrays(
 ) -> Dataset:
     """Return a data set of images in memory.
 
-    images: (N, H, W), (N, H, W, C) or (N, C, H, W) with C = 1 or 3, as uint8 or floats. Where the shape allows both
-        orders, the channels of an array are last and those of a tensor are first.
+    images: (N, H, W), (N, H, W, C) or (N, C, H, W), of any type of numbers. C is 1, 3 or less than H and W. Where the
+        shape allows both orders, the channels of an array are last and those of a tensor are first.
     labels: (N,) integers from 0 up, or names; None: no labels.
     image_size: side of the data set's images; by default that of the given images, which must be square then.
-    channels: 1 or 3; by default as given.
+    channels: 1 or 3, to make colour images grey or the reverse; by default as given.
     label_names: names of the labels, in the order of their numbers; by default the numbers, or the sorted names.
-    value_range: values of black and white in float images; by default (0, 1) or (-1, 1) if the images clearly have
-        this range. 8-bit images always range from 0 to 255.
+    value_range: values of black and white; by default 0 and 255 in 8 bits, 0 and 65535 in 16 bits if some value needs
+        the highest bit, and (0, 1) or (-1, 1) in floats that clearly have this range. Other types need it.
     fit, crop, flip: see `open`.
 
-    Float images are kept as they are if they have the size and the channels of the data set. Otherwise they are
-    rounded to 8 bits before they are resampled. Raises DataError if the range is ambiguous or anything does not fit.
+    Images of more than 8 bits are kept as floats if they have the size and the channels of the data set. Otherwise they
+    are rounded to 8 bits before they are resampled. Raises DataError if the range or anything else does not fit.
 
     Example::
 
@@ -63,30 +65,29 @@ def from_arrays(
     check_options(size, channels, fit, crop)
     if fit == "pad":
         check_pad(int(array.shape[2]), int(array.shape[1]), size, "every image")
-    if array.dtype != np.uint8:
-        array = to_signed(array, value_range or infer_range(array))
-        zooms = fit == "resize" and crop == "random"
-        if array.shape[1:3] != (size, size) or zooms or channels not in (None, array.shape[3]):
-            array = ((array + 1) * 127.5).round().astype(np.uint8)
     channels = int(array.shape[3]) if channels is None else channels
-    array = to_channels(array, channels)
+    value_range = range_in(array, value_range)
+    array = prepared(array, size, channels, value_range, zooms=fit == "resize" and crop == "random")
     numbers, names = numbered(labels, checked_names(label_names), len(array))
-    return Dataset(array, size, channels, numbers, names, fit=fit, crop=crop, flip=flip)
+    decoding = Decoding(wide_range=value_range)
+    return Dataset(array, size, channels, numbers, names, fit=fit, crop=crop, flip=flip, decoding=decoding)
 
 
 def channels_last(images: Any) -> Shaped[np.ndarray, "n h w c"]:
-    """Return (N, H, W, C), uint8 or floating point. Raises DataError for another type or shape."""
+    """Return (N, H, W, C), integers or floating point. Raises DataError for another type or shape."""
     channels_first = isinstance(images, Tensor)
     array = images.detach().cpu().numpy() if isinstance(images, Tensor) else np.asarray(images)
-    if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
-        raise DataError(f"the images are of type {array.dtype}: allowed are uint8, and floats in [0, 1] or [-1, 1]")
+    if not np.issubdtype(array.dtype, np.integer) and not np.issubdtype(array.dtype, np.floating):
+        raise DataError(f"the images are of type {array.dtype}: allowed are uint8, other integers and floats")
+    if array.ndim == 3 and array.shape[2] <= 4 < min(array.shape[:2]):
+        raise DataError(f"the images have shape {array.shape}, which looks like one image (H, W, C): use images[None]")
     if array.ndim == 3:
         array = array[..., None]
-    first, last = (array.ndim == 4 and array.shape[axis] in (1, 3) for axis in (1, 3))
+    first, last = channel_axes(array.shape)
     if not array.size or not (first or last):
         raise DataError(
             f"the images have shape {tuple(array.shape)}: allowed are (N, H, W), (N, H, W, C) and (N, C, H, W) with "
-            f"1 or 3 channels and N, H, W > 0"
+            f"N, H, W > 0, and C is 1, 3 or less than H and W"
         )
     return array.transpose(0, 2, 3, 1) if first and (channels_first or not last) else array
 

@@ -16,11 +16,12 @@ from PIL import Image
 from torch import Tensor
 
 from .dataset import Batch, ImageDataset, Seed, check_options, summary
+from .decoding import WIDE_MODES, Decoding, wide_array
 from .errors import DataError
 from .layouts import checked_names
 from .memory import channels_last
-from .transforms import center_crop, plain
-from .value_range import ValueRange, infer_range, to_signed
+from .transforms import center_crop
+from .value_range import ValueRange, check_range, infer_range, to_8_bits, to_signed
 
 PROBED = 16
 """Number of items that are read to learn the size and the value range of the images."""
@@ -37,15 +38,14 @@ def from_dataset(
     """Return a data set for training from any map-style `torch.utils.data.Dataset`.
 
     dataset: has `len()`, and item i is (image, label), or the image alone if there are no labels. The image is a PIL
-        image, a uint8 or float tensor (C, H, W), or such an array (H, W, C). The label is an integer from 0 up. A data
-        set that `open` or `from_arrays` made is returned as it is.
-    image_size: side of the images in pixels; by default that of the first image. PIL and uint8 images of another size
-        are scaled and cropped; float images must have this size.
-    channels: 1 or 3; by default that of the first image.
+        image, a tensor (C, H, W) of any type of numbers, or such an array (H, W, C). The label is an integer from 0 up.
+        A data set that `open` or `from_arrays` made is returned as it is.
+    image_size: side of the images in pixels; by default that of the first image. PIL images and integers of another
+        size are scaled and cropped; floats must have this size.
+    channels: by default that of the first image; 2 and 4 keep the transparency of PIL images as a channel.
     label_names: names of the labels, in the order of their numbers; by default the attribute `classes` of the data set
         or else the numbers. The largest number is found in the attribute `targets`, or by reading every item once.
-    value_range: values of black and white in float images; by default (0, 1) or (-1, 1), if the first images clearly
-        have this range.
+    value_range: values of black and white, see `from_arrays`; by default found from the first images.
 
     The items' random transforms may draw from the global generators of torch, NumPy and Python: these are seeded for
     each batch, so that a resumed run reads the same images, and restored afterwards. Raises DataError, which is a
@@ -72,29 +72,35 @@ def from_dataset(
     count = len(dataset)
     if not count:
         raise DataError(f"the {type(dataset).__name__} is empty")
-    probes = [_read(dataset, i * count // min(count, PROBED)) for i in range(min(count, PROBED))]
+    probes = [_read(dataset, i * count // min(count, PROBED), channels) for i in range(min(count, PROBED))]
     first = probes[0][0]
     if image_size is None and first.shape[0] != first.shape[1]:
         raise DataError(f"the first image is {first.shape[1]}x{first.shape[0]}, not square: give image_size")
-    floats = [image.ravel() for image, _ in probes if image.dtype != np.uint8]
-    if floats and value_range is None:
-        value_range = infer_range(np.concatenate(floats))
+    stated = value_range is not None
+    if value_range is None:
+        value_range = _inferred_range([image for image, _ in probes])
+    else:
+        check_range(value_range)
     names = checked_names(label_names)
     if names is None:
         names = () if all(label is None for _, label in probes) else _label_names(dataset)
     channels = first.shape[2] if channels is None else channels
-    return TorchDataset(dataset, image_size or first.shape[0], channels, names, value_range)
+    return TorchDataset(dataset, image_size or first.shape[0], channels, names, value_range, stated)
 
 
 @dataclass(eq=False, repr=False)
 class TorchDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
-    """A map-style data set of (image, label) as square images in [-1, 1]. `from_dataset` returns one."""
+    """A map-style data set of (image, label) as square images in [-1, 1]. `from_dataset` returns one.
+
+    value_range: values of black and white; those of 8-bit images are 0 and 255 unless it was `stated`
+    """
 
     dataset: Any
     image_size: int
     channels: int
     label_names: tuple[str, ...] = ()
     value_range: ValueRange | None = None
+    stated: bool = False
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -112,24 +118,29 @@ class TorchDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
         Random transforms of the items follow from the first seed; without seeds they are the same each time.
         """
         with _seeded(seeds[0] if seeds else 0):
-            items = [_read(self.dataset, index) for index in indices]
+            items = [_read(self.dataset, index, self.channels) for index in indices]
         x = np.stack([self._fitted(image, index) for (image, _), index in zip(items, indices)])
         y = [self._checked(label, index) for (_, label), index in zip(items, indices)]
         return torch.from_numpy(x), torch.tensor(y)
 
     def _fitted(self, image: Shaped[np.ndarray, "h w c"], index: int) -> Float32[np.ndarray, "c s s"]:
-        size = self.image_size
+        size, what = self.image_size, f"the image of item {index}"
+        resizes = image.shape[:2] != (size, size) and np.issubdtype(image.dtype, np.integer)
+        if self.value_range and (self.stated if image.dtype == np.uint8 else resizes):
+            image = to_8_bits(image, self.value_range, what)
         if image.dtype == np.uint8:
             image = _resized(image, size, self.channels).astype(np.float32) / np.float32(127.5) - 1
         elif self.value_range is None:
-            raise DataError(f"item {index} is an image of floats, though the first ones are uint8: state value_range")
+            raise DataError(
+                f"item {index} is an image of {image.dtype}, though the first ones are uint8: state value_range"
+            )
         else:
-            image = to_signed(image, self.value_range, f"the image of item {index}")
-        if image.shape[:2] != (size, size) or image.shape[2] > self.channels:
+            image = to_signed(image, self.value_range, what)
+        if image.shape[:2] != (size, size) or image.shape[2] not in (self.channels, 1 if self.channels == 3 else 0):
             height, width, channels = image.shape
             raise DataError(
                 f"item {index} is an image of {channels}x{height}x{width}: allowed is {self.channels}x{size}x{size}; "
-                f"only PIL and uint8 images are resized"
+                f"only PIL images and integers are resized"
             )
         return np.ascontiguousarray(np.broadcast_to(image.transpose(2, 0, 1), (self.channels, size, size)))
 
@@ -141,31 +152,49 @@ class TorchDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
         return label
 
 
+def _inferred_range(images: Sequence[Shaped[np.ndarray, "h w c"]]) -> ValueRange | None:
+    """Return the range of the images that have more than 8 bits, None if there are none. Raises DataError."""
+    wide = [image.ravel() for image in images if image.dtype != np.uint8]
+    return infer_range(np.concatenate(wide)) if wide else None
+
+
 def _resized(image: UInt8[np.ndarray, "h w c"], size: int, channels: int) -> UInt8[np.ndarray, "s s c"]:
-    if image.shape[:2] == (size, size) and image.shape[2] <= channels:
+    converts = image.shape[2] == 3 and channels == 1
+    if image.shape[:2] == (size, size) and not converts:
         return image
+    if image.shape[2] not in (1, 3):
+        return center_crop(image, size)
     pil = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
-    return center_crop(pil.convert("L") if channels == 1 else pil, size).reshape(size, size, -1)
+    return center_crop(pil.convert("L") if converts else pil, size).reshape(size, size, -1)
 
 
-def _read(dataset: Any, index: int) -> tuple[Shaped[np.ndarray, "h w c"], int | None]:
-    """Return the image, uint8 or floats, and the label of an item. Raises DataError if it is not such a pair."""
+def _read(dataset: Any, index: int, channels: int | None = None) -> tuple[Shaped[np.ndarray, "h w c"], int | None]:
+    """Return the image, of any type of numbers, and the label of an item. Raises DataError if it is not such a pair.
+
+    channels: number of channels, if it is known
+    """
     item = dataset[index]
     image, *rest = item if isinstance(item, tuple | list) else (item,)
     if len(rest) > 1:
         raise DataError(f"item {index} has {len(item)} parts: allowed is (image, label), or the image alone")
-    if isinstance(image, Image.Image):
-        image = np.asarray(plain(image))
-    if not isinstance(image, Tensor | np.ndarray):
+    if not isinstance(image, Tensor | np.ndarray | Image.Image):
         raise DataError(
             f"item {index} is a {type(item).__name__}, not (image, label): the image must be a PIL image, a tensor or "
             f"an array, got {type(image).__name__}"
         )
     try:
+        image = _of_pil(image, channels) if isinstance(image, Image.Image) else image
         pixels = channels_last(image[None])[0]
     except DataError as error:
         raise DataError(f"item {index}: {error} (with N = 1 for one image)") from None
     return pixels, _label(rest[0], index) if rest else None
+
+
+def _of_pil(image: Image.Image, channels: int | None) -> Shaped[np.ndarray, "h w c"]:
+    if image.mode in WIDE_MODES:
+        return wide_array(image)[..., None]
+    array = np.asarray(Decoding().pixels(image, channels if channels in (2, 4) else None))
+    return array.reshape(*array.shape[:2], -1)
 
 
 def _label(label: Any, index: int) -> int | None:

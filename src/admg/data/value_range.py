@@ -1,9 +1,9 @@
-"""The value range of float images: inferred where that is safe, checked always."""
+"""The values of black and white: inferred where that is safe, checked always."""
 
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Shaped, UInt8
 
 from .errors import DataError
 
@@ -11,40 +11,97 @@ ValueRange = tuple[float, float]
 """The values of black and white."""
 
 ROUNDING = 1e-3
-"""Excess over the range, as a share of it, that is taken for rounding and clipped."""
+"""Excess over the range of floats, as a share of it, that is taken for rounding and clipped."""
 
 
 def infer_range(images: Shaped[np.ndarray, ...], what: str = "the images") -> ValueRange:
-    """Return (0, 1) or (-1, 1), whichever the float images clearly have.
+    """Return the values of black and white in images of any type, where the type and the values make them clear.
 
-    Images in [0, 1] have no negative value and reach above 0.5; images in [-1, 1] reach below -0.5. Raises DataError
-    for anything else, for example 0 to 255, or a few negative values left by a resampling filter.
+    See `clear_range`. Raises DataError if they are not clear.
     """
-    low, high = extremes(images, what)
-    if low >= 0 and 0.5 < high <= 1 + ROUNDING:
-        return 0.0, 1.0
-    if -1 - 2 * ROUNDING <= low < -0.5 and high <= 1 + 2 * ROUNDING:
-        return -1.0, 1.0
+    return clear_range(images.dtype, *extremes(images, what), what)
+
+
+def clear_range(dtype: np.dtype, low: float, high: float, what: str) -> ValueRange:
+    """Return the values of black and white of images of this type that range from `low` to `high`.
+
+    8 bits always range from 0 to 255. 16 bits without a sign range from 0 to 65535 if some value needs the highest bit:
+    cameras and scanners store 10, 12 or 14 bits in 16. Floats in [0, 1] have no negative value and reach above 0.5;
+    floats in [-1, 1] reach below -0.5. Raises DataError for anything else, for example floats from 0 to 255, or a few
+    negative values left by a resampling filter.
+    """
+    if dtype == np.uint8:
+        return 0, 255
+    if np.issubdtype(dtype, np.floating):
+        if low >= 0 and 0.5 < high <= 1 + ROUNDING:
+            return 0.0, 1.0
+        if -1 - 2 * ROUNDING <= low < -0.5 and high <= 1 + 2 * ROUNDING:
+            return -1.0, 1.0
+        raise DataError(
+            f"{what} are floats from {low:.4g} to {high:.4g}, which is neither clearly [0, 1] nor clearly [-1, 1]: "
+            f"state the values of black and white as value_range (--value-range LOW,HIGH)"
+        )
+    if dtype == np.uint16 and high > 32767:
+        return 0, 65535
+    state = f"state the values of black and white as value_range (--value-range LOW,HIGH), such as {usual(low, high)}"
+    if dtype == np.uint16:
+        raise DataError(
+            f"{what} are of type uint16 with values from {low:g} to {high:g}, which may be dark or have fewer "
+            f"bits than 16: {state} or 0,65535"
+        )
     raise DataError(
-        f"{what} are floats from {low:.4g} to {high:.4g}, which is neither clearly [0, 1] nor clearly [-1, 1]: state "
-        f"value_range=(0, 1), (-1, 1) or the values of black and white, or use uint8"
+        f"{what} are of type {dtype}: allowed are uint8, and floats in [0, 1] or [-1, 1]; else, since they range from "
+        f"{low:g} to {high:g}, {state}"
     )
+
+
+def usual(low: float, high: float) -> str:
+    """Return a range that integers from `low` to `high` often have, as it is typed."""
+    if low >= 0:
+        bits = max(8, int(high).bit_length() + int(high).bit_length() % 2)  # sensors have 8, 10, 12 or 14 bits
+        return f"0,{2**bits - 1}"
+    return f"{low:g},{high:g}"
+
+
+def check_range(value_range: ValueRange) -> None:
+    """Raise DataError unless the range is two finite numbers in increasing order."""
+    if len(value_range) != 2 or not np.isfinite(value_range).all() or not value_range[1] > value_range[0]:
+        raise DataError(f"value_range is {value_range}: allowed are the values of black and white, such as (0, 1)")
 
 
 def to_signed(
     images: Shaped[np.ndarray, "*shape"], value_range: ValueRange, what: str = "the images"
 ) -> Float[np.ndarray, "*shape"]:
-    """Map float images from their range to float32 in [-1, 1]. Raises DataError if a value is outside of the range."""
+    """Map images from their range to float32 in [-1, 1]. Raises DataError if a value is outside of the range."""
+    check_inside(images, value_range, what)
     black, white = value_range
-    if not white > black:
-        raise DataError(f"value_range is {value_range}: allowed are the values of black and white, such as (0, 1)")
-    low, high = extremes(images, what)
-    slack = ROUNDING * (white - black)
-    if low < black - slack or high > white + slack:
-        raise DataError(f"values of {what} range from {low:.4g} to {high:.4g}, outside of [{black:g}, {white:g}]")
     if (black, white) == (-1, 1):
         return images.astype(np.float32).clip(-1, 1)
     return ((images.astype(np.float64) - black) * (2 / (white - black)) - 1).clip(-1, 1).astype(np.float32)
+
+
+def to_8_bits(
+    images: Shaped[np.ndarray, "*shape"], value_range: ValueRange, what: str = "the images"
+) -> UInt8[np.ndarray, "*shape"]:
+    """Map images from their range to 0..255, rounded. Raises DataError if a value is outside of the range."""
+    check_inside(images, value_range, what)
+    black, white = value_range
+    values = (images.astype(np.float64) - black) * (255 / (white - black))
+    return values.clip(0, 255).round().astype(np.uint8)
+
+
+def check_inside(images: Shaped[np.ndarray, ...], value_range: ValueRange, what: str) -> None:
+    """Raise DataError if a value is not finite or outside of the range."""
+    check_extremes(images.dtype, *extremes(images, what), value_range, what)
+
+
+def check_extremes(dtype: np.dtype, low: float, high: float, value_range: ValueRange, what: str) -> None:
+    """Raise DataError if values of this type from `low` to `high` are outside of the range."""
+    check_range(value_range)
+    black, white = value_range
+    slack = ROUNDING * (white - black) if np.issubdtype(dtype, np.floating) else 0
+    if low < black - slack or high > white + slack:
+        raise DataError(f"values of {what} range from {low:.6g} to {high:.6g}, outside of [{black:g}, {white:g}]")
 
 
 def extremes(images: Shaped[np.ndarray, ...], what: str) -> tuple[float, float]:

@@ -15,6 +15,7 @@ from torch import nn
 
 from admg.config import did_you_mean
 from admg.data.arrays import Split
+from admg.data.value_range import ValueRange
 from admg.engine.device import Processes, choose_device
 from admg.userfile import load_object
 
@@ -45,6 +46,7 @@ def evaluate(
     num: int | None = None,
     num_reference: int | None = None,
     fit: Fit | None = None,
+    value_range: ValueRange | None = None,
     split: Split = "test",
     interval: bool = True,
     infinite: bool = False,
@@ -72,6 +74,7 @@ def evaluate(
     label_classifier: a classifier for the label accuracy of samples with labels; see `load_label_classifier`
     num, num_reference: numbers of images, spread evenly over all; by default all
     fit: how reference images of another size are fitted to that of the samples: "resize" or "pad"
+    value_range: values of black and white in a folder of reference images; by default as `admg.data.open` finds them
     split: "train" or "test", of data that have both
     interval: whether to compute intervals, over the draw of the samples
     infinite: whether to add FID extrapolated to infinitely many samples
@@ -93,7 +96,7 @@ def evaluate(
     if cache is False and processes.count > 1:
         raise ValueError("cache cannot be off with several processes, which share features through it")
     ours = one_size(as_source(samples, "the samples", labels=label_classifier is not None, split=split).spread(num))
-    theirs = as_source(reference, "the reference", split=split).spread(num_reference)
+    theirs = as_source(reference, "the reference", split=split, value_range=value_range).spread(num_reference)
     if ours.size is not None:
         theirs = theirs.fitted(ours.size, fit)
     network = networks.load(features, weights).to(choose_device(device, processes.local_rank))

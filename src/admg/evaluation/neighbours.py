@@ -12,6 +12,7 @@ from PIL import Image
 from torch import nn
 
 from admg.data.arrays import Split
+from admg.data.value_range import ValueRange
 from admg.engine.device import Processes, choose_device
 from admg.generation.contact_sheet import sheet
 from admg.generation.images import save_png
@@ -81,6 +82,7 @@ def neighbours(
     k: int = 5,
     closest: bool = False,
     fit: Fit | None = None,
+    value_range: ValueRange | None = None,
     split: Split = "train",
     weights: str | None = None,
     batch_size: int = 50,
@@ -103,6 +105,7 @@ def neighbours(
     k: number of training images for each sample
     closest: whether to take the `num` samples out of all that are closest to a training image
     fit, split, weights, batch_size, device, cache, progress: see `evaluate`
+    value_range: values of black and white in a folder of training images; by default as `admg.data.open` finds them
     processes: the place of this process among those that share the work; processes other than the first return no rows
     Raises ValueError if k or num are out of range, or if sources, network and options do not fit together.
     """
@@ -114,7 +117,7 @@ def neighbours(
         raise ValueError("cache cannot be off with several processes, which share features through it")
     ours = one_size(as_source(samples, "the samples", split=split))
     ours = ours if closest else ours.spread(max(2, num))
-    theirs = as_source(training, "the training images", split=split).spread(num_training)
+    theirs = as_source(training, "the training images", split=split, value_range=value_range).spread(num_training)
     for source in (ours, theirs):
         if source.images is None:
             raise ValueError(f"{source.name} holds statistics and no images")

@@ -18,9 +18,11 @@ from admg.checkpoints import loading
 from admg.checkpoints.model import Model
 from admg.data import Dataset
 from admg.data.arrays import Split
+from admg.data.value_range import ValueRange
 from admg.engine.device import choose_device
 from admg.engine.precision import Precision
 from admg.files import atomic
+from admg.generation.starts import TrainedReading
 
 from .likelihood import BitsPerDim, Term, gather, terms
 from .progress import Show, Update, track
@@ -172,6 +174,7 @@ def nll(
     num: int | None = 1000,
     fit: Fit | None = None,
     split: Split = "test",
+    value_range: ValueRange | None = None,
     unconditional: bool = False,
     steps: int | str | None = None,
     seed: int = 0,
@@ -190,8 +193,10 @@ def nll(
     model: a model, its name or its folder
     data: a folder of images or IDX files, an .npz, or a data set in the size of the model
     num: number of images, spread evenly over the data; None: all
-    fit: how images smaller than the model's are fitted: "resize" enlarges them, "pad" adds a black border
+    fit: how images smaller than the model's are fitted: "resize" enlarges them, "pad" adds a border
     split: "train" or "test", of data that have both
+    value_range: values of black and white; by default as in training, if that is known, or as `admg.data.open` finds
+        them
     unconditional: if True, the network is not conditioned on the labels of the data
     steps: number of steps, or a respacing such as "ddim50"; by default every step of the process
     seed: seed of the noise; image i of a seed always has the same noise
@@ -212,7 +217,8 @@ def nll(
     conditional = network.conditional and not unconditional
     labels = network.labels if conditional else None
     images = data if isinstance(data, RealImages) else None
-    images = images or open_real_images(data, network.shape, labels, num=num, fit=fit, split=split)  # type: ignore[arg-type]
+    reading = {"split": split, "value_range": value_range, "trained": TrainedReading.of(network)}
+    images = images or open_real_images(data, network.shape, labels, num=num, fit=fit, **reading)  # type: ignore[arg-type]
     where = str(data) if isinstance(data, str | Path) else "the data"
     if conditional and images.labels is None:
         raise ValueError(f"{where} has no labels, and {name} is conditional: choose --unconditional")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from admg.data import Dataset, from_dataset
 from admg.data.arrays import Split
+from admg.data.value_range import ValueRange
 from admg.generation.images import to_uint8
 from admg.generation.samples import Samples
 
@@ -24,7 +25,14 @@ Images = np.ndarray | Tensor | Samples | Source | torch.utils.data.Dataset[Any] 
 READ = 256  # images of a data set that are read at a time
 
 
-def as_source(images: Images, name: str = "images", *, labels: bool = False, split: Split = "test") -> Source:
+def as_source(
+    images: Images,
+    name: str = "images",
+    *,
+    labels: bool = False,
+    split: Split = "test",
+    value_range: ValueRange | None = None,
+) -> Source:
     """Return images of any form as a Source.
 
     images: an array or tensor, see `of_array`; `Samples`; a path, see `open_source`; or a data set of `admg.data`, or
@@ -32,12 +40,13 @@ def as_source(images: Images, name: str = "images", *, labels: bool = False, spl
     name: name in messages, if the images have none
     labels: whether to read the labels of a path
     split: "train" or "test", of a path that has both
+    value_range: values of black and white in the files of a folder
     Raises ValueError if the type, shape or range is not one of these, or if there are fewer than two images.
     """
     if isinstance(images, Source):
         return images
     if isinstance(images, str | Path):
-        return open_source(images, labels=labels, split=split)
+        return open_source(images, labels=labels, split=split, value_range=value_range)
     if isinstance(images, Samples):
         numbers = images.labels.numpy()
         return replace(of_array(images.images, name), labels=numbers if (numbers >= 0).any() else None)
@@ -82,7 +91,8 @@ def of_dataset(dataset: Any, name: str = "images") -> Source:
     found = from_dataset(dataset)
     if isinstance(found, Dataset) and not (isinstance(found.images, np.ndarray) and found.images.dtype != np.uint8):
         size = (found.image_size, found.image_size)
-        return Source(name, found.images, size, found.channels, found.labels, found.label_names, fit=found.fit)
+        source = Source(name, found.images, size, found.channels, found.labels, found.label_names, fit=found.fit)
+        return replace(source, decoding=found.decoding, frames=found.frames)
     x, y = zip(*(found.batch(range(i, min(i + READ, len(found)))) for i in range(0, len(found), READ)))
     images = ((torch.cat(x) + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
     labels = torch.cat(y).numpy()

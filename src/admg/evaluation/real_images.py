@@ -16,7 +16,9 @@ from admg.data import Dataset
 from admg.data import open as open_dataset
 from admg.data.arrays import Split
 from admg.data.dataset import Fit
-from admg.data.transforms import GREY_MODES
+from admg.data.decoding import Kind
+from admg.data.value_range import ValueRange
+from admg.generation.starts import TrainedReading
 
 
 @dataclass(frozen=True)
@@ -49,15 +51,19 @@ def open_real_images(
     num: int | None = None,
     fit: Fit | None = None,
     split: Split = "test",
+    value_range: ValueRange | None = None,
+    trained: TrainedReading | None = None,
 ) -> RealImages:
     """Open images for a model of this shape, (C, S, S).
 
     data: a folder of images or IDX files, an .npz, or a data set in the size of the model
     labels: labels of the model; None leaves the labels of the data out
     num: number of images, spread evenly over the data set; None: all
-    fit: what to do with images that are smaller than the model's: "resize" enlarges them, "pad" adds a black border
+    fit: what to do with images that are smaller than the model's: "resize" enlarges them, "pad" adds a border
     split: "train" or "test", of data that have both
-    Raises ValueError if there are no images, if they are in colour and the model is grey, if they are smaller than the
+    value_range: values of black and white; by default as `admg.data.open` finds them, or as in training
+    trained: how the images of the model's training were read
+    Raises ValueError if there are no images, if they have other channels than the model, if they are smaller than the
     model's and no fit is given, or if the model does not have their labels.
     """
     if num is not None and num < 1:
@@ -70,9 +76,17 @@ def open_real_images(
             raise ValueError(f"{path} has images of {have}, but the model's are {channels}x{size}x{size}")
     else:
         path = str(data)
-        has_labels = labels is not None
+        trained = trained or TrainedReading()
         dataset = open_dataset(
-            path, size, channels=channels, labels=has_labels, fit=fit or "resize", split=split, verify=False
+            path,
+            size,
+            channels=channels,
+            labels=labels is not None,
+            fit=fit or "resize",
+            split=split,
+            verify=False,
+            value_range=value_range,
+            **trained.options,
         )
     total = len(dataset)
     numbers = list(range(total)) if num is None or num >= total else [i * total // num for i in range(num)]
@@ -85,25 +99,30 @@ def open_real_images(
 
 
 def check_images(path: Path | str, dataset: Dataset, numbers: Sequence[int], fit: Fit | None) -> None:
-    """Raise ValueError if an image is in colour and the model is grey, or if it is too small and no fit is given."""
-    for number in numbers:
-        width, height, grey = header(dataset.images[number])
-        if dataset.channels == 1 and not grey:
-            raise ValueError(f"{path} has images in colour, but the model's are grey: convert them first")
-        if fit is None and min(width, height) < dataset.image_size:
-            side = dataset.image_size
+    """Raise ValueError if images are grey and the model in colour, or the reverse, or if small images have no fit."""
+    headers = [header(dataset.images[number]) for number in numbers]
+    found = max(channels for _, _, channels in headers)
+    if {found, dataset.channels} == {1, 3}:
+        have, want = ("grey", "in colour") if found == 1 else ("in colour", "grey")
+        raise ValueError(
+            f"{path} has images {have}, but the model's are {want}: {found} and {dataset.channels} channels; convert "
+            f"them first"
+        )
+    side = dataset.image_size
+    for width, height, _ in headers:
+        if fit is None and min(width, height) < side:
             raise ValueError(
                 f"{path} has images of {width}x{height}, smaller than the model's {side}x{side}: choose --fit pad (a "
-                f"black border) or --fit resize (enlarge), as the model was trained"
+                f"border) or --fit resize (enlarge), as the model was trained"
             )
 
 
-def header(image: Path | np.ndarray) -> tuple[int, int, bool]:
-    """Return the width and height of an image, and whether it is grey; of a file only its header is read."""
+def header(image: Path | np.ndarray) -> tuple[int, int, int]:
+    """Return the width, height and channels of an image; of a file only its header is read."""
     if isinstance(image, Path):
         with Image.open(image) as file:
-            return *file.size, file.mode in GREY_MODES
-    return image.shape[1], image.shape[0], image.shape[-1] == 1
+            return *file.size, Kind.of(file).channels
+    return image.shape[1], image.shape[0], image.shape[-1]
 
 
 def label_numbers(labels: Labels, names: Sequence[str]) -> list[int]:

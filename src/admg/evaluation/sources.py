@@ -16,9 +16,10 @@ from PIL import Image
 
 from admg.data import DataError
 from admg.data import open as open_dataset
+from admg.data.decoding import Decoding, Kind, choose_decoding, note_frames
 from admg.data.folder import label_names_of, number_labels, open_folder, read_image
-from admg.data.transforms import GREY_MODES, center_crop, pad
-from admg.generation.images import to_pil
+from admg.data.transforms import Pixels, center_crop, pad
+from admg.data.value_range import ValueRange
 from admg.generation.run_record import read_record
 from admg.generation.shards import BROKEN, NpzImages, Shards
 
@@ -36,12 +37,15 @@ class Source:
     name: name in messages
     images: images in memory or on disk, or None if there are only statistics
     size: height and width, after `fit`; None if the images have several sizes
-    channels: number of channels, 1 or 3
+    channels: number of channels
     labels: labels (N,) of the chosen images, or None
     label_names: names of the labels, if the source names them
     statistics: statistics stored with the images or instead of them
     numbers: positions of the chosen images in `images`
-    fit: how images of another size are fitted: "resize" (scale and crop), "pad" (a black border), or None
+    fit: how images of another size are fitted: "resize" (scale and crop), "pad" (a border), or None
+    decoding: how files become pixels
+    kinds: the files of a folder, with what their headers say
+    frames: the frame of each file, or None for the first ones
     """
 
     name: str
@@ -53,6 +57,9 @@ class Source:
     statistics: StoredStatistics | None = None
     numbers: Sequence[int] = field(default=())
     fit: Fit | None = None
+    decoding: Decoding = field(default_factory=Decoding)
+    kinds: Sequence[tuple[Path, Kind]] = ()
+    frames: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         if not self.numbers and self.images is not None:
@@ -67,7 +74,7 @@ class Source:
             raise ValueError(f"{self.name} has images of different sizes: they must be fitted to one size")
         if isinstance(self.images, NpzImages | np.ndarray):
             raw = _rows(self.images, numbers)
-            return raw if raw.shape[1:3] == self.size else np.stack([self._fitted(to_pil(image)) for image in raw])
+            return raw if raw.shape[1:3] == self.size else np.stack([self._fitted(_pixels(image)) for image in raw])
         with ThreadPoolExecutor(4) as pool:  # Pillow decodes without Python's lock
             return np.stack(list(pool.map(self._decoded, numbers)))
 
@@ -81,8 +88,11 @@ class Source:
             digest.update(f"{raw.shape} {fit}".encode())
             digest.update(raw.data)
         else:
-            digest.update(f"files {self.channels} {self.fit} {self.size}".encode())
+            decoding = "" if self.decoding == Decoding() else str(self.decoding)
+            digest.update(f"files {self.channels} {self.fit} {self.size}{decoding}".encode())
             for number in numbers:
+                if self.frames is not None:
+                    digest.update(f"frame {self.frames[number]}".encode())
                 digest.update(hashlib.sha256(self._path(number).read_bytes()).digest())
         return digest.digest()
 
@@ -102,7 +112,10 @@ class Source:
             )
         if size[0] != size[1]:
             raise ValueError(f"{self.name} has images of {have}: they can be fitted to squares only, not to {want}")
-        return replace(self, size=size, fit=fit)
+        decoding = self.decoding
+        if fit == "pad" and self.kinds:
+            decoding = choose_decoding(self.kinds, self.name, value_range=decoding.value_range, padded=True)
+        return replace(self, size=size, fit=fit, decoding=decoding)
 
     def spread(self, num: int | None) -> Source:
         """Return the source with `num` images, spread evenly over all; None keeps all. Raises ValueError if num < 2."""
@@ -119,18 +132,26 @@ class Source:
         return self.images[number]
 
     def _decoded(self, number: int) -> UInt8[np.ndarray, "h w c"]:
-        image = read_image(self._path(number)).convert("L" if self.channels == 1 else "RGB")
+        frame = 0 if self.frames is None else self.frames[number]
+        image = read_image(self._path(number), self.channels, self.decoding, frame)
         return self._fitted(image) if self.fit else _array(image)
 
-    def _fitted(self, image: Image.Image) -> UInt8[np.ndarray, "h w c"]:
+    def _fitted(self, image: Pixels) -> UInt8[np.ndarray, "h w c"]:
         assert self.size is not None
-        if image.size == self.size[::-1]:
-            return _array(image)
-        fitted = pad(_array(image), self.size[0]) if self.fit == "pad" else center_crop(image, self.size[0])
+        array, size = _array(image), self.size[0]
+        if array.shape[:2] == self.size:
+            return array
+        fitted = pad(array, size, canvas=self.decoding.canvas) if self.fit == "pad" else center_crop(image, size)
         return fitted.reshape(*self.size, -1)
 
 
-def open_source(path: str | Path, *, labels: bool = False, split: Literal["train", "test"] = "test") -> Source:
+def open_source(
+    path: str | Path,
+    *,
+    labels: bool = False,
+    split: Literal["train", "test"] = "test",
+    value_range: ValueRange | None = None,
+) -> Source:
     """Open images and statistics from a file or folder.
 
     - An .npz like the published batches: arr_0, uint8 (N, H, W[, C]), and optionally labels, arr_1. It may have
@@ -140,13 +161,14 @@ def open_source(path: str | Path, *, labels: bool = False, split: Literal["train
     - A folder of IDX files (the MNIST family), of which `split` chooses a part, or one IDX file.
 
     labels: whether to read labels: arr_1, or for a folder the names of sub-folders or the beginnings of file names
+    value_range: values of black and white in files; by default as `admg.data.open` finds them
     Raises ValueError if it is none of these or holds fewer than two images.
     """
     path = _merged(Path(path).expanduser())
     if path.suffix.lower() == ".npz":
         source = _open_npz(path, labels)
     elif path.is_dir() and not _is_idx(path):
-        source = _open_folder(path, labels)
+        source = _open_folder(path, labels, value_range)
     else:
         data = open_dataset(path, 1, labels=labels, split=split)  # any size: arrays are kept as stored
         assert isinstance(data.images, np.ndarray)
@@ -181,13 +203,15 @@ def _open_npz(path: Path, labels: bool) -> Source:
     return Source(str(path), images, images.shape[1:3], images.shape[3], found, statistics=statistics)
 
 
-def _open_folder(path: Path, labels: bool) -> Source:
+def _open_folder(path: Path, labels: bool, value_range: ValueRange | None) -> Source:
     files, _ = open_folder(path, verify=False, strict=False)
+    kinds = [(file.path, file.kind) for file in files]
+    note_frames(kinds, path)
+    decoding = choose_decoding(kinds, path, value_range=value_range)
     sizes = {file.size for file in files}
     size = next(iter(sizes))[::-1] if len(sizes) == 1 else None
-    grey = all(file.mode in GREY_MODES for file in files)
     paths = [file.path for file in files]
-    source = Source(str(path), paths, size, 1 if grey else 3)
+    source = Source(str(path), paths, size, max(file.kind.channels for file in files), decoding=decoding, kinds=kinds)
     names = label_names_of(path, paths) if labels else None
     if names is None:
         return source
@@ -225,7 +249,14 @@ def _rows(images: NpzImages | Array, numbers: Sequence[int]) -> Array:
     return np.concatenate([images[number : number + 1] for number in numbers])
 
 
-def _array(image: Image.Image) -> UInt8[np.ndarray, "h w c"]:
+def _pixels(image: UInt8[np.ndarray, "h w c"]) -> Pixels:
+    """Return grey and colour images as Pillow images, which are resampled as files are."""
+    if image.shape[2] not in (1, 3):
+        return image
+    return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+
+
+def _array(image: Pixels) -> UInt8[np.ndarray, "h w c"]:
     array = np.asarray(image)
     return array.reshape(*array.shape[:2], -1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,10 @@ from admg.checkpoints.model import Model
 from admg.data import Dataset
 from admg.data import open as open_dataset
 from admg.data.dataset import Fit
-from admg.data.folder import read_image
+from admg.data.decoding import choose_decoding
+from admg.data.folder import read_kind
 from admg.data.transforms import check_pad
+from admg.data.value_range import ValueRange
 from admg.diffusion.gaussian import Images
 
 from .edit import inverted, noised
@@ -82,17 +85,46 @@ class FromNoise:
         return lambda model, noise, _: chosen.to(noise)
 
 
-def load_images(sources: Sequence[str | Path], model: Model, fit: Fit | None = None) -> tuple[Images, list[str]]:
+@dataclass(frozen=True)
+class TrainedReading:
+    """How the images of a model's training were read, as far as that is known, for images of the same kind.
+
+    wide_range: values of black and white in images of more than 8 bits
+    background: grey level behind transparent pixels and around padded images
+    """
+
+    wide_range: tuple[float, float] | None = None
+    background: int | None = None
+
+    @classmethod
+    def of(cls, model: Model) -> TrainedReading:
+        """Return what the record of the training tells."""
+        found, background = model.training.get("value_range"), model.training.get("background")
+        if not isinstance(found, list | tuple) or len(found) != 2:
+            return cls(None, background)
+        return cls((float(found[0]), float(found[1])), background)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of `admg.data.open`."""
+        return {"wide_range": self.wide_range, "background": self.background}
+
+
+def load_images(
+    sources: Sequence[str | Path], model: Model, fit: Fit | None = None, value_range: ValueRange | None = None
+) -> tuple[Images, list[str]]:
     """Load images at the size of a model. Return (M, C, S, S) in [-1, 1] and their names.
 
-    sources: pictures, folders of pictures, .npz or IDX files
+    sources: pictures, folders of pictures, .npz, .npy or IDX files
     fit: "resize" or "pad" images of another size; None: as the training of the model did, if that is known
-    Raises ValueError for files that hold no images, and with "pad" for images larger than the model's.
+    value_range: values of black and white; None: as in training, if that is known, or as `admg.data.open` finds them
+    Raises ValueError for files that hold no images or other channels, and with "pad" for images larger than the
+    model's. Colour images are made grey for a model of grey ones, with a warning.
     """
     fit = fit or trained_fit(model)
     found, names = [], []
     for source in sources:
-        data = _open(Path(source).expanduser(), model, fit)
+        data = _open(Path(source).expanduser(), model, fit, value_range)
         found.append(data.batch(range(len(data)))[0])
         paths = [] if hasattr(data.images, "dtype") else [Path(str(path)).stem for path in data.images]
         names += paths or [f"{Path(source).stem} {i}" for i in range(len(data))]
@@ -112,13 +144,21 @@ def checksum(images: Images) -> str:
     return hashlib.sha256(images.contiguous().numpy().tobytes()).hexdigest()[:12]
 
 
-def _open(path: Path, model: Model, fit: Fit) -> Dataset:
+def _open(path: Path, model: Model, fit: Fit, value_range: ValueRange | None) -> Dataset:
     channels, size, _ = model.shape
-    if not path.is_file() or path.suffix.lower() == ".npz" or "idx" in path.name:
-        if not path.exists():
-            raise FileNotFoundError(f"{path} does not exist: an image, or a folder of images, is needed")
-        return open_dataset(path, size, channels=channels, fit=fit, labels=False, split="test")
-    image = read_image(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: an image, or a folder of images, is needed")
+    reading = TrainedReading.of(model)
+    if not path.is_file() or path.suffix.lower() in (".npz", ".npy") or "idx" in path.name:
+        return open_dataset(
+            path, size, channels=channels, fit=fit, labels=False, split="test", value_range=value_range,
+            **reading.options,
+        )  # fmt: skip
+    kind, shape = read_kind(path)
     if fit == "pad":
-        check_pad(*image.size, size, path)
-    return Dataset((path,), size, channels, fit=fit)
+        check_pad(*shape, size, path)
+    if channels == 1 < kind.channels:
+        warnings.warn(f"{path} is in colour and the model's images are grey: it is made grey", stacklevel=3)
+    padded = fit == "pad"
+    decoding = choose_decoding([(path, kind)], path, value_range=value_range, padded=padded, **reading.options)
+    return Dataset((path,), size, channels, fit=fit, decoding=decoding)

@@ -204,12 +204,16 @@ def name_of(data: Data) -> str:
     return str(data) if isinstance(data, str | Path) else f"the {type(data).__name__}"
 
 
-def describe(data: Data, dataset: ImageDataset) -> dict[str, str]:
+def describe(data: Data, dataset: ImageDataset) -> dict[str, Any]:
     """Return the name of the data, how the images were fitted to the size, and the date, for the provenance."""
     named = isinstance(data, str | Path | DataConfig)
-    fit = {"fit": dataset.fit} if isinstance(dataset, Dataset) else {}
+    reading: dict[str, Any] = {}
+    if isinstance(dataset, Dataset):
+        decoding = dataset.decoding
+        known = {"value_range": decoding.value_range or decoding.wide_range, "background": decoding.background}
+        reading = {"fit": dataset.fit} | {name: value for name, value in known.items() if value is not None}
     name = Path(name_of(data)).name if named else type(data).__name__
-    return {"data": name, **fit, "date": time.strftime("%Y-%m-%d")}
+    return {"data": name, **reading, "date": time.strftime("%Y-%m-%d")}
 
 
 def image_fields(dataset: ImageDataset) -> dict[str, int]:

@@ -16,10 +16,12 @@ from admg.checkpoints.openai.shapes import resolutions
 from admg.checkpoints.published import PUBLISHED
 from admg.data import open as open_dataset
 from admg.data.arrays import Split
+from admg.data.value_range import ValueRange
 from admg.engine.device import choose_device
 from admg.evaluation.progress import Show, track
 from admg.evaluation.real_images import RealImages, header, open_real_images
 from admg.evaluation.sources import Fit
+from admg.generation.starts import TrainedReading
 from admg.models import UNetConfig
 
 from . import text
@@ -80,6 +82,7 @@ def diagnose_checkpoint(
     num: int = 16,
     fit: Fit | None = None,
     split: Split = "test",
+    value_range: ValueRange | None = None,
     unconditional: bool = False,
     exhaustive: bool = False,
     seed: int = 0,
@@ -97,8 +100,10 @@ def diagnose_checkpoint(
     flags: flags of guided-diffusion's scripts, to check
     image_size: side of the images in pixels; by default that of the flags, of the images, or of the weights
     num: number of images, spread evenly over all
-    fit: how images smaller than the model's are fitted: "resize" enlarges them, "pad" adds a black border
+    fit: how images smaller than the model's are fitted: "resize" enlarges them, "pad" adds a border
     split: "train" or "test", of data that have both
+    value_range: values of black and white; by default as in training, if that is known, or as `admg.data.open` finds
+        them
     unconditional: if True, the network is not conditioned on the labels of the images
     exhaustive: whether to try all combinations first, which takes several times as long
     seed: seed of the noise
@@ -113,9 +118,9 @@ def diagnose_checkpoint(
     model = load(checkpoint, flags)
     size = image_size
     if size is None and flags is None and file:
-        size = size_of_images(images, fit, model)
+        size = size_of_images(images, fit, model, value_range)
     model = resized(model, size, flags).to(choose_device(device))
-    found, note = open_images(images, model, num, fit, split, unconditional)
+    found, note = open_images(images, model, num, fit, split, unconditional, value_range)
     x0, y = found.batch(slice(None))
     board: Board | None = None
     with track("diagnosing", 0, "pass", progress) as update:
@@ -153,13 +158,16 @@ def load(checkpoint: str, flags: str | None) -> Model:
     return loaded
 
 
-def size_of_images(path: Path | str, fit: str | None, model: Model) -> int | None:
+def size_of_images(
+    path: Path | str, fit: str | None, model: Model, value_range: ValueRange | None = None
+) -> int | None:
     """Return the side of the images if all are squares smaller than the shapes of the weights suggest, else None.
 
     With a border (fit: pad) it is the next size that the levels of the network divide.
     """
     config = cast(UNetConfig, model.network.config)
-    dataset = open_dataset(path, 1, labels=False, verify=False)
+    options = {"value_range": value_range, **TrainedReading.of(model).options}
+    dataset = open_dataset(path, 1, labels=False, verify=False, **options)
     sides = {side for image in dataset.images[:SAMPLED] for side in header(image)[:2]}
     if len(sides) != 1 or (side := sides.pop()) >= config.image_size:
         return None
@@ -180,12 +188,21 @@ def resized(model: Model, size: int | None, flags: str | None) -> Model:
 
 
 def open_images(
-    path: Path | str, model: Model, num: int, fit: Fit | None, split: Split, unconditional: bool
+    path: Path | str,
+    model: Model,
+    num: int,
+    fit: Fit | None,
+    split: Split,
+    unconditional: bool,
+    value_range: ValueRange | None = None,
 ) -> tuple[RealImages, str]:
     """Return the images, with labels if the network has them, and a remark on the labels."""
 
     def opened(labels: bool) -> RealImages:
-        return open_real_images(path, model.shape, model.labels if labels else None, num=num, fit=fit, split=split)
+        return open_real_images(
+            path, model.shape, model.labels if labels else None, num=num, fit=fit, split=split,
+            value_range=value_range, trained=TrainedReading.of(model),
+        )  # fmt: skip
 
     if not model.conditional or unconditional:
         return opened(labels=False), "no labels"

@@ -1,0 +1,257 @@
+"""Image files and Pillow images -> 8-bit pixels: modes, depths, transparency, frames. One rule for a whole data set."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from jaxtyping import Shaped
+from PIL import Image, ImageOps
+
+from .errors import DataError
+from .transforms import Pixels
+from .value_range import ValueRange, check_extremes, check_range, clear_range, extremes, infer_range, to_8_bits
+
+T = TypeVar("T")
+Frames = Literal["first", "all"]
+
+WIDE_MODES = frozenset({"I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
+"""Modes of one channel with more than 8 bits."""
+GREY_MODES = frozenset({"1", "L", "LA"}) | WIDE_MODES
+MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+"""Pillow's mode of images of so many channels."""
+ANIMATED = frozenset({"GIF", "PNG", "TIFF", "WEBP", "AVIF"})
+"""Formats whose further frames are pictures of their own, unlike the previews in a camera's JPEG."""
+PHOTOMETRIC, SAMPLE_FORMAT, SIGNED = 262, 339, 2  # tags of TIFF, and a value
+PROBED = 64
+"""Number of files that are read to learn the range of their values."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the header of an image file says about its pixels.
+
+    mode: Pillow's mode
+    deep: whether colours have 16 bits, of which Pillow reads the upper 8
+    transparent: whether the file has a channel or colour of transparency
+    frames: number of frames of an animation, or of pages
+    """
+
+    mode: str
+    deep: bool = False
+    transparent: bool = False
+    frames: int = 1
+
+    @classmethod
+    def of(cls, image: Image.Image) -> Kind:
+        """Return the kind of an opened file, whose pixels are not read. Raises DataError if Pillow would misread it."""
+        tags: Any = getattr(image, "tag_v2", {})  # of a TIFF file
+        if tags.get(PHOTOMETRIC) == 0 and image.mode in WIDE_MODES:
+            raise DataError("it stores white as 0 (WhiteIsZero) in more than 8 bits: invert it first")
+        if SIGNED in np.atleast_1d(tags.get(SAMPLE_FORMAT, 1)) and image.mode not in WIDE_MODES:
+            raise DataError("it has 8 bits with a sign: convert it to 8 bits without, or to 16")
+        frames = getattr(image, "n_frames", 1) if image.format in ANIMATED else 1
+        return cls(image.mode, _deep(image), image.has_transparency_data, int(frames))
+
+    @property
+    def wide(self) -> bool:
+        """Whether there is one channel of more than 8 bits."""
+        return self.mode in WIDE_MODES
+
+    @property
+    def channels(self) -> int:
+        """1 if the image is grey, else 3."""
+        return 1 if self.mode in GREY_MODES else 3
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How the files of a data set become 8-bit pixels.
+
+    value_range: values of black and white in all files; None: 0 and 255 in those of 8 bits
+    wide_range: values of black and white in files of more than 8 bits, if `value_range` is not given
+    background: grey level behind transparent pixels and around padded images; None: white behind, black around
+    """
+
+    value_range: ValueRange | None = None
+    wide_range: ValueRange | None = None
+    background: int | None = None
+
+    @property
+    def canvas(self) -> int:
+        """The grey level around padded images."""
+        return 0 if self.background is None else self.background
+
+    def pixels(self, image: Image.Image, channels: int | None = None) -> Pixels:
+        """Return a Pillow image upright and with 8 bits: mode "L" or "RGB", or an array (H, W, C) of other channels.
+
+        channels: 1 or 3; 2 or 4 for grey or colour with its transparency; None: 1 if the image is grey, else 3
+        Raises DataError if values are outside of the value range, or if the image does not have these channels.
+        """
+        if channels not in (None, 1, 3):
+            return self._all_channels(image, channels)
+        behind = 255 if self.background is None else self.background
+        if image.mode in WIDE_MODES:
+            array = wide_array(image)
+            bits = to_8_bits(array, self.value_range or self.wide_range or range_of_one(array), "its pixels")
+            if "transparency" in image.info:
+                bits[array == image.info["transparency"]] = behind
+            plain = Image.fromarray(bits)
+        else:
+            plain = flattened(upright(image), behind).convert("L" if image.mode in GREY_MODES else "RGB")
+            if self.value_range is not None and self.value_range != (0, 255):
+                plain = Image.fromarray(to_8_bits(np.asarray(plain), self.value_range, "its pixels"))
+        return plain if channels is None else plain.convert(MODES[channels])
+
+    def _all_channels(self, image: Image.Image, channels: int | None) -> Pixels:
+        """Return the channels of an image as they are, transparency included."""
+        colours, transparent = Kind.of(image).channels, image.has_transparency_data
+        if not transparent or channels != colours + 1:
+            have = colours + transparent
+            raise DataError(f"it has {have} channel{'s' if have > 1 else ''} ({image.mode}), not {channels}")
+        if self.value_range is not None:
+            raise DataError("value_range is not for images with transparency as a channel")
+        return np.asarray(upright(image).convert(MODES[channels]))
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Return the image as its EXIF orientation shows it; guided-diffusion ignores it and learns photographs rotated."""
+    return ImageOps.exif_transpose(image)
+
+
+def flattened(image: Image.Image, background: int) -> Image.Image:
+    """Return a transparent image on a plain background of this grey level, and any other unchanged."""
+    if not image.has_transparency_data:
+        return image
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, (background,) * 3 + (255,)), image)
+
+
+def wide_array(image: Image.Image) -> Shaped[np.ndarray, "h w"]:
+    """Return the values of an image of more than 8 bits, upright, as uint16, int32 or float32."""
+    array = np.asarray(upright(image))
+    sixteen = image.mode == "I" and image.format == "PNG"  # as Pillow before 11.3 opens 16 bits
+    return array.astype(np.uint16) if sixteen else array
+
+
+def range_of_one(array: Shaped[np.ndarray, "h w"]) -> ValueRange:
+    """Return the range of a single image; 16 bits are taken to be used in full."""
+    return (0, 65535) if array.dtype == np.uint16 else infer_range(array, "its pixels")
+
+
+def choose_decoding(
+    files: Sequence[tuple[Path, Kind]],
+    what: object,
+    *,
+    value_range: ValueRange | None = None,
+    wide_range: ValueRange | None = None,
+    background: int | None = None,
+    padded: bool = False,
+) -> Decoding:
+    """Return the rule for all files of a data set.
+
+    what: name of the data set in messages
+    value_range: values of black and white
+    wide_range: those of files of more than 8 bits, if `value_range` is not given; None: found from the type and from
+        some of the files, see `clear_range`
+    background: grey level behind transparent pixels and around padded images; None: white for transparent pixels, and
+        for the canvas as well if some pixels are transparent
+    padded: whether images are padded
+    Raises DataError if the range is not clear, or if files of several depths leave open which of them it is for.
+    """
+    wide = [path for path, kind in files if kind.wide]
+    deep = [path for path, kind in files if kind.deep]
+    if value_range is not None:
+        check_range(value_range)
+        if deep:
+            raise DataError(f"value_range cannot be used, since {deep[0]} has colours of 16 bits: convert them first")
+        if 0 < len(wide) < len(files):
+            other = next(path for path, kind in files if not kind.wide)
+            raise DataError(
+                f"{what} has images of 8 bits, such as {other.name}, and of more, such as {wide[0].name}: one "
+                f"value_range cannot be right for both"
+            )
+    found = measured_range(wide, what, value_range or wide_range) if wide else None
+    if deep:
+        check_depth(deep, what)
+    transparent = [path for path, kind in files if kind.transparent]
+    if padded and background is None and transparent and any(some_of(transparent, _transparent)):
+        background = 255
+        warnings.warn(
+            f"{what} has transparent images: they lie on white, and all images are padded with white (--background "
+            f"black puts them on black)",
+            stacklevel=4,
+        )
+    return Decoding(value_range, found, background)
+
+
+def measured_range(paths: Sequence[Path], what: object, stated: ValueRange | None = None) -> ValueRange:
+    """Return the range of files of more than 8 bits. Raises DataError if it is not clear, or not the stated one."""
+    found = some_of(paths, _extremes)
+    types = {dtype for dtype, _, _ in found}
+    if len(types) > 1:
+        raise DataError(f"{what} has images of types {' and '.join(sorted(map(str, types)))}: allowed is one of them")
+    low, high = min(low for _, low, _ in found), max(high for _, _, high in found)
+    name = f"the images in {what}"
+    if stated is None:
+        return clear_range(types.pop(), low, high, name)
+    check_extremes(types.pop(), low, high, stated, name)
+    return stated
+
+
+def check_depth(paths: Sequence[Path], what: object) -> None:
+    """Raise DataError if no value of colours of 16 bits needs the highest bit, since they may have fewer."""
+    high = max(some_of(paths, _highest))
+    if high < 128:
+        raise DataError(
+            f"the images in {what} have colours of 16 bits, but no value above {high * 256 + 255}, so that they may "
+            f"have fewer bits: scale them to 8 bits, or store them as an .npz with value_range"
+        )
+
+
+def some_of(paths: Sequence[Path], function: Callable[[Image.Image], T]) -> list[T]:
+    """Return the function of some images, spread evenly over all files. Raises DataError if one cannot be read."""
+    count = min(PROBED, len(paths))
+
+    def read(path: Path) -> T:
+        with Image.open(path) as image:
+            return function(image)
+
+    with ThreadPoolExecutor(4) as pool:  # Pillow decodes without Python's lock
+        return list(pool.map(read, [paths[i * len(paths) // count] for i in range(count)]))
+
+
+def note_frames(files: Sequence[tuple[Path, Kind]], what: object) -> None:
+    """Warn that only the first frame of some files is used."""
+    several = [kind.frames for _, kind in files if kind.frames > 1]
+    if several:
+        warnings.warn(
+            f"{len(several)} of {len(files)} files in {what} have several frames or pages, {sum(several)} in all: only "
+            f"the first of each is used (--frames all uses every one)",
+            stacklevel=4,
+        )
+
+
+def _deep(image: Image.Image) -> bool:
+    """Whether a file has colours of 16 bits, of which Pillow's decoders keep the upper 8."""
+    tiles: Any = getattr(image, "tile", None)
+    tile = tiles[0][3] if tiles and image.mode not in WIDE_MODES else ""
+    return "16" in str(tile if isinstance(tile, str) else tile[0] if tile else "")
+
+
+def _extremes(image: Image.Image) -> tuple[np.dtype, float, float]:
+    array = wide_array(image)
+    return array.dtype, *extremes(array, str(getattr(image, "filename", "an image")))
+
+
+def _highest(image: Image.Image) -> int:
+    return int(np.asarray(image).max())
+
+
+def _transparent(image: Image.Image) -> bool:
+    return image.convert("RGBA").getchannel("A").getextrema()[0] != 255
