@@ -158,7 +158,7 @@ def test_a_checkpoint_that_is_a_file(capsys, tmp_path):
 def tiny_training(data, out) -> list:
     return ["train", "--data", data, "--out", out, "--image-size", 8, "--channels", 32, "--channel-mult", "1,1",
             "--head-channels", 32, "--attention-resolutions", 4, "--num-res-blocks", 1, "--steps", 2, "--batch-size", 2,
-            "--diffusion-steps", 20]  # fmt: skip
+            "--diffusion-steps", 50]  # fmt: skip
 
 
 @pytest.fixture

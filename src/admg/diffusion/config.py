@@ -29,9 +29,17 @@ class DiffusionConfig:
     rescale_timesteps: bool = False
 
     def build(self) -> Diffusion:
-        """Return the diffusion process. Raises ValueError if a field has an unknown value."""
+        """Return the diffusion process.
+
+        Raises ValueError if a field has an unknown value, or if eps is predicted where nothing of the image is left.
+        """
         schedules = {"linear": NoiseSchedule.linear, "cosine": NoiseSchedule.cosine}
         if self.noise_schedule not in schedules:
             raise ValueError(f"unknown noise schedule {self.noise_schedule!r}: {' or '.join(get_args(ScheduleName))}")
         schedule = schedules[self.noise_schedule](self.diffusion_steps)
+        if self.predict == "eps" and schedule.is_pure_noise(-1):
+            raise ValueError(
+                f"the {self.noise_schedule} noise schedule with {self.diffusion_steps} diffusion_steps ends in pure "
+                "noise, where the image does not follow from eps: choose more steps, or predict v or x0"
+            )
         return Diffusion(schedule.rescaled() if self.rescale_timesteps else schedule, self.predict, self.variance)

@@ -96,7 +96,12 @@ class Diffusion:
         return mean, _at(c.posterior_variance, t), _at(c.posterior_log_variance, t)
 
     def x0_from_eps(self, x: Images, t: Index, eps: Images) -> Images:
-        """Return x_0 = (x_t - sqrt(1 - ᾱ_t) eps) / sqrt(ᾱ_t)."""
+        """Return x_0 = (x_t - sqrt(1 - ᾱ_t) eps) / sqrt(ᾱ_t). Raises ValueError if ᾱ_t is 0."""
+        if self._ends_in_pure_noise and bool((self.schedule.alpha_bar[torch.as_tensor(t).cpu()] == 0).any()):
+            raise ValueError(
+                "this noise schedule ends in pure noise (ᾱ = 0), where the image does not follow from eps: "
+                "the network must predict x0 or v there, and guides must modify x0"
+            )
         c = self._constants_for(x)
         return _at(c.sqrt_recip_alpha_bar, t) * x - _at(c.sqrt_recip_alpha_bar_minus_one, t) * eps
 
@@ -113,7 +118,8 @@ class Diffusion:
         network_output: (N, C or 2C, H, W)
         clip: whether x0 is clipped to [-1, 1] before eps and the mean are derived from it
 
-        Raises ValueError if the number of output channels does not fit the kind of variance.
+        Raises ValueError if the number of output channels does not fit the kind of variance, or if the network predicts
+        eps and ᾱ_t is 0.
         """
         dtype = _working_dtype(x)
         x, output, channels = x.to(dtype), network_output.to(dtype), x.shape[1]
@@ -178,6 +184,10 @@ class Diffusion:
     def constants(self) -> Constants:
         """The constants of the process as float64 tables (T,) over t."""
         return Constants.of(self.schedule)
+
+    @cached_property
+    def _ends_in_pure_noise(self) -> bool:
+        return self.schedule.is_pure_noise(-1)
 
     @cached_property
     def _constants(self) -> dict[tuple[torch.device, torch.dtype], Constants]:

@@ -30,8 +30,16 @@ class NoiseSchedule:
 
     @classmethod
     def linear(cls, steps: int = 1000) -> NoiseSchedule:
-        """Return DDPM's schedule, with β from 1e-4 to 0.02, scaled by 1000/T for any number of steps T."""
+        """Return DDPM's schedule, with β from 1e-4 to 0.02, scaled by 1000/T for any number of steps T from 20.
+
+        With 20 steps the last β is 1, so that nothing is left of the image. Raises ValueError for fewer.
+        """
         _check_steps(steps)
+        if steps < 20:
+            raise ValueError(
+                f"the linear noise schedule takes at least 21 diffusion_steps, or 20 without predicting eps, got "
+                f"{steps}: its last β, 20/{steps}, would be above 1 (the cosine schedule takes any number)"
+            )
         scale = 1000 / steps
         return cls.from_betas(torch.linspace(scale * 1e-4, scale * 0.02, steps, dtype=torch.float64))
 
@@ -74,6 +82,10 @@ class NoiseSchedule:
         """Return the noise level σ = sqrt((1 - ᾱ) / ᾱ): the noise's standard deviation relative to the image (EDM)."""
         alpha_bar = self.alpha_bar[index].item()
         return ((1 - alpha_bar) / alpha_bar) ** 0.5 if alpha_bar else math.inf
+
+    def is_pure_noise(self, index: int) -> bool:
+        """Whether nothing of the image is left at this index: ᾱ = 0 (a zero terminal signal-to-noise ratio)."""
+        return self.alpha_bar[index].item() == 0
 
     def rescaled(self) -> NoiseSchedule:
         """Return the same process with timesteps t·1000/T (the flag --rescale_timesteps of guided-diffusion)."""

@@ -135,7 +135,7 @@ class Scaled(Wrapper):
         if self.factor == 1 or modified is state.pred:
             return modified
         check_consistent(modified)
-        return state.with_eps(state.pred.eps + self.factor * (modified.eps - state.pred.eps))
+        return state.moved(self.factor, modified, state.pred)
 
     def __call__(self, state: State) -> Tensor | None:
         gradient = None if self.factor == 0 else self.guide(state)

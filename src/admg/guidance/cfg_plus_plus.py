@@ -37,8 +37,8 @@ class CFGPlusPlus(Guidance):
         _, uncond = state.both()
         if state.pred is not state.unguided:
             raise ValueError("CFG++ uses the network's own predictions: no guide may modify them before it")
-        p = state.with_eps(uncond.eps + self.scale * (state.pred.eps - uncond.eps))
-        return SplitPrediction(p, p.x0.clamp(-1, 1) if state.clip else p.x0, uncond.eps)
+        x0 = state.with_pred(uncond).moved(self.scale, state.pred, uncond).x0
+        return SplitPrediction(state.pred, x0.clamp(-1, 1) if state.clip else x0, uncond.eps)
 
 
 class SplitPrediction(Prediction):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from admg.diffusion.gaussian import Images, Prediction
 
@@ -37,7 +37,17 @@ class CFGZeroStar(Guidance):
         if self.scale == 1:
             return state.pred
         cond, uncond = state.both()
-        return away_from(state, best_scale(cond.eps, uncond.eps) * uncond.eps, self.scale)
+        return away_from(state, scaled_uncond(cond, uncond), self.scale)
+
+
+def scaled_uncond(cond: Prediction, uncond: Prediction) -> Prediction:
+    """Return the unconditional prediction with s* ε(x) for ε(x), and the x0 that belongs to it.
+
+    As ε(x, y) - ε(x) = -sqrt(ᾱ/(1 - ᾱ)) Δ with Δ = x0(x, y) - x0(x), that x0 is x0(x) + <Δ, ε(x)>/||ε(x)||² ε(x), for
+    ᾱ = 0 too.
+    """
+    eps = best_scale(cond.eps, uncond.eps) * uncond.eps
+    return replace(uncond, eps=eps, x0=uncond.x0 + best_scale(cond.x0 - uncond.x0, uncond.eps) * uncond.eps)
 
 
 def best_scale(target: Images, source: Images) -> Images:

@@ -35,7 +35,7 @@ class ClassifierFreeGuidance(Guidance):
         if self.scale == 1:
             return state.pred
         _, uncond = state.both()
-        return away_from(state, uncond.eps, self.scale)
+        return away_from(state, uncond, self.scale)
 
 
 @dataclass(frozen=True)
@@ -80,12 +80,12 @@ class AutoGuidanceRun(Guidance):
         if diffusion not in self.respaced:
             self.respaced[diffusion] = at_steps_of(diffusion, self.guide.bad_model)
         bad = self.respaced[diffusion].predict(state.x, state.index, state.model_y, clip=False)
-        return away_from(state, bad.eps, self.guide.scale)
+        return away_from(state, bad, self.guide.scale)
 
 
-def away_from(state: State, weak: Images, scale: float | Images) -> Prediction:
+def away_from(state: State, weak: Prediction, scale: float | Images) -> Prediction:
     """Return ε̂ = ε_weak + w (ε - ε_weak), where ε is the network's own. What other guides have added to ε is kept."""
-    return state.with_eps(state.pred.eps + (scale - 1) * (state.unguided.eps - weak))
+    return state.moved(scale - 1, state.unguided, weak)
 
 
 def at_steps_of(diffusion: Diffusion, model: Any) -> DiffusionModel:

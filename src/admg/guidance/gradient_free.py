@@ -68,4 +68,4 @@ class GradientFreeGuidance(Guidance):
         else:
             rival = p.scatter(1, own, -1.0).argmax(1)
             weak = state.predict(torch.where(labelled, rival, -1))  # without a label, the same prediction again
-        return away_from(state, weak.eps, 1 + (scale - 1) * doubt.view(-1, 1, 1, 1))
+        return away_from(state, weak, 1 + (scale - 1) * doubt.view(-1, 1, 1, 1))

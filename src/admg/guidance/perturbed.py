@@ -44,4 +44,4 @@ class PerturbedAttentionGuidance(Guidance):
         model = replace(model, network=with_identity_attention(model.network))
         with torch.no_grad():
             perturbed = model.predict(state.x, state.index, state.model_y, clip=False)
-        return away_from(state, perturbed.eps, self.scale)
+        return away_from(state, perturbed, self.scale)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from admg.diffusion.gaussian import Prediction
+from admg.diffusion.gaussian import Images, Prediction
 
 from .base import Wrapper
+from .numbers import per_image_dot
 from .state import State, check_consistent
 
 
@@ -34,6 +35,17 @@ class Rescaled(Wrapper):
         if self.phi == 0 or guided is state.pred:
             return guided
         check_consistent(guided)
+        if state.pure_noise:
+            return state.with_x0(guided.x0 - self.phi * x0_shift(guided, state.pred))
         before, after = (eps.std(dim=(1, 2, 3), keepdim=True) for eps in (state.pred.eps, guided.eps))
         ratio = before / after.clamp(min=1e-12)
         return state.with_eps(self.phi * ratio * guided.eps + (1 - self.phi) * guided.eps)
+
+
+def x0_shift(guided: Prediction, own: Prediction) -> Images:
+    """Return x̂0 - x0(ε̂ std(ε)/std(ε̂)): cov(Δ, ε)/var(ε) ε for pure noise, with Δ = x̂0 - x0 and ε = ε̂ = x.
+
+    It follows from ε - ε̂ = sqrt(ᾱ/(1 - ᾱ)) Δ: then std(ε)/std(ε̂) - 1 is sqrt(ᾱ) cov(Δ, x)/var(x) in the limit ᾱ = 0.
+    """
+    noise = own.eps - own.eps.mean(dim=(1, 2, 3), keepdim=True)
+    return per_image_dot(guided.x0 - own.x0, noise) / per_image_dot(noise, noise).clamp(min=1e-12) * own.eps

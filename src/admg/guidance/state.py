@@ -75,6 +75,11 @@ class State:
         """The noise level σ = sqrt((1 - ᾱ) / ᾱ)."""
         return self.diffusion.schedule.sigma(self.index)
 
+    @property
+    def pure_noise(self) -> bool:
+        """Whether ᾱ = 0: x is noise alone, every x0 has the same eps, and the gradient of any log p(y | x_t) is 0."""
+        return self.diffusion.schedule.is_pure_noise(self.index)
+
     # -- predictions at x, computed when they are first needed ---------------------------------------------------
 
     @property
@@ -135,8 +140,18 @@ class State:
         """Return the state after a guide has modified the prediction."""
         return replace(self, modified=prediction)
 
+    def moved(self, weight: float | Images, towards: Prediction, away: Prediction) -> Prediction:
+        """Return `pred` with weight · (towards - away) added to eps.
+
+        At pure noise, where x0 does not follow from eps, it is added to x0. This is the same, since at every other
+        level eps and x0 of a prediction are linear in one another.
+        """
+        if self.pure_noise:
+            return self.with_x0(self.pred.x0 + weight * (towards.x0 - away.x0))
+        return self.with_eps(self.pred.eps + weight * (towards.eps - away.eps))
+
     def with_eps(self, eps: Images) -> Prediction:
-        """Return `pred` with another eps, from which x0 and the mean follow."""
+        """Return `pred` with another eps, from which x0 and the mean follow. Raises ValueError at pure noise."""
         check_consistent(self.pred)
         return self.diffusion.with_eps(self.pred, self.x, self.index, eps)
 

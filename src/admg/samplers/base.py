@@ -69,12 +69,16 @@ class GuidedModel:
 
     @torch.no_grad()
     def predict(self, x: Images, index: int) -> tuple[Prediction, Images | None]:
-        """Return the model's prediction at x_t = x and the guide's gradient g = s ∇ log p(y | x_t), or None."""
+        """Return the model's prediction at x_t = x and the guide's gradient g = s ∇ log p(y | x_t), or None.
+
+        At pure noise, ᾱ = 0, there is no gradient: x_t says nothing about x_0, so that log p(y | x_t) is constant.
+        """
         if self.guide is None:
             return self.model.predict(x, index, self.model_y, clip=self.clip), None
         state = self.state(x, index)
         state = state.with_pred(modified_prediction(self.guide, state))  # for example classifier-free guidance
-        return state.prediction, self.guide(state)
+        g = self.guide(state)
+        return state.prediction, None if state.pure_noise else g
 
     def predict_guided(self, x: Images, index: int) -> Prediction:
         """Return the prediction with the guide's gradient added to its score, for samplers that follow eps or x0."""
