@@ -459,7 +459,7 @@ def test_unreadable_files_are_named(tmp_path):
     for hidden in (".DS_Store", "Thumbs.db", "desktop.ini", "._1.png"):
         (tmp_path / "a" / hidden).write_text("hidden")
     save(tmp_path / ".cache" / "c.png", noise(4, 4))
-    dataset = open_dataset(tmp_path, 16)
+    dataset = open_dataset(tmp_path, 16, verify="full")
     assert [path.name for path in dataset.images] == ["1.png"]
     assert dataset.label_names == ("a",)  # a folder with no image is no class
     reasons = {path.name: reason for path, reason in dataset.skipped}
@@ -467,9 +467,9 @@ def test_unreadable_files_are_named(tmp_path):
     assert "truncated" in reasons["2.png"] and reasons["link.png"] == "No such file or directory"
     assert reasons["empty.jpg"] == reasons["notes.txt"] == "not an image that Pillow can read"
     with fails("4 of 5 files", "2.png", "truncated", "strict=True"):
-        open_dataset(tmp_path, 16, strict=True)
+        open_dataset(tmp_path, 16, strict=True, verify="full")
 
-    headers_only = open_dataset(tmp_path, 16, verify=False)
+    headers_only = open_dataset(tmp_path, 16)
     assert [path.name for path in headers_only.images] == ["1.png", "2.png"]
     with fails("2.png", "truncated"):
         headers_only[1]

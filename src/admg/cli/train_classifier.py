@@ -31,7 +31,7 @@ class Options:
     out: Run directory for the classifier, its checkpoint, log and accuracies; an existing run is resumed
     init: Classifier of the same architecture whose weights to start from, a name or a folder (default: random weights)
     val_data: Validation images, in the layout of --data (default: the test split of IDX files, else none)
-    val_images: Number of validation images
+    val_images: Number of validation images, spread evenly over all
     """
 
     out: Path = setting(metavar="DIR")

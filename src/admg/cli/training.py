@@ -9,6 +9,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from admg.data.classes import describe_classes, empty_classes
+from admg.data.errors import listed
 from admg.training import TrainingRun
 
 from .measure import note_missing_kernels
@@ -45,6 +47,10 @@ def describe(run: TrainingRun[Any]) -> None:
         print(f"skipped {len(skipped)} files that are not images; {len(data)} are", file=sys.stderr)
     parameters = f"{run.parameters / 1e6:.2f} M parameters"
     print(f"{len(data)} images, {len(data.label_names)} labels; {parameters}; run directory {run.out}")
+    if data.label_names:
+        print(f"classes: {describe_classes(data)}")
+    if empty := empty_classes(data):
+        print(f"note: no image is of the class{'es' if len(empty) > 1 else ''} {listed(empty)}", file=sys.stderr)
     if find_spec("tensorboard") is None:
         print(
             "no TensorBoard scalars: `pip install 'admg[train]'` adds them; log.csv and curves.png are always written"

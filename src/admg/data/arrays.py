@@ -65,7 +65,7 @@ def open_idx(path: Path, labels: bool) -> Arrays:
     name = path.name.removesuffix(".gz").replace("images", "labels").replace("idx3", "idx1")
     labels_path = _first(path.parent, name)
     if labels_path is None or labels_path == path:
-        raise DataError(f"{path} has no labels file {name}[.gz] beside it: add it, or use labels=False")
+        raise DataError(f"{path} has no labels file {name}[.gz] beside it: add it, or use labels=False (--labels none)")
     values = read_idx(labels_path)
     if values.shape != images.shape[:1]:
         raise DataError(

@@ -11,7 +11,9 @@ from admg.config import check, setting
 from .arrays import find_idx
 from .dataset import Dataset
 from .decoding import Frames
+from .labelling import LabelSource
 from .layouts import open
+from .scan import Verify
 from .value_range import ValueRange
 
 Background = Literal["black", "white"]
@@ -32,7 +34,11 @@ class DataConfig:
     frames: Frames of animations and pages of TIFF files: first uses the first of each file, all every one
     background: Colour behind transparent pixels and around padded images
     split: Part of the data, where it has both
+    labels: Labels of a folder: folders, prefix (of file names, up to the first underscore), json (dataset.json of EDM),
+        none, or auto, which recognises them
     strict: Stop at the first file that is not an image instead of skipping it
+    verify: What is read of a folder's images before training: full decodes them, headers reads their headers, none
+        reads 64 headers
     """
 
     data: str = setting(metavar="PATH")
@@ -47,7 +53,9 @@ class DataConfig:
     frames: Frames = "first"
     background: Background | None = setting(None, default_text="white behind; black around, if none is transparent")
     split: Literal["train", "test"] = "train"
+    labels: LabelSource = "auto"
     strict: bool = False
+    verify: Verify = "headers"
 
     def __post_init__(self) -> None:
         check(self)
@@ -66,7 +74,9 @@ class DataConfig:
             frames=self.frames,
             background=None if self.background is None else GREY_LEVELS[self.background],
             split=self.split,
+            labels=self.labels,
             strict=self.strict,
+            verify=self.verify,
         )
 
     def open_held_out(self, path: str | None = None) -> Dataset | None:

@@ -62,6 +62,7 @@ class Dataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
     skipped: files of a folder that were left out, each with the reason
     decoding: how files become pixels
     frames: the frame of each file, or None for the first ones
+    numbered: whether the labels were stored as numbers and have no names but these
     """
 
     images: Sequence[Path] | UInt8[np.ndarray, "n h w c"] | Float32[np.ndarray, "n s s c"]
@@ -75,6 +76,7 @@ class Dataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
     skipped: list[tuple[Path, str]] = field(default_factory=list)
     decoding: Decoding = field(default_factory=Decoding)
     frames: Sequence[int] | None = None
+    numbered: bool = False
 
     def __len__(self) -> int:
         return len(self.images)

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
-from jaxtyping import Float32, Int64, Shaped, UInt8
+from jaxtyping import Float32, Shaped, UInt8
 from PIL import Image
 
 from .arrays import Split, find_idx, open_arrays_file, open_idx
 from .dataset import Crop, Dataset, Fit, check_options
 from .decoding import Decoding, Frames, choose_decoding, note_frames
-from .errors import DataError, listed
-from .folder import ImageFile, label_names_of, number_labels, open_folder
+from .errors import DataError
+from .folder import ImageFile
+from .labelling import LabelSource, checked_names, checked_source, find_labels, names_for
+from .scan import Verify, open_folder
 from .transforms import check_pad
 from .value_range import ValueRange, infer_range, to_8_bits, to_signed
 
@@ -41,7 +43,7 @@ def open(
     fit: Fit = "resize",
     crop: Crop = "center",
     flip: bool = False,
-    labels: bool = True,
+    labels: LabelSource | bool = "auto",
     label_names: Sequence[str] | None = None,
     value_range: ValueRange | None = None,
     wide_range: ValueRange | None = None,
@@ -49,13 +51,16 @@ def open(
     background: int | None = None,
     split: Split = "train",
     strict: bool = False,
-    verify: bool = True,
+    verify: Verify | bool = "headers",
+    progress: bool = True,
 ) -> Dataset:
     """Open a data set on disk. The layout is recognised:
 
     - A folder with a sub-folder for each class. The sorted names of the sub-folders get the numbers 0, 1, ...
     - A flat folder whose file names begin with the label and an underscore, as in guided-diffusion. The sorted labels
-      get the numbers. If no file name has an underscore, there are no labels.
+      get the numbers. If no file name has an underscore, there are no labels. With sub-folders, see `labels`.
+    - A folder with dataset.json, which has the number of each file's label: the layout of EDM and StyleGAN, and of the
+      images that admg saves. Its label_names, if it has any, name the numbers.
     - A folder of IDX files (the MNIST family), from which `split` picks "train" or "test"; or one IDX file of images,
       with its labels file beside it.
     - An .npz with arr_0, images (N, H, W[, C]), and optionally arr_1, integer labels (N,); or an .npy of images.
@@ -67,7 +72,9 @@ def open(
     fit: "resize" scales the shorter side to `image_size`; "pad" puts smaller images on a canvas.
     crop: "center", or "random": a random square with fit="resize", a random place on the canvas with fit="pad".
     flip: mirror a random half of the images left to right.
-    labels: False leaves labels out.
+    labels: where the labels of a folder are: "folders" (sub-folders), "prefix" (file names up to the first underscore,
+        in sub-folders as well), "json" (dataset.json), or "auto", which recognises it, with a warning where it may be
+        mistaken. "none" leaves labels out, also those of IDX files and .npz. True and False are "auto" and "none".
     label_names: names of the labels, in the order of their numbers. For a folder they fix the numbers, which helps if a
         part of the data lacks a class.
     value_range: values of black and white in all images; by default 0 and 255 in 8 bits, 0 and 65535 in 16 bits if some
@@ -79,9 +86,12 @@ def open(
     background: grey level behind transparent pixels and around padded images; by default white behind, and black
         around images if none is transparent, else white.
     strict: raise an error for a file in a folder that is not an image, instead of listing it in `Dataset.skipped`.
-    verify: decode every image of a folder now; False reads only its header.
+    verify: "full" decodes every image of a folder now. "headers" reads only their headers, and keeps them in an index
+        in the cache folder; an image that cannot be decoded raises DataError when it is used. "none" reads 64 headers,
+        and takes the other images to be like them. True and False are "full" and "headers".
+    progress: show a progress bar if reading a folder takes more than two seconds.
 
-    Raises DataError, with one line that says what is wrong and what is allowed.
+    Names of labels are in Unicode's NFC. Raises DataError, with one line that says what is wrong and what is allowed.
 
     Example::
 
@@ -105,23 +115,36 @@ def open(
         raise DataError(
             f"{path} does not exist: allowed is a folder of images or IDX files, an IDX file, an .npz or an .npy"
         )
-    names = checked_names(label_names)
+    names, source, level = checked_names(label_names), checked_source(labels), checked_verify(verify)
+    if level == "none" and frames == "all":
+        raise DataError('verify is "none" and frames is "all": the number of frames is in the headers of all files')
     file = find_idx(path, split) if path.is_dir() else path
     if file is None:
-        images, skipped = open_folder(path, verify=verify, strict=strict)
+        images, skipped = open_folder(path, verify=level, strict=strict, progress=progress)
         kinds = [(image.path, image.kind) for image in images]
         if frames == "first":
             note_frames(kinds, path)
         padded = fit == "pad"
         ranges = {"value_range": value_range, "wide_range": wide_range}
         decoding = choose_decoding(kinds, path, **ranges, background=background, padded=padded)
-        dataset = _open_folder(path, images, image_size, channels, fit, labels, names, frames)
+        dataset = _open_folder(path, images, image_size, channels, fit, source, names, frames)
         dataset = replace(dataset, skipped=skipped, decoding=decoding)
     else:
+        if source not in ("auto", "none"):
+            raise DataError(f"labels is {source!r}, but {file} is no folder of images: allowed are 'auto' and 'none'")
         dataset = _open_arrays(
-            file, image_size, channels, fit, crop, labels, names, value_range, wide_range, background
+            file, image_size, channels, fit, crop, source == "auto", names, value_range, wide_range, background
         )
     return replace(dataset, fit=fit, crop=crop, flip=flip)
+
+
+def checked_verify(verify: Verify | bool) -> Verify:
+    """Return what is checked of each image. Raises DataError if there is no such level."""
+    if isinstance(verify, bool):
+        return "full" if verify else "headers"
+    if verify not in get_args(Verify):
+        raise DataError(f"verify is {verify!r}: allowed are {', '.join(map(repr, get_args(Verify)))}")
+    return verify
 
 
 def _open_folder(
@@ -130,7 +153,7 @@ def _open_folder(
     image_size: int | None,
     channels: int | None,
     fit: Fit,
-    labels: bool,
+    labels: LabelSource,
     names: tuple[str, ...] | None,
     frames: Frames,
 ) -> Dataset:
@@ -141,21 +164,20 @@ def _open_folder(
     channels = channels if channels is not None else max(image.kind.channels for image in images)
     shown = [(image.path, frame) for image in images for frame in range(image.kind.frames if frames == "all" else 1)]
     paths, numbers_of_frames = tuple(path for path, _ in shown), tuple(frame for _, frame in shown)
-    found = label_names_of(root, paths) if labels else None
+    found = find_labels(root, paths, labels, names)
     dataset = Dataset(paths, size, channels, frames=numbers_of_frames if any(numbers_of_frames) else None)
     if found is None:
         return dataset
-    numbers, names = number_labels(found, names)
-    return replace(dataset, labels=numbers, label_names=names)
+    return replace(dataset, labels=found.numbers, label_names=found.names, numbered=found.numbered)
 
 
 def _common_size(images: Sequence[ImageFile], root: Path) -> int:
     """Return the side of the images. Raises DataError if they are not square or differ in size."""
     width, height = images[0].size
-    other = next((image for image in images if image.size != (height, height)), None)
-    if other is not None:
-        sizes = f"{width}x{height} and {other.size[0]}x{other.size[1]}"
-        raise DataError(f"{root} has images of {sizes}: give image_size, since they are not all square and of one size")
+    sizes = list(dict.fromkeys(image.size for image in images))
+    if len(sizes) > 1 or width != height:
+        shown = " and ".join(f"{width}x{height}" for width, height in sizes[:2])
+        raise DataError(f"{root} has images of {shown}: give image_size, since they are not all square and of one size")
     return height
 
 
@@ -187,7 +209,8 @@ def _open_arrays(
         return Dataset(images, size, channels, decoding=decoding)
     if names is None and _is_fashion_mnist(file):
         names = FASHION_MNIST_LABELS
-    return Dataset(images, size, channels, numbers, names_for(numbers, names, file), decoding=decoding)
+    names_of_all, numbered = names_for(numbers, names, file), names is None
+    return Dataset(images, size, channels, numbers, names_of_all, decoding=decoding, numbered=numbered)
 
 
 def range_in(
@@ -238,24 +261,6 @@ def to_channels(
         stored = f"{images.shape[3]} channel{'s' if images.shape[3] > 1 else ''}"
         raise DataError(f"{what} have {stored}, and channels is {channels}: only grey and colour are converted")
     return np.stack([np.asarray(Image.fromarray(image).convert("L"))[..., None] for image in images])
-
-
-def names_for(numbers: Int64[np.ndarray, " n"], names: tuple[str, ...] | None, source: object) -> tuple[str, ...]:
-    """Return the names of all labels, the numbers themselves by default. Raises DataError if there are too few."""
-    classes = int(numbers.max()) + 1
-    if names is None:
-        return tuple(map(str, range(classes)))
-    if classes > len(names):
-        raise DataError(f"{source} has a label {classes - 1}, but there are {len(names)} label_names: {listed(names)}")
-    return names
-
-
-def checked_names(label_names: Sequence[str] | None) -> tuple[str, ...] | None:
-    if label_names is None:
-        return None
-    if isinstance(label_names, str) or len(set(label_names)) < len(label_names):
-        raise DataError(f"label_names are {label_names!r}: allowed is a list of different names")
-    return tuple(label_names)
 
 
 def _is_fashion_mnist(file: Path) -> bool:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64, Shaped
+from jaxtyping import Shaped
 from torch import Tensor
 
 from .arrays import channel_axes
 from .dataset import Crop, Dataset, Fit, check_options
 from .decoding import Decoding
 from .errors import DataError
-from .folder import number_labels
-from .layouts import checked_names, names_for, prepared, range_in
+from .labelling import FoundLabels, checked_names, names_for, number_labels
+from .layouts import prepared, range_in
 from .transforms import check_pad
 from .value_range import ValueRange
 
@@ -68,9 +69,11 @@ def from_arrays(
     channels = int(array.shape[3]) if channels is None else channels
     value_range = range_in(array, value_range)
     array = prepared(array, size, channels, value_range, zooms=fit == "resize" and crop == "random")
-    numbers, names = numbered(labels, checked_names(label_names), len(array))
-    decoding = Decoding(wide_range=value_range)
-    return Dataset(array, size, channels, numbers, names, fit=fit, crop=crop, flip=flip, decoding=decoding)
+    found = None if labels is None else as_labels(labels, checked_names(label_names), len(array))
+    dataset = Dataset(array, size, channels, fit=fit, crop=crop, flip=flip, decoding=Decoding(wide_range=value_range))
+    if found is None:
+        return dataset
+    return replace(dataset, labels=found.numbers, label_names=found.names, numbered=found.numbered)
 
 
 def channels_last(images: Any) -> Shaped[np.ndarray, "n h w c"]:
@@ -92,20 +95,19 @@ def channels_last(images: Any) -> Shaped[np.ndarray, "n h w c"]:
     return array.transpose(0, 2, 3, 1) if first and (channels_first or not last) else array
 
 
-def numbered(
-    labels: Any, names: tuple[str, ...] | None, count: int
-) -> tuple[Int64[np.ndarray, " n"] | None, tuple[str, ...]]:
-    """Return the labels as numbers, and the name of each number."""
-    if labels is None:
-        return None, ()
+def as_labels(labels: Any, names: tuple[str, ...] | None, count: int) -> FoundLabels:
+    """Return the labels as numbers, and the name of each number. An integer is a number, and text is a name."""
     values = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
     if values.shape != (count,):
         raise DataError(f"the labels have shape {values.shape}: allowed is ({count},), one label per image")
-    if values.dtype.kind in "UO" and all(isinstance(value, str) for value in values):
-        return number_labels([str(value) for value in values], names)
+    texts = sum(isinstance(value, str) for value in labels) if values.dtype.kind in "UO" else 0
+    if 0 < texts < count:
+        raise DataError("some labels are integers and some are names: allowed are integers for all images, or names")
+    if texts:
+        return FoundLabels(*number_labels([str(value) for value in values], names))
     if not np.issubdtype(values.dtype, np.integer):
         raise DataError(f"the labels are of type {values.dtype}: allowed are integers and names")
     if values.min() < 0:
         raise DataError(f"there is a label {values.min()}: allowed are labels from 0 up")
     numbers = values.astype(np.int64)
-    return numbers, names_for(numbers, names, "the data")
+    return FoundLabels(numbers, names_for(numbers, names, "the data"), numbered=names is None)

@@ -54,6 +54,16 @@ def evaluation_batches(dataset: ImageDataset, batch_size: int) -> Iterator[Batch
     return (dataset.batch(range(start, min(start + batch_size, len(dataset)))) for start in starts)
 
 
+def spread_batches(dataset: ImageDataset, num: int, batch_size: int) -> Iterator[Batch]:
+    """Return `num` images spread evenly over the data set, or all if there are fewer, without augmentation.
+
+    Folders are ordered by class, so that the first images would be of the first class alone.
+    """
+    total = len(dataset)
+    chosen = [i * total // num for i in range(num)] if num < total else range(total)
+    return (dataset.batch(chosen[start : start + batch_size]) for start in range(0, len(chosen), batch_size))
+
+
 @dataclass(frozen=True)
 class _Numbered(torch.utils.data.Dataset[Batch]):
     """The stream as a function of the batch's number, which DataLoader's workers call."""

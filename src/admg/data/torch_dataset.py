@@ -18,7 +18,8 @@ from torch import Tensor
 from .dataset import Batch, ImageDataset, Seed, check_options, summary
 from .decoding import WIDE_MODES, Decoding, wide_array
 from .errors import DataError
-from .layouts import checked_names
+from .labelling import checked_names
+from .listing import nfc
 from .memory import channels_last
 from .transforms import center_crop
 from .value_range import ValueRange, check_range, infer_range, to_8_bits, to_signed
@@ -34,6 +35,7 @@ def from_dataset(
     channels: int | None = None,
     label_names: Sequence[str] | None = None,
     value_range: ValueRange | None = None,
+    labels: bool = True,
 ) -> ImageDataset:
     """Return a data set for training from any map-style `torch.utils.data.Dataset`.
 
@@ -46,6 +48,7 @@ def from_dataset(
     label_names: names of the labels, in the order of their numbers; by default the attribute `classes` of the data set
         or else the numbers. The largest number is found in the attribute `targets`, or by reading every item once.
     value_range: values of black and white, see `from_arrays`; by default found from the first images.
+    labels: False leaves labels out, whatever they are.
 
     The items' random transforms may draw from the global generators of torch, NumPy and Python: these are seeded for
     each batch, so that a resumed run reads the same images, and restored afterwards. Raises DataError, which is a
@@ -72,7 +75,7 @@ def from_dataset(
     count = len(dataset)
     if not count:
         raise DataError(f"the {type(dataset).__name__} is empty")
-    probes = [_read(dataset, i * count // min(count, PROBED), channels) for i in range(min(count, PROBED))]
+    probes = [_read(dataset, i * count // min(count, PROBED), channels, labels) for i in range(min(count, PROBED))]
     first = probes[0][0]
     if image_size is None and first.shape[0] != first.shape[1]:
         raise DataError(f"the first image is {first.shape[1]}x{first.shape[0]}, not square: give image_size")
@@ -81,11 +84,12 @@ def from_dataset(
         value_range = _inferred_range([image for image, _ in probes])
     else:
         check_range(value_range)
-    names = checked_names(label_names)
+    names, numbered = checked_names(label_names), False
     if names is None:
-        names = () if all(label is None for _, label in probes) else _label_names(dataset)
+        names, numbered = ((), False) if all(label is None for _, label in probes) else _label_names(dataset)
     channels = first.shape[2] if channels is None else channels
-    return TorchDataset(dataset, image_size or first.shape[0], channels, names, value_range, stated)
+    size = image_size or first.shape[0]
+    return TorchDataset(dataset, size, channels, names, value_range, stated, numbered, labels)
 
 
 @dataclass(eq=False, repr=False)
@@ -101,6 +105,8 @@ class TorchDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
     label_names: tuple[str, ...] = ()
     value_range: ValueRange | None = None
     stated: bool = False
+    numbered: bool = False
+    labelled: bool = True
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -118,7 +124,7 @@ class TorchDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
         Random transforms of the items follow from the first seed; without seeds they are the same each time.
         """
         with _seeded(seeds[0] if seeds else 0):
-            items = [_read(self.dataset, index, self.channels) for index in indices]
+            items = [_read(self.dataset, index, self.channels, self.labelled) for index in indices]
         x = np.stack([self._fitted(image, index) for (image, _), index in zip(items, indices)])
         y = [self._checked(label, index) for (_, label), index in zip(items, indices)]
         return torch.from_numpy(x), torch.tensor(y)
@@ -168,7 +174,9 @@ def _resized(image: UInt8[np.ndarray, "h w c"], size: int, channels: int) -> UIn
     return center_crop(pil.convert("L") if converts else pil, size).reshape(size, size, -1)
 
 
-def _read(dataset: Any, index: int, channels: int | None = None) -> tuple[Shaped[np.ndarray, "h w c"], int | None]:
+def _read(
+    dataset: Any, index: int, channels: int | None = None, labels: bool = True
+) -> tuple[Shaped[np.ndarray, "h w c"], int | None]:
     """Return the image, of any type of numbers, and the label of an item. Raises DataError if it is not such a pair.
 
     channels: number of channels, if it is known
@@ -187,7 +195,7 @@ def _read(dataset: Any, index: int, channels: int | None = None) -> tuple[Shaped
         pixels = channels_last(image[None])[0]
     except DataError as error:
         raise DataError(f"item {index}: {error} (with N = 1 for one image)") from None
-    return pixels, _label(rest[0], index) if rest else None
+    return pixels, _label(rest[0], index) if rest and labels else None
 
 
 def _of_pil(image: Image.Image, channels: int | None) -> Shaped[np.ndarray, "h w c"]:
@@ -207,20 +215,21 @@ def _label(label: Any, index: int) -> int | None:
         raise DataError(f"item {index} has label {label!r}: allowed is one integer from 0 up, or None") from None
 
 
-def _label_names(dataset: Any) -> tuple[str, ...]:
-    """Return the classes that the data set names, or the numbers up to its largest label."""
+def _label_names(dataset: Any) -> tuple[tuple[str, ...], bool]:
+    """Return the classes that the data set names, or the numbers up to its largest label; and whether it is these."""
     source = dataset
     while not hasattr(source, "classes") and isinstance(source, torch.utils.data.Subset):
         source = source.dataset
     classes = getattr(source, "classes", None)
-    if isinstance(classes, list | tuple) and classes and len(set(map(str, classes))) == len(classes):
-        return tuple(map(str, classes))
+    names = [nfc(str(name)) for name in classes] if isinstance(classes, list | tuple) else []
+    if names and len(set(names)) == len(names):
+        return tuple(names), False
     targets = getattr(source, "targets", None)
     known = np.asarray(targets) if isinstance(targets, list | tuple | Tensor | np.ndarray) else np.empty(0)
     if known.ndim != 1 or not known.size or not np.issubdtype(known.dtype, np.integer):
         found = [label for _, label in (_read(dataset, i) for i in range(len(dataset))) if label is not None]
         known = np.asarray(found or [0])
-    return tuple(map(str, range(int(known.max()) + 1)))
+    return tuple(map(str, range(int(known.max()) + 1))), True
 
 
 @contextmanager

@@ -91,13 +91,15 @@ def of_dataset(dataset: Any, name: str = "images") -> Source:
     found = from_dataset(dataset)
     if isinstance(found, Dataset) and not (isinstance(found.images, np.ndarray) and found.images.dtype != np.uint8):
         size = (found.image_size, found.image_size)
-        source = Source(name, found.images, size, found.channels, found.labels, found.label_names, fit=found.fit)
+        names = () if found.numbered else found.label_names
+        source = Source(name, found.images, size, found.channels, found.labels, names, fit=found.fit)
         return replace(source, decoding=found.decoding, frames=found.frames)
     x, y = zip(*(found.batch(range(i, min(i + READ, len(found)))) for i in range(0, len(found), READ)))
     images = ((torch.cat(x) + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
     labels = torch.cat(y).numpy()
     source = of_array(images, name)
-    return replace(source, labels=labels if (labels >= 0).any() else None, label_names=found.label_names)
+    names = () if getattr(found, "numbered", False) else found.label_names
+    return replace(source, labels=labels if (labels >= 0).any() else None, label_names=names)
 
 
 def _from_float(x: np.ndarray, name: str) -> UInt8[np.ndarray, "n h w c"]:

@@ -17,6 +17,7 @@ from admg.data import open as open_dataset
 from admg.data.arrays import Split
 from admg.data.dataset import Fit
 from admg.data.decoding import Kind
+from admg.data.labelling import LabelSource
 from admg.data.value_range import ValueRange
 from admg.generation.starts import TrainedReading
 
@@ -77,14 +78,14 @@ def open_real_images(
     else:
         path = str(data)
         trained = trained or TrainedReading()
+        source: LabelSource = "none" if labels is None else "auto"
         dataset = open_dataset(
             path,
             size,
             channels=channels,
-            labels=labels is not None,
+            labels=source,
             fit=fit or "resize",
             split=split,
-            verify=False,
             value_range=value_range,
             **trained.options,
         )

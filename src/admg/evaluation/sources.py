@@ -17,7 +17,9 @@ from PIL import Image
 from admg.data import DataError
 from admg.data import open as open_dataset
 from admg.data.decoding import Decoding, Kind, choose_decoding, note_frames
-from admg.data.folder import label_names_of, number_labels, open_folder, read_image
+from admg.data.folder import read_image
+from admg.data.labelling import find_labels
+from admg.data.scan import open_folder
 from admg.data.transforms import Pixels, center_crop, pad
 from admg.data.value_range import ValueRange
 from admg.generation.run_record import read_record
@@ -173,7 +175,8 @@ def open_source(
         data = open_dataset(path, 1, labels=labels, split=split)  # any size: arrays are kept as stored
         assert isinstance(data.images, np.ndarray)
         height, width, channels = data.images.shape[1:]
-        source = Source(str(path), data.images, (height, width), channels, data.labels, data.label_names)
+        names = () if data.numbered else data.label_names
+        source = Source(str(path), data.images, (height, width), channels, data.labels, names)
     if source.images is not None and len(source) < 2:
         raise ValueError(f"{path} holds one image: at least 2 are needed")
     return source
@@ -204,7 +207,7 @@ def _open_npz(path: Path, labels: bool) -> Source:
 
 
 def _open_folder(path: Path, labels: bool, value_range: ValueRange | None) -> Source:
-    files, _ = open_folder(path, verify=False, strict=False)
+    files, _ = open_folder(path)
     kinds = [(file.path, file.kind) for file in files]
     note_frames(kinds, path)
     decoding = choose_decoding(kinds, path, value_range=value_range)
@@ -212,11 +215,10 @@ def _open_folder(path: Path, labels: bool, value_range: ValueRange | None) -> So
     size = next(iter(sizes))[::-1] if len(sizes) == 1 else None
     paths = [file.path for file in files]
     source = Source(str(path), paths, size, max(file.kind.channels for file in files), decoding=decoding, kinds=kinds)
-    names = label_names_of(path, paths) if labels else None
-    if names is None:
+    found = find_labels(path, paths) if labels else None
+    if found is None:
         return source
-    numbers, order = number_labels(names, None)
-    return replace(source, labels=numbers, label_names=order)
+    return replace(source, labels=found.numbers, label_names=() if found.numbered else found.names)
 
 
 def _merged(path: Path) -> Path:

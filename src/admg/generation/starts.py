@@ -151,7 +151,7 @@ def _open(path: Path, model: Model, fit: Fit, value_range: ValueRange | None) ->
     reading = TrainedReading.of(model)
     if not path.is_file() or path.suffix.lower() in (".npz", ".npy") or "idx" in path.name:
         return open_dataset(
-            path, size, channels=channels, fit=fit, labels=False, split="test", value_range=value_range,
+            path, size, channels=channels, fit=fit, labels="none", split="test", value_range=value_range,
             **reading.options,
         )  # fmt: skip
     kind, shape = read_kind(path)

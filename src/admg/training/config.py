@@ -65,7 +65,7 @@ class ObjectiveConfig:
 
     objective: Loss: simple (mean squared error), hybrid (simple + 0.001 vlb) or vlb (variational bound)
     label_dropout: Share of images that are trained without their label, so that the model is also unconditional
-    unlabelled: Ignore the labels of the images and train an unconditional model
+    unlabelled: Train an unconditional model, and do not look for labels (as --labels none)
     """
 
     objective: Objective = "hybrid"

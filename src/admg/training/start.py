@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,8 @@ from admg.checkpoints.labels import Labels
 from admg.checkpoints.model import Classifier, Model
 from admg.data import DataConfig, Dataset, ImageDataset, from_dataset
 from admg.data import open as open_dataset
+from admg.data.classes import empty_classes, with_classes
+from admg.data.errors import listed
 from admg.diffusion.config import DiffusionConfig
 from admg.files import check_output_folder
 from admg.models import ClassifierConfig, NoisyClassifier, SuperResConfig, SuperResUNet, UNet, UNetConfig
@@ -75,7 +78,8 @@ def train_diffusion(
         >>> admg.load("runs/mine").label_names
         ('cat', 'dog')
     """
-    dataset, objective = open_data(data), objective or ObjectiveConfig()
+    objective = objective or ObjectiveConfig()
+    dataset = open_data(data, objective.unlabelled)
     config, diffusion = config or TrainConfig(), diffusion or DiffusionConfig()
     architecture = fit_to_data(UNetConfig, network, **unet_fields(dataset, diffusion, objective))
     unet = initialised(UNet, architecture, config.seed)
@@ -101,8 +105,8 @@ def train_classifier(
     data, out, config, init, provenance: see `train_diffusion`; the data must have labels
     network: architecture, or only those of its fields that differ from the defaults of ClassifierConfig
     diffusion: process that noises the images, which should be that of the model to be guided
-    validation: images that the accuracy is measured on, with the same labels
-    val_images: number of those images
+    validation: images that the accuracy is measured on; their classes are matched by name, and may be fewer
+    val_images: number of those images, spread evenly over all
 
     Raises ValueError and OSError as `train_diffusion` does.
 
@@ -124,9 +128,7 @@ def train_classifier(
     dataset = open_data(data)
     if not dataset.label_names:
         raise ValueError(f"{name_of(data)} has no labels: use class sub-folders, or file names such as label_name.png")
-    held_out = None if validation is None else open_data(validation)
-    if held_out is not None and held_out.label_names != dataset.label_names:
-        raise ValueError(f"the labels of the validation images differ from those of {name_of(data)}")
+    held_out = None if validation is None else open_validation(validation, dataset.label_names)
     config, diffusion = config or TrainConfig(), diffusion or DiffusionConfig()
     labels = Labels(len(dataset.label_names), dataset.label_names)
     architecture = fit_to_data(ClassifierConfig, network, **image_fields(dataset), num_classes=labels.count)
@@ -176,7 +178,8 @@ def train_upsampler(
         >>> admg.sample(run.model, [None], low_res=low_res, steps=2, progress=False).x.shape
         torch.Size([1, 1, 8, 8])
     """
-    dataset, objective = open_data(data), objective or ObjectiveConfig()
+    objective = objective or ObjectiveConfig()
+    dataset = open_data(data, objective.unlabelled)
     config, diffusion = config or TrainConfig(), diffusion or DiffusionConfig()
     small = dataset.image_size // 4 if small_size is None else small_size
     if not 0 < small < dataset.image_size:
@@ -190,11 +193,33 @@ def train_upsampler(
     return TrainingRun(task, dataset, check_output_folder(out), config, record)
 
 
-def open_data(data: Data) -> ImageDataset:
-    """Open a path or a DataConfig, or wrap a data set. Raises DataError, which is a ValueError."""
+def open_data(data: Data, unlabelled: bool = False) -> ImageDataset:
+    """Open a path or a DataConfig, or wrap a data set. Raises DataError, which is a ValueError.
+
+    unlabelled: do not look for labels
+    """
     if isinstance(data, str | Path):
-        return open_dataset(data)
-    return data.open() if isinstance(data, DataConfig) else from_dataset(data)
+        return open_dataset(data, labels="none" if unlabelled else "auto")
+    if not isinstance(data, DataConfig):
+        return from_dataset(data, labels=not unlabelled)
+    if unlabelled and data.labels not in ("auto", "none"):
+        raise ValueError(
+            f"unlabelled (--unlabelled) leaves labels out, and labels (--labels) is {data.labels}: choose one"
+        )
+    return (dataclasses.replace(data, labels="none") if unlabelled else data).open()
+
+
+def open_validation(data: Data, names: Sequence[str]) -> ImageDataset:
+    """Open validation images, with labels numbered as these names. Classes without an image are named in a warning.
+
+    Raises ValueError if an image is of another class.
+    """
+    held_out = with_classes(open_data(data), names, "validation images")
+    if empty := empty_classes(held_out):
+        warnings.warn(
+            f"no validation image is of the class{'es' if len(empty) > 1 else ''} {listed(empty)}", stacklevel=2
+        )
+    return held_out
 
 
 def name_of(data: Data) -> str:

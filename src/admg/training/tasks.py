@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from admg.checkpoints.model import Classifier, Model
 from admg.data import ImageDataset, evaluation_batches
+from admg.data.stream import spread_batches
 from admg.diffusion.losses import Objective, loss_terms
 from admg.generation.contact_sheet import sheet
 from admg.generation.images import save_png, to_uint8
@@ -162,7 +163,7 @@ class ClassifierTask:
     """A noisy classifier, learned by cross-entropy on images noised to a uniformly random timestep.
 
     validation: images that it is measured on (optional)
-    val_images: number of those images
+    val_images: number of those images, spread evenly over all
     """
 
     classifier: Classifier
@@ -193,15 +194,13 @@ class ClassifierTask:
         levels = [round(k * (len(diffusion) - 1) / 9) for k in range(10)]
         right, count = dict.fromkeys(levels, 0), 0
         generator = torch.Generator().manual_seed(0)
-        for x, y in evaluation_batches(self.validation, 250):
+        for x, y in spread_batches(self.validation, self.val_images, 250):
             for t in levels:
                 noise = torch.randn(x.shape, generator=generator)
                 x_t = diffusion.q_sample(x, t, noise).to(device)
                 logits = network(x_t, diffusion.timestep(t, device))
                 right[t] += int((logits.argmax(1).cpu() == y).sum())
             count += len(x)
-            if count >= self.val_images:
-                break
         accuracy = {t: r / count for t, r in right.items()}
         plot_accuracy(accuracy, self.classifier.labels.count, f"step {step}", folder / f"accuracy_{step:07d}.png")
         means = {f"val_accuracy_t{t}": a for t, a in accuracy.items()}

@@ -167,7 +167,7 @@ def size_of_images(
     """
     config = cast(UNetConfig, model.network.config)
     options = {"value_range": value_range, **TrainedReading.of(model).options}
-    dataset = open_dataset(path, 1, labels=False, verify=False, **options)
+    dataset = open_dataset(path, 1, labels="none", **options)
     sides = {side for image in dataset.images[:SAMPLED] for side in header(image)[:2]}
     if len(sides) != 1 or (side := sides.pop()) >= config.image_size:
         return None

@@ -1,0 +1,109 @@
+"""The classes of a data set: how many images each has, and their numbers in another data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from .dataset import Batch, ImageDataset, Seed
+from .errors import DataError, listed
+
+ALL_SHOWN = 20
+"""Largest number of classes that are all listed."""
+
+
+def class_counts(dataset: ImageDataset) -> Int64[np.ndarray, " k"] | None:
+    """Return the number of images of each class, or None if that is not known without reading every image."""
+    labels = getattr(dataset, "labels", None)
+    if not isinstance(labels, np.ndarray):
+        return None
+    return np.bincount(labels[labels >= 0], minlength=len(dataset.label_names))
+
+
+def describe_classes(dataset: ImageDataset) -> str:
+    """Return the classes with their numbers of images: 'cat (120), dog (98)'; of many classes some, and the range."""
+    names, counts = dataset.label_names, class_counts(dataset)
+    shown = list(names) if counts is None else [f"{name} ({count})" for name, count in zip(names, counts)]
+    if len(names) <= ALL_SHOWN:
+        return ", ".join(shown)
+    some = f"{', '.join(shown[:3])}, ..., {shown[-1]}"
+    if counts is None:
+        return some
+    low, high = int(counts.min()), int(counts.max())
+    return f"{some}; {f'{low} images' if low == high else f'{low} to {high} images'} each"
+
+
+def empty_classes(dataset: ImageDataset) -> list[str]:
+    """Return the names of the classes that have no image, as far as is known."""
+    counts = class_counts(dataset)
+    return [] if counts is None else [name for name, count in zip(dataset.label_names, counts) if not count]
+
+
+def with_classes(dataset: ImageDataset, names: Sequence[str], what: str) -> ImageDataset:
+    """Return the data set with its labels numbered as in `names`, matched by their names.
+
+    what: the images, for messages
+    Labels that are only numbers keep them. Raises DataError if there are no labels, or if one is not in `names`.
+    """
+    own = dataset.label_names
+    if not own:
+        raise DataError(f"the {what} have no labels: allowed are those of the training images, {listed(names)}")
+    if own == tuple(names):
+        return dataset
+    if getattr(dataset, "numbered", False):
+        if len(own) > len(names):
+            raise DataError(
+                f"the {what} have a label {len(own) - 1}: allowed are 0 to {len(names) - 1}, {listed(names)}"
+            )
+        return Renumbered(dataset, tuple(range(len(own))), tuple(names))
+    used = [name for name in own if name not in empty_classes(dataset)]
+    unknown = [name for name in used if name not in names]
+    if unknown:
+        raise DataError(
+            f"the {what} have classes that the training images lack: {listed(unknown)}; allowed: {listed(names)}"
+        )
+    at = {name: number for number, name in enumerate(names)}
+    return Renumbered(dataset, tuple(at.get(name, -1) for name in own), tuple(names))
+
+
+@dataclass(frozen=True)
+class Renumbered:
+    """A data set whose labels have other numbers. `with_classes` returns one.
+
+    numbers: new number of each label
+    label_names: names of the labels, in the order of the new numbers
+    """
+
+    dataset: ImageDataset
+    numbers: tuple[int, ...]
+    label_names: tuple[str, ...]
+
+    @property
+    def image_size(self) -> int:
+        return self.dataset.image_size
+
+    @property
+    def channels(self) -> int:
+        return self.dataset.channels
+
+    @property
+    def labels(self) -> Int64[np.ndarray, " n"] | None:
+        """The labels (N,), if they are known without reading every image."""
+        labels = getattr(self.dataset, "labels", None)
+        return np.array((*self.numbers, -1), np.int64)[labels] if isinstance(labels, np.ndarray) else None
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def batch(self, indices: Sequence[int], seeds: Sequence[Seed] | None = None) -> Batch:
+        """Return images (n, C, S, S) in [-1, 1] and labels (n,), -1 for none."""
+        x, y = self.dataset.batch(indices, seeds)
+        return x, self._renumbered(y)
+
+    def _renumbered(self, y: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
+        return torch.tensor((*self.numbers, -1))[y]  # -1 stays: it is the last

@@ -1,0 +1,74 @@
+"""An index of the headers of a folder's images, in the cache folder, so that they are read only once.
+
+An entry counts only while the file has the size and the time of change that it had. An index that is damaged, or of
+another version, is ignored and written anew; processes that write it at once replace each other's whole file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import PIL
+
+from admg.files import atomic, cache_folder
+
+from .decoding import Kind
+from .folder import ImageFile
+from .listing import ListedFile
+
+SMALLEST = 64
+"""Smallest number of files of a folder that gets an index; headers of fewer are read as fast."""
+
+
+def read_index(root: Path, files: Iterable[ListedFile]) -> dict[str, ImageFile]:
+    """Return the images that the index knows among the files, by name; {} if there is no index."""
+    with suppress(OSError, ValueError, TypeError, KeyError, EOFError):  # an index is a help, never a reason to fail
+        content = json.loads(gzip.decompress(index_path(root).read_bytes()))
+        if content["about"] != _about(root):
+            return {}
+        stored = {name: (size, changed, header) for name, size, changed, *header in content["files"]}
+        found = ((file, stored.get(file.name)) for file in files)
+        return {
+            file.name: _image(root / file.name, entry[2])
+            for file, entry in found
+            if entry is not None and entry[:2] == (file.size, file.changed)
+        }
+    return {}
+
+
+def write_index(root: Path, files: Iterable[ListedFile], images: Mapping[str, ImageFile]) -> None:
+    """Write an index of the images, by name, among the files. Nothing happens if the cache folder cannot be written."""
+    rows = [
+        [file.name, file.size, file.changed, *images[file.name].size, *dataclasses.astuple(images[file.name].kind)]
+        for file in files
+        if file.name in images
+    ]
+    text = json.dumps({"about": _about(root), "files": rows}, separators=(",", ":"))
+    with suppress(OSError), atomic(index_path(root)) as temporary:
+        temporary.write_bytes(gzip.compress(text.encode("ascii"), compresslevel=1, mtime=0))
+
+
+def index_path(root: Path) -> Path:
+    """Return the index file of a folder."""
+    return cache_folder() / "folders" / f"{hashlib.sha256(_place(root).encode()).hexdigest()[:24]}.json.gz"
+
+
+def _place(root: Path) -> str:
+    return ascii(str(root.resolve()))  # names of files need not be valid Unicode
+
+
+def _about(root: Path) -> list[str]:
+    """Return what an index depends on: the folder, what is stored of an image, and the library that read it."""
+    return [_place(root), *(field.name for field in dataclasses.fields(Kind)), PIL.__version__]
+
+
+def _image(path: Path, header: list[Any]) -> ImageFile:
+    width, height, *kind = header
+    return ImageFile(path, (width, height), Kind(*kind))

@@ -1,0 +1,267 @@
+"""The labels of a folder of images: from sub-folders, from file names, or from EDM's dataset.json."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from jaxtyping import Int64
+
+from .errors import DataError, listed
+from .listing import nfc
+from .scan import DESCRIPTION
+
+LabelSource = Literal["auto", "folders", "prefix", "json", "none"]
+PARTS = re.compile(r"(train|training|val|valid|validation|test|testing|eval|dev)(\d{4})?|\d{5,}", re.IGNORECASE)
+"""Names of folders that hold a part of a data set rather than a class: train/, val/, or 00000/ of StyleGAN and EDM."""
+CHOOSE = 'labels="none", "folders", "prefix" or "json" (--labels) decides'
+
+
+@dataclass(frozen=True)
+class FoundLabels:
+    """The labels of images.
+
+    numbers: label of each image (N,)
+    names: names of the labels, in the order of their numbers
+    numbered: whether the labels were stored as numbers and have no names but these
+    """
+
+    numbers: Int64[np.ndarray, " n"]
+    names: tuple[str, ...]
+    numbered: bool = False
+
+
+def find_labels(
+    root: Path, files: Sequence[Path], source: LabelSource | bool = "auto", order: tuple[str, ...] | None = None
+) -> FoundLabels | None:
+    """Return the labels of images in a folder, or None if they have none.
+
+    source: "folders", the names of the sub-folders; "prefix", file names up to the first underscore, in sub-folders as
+        well, which is the layout of guided-diffusion; "json", the numbers in dataset.json, which is the layout of EDM
+        and StyleGAN; "none", no labels. "auto" takes dataset.json if there is one, else the sub-folders if there are
+        any, else the file names if any has an underscore; sub-folders that are all named as parts of a data set
+        (train, val, 00000) give no label if file names do. True and False stand for "auto" and "none".
+    order: names of the labels, in the order of their numbers; by default they are sorted
+
+    Names are in Unicode's NFC. With "auto", a layout that may have been misunderstood is reported in a warning.
+    Raises DataError if the labels cannot be read, or are not in `order`.
+    """
+    chosen = checked_source(source)
+    if chosen == "none":
+        return None
+    names = [path.relative_to(root).as_posix() for path in files]
+    if chosen == "json" or (chosen == "auto" and (root / DESCRIPTION).is_file()):
+        return _described(root, names, order)
+    if chosen == "auto":
+        chosen = recognised(root, names)
+        if chosen == "none":
+            return None
+        labels = by_folder(root, names) if chosen == "folders" else by_prefix(root, names)
+        for note in doubts(names, labels, chosen):
+            warnings.warn(f"{root}: {note}; {CHOOSE}", stacklevel=2)
+    else:
+        labels = by_folder(root, names) if chosen == "folders" else by_prefix(root, names)
+    return FoundLabels(*number_labels(labels, order))
+
+
+def checked_source(source: LabelSource | bool) -> LabelSource:
+    """Return the source of labels. Raises DataError if there is none of this name."""
+    if isinstance(source, bool):
+        return "auto" if source else "none"
+    if source not in get_args(LabelSource):
+        raise DataError(f"labels is {source!r}: allowed are {', '.join(map(repr, get_args(LabelSource)))}")
+    return source
+
+
+def recognised(root: Path, names: Sequence[str]) -> Literal["folders", "prefix", "none"]:
+    """Return where the labels of a folder without dataset.json are. Raises DataError if it mixes two layouts."""
+    nested = [name for name in names if "/" in name]
+    if nested:
+        loose = [name for name in names if "/" not in name]
+        if loose:
+            raise DataError(
+                f"{root} mixes class sub-folders (such as {nested[0].split('/')[0]}) and loose images (such as "
+                f"{loose[0]}): allowed is one or the other, or labels=False (--labels none)"
+            )
+        folders, prefixes = {name.split("/")[0] for name in names}, [prefix(name) for name in names]
+        parts = all(PARTS.fullmatch(folder) for folder in folders)
+        return "prefix" if parts and all(prefixes) and _repeated(prefixes) else "folders"
+    labelled = sum("_" in name for name in names)
+    if 0 < labelled < len(names):
+        other = next(name for name in names if "_" not in name)
+        raise DataError(
+            f"{len(names) - labelled} of {len(names)} images in {root} have no underscore after a label, such as "
+            f"{other}: allowed are all or none, or labels=False (--labels none)"
+        )
+    return "prefix" if labelled else "none"
+
+
+def by_folder(root: Path, names: Sequence[str]) -> list[str]:
+    """Return the names of the first sub-folder of each image. Raises DataError if an image is in none."""
+    loose = [name for name in names if "/" not in name]
+    if loose:
+        raise DataError(
+            f"{len(loose)} of {len(names)} images in {root} are in no sub-folder, such as {loose[0]}: "
+            f'labels="folders" needs one for each class'
+        )
+    return [nfc(name.split("/")[0]) for name in names]
+
+
+def by_prefix(root: Path, names: Sequence[str]) -> list[str]:
+    """Return each file name up to its first underscore. Raises DataError if one has none, or begins with it."""
+    labels = [prefix(name) for name in names]
+    missing = [name for name, label in zip(names, labels) if not label]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(names)} images in {root} have no label before an underscore, such as "
+            f'{missing[0]}: labels="prefix" needs file names such as label_name.png'
+        )
+    return labels
+
+
+def prefix(name: str) -> str:
+    """Return the name of a file up to its first underscore; "" without one."""
+    label, underscore, _ = name.rpartition("/")[2].partition("_")
+    return nfc(label) if underscore else ""
+
+
+def doubts(names: Sequence[str], labels: Sequence[str], source: Literal["folders", "prefix"]) -> list[str]:
+    """Return why these labels may not be what the owner of the images means by them, a line for each reason."""
+    classes = sorted(set(labels))
+    shown = listed(classes, 3)
+    notes = []
+    if source == "folders":
+        if all(PARTS.fullmatch(name) for name in classes):
+            notes.append(f"the classes are the sub-folders {shown}, which are named as parts of a data set")
+        notes += _other_prefixes(names, labels)
+    elif folders := sorted({name.split("/")[0] for name in names if "/" in name}):
+        notes.append(
+            f"the sub-folders ({listed(folders, 3)}) are named as parts of a data set: "
+            f"the classes are the beginnings of the file names ({shown})"
+        )
+    where = "sub-folders" if source == "folders" else "beginnings of the file names"
+    if len(classes) == 1 and len(labels) > 1:
+        notes.append(f"all {len(labels)} images are of one class, {classes[0]} (classes are the {where})")
+    elif len(classes) == len(labels) > 1:
+        notes.append(f"each of the {len(classes)} classes ({shown}) has one image (classes are the {where})")
+    return notes
+
+
+def _other_prefixes(names: Sequence[str], folders: Sequence[str]) -> list[str]:
+    """Return a note if file names begin with a label, as in guided-diffusion, that is not the name of the folder."""
+    prefixes = [prefix(name) for name in names]
+    classes = set(folders)
+    wrong = [i for i, label in enumerate(prefixes) if label in classes and label != folders[i]]
+    if wrong:
+        return [f"{len(wrong)} images have the name of another class before the underscore, such as {names[wrong[0]]}"]
+    if all(prefixes) and _repeated(prefixes) and prefixes != list(folders):
+        own = listed(sorted(set(prefixes)), 3)
+        return [
+            f"the classes are the sub-folders ({listed(sorted(classes), 3)}), though the file names begin otherwise "
+            f"({own})"
+        ]
+    return []
+
+
+def _repeated(prefixes: Sequence[str]) -> bool:
+    """Whether these can be labels: several, of at least two images each on average, as serial numbers are not."""
+    return 1 < len(set(prefixes)) <= len(prefixes) / 2
+
+
+def number_labels(
+    names: Sequence[str], order: tuple[str, ...] | None
+) -> tuple[Int64[np.ndarray, " n"], tuple[str, ...]]:
+    """Return the number of each name, and all names in the order of their numbers: `order`, or sorted by default.
+
+    Raises DataError if a name is not in `order`, or is not valid Unicode.
+    """
+    names = [nfc(name) for name in names]
+    found = sorted(set(names))
+    broken = next((name for name in found if any("\ud800" <= letter <= "\udfff" for letter in name)), None)
+    if broken is not None:
+        raise DataError(f"the label {broken!a} is not valid Unicode: rename its folder or files")
+    order = tuple(found) if order is None else order
+    numbers = {name: number for number, name in enumerate(order)}
+    unknown = [name for name in found if name not in numbers]
+    if unknown:
+        raise DataError(f"images have labels that are not in label_names: {listed(unknown)}; allowed: {listed(order)}")
+    return np.array([numbers[name] for name in names], np.int64), order
+
+
+def names_for(numbers: Int64[np.ndarray, " n"], names: tuple[str, ...] | None, source: object) -> tuple[str, ...]:
+    """Return the names of all labels, the numbers themselves by default. Raises DataError if there are too few."""
+    classes = int(numbers.max()) + 1
+    if names is None:
+        return tuple(map(str, range(classes)))
+    if classes > len(names):
+        raise DataError(f"{source} has a label {classes - 1}, but there are {len(names)} label_names: {listed(names)}")
+    return names
+
+
+def checked_names(label_names: Sequence[str] | None) -> tuple[str, ...] | None:
+    """Return names of labels in Unicode's NFC. Raises DataError if these are not different names."""
+    if label_names is None:
+        return None
+    if isinstance(label_names, str) or not all(isinstance(name, str) for name in label_names):
+        raise DataError(f"label_names are {label_names!r}: allowed is a list of different names")
+    names = tuple(map(nfc, label_names))
+    if len(set(names)) < len(names):
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        raise DataError(f"label_names has {listed(twice)} twice: allowed is a list of different names")
+    return names
+
+
+def _described(root: Path, names: Sequence[str], order: tuple[str, ...] | None) -> FoundLabels | None:
+    """Return the labels in dataset.json, or None if it has none.
+
+    EDM and StyleGAN write {"labels": [["00000/img00000000.png", 3], ...]}, or null for no labels. The images of samples
+    also have {"label_names": {"3": "Dress", ...}}: then the labels are these names, in the order of their numbers.
+    """
+    path = root / DESCRIPTION
+    allowed = 'allowed is {"labels": [["folder/name.png", 3], ...]} or {"labels": null}, or another choice of labels'
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f'cannot read {path}: {error.strerror}; labels="json" needs this file') from None
+    except ValueError as error:
+        raise DataError(f"{path} is not valid JSON ({error}): {allowed}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("labels", 0), list | None):
+        raise DataError(f"{path} holds no labels: {allowed}")
+    if content["labels"] is None:
+        return None
+    given = _entries(path, content["labels"])
+    missing = [name for name in names if nfc(name) not in given]
+    if missing:
+        raise DataError(f"{path} has no label for {len(missing)} of {len(names)} images, such as {missing[0]}")
+    numbers = np.array([given[nfc(name)] for name in names], np.int64)
+    named = content.get("label_names")
+    if named is None:
+        return FoundLabels(numbers, names_for(numbers, order, path), numbered=True)
+    present = [int(number) for number in np.unique(numbers)]
+    if not isinstance(named, dict) or not all(isinstance(named.get(str(number)), str) for number in present):
+        raise DataError(f'{path} does not name all its labels: allowed is {{"label_names": {{"3": "name", ...}}}}')
+    if order is None:
+        order = checked_names([named[str(number)] for number in present])
+    return FoundLabels(*number_labels([named[str(number)] for number in numbers.tolist()], order))
+
+
+def _entries(path: Path, entries: list[Any]) -> dict[str, int]:
+    """Return the label of each file. Raises DataError for an entry that is not a file with a number from 0 up."""
+    labels: dict[str, int] = {}
+    for entry in entries:
+        match entry:
+            case [str(name), int(label)] if label >= 0 and not isinstance(label, bool):
+                labels[nfc(name.replace("\\", "/"))] = label
+            case _:
+                shown = json.dumps(entry, ensure_ascii=False)[:80]
+                raise DataError(
+                    f'{path} has an entry {shown}: allowed is ["folder/name.png", 3], with labels from 0 up'
+                )
+    return labels

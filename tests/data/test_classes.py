@@ -1,0 +1,65 @@
+"""The classes of a data set: counts, and numbers in another data set."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from admg.data import DataError, from_arrays, from_dataset
+from admg.data.classes import class_counts, describe_classes, empty_classes, with_classes
+from admg.data.stream import spread_batches
+
+
+def images(labels: object, **options: object):
+    return from_arrays(np.zeros((len(labels), 4, 4), np.uint8), labels, **options)
+
+
+def test_classes_and_counts_in_one_line():
+    pets = images(["cat", "dog", "cat"], label_names=["dog", "bird", "cat"])
+    assert describe_classes(pets) == "dog (1), bird (0), cat (2)" and empty_classes(pets) == ["bird"]
+    many = images(np.repeat(np.arange(1000), np.arange(1000) % 3 + 1))
+    assert describe_classes(many) == "0 (1), 1 (2), 2 (3), ..., 999 (1); 1 to 3 images each"
+    assert class_counts(many).sum() == len(many)
+    wrapped = from_dataset(torch.utils.data.TensorDataset(torch.rand(4, 1, 4, 4), torch.arange(4)))
+    assert describe_classes(wrapped) == "0, 1, 2, 3" and class_counts(wrapped) is None and not empty_classes(wrapped)
+
+
+def labels_of(dataset) -> list[int]:
+    return dataset.batch(range(len(dataset)))[1].tolist()
+
+
+def test_labels_are_matched_by_name():
+    """Validation data that lacks a class numbers the others as training does."""
+    validation = with_classes(images(["dog", "fox", "dog"]), ("cat", "dog", "fox"), "validation images")
+    assert labels_of(validation) == [1, 2, 1] and validation.label_names == ("cat", "dog", "fox")
+    assert empty_classes(validation) == ["cat"] and (validation.image_size, validation.channels, len(validation)) == (
+        4,
+        1,
+        3,
+    )
+    declared = images(["dog", "dog"], label_names=["dog", "wolf"])  # no image is of the class wolf
+    assert labels_of(with_classes(declared, ("cat", "dog"), "x")) == [1, 1]
+    same = images(["cat", "dog"])
+    assert with_classes(same, ("cat", "dog"), "x") is same
+
+
+def test_labels_that_are_numbers_keep_them_whatever_the_names():
+    validation = with_classes(images([1, 0, 1]), ("1", "2", "3"), "validation images")
+    assert labels_of(validation) == [1, 0, 1] and empty_classes(validation) == ["3"]
+    with pytest.raises(DataError, match="the x have a label 4: allowed are 0 to 2, 1, 2, 3"):
+        with_classes(images([4]), ("1", "2", "3"), "x")
+
+
+def test_unknown_classes_and_missing_labels_are_refused():
+    with pytest.raises(DataError, match="the x have classes that the training images lack: fox; allowed: cat, dog"):
+        with_classes(images(["dog", "fox"]), ("cat", "dog"), "x")
+    with pytest.raises(DataError, match="the x have no labels"):
+        with_classes(from_arrays(np.zeros((2, 4, 4), np.uint8)), ("cat", "dog"), "x")
+
+
+def test_images_of_all_classes_are_measured_when_not_all_images_are():
+    ordered = images(np.repeat(np.arange(5), 20))
+    labels = torch.cat([y for _, y in spread_batches(ordered, 10, 3)])
+    assert labels.bincount().tolist() == [2] * 5
+    assert torch.cat([y for _, y in spread_batches(ordered, 1000, 30)]).tolist() == ordered.labels.tolist()
