@@ -47,12 +47,16 @@ def test_labels_are_matched_by_name():
 def test_labels_that_are_numbers_keep_them_whatever_the_names():
     validation = with_classes(images([1, 0, 1]), ("1", "2", "3"), "validation images")
     assert labels_of(validation) == [1, 0, 1] and empty_classes(validation) == ["3"]
-    with pytest.raises(DataError, match="the x have a label 4: allowed are 0 to 2, 1, 2, 3"):
+    with pytest.raises(
+        DataError, match="the labels of the x differ from those of the model: 4 is not among 0 to 2, 1, 2, 3"
+    ):
         with_classes(images([4]), ("1", "2", "3"), "x")
 
 
 def test_unknown_classes_and_missing_labels_are_refused():
-    with pytest.raises(DataError, match="the x have classes that the training images lack: fox; allowed: cat, dog"):
+    with pytest.raises(
+        DataError, match="the labels of the x differ from those of the model: fox is not among cat, dog"
+    ):
         with_classes(images(["dog", "fox"]), ("cat", "dog"), "x")
     with pytest.raises(DataError, match="the x have no labels"):
         with_classes(from_arrays(np.zeros((2, 4, 4), np.uint8)), ("cat", "dog"), "x")

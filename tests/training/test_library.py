@@ -267,3 +267,36 @@ def test_a_classifier_is_measured_on_its_validation_images(tmp_path):
     assert 0 <= training.model.training["val_accuracy"] <= 1
     x = torch.zeros(2, 1, 8, 8)
     assert training.model(x, torch.tensor([0, 10])).shape == (2, 3)
+
+
+def test_validation_data_may_lack_a_class(tmp_path):
+    """Its labels have the numbers of training, not those of its own sorted names; the missing class is named."""
+    for name in ("cat", "cow", "dog"):
+        for part in ("train", "val"):
+            if (name, part) != ("cat", "val"):
+                (tmp_path / part / name).mkdir(parents=True)
+                Image.new("L", (8, 8), 50).save(tmp_path / part / name / "1.png")
+                Image.new("L", (8, 8), 60).save(tmp_path / part / name / "2.png")
+    options = {"network": SMALL, "diffusion": PROCESS, "validation": tmp_path / "val"}
+    with pytest.warns(UserWarning, match="no validation image is of the class cat$"):
+        training = admg.train_classifier(tmp_path / "train", tmp_path / "a", config(), **options)
+    assert training.task.validation.batch(range(4))[1].tolist() == [1, 1, 2, 2]
+    (tmp_path / "val" / "dog").rename(tmp_path / "val" / "wolf")
+    with pytest.raises(
+        DataError, match=r"validation images differ from those of .*train: wolf is not among cat, cow, dog"
+    ):
+        admg.train_classifier(tmp_path / "train", tmp_path / "b", config(), **options)
+    assert not (tmp_path / "b").exists()
+
+
+def test_an_unlabelled_model_is_trained_on_files_with_any_names(tmp_path):
+    for name in ("IMG_0001.png", "holiday.png"):
+        Image.new("L", (8, 8), 50).save(tmp_path / name)
+    (tmp_path / "dataset.json").write_text("not JSON")
+    unlabelled = ObjectiveConfig(unlabelled=True)
+    for data in (tmp_path, DataConfig(data=str(tmp_path), image_size=8)):
+        training = admg.train_diffusion(data, tmp_path / "out", config(), network=SMALL, objective=unlabelled)
+        assert len(training.dataset) == 2 and training.model.labels.count == 0 and not training.model.conditional
+    contradiction = DataConfig(data=str(tmp_path), image_size=8, labels="prefix")
+    with pytest.raises(ValueError, match=r"unlabelled .* leaves labels out, and labels .* is prefix: choose one"):
+        admg.train_diffusion(contradiction, tmp_path / "out", config(), network=SMALL, objective=unlabelled)

@@ -44,29 +44,27 @@ def empty_classes(dataset: ImageDataset) -> list[str]:
     return [] if counts is None else [name for name, count in zip(dataset.label_names, counts) if not count]
 
 
-def with_classes(dataset: ImageDataset, names: Sequence[str], what: str) -> ImageDataset:
+def with_classes(
+    dataset: ImageDataset, names: Sequence[str], what: str = "images", other: str = "the model"
+) -> ImageDataset:
     """Return the data set with its labels numbered as in `names`, matched by their names.
 
-    what: the images, for messages
+    what, other: the images and what has these names, for messages
     Labels that are only numbers keep them. Raises DataError if there are no labels, or if one is not in `names`.
     """
     own = dataset.label_names
     if not own:
-        raise DataError(f"the {what} have no labels: allowed are those of the training images, {listed(names)}")
+        raise DataError(f"the {what} have no labels: they need those of {other}, {listed(names)}")
     if own == tuple(names):
         return dataset
+    differ = f"the labels of the {what} differ from those of {other}"
     if getattr(dataset, "numbered", False):
         if len(own) > len(names):
-            raise DataError(
-                f"the {what} have a label {len(own) - 1}: allowed are 0 to {len(names) - 1}, {listed(names)}"
-            )
+            raise DataError(f"{differ}: {len(own) - 1} is not among 0 to {len(names) - 1}, {listed(names)}")
         return Renumbered(dataset, tuple(range(len(own))), tuple(names))
-    used = [name for name in own if name not in empty_classes(dataset)]
-    unknown = [name for name in used if name not in names]
-    if unknown:
-        raise DataError(
-            f"the {what} have classes that the training images lack: {listed(unknown)}; allowed: {listed(names)}"
-        )
+    empty = empty_classes(dataset)
+    if unknown := [name for name in own if name not in names and name not in empty]:
+        raise DataError(f"{differ}: {listed(unknown)} is not among {listed(names)}")
     at = {name: number for number, name in enumerate(names)}
     return Renumbered(dataset, tuple(at.get(name, -1) for name in own), tuple(names))
 

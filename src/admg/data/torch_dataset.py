@@ -212,7 +212,10 @@ def _label(label: Any, index: int) -> int | None:
         value: Any = label.item() if isinstance(label, Tensor | np.ndarray) else label
         return operator.index(value)
     except (TypeError, ValueError, RuntimeError):  # item() of several values
-        raise DataError(f"item {index} has label {label!r}: allowed is one integer from 0 up, or None") from None
+        raise DataError(
+            f"item {index} has label {label!r}: allowed is one integer from 0 up, or None; "
+            f"admg.data.from_dataset(..., labels=False) leaves labels out"
+        ) from None
 
 
 def _label_names(dataset: Any) -> tuple[tuple[str, ...], bool]:

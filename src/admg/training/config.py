@@ -65,7 +65,7 @@ class ObjectiveConfig:
 
     objective: Loss: simple (mean squared error), hybrid (simple + 0.001 vlb) or vlb (variational bound)
     label_dropout: Share of images that are trained without their label, so that the model is also unconditional
-    unlabelled: Train an unconditional model, and do not look for labels (as --labels none)
+    unlabelled: Train an unconditional model; labels are not looked for in files (as with --labels none)
     """
 
     objective: Objective = "hybrid"

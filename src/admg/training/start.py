@@ -128,7 +128,7 @@ def train_classifier(
     dataset = open_data(data)
     if not dataset.label_names:
         raise ValueError(f"{name_of(data)} has no labels: use class sub-folders, or file names such as label_name.png")
-    held_out = None if validation is None else open_validation(validation, dataset.label_names)
+    held_out = None if validation is None else open_validation(validation, dataset.label_names, name_of(data))
     config, diffusion = config or TrainConfig(), diffusion or DiffusionConfig()
     labels = Labels(len(dataset.label_names), dataset.label_names)
     architecture = fit_to_data(ClassifierConfig, network, **image_fields(dataset), num_classes=labels.count)
@@ -196,12 +196,12 @@ def train_upsampler(
 def open_data(data: Data, unlabelled: bool = False) -> ImageDataset:
     """Open a path or a DataConfig, or wrap a data set. Raises DataError, which is a ValueError.
 
-    unlabelled: do not look for labels
+    unlabelled: do not look for labels in files; a data set keeps those that it has
     """
     if isinstance(data, str | Path):
         return open_dataset(data, labels="none" if unlabelled else "auto")
     if not isinstance(data, DataConfig):
-        return from_dataset(data, labels=not unlabelled)
+        return from_dataset(data)
     if unlabelled and data.labels not in ("auto", "none"):
         raise ValueError(
             f"unlabelled (--unlabelled) leaves labels out, and labels (--labels) is {data.labels}: choose one"
@@ -209,12 +209,14 @@ def open_data(data: Data, unlabelled: bool = False) -> ImageDataset:
     return (dataclasses.replace(data, labels="none") if unlabelled else data).open()
 
 
-def open_validation(data: Data, names: Sequence[str]) -> ImageDataset:
+def open_validation(data: Data, names: Sequence[str], training: str) -> ImageDataset:
     """Open validation images, with labels numbered as these names. Classes without an image are named in a warning.
+
+    training: name of the training images, for messages
 
     Raises ValueError if an image is of another class.
     """
-    held_out = with_classes(open_data(data), names, "validation images")
+    held_out = with_classes(open_data(data), names, "validation images", training)
     if empty := empty_classes(held_out):
         warnings.warn(
             f"no validation image is of the class{'es' if len(empty) > 1 else ''} {listed(empty)}", stacklevel=2
