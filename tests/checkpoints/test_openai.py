@@ -380,9 +380,14 @@ def test_without_flags_one_line_lists_the_assumptions():
     assert caught[0].filename == __file__
 
 
-def test_a_published_architecture_needs_no_flags_and_no_warning(quiet):
+def test_a_published_architecture_needs_no_flags_and_is_named():
     state = {k: torch.zeros(v, device="meta") for k, v in shapes("openai/imagenet-64").items()}
-    model = openai.load(state)
+    with pytest.warns(UserWarning) as caught:
+        model = openai.load(state)
+    text = str(caught[0].message)
+    assert len(caught) == 1 and "its shapes are those of openai/imagenet-64; assumed --image_size 64" in text
+    assert "--num_head_channels 64 --use_new_attention_order True --noise_schedule cosine" in text
+    assert "its 1,000 labels are taken to be ImageNet's" in text
     assert model.network.config == parsed("openai/imagenet-64").network
     assert model.config.noise_schedule == "cosine" and model.network.config.new_attention_order
     assert model.labels.name(207) == "golden retriever"

@@ -150,7 +150,7 @@ def test_checkpoints_that_cannot_be_used(capsys, tiny_folders, tmp_path, how):
 
 def test_a_checkpoint_that_is_a_file(capsys, tmp_path):
     (tmp_path / "model.bin").write_bytes(b"x")
-    assert "is a file; a checkpoint is a folder" in refused(capsys, "info", tmp_path / "model.bin")
+    assert "model.bin is damaged or not a .pt file" in refused(capsys, "info", tmp_path / "model.bin")
     (tmp_path / "model.pt").write_bytes(b"x")
     assert "is damaged" in refused(capsys, "info", tmp_path / "model.pt")
 

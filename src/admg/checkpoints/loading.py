@@ -11,10 +11,11 @@ from . import native, openai
 from .model import Classifier, Model
 from .networks import NETWORK_KINDS, Kind
 from .published import LICENSE, MODEL_CARD, PUBLISHED, PublishedModel, SamplingSettings
+from .weights import CheckpointError
 
 SHIPPED = Path(str(files("admg"))) / "weights"
 SHIPPED_SETTINGS = SamplingSettings(scale=4.0, sampler="ddim", steps="25")
-PICKLES = (".pt", ".pth", ".ckpt")
+FILE_ENDINGS = (".pt", ".pth", ".ckpt", ".bin", ".tar", ".safetensors")
 Part = Literal["diffusion", "classifier"]
 AnyModel = TypeVar("AnyModel", Model, Classifier)
 
@@ -36,8 +37,9 @@ def load(name: str | Path, offline: bool = False) -> Model:
         >>> model.shape
         (1, 32, 32)
 
-    name: name of a shipped or published model, folder written by Model.save, run directory of a training run, or an
-        OpenAI .pt file (its flags are inferred; admg.openai.load_diffusion takes them explicitly)
+    name: name of a shipped or published model, folder written by Model.save, run directory of a training run, or a
+        file of weights with any ending, in the format of torch.save or safetensors (its flags are inferred;
+        admg.openai.load_diffusion takes them explicitly)
     offline: if True, nothing is downloaded
 
     Raises ValueError if there is no such model (the message suggests similar names) or the checkpoint cannot be used,
@@ -45,8 +47,8 @@ def load(name: str | Path, offline: bool = False) -> Model:
     """
     if model := published(name, "diffusion"):
         return _with_source(openai.load_diffusion(model.fetch(offline), flags=model.flags), model)
-    if is_pickle(name):
-        loaded = openai.load(Path(name).expanduser())
+    if file := weights_file(name):
+        loaded = openai.load(file)
         if isinstance(loaded, Classifier):
             raise ValueError(f"{name} is a classifier, not a diffusion model")
         return loaded
@@ -62,8 +64,8 @@ def load_classifier(name: str | Path, offline: bool = False) -> Classifier:
         name = own
     if model := published(name, "classifier"):
         return _with_source(openai.load_classifier(model.fetch(offline), flags=model.flags), model)
-    if is_pickle(name):
-        return openai.load_classifier(Path(name).expanduser())
+    if file := weights_file(name):
+        return openai.load_classifier(file)
     return Classifier.load(find(name, "classifier"))
 
 
@@ -71,8 +73,8 @@ def load_upsampler(name: str | Path, offline: bool = False) -> Model:
     """Load an upsampler: a model whose `upsamples` is True. The arguments and errors are those of `load`."""
     if model := published(name, "upsampler"):
         return _with_source(openai.load_upsampler(model.fetch(offline), flags=model.flags), model)
-    if is_pickle(name):
-        return openai.load_upsampler(Path(name).expanduser())
+    if file := weights_file(name):
+        return openai.load_upsampler(file)
     loaded = Model.load(find(name, "diffusion"))
     if not loaded.upsamples:
         raise ValueError(f"{name} generates images from noise: it is a diffusion model, not an upsampler")
@@ -98,8 +100,8 @@ def _load_any(name: str | Path, part: Part, offline: bool) -> Model | Classifier
         if kind == "classifier":
             return load_classifier(name, offline)
         return load_upsampler(name, offline) if kind == "upsampler" else load(name, offline)
-    if is_pickle(name):
-        return openai.load(Path(name).expanduser())
+    if file := weights_file(name):
+        return openai.load_classifier(file) if part == "classifier" else openai.load(file)
     folder = find(name, part)
     return Classifier.load(folder) if native.read_config(folder)["kind"] == "classifier" else Model.load(folder)
 
@@ -147,16 +149,16 @@ def find(name: str | Path, part: str) -> Path:
     if (folder / "model" / "config.json").is_file():  # a run directory
         return folder / "model"
     if folder.exists():
-        return folder
+        return _native_folder(folder) or folder
     if str(name) in PUBLISHED:
         raise ValueError(f"{name} is not a native checkpoint: convert its .pt file with admg import-openai first")
-    if folder.suffix in PICKLES:
+    if folder.suffix.lower() in FILE_ENDINGS:
         raise ValueError(f"{name}: no such file")
     similar = _similar(str(name))
     hint = f"did you mean {' or '.join(map(repr, similar))}? " if similar else ""
     raise ValueError(
         f"unknown model {str(name)!r}: {hint}shipped models are {', '.join(names())}; `admg models` lists the "
-        "published ones; a checkpoint folder or an OpenAI .pt file may be given, too"
+        "published ones; a checkpoint folder or a file of weights may be given, too"
     )
 
 
@@ -167,10 +169,22 @@ def _similar(name: str) -> list[str]:
     return [full[short] for short in close]
 
 
-def is_pickle(name: str | Path) -> bool:
-    """Return whether this is the path of an OpenAI checkpoint."""
+def weights_file(name: str | Path) -> Path | None:
+    """Return the path of a file of weights with any ending, or None for a name, a folder or a file of its own."""
     path = Path(name).expanduser()
-    return path.is_file() and path.suffix in PICKLES
+    named = str(name) in names() or str(name) in PUBLISHED
+    return None if named or not path.is_file() or _native_folder(path) else path
+
+
+def _native_folder(path: Path) -> Path | None:
+    """Return the native checkpoint that a file belongs to, or None."""
+    if path.name not in native.FILES:
+        return None
+    try:
+        native.read_config(path.parent)
+    except CheckpointError:
+        return None
+    return path.parent
 
 
 def _with_source(loaded: AnyModel, model: PublishedModel) -> AnyModel:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-import re
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,34 +13,6 @@ Shapes = dict[str, tuple[int, ...]]
 
 class CheckpointError(ValueError):
     """A checkpoint cannot be used. The message is one line that says which and why."""
-
-
-def load_pickle(path: Path, mmap: bool = False) -> Any:
-    """Return the contents of a file written by torch.save, with its tensors on the CPU.
-
-    Raises CheckpointError if the file is damaged or holds anything but tensors and plain containers.
-    """
-    try:
-        with warnings.catch_warnings():  # torch warns of unusual pickles before it refuses them
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{path} {_refused(str(error))}") from None
-    except Exception as error:  # torch raises many types for a damaged file
-        first = str(error).partition("\n")[0].partition(". ")[0]
-        reason = f": {first}" if isinstance(error, RuntimeError) and first else ""
-        raise CheckpointError(f"{path} is truncated, damaged or not a .pt file{reason}") from None
-
-
-def _refused(message: str) -> str:
-    """Return why torch.load(weights_only=True) refused a file."""
-    found = re.search(r"(?:GLOBAL|global|class|function) ([\w.]*\w\.\w+)", message)
-    if found is None:
-        return "is damaged or not a .pt file that holds only tensors: refused"
-    return (
-        f"holds Python objects ({found[1]}), not only tensors, and could run any code when it is opened: refused; if "
-        "you trust the file, save only its state_dict()"
-    )
 
 
 def build_network(network_type: type[nn.Module], config: Any, state: dict[str, Tensor], source: Path | str) -> Any:

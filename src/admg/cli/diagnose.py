@@ -22,7 +22,7 @@ class Options:
     predicted images, divided by that of a guess from mean and variance of all pixels: 1 means no knowledge of the
     images. The right candidate stands out unless the model is hardly trained or the images are of another kind.
 
-    checkpoint: a .pt file of guided-diffusion, a checkpoint folder, or a name
+    checkpoint: a file of weights, a checkpoint folder, or a name
     images: a folder of images or IDX files, or an .npz, similar to the training data
     flags: flags as given to guided-diffusion's scripts, to check
     image_size: side of the images in pixels (default: that of the flags, of the images, or of the weights)

@@ -26,7 +26,7 @@ class Options:
 
     The less the strength, the more of the image stays. With --invert, DDIM inversion replaces the noise.
 
-    model: name, folder or .pt file of a diffusion model
+    model: name, folder or file of weights of a diffusion model
     image: picture, or a folder, .npz or IDX file of pictures
     label: name or number of a label; without one, there is no guidance by default
     num: edits of each image towards each label

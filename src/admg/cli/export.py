@@ -17,7 +17,7 @@ EXAMPLES = """  admg export fashion-mnist --to diffusers --out fashion-mnist-dif
 class Options:
     """Write a model for diffusers or for guided-diffusion.
 
-    model: model name, checkpoint folder, run directory or OpenAI .pt file
+    model: model name, checkpoint folder, run directory or file of weights
     to: library that will load the model
     out: folder (diffusers) or .pt file (openai) to write
     part: network to export, for a name that has both (default: diffusion)

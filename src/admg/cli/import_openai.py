@@ -19,7 +19,7 @@ EXAMPLES = """  admg import-openai ema_0.9999_200000.pt --out mine --flags "--im
 class Options:
     """Convert a checkpoint of guided-diffusion or improved-diffusion to a native one.
 
-    checkpoint: .pt file of guided-diffusion or improved-diffusion
+    checkpoint: file of weights (.pt, .ckpt, .safetensors, ...) of guided-diffusion or code that derives from it
     flags: flags of OpenAI's scripts, in quotes (default: inferred from the names and shapes of the weights)
     out: folder to write, with model.safetensors and config.json
     float16: store the weights in half precision, which halves the size

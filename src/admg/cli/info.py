@@ -24,7 +24,7 @@ SHOWN_LABELS = 20
 class Options:
     """Describe a model: architecture, parameters, labels and provenance.
 
-    model: model name, checkpoint folder, run directory or OpenAI .pt file
+    model: model name, checkpoint folder, run directory or file of weights
     """
 
     model: str = setting(positional=True)

@@ -27,7 +27,7 @@ class Options:
     Images are encoded by DDIM inversion, conditioned on the label, without guidance. With --scale 0, the default for
     images, the first and the last frame show the images again, more closely with more --steps.
 
-    model: name, folder or .pt file of a diffusion model
+    model: name, folder or file of weights of a diffusion model
     image: picture at an end; give it twice
     seeds: two seeds A,B, for the first image of each
     label: name or number of the label of all frames; each label gets a row

@@ -83,7 +83,7 @@ class UpsamplerOptions:
 class Options:
     """Generate images of chosen labels, guided by a classifier.
 
-    model: name, folder or .pt file of a diffusion model
+    model: name, folder or file of weights of a diffusion model
     label: name or number of a label
     labels: balanced (each label equally often), random (drawn with the seed), or a list A,B,...; a label whose name has
         a comma or is one of these two words is given with --label

@@ -88,7 +88,7 @@ class SamplingOptions:
 class GuidanceOptions:
     __doc__ = f"""Guidance.
 
-    classifier: noisy classifier that guides the sampling: name, folder or .pt file
+    classifier: noisy classifier that guides the sampling: name, folder or file of weights
     scale: guidance scale of the classifier; 0 is no guidance
     cfg: guidance scale of classifier-free guidance, where 1 is the conditional model; it replaces the classifier unless
         --scale is given too

@@ -36,7 +36,7 @@ class Options:
     and longer lists only add cells. OUT/sweep.csv, table.md and curves.png hold the cells of this command, and are
     written after each of them.
 
-    model: name, folder or .pt file of a diffusion model
+    model: name, folder or file of weights of a diffusion model
     num: number of samples per cell
     label: name or number of a label
     labels: balanced, random, or a list, as for admg sample

@@ -31,7 +31,7 @@ class Options:
     model is conditional if the images have labels, and unconditional as well if labels are dropped during training.
 
     out: Run directory for the model, its checkpoint, log and samples; an existing run is resumed
-    init: Model of the same architecture whose weights to start from, a name or a folder (default: random weights)
+    init: Model of the same architecture whose weights to start from: name, folder or file of weights (default: random)
     """
 
     out: Path = setting(metavar="DIR")

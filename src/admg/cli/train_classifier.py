@@ -29,7 +29,7 @@ class Options:
     Its diffusion process should be that of the model. A run directory that holds a checkpoint is resumed.
 
     out: Run directory for the classifier, its checkpoint, log and accuracies; an existing run is resumed
-    init: Classifier of the same architecture whose weights to start from, a name or a folder (default: random weights)
+    init: Classifier of the same architecture to start from: name, folder or file of weights (default: random)
     val_data: Validation images, in the layout of --data (default: the test split of IDX files, else none)
     val_images: Number of validation images, spread evenly over all
     """

@@ -30,7 +30,7 @@ class Options:
 
     out: Run directory for the model, its checkpoint, log and samples; an existing run is resumed
     small_size: Side of the images to enlarge in pixels
-    init: Model of the same architecture whose weights to start from, a name or a folder (default: random weights)
+    init: Model of the same architecture whose weights to start from: name, folder or file of weights (default: random)
     """
 
     out: Path = setting(metavar="DIR")

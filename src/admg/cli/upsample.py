@@ -20,7 +20,7 @@ class Options:
 
     The paper's best metrics come from 250 steps of ddpm; the default, 25 steps of ddim, is ten times as fast.
 
-    model: name, folder or .pt file of an upsampling model
+    model: name, folder or file of weights of an upsampling model
     base: .npz of the small images, arr_0, and of their labels, arr_1
     num: only the first images of the file
     out: folder of samples_NxHxWxC.npz and the pictures

@@ -73,7 +73,7 @@ def load_guides(
 ) -> GuideSet:
     """Load the guides that texts describe.
 
-    classifier: name, folder or .pt file; it is loaded if a guide needs it
+    classifier: name, folder or file of weights; it is loaded if a guide needs it
     scale: guidance scale of the classifier; None: default_scale, or 0 if there is another kind of guidance
     cfg: guidance scale of classifier-free guidance
     specs: kinds of admg.guidance such as "apg:4,eta=0.5", which take the place of the classifier's guidance, and

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from admg.checkpoints.weights import CheckpointError, load_pickle
+from admg.checkpoints import pickles
+from admg.checkpoints.weights import CheckpointError
 from admg.files import atomic
 
 from .step import Learner
@@ -30,7 +31,7 @@ def resume(folder: Path, learner: Learner) -> int:
     if not path.exists():
         return 0
     try:
-        state = load_pickle(path)
+        state = pickles.load(path)
         learner.network.load_state_dict(state["network"])
         learner.average.load_state_dict(state["average"])
         learner.optimizer.load_state_dict(state["optimizer"])

@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from admg.checkpoints import loading, native
+from admg.checkpoints.initial import load_initial
 from admg.checkpoints.labels import Labels
 from admg.checkpoints.model import Classifier, Model
+from admg.checkpoints.networks import Kind
 from admg.data import DataConfig, Dataset, ImageDataset, from_dataset
 from admg.data import open as open_dataset
 from admg.data.classes import empty_classes, with_classes
@@ -54,7 +55,7 @@ def train_diffusion(
         the channels of the images and the number of labels follow from the data.
     diffusion: diffusion process; see DiffusionConfig
     objective: loss and share of labels that are dropped; see ObjectiveConfig
-    init: model whose weights to start from: a name or a folder. It must have the same architecture.
+    init: model whose weights to start from: a name, folder or file of weights. It must have the same architecture.
     provenance: further entries for the "training" section of the model's config.json
 
     Raises ValueError if the options or the data do not fit together, OSError if `out` cannot be written.
@@ -281,14 +282,11 @@ def as_model(network: nn.Module, diffusion: DiffusionConfig, dataset: ImageDatas
     return Model(network, diffusion.build(), shape, labels, diffusion)
 
 
-def load_init(network: nn.Module, init: Path | str | None, kind: str) -> dict[str, Any]:
+def load_init(network: nn.Module, init: Path | str | None, kind: Kind) -> dict[str, Any]:
     """Fill the network with the weights of a model, if one is named, and return how that model was trained.
 
     kind: "diffusion", "classifier" or "upsampler". Raises ValueError if the weights do not fit.
     """
     if not init:
         return {}
-    folder = loading.find(init, "classifier" if kind == "classifier" else "diffusion")
-    training = native.read_config(folder, kind).get("training", {})
-    native.load_weights(folder, network)
-    return {"init": {"model": str(init), **training}}
+    return {"init": load_initial(network, init, kind)}

@@ -3,9 +3,10 @@
 model = admg.openai.load_diffusion("256x256_diffusion.pt", "--attention_resolutions 32,16,8 --class_cond True ...")
 """
 
+from . import shapes
 from .convert import convert
 from .flags import OpenAIConfig, flags_of, parse
-from .loading import assumed, load, load_classifier, load_diffusion, load_upsampler
+from .loading import assumed, load, load_classifier, load_diffusion, load_upsampler, provenance, read
 from .pt import read_state
 from .published_flags import PUBLISHED_FLAGS, PublishedFlags
 from .shapes import infer
@@ -23,5 +24,8 @@ __all__ = [
     "load_diffusion",
     "load_upsampler",
     "parse",
+    "provenance",
+    "read",
     "read_state",
+    "shapes",
 ]

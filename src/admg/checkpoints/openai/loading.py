@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Mapping
-from functools import cache
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,14 +15,15 @@ from admg.checkpoints.labels import Labels
 from admg.checkpoints.model import Classifier, Model
 from admg.checkpoints.networks import NETWORK_KINDS, Kind
 from admg.checkpoints.weights import CheckpointError, Shapes, build_network, shapes_in
+from admg.diffusion.config import DiffusionConfig
 from admg.models import UNetConfig
 
+from . import families, pt
 from . import flags as flag
-from . import pt
 from . import shapes as shape
 from .flags import OpenAIConfig, default_channel_mult
-from .published_flags import PUBLISHED_FLAGS
 from .table import Flags
+from .wrappers import Weights
 
 Source = str | Path | Mapping[str, Tensor]
 
@@ -30,11 +31,12 @@ Source = str | Path | Mapping[str, Tensor]
 def load(source: Source, flags: str | None = None) -> Model | Classifier:
     """Load a diffusion model, upsampler or classifier, whichever the checkpoint is, in float32 and eval mode.
 
-    source: `.pt` file of guided-diffusion or improved-diffusion, or its state dict
-    flags: flags of OpenAI's scripts, see `parse`; None takes them from a published model of the same architecture, or
-        else infers them from the shapes, with a warning that lists the assumptions (see `infer`)
+    source: file of torch.save or safetensors with the weights of a network of guided-diffusion or improved-diffusion,
+        under any prefix and in nested dictionaries, or its state dict; averaged weights (EMA) are preferred
+    flags: flags of OpenAI's scripts, see `parse`; None takes them from a known model of the same architecture (the
+        labels may differ), or else infers them from the shapes (see `infer`), with a warning that lists the assumptions
 
-    A warning also recommends the EMA if there is one next to a `model*.pt`.
+    Warnings also say which weights were taken if there are averaged ones, and recommend the EMA next to a `model*.pt`.
 
     Raises CheckpointError if the checkpoint is unusable or does not fit the flags, and ValueError for invalid flags.
     """
@@ -57,12 +59,14 @@ def load_classifier(source: Source, flags: str | None = None) -> Classifier:
 
 
 def _load(source: Source, flags: str | None, kind: Kind | None) -> Model | Classifier:
-    name, state = _read(source)
-    shapes = shapes_in(state)
+    name, weights = read(source, kind)
+    shapes = shapes_in(weights.state)
     kind = _kind(name, shapes, kind)
-    config = _inferred(name, shapes, kind) if flags is None else _parsed(flags, kind)
+    config = (
+        _inferred(name, shapes, kind, weights.betas) if flags is None else _parsed(name, flags, kind, weights.betas)
+    )
     try:
-        network = build_network(NETWORK_KINDS[kind].network, config.network, state, name)
+        network = build_network(NETWORK_KINDS[kind].network, config.network, weights.state, name)
     except CheckpointError as error:
         raise CheckpointError(_contradiction(name, str(error), config, shapes)) from None
     n = config.network
@@ -71,25 +75,51 @@ def _load(source: Source, flags: str | None, kind: Kind | None) -> Model | Class
         "diffusion": config.diffusion.build(),
         "labels": Labels.imagenet() if n.num_classes == 1000 else Labels(n.num_classes),
         "config": config.diffusion,
-        "training": {"source": name, "flags": flag.flags_of(config)},
+        "training": {"source": name, **provenance(weights), "flags": flag.flags_of(config)},
     }
     if kind == "classifier":
         return Classifier(**parts)
     return Model(shape=(n.image_channels, n.image_size, n.image_size), **parts)
 
 
-def _read(source: Source) -> tuple[str, dict[str, Tensor]]:
-    """Return the name of the source for messages, and its state dict."""
+def read(source: Source, kind: Kind | None = None) -> tuple[str, Weights]:
+    """Return the name of the source for messages, and its weights in float32.
+
+    A warning says which weights were taken if there are averaged ones, and recommends the EMA beside a `model*.pt`.
+
+    Raises CheckpointError if the checkpoint is unusable.
+    """
+
+    def fits(shapes: Shapes) -> bool:
+        with suppress(CheckpointError):
+            kinds = shape.kinds_of(shapes)
+            return kind in kinds if kind else "classifier" not in kinds
+        return False
+
     if isinstance(source, Mapping):
         try:
-            return "state dict", pt.as_state(dict(source))
+            return "state dict", pt.as_weights(dict(source), fits)
         except CheckpointError as error:
             raise CheckpointError(f"the mapping {error}") from None
     ema = pt.ema_beside(source) if Path(source).name.startswith("model") else None
-    state = pt.read_state(source)
-    if ema:
+    weights = pt.read(source, fits)
+    if ema and not weights.average:
         _warn(f"{source}: {ema.name} next to it holds the averaged weights (EMA), which give much better samples")
-    return str(source), state
+    if weights.instead_of:
+        others = ", ".join(repr(where) if where else "the top level" for where in weights.instead_of)
+        _warn(f"{source}: took the averaged weights (EMA), {weights.where!r}, and not those under {others}")
+    if weights.unread:
+        _warn(
+            f"{source}: its average (EMA) under {weights.unread!r} cannot be read: took the weights without averaging"
+        )
+    return str(source), weights
+
+
+def provenance(weights: Weights) -> dict[str, str]:
+    """Return which weights of the checkpoint were taken, where there is a choice or a wrapper."""
+    if not weights.where:
+        return {}
+    return {"weights": f"{weights.where} (average)" if weights.average else weights.where}
 
 
 def _kind(name: str, shapes: Shapes, expected: Kind | None) -> Kind:
@@ -118,6 +148,8 @@ PROCESS_FLAGS = ("noise_schedule", "diffusion_steps", "rescale_timesteps")
 def assumed(config: OpenAIConfig) -> str:
     """Return the flags, with their values, that `infer` could only assume."""
     names = [*NOT_IN_SHAPES[config.kind], *PROCESS_FLAGS]
+    if config.network.head_channels and "num_heads" in names:
+        names[names.index("num_heads")] = "num_head_channels"
     if getattr(config.network, "pool", "") == "attention":
         names.remove("image_size")
     if isinstance(config.network, UNetConfig):
@@ -125,32 +157,53 @@ def assumed(config: OpenAIConfig) -> str:
     return flag.write(flag.values_of(config), *names)
 
 
-@cache
-def published() -> dict[str, OpenAIConfig]:
-    """Return the configurations of the published models."""
-    return {name: flag.parse(known.flags, known.kind) for name, known in PUBLISHED_FLAGS.items()}
-
-
-def _inferred(name: str, shapes: Shapes, kind: Kind) -> OpenAIConfig:
+def _inferred(name: str, shapes: Shapes, kind: Kind, betas: Tensor | None) -> OpenAIConfig:
     try:
-        config = shape.infer(shapes, published().values(), kind)
+        config = shape.infer(shapes, kind=kind)
     except CheckpointError as error:
         raise CheckpointError(f"{name}: {error}") from None
-    if not any(config is known for known in published().values()):
-        diagnose = "" if kind == "classifier" else "; `admg diagnose CHECKPOINT --images FOLDER` checks them"
-        _warn(f"{name}: the shapes do not determine all flags; assumed {assumed(config)}{diagnose}")
+    about = "the shapes do not determine all flags"
+    if family := families.family_of(config):
+        config = family.config
+        about = f"its shapes{' except for the labels' if family.relabelled else ''} are those of {family.name}"
+    if betas is not None:
+        config = dataclasses.replace(config, diffusion=_with_schedule(name, betas, config.diffusion))
+    labels = "; its 1,000 labels are taken to be ImageNet's" if config.network.num_classes == 1000 else ""
+    diagnose = "" if kind == "classifier" else "; `admg diagnose CHECKPOINT --images FOLDER` checks them"
+    _warn(f"{name}: {about}; assumed {assumed(config)}{labels}{diagnose}")
     return config
+
+
+def _with_schedule(name: str, betas: Tensor, process: DiffusionConfig) -> DiffusionConfig:
+    """Return the process with the schedule of a checkpoint's own betas. Raises CheckpointError if it has no name."""
+    found = families.schedule_of(betas)
+    if found is None:
+        raise CheckpointError(
+            f"{name} holds betas ({_betas_text(betas)}) that are those of neither the linear nor the cosine schedule: "
+            "to load it with another schedule than its own, give the flags"
+        )
+    return dataclasses.replace(process, noise_schedule=found.noise_schedule, diffusion_steps=found.diffusion_steps)
+
+
+def _betas_text(betas: Tensor) -> str:
+    return f"{len(betas)} from {betas[0].item():.3g} to {betas[-1].item():.3g}" if len(betas) else "none"
 
 
 # -- with flags ------------------------------------------------------------------------------------------------------
 
 
-def _parsed(flags: str, kind: Kind) -> OpenAIConfig:
+def _parsed(name: str, flags: str, kind: Kind, betas: Tensor | None) -> OpenAIConfig:
     config = flag.parse(flags, kind)
     if kind != "classifier" and flag.unsure_of_rescaling(flags):
         _warn(
             f"--rescale_timesteps is not among the flags: assumed {config.diffusion.rescale_timesteps}, but the "
             "default is True in improved-diffusion and False in guided-diffusion; pass it to be sure"
+        )
+    process = config.diffusion
+    if betas is not None and not families.has_schedule(betas, process):
+        _warn(
+            f"{name} holds betas ({_betas_text(betas)}) that differ from those of the flags "
+            f"{flag.write(flag.values_of(config), 'noise_schedule', 'diffusion_steps')}, which are used"
         )
     return config
 

@@ -1,51 +1,68 @@
-"""Read state dicts from OpenAI's `.pt` files without running code that a pickle may contain."""
+"""Read the weights of a network from a `.pt` or safetensors file, without running code that a pickle may contain."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
-from admg.checkpoints.weights import CheckpointError, load_pickle
+from admg.checkpoints import pickles
+from admg.checkpoints.weights import CheckpointError, Shapes
 
-WRAPPERS = ("state_dict", "model_state_dict", "model")
-"""Keys under which some training code stores the state dict."""
+from . import wrappers
+from .wrappers import Weights
+
+CONTAINERS = ("state_dict", "model_state_dict", "model")
+"""Keys under which a state dict is looked for that is not of one of our networks."""
+RESUMED = {"step", "optimizer", "network", "average"}
+"""Keys of the checkpoint.pt of an admg run directory."""
 
 
 def read_state(path: Path | str) -> dict[str, Tensor]:
-    """Return the state dict in a `.pt` file, in float32; memory-mapped if the file has torch's zip format.
+    """Return the state dict in a file, in float32; memory-mapped if it has safetensors' or torch's zip format.
 
-    A state dict stored under one of WRAPPERS, or with DistributedDataParallel's prefix "module.", is unwrapped.
+    Raises CheckpointError as `read` does.
+    """
+    return read(path).state
 
-    Raises CheckpointError if the file cannot be read, holds Python objects, is not a `.pt` file, or is the state of an
-    optimizer.
+
+def read(path: Path | str, fits: Callable[[Shapes], bool] = lambda shapes: True) -> Weights:
+    """Return the weights of the network in a file, in float32; memory-mapped if possible.
+
+    fits: which weights to take where the file holds those of several networks; see wrappers.find
+
+    Whatever the file holds beside them is ignored. Prefixes and nested dictionaries do not matter; averaged weights are
+    preferred.
+
+    Raises CheckpointError if the file cannot be read, is not of torch or safetensors, has no weights that can be read
+    without running code, or is the state of an optimizer or of a training run of admg.
     """
     path = Path(path).expanduser()
     content = _load(path)
-    if isinstance(content, dict) and {"state", "param_groups"} <= content.keys():
-        ema = ema_beside(path)
-        use = f"load {ema.name} next to it" if ema else "load the ema_*.pt (or model*.pt) of the same step"
-        raise CheckpointError(f"{path} is the state of an optimizer, not a model: {use}")
-    for wrapper in WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
+    _refuse_training_state(path, content)
     try:
-        return as_state(content)
+        weights = as_weights(content, fits)
+        for name, value in weights.state.items():
+            _check_tensor(name, value, path.stat().st_size)
     except CheckpointError as error:
         raise CheckpointError(f"{path} {error}") from None
+    return weights
 
 
-def as_state(content: Any) -> dict[str, Tensor]:
-    """Return a state dict in float32, without the prefix "module.". Raises CheckpointError if it is none."""
-    if not isinstance(content, dict) or not content:
-        raise CheckpointError(f"holds no state dict (names and tensors) but {_type_text(content)}")
-    for name, value in content.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise CheckpointError(f"holds no state dict: {name!r} is {_type_text(value)}, not a tensor")
-    prefix = "module." if all(name.startswith("module.") for name in content) else ""
-    return {name.removeprefix(prefix): value.float() for name, value in content.items()}
+def as_weights(content: Any, fits: Callable[[Shapes], bool] = lambda shapes: True) -> Weights:
+    """Return the weights in what a file held, in float32. Raises CheckpointError if there are none."""
+    weights = wrappers.find(content, fits) or Weights(_other_state(content))
+    for name, value in weights.state.items():
+        if not value.is_floating_point() or value.is_quantized or value.layout is not torch.strided:
+            raise CheckpointError(f"holds {name} as {_dtype_text(value)}: weights must be plain floating-point tensors")
+    return replace(weights, state={name: value.float() for name, value in weights.state.items()})
 
 
 def ema_beside(path: Path | str) -> Path | None:
@@ -63,8 +80,50 @@ def ema_beside(path: Path | str) -> Path | None:
     return max(found)[-1] if found else None
 
 
+def _refuse_training_state(path: Path, content: Any) -> None:
+    """Raise CheckpointError if the content is that of an optimizer, or of a checkpoint.pt of admg."""
+    keys = set(content) if isinstance(content, dict) else set()
+    if keys >= RESUMED:
+        model = path.parent / "model"
+        use = f"the model is {model}" if model.is_dir() else "the model is the folder model/ of the run directory"
+        raise CheckpointError(f"{path} is what admg resumes a training run from, not a model: {use}")
+    if keys >= {"state", "param_groups"}:
+        ema = ema_beside(path)
+        use = f"load {ema.name} next to it" if ema else "load the ema_*.pt (or model*.pt) of the same step"
+        raise CheckpointError(f"{path} is the state of an optimizer, not a model: {use}")
+
+
+def _other_state(content: Any) -> dict[str, Tensor]:
+    """Return a state dict that is not of one of our networks, without the prefix "module."; its shapes say what it is.
+
+    Raises CheckpointError if there is none.
+    """
+    if objects := wrappers.python_objects(content):
+        raise CheckpointError(pickles.refused_objects(", ".join(objects[:3])))
+    for container in CONTAINERS:
+        if isinstance(content, dict) and container in content and isinstance(content[container], dict):
+            content = content[container]
+    if not isinstance(content, dict) or not content:
+        raise CheckpointError(f"holds no state dict (names and tensors) but {_type_text(content)}")
+    for name, value in dict.items(content):
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise CheckpointError(f"holds no state dict: {name!r} is {_type_text(value)}, not a tensor")
+    prefix = "module." if all(name.startswith("module.") for name in content) else ""
+    return {name.removeprefix(prefix): value for name, value in wrappers.tensors_in(content).items()}
+
+
+def _check_tensor(name: str, value: Tensor, size: int) -> None:
+    """Raise CheckpointError if a tensor of a file of this size is larger than what the file stores of it."""
+    stored = 0 if value.device.type == "meta" else min(value.untyped_storage().nbytes(), size)
+    if value.nbytes > stored:
+        raise CheckpointError(f"is damaged: it stores {stored} bytes of {name}, which has shape {tuple(value.shape)}")
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
 def _load(path: Path) -> Any:
-    """Return the contents of a file. Raises CheckpointError if torch cannot load it."""
+    """Return the contents of a file. Raises CheckpointError if it cannot be read."""
     try:
         with path.open("rb") as file:
             start = file.read(512)
@@ -72,14 +131,18 @@ def _load(path: Path) -> Any:
         raise CheckpointError(
             f"{path} cannot be read: {'no such file' if not path.exists() else error.strerror}"
         ) from None
-    foreign = _foreign(start)
-    if foreign:
-        raise CheckpointError(f"{path} is {foreign}, not a .pt file")
-    return load_pickle(path, mmap=start.startswith(b"PK"))
+    if foreign := _foreign(start):
+        raise CheckpointError(f"{path} is {foreign}, not a .pt or safetensors file")
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 2**32:
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path} is a safetensors file that is truncated or damaged: {error}") from None
+    return pickles.load_inert(path, mmap=start.startswith(b"PK"))
 
 
 def _foreign(start: bytes) -> str:
-    """Return the type of a file that starts with these bytes, or "" if it may be torch's."""
+    """Return the type of a file that starts with these bytes, or "" if it may hold weights."""
     text = start.lstrip().lower()
     if not start:
         return "an empty file"
@@ -87,10 +150,13 @@ def _foreign(start: bytes) -> str:
         return "a web page (a failed download?)"
     if text.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer (fetch the file itself with `git lfs pull`)"
-    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 2**32:
-        return "a safetensors file"
     return ""
 
 
 def _type_text(value: object) -> str:
     return f"an empty {type(value).__name__}" if value == {} else f"a {type(value).__name__}"
+
+
+def _dtype_text(value: Tensor) -> str:
+    kind = "quantized " if value.is_quantized else "" if value.layout is torch.strided else "sparse "
+    return f"a {kind}tensor of {str(value.dtype).removeprefix('torch.')}"

@@ -95,7 +95,7 @@ def diagnose_checkpoint(
     >>> found.diagnosis.process.noise_schedule
     'linear'
 
-    checkpoint: a .pt file of guided-diffusion, a checkpoint folder, or a name
+    checkpoint: a file of weights, a checkpoint folder, or a name
     images: a folder of images or IDX files, or an .npz, similar to the training data
     flags: flags of guided-diffusion's scripts, to check
     image_size: side of the images in pixels; by default that of the flags, of the images, or of the weights
