@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import numpy as np
 import pytest
 import torch
@@ -127,3 +129,11 @@ def test_custom_aliases():
 def test_imagenets_names_bring_their_synonyms():
     assert Labels.of(list(imagenet.names())).number("Tinca tinca") == 0
     assert Labels.of(["cat", "dog"]).names == ("cat", "dog") and Labels.of(["cat", "dog"]).aliases == ()
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_names_are_looked_up_in_either_spelling_of_unicode(form):
+    stored = Labels(2, (unicodedata.normalize("NFD", "Käfer"), "Zebra"), ((unicodedata.normalize("NFD", "bébé"),), ()))
+    assert stored.names[0] == unicodedata.normalize("NFC", "Käfer") and len(stored.names[0]) == 5
+    for name in ("Käfer", "käfer", "bébé"):
+        assert stored.number(unicodedata.normalize(form, name)) == stored.parse(unicodedata.normalize(form, name)) == 0

@@ -26,11 +26,12 @@ def test_training_reads_the_pictures_of_sample_with_the_same_labels(capsys, samp
     stored = np.load(out / "samples_5x8x8x1.npz")
     assert stored["arr_0"].shape == (5, 8, 8, 1) and stored["arr_0"].dtype == np.uint8
     assert stored["arr_1"].tolist() == [4, 3, 4, 3, 4]
-    names = sorted(path.name for path in (out / "images").iterdir())
+    names = sorted(path.name for path in (out / "images").glob("*.png"))
     assert names == [f"Ankle-boot_{i:06d}.png" for i in (0, 2, 4)] + [f"T-shirt-top_{i:06d}.png" for i in (1, 3)]
     with Image.open(out / "images" / names[0]) as image:
         assert np.array_equal(np.asarray(image), stored["arr_0"][0, :, :, 0])
-    assert open_dataset(out / "images", 8).label_names == ("Ankle-boot", "T-shirt-top")
+    dataset = open_dataset(out / "images", 8)
+    assert dataset.label_names == ("T-shirt/top", "Ankle boot") and dataset.labels.tolist() == [1, 1, 1, 0, 0]
     assert Image.open(out / "sheet.png").size[0] > 64
 
 

@@ -248,7 +248,7 @@ def test_labels_are_told_by_name(capsys, tiny_folders, tiny_model, tmp_path):
 
 
 def test_samples_can_be_measured_by_their_labels(capsys, tiny_folders, tmp_path):
-    """images/ of `admg sample` says T-shirt-top for T-shirt/top."""
+    """The files in images/ of `admg sample` are named T-shirt-top, and dataset.json there says T-shirt/top."""
     arguments = ["--model", tiny_folders["model"], "--steps", 2]
     labels = ["--label", "T-shirt/top", "--label", "Ankle boot"]
     code, _, err = run(capsys, "sample", *arguments, *labels, "--num", 2, "--out", tmp_path / "out")
@@ -265,7 +265,12 @@ def test_one_image_has_no_standard_error(capsys, command, digits):
 def test_label_numbers():
     named = Labels(3, ("cat", "dog", "10"))
     assert label_numbers(named, ("Dog", "cat")) == [1, 0]
-    assert label_numbers(named, ("n01", "n02", "n03")) == [0, 1, 2]  # other names, as many: in their order
+    with pytest.warns(UserWarning, match="n01, n02, n03.* as they are as many, they are taken in order"):
+        assert label_numbers(named, ("n01", "n02", "n03")) == [0, 1, 2]
+    with pytest.raises(ValueError, match="unknown label 'fox'"):
+        label_numbers(named, ("cat", "fox", "Dog"))  # as many, but others
+    numeric = Labels(3, ("1", "2", "3"))
+    assert label_numbers(numeric, ("0", "1"), numbered=True) == [0, 1] and label_numbers(numeric, ("1", "3")) == [0, 2]
     assert label_numbers(Labels(3), ("0", "2")) == [0, 2]
     assert label_numbers(Labels(12), tuple(sorted(map(str, range(12))))) == list(range(12))  # as sorted for training
     punctuated = Labels(4, ("a,b", "c d", "c_d", "golden retriever"))

@@ -29,7 +29,11 @@ def test_samples_are_saved_as_a_job_writes_them(tiny_model, tmp_path):
         path = samples.save(tmp_path, "title")
     assert np.array_equal(arrays(path)[0], samples.images) and arrays(path)[1].tolist() == [2, 4]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["images", "samples_2x8x8x1.npz", "sheet.png"]
-    assert sorted(p.name for p in (tmp_path / "images").iterdir()) == ["Ankle-boot_000001.png", "two_000000.png"]
+    assert sorted(p.name for p in (tmp_path / "images").iterdir()) == [
+        "Ankle-boot_000001.png",
+        "dataset.json",
+        "two_000000.png",
+    ]
 
 
 def test_captions_are_cut_to_fit():

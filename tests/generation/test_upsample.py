@@ -33,7 +33,7 @@ def test_upsample_enlarges_each_image_with_its_label(capsys, folders, upsampler,
     assert np.abs(large.astype(int) - expected.images).max() <= 1
     shuffled = admg.sample(upsampler, labels, low_res=low_res.flip(0), steps=3, seed=2**32 + 5, progress=False)
     assert np.abs(expected.images.astype(int) - shuffled.images).max() > 10
-    assert Image.open(out / "sheet.png").size[0] > 64 and len(list((out / "images").iterdir())) == 6
+    assert Image.open(out / "sheet.png").size[0] > 64 and len(list((out / "images").glob("*.png"))) == 6
 
 
 def test_the_noise_of_an_upsampler_is_independent_of_its_base():

@@ -5,14 +5,22 @@ from __future__ import annotations
 import difflib
 import operator
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 from typing import SupportsIndex
+
+from admg.data.listing import nfc
 
 from . import imagenet
 
+MOST_BYTES = 100
+"""Length of a label in a file name. Names may have 255 bytes, and 143 on encrypted disks."""
+RESERVED = re.compile(r"^(con|prn|aux|nul|com\d|lpt\d)\.", re.IGNORECASE)
+"""Names of devices, which Windows takes files such as nul.png for."""
+
 
 class Labels:
-    """The labels 0 to K-1 of a model, and their names if it has any.
+    """The labels 0 to K-1 of a model, and their names if it has any. Names are kept and looked up in Unicode's NFC.
 
     count: number of labels, K
     names: display name of each label; empty if the labels are only numbers
@@ -25,8 +33,8 @@ class Labels:
         if aliases and len(aliases) != count:
             raise ValueError(f"{len(aliases)} tuples of aliases for {count} labels")
         self.count = count
-        self.names = tuple(names)
-        self.aliases = tuple(tuple(alias.lower() for alias in listed) for listed in aliases)
+        self.names = tuple(map(nfc, names))
+        self.aliases = tuple(tuple(nfc(alias).lower() for alias in listed) for listed in aliases)
 
     @classmethod
     def imagenet(cls) -> Labels:
@@ -70,6 +78,7 @@ class Labels:
         return self._number_of_name(text.strip(), numbers_allowed=True)
 
     def _number_of_name(self, text: str, numbers_allowed: bool) -> int:
+        text = nfc(text)
         found = self._named(text)
         if len(found) == 1:
             return found[0]
@@ -115,5 +124,31 @@ class Labels:
 
 
 def file_name(label: str) -> str:
-    """Return the label with every character that is unsafe in a file name, and every underscore, replaced by `-`."""
-    return re.sub(r"[^\w.-]|_", "-", label) or "sample"
+    """Return the label as the beginning of a file name that every system allows; different labels may have the same.
+
+    Every character but letters, digits, `-` and `.`, and dots at the ends, are replaced by `-`; what is longer than
+    MOST_BYTES in UTF-8 is cut off.
+    """
+    kept = "".join(letter if letter.isalnum() or _is_mark(letter) or letter in "-." else "-" for letter in nfc(label))
+    kept = RESERVED.sub(r"\1-", kept)
+    kept = kept.encode("utf-8", "ignore")[:MOST_BYTES].decode("utf-8", "ignore")
+    return re.sub(r"^\.|\.$", "-", kept) or "sample"
+
+
+def file_names(labels: Iterable[str]) -> dict[str, str]:
+    """Return the beginning of a file name for each label, different for different labels, whatever the case."""
+    found: dict[str, str] = {}
+    taken: set[str] = set()
+    for label in dict.fromkeys(labels):
+        name, count = file_name(label), 1
+        while name.casefold() in taken:
+            count += 1
+            name = f"{file_name(label)}~{count}"
+        found[label] = name
+        taken.add(name.casefold())
+    return found
+
+
+def _is_mark(letter: str) -> bool:
+    """Whether this belongs to the letter before it, as vowels do in Hindi and Thai."""
+    return unicodedata.category(letter).startswith("M")

@@ -28,7 +28,7 @@ class Options:
 
     model: name, folder or file of weights of a diffusion model
     image: picture, or a folder, .npz or IDX file of pictures
-    label: name or number of a label; without one, there is no guidance by default
+    label: name of a label, or else its number; without one, there is no guidance by default
     num: edits of each image towards each label
     strength: share of the steps that is run
     fit: how images of another size are fitted: scaled and cropped, or padded (default: as in training, if known)
@@ -40,13 +40,13 @@ class Options:
 
     model: str = setting("fashion-mnist", metavar="NAME")
     image: tuple[str, ...] = setting(repeat=True, metavar="IMAGE")
-    label: tuple[str, ...] = setting((), repeat=True, metavar="LABEL")
+    label: tuple[int | str, ...] = setting((), repeat=True, metavar="LABEL")
     num: int | None = setting(None, min=1, default_text="4; 1 with --invert")
     strength: float = setting(0.6, above=0, max=1)
     fit: Fit | None = None
     value_range: tuple[float, ...] = setting((), metavar="LOW,HIGH", dashes=True, default_text=RANGE_TEXT)
     invert: bool = False
-    from_label: tuple[str, ...] = setting((), repeat=True, metavar="LABEL")
+    from_label: tuple[int | str, ...] = setting((), repeat=True, metavar="LABEL")
     out: str = setting("edits", metavar="DIR")
     sampling: SamplingOptions = group(SamplingOptions)
     guidance: GuidanceOptions = group(GuidanceOptions)

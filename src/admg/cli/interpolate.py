@@ -30,7 +30,7 @@ class Options:
     model: name, folder or file of weights of a diffusion model
     image: picture at an end; give it twice
     seeds: two seeds A,B, for the first image of each
-    label: name or number of the label of all frames; each label gets a row
+    label: name, or else number, of the label of all frames; each label gets a row
     frames: number of images, both ends included
     fit: how images of another size are fitted: scaled and cropped, or padded (default: as in training, if known)
     value_range: values of black and white in the images
@@ -40,7 +40,7 @@ class Options:
     model: str = setting("fashion-mnist", metavar="NAME")
     image: tuple[str, ...] = setting((), repeat=True, metavar="IMAGE")
     seeds: tuple[int, ...] = setting((), min=0, metavar="A,B")
-    label: tuple[str, ...] = setting((), repeat=True, metavar="LABEL")
+    label: tuple[int | str, ...] = setting((), repeat=True, metavar="LABEL")
     frames: int = setting(8, min=2)
     fit: Fit | None = None
     value_range: tuple[float, ...] = setting((), metavar="LOW,HIGH", dashes=True, default_text=RANGE_TEXT)

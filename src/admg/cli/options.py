@@ -112,16 +112,35 @@ def _from_file(parser: argparse.ArgumentParser, file: str, known: Mapping[str, O
     """Return the options of a TOML file. Raises ValueError, naming the file, if one is unknown or has a bad value."""
     values = config.read_toml(Path(file).expanduser())
     words: list[str] = []
+    labels: dict[str, Any] = {}
     for name, value in values.items():
         if name not in known:
             hint = config.did_you_mean(name, known)
             raise ValueError(f"{file}: unknown option {name!r}" + (f": {hint}" if hint else ""))
-        words += _words(known[name], value)
+        if _is_label(known[name].type):
+            labels[name] = _labels(known[name], value, file)
+        else:
+            words += _words(known[name], value)
     quiet = Parser(prog=parser.prog, add_help=False)
     for option in known.values():
         _add(quiet, option)
     quiet.error = _raise(file)  # type: ignore[method-assign, assignment]
-    return vars(quiet.parse_args(words))
+    return vars(quiet.parse_args(words)) | labels
+
+
+def _is_label(hint: Any) -> bool:
+    """Whether an option takes labels, for which the integer 3 is another value than the text "3"."""
+    parts = get_args(hint)
+    return {int, str} <= set(parts) or any(_is_label(part) for part in parts)
+
+
+def _labels(option: Option, value: Any, file: str) -> Any:
+    """Return labels of a TOML file as they are. Raises ValueError for anything but integers and text."""
+    items = value if isinstance(value, list) else [value]
+    wrong = next((item for item in items if isinstance(item, bool) or not isinstance(item, int | str)), None)
+    if wrong is not None:
+        raise ValueError(f"{file}: {flag(option)}: a label is an integer or text, not {config.toml_value(wrong)}")
+    return tuple(items) if option.declared.repeat or isinstance(value, list) else value
 
 
 def _raise(file: str) -> Callable[[str], NoReturn]:
@@ -163,6 +182,9 @@ def _argument(option: Option) -> dict[str, Any]:
     if hint is bool:
         return text | {"action": argparse.BooleanOptionalAction}
     choices = declared.choices or config.literals(hint)
+    if _is_label(hint):
+        action = {"action": Repeat} if declared.repeat else {}
+        return text | action | {"type": str, "metavar": declared.metavar or "LABEL"}
     if get_origin(hint) is tuple:
         item = get_args(hint)[0]
         convert = one_of(config.literals(item)) if config.literals(item) else item

@@ -16,6 +16,7 @@ from admg.generation.sample import as_model
 from admg.generation.sampler_specs import SAMPLERS
 from admg.generation.starts import load_images
 
+from .label_options import Labels, listed_labels
 from .sampling_options import GuidanceOptions, SamplingOptions, ShowProgress, print_result
 
 EXAMPLES = """  admg sample --label sneaker --label 9 --scale 4 --num 32 --out sneakers
@@ -84,7 +85,7 @@ class Options:
     """Generate images of chosen labels, guided by a classifier.
 
     model: name, folder or file of weights of a diffusion model
-    label: name or number of a label
+    label: name of a label, or else its number; in a TOML file, an integer is always its number
     labels: balanced (each label equally often), random (drawn with the seed), or a list A,B,...; a label whose name has
         a comma or is one of these two words is given with --label
     num: number of images, in equal shares of the labels
@@ -93,8 +94,10 @@ class Options:
     """
 
     model: str = setting("fashion-mnist", metavar="NAME")
-    label: tuple[str, ...] = setting((), repeat=True, metavar="LABEL")
-    labels: str | None = setting(None, metavar="WHICH", default_text="balanced, or random for fewer images than labels")
+    label: tuple[int | str, ...] = setting((), repeat=True, metavar="LABEL")
+    labels: Labels | None = setting(
+        None, metavar="WHICH", default_text="balanced, or random for fewer images than labels"
+    )
     num: int | None = setting(
         None, min=1, default_text="8 per label; 64 if no label is given and the model has more than 20"
     )
@@ -116,9 +119,9 @@ class Options:
 
     def chosen(self, model: Model, guides: GuideSet) -> tuple[str | list[Label] | None, int | None]:
         """Return the labels and the number of images for generate()."""
-        if not self.label and self.labels in (None, "balanced", "random"):
+        if not self.label and (self.labels is None or self.labels == "balanced" or self.labels == "random"):
             return self.labels, self.num
-        listed = list(self.label) or [label.strip() for label in (self.labels or "").split(",")]
+        listed = listed_labels(self.label, self.labels)
         return typed_labels(model, guides, listed), self.num or 8 * len(listed)
 
 

@@ -16,6 +16,7 @@ from admg.generation.sample import as_model
 from admg.generation.sampler_specs import SAMPLERS
 
 from .feature_options import FeatureOptions
+from .label_options import Labels, listed_labels
 from .measure import note_missing_kernels
 from .sampling_options import GuidanceOptions, SamplingOptions, ShowProgress
 
@@ -38,7 +39,7 @@ class Options:
 
     model: name, folder or file of weights of a diffusion model
     num: number of samples per cell
-    label: name or number of a label
+    label: name of a label, or else its number; in a TOML file, an integer is always its number
     labels: balanced, random, or a list, as for admg sample
     sampler: samplers ({", ".join(sorted(SAMPLERS))}), or pairs such as ddim:25,ddpm:250 without --steps
     steps: numbers of steps, or respacings without a comma such as karras10
@@ -57,8 +58,8 @@ class Options:
 
     model: str = setting("fashion-mnist", metavar="NAME")
     num: int = setting(10_000, min=2)
-    label: tuple[str, ...] = setting((), repeat=True, metavar="LABEL")
-    labels: str | None = setting(
+    label: tuple[int | str, ...] = setting((), repeat=True, metavar="LABEL")
+    labels: Labels | None = setting(
         None, metavar="WHICH", default_text="balanced, or random for fewer samples than labels"
     )
     sampler: tuple[str, ...] | None = setting(None, default_text="that of the model, or ddim")
@@ -91,12 +92,10 @@ class Options:
 
     def chosen(self, model: Model) -> str | list[Label] | None:
         """Return the labels: a name or alias is text, and any other decimal number is the number of a label."""
-        if not self.label and self.labels in (None, "balanced", "random"):
+        if not self.label and (self.labels is None or self.labels == "balanced" or self.labels == "random"):
             return self.labels
-        listed = list(self.label) or [label.strip() for label in (self.labels or "").split(",")]
-        if model.labels.count:
-            return typed_labels(model, None, listed)
-        return [int(label) if label.isdecimal() else label for label in listed]
+        listed = listed_labels(self.label, self.labels)
+        return typed_labels(model, None, listed)
 
     def plan(self, model: Model) -> dict[str, Any]:
         """Return the arguments of `plan_sweep`."""

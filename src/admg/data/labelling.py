@@ -218,6 +218,18 @@ def checked_names(label_names: Sequence[str] | None) -> tuple[str, ...] | None:
     return names
 
 
+def description(files: Sequence[str], labels: Sequence[int], names: Sequence[str]) -> dict[str, Any]:
+    """Return the content of dataset.json, from which `open` reads the labels of these files back.
+
+    labels, names: number and name of each file's label, -1 and any name for none
+    """
+    if all(label < 0 for label in labels):
+        return {"labels": None}
+    content: dict[str, Any] = {"labels": [[file, label] for file, label in zip(files, labels, strict=True)]}
+    named = {str(label): name for label, name in sorted(zip(labels, names, strict=True)) if label >= 0}
+    return content if all(number == name for number, name in named.items()) else content | {"label_names": named}
+
+
 def _described(root: Path, names: Sequence[str], order: tuple[str, ...] | None) -> FoundLabels | None:
     """Return the labels in dataset.json, or None if it has none.
 

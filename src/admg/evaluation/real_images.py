@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from admg.data import open as open_dataset
 from admg.data.arrays import Split
 from admg.data.dataset import Fit
 from admg.data.decoding import Kind
+from admg.data.errors import listed
 from admg.data.labelling import LabelSource
 from admg.data.value_range import ValueRange
 from admg.generation.starts import TrainedReading
@@ -95,7 +98,7 @@ def open_real_images(
         check_images(path, dataset, numbers, fit)
     if labels is None or dataset.labels is None:
         return RealImages(dataset, numbers, None)
-    known = torch.tensor(label_numbers(labels, dataset.label_names))
+    known = torch.tensor(label_numbers(labels, dataset.label_names, dataset.numbered))
     return RealImages(dataset, numbers, known[torch.from_numpy(dataset.labels[numbers])])
 
 
@@ -126,22 +129,34 @@ def header(image: Path | np.ndarray) -> tuple[int, int, int]:
     return image.shape[1], image.shape[0], image.shape[-1]
 
 
-def label_numbers(labels: Labels, names: Sequence[str]) -> list[int]:
+def label_numbers(labels: Labels, names: Sequence[str], numbered: bool = False) -> list[int]:
     """Return the model's number of each label name of the data, also where it is spelt as in the names of files.
 
-    If the names differ from the model's but are as many, they are taken in order, as training did.
+    numbered: whether the data have numbers and no names: these are the model's numbers
+    If none of the names is one of the model's but they are as many, they are taken in order, with a warning.
     Raises ValueError if the model does not have one of the labels.
     """
+    other = f"the data's {len(names)} labels are not the model's {labels.count}"
+    if numbered and len(names) > labels.count:
+        raise ValueError(f"{other}: there is a label {len(names) - 1}; --unconditional leaves labels out")
+    if numbered:
+        return list(range(len(names)))
     by_file = [file_name(name).lower() for name in labels.names]
-    if len(names) == labels.count and not all(file_name(name).lower() in by_file for name in names):
+    if len(names) == labels.count and not any(file_name(name).lower() in by_file for name in names):
+        with suppress(ValueError):
+            if labels.aliases:
+                return [labels.number(name) for name in names]
+        if labels.names:
+            warnings.warn(
+                f"the names of the data's labels ({listed(names, 3)}) are not the model's ({listed(labels.names, 3)}): "
+                f"as they are as many, they are taken in order",
+                stacklevel=2,
+            )
         return list(range(labels.count))
     try:
         return [_label_number(labels, by_file, name) for name in names]
     except ValueError as error:
-        raise ValueError(
-            f"the data's {len(names)} labels are not the model's {labels.count}: {error}; "
-            f"--unconditional leaves labels out"
-        ) from None
+        raise ValueError(f"{other}: {error}; --unconditional leaves labels out") from None
 
 
 def _label_number(labels: Labels, by_file: Sequence[str], name: str) -> int:

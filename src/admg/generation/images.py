@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,9 @@ import torch
 from jaxtyping import UInt8
 from PIL import Image
 
-from admg.checkpoints.labels import file_name
+from admg.checkpoints.labels import file_names
+from admg.data.labelling import description
+from admg.data.scan import DESCRIPTION
 from admg.diffusion.gaussian import Images
 from admg.files import atomic
 
@@ -53,18 +56,25 @@ def save_png(image: Image.Image, path: Path) -> None:
         image.save(temporary)
 
 
-def save_images(images: ImageArray, names: Sequence[str], out: Path) -> None:
-    """Write a PNG file per image to the folder `out`, named `<label>_<number>.png` so that training finds the labels.
+def save_images(images: ImageArray, labels: Sequence[int | None], names: Sequence[str], out: Path) -> None:
+    """Write a PNG file per image to the folder `out`, and dataset.json, from which training reads the same labels.
 
-    The folder appears only once all files are written.
+    labels, names: number and name of each image's label, None and "" for none
+
+    The files are named `<label>_<number>.png`, with labels as file systems allow them. The folder appears only once all
+    files are written.
     """
+    beginnings = file_names(names)
+    files = [f"{beginnings[name]}_{number:06d}.png" for number, name in enumerate(names)]
     with atomic(out) as folder:
         folder.mkdir()
 
-        def save(number: int, image: UInt8[np.ndarray, "h w c"]) -> None:
-            to_pil(image).save(folder / f"{file_name(names[number])}_{number:06d}.png")
+        def save(file: str, image: UInt8[np.ndarray, "h w c"]) -> None:
+            to_pil(image).save(folder / file)
 
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # Pillow encodes without holding the GIL
             for start in range(0, len(names), IMAGES_AT_A_TIME):
                 part = images[start : min(start + IMAGES_AT_A_TIME, len(names))]
-                list(pool.map(save, range(start, start + len(part)), part))
+                list(pool.map(save, files[start : start + len(part)], part))
+        content = description(files, [-1 if label is None else label for label in labels], names)
+        (folder / DESCRIPTION).write_text(json.dumps(content), encoding="utf-8")

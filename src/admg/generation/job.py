@@ -269,7 +269,7 @@ def finish(stage: Stage, shards: Shards, options: JobOptions, redraw: bool) -> G
     images = stage.out / "images"
     pngs = options.images or (options.images is None and shards.num <= MAX_PNGS)
     if pngs and (redraw or not images.exists()):
-        save_images(NpzImages(shards.target), stage.label_names, images)
+        save_images(NpzImages(shards.target), stage.labels, stage.label_names, images)
     discard(shards, options)
     return Generated(stage.out, shards.num, shards.target, sheet, images if pngs else None, resumed=not redraw)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import operator
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -63,26 +65,51 @@ def label_list(labels: LabelsArgument) -> list[Label]:
 
 def is_single(labels: LabelsArgument) -> bool:
     """Whether this is one label, and not a sequence of labels."""
+    if isinstance(labels, Tensor | np.ndarray):
+        return labels.ndim == 0
     return labels is None or isinstance(labels, str | int | np.integer)
 
 
+class TypedLabel(str):
+    """A label that was typed as text: a name or alias, or else a decimal number."""
+
+
 def label_number(table: Labels, label: Any) -> int | None:
-    """Return the number of a label. A number is checked against the table unless the table is empty."""
+    """Return the number of a label: an integer is one, and text is looked up as a name.
+
+    Raises ValueError if there is no such label. An integer is not checked against an empty table.
+    """
     if label is None:
         return None
     if isinstance(label, str):
-        return table.number(label)
-    number = int(label)
+        return table.parse(label) if isinstance(label, TypedLabel) else table.number(label)
+    try:
+        number = operator.index(label)
+    except TypeError:
+        raise ValueError(f"label {label!r} is neither an integer nor a name") from None
     return number if table.count == 0 or 0 <= number < table.count else table.number(number)
 
 
-def typed_labels(model: Model, guide: Any, texts: Sequence[str]) -> list[Label]:
-    """Return labels that were typed as text, as numbers: each is a name or alias, or else a decimal number.
+def typed_labels(model: Model, guide: Any, labels: Sequence[int | str]) -> list[Label]:
+    """Return the numbers of labels of a command: text is a name or alias, or else a decimal number.
 
-    The texts are returned unchanged if there are no labels to compare them with.
+    Text remains a TypedLabel where there are no labels yet to compare it with. A warning says if text could be both.
+    Raises ValueError if there is no such label.
     """
     table = label_table(model, guide)
-    return [table.parse(text) if table.count else text for text in texts]
+    if not table.count:
+        return [TypedLabel(label) if isinstance(label, str) else label for label in labels]
+    numbers: list[Label] = [
+        table.parse(label) if isinstance(label, str) else label_number(table, label) for label in labels
+    ]
+    for label, number in dict(zip(labels, numbers)).items():
+        other = int(label) if isinstance(label, str) and label.isdecimal() else number
+        if isinstance(other, int) and isinstance(number, int) and number != other < table.count:
+            warnings.warn(
+                f"label {label!r} is the one of this name, number {number}; number {other} is {table.name(other)!r}",
+                stacklevel=2,
+            )
+    return numbers
 
 
 def label_names(table: Labels, numbers: Sequence[int | None]) -> list[str]:

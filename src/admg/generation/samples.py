@@ -76,7 +76,7 @@ class Samples:
         path = shards.merge()
         shards.discard()
         save_png(self.sheet(title), out / "sheet.png")
-        save_images(images, self.label_names, out / "images")
+        save_images(images, labels.tolist(), self.label_names, out / "images")
         return path
 
     @staticmethod
