@@ -207,7 +207,7 @@ def test_bad_images_are_named(tmp_path):
         (x, "image 1 has values that are not finite"),
         (np.full((3, 1, 4, 4), 200.0), r"float \(3, 1, 4, 4\) with values in \[200, 200\]: expected"),
         (np.zeros((3, 4, 4), np.int64), "are int64"),
-        (np.zeros((3, 4, 4, 2), np.uint8), r"uint8 \(3, 4, 4, 2\)"),
+        (np.zeros((3, 2, 4, 4), np.uint8), r"uint8 \(3, 2, 4, 4\)"),
         (np.zeros((1, 4, 4, 3), np.uint8), "at least 2 images are needed, got 1"),
     ]
     for array, message in wrong:
@@ -217,7 +217,7 @@ def test_bad_images_are_named(tmp_path):
         "float": ({"arr_0": np.zeros((3, 4, 4, 3))}, "arr_0 is float64"),
         "none": ({"images": np.zeros(3)}, r"neither images \(arr_0\) nor statistics \(mu, sigma\), but images"),
         "one": ({"arr_0": np.zeros((1, 4, 4, 3), np.uint8)}, "holds one image: at least 2"),
-        "two": ({"arr_0": np.zeros((3, 4, 4, 2), np.uint8)}, "2 channels: 1 or 3 are expected"),
+        "first": ({"arr_0": np.zeros((3, 2, 4, 4), np.uint8)}, r"arr_0 is \(3, 2, 4, 4\): allowed is \(N, H, W, C\)"),
         "object": ({"arr_0": np.array([None])}, "cannot be used"),
     }
     for name, (arrays, message) in files.items():

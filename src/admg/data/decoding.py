@@ -93,7 +93,7 @@ class Decoding:
         channels: 1 or 3; 2 or 4 for grey or colour with its transparency; None: 1 if the image is grey, else 3
         Raises DataError if values are outside of the value range, or if the image does not have these channels.
         """
-        if channels not in (None, 1, 3):
+        if channels is not None and channels not in (1, 3):
             return self._all_channels(image, channels)
         behind = 255 if self.background is None else self.background
         if image.mode in WIDE_MODES:
@@ -108,8 +108,10 @@ class Decoding:
                 plain = Image.fromarray(to_8_bits(np.asarray(plain), self.value_range, "its pixels"))
         return plain if channels is None else plain.convert(MODES[channels])
 
-    def _all_channels(self, image: Image.Image, channels: int | None) -> Pixels:
-        """Return the channels of an image as they are, transparency included."""
+    def _all_channels(self, image: Image.Image, channels: int) -> Pixels:
+        """Return the channels of an image as they are: colours and transparency, or the grey pages of a TIFF file."""
+        if image.format == "TIFF" and getattr(image, "n_frames", 1) == channels and image.mode == "L":
+            return pages(image, channels)
         colours, transparent = Kind.of(image).channels, image.has_transparency_data
         if not transparent or channels != colours + 1:
             have = colours + transparent
@@ -117,6 +119,17 @@ class Decoding:
         if self.value_range is not None:
             raise DataError("value_range is not for images with transparency as a channel")
         return np.asarray(upright(image).convert(MODES[channels]))
+
+
+def pages(image: Image.Image, count: int) -> Shaped[np.ndarray, "h w c"]:
+    """Return the grey pages of a file as channels. Raises DataError if they are not alike."""
+    found = []
+    for page in range(count):
+        image.seek(page)
+        found.append(np.asarray(upright(image)))
+    if len({(page.shape, page.dtype) for page in found}) > 1 or found[0].ndim != 2:
+        raise DataError("its pages differ in size or type, and cannot be the channels of an image")
+    return np.stack(found, -1)
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -226,13 +239,17 @@ def some_of(paths: Sequence[Path], function: Callable[[Image.Image], T]) -> list
         return list(pool.map(read, [paths[i * len(paths) // count] for i in range(count)]))
 
 
-def note_frames(files: Sequence[tuple[Path, Kind]], what: object) -> None:
-    """Warn that only the first frame of some files is used."""
-    several = [kind.frames for _, kind in files if kind.frames > 1]
+def note_frames(files: Sequence[tuple[Path, Kind]], what: object, channels: int | None = None) -> None:
+    """Warn that only the first frame of some files is used, unless the pages are the channels."""
+    several = [kind for _, kind in files if kind.frames > 1 and kind.frames != channels]
     if several:
+        total, counts = sum(kind.frames for kind in several), {(kind.mode, kind.frames) for kind in several}
+        hint = "training uses every one with --frames all"
+        if len(counts) == 1 and several[0].mode == "L":
+            hint += f", and makes them the channels of an image with --image-channels {several[0].frames}"
         warnings.warn(
-            f"{len(several)} of {len(files)} files in {what} have several frames or pages, {sum(several)} in all: only "
-            f"the first of each is used (--frames all uses every one)",
+            f"{len(several)} of {len(files)} files in {what} have several frames or pages, {total} in all: only the "
+            f"first of each is used ({hint})",
             stacklevel=4,
         )
 

@@ -68,7 +68,8 @@ def open(
     image_size: side of the data set's images in pixels; by default that of the stored images, if all are square and of
         one size.
     channels: number of channels. By default that of an .npz; for files 1 if every image is grey, else 3. With 2 or 4,
-        the transparency of grey or colour files is a channel of its own; else they are put on white.
+        the transparency of grey or colour files is a channel of its own; else they are put on white. The pages of a
+        TIFF file can be its channels.
     fit: "resize" scales the shorter side to `image_size`; "pad" puts smaller images on a canvas.
     crop: "center", or "random": a random square with fit="resize", a random place on the canvas with fit="pad".
     flip: mirror a random half of the images left to right.
@@ -123,7 +124,7 @@ def open(
         images, skipped = open_folder(path, verify=level, strict=strict, progress=progress)
         kinds = [(image.path, image.kind) for image in images]
         if frames == "first":
-            note_frames(kinds, path)
+            note_frames(kinds, path, None if channels == 3 else channels)
         padded = fit == "pad"
         ranges = {"value_range": value_range, "wide_range": wide_range}
         decoding = choose_decoding(kinds, path, **ranges, background=background, padded=padded)
@@ -162,7 +163,9 @@ def _open_folder(
         for image in images:
             check_pad(*image.size, size, image.path)
     channels = channels if channels is not None else max(image.kind.channels for image in images)
-    shown = [(image.path, frame) for image in images for frame in range(image.kind.frames if frames == "all" else 1)]
+    first = {channels} - {3} if frames == "all" else {image.kind.frames for image in images}  # pages can be channels
+    counts = [1 if image.kind.frames in first else image.kind.frames for image in images]
+    shown = [(image.path, frame) for image, count in zip(images, counts) for frame in range(count)]
     paths, numbers_of_frames = tuple(path for path, _ in shown), tuple(frame for _, frame in shown)
     found = find_labels(root, paths, labels, names)
     dataset = Dataset(paths, size, channels, frames=numbers_of_frames if any(numbers_of_frames) else None)

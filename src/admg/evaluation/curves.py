@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from admg.files import atomic
+from admg.generation.fonts import drawable, figure_fonts
 
 from .cells import Cell, Row, number
 from .metrics import METRICS
@@ -91,9 +92,12 @@ def draw(rows: Sequence[Row], title: str, path: Path) -> None:
         axes.grid(alpha=0.25, linewidth=0.6)
         axes.tick_params(labelsize=9)
         panel(axes)
-    picture.suptitle(title, fontsize=11)
     handles, labels = picture.axes[0].get_legend_handles_labels()
-    picture.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False, fontsize=10)
+    title, *labels = map(drawable, (title, *labels))
+    with figure_fonts(title, *labels):
+        picture.suptitle(title, fontsize=11)
+        columns = min(4, len(labels))
+        picture.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=10)
     with atomic(path) as temporary:
         picture.savefig(temporary, dpi=150)
 

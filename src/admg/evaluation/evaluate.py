@@ -21,6 +21,7 @@ from admg.userfile import load_object
 
 from . import features as networks
 from .features import FeatureNetwork
+from .features.base import check_channels
 from .features.extraction import Extractor, cache_path
 from .label_classifier import LabelClassifier, load_label_classifier
 from .metrics import METRICS, Estimate, FeatureSet, Inputs, Metric
@@ -99,6 +100,7 @@ def evaluate(
     theirs = as_source(reference, "the reference", split=split, value_range=value_range).spread(num_reference)
     if ours.size is not None:
         theirs = theirs.fitted(ours.size, fit)
+    compare_channels(ours, theirs, features)
     network = networks.load(features, weights).to(choose_device(device, processes.local_rank))
     chosen, notes = choose_metrics(metrics, network, ours, theirs, label_classifier is not None, infinite)
     labels = any(metric.needs == "labels" for metric in chosen)
@@ -195,6 +197,23 @@ def one_size(source: Source) -> Source:
     if source.images is not None and source.size is None:
         raise ValueError(f"{source.name} has images of different sizes: samples must have one size")
     return source
+
+
+def compare_channels(samples: Source, reference: Source, network: str | nn.Module | FeatureNetwork) -> None:
+    """Raise ValueError if the images have other channels than the reference, or than the feature network takes.
+
+    Grey images can be compared with colour ones, which is warned of.
+    """
+    found = [source for source in (samples, reference) if source.images is not None]
+    for source in found:
+        check_channels(network, source.channels, f"the images of {source.name}")
+    if {source.channels for source in found} == {1, 3}:
+        grey, colour = sorted(found, key=lambda source: source.channels)
+        warnings.warn(f"{grey.name} is grey and {colour.name} in colour: both are compared as RGB", stacklevel=3)
+    elif len({source.channels for source in found}) > 1:
+        raise ValueError(
+            f"{samples.name} has images of {samples.channels} channels, and {reference.name} of {reference.channels}"
+        )
 
 
 def warn_if_few(num: int) -> None:

@@ -18,7 +18,7 @@ from admg.generation.contact_sheet import sheet
 from admg.generation.images import save_png
 
 from . import features as networks
-from .evaluate import one_size
+from .evaluate import compare_channels, one_size
 from .features import FeatureNetwork
 from .features.extraction import Extractor, cache_path
 from .opening import Images, as_source
@@ -125,6 +125,7 @@ def neighbours(
         raise ValueError(f"k must be at most {len(theirs)}, the number of training images, got {k}")
     assert ours.size is not None
     theirs = theirs.fitted(ours.size, fit)
+    compare_channels(ours, theirs, features)
     network = networks.load(features, weights).to(choose_device(device, processes.local_rank))
     extract = Extractor(network, cache_path(cache), batch_size, processes, progress)
     searched, chosen = extract(theirs, "the training images"), extract(ours, "the samples")

@@ -22,6 +22,7 @@ from admg.data.value_range import ValueRange
 from admg.engine.device import choose_device
 from admg.engine.precision import Precision
 from admg.files import atomic
+from admg.generation.fonts import drawable, figure_fonts
 from admg.generation.starts import TrainedReading
 
 from .likelihood import BitsPerDim, Term, gather, terms
@@ -143,9 +144,11 @@ class NLLReport:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
+        title = drawable(f"{self.model}: {shown(self.total)} bits per dimension on {self.images} images")
         figure = Figure(figsize=(12, 3.6), layout="constrained")
         FigureCanvasAgg(figure)
-        figure.suptitle(f"{self.model}: {shown(self.total)} bits per dimension on {self.images} images")
+        with figure_fonts(title):
+            figure.suptitle(title)
         panels = {"vb (bits per dim)": self.vb_by_t, "x0 MSE": self.x0_mse_by_t, "eps MSE": self.mse_by_t}
         for i, (title, values) in enumerate(panels.items()):
             axes = figure.add_subplot(1, 3, i + 1)

@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from admg.data import Dataset, from_dataset
-from admg.data.arrays import Split
+from admg.data.arrays import Split, channel_axes
 from admg.data.value_range import ValueRange
 from admg.generation.images import to_uint8
 from admg.generation.samples import Samples
@@ -65,7 +65,7 @@ def of_array(images: np.ndarray | Tensor, name: str = "images") -> Source:
     Raises ValueError for another type, shape or range, values that are not finite, or fewer than two images.
     """
     if isinstance(images, Tensor):
-        if images.dtype == torch.uint8 and images.ndim == 4 and images.shape[1] in (1, 3):
+        if images.dtype == torch.uint8 and channel_axes(tuple(images.shape))[0]:
             images = images.permute(0, 2, 3, 1)
         images = images.detach().cpu().contiguous().numpy()
     images = np.asarray(images)
@@ -73,10 +73,10 @@ def of_array(images: np.ndarray | Tensor, name: str = "images") -> Source:
         images = _from_float(images, name)
     if images.ndim == 3:
         images = images[..., None]
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or not images.size:
+    if images.dtype != np.uint8 or not channel_axes(images.shape)[1] or not images.size:
         raise ValueError(
-            f"{name} are {images.dtype} {images.shape}: expected uint8 (N, H, W, 1 or 3), or float (N, 1 or 3, H, W) "
-            f"in [-1, 1] or [0, 1]"
+            f"{name} are {images.dtype} {images.shape}: expected uint8 (N, H, W, C), or float (N, C, H, W) in [-1, 1] "
+            f"or [0, 1], with fewer channels than pixels to a side"
         )
     if len(images) < 2:
         raise ValueError(f"{name}: at least 2 images are needed, got 1")
@@ -104,13 +104,14 @@ def of_dataset(dataset: Any, name: str = "images") -> Source:
 
 def _from_float(x: np.ndarray, name: str) -> UInt8[np.ndarray, "n h w c"]:
     """Convert floats in [0, 1], or in about [-1, 1] as models generate them."""
-    if x.shape[1] not in (1, 3) and x.shape[-1] in (1, 3):
+    first, last = channel_axes(x.shape)
+    if last and not first:
         x = x.transpose(0, 3, 1, 2)
     if not np.isfinite(x).all():
         bad = int(np.flatnonzero(~np.isfinite(x).all((1, 2, 3)))[0])
         raise ValueError(f"{name}: image {bad} has values that are not finite")
     low, high = float(x.min()), float(x.max())
-    if x.shape[1] in (1, 3):
+    if first or last:
         if -3 <= low < -0.5 and high <= 3:
             return to_uint8(torch.from_numpy(x))
         if low >= 0 and 0.5 < high <= 1:

@@ -18,7 +18,6 @@ from admg.data import Dataset
 from admg.data import open as open_dataset
 from admg.data.arrays import Split
 from admg.data.dataset import Fit
-from admg.data.decoding import Kind
 from admg.data.errors import listed
 from admg.data.labelling import LabelSource
 from admg.data.value_range import ValueRange
@@ -85,7 +84,7 @@ def open_real_images(
         dataset = open_dataset(
             path,
             size,
-            channels=channels,
+            channels=None if channels in (1, 3) else channels,
             labels=source,
             fit=fit or "resize",
             split=split,
@@ -95,6 +94,7 @@ def open_real_images(
     total = len(dataset)
     numbers = list(range(total)) if num is None or num >= total else [i * total // num for i in range(num)]
     if not isinstance(data, Dataset):
+        check_channels(path, dataset, channels)
         check_images(path, dataset, numbers, fit)
     if labels is None or dataset.labels is None:
         return RealImages(dataset, numbers, None)
@@ -103,17 +103,9 @@ def open_real_images(
 
 
 def check_images(path: Path | str, dataset: Dataset, numbers: Sequence[int], fit: Fit | None) -> None:
-    """Raise ValueError if images are grey and the model in colour, or the reverse, or if small images have no fit."""
-    headers = [header(dataset.images[number]) for number in numbers]
-    found = max(channels for _, _, channels in headers)
-    if {found, dataset.channels} == {1, 3}:
-        have, want = ("grey", "in colour") if found == 1 else ("in colour", "grey")
-        raise ValueError(
-            f"{path} has images {have}, but the model's are {want}: {found} and {dataset.channels} channels; convert "
-            f"them first"
-        )
+    """Raise ValueError if an image is smaller than the model's, and no fit is given."""
     side = dataset.image_size
-    for width, height, _ in headers:
+    for width, height in (header(dataset.images[number]) for number in numbers):
         if fit is None and min(width, height) < side:
             raise ValueError(
                 f"{path} has images of {width}x{height}, smaller than the model's {side}x{side}: choose --fit pad (a "
@@ -121,12 +113,23 @@ def check_images(path: Path | str, dataset: Dataset, numbers: Sequence[int], fit
             )
 
 
-def header(image: Path | np.ndarray) -> tuple[int, int, int]:
-    """Return the width, height and channels of an image; of a file only its header is read."""
+def check_channels(path: Path | str, dataset: Dataset, channels: int) -> None:
+    """Raise ValueError if the images do not have the channels of the model: grey ones in colour are other images."""
+    if dataset.channels != channels:
+        words = {1: "grey", 3: "in colour"}
+        have, want = (words.get(count, f"of {count} channels") for count in (dataset.channels, channels))
+        raise ValueError(
+            f"{path} has images {have}, but the model's are {want}: {dataset.channels} and {channels} channels; "
+            f"convert them first"
+        )
+
+
+def header(image: Path | np.ndarray) -> tuple[int, int]:
+    """Return the width and height of an image; of a file only its header is read."""
     if isinstance(image, Path):
         with Image.open(image) as file:
-            return *file.size, Kind.of(file).channels
-    return image.shape[1], image.shape[0], image.shape[-1]
+            return file.size
+    return image.shape[1], image.shape[0]
 
 
 def label_numbers(labels: Labels, names: Sequence[str], numbered: bool = False) -> list[int]:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from admg.data import DataError
 from admg.data import open as open_dataset
+from admg.data.arrays import channel_axes
 from admg.data.decoding import Decoding, Kind, choose_decoding, note_frames
 from admg.data.folder import read_image
 from admg.data.labelling import find_labels
@@ -200,8 +201,8 @@ def _open_npz(path: Path, labels: bool) -> Source:
             )
         return Source(str(path), None, None, 3, statistics=statistics)
     images = NpzImages(path)
-    if images.shape[3] not in (1, 3):
-        raise ValueError(f"{path} cannot be used: arr_0 has {images.shape[3]} channels: 1 or 3 are expected")
+    if not channel_axes(images.shape)[1]:
+        raise ValueError(f"{path} cannot be used: arr_0 is {images.shape}: allowed is (N, H, W, C), channels last")
     found = images.labels if labels else None
     return Source(str(path), images, images.shape[1:3], images.shape[3], found, statistics=statistics)
 

@@ -33,7 +33,7 @@ from admg.samplers import Sampler
 
 from . import features as networks
 from .cells import Cell, Row, SweepGuide, cells_of, guides_over, kind_of, named_guides, number, pairs_of
-from .evaluate import FEW, Comparison, MetricFunction, choose_metrics, warn_if_few
+from .evaluate import FEW, Comparison, MetricFunction, choose_metrics, compare_channels, warn_if_few
 from .features import FeatureNetwork
 from .features.extraction import Extractor, cache_path
 from .kept import KEPT, Keeper, fingerprint
@@ -331,6 +331,7 @@ class Sweep:
         samples.labels = np.array([0, max(0, stage.table.count - 1)])
         source = as_source(reference, "the reference", split=metrics.split).spread(metrics.num_reference)
         source = source.fitted((height, width), metrics.fit)
+        compare_channels(samples, source, metrics.features)
         processes = Processes(self.options.process, self.options.processes, from_torchrun("LOCAL_RANK", 0))
         network = networks.load(metrics.features, metrics.weights).to(stage.model.device)
         labels = metrics.label_classifier is not None

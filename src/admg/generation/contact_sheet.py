@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from .fonts import drawable, font_for
 from .images import ImageArray, to_pil
 
 BACKGROUND, INK = (255, 255, 255), (30, 30, 30)
@@ -27,12 +28,15 @@ def sheet(
     title: str = "",
     cell: int = 64,
 ) -> Image.Image:
-    """Return images (H, W, 1 or 3) in a grid, each enlarged by a whole factor to about `cell` pixels, unsmoothed."""
-    height, width = rows[0][0].shape[:2]
-    zoom = max(1, cell // width)
-    height, width = height * zoom, width * zoom
-    font, heading = ImageFont.load_default(15), ImageFont.load_default(18)
-    left = GAP + max((int(font.getlength(t)) + 2 * GAP for t in row_titles), default=0)
+    """Return images (H, W, C) in a grid, each enlarged by a whole factor to about `cell` pixels, unsmoothed.
+
+    The channels of other than grey and colour images are side by side, each of about `cell` pixels.
+    """
+    zoom = max(1, cell // rows[0][0].shape[1])
+    width, height = (zoom * side for side in to_pil(rows[0][0]).size)
+    title, row_titles, column_titles = drawable(title), *(list(map(drawable, t)) for t in (row_titles, column_titles))
+    heading = font_for(title, 18)
+    left = GAP + max((int(font_for(t, 15).getlength(t)) + 2 * GAP for t in row_titles), default=0)
     top = GAP + (24 + GAP if title else 0) + (20 + GAP if column_titles else 0)
     columns = max(map(len, rows))
     canvas_size = (left + columns * (width + GAP), top + len(rows) * (height + GAP))
@@ -43,11 +47,11 @@ def sheet(
     if title:
         draw.text((GAP, GAP), title, INK, heading)
     for i, text in enumerate(column_titles):
-        draw.text((left + i * (width + GAP) + width // 2, top - GAP), text, INK, font, anchor="mb")
+        draw.text((left + i * (width + GAP) + width // 2, top - GAP), text, INK, font_for(text, 15), anchor="mb")
     for i, row in enumerate(rows):
         y = top + i * (height + GAP)
         if row_titles:
-            draw.text((left - 2 * GAP, y + height // 2), row_titles[i], INK, font, anchor="rm")
+            draw.text((left - 2 * GAP, y + height // 2), row_titles[i], INK, font_for(row_titles[i], 15), anchor="rm")
         for j, image in enumerate(row):
             canvas.paste(to_pil(image).resize((width, height), Image.Resampling.NEAREST), (left + j * (width + GAP), y))
     return canvas
@@ -62,7 +66,8 @@ def contact_sheet(images: ImageArray, names: Sequence[str], title: str = "") -> 
     images: uint8 (N, H, W, C), in memory or an NpzImages
     names: label name of each image, "" for an image without a label
     """
-    most = max(1, min(MAX_IMAGES, MAX_PIXELS // (images.shape[1] * images.shape[2])))
+    tiles = 1 if images.shape[3] == 3 else images.shape[3]
+    most = max(1, min(MAX_IMAGES, MAX_PIXELS // (images.shape[1] * images.shape[2] * tiles)))
     labels = list(dict.fromkeys(names))
     if 1 < len(labels) <= min(MAX_ROWS, most):
         rows = [[i for i, n in enumerate(names) if n == label][: most // len(labels)] for label in labels]
@@ -79,13 +84,13 @@ def contact_sheet(images: ImageArray, names: Sequence[str], title: str = "") -> 
 
 def captioned(image: UInt8[np.ndarray, "h w c"], text: str, width: int = 96) -> UInt8[np.ndarray, "h2 w2 3"]:
     """Return the image, enlarged by a whole factor to about `width` pixels, above its caption, cut to fit."""
-    zoom = max(1, width // image.shape[1])
-    size = (image.shape[1] * zoom, image.shape[0] * zoom)
-    font = ImageFont.load_default(11)
+    picture, zoom, text = to_pil(image), max(1, width // image.shape[1]), drawable(text)
+    size = (picture.width * zoom, picture.height * zoom)
+    font = font_for(text, 11)
     while text and font.getlength(text) > size[0]:
         text = text.removesuffix("…")[:-1] + "…" if len(text) > 2 else ""
     canvas = Image.new("RGB", (size[0], size[1] + 16), BACKGROUND)
-    canvas.paste(to_pil(image).resize(size, Image.Resampling.NEAREST), (0, 0))
+    canvas.paste(picture.resize(size, Image.Resampling.NEAREST), (0, 0))
     ImageDraw.Draw(canvas).text((size[0] // 2, size[1] + 8), text, INK, font, anchor="mm")
     return np.asarray(canvas)
 

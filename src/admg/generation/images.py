@@ -46,8 +46,14 @@ def to_float(images: UInt8[np.ndarray, "n h w c"]) -> Images:
 
 
 def to_pil(image: UInt8[np.ndarray, "h w c"]) -> Image.Image:
-    """Return an 8-bit image of one or three channels as a Pillow image."""
-    return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+    """Return a picture of an 8-bit image: grey or in colour, or the channels side by side in grey if they are others.
+
+    Pillow would show a fourth channel as transparency.
+    """
+    height, width, channels = image.shape
+    if channels == 3:
+        return Image.fromarray(image)
+    return Image.fromarray(image.transpose(0, 2, 1).reshape(height, channels * width))
 
 
 def save_png(image: Image.Image, path: Path) -> None:
@@ -57,20 +63,24 @@ def save_png(image: Image.Image, path: Path) -> None:
 
 
 def save_images(images: ImageArray, labels: Sequence[int | None], names: Sequence[str], out: Path) -> None:
-    """Write a PNG file per image to the folder `out`, and dataset.json, from which training reads the same labels.
+    """Write a file per image to the folder `out`, and dataset.json, from which training reads the same labels.
 
     labels, names: number and name of each image's label, None and "" for none
 
-    The files are named `<label>_<number>.png`, with labels as file systems allow them. The folder appears only once all
-    files are written.
+    The files are named `<label>_<number>.png`, with labels as file systems allow them. Images of other than one or three
+    channels become TIFF files, `.tif`, with a grey page per channel. The folder appears only once all files are written.
     """
     beginnings = file_names(names)
-    files = [f"{beginnings[name]}_{number:06d}.png" for number, name in enumerate(names)]
+    drawn = images.shape[3] in (1, 3)
+    ending = "png" if drawn else "tif"
+    files = [f"{beginnings[name]}_{number:06d}.{ending}" for number, name in enumerate(names)]
     with atomic(out) as folder:
         folder.mkdir()
 
         def save(file: str, image: UInt8[np.ndarray, "h w c"]) -> None:
-            to_pil(image).save(folder / file)
+            first, *pages = [to_pil(image)] if drawn else [Image.fromarray(page) for page in np.moveaxis(image, -1, 0)]
+            options = {"save_all": True, "append_images": pages, "compression": "tiff_deflate"} if pages else {}
+            first.save(folder / file, **options)
 
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # Pillow encodes without holding the GIL
             for start in range(0, len(names), IMAGES_AT_A_TIME):

@@ -16,6 +16,7 @@ from admg.config import check, setting
 from admg.engine.device import from_torchrun
 from admg.files import LockError, check_output_folder, locked, remove
 
+from .fonts import label_title
 from .images import save_images, save_png
 from .progress import Activity, OnProgress, Progress, reporting
 from .run_record import OtherRun, find_run, open_run, run_files
@@ -284,7 +285,8 @@ def draw_sheet(stage: Stage, shards: Shards, redraw: bool) -> Path:
     """Write sheet.png from the merged file."""
     path = stage.out / "sheet.png"
     if redraw or not path.exists():
-        save_png(stage.layout(NpzImages(shards.target), stage.label_names, stage.title), path)
+        names = [label_title(name, label) for name, label in zip(stage.label_names, stage.labels)]
+        save_png(stage.layout(NpzImages(shards.target), names, stage.title), path)
     return path
 
 

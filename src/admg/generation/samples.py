@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from .contact_sheet import contact_sheet
+from .fonts import label_title
 from .images import save_images, save_png, to_uint8
 from .shards import Shards
 
@@ -56,7 +57,8 @@ class Samples:
 
     def sheet(self, title: str = "") -> Image.Image:
         """Return the contact sheet: a row per label."""
-        return contact_sheet(self.images, self.label_names, title)
+        names = [label_title(name, int(label)) for name, label in zip(self.label_names, self.labels)]
+        return contact_sheet(self.images, names, title)
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()

@@ -10,6 +10,7 @@ from admg.checkpoints.model import Model
 from admg.files import check_output_folder
 
 from .contact_sheet import scale_sheet
+from .fonts import label_title
 from .guide_specs import GuideSet
 from .images import save_png
 from .labels import LabelsArgument, choose_labels, label_table
@@ -63,5 +64,6 @@ def generate_scale_sheet(
         title = ", ".join(text for text in (name_of(model), rest.title) if text)
     images = [samples.images for samples in drawn]
     path = folder / "scale-sheet.png"
-    save_png(scale_sheet(images, scales, drawn[0].label_names, title, option), path)
+    names = [label_title(name, label) for name, label in zip(drawn[0].label_names, numbers)]
+    save_png(scale_sheet(images, scales, names, title, option), path)
     return path

@@ -17,7 +17,7 @@ from admg.checkpoints.model import Model
 from admg.data import Dataset
 from admg.data import open as open_dataset
 from admg.data.dataset import Fit
-from admg.data.decoding import choose_decoding
+from admg.data.decoding import choose_decoding, note_frames
 from admg.data.folder import read_kind
 from admg.data.transforms import check_pad
 from admg.data.value_range import ValueRange
@@ -144,21 +144,31 @@ def checksum(images: Images) -> str:
     return hashlib.sha256(images.contiguous().numpy().tobytes()).hexdigest()[:12]
 
 
+def note_grey(path: Path) -> None:
+    """Warn that colour images lose their colours."""
+    warnings.warn(f"{path} is in colour and the model's images are grey: it is made grey", stacklevel=4)
+
+
 def _open(path: Path, model: Model, fit: Fit, value_range: ValueRange | None) -> Dataset:
     channels, size, _ = model.shape
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: an image, or a folder of images, is needed")
     reading = TrainedReading.of(model)
     if not path.is_file() or path.suffix.lower() in (".npz", ".npy") or "idx" in path.name:
-        return open_dataset(
-            path, size, channels=channels, fit=fit, labels="none", split="test", value_range=value_range,
-            **reading.options,
-        )  # fmt: skip
+        options: dict[str, Any] = {"fit": fit, "labels": "none", "split": "test", "value_range": value_range}
+        options |= reading.options
+        data = open_dataset(path, size, channels=None if channels in (1, 3) else channels, **options)
+        if data.channels == channels:
+            return data
+        if data.channels == 3:
+            note_grey(path)
+        return open_dataset(path, size, channels=channels, **options)
     kind, shape = read_kind(path)
     if fit == "pad":
         check_pad(*shape, size, path)
     if channels == 1 < kind.channels:
-        warnings.warn(f"{path} is in colour and the model's images are grey: it is made grey", stacklevel=3)
+        note_grey(path)
+    note_frames([(path, kind)], path, None if channels == 3 else channels)
     padded = fit == "pad"
     decoding = choose_decoding([(path, kind)], path, value_range=value_range, padded=padded, **reading.options)
     return Dataset((path,), size, channels, fit=fit, decoding=decoding)

@@ -130,6 +130,8 @@ def train_classifier(
     if not dataset.label_names:
         raise ValueError(f"{name_of(data)} has no labels: use class sub-folders, or file names such as label_name.png")
     held_out = None if validation is None else open_validation(validation, dataset.label_names, name_of(data))
+    if held_out is not None and image_fields(held_out) != image_fields(dataset):
+        raise ValueError(f"the validation images are {size_of(held_out)}, and the training images {size_of(dataset)}")
     config, diffusion = config or TrainConfig(), diffusion or DiffusionConfig()
     labels = Labels(len(dataset.label_names), dataset.label_names)
     architecture = fit_to_data(ClassifierConfig, network, **image_fields(dataset), num_classes=labels.count)
@@ -246,6 +248,12 @@ def describe(data: Data, dataset: ImageDataset) -> dict[str, Any]:
 
 def image_fields(dataset: ImageDataset) -> dict[str, int]:
     return {"image_size": dataset.image_size, "image_channels": dataset.channels}
+
+
+def size_of(dataset: ImageDataset) -> str:
+    """Return '64x64 pixels with 3 channels'."""
+    channels = f"{dataset.channels} channel{'s' if dataset.channels > 1 else ''}"
+    return f"{dataset.image_size}x{dataset.image_size} pixels with {channels}"
 
 
 def unet_fields(dataset: ImageDataset, diffusion: DiffusionConfig, objective: ObjectiveConfig) -> dict[str, int]:

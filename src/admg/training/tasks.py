@@ -16,6 +16,7 @@ from admg.data import ImageDataset, evaluation_batches
 from admg.data.stream import spread_batches
 from admg.diffusion.losses import Objective, loss_terms
 from admg.generation.contact_sheet import sheet
+from admg.generation.fonts import label_title
 from admg.generation.images import save_png, to_uint8
 from admg.generation.sample import sample
 
@@ -89,7 +90,7 @@ class DiffusionTask:
         steps = min(25, len(model.diffusion))
         samples = sample(model, [label for label in shown for _ in range(4)], steps=steps, progress=False)
         rows = [samples.images[4 * i : 4 * i + 4] for i in range(len(shown))]
-        titles = [model.labels.name(label) for label in shown if label is not None]
+        titles = [label_title(model.labels.name(label), label) for label in shown if label is not None]
         save_png(sheet(rows, row_titles=titles, title=f"step {step}"), folder / f"step_{step:07d}.png")
         return {}
 

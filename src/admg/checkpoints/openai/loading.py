@@ -61,7 +61,7 @@ def load_classifier(source: Source, flags: str | None = None) -> Classifier:
 def _load(source: Source, flags: str | None, kind: Kind | None) -> Model | Classifier:
     name, weights = read(source, kind)
     shapes = shapes_in(weights.state)
-    kind = _kind(name, shapes, kind)
+    kind = _kind(name, shapes, kind, flags)
     config = (
         _inferred(name, shapes, kind, weights.betas) if flags is None else _parsed(name, flags, kind, weights.betas)
     )
@@ -122,8 +122,12 @@ def provenance(weights: Weights) -> dict[str, str]:
     return {"weights": f"{weights.where} (average)" if weights.average else weights.where}
 
 
-def _kind(name: str, shapes: Shapes, expected: Kind | None) -> Kind:
-    """Return the kind of model with these shapes. Raises CheckpointError if it cannot be the expected one."""
+def _kind(name: str, shapes: Shapes, expected: Kind | None, flags: str | None = None) -> Kind:
+    """Return the kind of model with these shapes. Raises CheckpointError if it cannot be the expected one.
+
+    An upsampler of other than grey or colour images must be expected, or have flags: a network from 4 to 2 channels may
+    as well segment an image of 3 channels, given with its noisy mask.
+    """
     try:
         kinds = shape.kinds_of(shapes)
     except CheckpointError as error:
@@ -131,6 +135,14 @@ def _kind(name: str, shapes: Shapes, expected: Kind | None) -> Kind:
     if expected and expected not in kinds:
         article = {"diffusion": "a diffusion model", "upsampler": "an upsampler", "classifier": "a classifier"}
         raise CheckpointError(f"{name} is {article[kinds[0]]}, not {article[expected]}: use load_{kinds[0]}")
+    channels = shapes["input_blocks.0.0.weight"][1]
+    if kinds == ("upsampler",) and not expected and "large_size" not in (flags or "") and channels not in (2, 6):
+        out = shapes["out.2.weight"][0]
+        raise CheckpointError(
+            f"{name} is a network from {channels} to {out} channels, which may segment images and is no diffusion "
+            f"model; if it is an upsampler of {channels // 2} channels, load it with the flags --large_size and "
+            f"--small_size"
+        )
     return expected or kinds[0]
 
 

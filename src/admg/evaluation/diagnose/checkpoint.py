@@ -168,7 +168,7 @@ def size_of_images(
     config = cast(UNetConfig, model.network.config)
     options = {"value_range": value_range, **TrainedReading.of(model).options}
     dataset = open_dataset(path, 1, labels="none", **options)
-    sides = {side for image in dataset.images[:SAMPLED] for side in header(image)[:2]}
+    sides = {side for image in dataset.images[:SAMPLED] for side in header(image)}
     if len(sides) != 1 or (side := sides.pop()) >= config.image_size:
         return None
     padded = -(-side // config.downsampling) * config.downsampling

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-Pixels = UInt8[Tensor, "n 3 h w"]
+Pixels = UInt8[Tensor, "n c h w"]  # C = 3, unless the network takes any channels
 ImagesAsFloat = Float[Tensor, "n 3 h2 w2"]
 
 
@@ -45,6 +46,7 @@ class FeatureNetwork:
     prepare: maps uint8 images (N, 3, H, W) to the input of the module
     identity: checksum of weights, architecture and preprocessing; equal identities have equal features
     probabilities: maps features (N, D) to p(y | x) (N, K) for the Inception Score; None if there are no classes
+    any_channels: whether images of other than one or three channels are passed on as they are
     """
 
     name: str
@@ -52,6 +54,7 @@ class FeatureNetwork:
     prepare: Callable[[Pixels], Tensor]
     identity: str
     probabilities: Callable[[Float[np.ndarray, "n d"]], Float[np.ndarray, "n k"]] | None = None
+    any_channels: bool = False
 
     @property
     def is_inception(self) -> bool:
@@ -79,13 +82,14 @@ class FeatureNetwork:
 
     @torch.inference_mode()
     def __call__(self, images: UInt8[np.ndarray, "n h w c"]) -> Activations:
-        """Return the features of images of one or three channels, computed in float32.
+        """Return the features of images, computed in float32; grey ones become three equal channels.
 
-        TF32 is off, since its lower precision changes FID. Raises ValueError if the module does not return features
-        (N, D), or if they are not finite.
+        TF32 is off, since its lower precision changes FID. Raises ValueError if the network does not take images of so
+        many channels, if the module does not return features (N, D), or if they are not finite.
         """
-        rgb = np.broadcast_to(images, (*images.shape[:3], 3))
-        pixels = torch.from_numpy(np.ascontiguousarray(rgb.transpose(0, 3, 1, 2))).to(self.device)
+        check_channels(self, images.shape[3], "the images")
+        images = np.broadcast_to(images, (*images.shape[:3], 3)) if images.shape[3] == 1 else images
+        pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(self.device)
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False):
             output = self.module(self.prepare(pixels))
         features, maps = output if isinstance(output, tuple) else (output, None)
@@ -96,6 +100,17 @@ class FeatureNetwork:
             raise ValueError(f"network {self.name} returned features that are not finite")
         spatial = None if maps is None else maps.permute(0, 2, 3, 1).flatten(1)  # NHWC, as in stored statistics
         return Activations(to_array(features), None if spatial is None else to_array(spatial))
+
+
+def check_channels(network: Any, channels: int, what: str) -> None:
+    """Raise ValueError if a feature network, or its name, does not take images of so many channels."""
+    own = isinstance(network, nn.Module) or (isinstance(network, str) and ".py:" in network)
+    if channels not in (1, 3) and not own and not getattr(network, "any_channels", False):
+        name = network if isinstance(network, str) else network.name
+        raise ValueError(
+            f"{what} have {channels} channels, and the feature network {name} takes grey and colour images: give a "
+            f"network of your own for them, file.py:name or a torch.nn.Module"
+        )
 
 
 def to_array(x: Tensor) -> np.ndarray:

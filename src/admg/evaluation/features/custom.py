@@ -13,9 +13,11 @@ from .base import FeatureNetwork, fingerprint
 
 
 def from_module(module: nn.Module, name: str = "", source: str = "") -> FeatureNetwork:
-    """Return a feature network from a module that maps x (N, 3, H, W) in [-1, 1] to features (N, D).
+    """Return a feature network from a module that maps x (N, C, H, W) in [-1, 1] to features (N, D).
 
-    If the module has a method `prepare`, it maps the uint8 images (N, 3, H, W) to the input of the module instead.
+    C is 3 for grey and colour images, and else the number of channels of the images.
+
+    If the module has a method `prepare`, it maps the uint8 images (N, C, H, W) to the input of the module instead.
 
     name: shown with the metrics; by default the name of the class
     source: anything else that determines the features, such as the code; it becomes part of the identity
@@ -27,10 +29,11 @@ def from_module(module: nn.Module, name: str = "", source: str = "") -> FeatureN
     name = name or type(module).__name__
     if name.lower().startswith("inception"):  # the names FID and IS are for the published network only
         name = f"own-{name}"
-    return FeatureNetwork(name, module.eval().requires_grad_(False), prepare, fingerprint(module, name, source))
+    module = module.eval().requires_grad_(False)
+    return FeatureNetwork(name, module, prepare, fingerprint(module, name, source), any_channels=True)
 
 
-def to_unit_range(images: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
+def to_unit_range(images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
     """Map values 0..255 to [-1, 1]."""
     return images.float() / 127.5 - 1
 
