@@ -161,7 +161,9 @@ def _nearest(features: np.ndarray, others: np.ndarray, k: int) -> tuple[np.ndarr
         numbers = torch.cat([numbers, torch.arange(start, start + len(block)).expand(len(x), -1)], 1)
         best, at = best.topk(min(k, best.shape[1]), dim=1, largest=False)
         numbers = numbers.gather(1, at)
-    exact = torch.stack([(x[i] - torch.from_numpy(others[numbers[i]]).double()).norm(dim=1) for i in range(len(x))])
+    exact = torch.stack(
+        [(x[i] - torch.from_numpy(others[numbers[i].numpy()]).double()).norm(dim=1) for i in range(len(x))]
+    )
     exact, order = exact.sort(dim=1, stable=True)  # the products above have cancellation for near images
     return numbers.gather(1, order).numpy(), exact.numpy()
 

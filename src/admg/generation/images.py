@@ -67,8 +67,9 @@ def save_images(images: ImageArray, labels: Sequence[int | None], names: Sequenc
 
     labels, names: number and name of each image's label, None and "" for none
 
-    The files are named `<label>_<number>.png`, with labels as file systems allow them. Images of other than one or three
-    channels become TIFF files, `.tif`, with a grey page per channel. The folder appears only once all files are written.
+    The files are named `<label>_<number>.png`, with labels as file systems allow them. Images of other than one or
+    three channels become TIFF files, `.tif`, with a grey page per channel. The folder appears only once all files are
+    written.
     """
     beginnings = file_names(names)
     drawn = images.shape[3] in (1, 3)
@@ -79,8 +80,7 @@ def save_images(images: ImageArray, labels: Sequence[int | None], names: Sequenc
 
         def save(file: str, image: UInt8[np.ndarray, "h w c"]) -> None:
             first, *pages = [to_pil(image)] if drawn else [Image.fromarray(page) for page in np.moveaxis(image, -1, 0)]
-            options = {"save_all": True, "append_images": pages, "compression": "tiff_deflate"} if pages else {}
-            first.save(folder / file, **options)
+            first.save(folder / file, save_all=bool(pages), append_images=pages, compression="tiff_deflate")
 
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # Pillow encodes without holding the GIL
             for start in range(0, len(names), IMAGES_AT_A_TIME):
