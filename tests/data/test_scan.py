@@ -14,6 +14,7 @@ from PIL import Image
 from admg.data import DataError, folder, scan
 from admg.data import open as open_dataset
 from admg.data.index import index_path
+from admg.data.listing import relative_names
 
 
 @pytest.fixture
@@ -107,3 +108,11 @@ def test_none_reads_64_headers(photos, reads):
 def test_unknown_levels_are_refused(photos):
     with pytest.raises(DataError, match="verify is 'header': allowed are 'full', 'headers', 'none'"):
         open_dataset(photos, 8, verify="header")
+
+
+def test_names_relative_to_any_folder(photos, monkeypatch):
+    monkeypatch.chdir(photos)
+    for root in (photos, Path("."), Path("../photos"), Path("/")):
+        paths = [root / "a" / "00.png", root / "é.png"]
+        assert relative_names(root, paths) == [path.relative_to(root).as_posix() for path in paths]
+    assert open_dataset(".", 8).label_names == ("a", "b")

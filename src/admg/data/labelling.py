@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from .errors import DataError, listed
-from .listing import nfc
+from .listing import nfc, relative_names
 from .scan import DESCRIPTION
 
 LabelSource = Literal["auto", "folders", "prefix", "json", "none"]
@@ -56,7 +56,7 @@ def find_labels(
     chosen = checked_source(source)
     if chosen == "none":
         return None
-    names = [path.relative_to(root).as_posix() for path in files]
+    names = relative_names(root, files)
     if chosen == "json" or (chosen == "auto" and (root / DESCRIPTION).is_file()):
         return _described(root, names, order)
     if chosen == "auto":

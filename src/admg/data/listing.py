@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +48,13 @@ def list_files(root: Path, *, sizes: bool = True) -> Listing:
     """
     left_out: list[str] = []
     return Listing(list(_walk(str(root), "", (), left_out, sizes)), left_out)
+
+
+def relative_names(root: Path, paths: Sequence[Path]) -> list[str]:
+    """Return paths below a folder relative to it, with "/". It is many times as fast as `Path.relative_to`."""
+    text = str(root)
+    skip = 0 if text == "." else len(text.rstrip(os.sep)) + 1  # Path(".") / "a" is "a"
+    return [str(path)[skip:].replace(os.sep, "/") for path in paths]
 
 
 def nfc(text: str) -> str:
