@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import unicodedata
 import warnings
 from pathlib import Path
@@ -212,3 +213,14 @@ def test_labels_of_any_kind_are_left_out_of_a_torch_data_set():
     assert dataset.label_names == () and dataset[0][1] == -1
     with pytest.raises(DataError, match="item 0 has label"):
         from_dataset(items)
+
+
+def test_a_name_that_is_not_valid_unicode_is_refused(tmp_path):
+    folder = os.fsencode(tmp_path) + b"/caf\xe9"
+    try:
+        os.mkdir(folder)
+    except OSError:
+        pytest.skip("this file system allows only valid Unicode")
+    Image.new("L", (2, 2)).save(os.fsdecode(folder + b"/1.png"))
+    assert r"'caf\udce9' is not valid Unicode" in refused(tmp_path)
+    assert len(opened(tmp_path, labels="none")[0]) == 1
