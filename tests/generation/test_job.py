@@ -288,6 +288,12 @@ def test_batches_and_shards_by_default(tiny_model):
     assert sizes((3, 1024, 1024), 10) == (1, 1)
 
 
+def test_the_bound_of_gradients_is_an_option_and_belongs_to_the_run(capsys, sampling, tmp_path):
+    succeed(capsys, *sampling, "--scale", 1, "--out", tmp_path, "--no-bound-guidance")
+    assert '"bound_guidance": false' in (tmp_path / "run.json").read_text()
+    assert "other settings" in refused(capsys, *sampling, "--scale", 1, "--out", tmp_path)
+
+
 def test_images_that_are_not_finite_stop_the_run_before_they_are_written(capsys, sampling, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "admg.guidance.ClassifierGuidance", lambda *a: lambda state: torch.full_like(state.x, torch.nan)

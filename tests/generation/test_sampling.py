@@ -108,6 +108,23 @@ def test_a_process_that_ends_in_pure_noise(predict):
     assert all(torch.isfinite(step.x).all() for s in (samplers.ddpm, samplers.ddim) for step in s(model, x))
 
 
+def test_images_that_are_not_finite_are_never_returned(tiny_model, tiny_classifier):
+    """Not by sample(), nor by what is built on it; the message has the numbers of the images."""
+
+    def guide(state):
+        return torch.where(torch.arange(len(state.x)).view(-1, 1, 1, 1) % 2 == 1, torch.nan, 0.0).expand_as(state.x)
+
+    how = {"guide": guide, "steps": 2, "progress": False}
+    with pytest.raises(FloatingPointError, match="pixels of image 6 are not finite numbers"):
+        admg.sample(tiny_model, [0, 1, 2], first=5, **how)
+    with pytest.raises(FloatingPointError, match="pixels of image 1 are"):
+        admg.edit(tiny_model, torch.zeros(2, 1, 8, 8), [0, 1], **how)
+    with pytest.raises(FloatingPointError, match="2 of images 1 to 3 are"):
+        admg.interpolate(tiny_model, (0, 1), 1, frames=4, **how)
+    with pytest.raises(FloatingPointError, match="pixels of image 1 are"):
+        admg.encode(tiny_model, torch.zeros(2, 1, 8, 8), [0, 1], steps=2, guide=guide)
+
+
 def test_unknown_sampler_and_respacing(tiny_model):
     with pytest.raises(ValueError, match="unknown sampler 'euler': ddim, ddpm"):
         admg.sample(tiny_model, [0], sampler="euler", progress=False)

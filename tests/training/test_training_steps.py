@@ -226,6 +226,16 @@ def test_a_loss_that_is_not_finite_stops_the_training(digits, tmp_path):
     assert not (tmp_path / "checkpoint.pt").exists()
 
 
+def test_a_preview_that_is_not_finite_is_left_out(digits, tmp_path, monkeypatch):
+    def overflow(*args, **options):
+        raise FloatingPointError("pixels of image 0 are not finite numbers")
+
+    monkeypatch.setattr("admg.training.tasks.sample", overflow)
+    with pytest.warns(UserWarning, match="no preview at step 2: pixels of image 0 are not finite"):
+        run(digits, tmp_path, make(), steps=3, preview_every=2)
+    assert (tmp_path / "checkpoint.pt").exists() and not list((tmp_path / "samples").glob("*.png"))
+
+
 def test_a_loss_that_is_not_finite_leaves_the_weights_unchanged(digits):
     _, learner = learned(digits, make(), steps=1)
     before = {name: p.clone() for name, p in learner.network.state_dict().items()}

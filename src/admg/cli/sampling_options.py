@@ -37,6 +37,8 @@ class SamplingOptions:
     precision: number format of matrix products; auto is bf16 where the processor or GPU has it, else fp32
     compile: whether to build networks by torch.compile first, which takes minutes; auto is off
     unconditional: do not condition the network on the labels; the guide still uses them
+    no_bound_guidance: do not limit the gradients of guides to what images in [-1, 1] make possible, for the numbers of
+        guided-diffusion; on a cosine schedule, classifier guidance may then destroy the images
     batch_size: images per batch
     device: cpu or cuda
     """
@@ -49,6 +51,7 @@ class SamplingOptions:
     precision: Precision = "auto"
     compile: Compile = "auto"
     unconditional: bool = False
+    no_bound_guidance: bool = False
     batch_size: int | None = setting(None, min=1, default_text="what fits in memory, at most 64")
     device: str = setting("auto", default_text="cuda if there is a GPU")
 
@@ -72,7 +75,8 @@ class SamplingOptions:
             options["eta"] = self.eta
         return Recipe(
             guide=guide, sampler=with_options(name, options), steps=chosen, seed=self.seed, batch_size=self.batch_size,
-            unconditional=self.unconditional, precision=self.precision, compile=self.compile,
+            unconditional=self.unconditional, bound_guidance=not self.no_bound_guidance, precision=self.precision,
+            compile=self.compile,
         )  # fmt: skip
 
     def to_device(self, model: Model, guides: GuideSet | None = None) -> None:

@@ -106,9 +106,9 @@ class Options:
             "guide_specs": self.guidance.guide, "guide_interval": self.guidance.interval,
             "samplers": self.sampler or (), "steps": self.steps, "sampler_options": [*sampling.sampler_option, *eta],
             "labels": self.chosen(model), "num": self.num, "seed": sampling.seed,
-            "unconditional": sampling.unconditional, "sample_batch_size": sampling.batch_size,
-            "precision": sampling.precision, "compile": sampling.compile, "device": sampling.device,
-            "options": self.job,
+            "unconditional": sampling.unconditional, "bound_guidance": not sampling.no_bound_guidance,
+            "sample_batch_size": sampling.batch_size, "precision": sampling.precision, "compile": sampling.compile,
+            "device": sampling.device, "options": self.job,
         }  # fmt: skip
 
     def evaluation(self) -> Metrics:

@@ -85,6 +85,7 @@ def sweep(
     num: int = 10_000,
     seed: int = 0,
     unconditional: bool = False,
+    bound_guidance: bool = True,
     sample_batch_size: int | None = None,
     precision: Precision = "auto",
     compile: Compile = "auto",
@@ -126,7 +127,8 @@ def sweep(
     samplers: names of samplers, or pairs with their steps, "ddim:25" or ("ddim", 25); by default the model's own
     steps: respacings of the schedule, for samplers without steps of their own; by default the model's own, or 25
     sampler_options: options of samplers, "eta=0.5"; each applies to the samplers that have it
-    labels, num, seed, unconditional, precision, compile: see `generate`; num is the number of samples per cell
+    labels, num, seed, unconditional, bound_guidance, precision, compile: see `generate`; num is the number of samples
+        per cell
     sample_batch_size: number of images per batch of sampling; by default as many as fit in memory
     device: "auto", "cpu", "cuda" or a device
     options: shards, processes and overwriting, see `JobOptions`
@@ -139,8 +141,8 @@ def sweep(
     planned = plan_sweep(
         model, out=out, guides=guides, scales=scales, cfgs=cfgs, classifier=classifier, guide_specs=guide_specs,
         guide_interval=guide_interval, samplers=samplers, steps=steps, sampler_options=sampler_options, labels=labels,
-        num=num, seed=seed, unconditional=unconditional, sample_batch_size=sample_batch_size, precision=precision,
-        compile=compile, device=device, options=options,
+        num=num, seed=seed, unconditional=unconditional, bound_guidance=bound_guidance,
+        sample_batch_size=sample_batch_size, precision=precision, compile=compile, device=device, options=options,
     )  # fmt: skip
     evaluation = Metrics(
         metrics=metrics, features=features, label_classifier=label_classifier, num_reference=num_reference, fit=fit,
@@ -166,6 +168,7 @@ def plan_sweep(
     num: int = 10_000,
     seed: int = 0,
     unconditional: bool = False,
+    bound_guidance: bool = True,
     sample_batch_size: int | None = None,
     precision: Precision = "auto",
     compile: Compile = "auto",
@@ -191,8 +194,9 @@ def plan_sweep(
         module.to(chosen)
     check_options(pairs, sampler_options)
     recipe = Recipe(
-        seed=seed, unconditional=unconditional, batch_size=sample_batch_size, precision=precision, compile=compile
-    )
+        seed=seed, unconditional=unconditional, bound_guidance=bound_guidance, batch_size=sample_batch_size,
+        precision=precision, compile=compile,
+    )  # fmt: skip
     stages: dict[Cell, Stage] = {}
     for cell, (sampler, guide) in cells_of(pairs, found).items():
         own = parse_sampler_options(sampler, options_of(sampler, sampler_options))
@@ -366,6 +370,7 @@ class Sweep:
         recipe = stage.recipe
         found = [f"seed {recipe.seed}", f"precision {recipe.precision}"]
         found += ["network not conditioned on the labels"] if recipe.unconditional else []
+        found += [] if recipe.bound_guidance else ["gradients not bounded"]
         options = {k: v for job in self.jobs.values() for k, v in set_options(job.stages[0].recipe.sampler).items()}
         found += [f"{key} {number(value) if isinstance(value, float) else value}" for key, value in options.items()]
         return found

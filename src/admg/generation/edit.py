@@ -17,11 +17,11 @@ from admg.diffusion.noise import SeededNoise
 from admg.engine.acceleration import accelerate_parts
 from admg.engine.compiling import Compile
 from admg.engine.precision import Precision
-from admg.guidance import Guide
+from admg.guidance import Bounded, Guide
 from admg.samplers import Sampler, Step, ddim_inversion
 
 from .labels import LabelsArgument, is_single, resolve_labels
-from .recipe import BatchSampler, Inputs, Recipe, Start
+from .recipe import BatchSampler, Inputs, Recipe, Start, check_finite
 from .sample import as_model, draw_samples
 from .samples import Samples
 
@@ -39,6 +39,7 @@ def edit(
     steps: int | str = 25,
     seed: int = 0,
     unconditional: bool = False,
+    bound_guidance: bool = True,
     batch_size: int | None = None,
     first: int = 0,
     precision: Precision = "fp32",
@@ -74,8 +75,8 @@ def edit(
         raise ValueError("from_labels is for invert=True: adding noise to an image needs no label")
     source = None if from_labels is None else label_tensor(model, from_labels, count)
     recipe = Recipe(
-        guide=guide, sampler=sampler, steps=steps, seed=seed, unconditional=unconditional, batch_size=batch_size,
-        precision=precision, compile=compile,
+        guide=guide, sampler=sampler, steps=steps, seed=seed, unconditional=unconditional,
+        bound_guidance=bound_guidance, batch_size=batch_size, precision=precision, compile=compile,
     )  # fmt: skip
 
     def start(batch: slice) -> Start:
@@ -94,6 +95,7 @@ def encode(
     steps: int | str = 100,
     seed: int | None = 0,
     guide: Guide | None = None,
+    bound_guidance: bool = True,
     precision: Precision = "fp32",
 ) -> Images:
     """Return x_T of images (N, C, H, W) by DDIM inversion, or x at the level of a `strength` (see edit).
@@ -101,7 +103,7 @@ def encode(
     labels: labels that the network is conditioned on, one per image; None: no labels
     seed: seed of the noise at the lowest level; None: the network's own prediction, which is too smooth on plain parts
         of an image
-    guide: as in ddim_inversion(), with these labels
+    guide, bound_guidance: as in sample(), with these labels
     sample(model, labels, x_T=..., sampler="ddim", steps=steps) leads back to the images, more closely with more steps.
     All images are encoded in one batch. Raises ValueError as edit() does.
 
@@ -117,7 +119,9 @@ def encode(
     model = lowest_steps(model.respace(steps), strength)
     noise = None if seed is None else SeededNoise(seed, range(len(images))).draw(model.shape).to(model.device)
     model, guide = accelerate_parts((model, guide), precision=precision)
+    guide = Bounded(guide) if guide is not None and bound_guidance else guide
     x = last(ddim_inversion(model, images.to(model.device), y=y, guide=guide, noise=noise))
+    check_finite(x, 0)
     return x.float().cpu()
 
 

@@ -42,6 +42,7 @@ def generate(
     steps: int | str = 25,
     seed: int = 0,
     unconditional: bool = False,
+    bound_guidance: bool = True,
     batch_size: int | None = None,
     precision: Precision = "auto",
     compile: Compile = "auto",
@@ -69,7 +70,7 @@ def generate(
         or random for fewer images than labels
     out: run directory; it gets samples_NxHxWxC.npz, sheet.png and images/
     num: number of images; by default one per given label, else 8 per label, or 64 if there are more than 20 labels
-    guide, sampler, steps, seed, unconditional, batch_size, compile: as in sample()
+    guide, sampler, steps, seed, unconditional, bound_guidance, batch_size, compile: as in sample()
     precision: as in sample(), but "auto" by default: bf16 where it is native
     init: an image (1, C, H, W) in [-1, 1] to start from, as in edit(), with `strength`
     upsampler: an upsampling model that enlarges the images; out/base then holds the small ones
@@ -91,8 +92,8 @@ def generate(
     True
     """
     recipe = Recipe(
-        guide=guide, sampler=sampler, steps=steps, seed=seed, unconditional=unconditional, batch_size=batch_size,
-        precision=precision, compile=compile,
+        guide=guide, sampler=sampler, steps=steps, seed=seed, unconditional=unconditional,
+        bound_guidance=bound_guidance, batch_size=batch_size, precision=precision, compile=compile,
     )  # fmt: skip
     options = JobOptions(
         shard_size=shard_size, keep_shards=keep_shards, rank=rank, world_size=world_size, images=images,

@@ -34,6 +34,7 @@ def interpolate(
     steps: int | str = 100,
     seed: int = 0,
     unconditional: bool = False,
+    bound_guidance: bool = True,
     batch_size: int | None = None,
     precision: Precision = "fp32",
     progress: bool = True,
@@ -55,7 +56,8 @@ def interpolate(
     x_T = frame_noise(model, ends, label, frames=frames, steps=steps, seed=seed, unconditional=unconditional,
                       precision=precision)  # fmt: skip
     return sample(model, [label] * frames, guide=guide, sampler=sampler, steps=steps, seed=seed, batch_size=batch_size,
-                  x_T=x_T, unconditional=unconditional, precision=precision, progress=progress)  # fmt: skip
+                  x_T=x_T, unconditional=unconditional, bound_guidance=bound_guidance, precision=precision,
+                  progress=progress)  # fmt: skip
 
 
 def frame_noise(

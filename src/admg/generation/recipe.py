@@ -17,7 +17,7 @@ from admg.engine import accelerate_parts
 from admg.engine.compiling import Compile
 from admg.engine.memory import in_batches
 from admg.engine.precision import Precision, resolve
-from admg.guidance import Guide, Recorded
+from admg.guidance import Bounded, Guide, Recorded
 from admg.samplers import NoiseSampler
 
 from .acceleration import batch_that_fits
@@ -38,6 +38,7 @@ class Recipe:
     steps: respacing of the schedule: a number, "ddim25", "10,15,20", "karras25", see NoiseSchedule.respace
     seed: seed of the noise; image i of a seed is always the same
     unconditional: if True, the network is not conditioned on the labels; the guide still uses them
+    bound_guidance: whether gradients are limited to what images in [-1, 1] make possible, see guidance.Bounded
     batch_size: images per batch; None: as many as fit in memory, at most 64
     precision: number format of matrix products: fp32, bf16, fp16 (on GPUs), or auto (bf16 where it is native)
     compile: whether torch.compile builds the networks first: auto (no), on or off
@@ -49,6 +50,7 @@ class Recipe:
     steps: int | str = 25
     seed: int = 0
     unconditional: bool = False
+    bound_guidance: bool = True
     batch_size: int | None = None
     precision: Precision = "fp32"
     compile: Compile = "auto"
@@ -71,10 +73,16 @@ class Recipe:
         guide = guide_title(self.guide)
         return f"{sampler_name(self.sampler)} {self.steps}{options}, seed {self.seed}" + (f", {guide}" if guide else "")
 
+    @property
+    def bounded_guide(self) -> Guide | None:
+        """The guide to sample with: bounded, if it is to be."""
+        return Bounded(self.guide) if self.guide is not None and self.bound_guidance else self.guide
+
     def record(self, device: torch.device) -> dict[str, Any]:
         """Return everything that decides the images, in JSON types."""
         return {
             "guide": describe_or_mark(self.guide),
+            **({} if self.guide is None else {"bound_guidance": self.bound_guidance}),
             "sampler": describe_sampler(self.sampler),
             "options": describe_or_mark(set_options(self.sampler)) or None,
             "steps": str(self.steps),
@@ -157,7 +165,7 @@ class BatchSampler:
 
         labels: of all images, like the inputs
         max_steps: stop after this step, or later, once the guide has been evaluated; None: run all steps
-        Raises ValueError if the sampler never evaluates the guide.
+        Raises ValueError if the sampler never evaluates the guide, and FloatingPointError if an image is not finite.
         """
         model, recipe = self.model, self.recipe
         y = torch.tensor([-1 if label is None else label for label in labels[batch]], dtype=torch.int64)
@@ -169,7 +177,7 @@ class BatchSampler:
         if inputs.low_res is not None:
             given = {**model.given, "low_res": inputs.low_res[batch].to(model.device, x.dtype)}
             model = dataclasses.replace(model, given=given)
-        guide = None if recipe.guide is None else Recorded(recipe.guide)
+        guide = None if recipe.guide is None else Recorded(recipe.bounded_guide)
         steps = find_sampler(recipe.sampler)(
             model,
             x,
@@ -188,7 +196,20 @@ class BatchSampler:
                 f"the sampler {sampler_name(recipe.sampler)!r} never evaluated the guide, so its images would be "
                 "unguided: evaluate it as samplers.guided_model does, or sample without a guide"
             )
+        check_finite(x, first + batch.start)
         return x.to("cpu", dtype_of(model))
+
+
+def check_finite(x: Images, first: int) -> None:
+    """Raise FloatingPointError if a pixel is infinite or NaN. first: number of the first image"""
+    finite = x.isfinite().flatten(1).all(1)
+    if not finite.all():
+        bad = [first + i for i in (~finite).nonzero()[:, 0].tolist()]
+        which = f"pixels of image {bad[0]}" if len(bad) == 1 else f"{len(bad)} of images {bad[0]} to {bad[-1]}"
+        raise FloatingPointError(
+            f"{which} are not finite numbers: the weights may be damaged, the guidance scale too large, or the "
+            "precision too low"
+        )
 
 
 def dtype_of(model: Model) -> torch.dtype:

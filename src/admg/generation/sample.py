@@ -31,6 +31,7 @@ def sample(
     steps: int | str = 25,
     seed: int = 0,
     unconditional: bool = False,
+    bound_guidance: bool = True,
     batch_size: int | None = None,
     x_T: Images | None = None,
     noise_sampler: NoiseSampler | None = None,
@@ -52,6 +53,8 @@ def sample(
     steps: respacing of the schedule: 25, "ddim25", "10,15,20", "karras25", see NoiseSchedule.respace
     seed: image i of a seed is the same, up to rounding, whatever the batch size and the number of processes
     unconditional: if True, the network is not conditioned on the labels; the guide still uses them
+    bound_guidance: whether gradients of the guide are limited to what images in [-1, 1] make possible, see
+        guidance.Bounded; False for the paper's algorithm and the numbers of guided-diffusion
     batch_size: images per batch; None: as many as fit in memory, at most 64, and half as many from where it runs out
     x_T: noise to start from (N, C, H, W), in place of the seed's; its height and width may differ from the model's
     noise_sampler: (x, index) -> noise of a step, in place of the seed's
@@ -60,7 +63,8 @@ def sample(
     precision: number format of matrix products: fp32, auto (bf16 where it is native), bf16, or fp16 (on GPUs)
     compile: whether torch.compile builds the networks first: auto (no), on or off
     progress: whether to show a progress bar
-    Raises ValueError for an unknown label, sampler or respacing, and for low_res that does not fit the model.
+    Raises ValueError for an unknown label, sampler or respacing, and for low_res that does not fit the model;
+    FloatingPointError if an image is not finite, as after an overflow.
 
     >>> import admg
     >>> samples = admg.sample("fashion-mnist", "coat", num=2, steps=2, progress=False)
@@ -70,8 +74,8 @@ def sample(
     model = as_model(model)
     numbers = resolve_labels(model, guide, labels, num)
     recipe = Recipe(
-        guide=guide, sampler=sampler, steps=steps, seed=seed, unconditional=unconditional, batch_size=batch_size,
-        precision=precision, compile=compile,
+        guide=guide, sampler=sampler, steps=steps, seed=seed, unconditional=unconditional,
+        bound_guidance=bound_guidance, batch_size=batch_size, precision=precision, compile=compile,
     )  # fmt: skip
     if x_T is not None and len(x_T) != len(numbers):
         raise ValueError(f"x_T has {len(x_T)} images for {len(numbers)} labels")

@@ -38,6 +38,7 @@ def upsample(
     steps: int | str = 25,
     seed: int = 0,
     unconditional: bool = False,
+    bound_guidance: bool = True,
     batch_size: int | None = None,
     precision: Precision = "fp32",
     compile: Compile = "auto",
@@ -63,8 +64,8 @@ def upsample(
     check_low_res(model, x, len(x))
     return sample(
         model, labels if labels is not None else [None] * len(x), low_res=x, guide=guide, sampler=sampler, steps=steps,
-        seed=seed + UPSAMPLER_SEED, unconditional=unconditional, batch_size=batch_size, precision=precision,
-        compile=compile, progress=progress,
+        seed=seed + UPSAMPLER_SEED, unconditional=unconditional, bound_guidance=bound_guidance, batch_size=batch_size,
+        precision=precision, compile=compile, progress=progress,
     )  # fmt: skip
 
 

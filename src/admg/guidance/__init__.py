@@ -5,6 +5,7 @@ A guide is a function from a `State` to a gradient (N, C, H, W) or None; the cla
 
 from .apg import APG
 from .base import Guidance, Guide, Scaled, Sum, Wrapper, guide
+from .bounded import Bounded
 from .calibration import Calibrated, calibrated, expected_calibration_error, fit_temperature
 from .cfg_plus_plus import CFGPlusPlus
 from .cfg_zero_star import CFGZeroStar
@@ -30,6 +31,7 @@ __all__ = [
     "ILVR",
     "AutoGuidance",
     "Blur",
+    "Bounded",
     "CFGPlusPlus",
     "CFGZeroStar",
     "Calibrated",

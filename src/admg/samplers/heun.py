@@ -16,6 +16,8 @@ from admg.guidance import DiffusionModel, Guide
 from .base import NoiseSampler, Step, gaussian_noise, guided_model
 from .levels import level
 
+LARGEST_FALL = 100.0  # of σ over a step of second order
+
 
 def heun(
     model: DiffusionModel,
@@ -33,8 +35,10 @@ def heun(
 ) -> Iterator[Step]:
     """Sample with EDM's Algorithm 2, in the variables x/sqrt(ᾱ) and σ = sqrt((1 - ᾱ)/ᾱ), for which dx/dσ = ε.
 
-    Each step is an Euler step, which is DDIM's, repeated with the mean of ε at both of its ends. The last step, and a
-    step from ᾱ = 0, where σ is infinite, are Euler steps. The model is evaluated twice per step.
+    Each step is an Euler step, which is DDIM's, repeated with the mean of ε at both of its ends. The model is evaluated
+    twice per step. The last step is an Euler step, and so is one over which σ falls more than a hundredfold, such as
+    the first one of a cosine schedule with evenly spaced steps, or from ᾱ = 0, where σ is infinite: there the mean of ε
+    would count the change of the predicted x0 σ/(2σ') times.
 
     s_churn: amount of noise added before each of the N steps with σ in [s_min, s_max]: σ rises by the fraction
         min(s_churn/N, √2 - 1), rounded to a level that the network was trained at; 0 is deterministic
@@ -56,7 +60,7 @@ def heun(
             x = hat.alpha * (x / now.alpha + more * s_noise * noise_sampler(x, i))
         p = guided.predict_guided(x, raised[i])
         x = then.alpha * p.x0 + then.sigma * p.eps  # Euler: x̂ + (σ' - σ̂) ε
-        if i > 0 and hat.alpha > 0:
+        if i > 0 and hat.sigma * then.alpha <= LARGEST_FALL * then.sigma * hat.alpha:
             slope = guided.predict_guided(x, base[i - 1]).eps
             change = then.sigma / then.alpha - hat.sigma / hat.alpha  # σ' - σ̂
             x = x + then.alpha * change * (slope - p.eps) / 2  # (ε + ε')/2 in place of ε

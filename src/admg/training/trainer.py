@@ -7,6 +7,7 @@ what an uninterrupted run would have computed.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, Generic
 
 import torch
+from torch import nn
 
 from admg.data import ImageDataset, batches
 from admg.engine.device import choose_device
@@ -72,7 +74,7 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
                 row |= {"lr": learner.lr, "images_per_second": config.batch_size / (time.perf_counter() - started)}
                 tracker.add(row)
                 if self._due(config.preview_every):
-                    tracker.add_metrics(task.preview(learner.average.network, self.out / "samples", self.step))
+                    tracker.add_metrics(self._preview(learner.average.network))
                 if self._due(config.log_every):
                     tracker.write_row(self.step, self.step * config.batch_size)
                 if self._due(config.checkpoint_every):
@@ -81,6 +83,13 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
                     checkpointing.save(self.out, learner, self.step)
                     tracker.plot()
                 yield {"step": self.step, **row}
+
+    def _preview(self, network: nn.Module) -> dict[str, float]:
+        try:
+            return self.task.preview(network, self.out / "samples", self.step)
+        except FloatingPointError as error:  # the loss is finite, so that training goes on
+            warnings.warn(f"no preview at step {self.step}: {error}", stacklevel=2)
+            return {}
 
     def _due(self, every: int) -> bool:
         """Whether something is done at this step: every so many steps, and at the last one."""

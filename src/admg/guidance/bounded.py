@@ -1,0 +1,50 @@
+"""Gradients limited to what an exact score of images in [-1, 1] can be."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from admg.diffusion.gaussian import Images
+
+from .base import Wrapper
+from .state import State
+
+
+@dataclass(frozen=True)
+class Bounded(Wrapper):
+    """A guide whose gradient has no entry that is impossible for images in [-1, 1].
+
+    Whatever is followed, log E[f(x_0) | x_t] for some f >= 0, such as p(y | x_0)^s or a product of several, its exact
+    gradient is sqrt(ᾱ)/(1 - ᾱ) (E_f[x_0 | x_t] - E[x_0 | x_t]), where E_f is weighted by f (Tweedie's formula). Both
+    means are in [-1, 1], so no entry is beyond ±2 sqrt(ᾱ)/(1 - ᾱ), at any guidance scale and for any sum of guides. An
+    entry beyond that is replaced by the largest of its sign that is possible for the predicted x0, for which the guided
+    x0, x0 + (1 - ᾱ)/sqrt(ᾱ) g, is ±1. All other entries stay as they are, bit for bit.
+
+    Near pure noise a classifier that is not exactly blind is magnified without limit otherwise: the guided x0 has the
+    factor 1/sqrt(ᾱ) in it, 20,000 at the first step of a cosine schedule. sample() and the commands bound their guides,
+    unless told not to.
+
+    guide: guide, which may be a plain function; a sum is bounded as a whole
+
+    Where the sampler does not clip x0, the range of images is not known, and the gradient stays as it is.
+    """
+
+    def __call__(self, state: State) -> Tensor | None:
+        g = self.guide(state)
+        if g is None or not state.clip or state.pure_noise:
+            return g
+        return bounded_by_x0(g, state.prediction.x0, state.diffusion.schedule.alpha_bar[state.index].item())
+
+
+def bounded_by_x0(g: Images, x0: Images, alpha_bar: float) -> Images:
+    """Return the gradient g with the entries beyond ±2 sqrt(ᾱ)/(1 - ᾱ) replaced; see Bounded.
+
+    x0: predicted images in [-1, 1]
+    """
+    unit = math.sqrt(alpha_bar) / (1 - alpha_bar)  # moves x0 by 1
+    nearest = torch.where(g > 0, 1 - x0, -1 - x0) * unit
+    return torch.where(g.abs() > 2 * unit, nearest.to(g), g)
