@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from exact import EVEN, Mixture, Network, betas_of
+from exact import EVEN, LINEAR, Mixture, Network, betas_of
 from scipy.special import dawsn
+from torch.nn.functional import interpolate
 
 import admg
 from admg import guidance, samplers
@@ -301,6 +302,31 @@ def test_the_step_of_dps_in_ddpm():
     r = y.flatten(1).double().numpy() - x0.reshape(5, -1) @ matrix(operator).T
     step = 0.7 * gain * (r / np.linalg.norm(r, axis=1, keepdims=True) @ matrix(operator)).reshape(5, *SHAPE)
     np.testing.assert_allclose(moved, step, atol=1e-5)
+
+
+@pytest.mark.parametrize("variance", ["fixed_large", "fixed_small", "learned_range"])
+@pytest.mark.parametrize("alpha_bars", [EVEN, LINEAR], ids=["even", "linear"])
+def test_every_step_of_dps_in_ddpm_is_the_papers(variance, alpha_bars):
+    """x_{t-1} moves by -ζ ∇||y - A x0-hat||, for every Σ > 0 and in the last step too (Chung et al. 2023, Algorithm 1).
+
+    The variance is a number v for each image, so that x0-hat has the gradient sqrt(ᾱ) v/(ᾱ v + 1 - ᾱ).
+    """
+    mixture = Mixture.of(SHAPE, [1.0], [0.0], [0.5], [0], alpha_bars)
+    schedule = NoiseSchedule.from_betas(betas_of(alpha_bars))
+    network = Network(mixture, range_v=torch.sin if variance == "learned_range" else None)
+    model = Model(network, Diffusion(schedule, "eps", variance), SHAPE, Labels(1))
+    operator, x = guidance.Downsample(2), normal(4).double()
+    y = operator(normal(4, seed=3).double())
+    guided = samplers.guided_model(model, x, None, guidance.DPS(operator, y, 0.7), clip=False, unconditional=True)
+    for index in (999, 500, 10, 1, 0):
+        p, g = guided.predict(x, index)
+        gain = alpha_bars[index] ** 0.5 * 0.25 / (0.25 * alpha_bars[index] + 1 - alpha_bars[index])
+        r = y - operator(gain * x)
+        ascent = gain * interpolate(r, scale_factor=2.0) / 4 / r.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+        if variance == "fixed_small" and index == 0:
+            assert (p.variance * g == 0).all() and g.isfinite().all()
+        else:
+            torch.testing.assert_close(p.variance * g, 0.7 * ascent, atol=1e-9, rtol=1e-9)
 
 
 def test_samples_fit_what_was_measured():

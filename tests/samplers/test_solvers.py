@@ -122,6 +122,27 @@ def test_order_of_convergence(name, order, guided):
     assert abs(math.log2(coarse / fine) - order) < 0.2
 
 
+@pytest.mark.parametrize(
+    "options, order",
+    [({"order": 2}, 3), ({"order": 3}, 3), ({"order": 3, "lower_order_final": False}, 4)],
+    ids=["2", "3 with a lower order at the end", "3"],
+)
+def test_order_of_unipc_where_the_last_steps_matter(options, order):
+    """For a single Gaussian from σ = 15 to σ = 1, a noise level at which the prediction depends on all of x."""
+    m, v, kept = 0.3, 0.25, np.flatnonzero(ALPHA_BARS < 1 / 2)
+    mixture = Mixture.of((1, 1, 1), [1.0], [m], [v**0.5], [0], ALPHA_BARS)
+    first, last = kept[0], kept[np.flatnonzero(ALPHA_BARS[kept] > 1 / (1 + 15.0**2))[-1]]
+    last = first + (last - first) // 128 * 128
+    low, high = (1 / ALPHA_BARS[i] - 1 for i in (first, last))
+    x_T, errors = normal(20), []
+    away = (x_T / ALPHA_BARS[last] ** 0.5 - m) * ((v + low) / (v + high)) ** 0.5
+    for steps in (64, 128):
+        model = Exact.of(mixture, np.arange(first, last + 1, (last - first) // steps))
+        found = end(functools.partial(samplers.unipc, **options)(model, x_T, clip=False))
+        errors.append((found - m - away * v / (v + low)).abs().mean().item())
+    assert abs(math.log2(errors[0] / errors[1]) - order) < 0.2
+
+
 @pytest.mark.parametrize("name", SOLVERS)
 def test_a_single_gaussians_ode_in_closed_form(name):
     """x/sqrt(ᾱ) - m grows as sqrt(v + σ²), and the last step takes the fraction v/(v + σ²) of it."""

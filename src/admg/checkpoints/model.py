@@ -103,7 +103,7 @@ class Model:
         clip: whether to clip the predicted x_0 to [-1, 1]
         """
         conditioning = self.given if y is None else {**self.given, "y": y}
-        output = self.network(x, self.diffusion.timestep(t, x.device), **conditioning)
+        output = self.network(x, self.diffusion.timestep(t, x.device, x.dtype), **conditioning)
         return self.diffusion.predict(output, x, t, clip=clip)
 
     def predict_both(self, x: Images, t: Index, y: Tensor) -> tuple[Prediction, Prediction]:
@@ -115,7 +115,7 @@ class Model:
             return self.predict(x, t, y, clip=False), self.predict(x, t, clip=False)
         given = {name: torch.cat([value, value]) for name, value in self.given.items()}
         labels = torch.cat([y, torch.full_like(y, -1)])
-        output = self.network(torch.cat([x, x]), self.diffusion.timestep(t, x.device), **given, y=labels)
+        output = self.network(torch.cat([x, x]), self.diffusion.timestep(t, x.device, x.dtype), **given, y=labels)
         cond, uncond = (self.diffusion.predict(half, x, t, clip=False) for half in output.chunk(2))
         return cond, uncond
 

@@ -170,14 +170,19 @@ class Diffusion:
 
     # -- constants -----------------------------------------------------------------------------------------------
 
-    def timestep(self, t: Index, device: torch.device | str | None = None) -> Tensor:
-        """Return the timestep that the network is given at index t: (1,) for an int, (N,) for a tensor."""
-        device = torch.device(device or "cpu")
-        table = self._timesteps.get(device)
+    def timestep(
+        self, t: Index, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """Return the timestep that the network is given at index t: (1,) for an int, (N,) for a tensor.
+
+        dtype: of the images; timesteps that are not whole numbers are float64 with float64 images, and else float32
+        """
+        key = torch.device(device or "cpu"), torch.float64 if dtype == torch.float64 else torch.float32
+        table = self._timesteps.get(key)
         if table is None:
             steps = self.schedule.timesteps
-            steps = steps.float() if steps.is_floating_point() else steps
-            table = self._timesteps[device] = steps.to(device)
+            steps = steps.to(key[1]) if steps.is_floating_point() else steps
+            table = self._timesteps[key] = steps.to(key[0])
         return table[t : t + 1] if isinstance(t, int) else table[t.to(device)]
 
     @cached_property
@@ -194,7 +199,7 @@ class Diffusion:
         return {}
 
     @cached_property
-    def _timesteps(self) -> dict[torch.device, Tensor]:
+    def _timesteps(self) -> dict[tuple[torch.device, torch.dtype], Tensor]:
         return {}
 
     def _constants_for(self, x: Tensor) -> Constants:

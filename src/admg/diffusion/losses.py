@@ -37,7 +37,8 @@ def loss_terms(
     conditioning: further arguments of the network, for example y or low_res
     """
     x_t = diffusion.q_sample(x0, t, noise)
-    output = network(x_t, diffusion.timestep(t, x_t.device), **conditioning).float()
+    output = network(x_t, diffusion.timestep(t, x_t.device, x_t.dtype), **conditioning)
+    output = output.to(torch.promote_types(x_t.dtype, torch.float32))
     if objective == "vlb":
         vb = vb_bpd(diffusion, output, x0, x_t, t)
         return {"loss": len(diffusion) * vb, "vb": vb}

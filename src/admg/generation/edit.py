@@ -21,7 +21,7 @@ from admg.guidance import Bounded, Guide
 from admg.samplers import Sampler, Step, ddim_inversion
 
 from .labels import LabelsArgument, is_single, resolve_labels
-from .recipe import BatchSampler, Inputs, Recipe, Start, check_finite
+from .recipe import BatchSampler, Inputs, Recipe, Start, check_finite, dtype_of
 from .sample import as_model, draw_samples
 from .samples import Samples
 
@@ -120,9 +120,9 @@ def encode(
     noise = None if seed is None else SeededNoise(seed, range(len(images))).draw(model.shape).to(model.device)
     model, guide = accelerate_parts((model, guide), precision=precision)
     guide = Bounded(guide) if guide is not None and bound_guidance else guide
-    x = last(ddim_inversion(model, images.to(model.device), y=y, guide=guide, noise=noise))
+    x = last(ddim_inversion(model, images.to(model.device, dtype_of(model)), y=y, guide=guide, noise=noise))
     check_finite(x, 0)
-    return x.float().cpu()
+    return x.to("cpu", dtype_of(model))
 
 
 # -- parts that jobs use as well -------------------------------------------------------------------------------------

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from admg.diffusion.gaussian import Diffusion, Images
 
+from .numbers import at_least_float32
+
 LIMITS = (0.01, 100.0)
 """Range of fitted temperatures. A classifier without errors would get 0, one worse than guessing infinity."""
 
@@ -31,8 +33,8 @@ class Calibrated:
     temperatures: tuple[float, ...]
 
     def __call__(self, x: Images, timesteps: Tensor) -> Tensor:
-        at = [self.temperature(t) for t in timesteps.tolist()]
-        return self.classifier(x, timesteps) / torch.tensor(at, device=x.device)[:, None]
+        at, logits = [self.temperature(t) for t in timesteps.tolist()], self.classifier(x, timesteps)
+        return logits / torch.tensor(at, dtype=at_least_float32(logits), device=x.device)[:, None]
 
     def temperature(self, t: float) -> float:
         """Return the temperature at a timestep."""
@@ -98,7 +100,7 @@ def _noisy_logits(
         noise = torch.randn(x0.shape, generator=generator).to(x0.device)
         with torch.no_grad():
             x = diffusion.q_sample(x0, index, noise)
-            yield classifier(x, diffusion.timestep(index, x.device))
+            yield classifier(x, diffusion.timestep(index, x.device, x.dtype))
 
 
 def fit_temperature(logits: Float[Tensor, "n k"], labels: Int64[Tensor, " n"]) -> float:

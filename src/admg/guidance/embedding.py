@@ -13,6 +13,8 @@ from torch.nn.functional import normalize
 
 from admg.diffusion.gaussian import Images
 
+from .numbers import at_least_float32
+
 Distance = Literal["spherical", "cosine"]
 
 
@@ -44,7 +46,8 @@ class EmbeddingDistance:
             raise ValueError("a target embedding must be finite and not 0")
 
     def __call__(self, images: Images) -> Float[Tensor, " n"]:
-        embedded = self.embed(images).float()
+        embedded = self.embed(images)
+        embedded = embedded.to(at_least_float32(embedded))
         target = self.target.to(embedded)
         if embedded.ndim != 2 or target.shape not in (embedded.shape, embedded.shape[1:], (1, *embedded.shape[1:])):
             raise ValueError(f"a target of shape {tuple(target.shape)} for embeddings {tuple(embedded.shape)}")

@@ -14,7 +14,7 @@ from admg.diffusion.gaussian import Prediction
 from .base import Guidance
 from .classifier_free import away_from
 from .gradient import At, check_at
-from .numbers import Scale, check_scale, scale_at
+from .numbers import Scale, at_least_float32, check_scale, scale_at
 from .state import State, check_conditional
 
 Reference = Literal["label", "null"]
@@ -58,7 +58,8 @@ class GradientFreeGuidance(Guidance):
             state.both()
         with torch.no_grad():
             images = [state.unguided.x0] if self.at == "x0" else [state.x, state.t]
-            p = self.classifier(*images).float().softmax(-1)
+            logits = self.classifier(*images)
+            p = logits.to(at_least_float32(logits)).softmax(-1)
         if p.shape[1] < 2:
             raise ValueError("gradient-free guidance needs a classifier with at least two labels")
         labelled, own = y >= 0, y.clamp(min=0)[:, None]

@@ -67,9 +67,9 @@ class LinearInverse(Guidance):
 class DPS(Guidance):
     """Diffusion posterior sampling (Chung et al. 2023, Algorithm 1): x_{t-1} moves by -ζ ∇_x ||y - A(x0-hat(x_t))||.
 
-    The noise of the measurement need not be known, and A may be nonlinear. The gradient is -(ζ/β_t) ∇||·||. In ddpm,
-    which moves the mean by Σ·g, that is the paper's step if Σ = β_t (`fixed_large`). Its entries are limited as in
-    LinearInverse.
+    The noise of the measurement need not be known, and A may be nonlinear. The gradient is -(ζ/Σ) ∇||·||, so that ddpm,
+    which moves the mean by Σ·g, takes the paper's step for every kind of variance. Where Σ is 0, in the last step with
+    `fixed_small`, β_t takes its place, and ddpm does not move. Entries are limited as in LinearInverse.
 
     operator: differentiable operator A of images (N, C, H, W)
     measurement: y, with the shape of A(x), for each image or for one image
@@ -90,7 +90,9 @@ class DPS(Guidance):
         if self.scale == 0:
             return None
         g = gradient(lambda x0: norm(residual(self.operator, self.measurement, x0)), state, "x0")
-        return bounded(-self.scale / state.diffusion.schedule.betas[state.index].item() * g, state)
+        variance = state.prediction.variance
+        beta = state.diffusion.schedule.betas[state.index].item()
+        return bounded(-self.scale / torch.where(variance > 0, variance, beta) * g, state)
 
 
 def residual(operator: Callable[[Images], Tensor], measurement: Tensor, x0: Images) -> Tensor:

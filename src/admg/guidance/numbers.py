@@ -33,6 +33,11 @@ def scale_at(scale: Scale, sigma: float) -> float:
     return finite(scale(sigma) if callable(scale) else scale, f"the guidance scale at noise level {sigma:.3g}")
 
 
+def at_least_float32(x: Tensor) -> torch.dtype:
+    """Return the dtype to compute with x in: its own, or float32 if that is narrower."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
 def per_image_norm(g: Images) -> Float[Tensor, "n 1 1 1"]:
     """Return the Euclidean norm of each image."""
     norm: Tensor = torch.linalg.vector_norm(g.flatten(1), dim=1)

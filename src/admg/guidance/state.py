@@ -68,7 +68,7 @@ class State:
     @property
     def t(self) -> Tensor:
         """The timestep that networks and classifiers are given, (1,)."""
-        return self.diffusion.timestep(self.index, self.x.device)
+        return self.diffusion.timestep(self.index, self.x.device, self.x.dtype)
 
     @property
     def sigma(self) -> float:

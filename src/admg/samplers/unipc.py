@@ -30,8 +30,10 @@ def unipc(
     The model is evaluated once per step, at the point that the last step predicted. The result corrects that point and
     predicts the next one from it.
 
-    order: order p of the predictor, 1, 2 or 3; with the corrector the method has order p + 1
-    lower_order_final: whether the order is at most the number of remaining steps; the last step is always a DDIM step
+    order: order p of the predictor, 1, 2 or 3; with the corrector the method has order p + 1, but with order=3 and
+        lower_order_final it has order 3
+    lower_order_final: whether p is at most the number of remaining steps, which is more stable with few steps. Then the
+        last step but one has p = 2, and nothing corrects its result. The last step is always a DDIM step
 
     The other arguments are those of ddpm(); no noise is drawn. Raises ValueError if the order is not 1, 2 or 3.
     """
