@@ -177,7 +177,8 @@ class BatchSampler:
         if inputs.low_res is not None:
             given = {**model.given, "low_res": inputs.low_res[batch].to(model.device, x.dtype)}
             model = dataclasses.replace(model, given=given)
-        guide = None if recipe.guide is None else Recorded(recipe.bounded_guide)
+        bounded = recipe.bounded_guide
+        guide = None if bounded is None else Recorded(bounded)
         steps = find_sampler(recipe.sampler)(
             model,
             x,
