@@ -165,6 +165,7 @@ def choose_decoding(
     wide_range: ValueRange | None = None,
     background: int | None = None,
     padded: bool = False,
+    every: bool = False,
 ) -> Decoding:
     """Return the rule for all files of a data set.
 
@@ -175,6 +176,7 @@ def choose_decoding(
     background: grey level behind transparent pixels and around padded images; None: white for transparent pixels, and
         for the canvas as well if some pixels are transparent
     padded: whether images are padded
+    every: whether to look at all files of more than 8 bits, and not at some alone
     Raises DataError if the range is not clear, or if files of several depths leave open which of them it is for.
     """
     wide = [path for path, kind in files if kind.wide]
@@ -189,7 +191,7 @@ def choose_decoding(
                 f"{what} has images of 8 bits, such as {other.name}, and of more, such as {wide[0].name}: one "
                 f"value_range cannot be right for both"
             )
-    found = measured_range(wide, what, value_range or wide_range) if wide else None
+    found = measured_range(wide, what, value_range or wide_range, every) if wide else None
     if deep:
         check_depth(deep, what)
     transparent = [path for path, kind in files if kind.transparent]
@@ -203,9 +205,11 @@ def choose_decoding(
     return Decoding(value_range, found, background)
 
 
-def measured_range(paths: Sequence[Path], what: object, stated: ValueRange | None = None) -> ValueRange:
+def measured_range(
+    paths: Sequence[Path], what: object, stated: ValueRange | None = None, every: bool = False
+) -> ValueRange:
     """Return the range of files of more than 8 bits. Raises DataError if it is not clear, or not the stated one."""
-    found = some_of(paths, _extremes)
+    found = some_of(paths, _extremes, len(paths) if every else PROBED)
     types = {dtype for dtype, _, _ in found}
     if len(types) > 1:
         raise DataError(f"{what} has images of types {' and '.join(sorted(map(str, types)))}: allowed is one of them")
@@ -227,9 +231,9 @@ def check_depth(paths: Sequence[Path], what: object) -> None:
         )
 
 
-def some_of(paths: Sequence[Path], function: Callable[[Image.Image], T]) -> list[T]:
+def some_of(paths: Sequence[Path], function: Callable[[Image.Image], T], most: int = PROBED) -> list[T]:
     """Return the function of some images, spread evenly over all files. Raises DataError if one cannot be read."""
-    count = min(PROBED, len(paths))
+    count = min(most, len(paths))
 
     def read(path: Path) -> T:
         with Image.open(path) as image:

@@ -125,9 +125,9 @@ def open(
         kinds = [(image.path, image.kind) for image in images]
         if frames == "first":
             note_frames(kinds, path, None if channels == 3 else channels)
-        padded = fit == "pad"
+        padded, every = fit == "pad", level == "full"
         ranges = {"value_range": value_range, "wide_range": wide_range}
-        decoding = choose_decoding(kinds, path, **ranges, background=background, padded=padded)
+        decoding = choose_decoding(kinds, path, **ranges, background=background, padded=padded, every=every)
         dataset = _open_folder(path, images, image_size, channels, fit, source, names, frames)
         dataset = replace(dataset, skipped=skipped, decoding=decoding)
     else:

@@ -19,6 +19,7 @@ from admg.diffusion.losses import prior_bpd, vb_bpd
 from admg.diffusion.noise import SeededNoise
 from admg.engine.acceleration import accelerate_parts
 from admg.engine.precision import Precision
+from admg.generation.images import check_signed
 
 NoiseAt = Callable[[Images, int], Images]
 """Maps (x_0, t) to the noise (N, C, H, W) that is added to x_0 at step t."""
@@ -156,5 +157,6 @@ def _check(model: Model, x0: Images, y: Tensor | None) -> None:
         )
     if len(x0) == 0:
         raise ValueError("no images")
+    check_signed(x0)
     if y is not None and len(y) != len(x0):
         raise ValueError(f"{len(y)} labels for {len(x0)} images")

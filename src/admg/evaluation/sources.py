@@ -173,7 +173,7 @@ def open_source(
     elif path.is_dir() and not _is_idx(path):
         source = _open_folder(path, labels, value_range)
     else:
-        data = open_dataset(path, 1, labels=labels, split=split)  # any size: arrays are kept as stored
+        data = open_dataset(path, 1, labels=labels, split=split, value_range=value_range)  # any size: kept as stored
         assert isinstance(data.images, np.ndarray)
         height, width, channels = data.images.shape[1:]
         names = () if data.numbered else data.label_names

@@ -20,6 +20,7 @@ from admg.engine.precision import Precision
 from admg.guidance import Bounded, Guide
 from admg.samplers import Sampler, Step, ddim_inversion
 
+from .images import check_signed
 from .labels import LabelsArgument, is_single, resolve_labels
 from .recipe import BatchSampler, Inputs, Recipe, Start, check_finite, dtype_of
 from .sample import as_model, draw_samples
@@ -172,8 +173,9 @@ def label_tensor(model: Model, labels: LabelsArgument, count: int, guide: Guide 
 
 
 def check_images(model: Model, images: Images, count: int) -> None:
-    """Raise ValueError unless there are `count` images of the model's size, and the model does not upsample."""
+    """Raise ValueError unless there are `count` images of the model's size and range, and it does not upsample."""
     if model.upsamples:
         raise ValueError("editing is for models that make images from noise, not for an upsampling one")
     if images.shape != (count, *model.shape):
         raise ValueError(f"images of shape {tuple(images.shape)}: needed is {(count, *model.shape)}")
+    check_signed(images)

@@ -16,6 +16,7 @@ from admg.engine.precision import Precision
 from admg.guidance import Guide
 from admg.samplers import NoiseSampler, Sampler
 
+from .images import check_signed
 from .labels import LabelsArgument, label_names, label_table, resolve_labels
 from .recipe import BatchSampler, Inputs, Recipe
 from .samples import Samples
@@ -118,7 +119,7 @@ def name_of(model: Model) -> str:
 
 
 def check_low_res(model: Model, low_res: Images | None, count: int) -> None:
-    """Raise ValueError unless low_res fits the model: None, or `count` images of the size that it enlarges."""
+    """Raise ValueError unless low_res fits the model: None, or `count` images of its small size, in about [-1, 1]."""
     if low_res is None:
         if model.upsamples and "low_res" not in model.given:
             raise ValueError("this model upsamples: it needs low_res, the small images to enlarge")
@@ -132,6 +133,7 @@ def check_low_res(model: Model, low_res: Images | None, count: int) -> None:
         raise ValueError(
             f"low_res has shape {tuple(low_res.shape)}: needed are {count} images of {model.shape[0]} channels, {side}"
         )
+    check_signed(low_res, "low_res")
 
 
 def progress_bar(total: int, show: bool) -> Any:

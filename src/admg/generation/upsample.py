@@ -76,7 +76,13 @@ def small_images(images: Images | np.ndarray | Samples | str | Path) -> tuple[Im
         return to_float(stored[:]), stored.labels
     if isinstance(images, Samples):
         return to_float(images.images), images.labels
-    return (images, None) if isinstance(images, Tensor) else (to_float(images), None)
+    if isinstance(images, Tensor):
+        return images, None
+    if images.dtype != np.uint8:
+        raise ValueError(
+            f"images are an array of type {images.dtype}: allowed are uint8 (N, h, w, C), or a tensor in [-1, 1]"
+        )
+    return to_float(images), None
 
 
 def load_upsampler(model: Model | str | Path) -> Model:
