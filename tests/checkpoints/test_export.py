@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 
 from admg import samplers
 from admg.checkpoints import loading, openai
+from admg.checkpoints.diffusers import readme
 from admg.checkpoints.diffusers.export import scheduler_config
 from admg.checkpoints.diffusers.unet2d import blocks, converted, split_rows, time_table, unet2d_config
 from admg.checkpoints.export import to_diffusers, to_openai
@@ -364,6 +366,68 @@ def test_pipelines_load_and_run(scheduler, pipeline, tmp_path):
     assert images.shape == (2, 16, 16, 3) and images.std() > 0.01
 
 
+# -- diffusers: the scripts of the README ----------------------------------------------------------------------------
+
+EIGHTH_OF_A_GREY_LEVEL = 2 / 255 / 8
+COSINE_X0 = DiffusionConfig(noise_schedule="cosine", diffusion_steps=4000, predict="x0", variance="fixed_small")
+
+
+def run_readme(model: Model, folder, change=lambda script: script) -> tuple[torch.Tensor, torch.Tensor]:
+    """The images of the two scripts in the README of an export: diffusers', after a change, and ours."""
+    theirs, ours = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    names = {"folder": folder, "model": model}
+    exec(change(theirs), names)
+    exec(ours.replace("x_T=x_T", "x_T=x_T, progress=False"), names)
+    return names["x"], names["samples"].x
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("scheduler", ["ddpm", "ddim", "dpmpp_2m"])
+def test_the_script_of_the_readme_makes_our_images(scheduler, tmp_path, monkeypatch):
+    monkeypatch.setattr(readme, "STEPS", 5)  # with 25, they differ by at most 1e-5
+    model = loading.load("fashion-mnist")
+    to_diffusers(model, tmp_path / "out", scheduler)
+    theirs, ours = run_readme(model, tmp_path / "out")
+    assert (theirs - ours).abs().max() < EIGHTH_OF_A_GREY_LEVEL
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("scheduler", ["ddim", "dpmpp_2m"])
+def test_the_defaults_of_diffusers_give_other_images(scheduler, tmp_path, monkeypatch):
+    """Otherwise the README would have nothing to say."""
+    monkeypatch.setattr(readme, "STEPS", 5)
+    model = loading.load("fashion-mnist")
+    to_diffusers(model, tmp_path / "out", scheduler)
+    assert "gives other images than admg by default" in (tmp_path / "out" / "README.md").read_text()
+
+    def with_defaults(script: str) -> str:
+        changed = re.sub(r"timesteps=\[.*\]", "5", script.replace(", use_clipped_model_output=True", ""))
+        assert changed != script
+        return changed
+
+    theirs, ours = run_readme(model, tmp_path / "out", with_defaults)
+    assert (theirs - ours).abs().max() > 2 / 255  # a grey level
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("scheduler", ["ddpm", "ddim", "dpmpp_2m"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: make(num_classes=3),
+        lambda: make(COSINE_X0, image_channels=1, learn_variance=False),
+        lambda: make(DiffusionConfig(diffusion_steps=46)),  # 23 is the largest number of steps that divides it
+        upsampler,
+    ],
+    ids=["labels", "grey, cosine, x0", "46 steps", "upsampler"],
+)
+def test_the_scripts_fit_every_kind_of_model(model, scheduler, tmp_path):
+    model = model()
+    to_diffusers(model, tmp_path / "out", scheduler)
+    theirs, ours = run_readme(model, tmp_path / "out")
+    assert error(theirs, ours) < 1e-3  # rounding, multiplied by 1/sqrt(ᾱ_T) at the first step
+
+
 # -- diffusers: what it cannot express --------------------------------------------------------------------------------
 
 
@@ -384,7 +448,7 @@ def test_networks_that_unet2d_cannot_express(changes, message, tmp_path):
 def test_other_refusals(tmp_path):
     with pytest.raises(ValueError, match="diffusers has no noisy classifier"):
         to_diffusers(classifier(), tmp_path / "out")
-    with pytest.raises(ValueError, match="unknown scheduler 'pndm': ddpm or ddim"):
+    with pytest.raises(ValueError, match="unknown scheduler 'pndm': ddpm or ddim or dpmpp_2m"):
         to_diffusers(make(), tmp_path / "out", "pndm")
     with pytest.raises(ValueError, match="its logarithm"):
         to_diffusers(make(DiffusionConfig(variance="learned")), tmp_path / "out")

@@ -29,7 +29,7 @@ def export(
     to: diffusers or openai
     out: folder (diffusers) or .pt file (openai) to write
     part: diffusion or classifier, for a name that has both (default: diffusion)
-    scheduler: ddpm or ddim, for diffusers; see to_diffusers
+    scheduler: ddpm, ddim or dpmpp_2m, for diffusers; see to_diffusers
 
     Raises ValueError if the other library has no counterpart, or as `loading.load_any` does.
     """

@@ -21,7 +21,7 @@ class Options:
     to: library that will load the model
     out: folder (diffusers) or .pt file (openai) to write
     part: network to export, for a name that has both (default: diffusion)
-    scheduler: scheduler configuration to write, for diffusers; ddim omits a learned variance
+    scheduler: scheduler configuration to write, for diffusers; ddim and dpmpp_2m omit a learned variance
     """
 
     model: str = setting(positional=True)

@@ -10,6 +10,9 @@ The files are written without diffusers. The differences there are:
   differ by one. Those, and sections ("10,15,20"), can be given to its `set_timesteps(timesteps=[...])`. It computes
   Algorithm 1 without guidance, with ᾱ in float32: 1 - ᾱ of the last steps, and so their variance, has three correct
   digits.
+- DPMSolverMultistepScheduler takes N of N + 1 evenly spaced steps, without the first one. With the steps of
+  `respace(25)`, given to `set_timesteps(timesteps=[...])`, and x0 clipped by thresholding with a maximum of 1, it is
+  `samplers.dpmpp_2m`.
 - DDIMScheduler spaces its steps as `respace("ddim25")` does if 25 divides T; otherwise it omits the last ones. It
   recomputes eps from a clipped x0 only with `step(..., use_clipped_model_output=True)`; here that is always done. It
   does not accept a learned variance, so those channels of the network are omitted.
@@ -27,7 +30,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from safetensors.torch import save_file
 
@@ -38,11 +41,11 @@ from admg.diffusion.gaussian import Diffusion
 from admg.files import atomic
 from admg.models import UNet
 
+from .readme import CLASSES, HEADING, Scheduler, readme
 from .unet2d import needs_table, unet2d_config, unet2d_state
 
-Scheduler = Literal["ddpm", "ddim"]
 PREDICTION = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
-WEIGHTS, HEADING = "diffusion_pytorch_model.safetensors", "# A diffusion model for diffusers\n"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 FILES = frozenset({"config.json", "scheduler_config.json", "model_index.json", "README.md", WEIGHTS})
 LINEAR_BETAS = 1e-4, 0.02  # for 1000 steps, as in NoiseSchedule.linear
 
@@ -50,7 +53,10 @@ LINEAR_BETAS = 1e-4, 0.02  # for 1000 steps, as in NoiseSchedule.linear
 def to_diffusers(model: Model, folder: Path | str, scheduler: Scheduler = "ddpm") -> Exported:
     """Write a folder that UNet2DModel, the scheduler and the pipeline of diffusers load with from_pretrained.
 
-    scheduler: scheduler to configure; "ddim" omits the channels of a learned variance, which it does not accept
+    scheduler: scheduler to configure: DDPMScheduler, DDIMScheduler or, for dpmpp_2m, DPMSolverMultistepScheduler; the
+        last two omit the channels of a learned variance, which they do not use
+
+    The README of the folder has a script for diffusers that makes the same images as admg from the same noise.
 
     The process is the one that the model was trained on, even if `model` is respaced.
 
@@ -65,13 +71,13 @@ def to_diffusers(model: Model, folder: Path | str, scheduler: Scheduler = "ddpm"
         raise ValueError(f"only a UNet can be exported to diffusers, not a {type(network).__name__}")
     folder = free(folder)
     diffusion = model.diffusion if model.config is None else model.config.build()
-    mean_only = scheduler == "ddim" and diffusion.learns_variance
+    mean_only = scheduler != "ddpm" and diffusion.learns_variance
     timesteps = diffusion.schedule.timesteps
     configs = {
         "config.json": unet2d_config(network, timesteps, mean_only),
         "scheduler_config.json": scheduler_config(diffusion, scheduler, model),
     }
-    if not model.upsamples:
+    if not model.upsamples and scheduler != "dpmpp_2m":  # there is no pipeline with that scheduler
         configs["model_index.json"] = pipeline_config(scheduler)
     state = unet2d_state(network, timesteps, mean_only)
     remarks = notes(model, diffusion, scheduler)
@@ -79,7 +85,7 @@ def to_diffusers(model: Model, folder: Path | str, scheduler: Scheduler = "ddpm"
         temporary.mkdir()
         for name, config in configs.items():
             (temporary / name).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        (temporary / "README.md").write_text(readme(model, scheduler, remarks), encoding="utf-8")
+        (temporary / "README.md").write_text(readme(model, scheduler, len(diffusion), remarks), encoding="utf-8")
         weights = temporary / WEIGHTS
         save_file(state, weights, metadata={"format": "pt"})
         weights.chmod((temporary / "config.json").stat().st_mode)  # readable by others, too
@@ -107,27 +113,29 @@ def is_empty(folder: Path) -> bool:
 
 
 def scheduler_config(diffusion: Diffusion, scheduler: Scheduler, model: Model) -> dict[str, Any]:
-    """Return the arguments of DDPMScheduler or DDIMScheduler. Raises ValueError for a log variance with DDPM."""
+    """Return the arguments of the scheduler of diffusers. Raises ValueError for a log variance with DDPM."""
     common = {
+        "_class_name": CLASSES[scheduler],
         "num_train_timesteps": len(diffusion),
         **betas(diffusion, model),
         "prediction_type": PREDICTION[diffusion.predicts],
-        "clip_sample": True,
-        "clip_sample_range": 1.0,
-        "thresholding": False,
         "rescale_betas_zero_snr": False,
         "steps_offset": 0,
     }
+    if scheduler == "dpmpp_2m":
+        own: dict[str, Any] = {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint"}
+        own |= {"final_sigmas_type": "zero", "lower_order_final": True, "timestep_spacing": "linspace"}
+        own |= {"thresholding": True, "sample_max_value": 1.0}  # x0 is clipped to [-1, 1], whatever its quantile
+        return common | own
+    common |= {"clip_sample": True, "clip_sample_range": 1.0, "thresholding": False}
     if scheduler == "ddim":
-        own = {"_class_name": "DDIMScheduler", "timestep_spacing": "leading", "set_alpha_to_one": True}
-        return own | common
+        return common | {"timestep_spacing": "leading", "set_alpha_to_one": True}
     if diffusion.variance == "learned":
         raise ValueError(
             "diffusers' DDPMScheduler expects a network to predict the variance itself, but this model predicts its "
             "logarithm: export with scheduler ddim, which omits it"
         )
-    own = {"_class_name": "DDPMScheduler", "timestep_spacing": "linspace", "variance_type": diffusion.variance}
-    return own | common
+    return common | {"timestep_spacing": "linspace", "variance_type": diffusion.variance}
 
 
 def betas(diffusion: Diffusion, model: Model) -> dict[str, Any]:
@@ -157,37 +165,25 @@ def notes(model: Model, diffusion: Diffusion, scheduler: Scheduler) -> tuple[str
     if model.conditional:
         found.append(
             f"labels are numbers, class_labels=torch.tensor([...]) of 0 to {model.labels.count - 1} at every call: "
-            f"{scheduler.upper()}Pipeline loads the model but does not pass them; a label cannot be left out"
+            "a pipeline of diffusers loads the model but does not pass them; a label cannot be left out"
         )
     if model.upsamples:
         found.append(
             "the network takes 2C channels, torch.cat([x_t, low_res], 1), with low_res in [-1, 1] enlarged by "
             'F.interpolate(low_res, size, mode="bilinear"); no pipeline of diffusers does this, so none is named'
         )
-    if scheduler == "ddim" and diffusion.learns_variance:
-        found.append("the channels of the learned variance are omitted, since DDIM does not use them")
-    if scheduler == "ddim":
-        found.append("DDIM gives the same images as admg with step(..., use_clipped_model_output=True)")
+    if scheduler != "ddpm" and diffusion.learns_variance:
+        found.append("the channels of the learned variance are omitted, since this sampler does not use them")
     elif diffusion.learns_variance:
         found.append("the output has 2C channels, which DDPMScheduler accepts; for DDIM, export with scheduler ddim")
+    if scheduler == "ddim":
+        found.append(
+            "DDIMScheduler gives other images than admg by default, and the same ones with "
+            "step(..., use_clipped_model_output=True): see the script in the README of the folder"
+        )
+    if scheduler == "dpmpp_2m":
+        found.append("the same images as admg's need the timesteps of the script in the README of the folder")
     network = unwrapped(model.network)
     if isinstance(network, UNet) and needs_table(network.config, diffusion.schedule.timesteps):
         found.append("the time embedding is a table of the steps, so timesteps must be integers")
     return tuple(found)
-
-
-def readme(model: Model, scheduler: Scheduler, remarks: tuple[str, ...]) -> str:
-    """Return the README of the folder: how to load it, and the notes."""
-    name = f"{scheduler.upper()}Scheduler"
-    lines = [
-        HEADING,
-        "```python",
-        f"from diffusers import {name}, UNet2DModel\n",
-        "unet = UNet2DModel.from_pretrained(folder)",
-        f"scheduler = {name}.from_pretrained(folder)",
-        "```\n",
-        *(f"- {note}" for note in remarks),
-    ]
-    if model.labels.names:
-        lines += ["\nLabels:\n", *(f"- {i}: {label}" for i, label in enumerate(model.labels.names))]
-    return "\n".join(lines).rstrip() + "\n"
