@@ -369,7 +369,7 @@ def test_pipelines_load_and_run(scheduler, pipeline, tmp_path):
 # -- diffusers: the scripts of the README ----------------------------------------------------------------------------
 
 EIGHTH_OF_A_GREY_LEVEL = 2 / 255 / 8
-COSINE_X0 = DiffusionConfig(noise_schedule="cosine", diffusion_steps=4000, predict="x0", variance="fixed_small")
+COSINE_X0 = DiffusionConfig(noise_schedule="cosine", predict="x0", variance="fixed_small")
 
 
 def run_readme(model: Model, folder, change=lambda script: script) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from .diffusers.export import Scheduler, to_diffusers
+from .diffusers.export import to_diffusers
+from .diffusers.readme import Scheduler
 from .exported import Exported
 from .loading import Part, load_any
 from .model import Classifier, Model
