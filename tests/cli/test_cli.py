@@ -176,7 +176,7 @@ def pictures(tmp_path):
     ("arguments", "expected"),
     [
         (["--image-size", 9], "image size 9 must be a positive multiple of 2"),
-        (["--image-size", 9, "--channel-mult", ""], "channel_mult must be given for image size 9"),
+        (["--image-size", 9, "--channel-mult", ""], "image size 9 must be a multiple of 2, better of 16"),
         (["--channels", 40], "multiple of 32"),
         (["--head-channels", 24], "cannot be divided into attention heads"),
         (["--noise-schedule", "square"], "'square' is not one of linear, cosine"),

@@ -339,8 +339,8 @@ def test_channels_of_grey_images():
 def test_default_multipliers_by_image_size():
     assert UNetConfig(image_size=32).channel_mult == (1, 2, 2, 2)
     assert ClassifierConfig(image_size=512).channel_mult == (0.5, 1, 1, 2, 2, 4, 4)
-    with pytest.raises(ValueError, match="channel_mult must be given for image size 48"):
-        UNetConfig(image_size=48)
+    with pytest.raises(ValueError, match="image size 25 must be a multiple of 2, better of 16, unless channel_mult"):
+        UNetConfig(image_size=25)
     with pytest.raises(ValueError, match="image size 36 must be a positive multiple of 8"):
         UNetConfig(image_size=36, channel_mult=(1, 1, 1, 1))
 

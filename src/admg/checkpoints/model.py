@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -16,9 +17,14 @@ from admg.models import SuperResUNet, UNet
 
 from . import native
 from .labels import Labels
-from .networks import NETWORK_KINDS, our_networks, takes_labels, unwrapped
+from .networks import NETWORK_KINDS, check_classifier, check_labels, our_networks, takes_labels, unwrapped
+from .provenance import label_dropout
 
 SMALL_BATCH = 16  # images that do not fill a GPU
+NOT_KNOWN = (
+    "it is not known whether this model was ever trained without labels, as unconditional predictions need "
+    "(classifier-free guidance, --unconditional, images without a label)"
+)
 
 
 @dataclass(repr=False)
@@ -30,12 +36,13 @@ class Model:
     shape: (C, H, W) of the images
     labels: labels of the training images
     config: the DiffusionConfig behind `diffusion`; None for a custom process (then the model cannot be saved)
-    training: provenance: data, command, seed, metrics
+    training: provenance: data, command, seed, metrics; "label_dropout" is the share of images without their label
     given: further arguments of the network at every step, such as `low_res` of an upsampler
     takes_labels: whether the network is called with `y=labels`; None infers it from the network, see
         networks.takes_labels
 
-    Raises ValueError if the model has labels and it cannot be inferred whether the network takes them.
+    Raises ValueError if the model has labels and it cannot be inferred whether the network takes them, if the network
+    contradicts `takes_labels`, or if it knows fewer labels than there are.
     """
 
     network: nn.Module
@@ -48,7 +55,7 @@ class Model:
     takes_labels: bool | None = None
 
     def __post_init__(self) -> None:
-        _ = self.conditional  # raises if it cannot be known
+        check_labels(self.network, self.takes_labels, self.labels.count if self.conditional else 0)
 
     def __repr__(self) -> str:
         channels, height, width = self.shape
@@ -68,6 +75,27 @@ class Model:
                 "it is called as network(x, timesteps, y=labels), or takes_labels=False if it takes none"
             )
         return bool(inferred)
+
+    @property
+    def label_dropout(self) -> float | None:
+        """Share of images that the network was trained on without their label: 0 for never, None if it is unknown."""
+        return label_dropout(self.training)
+
+    def check_unconditional(self) -> None:
+        """Check that the network has an unconditional prediction, and warn if this is not known.
+
+        Raises ValueError if the network takes labels and has never been trained without them.
+        """
+        known = self.label_dropout
+        if known or not self.conditional:
+            return
+        if known is None:
+            warnings.warn(NOT_KNOWN, stacklevel=1)
+            return
+        raise ValueError(
+            f"{self.training.get('name') or 'this model'} was never trained without labels, so it has no unconditional "
+            "prediction (classifier-free guidance, --unconditional, images without a label): train with label dropout"
+        )
 
     @property
     def upsamples(self) -> bool:
@@ -101,7 +129,11 @@ class Model:
 
         y: (N,) labels, if the network is conditional; -1 for an image without a label
         clip: whether to clip the predicted x_0 to [-1, 1]
+
+        Raises ValueError without y if the network was never trained without labels.
         """
+        if y is None:
+            self.check_unconditional()
         conditioning = self.given if y is None else {**self.given, "y": y}
         output = self.network(x, self.diffusion.timestep(t, x.device, x.dtype), **conditioning)
         return self.diffusion.predict(output, x, t, clip=clip)
@@ -113,6 +145,7 @@ class Model:
         """
         if not (one_call_is_faster(x) and isinstance(unwrapped(self.network), UNet)):
             return self.predict(x, t, y, clip=False), self.predict(x, t, clip=False)
+        self.check_unconditional()
         given = {name: torch.cat([value, value]) for name, value in self.given.items()}
         labels = torch.cat([y, torch.full_like(y, -1)])
         output = self.network(torch.cat([x, x]), self.diffusion.timestep(t, x.device, x.dtype), **given, y=labels)
@@ -140,6 +173,8 @@ class Classifier:
     """A noisy classifier p(y | x_t, t): a network, the diffusion process it was trained on, and its labels.
 
     It is called as `classifier(x, timesteps)` and returns logits (N, K), as any function used for guidance does.
+
+    Raises ValueError if the network does not take a timestep, or has fewer classes than there are labels.
     """
 
     network: nn.Module
@@ -147,6 +182,9 @@ class Classifier:
     labels: Labels
     config: DiffusionConfig | None = None
     training: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_classifier(self.network, self.labels.count)
 
     def __repr__(self) -> str:
         config = getattr(unwrapped(self.network), "config", None)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from admg.diffusion.config import DiffusionConfig
 from admg.diffusion.gaussian import Diffusion
 from admg.files import atomic
-from admg.models.unet import EncoderConfig
+from admg.models.unet import EncoderConfig, attended
 
 from .labels import Labels
 from .networks import NETWORK_KINDS, Kind, kind_of
@@ -42,6 +42,17 @@ class Parts:
     def fields(self) -> dict[str, Any]:
         """Return the fields by name."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+
+
+@dataclass(frozen=True)
+class About:
+    """What config.json says of a checkpoint: everything but the weights."""
+
+    kind: Kind
+    network: EncoderConfig
+    diffusion: DiffusionConfig
+    labels: Labels
+    training: dict[str, Any]
 
 
 def save(folder: Path | str, kinds: Sequence[Kind], parts: Parts, dtype: torch.dtype | None = None) -> None:
@@ -70,15 +81,25 @@ def save(folder: Path | str, kinds: Sequence[Kind], parts: Parts, dtype: torch.d
 
 def load(folder: Path | str, *kinds: Kind) -> Parts:
     """Read a checkpoint of one of these kinds, in float32 and eval mode. Raises CheckpointError if it is unusable."""
-    content = read_config(folder, *kinds)
-    kind = NETWORK_KINDS[content["kind"]]
-    config = _section(DiffusionConfig, content, "diffusion", folder)
-    architecture = _section(kind.config, content, "network", folder)
+    about = read_about(folder, *kinds)
+    kind = NETWORK_KINDS[about.kind]
     return Parts(
-        network=build_network(kind.network, architecture, read_state(folder), folder),
-        diffusion=config.build(),
+        network=build_network(kind.network, about.network, read_state(folder), folder),
+        diffusion=about.diffusion.build(),
+        labels=about.labels,
+        config=about.diffusion,
+        training=about.training,
+    )
+
+
+def read_about(folder: Path | str, *kinds: Kind) -> About:
+    """Read the config.json of a checkpoint of one of these kinds. Raises CheckpointError if it is unusable."""
+    content = read_config(folder, *(kinds or NETWORK_KINDS))
+    return About(
+        kind=content["kind"],
+        network=_section(NETWORK_KINDS[content["kind"]].config, _as_trained(content), "network", folder),
+        diffusion=_section(DiffusionConfig, content, "diffusion", folder),
         labels=_labels(content),
-        config=config,
         training=content.get("training", {}),
     )
 
@@ -89,6 +110,19 @@ def _section(cls: type, content: dict[str, Any], key: str, folder: Path | str) -
         return cls(**content[key])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{Path(folder) / 'config.json'}: bad {key!r}: {error}") from None
+
+
+def _as_trained(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the contents with the sides that have attention in the weights, where others were recorded too.
+
+    Older checkpoints may have sides that match no level, and no attention there.
+    """
+    network: Any = content.get("network")
+    try:
+        sides = attended(network["attention_resolutions"], network["image_size"], len(network["channel_mult"]))
+        return content | {"network": network | {"attention_resolutions": sides}}
+    except (KeyError, TypeError):  # _section says what is wrong
+        return content
 
 
 def _labels(content: dict[str, Any]) -> Labels:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from torch import nn
 
 from admg.engine.acceleration import Accelerated
+from admg.guidance.logits import check_arguments
 from admg.models import ClassifierConfig, NoisyClassifier, SuperResConfig, SuperResUNet, UNet, UNetConfig
 from admg.models.unet import EncoderConfig
 
@@ -72,8 +73,8 @@ def takes_labels(network: Callable[..., Any]) -> bool | None:
     network = network.plain if isinstance(network, Accelerated) else network
     inner: set[bool] = set()
     if isinstance(network, nn.Module):
-        classes = getattr(getattr(unwrapped(network), "config", None), "num_classes", None)
-        if isinstance(classes, int):
+        classes = num_classes(network)
+        if classes is not None:
             return classes > 0
         inner = {unet.config.num_classes > 0 for unet in our_networks(network)}
     accepted = _accepts_y(network.forward if isinstance(network, nn.Module) else network)
@@ -92,3 +93,47 @@ def _accepts_y(function: Callable[..., Any]) -> bool | None:
     if "y" in parameters and parameters["y"].kind is not inspect.Parameter.POSITIONAL_ONLY:
         return True
     return None if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()) else False
+
+
+# -- checks ----------------------------------------------------------------------------------------------------------
+
+
+def check_labels(network: Callable[..., Any], stated: bool | None, count: int) -> None:
+    """Check that a network takes labels as it is said to, and knows as many labels as are used.
+
+    stated: whether the network is said to take labels; None if nothing is said
+    count: number of labels that it is conditioned on; 0 for none
+
+    Raises ValueError if the network contradicts it.
+    """
+    classes = num_classes(network)
+    if stated is not None and classes is not None and stated != bool(classes):
+        has = f"is conditioned on {classes} labels" if classes else "takes no labels"
+        raise ValueError(f"takes_labels={stated} contradicts the network: this {_name(network)} {has}")
+    if stated and takes_labels(network) is False:
+        raise ValueError(f"takes_labels=True contradicts the network: {_name(network)}.forward has no parameter y")
+    if classes and count > classes:
+        raise ValueError(f"the network is conditioned on {classes} labels, and there are {count}")
+
+
+def check_classifier(network: Callable[..., Any], count: int) -> None:
+    """Check that a network is called as `network(x, timesteps)` and has a class for each of `count` labels.
+
+    Raises ValueError if it is known that it does not.
+    """
+    check_arguments(network, "x", "timesteps")
+    classes = num_classes(network)
+    if classes is not None and count > classes:
+        raise ValueError(f"the classifier has {classes} classes, and there are {count} labels")
+
+
+def num_classes(network: Callable[..., Any]) -> int | None:
+    """Return the number of labels that a network's config names, None without one."""
+    own = unwrapped(network) if isinstance(network, nn.Module) else network
+    classes = getattr(getattr(own, "config", None), "num_classes", None)
+    return classes if isinstance(classes, int) else None
+
+
+def _name(network: Callable[..., Any]) -> str:
+    own = unwrapped(network) if isinstance(network, nn.Module) else network
+    return type(own).__name__

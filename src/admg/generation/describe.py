@@ -140,22 +140,22 @@ def _named(kind: type) -> dict[str, Any]:
     """Describe a class by its name; a user's own by its source as well."""
     if _is_ours(kind):
         return {"type": kind.__qualname__}
-    if _is_installed(kind):
+    if is_installed(kind):
         return {"type": _qualified(kind)}
     return {"type": kind.__qualname__, "source": _checksum(_source(kind).encode())}
 
 
 def _function(function: FunctionType, path: tuple[int, ...]) -> dict[str, Any]:
     """Describe a function by name; a user's own by its source, its defaults and the values that it captures."""
-    if _is_ours(function) or _is_installed(function):
+    if _is_ours(function) or is_installed(function):
         return {"function": _qualified(function)}
-    captured = {name: _describe(value, path) for name, value in _captured(function)}
+    values = {name: _describe(value, path) for name, value in captured(function)}
     return {"function": function.__qualname__, "source": _checksum(_source(function).encode())} | (
-        {"captured": captured} if captured else {}
+        {"captured": values} if values else {}
     )
 
 
-def _captured(function: FunctionType) -> Iterator[tuple[str, Any]]:
+def captured(function: FunctionType) -> Iterator[tuple[str, Any]]:
     """Yield the closure, the defaults, and the global variables that a function uses, modules excepted."""
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or ()):
         yield name, cell.cell_contents
@@ -198,7 +198,7 @@ def _is_ours(thing: Any) -> bool:
     return (getattr(thing, "__module__", None) or "").partition(".")[0] == "admg"
 
 
-def _is_installed(thing: Any) -> bool:
+def is_installed(thing: Any) -> bool:
     """Whether a class or function belongs to Python or to an installed package."""
     try:
         file = inspect.getsourcefile(thing) or ""

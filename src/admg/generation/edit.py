@@ -14,7 +14,6 @@ from torch import Tensor
 from admg.checkpoints.model import Model
 from admg.diffusion.gaussian import Images
 from admg.diffusion.noise import SeededNoise
-from admg.engine.acceleration import accelerate_parts
 from admg.engine.compiling import Compile
 from admg.engine.precision import Precision
 from admg.guidance import Bounded, Guide
@@ -117,11 +116,13 @@ def encode(
     model = as_model(model)
     check_images(model, images, len(images))
     y = None if labels is None else label_tensor(model, labels, len(images), guide)
+    numbers = [None] if y is None else [None if label < 0 else label for label in y.tolist()]
     model = lowest_steps(model.respace(steps), strength)
     noise = None if seed is None else SeededNoise(seed, range(len(images))).draw(model.shape).to(model.device)
-    model, guide = accelerate_parts((model, guide), precision=precision)
-    guide = Bounded(guide) if guide is not None and bound_guidance else guide
-    x = last(ddim_inversion(model, images.to(model.device, dtype_of(model)), y=y, guide=guide, noise=noise))
+    recipe = Recipe(guide=guide, precision=precision)
+    with BatchSampler(model, recipe).ready(numbers) as fast:
+        guide = Bounded(fast.recipe.guide) if guide is not None and bound_guidance else fast.recipe.guide
+        x = last(ddim_inversion(fast.model, images.to(model.device, dtype_of(model)), y=y, guide=guide, noise=noise))
     check_finite(x, 0)
     return x.to("cpu", dtype_of(model))
 

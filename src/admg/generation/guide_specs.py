@@ -20,6 +20,8 @@ from admg.engine.memory import is_out_of_memory
 from admg.guidance import Guide, State
 from admg.userfile import described, load_object
 
+from .pairing import check_guide
+
 
 @dataclass(frozen=True)
 class GuideSet:
@@ -97,15 +99,11 @@ def load_guides(
 
 
 def load_classifier_for(model: Model, name: str | None) -> Classifier:
-    """Load a classifier. Raises ValueError if it has other labels or another image size than the model."""
+    """Load a classifier. Raises ValueError if it does not belong to the model."""
     if not name:
         raise ValueError("guidance needs a classifier: the model comes without one")
     classifier = loading.load_classifier(name)
-    if model.labels.count and classifier.labels.count != model.labels.count:
-        raise ValueError(f"the classifier has {classifier.labels.count} labels, the model {model.labels.count}")
-    size = getattr(classifier.network.config, "image_size", model.shape[1])
-    if size != model.shape[1]:
-        raise ValueError(f"the classifier is for images of {size} pixels, the model's have {model.shape[1]}")
+    check_guide(model, guidance.ClassifierGuidance(classifier))
     return dataclasses.replace(classifier, training={**classifier.training, "name": str(name)})
 
 

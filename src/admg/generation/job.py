@@ -216,8 +216,7 @@ def produce(stage: Stage, shards: Shards, options: JobOptions, report: OnProgres
         report(Progress(shards.folder, activity, min(finished, total), total, total - left))
 
     say(done)
-    maker = stage.maker()
-    with ThreadPoolExecutor(1) as writer:  # a shard is written while the next one is made
+    with stage.maker() as maker, ThreadPoolExecutor(1) as writer:  # a shard is written while the next one is made
         writing: Future[None] | None = None
         for k in todo:
             images = maker.make(shards.span(k), lambda n, before=done: say(before + n))  # type: ignore[misc]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,8 @@ from admg.samplers import NoiseSampler
 from .acceleration import batch_that_fits
 from .describe import describe_or_mark, describe_sampler
 from .guide_specs import guide_title
+from .modes import evaluation_mode
+from .pairing import check_guide, check_null_label
 from .sampler_specs import find_sampler, sampler_name, set_options
 
 Start = Callable[[Model, Images, bool], Images]
@@ -115,12 +118,20 @@ class BatchSampler:
     model: Model
     recipe: Recipe
 
-    def accelerated(self) -> BatchSampler:
-        """Return the same sampler with accelerated networks, which is done once per call or job, not per batch."""
+    @contextmanager
+    def ready(self, labels: Sequence[int | None]) -> Iterator[BatchSampler]:
+        """Yield the same sampler with accelerated networks, in evaluation mode: once per call or job, not per batch.
+
+        labels: of all images
+        Raises ValueError if the guide or these labels do not belong to the model.
+        """
         recipe = self.recipe
-        parts = self.model, recipe.guide
-        model, guide = accelerate_parts(parts, precision=recipe.precision, compile=recipe.compile)
-        return BatchSampler(model, dataclasses.replace(recipe, guide=guide))
+        check_guide(self.model, recipe.guide)
+        check_null_label(self.model, labels, recipe.unconditional)
+        with evaluation_mode(self.model, recipe.guide, recipe.sampler):
+            parts = self.model, recipe.guide
+            model, guide = accelerate_parts(parts, precision=recipe.precision, compile=recipe.compile)
+            yield BatchSampler(model, dataclasses.replace(recipe, guide=guide))
 
     def in_batches(
         self,

@@ -92,8 +92,7 @@ def draw_samples(
     names = label_names(label_table(sampler.model, sampler.recipe.guide), numbers)
     total = len(numbers) * len(sampler.model.diffusion)
     halve = sampler.recipe.batch_size is None  # a batch size that was given is kept
-    fast = sampler.accelerated()
-    with progress_bar(total, progress) as bar:
+    with sampler.ready(numbers) as fast, progress_bar(total, progress) as bar:
 
         def on_step(done: int) -> None:
             bar.update(done - bar.n)

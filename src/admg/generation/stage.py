@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -104,13 +105,15 @@ class Stage:
         images = range(labelled, labelled + 1)
         base = None if self.base is None else NpzImages(self.base)
         recipe = dataclasses.replace(self._recipe, compile="off")
-        sampler = BatchSampler(self._respaced, recipe).accelerated()
-        sampler.draw(self._labels(images), self._inputs(images, base), slice(0, 1), first=labelled, max_steps=1)
+        inputs = self._inputs(images, base)
+        with BatchSampler(self._respaced, recipe).ready(self.labels) as sampler:
+            sampler.draw(self._labels(images), inputs, slice(0, 1), first=labelled, max_steps=1)
 
-    def maker(self) -> Maker:
-        """Return a Maker, whose networks are accelerated once for all shards."""
-        sampler = BatchSampler(self._respaced, self._recipe).accelerated()
-        return Maker(self, sampler, None if self.base is None else NpzImages(self.base))
+    @contextmanager
+    def maker(self) -> Iterator[Maker]:
+        """Yield a Maker, whose networks are accelerated once for all shards."""
+        with BatchSampler(self._respaced, self._recipe).ready(self.labels) as sampler:
+            yield Maker(self, sampler, None if self.base is None else NpzImages(self.base))
 
     @cached_property
     def _respaced(self) -> Model:

@@ -12,6 +12,7 @@ from torch import Tensor
 from admg.diffusion.gaussian import Images
 
 from .base import Guidance
+from .logits import check_arguments_at, check_logits
 from .numbers import finite
 from .state import State
 
@@ -27,7 +28,8 @@ class ClassifierGuidance(Guidance):
     scale: guidance scale s; 1 samples from p(x) p(y | x), larger values follow the label more closely and are less
         diverse, 0 does not evaluate the classifier
 
-    Raises ValueError if the scale is not finite, or if the sampler is given no labels y.
+    Raises ValueError if the scale is not finite, if the sampler is given no labels y, or if the classifier takes no
+    timesteps or does not return logits of the target labels.
     """
 
     classifier: NoisyClassifier
@@ -35,23 +37,31 @@ class ClassifierGuidance(Guidance):
 
     def __post_init__(self) -> None:
         finite(self.scale, "the guidance scale")
+        check_arguments_at(self.classifier, "x")
 
     def __call__(self, state: State) -> Images | None:
         if self.scale == 0:
             return None
         if state.y is None:
             raise ValueError("classifier guidance needs labels: give the sampler y, one target label per image")
-        return self.scale * log_prob_gradient(self.classifier, state.x, state.t, state.y)
+        return self.scale * log_prob_gradient(self.classifier, state.x, state.t, state.y, state.highest_label)
 
 
-def log_prob_gradient(classifier: NoisyClassifier, x: Images, t: Tensor, y: Tensor) -> Float[Tensor, "n c h w"]:
+def log_prob_gradient(
+    classifier: NoisyClassifier, x: Images, t: Tensor, y: Tensor, highest_label: int | None = None
+) -> Float[Tensor, "n c h w"]:
     """Return ∇_x log p(y | x_t), the gradient of the target label's log-softmax, in float32 (float64 for float64 x).
 
     y: labels (N,); the gradient is 0 for images with the label -1
+    highest_label: the highest of these labels, if it is known
+
+    Raises ValueError if the classifier does not return logits (N, K) of these labels.
     """
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
-        log_p = torch.log_softmax(classifier(x, t).to(dtype), dim=-1)
+        logits = classifier(x, t)
+        check_logits(logits, y, highest_label)
+        log_p = torch.log_softmax(logits.to(dtype), dim=-1)
         log_p_y = log_p.gather(1, y.clamp(min=0)[:, None])[:, 0] * (y >= 0)
         return torch.autograd.grad(log_p_y.sum(), x)[0].to(dtype)

@@ -13,6 +13,7 @@ from torch import Tensor
 from .base import Guidance
 from .divergence import Divergence
 from .gradient import At, bounded, check_at, dtype_of, gradient
+from .logits import check_arguments_at, check_logits
 from .numbers import Scale, check_scale, finite, per_image_norm, scale_at
 from .state import State
 
@@ -54,6 +55,7 @@ class ExtendedClassifierGuidance(Guidance):
     def __post_init__(self) -> None:
         check_scale(self.scale)
         check_at(self.at)
+        check_arguments_at(self.classifier, self.at)
         finite(self.entropy, "the weight of the entropy")
         if not callable(self.temperature):
             check_temperature(self.temperature)
@@ -71,6 +73,7 @@ class ExtendedClassifierGuidance(Guidance):
 
         def log_p(images: Tensor) -> Tensor:
             logits = self.classifier(images) if self.at == "x0" else self.classifier(images, state.t)
+            check_logits(logits, state.y if self.labels is None else None, state.highest_label)
             return self.log_prob(logits.to(dtype_of(state.x)) / self.temperature_at(state.sigma), state.y)
 
         g = gradient(log_p, state, self.at, "the classifier")

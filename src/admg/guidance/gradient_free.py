@@ -14,6 +14,7 @@ from admg.diffusion.gaussian import Prediction
 from .base import Guidance
 from .classifier_free import away_from
 from .gradient import At, check_at
+from .logits import check_arguments_at, check_logits
 from .numbers import Scale, at_least_float32, check_scale, scale_at
 from .state import State, check_conditional
 
@@ -43,6 +44,7 @@ class GradientFreeGuidance(Guidance):
     def __post_init__(self) -> None:
         check_scale(self.scale)
         check_at(self.at)
+        check_arguments_at(self.classifier, self.at)
         if self.reference not in get_args(Reference):
             raise ValueError(f"the reference is 'label' or 'null', not {self.reference!r}")
 
@@ -59,7 +61,8 @@ class GradientFreeGuidance(Guidance):
         with torch.no_grad():
             images = [state.unguided.x0] if self.at == "x0" else [state.x, state.t]
             logits = self.classifier(*images)
-            p = logits.to(at_least_float32(logits)).softmax(-1)
+        check_logits(logits, y, state.highest_label)
+        p = logits.to(at_least_float32(logits)).softmax(-1)
         if p.shape[1] < 2:
             raise ValueError("gradient-free guidance needs a classifier with at least two labels")
         labelled, own = y >= 0, y.clamp(min=0)[:, None]

@@ -49,6 +49,7 @@ class State:
     clip: whether the sampler clips predicted images to [-1, 1]
     modified: the network's prediction as earlier guides have modified it; None if they have not
     computed: predictions of the network, shared by all states of the step
+    highest_label: the highest number in y, if it is known without waiting for a GPU
     """
 
     x: Images
@@ -59,6 +60,7 @@ class State:
     clip: bool = True
     modified: Prediction | None = None
     computed: NetworkPredictions = field(default_factory=NetworkPredictions, repr=False, compare=False)
+    highest_label: int | None = None
 
     @property
     def diffusion(self) -> Diffusion:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +29,8 @@ CHANNEL_MULT: dict[int, tuple[float, ...]] = {
     32: (1, 2, 2, 2),
 }
 """Width of each level as a multiple of the base width, by image size: guided-diffusion's; Improved DDPM's for 32."""
+ATTENTION = (32, 16, 8)
+"""Sides in pixels at which the paper's networks have attention."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +40,11 @@ class EncoderConfig:
     image_size: side of the training images in pixels; it decides where attention is used
     image_channels: 1 for grey, 3 for RGB
     channels: base width, a multiple of 32
-    channel_mult: width of each level, times `channels` (default: guided-diffusion's for this image size)
+    channel_mult: width of each level, times `channels` (default: guided-diffusion's for this image size or the next
+        smaller one, without the levels that would not halve it)
     num_res_blocks: residual blocks per level
-    attention_resolutions: sides in pixels at which attention follows each residual block
+    attention_resolutions: sides in pixels at which attention follows each residual block (default: the nearest levels,
+        if there are none of these sides)
     num_heads: number of attention heads if `head_channels` is 0
     head_channels: channels per attention head; 0 for a fixed number of heads, `num_heads`
     new_attention_order: order of the rows of qkv: (q, k, v) x heads instead of heads x (q, k, v)
@@ -54,7 +60,7 @@ class EncoderConfig:
     channels: int = 128
     channel_mult: tuple[float, ...] = ()
     num_res_blocks: int = 2
-    attention_resolutions: tuple[int, ...] = (32, 16, 8)
+    attention_resolutions: tuple[int, ...] = ATTENTION
     num_heads: int = 4
     head_channels: int = 64
     new_attention_order: bool = False
@@ -66,12 +72,7 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         if not self.channel_mult:
-            if self.image_size not in CHANNEL_MULT:
-                sizes = ", ".join(map(str, sorted(CHANNEL_MULT)))
-                raise ValueError(
-                    f"channel_mult must be given for image size {self.image_size}: it is known for {sizes} only"
-                )
-            object.__setattr__(self, "channel_mult", CHANNEL_MULT[self.image_size])
+            object.__setattr__(self, "channel_mult", default_channel_mult(self.image_size))
         object.__setattr__(self, "channel_mult", tuple(self.channel_mult))
         object.__setattr__(self, "attention_resolutions", tuple(self.attention_resolutions))
         if self.head_channels < 0 or (self.head_channels == 0 and self.num_heads < 1):
@@ -85,6 +86,24 @@ class EncoderConfig:
                 f"image size {self.image_size} must be a positive multiple of {self.downsampling}: "
                 f"{len(self.channel_mult)} levels halve it {len(self.channel_mult) - 1} times"
             )
+        object.__setattr__(self, "attention_resolutions", self._attention())
+
+    def _attention(self) -> tuple[int, ...]:
+        """Return the sides with attention. Raises ValueError for one that no level has, unless it is a default."""
+        given, sizes = self.attention_resolutions, [self.image_size >> level for level in range(self.levels)]
+        missing = [side for side in given if side not in sizes]
+        if not missing or (given == ATTENTION and len(missing) < len(given)):
+            return given
+        if given == ATTENTION:
+            return tuple(sorted({min(sizes, key=lambda size: abs(math.log(size / side))) for side in given}))[::-1]
+        raise ValueError(
+            f"attention_resolutions {','.join(map(str, given))}: no level has {missing[0]} pixels; the levels have "
+            f"{', '.join(map(str, sizes))}"
+        )
+
+    @property
+    def levels(self) -> int:
+        return len(self.channel_mult)
 
     @property
     def downsampling(self) -> int:
@@ -110,6 +129,33 @@ class EncoderConfig:
                 f"{self.head_channels or channels / heads:g} channels: change head_channels, num_heads or channel_mult"
             )
         return heads
+
+
+def attended(resolutions: Sequence[int], size: int, levels: int) -> tuple[int, ...]:
+    """Return attention_resolutions with the same effect as in guided-diffusion, which ignores what matches no level.
+
+    guided-diffusion compares size // resolution with the factor of each level, so that 30 means the level of 32 pixels
+    in an image of 64. Sides that an EncoderConfig takes are returned unchanged.
+    """
+    given, sides = tuple(resolutions), {size >> level for level in range(levels)}
+    if sides.issuperset(given) or (given == ATTENTION and sides & set(given)) or min(given) < 1:
+        return given
+    factors = {size // side for side in given}
+    return tuple(size >> level for level in range(levels) if 2**level in factors)
+
+
+def default_channel_mult(size: int) -> tuple[float, ...]:
+    """Return the widths for an image size: those of the next smaller known size, for levels of at least 4 pixels.
+
+    Raises ValueError if the size cannot be halved.
+    """
+    known = max((side for side in CHANNEL_MULT if side <= size), default=min(CHANNEL_MULT))
+    levels = 1
+    while levels < len(CHANNEL_MULT[known]) and size % 2**levels == 0 and size >> levels >= 4:
+        levels += 1
+    if levels == 1:
+        raise ValueError(f"image size {size} must be a multiple of 2, better of 16, unless channel_mult is given")
+    return CHANNEL_MULT[known][:levels]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,6 +55,7 @@ class GuidedModel:
     model_y: labels (N,) that the network is conditioned on, or None
     guide: guide, or None
     clip: whether predicted images are clipped to [-1, 1] before guidance
+    highest_label: the highest number in y, which guides compare with the classes of a classifier
     """
 
     model: DiffusionModel
@@ -62,6 +63,7 @@ class GuidedModel:
     model_y: Tensor | None
     guide: Guide | None
     clip: bool = True
+    highest_label: int | None = None
 
     def indices(self) -> range:
         """Return the indices of the schedule from the noisiest step to the last."""
@@ -92,7 +94,7 @@ class GuidedModel:
 
     def state(self, x: Images, index: int) -> State:
         """Return the state that the guide is evaluated with."""
-        return State(x, index, self.y, self.model_y, self.model, self.clip)
+        return State(x, index, self.y, self.model_y, self.model, self.clip, highest_label=self.highest_label)
 
     def step(self, x: Images, x0: Images, index: int) -> Step:
         """Return the Step to yield after the step at `index`."""
@@ -111,4 +113,5 @@ def guided_model(
     if y is not None and y.shape != (len(x_T),):
         raise ValueError(f"y must be one label for each of {len(x_T)} images, not of shape {tuple(y.shape)}")
     model_y = y if getattr(model, "conditional", False) and not unconditional else None
-    return GuidedModel(model, y, model_y, begin(guide), clip)
+    highest = None if guide is None or y is None or not len(y) else int(y.max())  # once, for it waits for a GPU
+    return GuidedModel(model, y, model_y, begin(guide), clip, highest)

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from admg.checkpoints.networks import Kind
 from admg.diffusion.config import DiffusionConfig
 from admg.models import ClassifierConfig, SuperResConfig, UNetConfig
-from admg.models.unet import CHANNEL_MULT
+from admg.models.unet import CHANNEL_MULT, attended
 
 from . import pasted
 from .table import EXTRA, IGNORED, REFERENCE, Flags
@@ -102,9 +102,9 @@ def _unet_fields(f: Flags, size: int, kind: Kind) -> dict[str, Any]:
         "image_size": size,
         "image_channels": f.image_channels,
         "channels": f.num_channels,
-        "channel_mult": f.channel_mult or default_channel_mult(kind, size),
+        "channel_mult": (mult := f.channel_mult or known_channel_mult(kind, size)),
         "num_res_blocks": f.num_res_blocks,
-        "attention_resolutions": _within(f.attention_resolutions, size),
+        "attention_resolutions": attended(f.attention_resolutions, size, len(mult)),
         "num_heads": f.num_heads,
         "num_heads_upsample": max(f.num_heads_upsample, 0),
         "head_channels": max(f.num_head_channels, 0),
@@ -128,13 +128,14 @@ def _upsampler(f: Flags) -> SuperResConfig:
 
 
 def _classifier(f: Flags) -> ClassifierConfig:
+    mult = f.classifier_channel_mult or known_channel_mult("classifier", f.image_size)
     return ClassifierConfig(
         image_size=f.image_size,
         image_channels=f.image_channels,
         channels=f.classifier_width,
-        channel_mult=f.classifier_channel_mult or default_channel_mult("classifier", f.image_size),
+        channel_mult=mult,
         num_res_blocks=f.classifier_depth,
-        attention_resolutions=_within(f.classifier_attention_resolutions, f.image_size),
+        attention_resolutions=attended(f.classifier_attention_resolutions, f.image_size, len(mult)),
         num_heads=f.classifier_num_heads,
         head_channels=max(f.classifier_num_head_channels, 0),
         new_attention_order=f.classifier_use_new_attention_order,
@@ -156,9 +157,13 @@ def default_channel_mult(kind: Kind, size: int) -> tuple[float, ...]:
     return CHANNEL_MULT.get(256 if kind == "upsampler" and size == 512 else size, ())
 
 
-def _within(resolutions: tuple[int, ...], size: int) -> tuple[int, ...]:
-    """Return the resolutions up to the image size; larger ones mean "none" in OpenAI's flags."""
-    return tuple(resolution for resolution in resolutions if resolution <= size)
+def known_channel_mult(kind: Kind, size: int) -> tuple[float, ...]:
+    """Return guided-diffusion's channel_mult for an image size. Raises ValueError if it has none."""
+    mult = default_channel_mult(kind, size)
+    if not mult:
+        sizes = ", ".join(map(str, sorted(CHANNEL_MULT)))
+        raise ValueError(f"channel_mult must be given for image size {size}: it is known for {sizes} only")
+    return mult
 
 
 # -- values ----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,266 @@
+"""What belongs together: what a model must share with a classifier, another model, a run or the weights it starts from.
+
+Every pair is compared by `check_pair`. What is not known of one of the two is not compared.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from admg.diffusion.config import DiffusionConfig
+from admg.diffusion.gaussian import Diffusion
+from admg.diffusion.schedule import NoiseSchedule
+from admg.models.unet import EncoderConfig
+
+from . import native
+from .labels import Labels
+from .model import Classifier, Model
+from .networks import NETWORK_KINDS, unwrapped
+
+MAX_DIFFERENCE = 0.02
+"""Largest difference of ᾱ at the same timestep for two processes to count as the same: T = 1000 and 4000 rescaled."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What may have to agree. None stands for what is not known.
+
+    title: name for messages, such as "the classifier"
+    labels: labels, possibly none
+    conditional: whether the network has weights for each label: a classifier, or a network conditioned on labels
+    channels, size: channels of the images, and their side in pixels
+    schedule: noise schedule at all its steps, with the timesteps that the network is given
+    process: the noise schedule in words
+    predict, variance: meaning of the network's outputs; None for a classifier
+    attention: how attention splits channels into heads: number and width of the heads, order of the rows of qkv
+    """
+
+    title: str
+    labels: Labels | None = None
+    conditional: bool | None = None
+    channels: int | None = None
+    size: int | None = None
+    schedule: NoiseSchedule | None = None
+    process: str = ""
+    predict: str | None = None
+    variance: str | None = None
+    attention: str | None = None
+
+
+Check = Callable[[Facts, Facts], str | None]
+"""(first, second) -> how they differ, in one sentence; None if they agree or if it is not known."""
+
+
+def facts_of(part: Model | Classifier, title: str) -> Facts:
+    """Return what is known of a model or classifier, whose network may be any module."""
+    found, of_model = getattr(unwrapped(part.network), "config", None), isinstance(part, Model)
+    config = found if isinstance(found, EncoderConfig) else None
+    channels, size = (None, None) if config is None else (config.image_channels, config.image_size)
+    if isinstance(part, Model):
+        channels, size, _ = part.shape
+    return Facts(
+        title=title,
+        labels=part.labels,
+        conditional=part.conditional if isinstance(part, Model) else True,
+        channels=channels,
+        size=size,
+        **_process(part.diffusion, part.config, of_model),
+        attention=_attention(config),
+    )
+
+
+def facts_in(folder: Path | str, title: str) -> Facts:
+    """Return what the config.json of a native checkpoint says. Raises CheckpointError if it cannot be used."""
+    about = native.read_about(folder)
+    kind = NETWORK_KINDS[about.kind]
+    network: Any = about.network
+    return Facts(
+        title=title,
+        labels=about.labels,
+        conditional=network.num_classes > 0,
+        channels=network.image_channels,
+        size=network.image_size,
+        **_process(about.diffusion.build(), about.diffusion, kind.name != "classifier"),
+        attention=_attention(network),
+    )
+
+
+def _process(diffusion: Diffusion, config: DiffusionConfig | None, of_model: bool) -> dict[str, Any]:
+    schedule = diffusion.schedule.origin or diffusion.schedule
+    named = config is not None and _same_curve(config.build().schedule, schedule)
+    name = config.noise_schedule if config is not None and named else "custom"
+    meaning = {"predict": diffusion.predicts, "variance": diffusion.variance} if of_model else {}
+    return {"schedule": schedule, "process": f"{name} schedule, {len(schedule)} steps", **meaning}
+
+
+def _same_curve(a: NoiseSchedule, b: NoiseSchedule) -> bool:
+    return len(a) == len(b) and bool((a.alpha_bar - b.alpha_bar).abs().max() < 1e-9)
+
+
+def _attention(config: EncoderConfig | None) -> str | None:
+    if config is None:
+        return None
+    heads = f"heads of {config.head_channels} channels" if config.head_channels else f"{config.num_heads} heads"
+    own = getattr(config, "num_heads_upsample", 0)
+    decoder = f" ({own} in the decoder)" if own and not config.head_channels and own != config.num_heads else ""
+    return f"{heads}{decoder}, {'new' if config.new_attention_order else 'old'} attention order"
+
+
+# -- facts that may have to agree ------------------------------------------------------------------------------------
+
+
+def labels(a: Facts, b: Facts) -> str | None:
+    """Compare the number of labels, and their names in order."""
+    if not (a.labels and b.labels):
+        return None
+    if a.labels.count != b.labels.count:
+        return f"{b.title} has {b.labels.count} labels, {a.title} {a.labels.count}"
+    ours, theirs = (_names(facts.labels) for facts in (a, b))
+    differ = [k for k, (own, other) in enumerate(zip(ours, theirs)) if own != other]
+    if not differ:
+        return None
+    k, order = differ[0], " (the same names in another order)" if sorted(ours) == sorted(theirs) else ""
+    return f"label {k} is {ours[k]!r} for {a.title} and {theirs[k]!r} for {b.title}{order}"
+
+
+def trained_labels(a: Facts, b: Facts) -> str | None:
+    """Compare the labels if both networks have weights for each of them."""
+    return labels(a, b) if a.conditional and b.conditional else None
+
+
+def trained_order(a: Facts, b: Facts) -> str | None:
+    """Compare the order of the labels if they have the same names."""
+    if not (a.labels and b.labels) or sorted(_names(a.labels)) != sorted(_names(b.labels)):
+        return None
+    return trained_labels(a, b)
+
+
+def names_are_known(a: Facts, b: Facts) -> str | None:
+    """Say that the labels of one of the two are only numbers."""
+    if not (a.labels and b.labels) or bool(a.labels.names) == bool(b.labels.names):
+        return None
+    nameless, named = (b, a) if a.labels.names else (a, b)
+    return (
+        f"the labels of {nameless.title} have no names: they are taken to be those of {named.title}, in the same order"
+    )
+
+
+def channels(a: Facts, b: Facts) -> str | None:
+    """Compare the channels of the images."""
+    if None in (a.channels, b.channels) or a.channels == b.channels:
+        return None
+    return f"{b.title} is for images of {b.channels} channels, {a.title} for {a.channels}"
+
+
+def size(a: Facts, b: Facts) -> str | None:
+    """Compare the size of the images."""
+    if None in (a.size, b.size) or a.size == b.size:
+        return None
+    return f"{b.title} is for images of {b.size} pixels, {a.title} for {a.size}"
+
+
+def timesteps(a: Facts, b: Facts) -> str | None:
+    """Compare the range of the timesteps that the networks are given, to the length of a step."""
+    if a.schedule is None or b.schedule is None:
+        return None
+    (last, step), (other, other_step) = (_range(facts.schedule) for facts in (a, b))
+    if abs(last - other) <= max(step, other_step):
+        return None
+    return f"{a.title} was trained on timesteps 0 to {last:g} ({a.process}), {b.title} on 0 to {other:g} ({b.process})"
+
+
+def noise(a: Facts, b: Facts) -> str | None:
+    """Compare the noise at the same timestep."""
+    if a.schedule is None or b.schedule is None or timesteps(a, b):
+        return None
+    t = a.schedule.timesteps.numpy()
+    ours = a.schedule.alpha_bar.numpy()
+    theirs = np.interp(t, b.schedule.timesteps.numpy(), b.schedule.alpha_bar.numpy())
+    k = int(np.abs(ours - theirs).argmax())
+    if abs(ours[k] - theirs[k]) <= MAX_DIFFERENCE:
+        return None
+    shown, other = (f"{100 * (1 - alpha_bar):.0f} %" for alpha_bar in (ours[k], theirs[k]))
+    return (
+        f"at timestep {t[k]:g}, {shown} of the variance is noise for {a.title} ({a.process}) and {other} for "
+        f"{b.title} ({b.process})"
+    )
+
+
+def predict(a: Facts, b: Facts) -> str | None:
+    """Compare what the networks predict."""
+    return _meaning("predicts", a.predict, b.predict, a, b)
+
+
+def variance(a: Facts, b: Facts) -> str | None:
+    """Compare the variances of the reverse process."""
+    return _meaning("has the variance", a.variance, b.variance, a, b)
+
+
+def attention(a: Facts, b: Facts) -> str | None:
+    """Compare how attention splits channels into heads, which shapes do not show."""
+    return _meaning("has", a.attention, b.attention, a, b)
+
+
+def _meaning(verb: str, own: str | None, other: str | None, a: Facts, b: Facts) -> str | None:
+    return None if None in (own, other) or own == other else f"{a.title} {verb} {own}, {b.title} {other}"
+
+
+def _names(known: Labels | None) -> tuple[str, ...]:
+    """Return the names of labels as they are compared: in one form of Unicode."""
+    return tuple(unicodedata.normalize("NFC", name) for name in known.names) if known else ()
+
+
+def _range(schedule: NoiseSchedule | None) -> tuple[float, float]:
+    """Return the last timestep, and the distance of two timesteps."""
+    assert schedule is not None
+    t = schedule.timesteps.tolist()
+    return t[-1], t[1] - t[0] if len(t) > 1 else 1.0
+
+
+# -- pairs -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What must agree in a pair.
+
+    refused: a difference makes results wrong
+    noted: a difference can be right, and is said
+    """
+
+    refused: tuple[Check, ...]
+    noted: tuple[Check, ...] = ()
+
+
+PairName = Literal["classifier", "bad model", "upsampler", "init", "resume"]
+PAIRS: dict[PairName, Pair] = {
+    # OpenAI's pair for 64 pixels has a cosine model and a classifier whose flags mean the linear schedule
+    "classifier": Pair((labels, channels, size, timesteps), (noise, names_are_known)),
+    "bad model": Pair((trained_labels, channels, size, timesteps, noise), (names_are_known,)),
+    "upsampler": Pair((trained_labels, channels), (names_are_known,)),
+    # weights are trained on: with other labels, sizes and noise they are a starting point, with another meaning not
+    "init": Pair((trained_order, channels, predict, variance, attention), (trained_labels, size, timesteps, noise)),
+    "resume": Pair((trained_labels, channels, size, timesteps, noise, predict, variance, attention)),
+}
+"""What must agree, by pair."""
+
+
+def check_pair(pair: PairName, a: Facts, b: Facts) -> None:
+    """Check that two things belong together, and warn of differences that can be right.
+
+    Raises ValueError with both values of the first fact that differs and must not.
+    """
+    found = PAIRS[pair]
+    for check in found.refused:
+        if difference := check(a, b):
+            raise ValueError(f"{a.title} and {b.title} do not belong together: {difference}")
+    for check in found.noted:
+        if difference := check(a, b):
+            warnings.warn(difference, stacklevel=1)
