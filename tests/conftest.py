@@ -12,13 +12,15 @@ from admg.checkpoints.model import Classifier, Model
 from admg.diffusion.config import DiffusionConfig
 from admg.models import ClassifierConfig, NoisyClassifier, SuperResConfig, SuperResUNet, UNet, UNetConfig
 
+TRAINING = {"seed": 0, "label_dropout": 0.1}
+
 
 @pytest.fixture(scope="session")
 def tiny_model() -> Model:
     config = DiffusionConfig(diffusion_steps=100)
     torch.manual_seed(0)  # of the parameters that randomised() leaves as they are
     network = randomised(UNet(UNetConfig(**TRUNK, num_classes=len(NAMES))), 0)
-    return Model(network, config.build(), (1, 8, 8), Labels(len(NAMES), NAMES), config, {"seed": 0, "label_dropout": 0.1})
+    return Model(network, config.build(), (1, 8, 8), Labels(len(NAMES), NAMES), config, TRAINING)
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +37,7 @@ def tiny_upsampler() -> Model:
     config = DiffusionConfig(diffusion_steps=100)
     torch.manual_seed(2)  # of the parameters that randomised() leaves as they are
     network = randomised(SuperResUNet(SuperResConfig(**TRUNK, num_classes=len(NAMES), small_size=4)), 2)
-    return Model(network, config.build(), (1, 8, 8), Labels(len(NAMES), NAMES), config, {"seed": 0, "label_dropout": 0.1})
+    return Model(network, config.build(), (1, 8, 8), Labels(len(NAMES), NAMES), config, TRAINING)
 
 
 @pytest.fixture(scope="session")

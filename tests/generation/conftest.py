@@ -11,12 +11,17 @@ from admg.checkpoints.model import Model
 from admg.diffusion.config import DiffusionConfig
 from admg.models import SuperResConfig, SuperResUNet
 
+SIXTEEN = TRUNK | {"image_size": 16, "attention_resolutions": ()}
+
 
 @pytest.fixture(scope="session")
 def upsampler() -> Model:
     """Return an upsampling model from 8 to 16 pixels."""
     config = DiffusionConfig(diffusion_steps=100)
-    network = randomised(SuperResUNet(SuperResConfig(**TRUNK | {"image_size": 16, "attention_resolutions": ()}, num_classes=5, small_size=8)), 2)
+    network = randomised(
+        SuperResUNet(SuperResConfig(**SIXTEEN, num_classes=5, small_size=8)),
+        2,
+    )
     return Model(network, config.build(), (1, 16, 16), Labels(5, NAMES), config)
 
 
@@ -24,7 +29,7 @@ def upsampler() -> Model:
 def folders(tiny_folders, upsampler, tmp_path_factory) -> dict[str, str]:
     root = tmp_path_factory.mktemp("upsampler")
     upsampler.save(root / "upsampler")
-    anything = SuperResUNet(SuperResConfig(**TRUNK | {"image_size": 16, "attention_resolutions": ()}))  # any small size, unconditional
+    anything = SuperResUNet(SuperResConfig(**SIXTEEN))  # any small size, unconditional
     Model(randomised(anything, 3), upsampler.diffusion, (1, 16, 16), Labels(0), upsampler.config).save(root / "any")
     return tiny_folders | {"upsampler": str(root / "upsampler"), "any": str(root / "any")}
 

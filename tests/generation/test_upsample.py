@@ -179,13 +179,14 @@ def test_processes_of_a_pipeline_wait_for_all_base_images(capsys, pipeline, tmp_
 
 
 def test_a_pipeline_refuses_models_that_do_not_fit(capsys, sampling, folders, upsampler, tmp_path):
-    config = SuperResConfig(**TRUNK | {"image_size": 16, "attention_resolutions": ()}, num_classes=7, small_size=4)
+    trunk = TRUNK | {"image_size": 16, "attention_resolutions": ()}
+    config = SuperResConfig(**trunk, num_classes=7, small_size=4)
     network = randomised(SuperResUNet(config), 2)
     Model(network, upsampler.diffusion, (1, 16, 16), Labels(7), upsampler.config).save(tmp_path / "other")
     out = ["--out", tmp_path / "out"]
     line = refused(capsys, *sampling, "--upsampler", tmp_path / "other", *out)
     assert "has images of 8x8 pixels and 1 channels" in line and "upsamples images of 4x4" in line
-    network.config = SuperResConfig(**TRUNK | {"image_size": 16, "attention_resolutions": ()}, num_classes=7, small_size=8)
+    network.config = SuperResConfig(**trunk, num_classes=7, small_size=8)
     Model(network, upsampler.diffusion, (1, 16, 16), Labels(7), upsampler.config).save(tmp_path / "other")
     assert "has 7 labels" in refused(capsys, *sampling, "--upsampler", tmp_path / "other", *out)
     line = refused(capsys, *sampling, "--scale", 0, "--unconditional", "--upsampler", folders["upsampler"], *out)

@@ -23,6 +23,7 @@ from admg.models.blocks import (
     Upsample,
     timestep_embedding,
 )
+from admg.models.unet import attended
 
 CASES = [(file, name) for file in ("forward", "more") for name in reference.table(f"{file}.json")]
 PUBLISHED = reference.table("published.json.gz")
@@ -389,3 +390,38 @@ def test_pools_that_cannot_be():
         NoisyClassifier(ClassifierConfig(**SMALL, head_channels=32, pool="mean"))
     with pytest.raises(ValueError, match="attention pool needs head_channels"):
         NoisyClassifier(ClassifierConfig(**SMALL, head_channels=0))
+
+
+@pytest.mark.parametrize(
+    "size, mult, attention",
+    [
+        (96, (1, 2, 3, 4), (24, 12)),
+        (100, (1, 2, 3), (25,)),
+        (160, (1, 1, 2, 3, 4), (40, 20, 10)),
+        (224, (1, 1, 2, 3, 4), (28, 14)),
+        (28, (1, 2, 2), (28, 14, 7)),
+        (8, (1, 2), (32, 16, 8)),  # one of the paper's sides is there
+    ],
+)
+def test_any_size_has_a_default_architecture_with_attention(size, mult, attention):
+    """The widths are those of the next smaller known size, and attention is at the levels nearest to 32, 16 and 8."""
+    config = UNetConfig(image_size=size)
+    assert (config.channel_mult, config.attention_resolutions) == (mult, attention)
+    assert [config.attends(level) for level in range(config.levels)] == [
+        size >> level in attention for level in range(config.levels)
+    ]
+
+
+def test_attention_that_no_level_has_is_refused():
+    with pytest.raises(ValueError, match="attention_resolutions 32,16: no level has 32 pixels; the levels have 96, 48"):
+        UNetConfig(image_size=96, attention_resolutions=(32, 16))
+    with pytest.raises(ValueError, match="attention_resolutions 32,12: no level has 12 pixels; .* 64, 32, 16, 8"):
+        UNetConfig(image_size=64, attention_resolutions=(32, 12))
+    assert UNetConfig(image_size=96, attention_resolutions=()).attention_resolutions == ()
+
+
+def test_attention_of_guided_diffusion_is_understood_as_it_does():
+    """image_size // resolution is compared with the factor of each level; what matches none is ignored."""
+    assert attended((32, 16, 8), 96, 4) == () and attended((32, 16, 8), 64, 4) == (32, 16, 8)
+    assert attended((30, 16), 64, 4) == (32, 16) and attended((32, 16, 8), 48, 4) == (48,)
+    assert attended((64, 16), 32, 4) == (16,) and attended((0,), 32, 4) == (0,)

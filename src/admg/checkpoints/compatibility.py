@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import unicodedata
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from admg.models.unet import EncoderConfig
 from . import native
 from .labels import Labels
 from .model import Classifier, Model
-from .networks import NETWORK_KINDS, unwrapped
+from .networks import Kind, unwrapped
 
 MAX_DIFFERENCE = 0.02
 """Largest difference of ᾱ at the same timestep for two processes to count as the same: T = 1000 and 4000 rescaled."""
@@ -39,7 +39,8 @@ class Facts:
     schedule: noise schedule at all its steps, with the timesteps that the network is given
     process: the noise schedule in words
     predict, variance: meaning of the network's outputs; None for a classifier
-    attention: how attention splits channels into heads: number and width of the heads, order of the rows of qkv
+    widths: channels of each level with attention
+    attention: how attention splits them into heads: number of heads, order of the rows of qkv
     """
 
     title: str
@@ -51,9 +52,11 @@ class Facts:
     process: str = ""
     predict: str | None = None
     variance: str | None = None
+    widths: tuple[int, ...] = ()
     attention: str | None = None
 
 
+FIXED = ("fixed_small", "fixed_large")
 Check = Callable[[Facts, Facts], str | None]
 """(first, second) -> how they differ, in one sentence; None if they agree or if it is not known."""
 
@@ -72,23 +75,25 @@ def facts_of(part: Model | Classifier, title: str) -> Facts:
         channels=channels,
         size=size,
         **_process(part.diffusion, part.config, of_model),
-        attention=_attention(config),
+        **_attention(config),
     )
 
 
 def facts_in(folder: Path | str, title: str) -> Facts:
     """Return what the config.json of a native checkpoint says. Raises CheckpointError if it cannot be used."""
     about = native.read_about(folder)
-    kind = NETWORK_KINDS[about.kind]
-    network: Any = about.network
+    return replace(facts_from(about.network, about.diffusion, about.kind, title), labels=about.labels)
+
+
+def facts_from(network: EncoderConfig, diffusion: DiffusionConfig, kind: Kind, title: str) -> Facts:
+    """Return what an architecture and a diffusion process say."""
     return Facts(
         title=title,
-        labels=about.labels,
-        conditional=network.num_classes > 0,
+        conditional=getattr(network, "num_classes", 0) > 0,
         channels=network.image_channels,
         size=network.image_size,
-        **_process(about.diffusion.build(), about.diffusion, kind.name != "classifier"),
-        attention=_attention(network),
+        **_process(diffusion.build(), diffusion, kind != "classifier"),
+        **_attention(network),
     )
 
 
@@ -104,13 +109,20 @@ def _same_curve(a: NoiseSchedule, b: NoiseSchedule) -> bool:
     return len(a) == len(b) and bool((a.alpha_bar - b.alpha_bar).abs().max() < 1e-9)
 
 
-def _attention(config: EncoderConfig | None) -> str | None:
+def _attention(config: EncoderConfig | None) -> dict[str, Any]:
     if config is None:
-        return None
-    heads = f"heads of {config.head_channels} channels" if config.head_channels else f"{config.num_heads} heads"
-    own = getattr(config, "num_heads_upsample", 0)
-    decoder = f" ({own} in the decoder)" if own and not config.head_channels and own != config.num_heads else ""
-    return f"{heads}{decoder}, {'new' if config.new_attention_order else 'old'} attention order"
+        return {}
+    order = "new" if config.new_attention_order else "old"
+    last = config.levels - 1
+    levels = [level for level in range(config.levels) if config.attends(level) or level == last]
+    widths = tuple(config.width(level) for level in levels)
+    try:
+        encoder = [config.heads(width) for width in widths]
+        decoder = [config.heads(width, getattr(config, "num_heads_upsample", 0)) for width in widths]
+    except ValueError:  # such a network cannot be built
+        return {}
+    heads = ",".join(map(str, encoder)) + ("" if decoder == encoder else f" and {','.join(map(str, decoder))}")
+    return {"widths": widths, "attention": f"{heads} attention heads in {order} order"}
 
 
 # -- facts that may have to agree ------------------------------------------------------------------------------------
@@ -199,13 +211,15 @@ def predict(a: Facts, b: Facts) -> str | None:
 
 
 def variance(a: Facts, b: Facts) -> str | None:
-    """Compare the variances of the reverse process."""
+    """Compare the variances of the reverse process, if the network predicts them."""
+    if a.variance in FIXED and b.variance in FIXED:
+        return None
     return _meaning("has the variance", a.variance, b.variance, a, b)
 
 
 def attention(a: Facts, b: Facts) -> str | None:
-    """Compare how attention splits channels into heads, which shapes do not show."""
-    return _meaning("has", a.attention, b.attention, a, b)
+    """Compare how attention splits the same channels into heads, which shapes do not show."""
+    return _meaning("has", a.attention, b.attention, a, b) if a.widths == b.widths else None
 
 
 def _meaning(verb: str, own: str | None, other: str | None, a: Facts, b: Facts) -> str | None:
@@ -232,21 +246,26 @@ class Pair:
     """What must agree in a pair.
 
     refused: a difference makes results wrong
-    noted: a difference can be right, and is said
+    noted: a difference can be right, and is said, with what follows from it
     """
 
     refused: tuple[Check, ...]
-    noted: tuple[Check, ...] = ()
+    noted: Mapping[Check, str] = field(default_factory=dict)
 
 
 PairName = Literal["classifier", "bad model", "upsampler", "init", "resume"]
 PAIRS: dict[PairName, Pair] = {
     # OpenAI's pair for 64 pixels has a cosine model and a classifier whose flags mean the linear schedule
-    "classifier": Pair((labels, channels, size, timesteps), (noise, names_are_known)),
-    "bad model": Pair((trained_labels, channels, size, timesteps, noise), (names_are_known,)),
-    "upsampler": Pair((trained_labels, channels), (names_are_known,)),
-    # weights are trained on: with other labels, sizes and noise they are a starting point, with another meaning not
-    "init": Pair((trained_order, channels, predict, variance, attention), (trained_labels, size, timesteps, noise)),
+    "classifier": Pair(
+        (labels, channels, size, timesteps), {noise: ", so guidance is approximate", names_are_known: ""}
+    ),
+    "bad model": Pair((trained_labels, channels, size, timesteps, noise), {names_are_known: ""}),
+    "upsampler": Pair((trained_labels, channels), {names_are_known: ""}),
+    # weights are a place to start from with other labels, sizes and noise, but not if outputs mean something else
+    "init": Pair(
+        (trained_order, channels, predict, variance, attention),
+        dict.fromkeys((trained_labels, size, timesteps, noise), ", so its weights are only a place to start from"),
+    ),
     "resume": Pair((trained_labels, channels, size, timesteps, noise, predict, variance, attention)),
 }
 """What must agree, by pair."""
@@ -261,6 +280,6 @@ def check_pair(pair: PairName, a: Facts, b: Facts) -> None:
     for check in found.refused:
         if difference := check(a, b):
             raise ValueError(f"{a.title} and {b.title} do not belong together: {difference}")
-    for check in found.noted:
+    for check, consequence in found.noted.items():
         if difference := check(a, b):
-            warnings.warn(difference, stacklevel=1)
+            warnings.warn(difference + consequence, stacklevel=1)

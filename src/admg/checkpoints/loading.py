@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from . import native, openai
 from .model import Classifier, Model
@@ -189,6 +189,8 @@ def _native_folder(path: Path) -> Path | None:
 
 def _with_source(loaded: AnyModel, model: PublishedModel) -> AnyModel:
     """Record where the model comes from."""
-    source = {"name": model.name, "url": model.url, "license": LICENSE, "card": MODEL_CARD}
+    source: dict[str, Any] = {"name": model.name, "url": model.url, "license": LICENSE, "card": MODEL_CARD}
+    if model.kind != "classifier" and model.classes:
+        source["label_dropout"] = 0.0  # guided-diffusion trains each image with its label
     loaded.training = {**loaded.training, **source}
     return loaded

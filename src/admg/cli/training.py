@@ -37,6 +37,12 @@ def train(run: TrainingRun[Any]) -> None:
     print(f"model: {run.out / 'model'}   curves: {run.out / 'curves.png'}   samples: {run.out / 'samples'}")
 
 
+def attention(network: Any) -> str:
+    """Return at which sides a network has attention, in words."""
+    sides = [str(network.image_size >> level) for level in range(network.levels) if network.attends(level)]
+    return f"attention at {', '.join(sides)} pixels" if sides else "attention in the middle block alone"
+
+
 def describe(run: TrainingRun[Any]) -> None:
     """Print the size of the data and of the network, and notes on what is missing."""
     data = run.dataset
@@ -45,7 +51,7 @@ def describe(run: TrainingRun[Any]) -> None:
         print(f"skipped {path}: {reason}", file=sys.stderr)
     if skipped:
         print(f"skipped {len(skipped)} files that are not images; {len(data)} are", file=sys.stderr)
-    parameters = f"{run.parameters / 1e6:.2f} M parameters"
+    parameters = f"{run.parameters / 1e6:.2f} M parameters, {attention(run.learner.network.config)}"
     print(f"{len(data)} images, {len(data.label_names)} labels; {parameters}; run directory {run.out}")
     if data.label_names:
         print(f"classes: {describe_classes(data)}")

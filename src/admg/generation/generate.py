@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from admg.checkpoints.compatibility import check_pair, facts_of
 from admg.checkpoints.model import Model
 from admg.diffusion.gaussian import Images
 from admg.engine.compiling import Compile
@@ -22,6 +23,7 @@ from .images import to_uint8
 from .interpolate import frame_noise
 from .job import Generated, Job, JobOptions
 from .labels import LabelsArgument, choose_labels, label_list, label_table, resolve_labels, uses_labels
+from .pairing import check_guide, check_null_label
 from .progress import OnProgress
 from .recipe import Recipe
 from .sample import as_model, name_of
@@ -279,9 +281,8 @@ def enlarged(stage: Stage, upsampler: Model | str | Path, recipe: Recipe | None 
     name = name_of(model)
     channels, height, width = stage.model.shape
     check_base(model, name or "the upsampler", (height, width, channels), stage.name or "the model")
-    if model.conditional and model.labels.count != stage.table.count:
-        counts = f"{model.labels.count} labels, {stage.name or 'the model'} {stage.table.count}"
-        raise ValueError(f"{name or 'the upsampler'} has {counts}")
+    base = dataclasses.replace(facts_of(stage.model, "the model"), labels=stage.table, conditional=True)
+    check_pair("upsampler", base, facts_of(model, "the upsampler"))
     if recipe is None:
         recipe = dataclasses.replace(stage.recipe, guide=None, sampler="ddim", steps=25, unconditional=False,
                                      batch_size=None)  # fmt: skip
@@ -291,7 +292,9 @@ def enlarged(stage: Stage, upsampler: Model | str | Path, recipe: Recipe | None 
         chosen="of the base", base=first.shards().target, origin=first.record,
     )  # fmt: skip
     model.respace(recipe.steps)  # errors must show before anything is written
+    check_guide(model, recipe.guide)
     check_base_labels(second, "sample with labels, or choose an upsampler without")
+    check_null_label(model, stage.labels, recipe.unconditional)
     return first, second
 
 

@@ -9,13 +9,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import nn
 
+from admg.checkpoints import native
+from admg.checkpoints.compatibility import check_pair, facts_in, facts_of
 from admg.checkpoints.initial import load_initial
 from admg.checkpoints.labels import Labels
 from admg.checkpoints.model import Classifier, Model
 from admg.checkpoints.networks import Kind
+from admg.checkpoints.provenance import label_dropout
 from admg.data import DataConfig, Dataset, ImageDataset, from_dataset
 from admg.data import open as open_dataset
 from admg.data.classes import empty_classes, with_classes
@@ -24,6 +28,7 @@ from admg.diffusion.config import DiffusionConfig
 from admg.files import check_output_folder
 from admg.models import ClassifierConfig, NoisyClassifier, SuperResConfig, SuperResUNet, UNet, UNetConfig
 
+from . import checkpointing
 from .config import ObjectiveConfig, TrainConfig
 from .tasks import ClassifierTask, DiffusionTask, UpsamplerTask
 from .trainer import TrainingRun
@@ -84,8 +89,10 @@ def train_diffusion(
     config, diffusion = config or TrainConfig(), diffusion or DiffusionConfig()
     architecture = fit_to_data(UNetConfig, network, **unet_fields(dataset, diffusion, objective))
     unet = initialised(UNet, architecture, config.seed)
-    task = DiffusionTask(as_model(unet, diffusion, dataset), objective.objective, objective.label_dropout)
-    record = {**describe(data, dataset), **(provenance or {}), **load_init(unet, init, "diffusion")}
+    model = as_model(unet, diffusion, dataset)
+    task = DiffusionTask(model, objective.objective, objective.label_dropout)
+    record = {**describe(data, dataset), **(provenance or {}), **load_init(model, init, "diffusion")}
+    record |= dropout_record(model, dataset, objective, check_resumed(model, out))
     return TrainingRun(task, dataset, check_output_folder(out), config, record)
 
 
@@ -136,8 +143,10 @@ def train_classifier(
     labels = Labels(len(dataset.label_names), dataset.label_names)
     architecture = fit_to_data(ClassifierConfig, network, **image_fields(dataset), num_classes=labels.count)
     module = initialised(NoisyClassifier, architecture, config.seed)
-    task = ClassifierTask(Classifier(module, diffusion.build(), labels, diffusion), held_out, val_images)
-    record = {**describe(data, dataset), **(provenance or {}), **load_init(module, init, "classifier")}
+    classifier = Classifier(module, diffusion.build(), labels, diffusion)
+    task = ClassifierTask(classifier, held_out, val_images)
+    record = {**describe(data, dataset), **(provenance or {}), **load_init(classifier, init, "classifier")}
+    check_resumed(classifier, out)
     return TrainingRun(task, dataset, check_output_folder(out), config, record)
 
 
@@ -192,7 +201,8 @@ def train_upsampler(
     unet = initialised(SuperResUNet, architecture, config.seed)
     model = as_model(unet, diffusion, dataset)
     task = UpsamplerTask(model, small, objective.objective, objective.label_dropout, examples=dataset)
-    record = {**describe(data, dataset), **(provenance or {}), **load_init(unet, init, "upsampler")}
+    record = {**describe(data, dataset), **(provenance or {}), **load_init(model, init, "upsampler")}
+    record |= dropout_record(model, dataset, objective, check_resumed(model, out))
     return TrainingRun(task, dataset, check_output_folder(out), config, record)
 
 
@@ -290,11 +300,40 @@ def as_model(network: nn.Module, diffusion: DiffusionConfig, dataset: ImageDatas
     return Model(network, diffusion.build(), shape, labels, diffusion)
 
 
-def load_init(network: nn.Module, init: Path | str | None, kind: Kind) -> dict[str, Any]:
+def load_init(part: Model | Classifier, init: Path | str | None, kind: Kind) -> dict[str, Any]:
     """Fill the network with the weights of a model, if one is named, and return how that model was trained.
 
-    kind: "diffusion", "classifier" or "upsampler". Raises ValueError if the weights do not fit.
+    kind: "diffusion", "classifier" or "upsampler". Raises ValueError if the weights do not fit, or mean something else.
     """
     if not init:
         return {}
-    return {"init": load_initial(network, init, kind)}
+    return {"init": load_initial(part, init, kind)}
+
+
+def check_resumed(part: Model | Classifier, out: Path | str) -> Mapping[str, Any]:
+    """Compare with the run that the directory holds, and return how that run was trained; {} if there is none.
+
+    Raises ValueError if its weights mean something else.
+    """
+    folder = Path(out) / "model"
+    if not (Path(out) / checkpointing.FILE).is_file() or not (folder / "config.json").is_file():
+        return {}
+    check_pair("resume", facts_of(part, "this run"), facts_in(folder, f"the run in {out}"))
+    training: Mapping[str, Any] = native.read_config(folder).get("training", {})
+    return training
+
+
+def dropout_record(
+    model: Model, dataset: ImageDataset, objective: ObjectiveConfig, resumed: Mapping[str, Any]
+) -> dict[str, float]:
+    """Return the share of images that the network is trained on without their label, for the provenance.
+
+    resumed: how the run was trained that is resumed; the larger share counts. Nothing is known if a data set that is
+    not ours may have images without a label.
+    """
+    if not model.conditional:
+        return {}
+    share = max(objective.label_dropout, label_dropout(resumed) or 0.0)
+    if share == 0 and isinstance(dataset, Dataset) and dataset.labels is not None:
+        share = float((np.asarray(dataset.labels) < 0).mean())
+    return {"label_dropout": share} if share or isinstance(dataset, Dataset) else {}
