@@ -29,7 +29,7 @@ OTHERS = {
     "names": ({"labels": Labels(2, ("cat", "fox"))}, "label 1 is 'dog' for the first and 'fox' for the second"),
     "order": (
         {"labels": Labels(2, ("dog", "cat"))},
-        r"label 0 is 'cat' .* 'dog' .*\(the same names in another order\)",
+        r"label 0 is 'cat' .*\(the same names in another order\)",
     ),
     "count": ({"labels": Labels(3)}, "the second has 3 labels, the first 2"),
     "nameless": ({"labels": Labels(2)}, "the labels of the second have no names"),
@@ -38,7 +38,7 @@ OTHERS = {
     "timesteps": ({"schedule": NoiseSchedule.linear(50)}, "timesteps 0 to 99 .*, the second on 0 to 49"),
     "noise": (
         {"schedule": NoiseSchedule.cosine(100)},
-        "at timestep 40, 82 % of the variance .* and 37 % for the second",
+        "at timestep 40, 82 % of .* and 37 % for the second",
     ),
     "predict": ({"predict": "v"}, "the first predicts eps, the second v"),
     "variance": ({"variance": "learned"}, "the first has the variance learned_range, the second learned"),
@@ -77,7 +77,7 @@ def test_the_same_noise_by_other_timesteps_is_the_same_process():
         warnings.simplefilter("error")
         check_pair("classifier", thousand, replace(thousand, schedule=NoiseSchedule.linear(4000).rescaled()))
         check_pair("classifier", thousand, replace(thousand, labels=Labels(2, ("cat", "dog"))))
-    with pytest.raises(ValueError, match="timesteps 0 to 999 .*, the second on 0 to 3999"):
+    with pytest.raises(ValueError, match=r"timesteps 0 to 999 .*, the second on 0 to 3999"):
         check_pair("classifier", thousand, replace(thousand, title="the second", schedule=NoiseSchedule.linear(4000)))
 
 
@@ -159,7 +159,7 @@ def test_a_network_that_never_missed_its_label_has_no_unconditional_prediction(t
     never = replace(tiny_model, training={"label_dropout": 0.0})
     never.predict(x, 0, y)
     for call in (lambda: never.predict(x, 0), lambda: never.predict_both(x, 0, y)):
-        with pytest.raises(ValueError, match="never trained without labels.* train with label dropout"):
+        with pytest.raises(ValueError, match=r"never trained without labels.* train with label dropout"):
             call()
     with pytest.warns(UserWarning, match="not known whether this model was ever trained without labels"):
         replace(tiny_model, training={}).predict(x, 0)
@@ -179,7 +179,7 @@ def test_a_network_that_contradicts_what_is_said_of_it(tiny_model, tiny_classifi
         replace(tiny_model, network=unlabelled, takes_labels=True)
     plain = nn.Sequential()
     plain.forward = lambda x, timesteps: x
-    with pytest.raises(ValueError, match="takes_labels=True .* Sequential.forward has no parameter y"):
+    with pytest.raises(ValueError, match=r"takes_labels=True .* Sequential.forward has no parameter y"):
         replace(tiny_model, network=plain, takes_labels=True)
     with pytest.raises(ValueError, match="the network is conditioned on 5 labels, and there are 6"):
         replace(tiny_model, labels=Labels(6))

@@ -90,7 +90,7 @@ def test_the_model_itself_is_sampled_in_evaluation_mode(tiny_model):
 
 def test_batch_norm_without_running_statistics_is_refused(tiny_model):
     network = batch_norm(track_running_stats=False)
-    with pytest.raises(ValueError, match="BatchNorm2d.* without running statistics an image depends on the others"):
+    with pytest.raises(ValueError, match=r"BatchNorm2d.* without running statistics an image depends on the others"):
         admg.sample(tiny_model, [0], steps=1, guide=guides(network)["closure"], progress=False)
 
 

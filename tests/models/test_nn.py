@@ -415,7 +415,7 @@ def test_any_size_has_a_default_architecture_with_attention(size, mult, attentio
 def test_attention_that_no_level_has_is_refused():
     with pytest.raises(ValueError, match="attention_resolutions 32,16: no level has 32 pixels; the levels have 96, 48"):
         UNetConfig(image_size=96, attention_resolutions=(32, 16))
-    with pytest.raises(ValueError, match="attention_resolutions 32,12: no level has 12 pixels; .* 64, 32, 16, 8"):
+    with pytest.raises(ValueError, match=r"attention_resolutions 32,12: no level has 12 pixels; .* 64, 32, 16, 8"):
         UNetConfig(image_size=64, attention_resolutions=(32, 12))
     assert UNetConfig(image_size=96, attention_resolutions=()).attention_resolutions == ()
 
