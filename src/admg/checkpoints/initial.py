@@ -7,40 +7,42 @@ import warnings
 from pathlib import Path
 from typing import Any, cast
 
+from torch import nn
+
 from admg.models import ClassifierConfig, UNetConfig
 
 from . import loading, native, openai
-from .compatibility import check_pair, facts_from, facts_in, facts_of
-from .model import Classifier, Model
+from .compatibility import Facts, check_pair, facts_from, facts_in
 from .networks import Kind
 from .openai.families import Family, family_of
 from .weights import CheckpointError, check_state
 
 
-def load_initial(part: Model | Classifier, name: str | Path, kind: Kind) -> dict[str, Any]:
-    """Fill a model's network with the weights of a checkpoint, and return what is known of how that one was trained.
+def load_initial(network: nn.Module, name: str | Path, kind: Kind, run: Facts | None = None) -> dict[str, Any]:
+    """Fill a network with the weights of a checkpoint, and return what is known of how that one was trained.
 
-    part: model or classifier to be trained, whose network is a UNet, SuperResUNet or NoisyClassifier
+    network: a UNet, SuperResUNet or NoisyClassifier
     name: name of a shipped or published model, checkpoint folder, run directory, or file of weights
+    run: what is known of the model to be trained, to compare with; None compares nothing
 
     Raises ValueError if there is no such checkpoint of this kind, or if names, shapes or, where they are known, the
     attention heads differ from those of the network, or if the weights have another meaning; see compatibility.PAIRS.
     """
-    network, own = part.network, facts_of(part, "this run")
     published = loading.published(name, kind)
     file = loading.weights_file(name) if published is None else published.fetch()
     if file is None:
         folder = loading.find(name, "classifier" if kind == "classifier" else "diffusion")
         training = native.read_config(folder, kind).get("training", {})
         native.load_weights(folder, network)
-        check_pair("init", own, facts_in(folder, str(name)))
+        if run is not None:
+            check_pair("init", run, facts_in(folder, str(name)))
         return {"model": str(name), **training}
     source, weights = openai.read(file, kind)
     check_state(source, weights.state, network)
     known = _check_attention(source, cast(UNetConfig | ClassifierConfig, network.config), kind)
-    if known is not None:  # shapes do not tell its labels and image size
+    if known is not None and run is not None:  # shapes do not tell its labels and image size
         facts = facts_from(known.config.network, known.config.diffusion, kind, str(name))
-        check_pair("init", own, dataclasses.replace(facts, labels=None, size=None))
+        check_pair("init", run, dataclasses.replace(facts, labels=None, size=None))
     network.load_state_dict(weights.state)
     return {"model": str(name), **openai.provenance(weights)}
 

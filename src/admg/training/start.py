@@ -307,7 +307,7 @@ def load_init(part: Model | Classifier, init: Path | str | None, kind: Kind) -> 
     """
     if not init:
         return {}
-    return {"init": load_initial(part, init, kind)}
+    return {"init": load_initial(part.network, init, kind, facts_of(part, "this run"))}
 
 
 def check_resumed(part: Model | Classifier, out: Path | str) -> Mapping[str, Any]:
