@@ -119,6 +119,11 @@ def test_names_that_differ_only_by_case():
         Labels(2, ("x", "x")).number("x")
 
 
+def test_spaces_around_a_name_belong_to_it_if_a_label_has_them():
+    labels = Labels(2, ("cat", " cat"))
+    assert [labels.number(name) for name in ("cat", " cat", "cat ")] == [0, 1, 0] and labels.parse(" 1 ") == 1
+
+
 def test_custom_aliases():
     labels = Labels(2, ("cat", "dog"), aliases=(("Felis Catus",), ()))
     assert labels.number("felis catus") == 0

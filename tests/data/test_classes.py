@@ -18,6 +18,7 @@ def images(labels: object, **options: object):
 def test_classes_and_counts_in_one_line():
     pets = images(["cat", "dog", "cat"], label_names=["dog", "bird", "cat"])
     assert describe_classes(pets) == "dog (1), bird (0), cat (2)" and empty_classes(pets) == ["bird"]
+    assert describe_classes(images(["a\nb", "ä"])) == "'a\\nb' (1), ä (1)"
     many = images(np.repeat(np.arange(1000), np.arange(1000) % 3 + 1))
     assert describe_classes(many) == "0 (1), 1 (2), 2 (3), ..., 999 (1); 1 to 3 images each"
     assert class_counts(many).sum() == len(many)

@@ -85,7 +85,8 @@ def test_file_names_that_disagree_with_folders_are_reported(tmp_path):
 @pytest.mark.parametrize(
     "names, words",
     [
-        (("train/1.png", "train/2.png", "val/3.png", "val/4.png"), ("sub-folders train, val", "parts of a data set")),
+        (("train/1.png", "train/2.png", "val/3.png", "val/4.png"), ("also train, val", "parts of a data set")),
+        (("train/1.png", "test/2.png", "test/3.png", "dog/4.png"), ("also test, train", "parts of a data set")),
         (("00000/1.png", "00000/2.png", "00001/3.png", "00001/4.png"), ("00000, 00001", "parts of a data set")),
         (("cat/1.png", "dog/2.png", "fox/3.png"), ("each of the 3 classes", "one image", "sub-folders")),
         (("a_1.png", "b_1.png"), ("each of the 2 classes", "one image", "beginnings of the file names")),
@@ -100,9 +101,9 @@ def test_what_may_be_no_class_is_reported_in_one_line(tmp_path, names, words):
 
 
 def test_years_and_numbers_are_classes_like_others(tmp_path):
-    names = [f"{year}/{i}.png" for year in (1998, 2003, 7) for i in range(2)]
+    names = [f"{year}/{i}.png" for year in (1998, 2003, 7, "train") for i in range(2)]  # a train may be a class
     labels, notes = opened(put(tmp_path, *names))
-    assert list(dict.fromkeys(labels.values())) == ["1998", "2003", "7"] and not notes
+    assert list(dict.fromkeys(labels.values())) == ["1998", "2003", "7", "train"] and not notes
 
 
 def test_unlabelled_never_looks_at_labels(tmp_path):

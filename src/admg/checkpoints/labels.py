@@ -64,7 +64,7 @@ class Labels:
         or if several labels share this alias (the message lists them).
         """
         if isinstance(label, str):
-            return self._number_of_name(label.strip(), numbers_allowed=False)
+            return self._number_of_name(label, numbers_allowed=False)
         number = operator.index(label)
         if not 0 <= number < self.count:
             raise ValueError(self._unknown(str(number)))
@@ -75,11 +75,12 @@ class Labels:
 
         Raises ValueError as `number` does.
         """
-        return self._number_of_name(text.strip(), numbers_allowed=True)
+        return self._number_of_name(text, numbers_allowed=True)
 
     def _number_of_name(self, text: str, numbers_allowed: bool) -> int:
-        text = nfc(text)
-        found = self._named(text)
+        exact = nfc(text)
+        text = exact.strip()
+        found = self._named(exact) or self._named(text)
         if len(found) == 1:
             return found[0]
         if found:

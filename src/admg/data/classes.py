@@ -27,8 +27,9 @@ def class_counts(dataset: ImageDataset) -> Int64[np.ndarray, " k"] | None:
 
 def describe_classes(dataset: ImageDataset) -> str:
     """Return the classes with their numbers of images: 'cat (120), dog (98)'; of many classes some, and the range."""
-    names, counts = dataset.label_names, class_counts(dataset)
-    shown = list(names) if counts is None else [f"{name} ({count})" for name, count in zip(names, counts)]
+    counts = class_counts(dataset)
+    names = [name if name.isprintable() else ascii(name) for name in dataset.label_names]
+    shown = names if counts is None else [f"{name} ({count})" for name, count in zip(names, counts)]
     if len(names) <= ALL_SHOWN:
         return ", ".join(shown)
     some = f"{', '.join(shown[:3])}, ..., {shown[-1]}"

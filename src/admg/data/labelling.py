@@ -19,8 +19,10 @@ from .listing import nfc, relative_names
 from .scan import DESCRIPTION
 
 LabelSource = Literal["auto", "folders", "prefix", "json", "none"]
-PARTS = re.compile(r"(train|training|val|valid|validation|test|testing|eval|dev)(\d{4})?|\d{5,}", re.IGNORECASE)
-"""Names of folders that hold a part of a data set rather than a class: train/, val/, or 00000/ of StyleGAN and EDM."""
+SPLITS = re.compile(r"(train|training|val|valid|validation|test|testing|eval|dev)(\d{4})?", re.IGNORECASE)
+"""Names of folders that hold a part of a data set rather than a class."""
+NUMBERED = re.compile(r"\d{5,}")
+"""Names such as 00000, which the folders of StyleGAN's and EDM's data sets have."""
 CHOOSE = 'labels="none", "folders", "prefix" or "json" (--labels) decides'
 
 
@@ -91,7 +93,7 @@ def recognised(root: Path, names: Sequence[str]) -> Literal["folders", "prefix",
                 f"{loose[0]}): allowed is one or the other, or labels=False (--labels none)"
             )
         folders, prefixes = {name.split("/")[0] for name in names}, [prefix(name) for name in names]
-        parts = all(PARTS.fullmatch(folder) for folder in folders)
+        parts = all(SPLITS.fullmatch(folder) or NUMBERED.fullmatch(folder) for folder in folders)
         return "prefix" if parts and all(prefixes) and _repeated(prefixes) else "folders"
     labelled = sum("_" in name for name in names)
     if 0 < labelled < len(names):
@@ -138,7 +140,10 @@ def doubts(names: Sequence[str], labels: Sequence[str], source: Literal["folders
     shown = listed(classes, 3)
     notes = []
     if source == "folders":
-        if all(PARTS.fullmatch(name) for name in classes):
+        splits = [name for name in classes if SPLITS.fullmatch(name)]
+        if len(splits) > 1 or len(splits) == len(classes):
+            notes.append(f"sub-folders are classes, also {listed(splits, 3)}, which may be parts of a data set to open")
+        elif all(NUMBERED.fullmatch(name) for name in classes):
             notes.append(f"the classes are the sub-folders {shown}, which are named as parts of a data set")
         notes += _other_prefixes(names, labels)
     elif folders := sorted({name.split("/")[0] for name in names if "/" in name}):
