@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,8 @@ from PIL import Image
 
 from admg.data import DataError, folder, scan
 from admg.data import open as open_dataset
-from admg.data.index import index_path
-from admg.data.listing import relative_names
+from admg.data.index import index_path, read_index, write_index
+from admg.data.listing import list_files, relative_names
 
 
 @pytest.fixture
@@ -116,3 +117,13 @@ def test_names_relative_to_any_folder(photos, monkeypatch):
         paths = [root / "a" / "00.png", root / "é.png"]
         assert relative_names(root, paths) == [path.relative_to(root).as_posix() for path in paths]
     assert open_dataset(".", 8).label_names == ("a", "b")
+
+
+def test_processes_that_write_the_index_at_once_leave_a_whole_one(photos, reads):
+    images, _ = scan.open_folder(photos)
+    files = list_files(photos).files
+    by_name = {file.name: image for file, image in zip(files, images, strict=True)}
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: write_index(photos, files, by_name), range(40)))
+    assert read_index(photos, files) == by_name and again(photos, reads) == ([], 70)
+    assert [path.name for path in index_path(photos).parent.iterdir()] == [index_path(photos).name]

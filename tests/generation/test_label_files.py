@@ -30,7 +30,11 @@ def write(folder: Path, labels: list[int | None], names: list[str]) -> list[Path
 def test_any_label_is_read_back_from_a_folder_of_samples(tmp_path):
     names = [name for name in AWKWARD if name] * 2
     write(tmp_path / "images", [names.index(name) for name in names], names)
+    content = json.loads((tmp_path / "images" / "dataset.json").read_bytes())
+    edm = dict(content["labels"])  # as training.dataset.ImageFolderDataset of EDM looks them up, by file name
+    assert sorted(edm) == sorted(path.name for path in (tmp_path / "images").glob("*.png"))
     dataset = open_dataset(tmp_path / "images", 4)
+    assert [edm[path.name] for path in dataset.images] == dataset.labels.tolist()
     assert dataset.label_names == tuple(names[: len(names) // 2]) and not dataset.skipped
     values = [round((float(dataset[i][0].mean()) + 1) * 127.5) for i in range(len(dataset))]
     assert [dataset.label_names[k] for k in dataset.labels] == [names[value] for value in values]

@@ -69,7 +69,7 @@ class Samples:
         """Write `samples_NxHxWxC.npz`, `sheet.png` and a PNG file per image in `images/`. Return the path of the .npz.
 
         The .npz holds the images as `arr_0` (uint8, NHWC) and, if there are any, the labels as `arr_1` (int64), as
-        evaluation reads them. Files of these names are replaced.
+        evaluation reads them; `images/dataset.json` holds the labels for training. Files of these names are replaced.
         """
         out, images, labels = Path(folder), self.images, self.labels.numpy()
         height, width, channels = images.shape[1:]
