@@ -122,6 +122,18 @@ def test_dark_images_do_not_hide_the_range_of_16_bits(tmp_path):
     assert levels(open_dataset(tmp_path), 0) == [0, 4, 8, 12] and levels(open_dataset(tmp_path), 1) == RAMP
 
 
+def test_other_forms_of_16_bits(tmp_path):
+    (tmp_path / "pgm").mkdir()
+    Image.fromarray(ramp((0, 65535), np.uint16)).save(tmp_path / "pgm" / "a.pgm")
+    assert levels(open_dataset(tmp_path / "pgm")) == RAMP
+    array = torch.from_numpy(ramp((0, 1), np.float32)).bfloat16()[None]
+    assert levels(from_arrays(array)) == RAMP  # 1/3 is 0.3340 in bfloat16, and 85.2 of 255
+    transparent = ramp((0, 65535), np.uint16)
+    (tmp_path / "hole").mkdir()
+    Image.fromarray(transparent).save(tmp_path / "hole" / "a.png", transparency=21845)
+    assert levels(open_dataset(tmp_path / "hole")) == [0, 255, 170, 255]
+
+
 def test_images_of_several_depths(tmp_path):
     Image.fromarray(ramp((0, 255), np.uint8)).save(tmp_path / "a.png")
     Image.fromarray(ramp((0, 65535), np.uint16)).save(tmp_path / "b.png")

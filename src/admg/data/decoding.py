@@ -148,7 +148,7 @@ def flattened(image: Image.Image, background: int) -> Image.Image:
 def wide_array(image: Image.Image) -> Shaped[np.ndarray, "h w"]:
     """Return the values of an image of more than 8 bits, upright, as uint16, int32 or float32."""
     array = np.asarray(upright(image))
-    sixteen = image.mode == "I" and image.format == "PNG"  # as Pillow before 11.3 opens 16 bits
+    sixteen = image.mode == "I" and image.format in ("PNG", "PPM")  # of 0..65535, as Pillow opens some versions of them
     return array.astype(np.uint16) if sixteen else array
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
@@ -79,7 +80,10 @@ def from_arrays(
 def channels_last(images: Any) -> Shaped[np.ndarray, "n h w c"]:
     """Return (N, H, W, C), integers or floating point. Raises DataError for another type or shape."""
     channels_first = isinstance(images, Tensor)
-    array = images.detach().cpu().numpy() if isinstance(images, Tensor) else np.asarray(images)
+    if isinstance(images, Tensor):
+        images = images.detach().cpu()
+        images = (images.float() if images.dtype == torch.bfloat16 else images).numpy()  # NumPy has no bfloat16
+    array = np.asarray(images)
     if not np.issubdtype(array.dtype, np.integer) and not np.issubdtype(array.dtype, np.floating):
         raise DataError(f"the images are of type {array.dtype}: allowed are uint8, other integers and floats")
     if array.ndim == 3 and array.shape[2] <= 4 < min(array.shape[:2]):
