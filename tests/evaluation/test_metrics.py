@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from importlib import import_module
 
 import numpy as np
@@ -284,6 +285,16 @@ def direct(x: np.ndarray, y: np.ndarray, k: int, k_density: int) -> list[float]:
     return [inside.any(1).mean(), recalled.any(0).mean(), around.sum(1).mean() / k_density, around.any(0).mean()]
 
 
+def share_of_the_jackknife(reaches: np.ndarray, few: int) -> float:
+    """1 - (1 - 1/(1 + O_2/O_1)) n²/(n² + few²), with O_c and n by counting sets of samples one by one."""
+    sets = Counter(tuple(np.flatnonzero(column)) for column in reaches.T)
+    first, second = ([m**2 for who, m in sets.items() if len(who) == size] for size in (1, 2))
+    if not first:
+        return 1.0
+    n = sum(first) ** 2 / sum(m**2 for m in first)
+    return 1 - (1 - 1 / (1 + sum(second) / sum(first))) * n**2 / (n**2 + few**2)
+
+
 def values(found) -> list[float]:
     return [found.precision.value, found.recall.value, found.density.value, found.coverage.value]
 
@@ -342,13 +353,32 @@ def test_the_manifolds_jackknife_leaves_each_group_out(count):
     found = prdc(x, y, 3, 4, seed=3)
     without = np.array([direct(x[group != g], y, 3, 4) for g in range(group.max() + 1)])
     errors = np.sqrt((len(without) - 1) * without.var(0))
-    assert found.recall.error == pytest.approx(errors[1], rel=1e-9)
-    assert found.coverage.error == pytest.approx(errors[3], rel=1e-9)
+    between, radii = cdist(x, y), [np.sort(cdist(z, z), 1) for z in (x, y)]
+    for estimate, error, reaches, few in (
+        (found.recall, errors[1], between <= radii[0][:, 3, None], 40),
+        (found.coverage, errors[3], between <= radii[1][:, 4], 0),
+    ):
+        assert estimate.error == pytest.approx(error * share_of_the_jackknife(reaches, few) ** 0.5, rel=1e-9)
     assert errors[1] > 0
     around = (cdist(x, y) <= np.sort(cdist(y, y), 1)[:, 4]).sum(1) / 4
     assert found.density.error == pytest.approx(stats.sem(around), rel=1e-9)
     right = round(found.precision.value * count)
     assert (found.precision.low, found.precision.high) == wilson(right, count)
+
+
+def test_intervals_of_recall_and_coverage_are_not_too_narrow_and_not_far_too_wide():
+    """Errors against the standard deviation of the values in 60 draws of the samples, which is known to 9 %.
+
+    The jackknife alone is 1.7 times too wide for recall, and 1.8 times for coverage.
+    """
+    y = normal(200, 6)
+    found = [prdc(normal(200, 6, seed=seed), y) for seed in range(1, 61)]
+    for name, limit in (("recall", 1.8), ("coverage", 1.4)):
+        estimates = [getattr(f, name) for f in found]
+        value, error = (np.array([getattr(e, field) for e in estimates]) for field in ("value", "error"))
+        ratio = np.sqrt((error**2).mean()) / value.std(ddof=1)
+        inside = np.mean([e.low <= value.mean() <= e.high for e in estimates])
+        assert 0.9 < ratio < limit and inside > 0.92
 
 
 def test_too_few_samples_for_an_interval_still_have_figures():

@@ -69,15 +69,21 @@ def draw_groups(count: int, seed: int, groups: int = GROUPS) -> Int64[np.ndarray
 
 
 def jackknife(
-    value: float, without: Sequence[float] | np.ndarray, least: float = -math.inf, most: float = math.inf
+    value: float,
+    without: Sequence[float] | np.ndarray,
+    least: float = -math.inf,
+    most: float = math.inf,
+    share: float = 1.0,
 ) -> Estimate:
     """Return the interval of a metric from its values without each group: the delete-a-group jackknife (Kott 2001).
 
     Unlike the bootstrap it repeats no images, which would change the rank of covariances and the nearest neighbours.
     Its variance is on average not too small, whatever the metric (Efron & Stein 1981).
+
+    share: share of the jackknife's variance that is the metric's own
     """
     values = np.asarray(without, np.float64)
-    error = math.sqrt((len(values) - 1) * values.var())  # (G - 1) / G Σ (θ_g - mean)²
+    error = math.sqrt((len(values) - 1) * values.var() * share)  # (G - 1) / G Σ (θ_g - mean)²
     return Estimate.spread(value, error, len(values) - 1, least, most)
 
 

@@ -93,7 +93,8 @@ def prdc(
     by the rounding error of the products, so that points on a surface are inside and equal images have distance 0.
 
     Precision has Wilson's interval, density that of a mean, and recall and coverage that of the delete-a-group
-    jackknife, in which the balls of the remaining samples grow as their neighbours are left out.
+    jackknife, in which the balls of the remaining samples grow as their neighbours are left out, corrected for
+    its excess; see `_jackknife`.
 
     seed, groups: random groups of samples for the jackknife; with groups=0 there are no intervals
     device: where to compute; it must support float64
@@ -135,6 +136,7 @@ class _Counts:
     recalled: (G, M), whether the reference image is in a ball of a sample of this group
     grown: (G, M), whether it is in a ball of another group's sample that grows if this group is left out
     covered: (G, M), whether a sample of this group is in the ball of the reference image
+    recalled_by, covered_by: which samples do so, see _Sets
     jackknifed: whether there are enough samples to leave out a group
     """
 
@@ -143,7 +145,27 @@ class _Counts:
     recalled: Tensor
     grown: Tensor
     covered: Tensor
+    recalled_by: _Sets
+    covered_by: _Sets
     jackknifed: bool
+
+
+class _Sets:
+    """The set of samples that reach each of M reference images, by its size and the sum of random numbers of them."""
+
+    def __init__(self, samples: int, reference: int, device: torch.device) -> None:
+        self.numbers = torch.randint(1 << 62, (samples,), generator=torch.Generator().manual_seed(0)).to(device)
+        self.sizes, self.sums = torch.zeros(2, reference, dtype=torch.int64, device=device)
+
+    def add(self, rows: slice, reaches: Tensor) -> None:
+        """Add the samples of these rows. reaches: (n, M)"""
+        sample, image = reaches.nonzero(as_tuple=True)
+        self.sizes.index_add_(0, image, torch.ones_like(image))
+        self.sums.index_add_(0, image, self.numbers[rows][sample])
+
+    def shares(self, size: int) -> Tensor:
+        """Return the number of reference images of each set of this many samples."""
+        return torch.unique(self.sums[self.sizes == size], return_counts=True)[1].double()
 
 
 def _count(x: _Points, y: _Points, group: Tensor, k: int, k_density: int) -> _Counts:
@@ -155,19 +177,23 @@ def _count(x: _Points, y: _Points, group: Tensor, k: int, k_density: int) -> _Co
     ball, ball_density = reference[:, k - 1], reference[:, k_density - 1]
     inside, balls = 0, []
     recalled, grown, covered = torch.zeros(3, g, len(y), dtype=torch.bool, device=group.device)
+    recalled_by, covered_by = (_Sets(len(x), len(y), group.device) for _ in range(2))
     for rows in _rows(len(x), len(y), sizes.tolist()):
         d = x.squared_distances(rows, y)
         own = int(group[rows.start])
         inside += int(_any(d <= ball, 1).sum())
-        here = d <= ball_density
+        here, reached = d <= ball_density, d <= radius[rows, None]
         balls.append(here.sum(1))
         covered[own] |= _any(here, 0)
-        recalled[own] |= _any(d <= radius[rows, None], 0)
+        recalled[own] |= _any(reached, 0)
+        if jackknifed:
+            covered_by.add(rows, here)
+            recalled_by.add(rows, reached)
         for other in range(g if jackknifed else 0):
             wider = without[rows, other] > radius[rows]  # rows that lose a neighbour: about k / G of them
             if other != own and wider.any():
                 grown[other] |= _any(d[wider] <= without[rows, other][wider][:, None], 0)
-    return _Counts(inside, torch.cat(balls), recalled, grown, covered, jackknifed)
+    return _Counts(inside, torch.cat(balls), recalled, grown, covered, recalled_by, covered_by, jackknifed)
 
 
 def _estimates(counts: _Counts, n: int, k_density: int) -> Manifold:
@@ -178,10 +204,32 @@ def _estimates(counts: _Counts, n: int, k_density: int) -> Manifold:
         return Manifold(*(Estimate(v) for v in (counts.inside / n, recall, value, coverage)))
     return Manifold(
         precision=Estimate.share(counts.inside, n),
-        recall=jackknife(recall, _without(counts.recalled, counts.grown), 0.0, 1.0),
+        recall=_jackknife(recall, counts.recalled, counts.grown, counts.recalled_by, few=40),
         density=Estimate.spread(value, spread, n - 1, least=0.0),
-        coverage=jackknife(coverage, _without(counts.covered, torch.zeros_like(counts.covered)), 0.0, 1.0),
+        coverage=_jackknife(coverage, counts.covered, torch.zeros_like(counts.covered), counts.covered_by),
     )
+
+
+def _jackknife(value: float, reached: Tensor, grown: Tensor, sets: _Sets, few: float = 0.0) -> Estimate:
+    """Return the jackknife's interval of the fraction of the reference that is reached, without most of its excess.
+
+    With a Poisson number of samples and balls of fixed sizes, the variance of M times that fraction is the expectation
+    of O_1 - O_2 + O_3 - ..., where O_c is the sum of m_S² over the sets S of c samples, with m_S the number of
+    reference images that all of S and no other sample reaches. (P(neither i nor j is reached) - P(i is not) P(j is not)
+    has an unbiased estimate: ±1 where i and j are reached by the same samples, + for an odd number of them, else 0.)
+    The jackknife's is O_1 alone, too large where most images are reached several times. The whole series is noisy, so
+    that it is summed as a geometric one, O_1/(1 + O_2/O_1).
+
+    few: number of sets in O_1 for which half of the excess is taken off: for recall, whose balls change too, a few sets
+        do not tell the excess
+    """
+    without = _without(reached, grown)
+    first, second = (sets.shares(size).square() for size in (1, 2))
+    if not len(first):
+        return jackknife(value, without, 0.0, 1.0)
+    excess = 1 - 1 / (1 + float(second.sum() / first.sum()))
+    count = float(first.sum().square() / first.square().sum())  # of the sets, if all were of equal size
+    return jackknife(value, without, 0.0, 1.0, share=1 - excess * count**2 / (count**2 + few**2))
 
 
 def _without(reached: Tensor, grown: Tensor) -> list[float]:
