@@ -378,7 +378,7 @@ def test_intervals_of_recall_and_coverage_are_not_too_narrow_and_not_far_too_wid
         value, error = (np.array([getattr(e, field) for e in estimates]) for field in ("value", "error"))
         ratio = np.sqrt((error**2).mean()) / value.std(ddof=1)
         inside = np.mean([e.low <= value.mean() <= e.high for e in estimates])
-        assert 0.9 < ratio < limit and inside > 0.92
+        assert 0.9 < ratio < limit and inside > 0.89  # 95 % less two standard errors
 
 
 def test_too_few_samples_for_an_interval_still_have_figures():

@@ -165,7 +165,8 @@ class _Sets:
 
     def shares(self, size: int) -> Tensor:
         """Return the number of reference images of each set of this many samples."""
-        return torch.unique(self.sums[self.sizes == size], return_counts=True)[1].double()
+        shares: Tensor = torch.unique(self.sums[self.sizes == size], return_counts=True)[1]
+        return shares.double()
 
 
 def _count(x: _Points, y: _Points, group: Tensor, k: int, k_density: int) -> _Counts:
