@@ -20,6 +20,7 @@ from admg.checkpoints.openai.wrappers import is_average
 from admg.checkpoints.weights import CheckpointError
 from admg.diffusion.config import DiffusionConfig
 from admg.diffusion.schedule import NoiseSchedule
+from admg.evaluation.diagnose import checkpoint as diagnose
 from admg.models import NoisyClassifier, UNet
 
 TINY = "--image_size 16 --num_channels 32 --channel_mult 1,2 --num_res_blocks 1 --attention_resolutions 8 "
@@ -150,6 +151,13 @@ def test_an_average_that_cannot_be_read_is_said(tmp_path, average):
     torch.save({"model": RAW, "ema": average}, tmp_path / "a.pt")
     model, notes = loaded(tmp_path / "a.pt")
     assert equal(model, RAW) and len(notes) == 1 and "its average (EMA) under 'ema" in notes[0]
+
+
+def test_diagnose_says_which_weights_it_takes_and_not_what_it_will_try(tmp_path):
+    torch.save({"model": RAW, "ema": EMA}, tmp_path / "a.ckpt")
+    with pytest.warns(UserWarning) as notes:
+        model = diagnose.load(str(tmp_path / "a.ckpt"), None)
+    assert equal(model, EMA) and len(notes) == 1 and "took the averaged weights (EMA), 'ema'" in str(notes[0].message)
 
 
 def test_two_networks_are_refused_unless_the_kind_decides(tmp_path):

@@ -36,7 +36,7 @@ class CheckpointDiagnosis:
 
     diagnosis: the result of the search
     checkpoint: name of the checkpoint
-    file: whether it is a .pt file, which has no settings of its own
+    file: whether it is a file of weights, which has no settings of its own
     flags: whether flags were given
     sized: whether the image size was given
     upsamples: whether it is an upsampling model
@@ -69,7 +69,7 @@ class CheckpointDiagnosis:
 
     @property
     def path(self) -> str | None:
-        """The .pt file, or None."""
+        """The file of weights, or None."""
         return self.checkpoint if self.file else None
 
 
@@ -114,7 +114,7 @@ def diagnose_checkpoint(
     if seed < 0:
         raise ValueError(f"seed must be at least 0, got {seed}")
     checkpoint = str(checkpoint)
-    file = Path(checkpoint).expanduser().is_file()
+    file = loading.weights_file(checkpoint) is not None
     model = load(checkpoint, flags)
     size = image_size
     if size is None and flags is None and file:
@@ -142,12 +142,12 @@ def diagnose_checkpoint(
 
 
 def load(checkpoint: str, flags: str | None) -> Model:
-    """Return the model with its own settings, with those of the flags, or with inferred ones for a .pt file alone."""
+    """Return the model with its own settings, with those of the flags, or with inferred ones for a file of weights."""
     path = Path(checkpoint).expanduser()
-    with warnings.catch_warnings():  # about inferred settings, which are tried here
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*assumed")  # inferred settings, which are tried here
         loaded: Model | Classifier
-        if flags is not None or path.is_file():
+        if flags is not None or loading.weights_file(checkpoint):
             loaded = openai.load(path, flags)
         elif (published := PUBLISHED.get(checkpoint)) and published.kind == "upsampler":
             loaded = loading.load_upsampler(checkpoint)
