@@ -143,11 +143,10 @@ def again_and_again(start: Callable[[], Iterator[Any]]) -> Callable[[], Any]:
     return lambda: next(items)
 
 
-def training_batch(case: Case) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the x_0, y, t and noise for which the losses of all sides must agree."""
-    return DiffusionTask(case.model, label_dropout=0.0).draw(
-        case.x.cpu().clamp(-1, 1), case.y.cpu(), torch.Generator().manual_seed(2)
-    )
+def training_batch(case: Case) -> tuple[Tensor, ...]:
+    """Return the x_0, y, t, noise and dropped labels (none) for which the losses of all sides must agree."""
+    x, y = case.x.cpu().clamp(-1, 1), case.y.cpu()
+    return x, y, *DiffusionTask(case.model, label_dropout=0.0).draw(x.shape, torch.Generator().manual_seed(2))
 
 
 def flops(setting: Setting, part: str) -> int:

@@ -79,7 +79,7 @@ def diffusers_training(setting: Setting, serve: Serve) -> None:
 
     case = build(setting)
     network, diffusion = to_train(unet2d(case)), case.model.diffusion
-    x, y, t, noise = (tensor.to(case.x.device) for tensor in training_batch(case))
+    x, y, t, noise, _ = (tensor.to(case.x.device) for tensor in training_batch(case))
     told, channels = class_labels(network, y), x.shape[1]
     case.model.network = None  # type: ignore[assignment]
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
@@ -258,7 +258,7 @@ def reference_training(setting: Setting, serve: Serve) -> None:
     network = to_train(reference_network(case.model.network, fp16))
     assert case.model.config is not None
     diffusion = reference_diffusion(case.model.config, "")
-    x, y, t, noise = (tensor.to(case.x.device) for tensor in training_batch(case))
+    x, y, t, noise, _ = (tensor.to(case.x.device) for tensor in training_batch(case))
     case.model.network = None  # type: ignore[assignment]
     told = {"y": y} if network.num_classes else {}
     with tempfile.TemporaryDirectory() as folder:

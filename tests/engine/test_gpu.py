@@ -388,7 +388,8 @@ def test_dropout_differs_from_step_to_step_of_a_graph():
     process = DiffusionConfig(diffusion_steps=100)
     task = DiffusionTask(Model(network, process.build(), (1, 16, 16), Labels(0), process))
     learner = Learner(task, TrainConfig(batch_size=4, lr=1e-12, warmup=0, precision="fp32"), torch.device("cuda"))
-    drawn = [tensor.cuda() for tensor in task.draw(torch.zeros(4, 1, 16, 16), torch.zeros(4).long(), torch.Generator())]
+    x = torch.zeros(4, 1, 16, 16)
+    drawn = [tensor.cuda() for tensor in (x, torch.zeros(4).long(), *task.draw(x.shape, torch.Generator()))]
     found = [float(learner.step(number, drawn)["loss"]) for number in (0, 1, 2, 3, 4, 3)]
     assert learner.backward.graph is not None
     assert len(set(found[:5])) == 5 and found[5] == pytest.approx(found[3], rel=1e-4)

@@ -254,7 +254,7 @@ def test_gradients_of_training_in_bf16(plain, tiny_model):
     def gradient(precision: str) -> Tensor:
         task = DiffusionTask(model, label_dropout=0.0)
         learner = Learner(task, TrainConfig(batch_size=len(x), precision=precision, compile="off"), CPU)
-        drawn = task.draw(x, y, torch.Generator().manual_seed(2))
+        drawn = x, y, *task.draw(x.shape, torch.Generator().manual_seed(2))
         learner.optimizer.zero_grad()
         learner.backward(drawn)
         return torch.cat([p.grad.flatten() for p in learner.network.parameters()])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 
 import numpy as np
 import pytest
@@ -121,11 +122,30 @@ def test_ema_is_the_weighted_sum_of_all_past_weights():
 
 
 def test_labels_are_dropped_at_the_given_rate(tiny_model):
-    x, y = torch.zeros(4000, 1, 8, 8), torch.full((4000,), 3)
+    """The network is given the label -1 where it is dropped."""
+    given = []
+    network = tiny_model.network
+    model = dataclasses.replace(tiny_model, network=Spy(network, lambda y: given.append(y)), takes_labels=True)
+    x, y = torch.zeros(60, 1, 8, 8), torch.full((60,), 3)
     for share in (0.0, 0.4, 1.0):
-        kept = DiffusionTask(tiny_model, label_dropout=share).draw(x, y, torch.Generator().manual_seed(0))[1]
-        assert ((kept == 3) | (kept == -1)).all()
-        assert (kept == 3).float().mean().item() == pytest.approx(1 - share, abs=0.03)
+        task = DiffusionTask(model, label_dropout=share)
+        drawn = task.draw(torch.Size([4000, 1, 8, 8]), torch.Generator().manual_seed(0))
+        assert drawn[2].float().mean().item() == pytest.approx(share, abs=0.03)
+        with torch.no_grad():
+            task.loss(x, y, *(tensor[:60] for tensor in drawn))
+        assert given.pop().tolist() == [-1 if dropped else 3 for dropped in drawn[2][:60].tolist()]
+
+
+class Spy(torch.nn.Module):
+    """Passes the labels that a network is given to a function, and calls the network."""
+
+    def __init__(self, network: torch.nn.Module, see):
+        super().__init__()
+        self.network, self.see = network, see
+
+    def forward(self, x, timesteps, y=None):
+        self.see(y)
+        return self.network(x, timesteps, y)
 
 
 @pytest.mark.process

@@ -183,7 +183,7 @@ def test_a_checkpoint_with_torchs_averaged_model_is_resumed(digits, tmp_path):
     learner = Learner(other, TrainConfig(), CPU)
     assert checkpointing.resume(tmp_path, learner) == 3 and learner.average.count == 3
     assert difference(other.network, task.network) == 0 and difference(learner.average.network, old.module) == 0
-    checkpointing.save(tmp_path / "again", learner, 3)
+    checkpointing.save(tmp_path / "again", checkpointing.state_of(learner, 3))
     again = torch.load(tmp_path / "again" / "checkpoint.pt", weights_only=True)
     assert again["average"].keys() == old.state_dict().keys()
     assert [int(s["step"]) for s in again["optimizer"]["state"].values()] == [3] * len(optimizer.state)
@@ -213,7 +213,7 @@ def test_a_run_is_resumed_in_another_memory_format(digits, tmp_path):
     first.network.to(memory_format=torch.channels_last)
     for k in range(3):
         first.step(k, next(fed))
-    checkpointing.save(tmp_path, first, 3)
+    checkpointing.save(tmp_path, checkpointing.state_of(first, 3))
     second = Learner(make(), config, CPU)
     assert checkpointing.resume(tmp_path, second) == 3
     for k in (3, 4):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections import deque
+from contextlib import closing
 from importlib.util import find_spec
 from typing import Any
 
@@ -22,7 +24,15 @@ def provenance() -> dict[str, str]:
 
 
 def train(run: TrainingRun[Any]) -> None:
-    """Train to the end with a progress bar, and print where the results are."""
+    """Train to the end with a progress bar, and print where the results are. Of several processes, the first prints."""
+    with closing(run):
+        if run.writes:
+            train_and_print(run)
+        else:
+            deque(run, maxlen=0)
+
+
+def train_and_print(run: TrainingRun[Any]) -> None:
     describe(run)
     if run.step >= run.config.steps:
         print(f"nothing to do: {run.out} has been trained for {run.step} steps already; raise --steps to train on")
@@ -57,6 +67,10 @@ def describe(run: TrainingRun[Any]) -> None:
         print(f"classes: {describe_classes(data)}")
     if empty := empty_classes(data):
         print(f"note: no image is of the class{'es' if len(empty) > 1 else ''} {listed(empty)}", file=sys.stderr)
+    count = run.processes.count
+    if count > 1:
+        graphs = "; steps run without CUDA graphs" if run.learner.device.type == "cuda" else ""
+        print(f"{count} processes, each with {run.config.batch_size // count} images of every batch{graphs}")
     if find_spec("tensorboard") is None:
         print(
             "no TensorBoard scalars: `pip install 'admg[train]'` adds them; log.csv and curves.png are always written"

@@ -18,28 +18,37 @@ ORDER, AUGMENTATION = 0, 1  # streams of random numbers of one seed
 
 
 def batches(
-    dataset: ImageDataset, batch_size: int, *, seed: int, start: int = 0, step: int = 1, workers: int = 0
+    dataset: ImageDataset,
+    batch_size: int,
+    *,
+    seed: int,
+    start: int = 0,
+    part: tuple[int, int] = (0, 1),
+    workers: int = 0,
 ) -> Iterator[Batch]:
     """Return an endless stream of x, float32 (N, C, S, S) in [-1, 1], and y, int64 (N,), -1 where there is no label.
 
     Batch k depends on `seed` and k alone, so that `start=k` resumes a run exactly. Images come in epochs, each in its
     own random order; a batch may extend from one epoch into the next, or hold several epochs of a small data set.
 
-    step: take every step-th batch from `start` on; rank r of R processes reads start=k*R+r, step=R.
+    part: (r, R) takes the r-th of R equal parts of every batch, for rank r of R processes that share them. batch_size
+        must be a multiple of R.
     workers: processes that prepare batches in advance. They pay off for image files, and do not change the batches.
     """
     _check_positive("batch_size", batch_size)
-    _check_positive("step", step)
     for name, value in (("seed", seed), ("start", start), ("workers", workers)):
         if value < 0:
             raise DataError(f"{name} is {value}: allowed are integers from 0 up")
-    numbered = _Numbered(dataset, batch_size, seed)
+    rank, parts = part
+    if not 0 <= rank < parts or batch_size % parts:
+        raise DataError(f"part is {part}: allowed is (r, R) with 0 <= r < R, where R divides batch_size {batch_size}")
+    numbered = _Numbered(dataset, batch_size, seed, rank, parts)
     if workers == 0:
-        return map(numbered.__getitem__, itertools.count(start, step))
+        return map(numbered.__getitem__, itertools.count(start))
     loader = torch.utils.data.DataLoader(
         numbered,
         batch_size=None,  # an item is a batch already
-        sampler=range(start, 2**62, step),
+        sampler=range(start, 2**62),
         num_workers=workers,
         prefetch_factor=4,
         generator=torch.Generator(),  # the loader would otherwise draw from the global generator
@@ -71,10 +80,14 @@ class _Numbered(torch.utils.data.Dataset[Batch]):
     dataset: ImageDataset
     batch_size: int
     seed: int
+    part: int
+    parts: int
 
     def __getitem__(self, number: int) -> Batch:
         count = len(self.dataset)
-        positions = range(number * self.batch_size, (number + 1) * self.batch_size)
+        size = self.batch_size // self.parts
+        first = number * self.batch_size + self.part * size
+        positions = range(first, first + size)
         indices = [int(_order(self.seed, p // count, count)[p % count]) for p in positions]
         return self.dataset.batch(indices, [(self.seed, AUGMENTATION, p) for p in positions])
 

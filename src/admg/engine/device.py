@@ -1,8 +1,9 @@
-"""The device that networks run on, and the place of this process among those that torchrun started."""
+"""The device that networks run on, and the place of this process among those that a launcher started."""
 
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 
 import torch
@@ -27,30 +28,53 @@ class Processes:
 
     @classmethod
     def from_environment(cls) -> Processes:
-        """Return the place that torchrun's RANK, WORLD_SIZE and LOCAL_RANK give; without torchrun, that of one process.
+        """Return the place that the launcher gives, torchrun or SLURM's srun; without one, that of a single process.
 
-        Raises ValueError if one of them is set, but not to a whole number.
+        Raises ValueError if one of the launcher's variables is set, but not to a whole number.
         """
-        return cls(from_torchrun("RANK", 0), from_torchrun("WORLD_SIZE", 1), from_torchrun("LOCAL_RANK", 0))
+        if "WORLD_SIZE" not in os.environ and number_in("SLURM_STEP_NUM_TASKS", 1) > 1:
+            return cls(*(number_in(name) for name in ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")))
+        return cls(number_in("RANK"), number_in("WORLD_SIZE", 1), number_in("LOCAL_RANK"))
 
 
-def from_torchrun(variable: str, default: int) -> int:
-    """Return a number that torchrun sets in the environment. Raises ValueError if it is set, but not to a number."""
+ALONE = Processes()
+"""The place of a process that shares its work with no other."""
+
+
+def number_in(variable: str, default: int = 0) -> int:
+    """Return the number in an environment variable. Raises ValueError if it is set, but not to a whole number."""
     text = os.environ.get(variable, str(default))
     if not text.isdecimal():
         raise ValueError(f"the environment variable {variable} must be a whole number, got {text!r}")
     return int(text)
 
 
+def rendezvous() -> str:
+    """Return the address at which the processes of the launcher meet, for torch.distributed.init_process_group.
+
+    It is given by MASTER_ADDR and MASTER_PORT, as torchrun sets them. Under SLURM without them, it is the first node of
+    the job step, and a port that follows from the number of the job.
+    """
+    if "MASTER_ADDR" in os.environ or "SLURM_STEP_NODELIST" not in os.environ:
+        return "env://"
+    nodes = re.match(r"([^\[,]+)(?:\[(\d+))?", os.environ["SLURM_STEP_NODELIST"])  # node[07-09,12] or alpha,beta
+    host = "".join(group for group in nodes.groups() if group) if nodes else "localhost"
+    return f"tcp://{host}:{20000 + number_in('SLURM_JOB_ID') % 10000}"
+
+
 def choose_device(name: str | torch.device = "auto", local_rank: int | None = None) -> torch.device:
     """Return the device of this name; "auto" is the GPU of this process if there is one, and else the CPU.
 
-    local_rank: number of this process on its machine (default: torchrun's LOCAL_RANK, or 0)
+    "cuda" without a number is the GPU of this process, too, if a launcher started several.
+
+    local_rank: number of this process on its machine (default: that of the launcher, or 0)
     Raises ValueError if torch cannot compute on the device.
     """
     if str(name) == "auto":
-        rank = from_torchrun("LOCAL_RANK", 0) if local_rank is None else local_rank
-        name = f"cuda:{rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if str(name) == "cuda" and torch.cuda.is_available():
+        rank = Processes.from_environment().local_rank if local_rank is None else local_rank
+        name = f"cuda:{rank % torch.cuda.device_count()}"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).cpu()  # "meta" has tensors, but no numbers in them

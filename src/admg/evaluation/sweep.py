@@ -16,7 +16,7 @@ from torch import nn
 from admg.checkpoints.model import Classifier, Model
 from admg.data.arrays import Split
 from admg.engine.compiling import Compile
-from admg.engine.device import Processes, choose_device, from_torchrun
+from admg.engine.device import Processes, choose_device
 from admg.engine.precision import Precision
 from admg.files import check_output_folder, remove
 from admg.generation import Job, JobOptions, Recipe
@@ -336,7 +336,7 @@ class Sweep:
         source = as_source(reference, "the reference", split=metrics.split).spread(metrics.num_reference)
         source = source.fitted((height, width), metrics.fit)
         compare_channels(samples, source, metrics.features)
-        processes = Processes(self.options.process, self.options.processes, from_torchrun("LOCAL_RANK", 0))
+        processes = Processes(self.options.process, self.options.processes, Processes.from_environment().local_rank)
         network = networks.load(metrics.features, metrics.weights).to(stage.model.device)
         labels = metrics.label_classifier is not None
         chosen, notes = choose_metrics(metrics.metrics, network, samples, source, labels, default=METRICS)

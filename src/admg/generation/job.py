@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from admg.config import check, setting
-from admg.engine.device import from_torchrun
+from admg.engine.device import Processes
 from admg.files import LockError, check_output_folder, locked, remove
 
 from .fonts import label_title
@@ -55,12 +55,12 @@ class JobOptions:
     @property
     def process(self) -> int:
         """Number of this process."""
-        return from_torchrun("RANK", 0) if self.rank is None else self.rank
+        return Processes.from_environment().rank if self.rank is None else self.rank
 
     @property
     def processes(self) -> int:
         """Number of processes."""
-        return from_torchrun("WORLD_SIZE", 1) if self.world_size is None else self.world_size
+        return Processes.from_environment().count if self.world_size is None else self.world_size
 
 
 @dataclass(frozen=True)

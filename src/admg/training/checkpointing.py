@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -10,16 +11,26 @@ from admg.checkpoints import pickles
 from admg.checkpoints.weights import CheckpointError
 from admg.files import atomic
 
+from .sharding import load_network, load_optimizer, local, network_state, optimizer_state
 from .step import Learner
 
 FILE = "checkpoint.pt"
 
 
-def save(folder: Path, learner: Learner, step: int) -> None:
-    """Write the weights, their average, the optimiser's state and the number of steps done."""
-    state = {"network": learner.network.state_dict(), "average": learner.average.state_dict()}
+def state_of(learner: Learner, step: int) -> dict[str, Any]:
+    """Return the weights, their average, the optimiser's state and the number of steps done.
+
+    If the network is sharded, all processes must call this together, and the first one gets the whole state.
+    """
+    network = network_state(learner.network)
+    optimizer = optimizer_state(learner.network, learner.optimizer)
+    return {"step": step, "optimizer": optimizer, "network": network, "average": learner.average.state_dict()}
+
+
+def save(folder: Path, state: dict[str, Any]) -> None:
+    """Write the state of a run."""
     with atomic(folder / FILE) as temporary:
-        torch.save({"step": step, "optimizer": learner.optimizer.state_dict(), **state}, temporary)
+        torch.save(state, temporary)
 
 
 def resume(folder: Path, learner: Learner) -> int:
@@ -32,9 +43,9 @@ def resume(folder: Path, learner: Learner) -> int:
         return 0
     try:
         state = pickles.load(path)
-        learner.network.load_state_dict(state["network"])
+        load_network(learner.network, state["network"])
         learner.average.load_state_dict(state["average"])
-        learner.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(learner.network, learner.optimizer, state["optimizer"])
         _match_memory_format(learner.optimizer)
         return int(state["step"])
     except Exception as error:  # torch raises many kinds for a foreign or truncated file
@@ -51,5 +62,5 @@ def _match_memory_format(optimizer: torch.optim.Optimizer) -> None:
     """
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
-            if value.shape == parameter.shape:
+            if value.shape == parameter.shape and local(parameter) is parameter:
                 state[name] = torch.empty_like(parameter).copy_(value)

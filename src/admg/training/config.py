@@ -25,6 +25,8 @@ class TrainConfig:
     ema: Decay of the exponential moving average of the weights; it starts small and rises to this value
     grad_clip: Largest norm of the gradient, above 0; longer gradients are scaled down
     precision: Number format of matrix products; auto uses bf16 where the processor multiplies it natively, else fp32
+    shard: Divide weights, gradients and optimiser state among the processes (FSDP2), for networks that do not fit
+        otherwise; steps then run without the kernels of admg
     compile: Use of torch.compile, which takes minutes to build; auto does not use it
     seed: Seed of all random numbers
     workers: Processes that load images; 0 loads them in the training process
@@ -43,6 +45,7 @@ class TrainConfig:
     ema: float = setting(0.9999, min=0, below=1)
     grad_clip: float = 1.0
     precision: TrainPrecision = "auto"
+    shard: bool = False
     compile: Compile = "auto"
     seed: int = setting(0, min=0)
     workers: int = setting(0, min=0)

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from admg.engine.foreach import lerp_
 
+from .sharding import load_network, local, network_state
+
 
 class EMA:
     """A copy of the network whose weights follow the trained ones: average += (1 - d)(weights - average).
@@ -27,18 +29,18 @@ class EMA:
         """Move the average towards the weights of the network, in one pass over memory."""
         n = self.count
         decay = min(self.decay, (1 + n) / (10 + n)) if n else 0.0
-        lerp_(list(self.network.parameters()), list(network.parameters()), 1 - decay)
+        lerp_([*map(local, self.network.parameters())], [*map(local, network.parameters())], 1 - decay)
         for mine, theirs in zip(self.network.buffers(), network.buffers()):
             mine.copy_(theirs)
         self.count += 1
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the state, with the keys of `torch.optim.swa_utils.AveragedModel`, which older checkpoints hold."""
-        weights = {f"module.{name}": value for name, value in self.network.state_dict().items()}
+        weights = {f"module.{name}": value for name, value in network_state(self.network).items()}
         return {"n_averaged": torch.tensor(self.count), **weights}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state that `state_dict` returned."""
         weights = {name.removeprefix("module."): value for name, value in state.items() if name != "n_averaged"}
-        self.network.load_state_dict(weights)
+        load_network(self.network, weights)
         self.count = int(state["n_averaged"])

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from admg.data.dataset import Batch
+from admg.engine.device import ALONE, Processes
 
 T = TypeVar("T")
 
@@ -20,7 +21,7 @@ T = TypeVar("T")
 class Draws(Protocol):
     """A task that draws the random numbers of a batch."""
 
-    def draw(self, x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]: ...
+    def draw(self, shape: torch.Size, generator: torch.Generator) -> tuple[Tensor, ...]: ...
 
 
 def step_seed(seed: int, step: int) -> int:
@@ -29,14 +30,22 @@ def step_seed(seed: int, step: int) -> int:
 
 
 def prefetch(
-    task: Draws, stream: Iterator[Batch], seed: int, first: int, device: torch.device
+    task: Draws,
+    stream: Iterator[Batch],
+    seed: int,
+    first: int,
+    device: torch.device,
+    processes: Processes = ALONE,
 ) -> Generator[tuple[Tensor, ...]]:
-    """Yield `task.draw` of each batch of the stream, on the device; `first` is the number of the first step.
+    """Yield x and y of each batch of the stream with the random numbers of `task.draw`, on the device.
+
+    first: number of the first step
+    processes: place of this process among those that share each batch; the stream has this process's part of them
 
     For a GPU a thread prepares batches in advance, and copies do not wait for earlier steps. Closing the generator ends
     the thread.
     """
-    drawn = draw_batches(task, stream, seed, first)
+    drawn = draw_batches(task, stream, seed, first, processes)
     if device.type != "cuda":  # a thread would compete with the training for the processor
         yield from (tuple(tensor.to(device) for tensor in batch) for batch in drawn)
         return
@@ -46,10 +55,19 @@ def prefetch(
             yield tuple(tensor.to(device, non_blocking=True) for tensor in batch)
 
 
-def draw_batches(task: Draws, stream: Iterator[Batch], seed: int, first: int) -> Iterator[tuple[Tensor, ...]]:
-    """Yield `task.draw` of each batch. Each step has its own generator, so that it depends on seed and number alone."""
+def draw_batches(
+    task: Draws, stream: Iterator[Batch], seed: int, first: int, processes: Processes = ALONE
+) -> Iterator[tuple[Tensor, ...]]:
+    """Yield x and y of each batch with its random numbers, which depend on the seed and the number of the step alone.
+
+    Every process draws the numbers of the whole batch and takes its rows, so that they do not depend on the number of
+    processes.
+    """
     for step, (x, y) in enumerate(stream, first):
-        yield task.draw(x, y, torch.Generator().manual_seed(step_seed(seed, step)))
+        rows = slice(processes.rank * len(x), (processes.rank + 1) * len(x))
+        shape = torch.Size([processes.count * len(x), *x.shape[1:]])
+        drawn = task.draw(shape, torch.Generator().manual_seed(step_seed(seed, step)))
+        yield x, y, *(tensor[rows] for tensor in drawn)
 
 
 def in_background(items: Iterator[T], count: int = 2) -> Generator[T]:

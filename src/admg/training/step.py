@@ -2,45 +2,69 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
 
 from admg.engine import accelerate
 from admg.engine.compiling import compiles
 from admg.engine.cuda.graphed_backward import Backward, GraphedBackward
+from admg.engine.device import ALONE, Processes
 from admg.engine.precision import autocast, native_bf16
 
+from . import distributed
 from .config import TrainConfig
 from .ema import EMA
 from .prefetch import step_seed
+from .sharding import network_state, shard, whole
 from .tasks import Task
 
 
 class Learner:
-    """The state of a training run: a network that learns a task, the average of its weights, and the optimiser."""
+    """The state of a training run: a network that learns a task, the average of its weights, and the optimiser.
 
-    def __init__(self, task: Task[Any], config: TrainConfig, device: torch.device):
-        self.task, self.config, self.device = task, config, device
+    processes: place of this process among those that train the network together, each with its part of every batch
+    """
+
+    def __init__(self, task: Task[Any], config: TrainConfig, device: torch.device, processes: Processes = ALONE):
+        self.task, self.config, self.device, self.processes = task, config, device, processes
         self.network = task.network.to(device).train()
         self.precision = config.precision
         if self.precision == "auto":  # never fp16, whose gradients would have to be scaled
             self.precision = "bf16" if native_bf16(device.type) else "fp32"
         if device.type == "cuda" or self.precision == "bf16":  # the memory format of its convolutions
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        fast = accelerate(self.network, precision=self.precision, training=True, compile=config.compile)
-        self.fast_task = with_network(task, fast)
+        self.plain = copy.deepcopy(self.network).eval() if config.shard else self.network
         self.average = EMA(self.network, config.ema)
+        fast = self.network
+        if config.shard:
+            shard(self.network, device, processes)
+            shard(self.average.network, device, processes)
+        else:
+            fast = accelerate(self.network, precision=self.precision, training=True, compile=config.compile)
+        if processes.count > 1 and not config.shard:
+            fast = distributed.parallel(fast, device)
+        self.fast_task = with_network(task, fast)
+        if processes.count > 1 and self.fast_task.network is not fast:
+            raise ValueError(
+                f"{type(task).__name__} has no field `model` or `classifier`: it trains in one process only"
+            )
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
         self.compile = compiles(config.compile)
         self.backward: Backward = self._backward
-        if device.type == "cuda" and not (self.compile or _recomputes(self.network)):
+        if device.type == "cuda" and not (
+            self.compile or _recomputes(self.network) or processes.count > 1 or config.shard
+        ):
             self.backward = GraphedBackward(self._backward, self.network)  # a CUDA graph
 
     @property
@@ -51,36 +75,55 @@ class Learner:
     def step(self, number: int, drawn: Sequence[Tensor]) -> dict[str, Tensor]:
         """Take step `number`, counted from 0, and return the mean of each loss term and the norm of the gradient.
 
-        drawn: a batch with its random numbers, as `task.draw` returns it, on the device
+        drawn: this process's part of a batch, x_0 and labels, and of its random numbers from `task.draw`, on the device
 
         Raises FloatingPointError on a CPU if the loss is not finite, and leaves the weights unchanged. On a GPU it does
         not wait for the loss, which the caller has to check.
         """
-        torch.manual_seed(step_seed(self.config.seed, number) + 1)  # dropout draws from torch's global generator
+        seed = step_seed(self.config.seed, number) + 1 + self.processes.rank
+        torch.manual_seed(seed)  # dropout draws from torch's global generator
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * min(1.0, (number + 1) / max(1, self.config.warmup))
-        means = self.backward(drawn)
+        means = distributed.averaged(self.backward(drawn), self.processes)
         if self.device.type == "cpu":
             check_finite(means["loss"].item(), number)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.grad_clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.average.update(self.network)
-        return means | {"grad_norm": norm}
+        return means | {"grad_norm": whole(norm)}
 
     def _backward(self, drawn: Sequence[Tensor]) -> dict[str, Tensor]:
         """Accumulate the gradient of the batch's mean loss over its parts, and return the mean of each term."""
         count = len(drawn[0])
         means: dict[str, Tensor] = {}
         size = -(-count // self.config.accumulate)
-        parts = zip(*(torch.split(tensor, size) for tensor in drawn))
-        for part in parts:
-            with autocast(self.precision, self.device):
-                terms = self.fast_task.loss(*part)
-            sums = {name: value.float().sum() / count for name, value in terms.items()}
-            torch.autograd.backward(sums["loss"])
+        parts = list(zip(*(torch.split(tensor, size) for tensor in drawn)))
+        for number, part in enumerate(parts, 1):
+            with self._gradients_exchanged(number == len(parts)):
+                with autocast(self.precision, self.device):
+                    terms = self.fast_task.loss(*part)
+                sums = {name: at_least_float32(value).sum() / count for name, value in terms.items()}
+                torch.autograd.backward(sums["loss"])
             means = {name: value.detach() + means.get(name, 0.0) for name, value in sums.items()}
         return means
+
+    def _gradients_exchanged(self, last: bool) -> AbstractContextManager[None]:
+        """Return the context of one part of a batch: gradients are averaged over the processes after the last part."""
+        network = self.fast_task.network
+        if isinstance(network, FSDPModule):
+            network.set_requires_gradient_sync(last)
+        elif isinstance(network, DistributedDataParallel) and not last:
+            return network.no_sync()
+        return nullcontext()
+
+    def averaged_network(self) -> nn.Module:
+        """Return the network with the averaged weights. If it is sharded, all processes must call this together."""
+        if not self.config.shard:
+            return self.average.network
+        if state := network_state(self.average.network):  # empty except in the first process
+            self.plain.load_state_dict(state)
+        return self.plain
 
 
 def with_network(task: Any, network: nn.Module) -> Any:
@@ -90,6 +133,11 @@ def with_network(task: Any, network: nn.Module) -> Any:
             part: Any = dataclasses.replace(getattr(task, name), network=network)
             return dataclasses.replace(cast(Any, task), **{name: part})
     return task
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """Return the values in float32, or in float64 if they are."""
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def _recomputes(network: nn.Module) -> bool:

@@ -33,13 +33,13 @@ class Task(Protocol[M_co]):
     @property
     def network(self) -> nn.Module: ...
 
-    def draw(self, x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Return a batch with all random numbers of its loss: tensors (N, ...) on the CPU."""
+    def draw(self, shape: torch.Size, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Return all random numbers of the loss of images of this shape (N, C, S, S): tensors (N, ...) on the CPU."""
         ...
 
     @property
     def loss(self) -> Callable[..., dict[str, Tensor]]:
-        """Method that returns the terms (N,) of each image, "loss" among them, given rows of the tensors of `draw`.
+        """Method that returns the terms (N,) of each image, "loss" among them, given x_0, labels and rows of `draw`.
 
         On a GPU it is captured in a CUDA graph and replayed for other batches: it must depend on the tensors alone.
         """
@@ -72,16 +72,18 @@ class DiffusionTask:
     def network(self) -> nn.Module:
         return self.model.network
 
-    def draw(self, x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Return x_0, the labels to condition on (-1: dropped), t and noise."""
-        t = torch.randint(len(self.model.diffusion), (len(x),), generator=generator)
-        noise = torch.randn(x.shape, generator=generator)
-        dropped = torch.rand(len(x), generator=generator) < self.label_dropout
-        return x, torch.where(dropped, -1, y), t, noise
+    def draw(self, shape: torch.Size, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Return t, noise, and whether each label is dropped."""
+        t = torch.randint(len(self.model.diffusion), shape[:1], generator=generator)
+        noise = torch.randn(shape, generator=generator)
+        return t, noise, torch.rand(shape[0], generator=generator) < self.label_dropout
 
-    def loss(self, x: Tensor, y: Tensor, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
-        model_y = y if self.model.conditional else None
-        return loss_terms(self.model.diffusion, self.network, x, t, noise, objective=self.objective, y=model_y)
+    def loss(
+        self, x: Tensor, y: Tensor, t: Tensor, noise: Tensor, dropped: Tensor, **conditioning: Tensor
+    ) -> dict[str, Tensor]:
+        if self.model.conditional:
+            conditioning["y"] = torch.where(dropped, -1, y)
+        return loss_terms(self.model.diffusion, self.network, x, t, noise, objective=self.objective, **conditioning)
 
     def preview(self, network: nn.Module, folder: Path, step: int) -> dict[str, float]:
         """Draw four images of each of at most ten labels with 25 steps of DDIM, always from the same noise."""
@@ -125,16 +127,12 @@ class UpsamplerTask:
     def network(self) -> nn.Module:
         return self.model.network
 
-    def draw(self, x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Return x_0, the labels to condition on (-1: dropped), t and noise."""
-        return self.diffusion_task.draw(x, y, generator)
+    def draw(self, shape: torch.Size, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Return t, noise, and whether each label is dropped."""
+        return self.diffusion_task.draw(shape, generator)
 
-    def loss(self, x: Tensor, y: Tensor, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
-        model_y = y if self.model.conditional else None
-        low_res = self.shrink(x)
-        return loss_terms(
-            self.model.diffusion, self.network, x, t, noise, objective=self.objective, y=model_y, low_res=low_res
-        )
+    def loss(self, x: Tensor, y: Tensor, t: Tensor, noise: Tensor, dropped: Tensor) -> dict[str, Tensor]:
+        return self.diffusion_task.loss(x, y, t, noise, dropped, low_res=self.shrink(x))
 
     def shrink(self, x: Tensor) -> Tensor:
         """Return the small copies (N, C, s, s) of images (N, C, S, S)."""
@@ -175,14 +173,14 @@ class ClassifierTask:
     def network(self) -> nn.Module:
         return self.classifier.network
 
-    def draw(self, x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Return x_0, labels, t and noise."""
-        t = torch.randint(len(self.classifier.diffusion), (len(x),), generator=generator)
-        return x, y, t, torch.randn(x.shape, generator=generator)
+    def draw(self, shape: torch.Size, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Return t and noise."""
+        t = torch.randint(len(self.classifier.diffusion), shape[:1], generator=generator)
+        return t, torch.randn(shape, generator=generator)
 
     def loss(self, x: Tensor, y: Tensor, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
         diffusion = self.classifier.diffusion
-        logits = self.network(diffusion.q_sample(x, t, noise), diffusion.timestep(t, x.device)).float()
+        logits = self.network(diffusion.q_sample(x, t, noise), diffusion.timestep(t, x.device)).to(x.dtype)
         return {"loss": F.cross_entropy(logits, y, reduction="none"), "accuracy": (logits.argmax(1) == y).float()}
 
     @torch.no_grad()

@@ -9,18 +9,19 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Generic
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from admg.data import ImageDataset, batches
-from admg.engine.device import choose_device
+from admg.engine.device import Processes, choose_device
 
-from . import checkpointing
+from . import checkpointing, distributed
 from .config import TrainConfig
 from .prefetch import prefetch
 from .step import Learner, check_finite
@@ -35,13 +36,17 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
     "images_per_second". The run directory gets checkpoint.pt (to resume from), model/ (the averaged weights), log.csv,
     curves.png, samples/ and tensorboard/. A run directory that holds a checkpoint is resumed.
 
+    Under torchrun or srun, all processes train together, each on its part of every batch; the first one writes the run
+    directory. The result does not depend on their number, up to rounding, unless the network has dropout.
+
     task: what is learned
     dataset: training images, see `admg.data`
     out: run directory
     provenance: entries for the "training" section of the model's config.json, such as the name of the data
 
-    Raises CheckpointError, which is a ValueError, if `out` holds a run of another network; FloatingPointError, when
-    iterated, if the loss is no longer finite. The steps seed torch's global generator.
+    Raises CheckpointError, which is a ValueError, if `out` holds a run of another network; ValueError if the batch
+    cannot be divided among the processes; FloatingPointError, when iterated, if the loss is no longer finite. The steps
+    seed torch's global generator.
     """
 
     def __init__(
@@ -54,17 +59,26 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
     ):
         self.task, self.dataset, self.out = task, dataset, Path(out)
         self.config = config or TrainConfig()
-        self.learner = Learner(task, self.config, choose_device(self.config.device))
+        device = choose_device(self.config.device)
+        distributed.share_of(self.config.batch_size, self.config.accumulate, Processes.from_environment())
+        self._group_is_ours = not dist.is_initialized()
+        self.processes = distributed.join(device, alone=self.config.shard)
+        self.learner = Learner(task, self.config, device, self.processes)
         self.step = self.first_step = checkpointing.resume(self.out, self.learner)
+        distributed.check_equal(self.step, "step that they resume from", self.processes)
         self.provenance = dict(provenance or {})
         self.metrics: dict[str, float] = {}
         self._steps = self._train()
 
     def _train(self) -> Generator[dict[str, float]]:
-        config, learner, task = self.config, self.learner, self.task
-        stream = batches(self.dataset, config.batch_size, seed=config.seed, start=self.step, workers=config.workers)
-        prefetched = prefetch(task, stream, config.seed, self.step, learner.device)
-        with closing(Tracker(self.out, self.step)) as tracker, closing(prefetched):
+        config, learner, processes = self.config, self.learner, self.processes
+        part = (processes.rank, processes.count)
+        stream = batches(
+            self.dataset, config.batch_size, seed=config.seed, start=self.step, part=part, workers=config.workers
+        )
+        prefetched = prefetch(self.task, stream, config.seed, self.step, learner.device, processes)
+        with closing(prefetched), ExitStack() as stack:
+            tracker = stack.enter_context(closing(Tracker(self.out, self.step))) if self.writes else None
             while self.step < config.steps:
                 started = time.perf_counter()
                 means = learner.step(self.step, next(prefetched))
@@ -72,17 +86,32 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
                 row = dict(zip(means, torch.stack(list(means.values())).tolist()))  # waits for the GPU
                 check_finite(row["loss"], self.step - 1)
                 row |= {"lr": learner.lr, "images_per_second": config.batch_size / (time.perf_counter() - started)}
-                tracker.add(row)
-                if self._due(config.preview_every):
-                    tracker.add_metrics(self._preview(learner.average.network))
-                if self._due(config.log_every):
-                    tracker.write_row(self.step, self.step * config.batch_size)
-                if self._due(config.checkpoint_every):
-                    self.metrics = tracker.latest
-                    self.model.save(self.out / "model")
-                    checkpointing.save(self.out, learner, self.step)
-                    tracker.plot()
+                self._record(row, tracker)
                 yield {"step": self.step, **row}
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes the run directory: the first one does."""
+        return self.processes.rank == 0
+
+    def _record(self, row: dict[str, float], tracker: Tracker | None) -> None:
+        """Write the log, a preview and a checkpoint, each if it is due, in the process that has the tracker."""
+        config, learner = self.config, self.learner
+        if tracker is not None:
+            tracker.add(row)
+        if self._due(config.preview_every):
+            network = learner.averaged_network()
+            if tracker is not None:
+                tracker.add_metrics(self._preview(network))
+        if tracker is not None and self._due(config.log_every):
+            tracker.write_row(self.step, self.step * config.batch_size)
+        if self._due(config.checkpoint_every):
+            self.metrics = {} if tracker is None else tracker.latest
+            model, state = self.model, checkpointing.state_of(learner, self.step)
+            if tracker is not None:
+                model.save(self.out / "model")
+                checkpointing.save(self.out, state)
+                tracker.plot()
 
     def _preview(self, network: nn.Module) -> dict[str, float]:
         try:
@@ -99,11 +128,12 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
     def model(self) -> M:
         """The model with the averaged weights, in evaluation mode.
 
-        It shares its weights with the run: they change with each further step.
+        It shares its weights with the run: they change with each further step. If the network is sharded, all processes
+        must ask for the model together, and the first one gets the weights.
         """
         state = {"steps": self.step, "images": self.step * self.config.batch_size, **self.metrics}
         training = {**state, **self.provenance, "train": asdict(self.config)}
-        return self.task.as_model(self.learner.average.network, training)
+        return self.task.as_model(self.learner.averaged_network(), training)
 
     @property
     def parameters(self) -> int:
@@ -114,8 +144,10 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
         return next(self._steps)
 
     def close(self) -> None:
-        """Stop the run, and release its files and threads. Steps since the last checkpoint are lost."""
+        """Stop the run, and release its files, threads and process group. Steps since the last checkpoint are lost."""
         self._steps.close()
+        if self._group_is_ours:
+            distributed.leave()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.out}: step {self.step} of {self.config.steps})"

@@ -1,0 +1,94 @@
+"""Processes that train one network together: how they meet, and what they exchange (torch.distributed)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from admg.engine.device import Processes, rendezvous
+
+PATIENCE = timedelta(minutes=30)
+"""Time that a process waits for the others, for example while the first one draws a preview."""
+
+
+def join(device: torch.device, alone: bool = False) -> Processes:
+    """Return the place of this process among those of its launcher, after all of them have met.
+
+    torchrun and SLURM's srun are understood. Without a launcher, or with one process, this returns at once. A process
+    group that exists already is used. Raises ValueError if the processes do not meet.
+
+    alone: make a process group of a single process, too, which a sharded network needs
+    """
+    processes = Processes.from_environment()
+    if processes.count == 1 and not alone:
+        return processes
+    if not dist.is_initialized():
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        place: dict[str, Any] = {"rank": processes.rank, "world_size": processes.count}
+        place |= {"store": dist.HashStore()} if processes.count == 1 else {"init_method": rendezvous()}
+        try:
+            dist.init_process_group(backend, timeout=PATIENCE, **place)
+        except (RuntimeError, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"process {processes.rank} of {processes.count} met no others: {reason}") from error
+    if (dist.get_rank(), dist.get_world_size()) != (processes.rank, processes.count):
+        raise ValueError(
+            f"the process group has rank {dist.get_rank()} of {dist.get_world_size()}, but the launcher gave this "
+            f"process rank {processes.rank} of {processes.count}"
+        )
+    return processes
+
+
+def leave() -> None:
+    """Leave the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def share_of(batch_size: int, accumulate: int, processes: Processes) -> int:
+    """Return the number of images of each step that fall to one process.
+
+    Raises ValueError if the batch cannot be divided equally among the processes, or a part not among `accumulate`.
+    """
+    count = processes.count
+    share, rest = divmod(batch_size, count)
+    if rest:
+        near = " or ".join(str(size) for size in (share * count, (share + 1) * count) if size)
+        raise ValueError(f"batch_size {batch_size} cannot be divided among {count} processes; the nearest is {near}")
+    if accumulate > share:
+        raise ValueError(f"accumulate must be at most the {share} images of one process, got {accumulate}")
+    return share
+
+
+def parallel(network: nn.Module, device: torch.device) -> DistributedDataParallel:
+    """Return the network with gradients that are averaged over all processes during the backward pass.
+
+    The processes start from the weights of the first one.
+    """
+    ids = [device] if device.type == "cuda" else None
+    return DistributedDataParallel(network, device_ids=ids, gradient_as_bucket_view=True)
+
+
+def averaged(means: Mapping[str, Tensor], processes: Processes) -> dict[str, Tensor]:
+    """Return the mean of each value over all processes."""
+    if processes.count == 1:
+        return dict(means)
+    values = torch.stack([*means.values()])
+    dist.all_reduce(values)
+    return dict(zip(means, values / processes.count))
+
+
+def check_equal(value: int, name: str, processes: Processes) -> None:
+    """Raise ValueError if the processes have different values of this number."""
+    if processes.count == 1:
+        return
+    found: list[int | None] = [None] * processes.count
+    dist.all_gather_object(found, value)
+    if len(set(found)) > 1:
+        raise ValueError(f"the processes differ in the {name}: {found}; the run directory must be the same for all")

@@ -1,0 +1,88 @@
+"""Networks whose weights, gradients and optimiser state are divided among the processes: PyTorch's FSDP2.
+
+A state that is saved or loaded is whole, with the keys of a network in one process, so that a run can go on with
+another number of processes, sharded or not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+
+from admg.engine.device import Processes
+
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def shard(network: nn.Module, device: torch.device, processes: Processes) -> None:
+    """Divide the weights of a network among all processes, block by block; its forward pass gathers each block."""
+    mesh = init_device_mesh(device.type, (processes.count,))
+    for name in ("input_blocks", "middle_block", "output_blocks"):
+        part = getattr(network, name, None)
+        for block in part if isinstance(part, nn.ModuleList) else [part]:
+            if isinstance(block, nn.Module):
+                fully_shard(block, mesh=mesh)
+    fully_shard(network, mesh=mesh)
+
+
+def is_sharded(network: nn.Module) -> bool:
+    """Whether `shard` has divided the network."""
+    return isinstance(network, FSDPModule)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return the part of a tensor that this process holds: all of it unless it is sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return the whole of a tensor. If it is sharded, all processes must call this."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def network_state(network: nn.Module) -> dict[str, Any]:
+    """Return the whole state dict, which only the first process gets if the network is sharded; all must call this."""
+    return get_model_state_dict(network, options=WHOLE) if is_sharded(network) else network.state_dict()
+
+
+def load_network(network: nn.Module, state: dict[str, Any]) -> None:
+    """Load a whole state dict into the network, sharded or not."""
+    if is_sharded(network):
+        set_model_state_dict(network, state, options=StateDictOptions(full_state_dict=True, strict=True))
+    else:
+        network.load_state_dict(state)
+
+
+def optimizer_state(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return the whole state of the optimiser of a network, as network_state() does, with the keys of torch.optim."""
+    if not is_sharded(network):
+        return optimizer.state_dict()
+    found = get_optimizer_state_dict(network, optimizer, options=WHOLE).get("state", {})
+    names = [name for name, _ in network.named_parameters()]
+    state = {number: found[name] for number, name in enumerate(names) if name in found}
+    return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+
+
+def load_optimizer(network: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load a whole state with the keys of torch.optim into the optimiser of a network, sharded or not."""
+    if not is_sharded(network):
+        optimizer.load_state_dict(state)
+        return
+    names = [name for name, _ in network.named_parameters()]
+    named = {names[number]: values for number, values in state["state"].items()}
+    groups = [{**group, "params": [names[number] for number in group["params"]]} for group in state["param_groups"]]
+    set_optimizer_state_dict(
+        network, optimizer, {"state": named, "param_groups": groups}, options=StateDictOptions(full_state_dict=True)
+    )

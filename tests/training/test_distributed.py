@@ -1,0 +1,134 @@
+"""Training with several processes gives the losses of one, resumes with another number, and refuses what cannot be."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import distributed_worker
+import numpy as np
+import pytest
+from helpers import refused
+
+from admg.cli.main import main
+from admg.engine.device import ALONE, Processes, rendezvous
+from admg.training import TrainConfig, distributed
+
+WORKER = Path(distributed_worker.__file__)
+COMMAND = ["train", "--channels", "32", "--channel-mult", "1,1", "--num-res-blocks", "1", "--head-channels", "32",
+           "--attention-resolutions", "4", "--diffusion-steps", "50", "--batch-size", "8", "--precision", "fp32",
+           "--warmup", "2", "--checkpoint-every", "2", "--log-every", "1", "--preview-every", "4"]  # fmt: skip
+
+
+def torchrun(count: int, *command: object) -> subprocess.CompletedProcess[str]:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run([*launch, *map(str, command)], capture_output=True, text=True, env=environment)
+
+
+Measurements = dict[str, list[dict[str, float]]]
+
+
+def losses_of(count: int, names: list[str], folder: Path, longer: int = 1) -> Measurements:
+    """Return the measurements of runs of the worker by so many processes."""
+    if count == 1:  # in this process; one process does not shard
+        return {name: distributed_worker.losses(name, ALONE, longer) for name in names}
+    done = torchrun(count, WORKER, folder / f"{count}.json", "; ".join(names), longer)
+    assert not done.returncode, done.stderr[-2000:]
+    return json.loads((folder / f"{count}.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[int, Measurements]:
+    folder = tmp_path_factory.mktemp("distributed")
+    return {count: losses_of(count, list(distributed_worker.RUNS), folder) for count in (1, 2, 4)}
+
+
+def check_equal(one: Measurements, several: Measurements, name: str) -> None:
+    """In float64 to 1e-10; in float32 to 1e-5, which rounding exceeds after more steps than these."""
+    for a, b in zip(one[name], several[name], strict=True):
+        assert b == pytest.approx(a, rel=1e-10 if name.startswith("float64") else 1e-5)
+    assert len({row["loss"] for row in one[name]}) == len(one[name])
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("name", list(distributed_worker.RUNS))
+def test_losses_do_not_depend_on_the_number_of_processes(runs, name, count):
+    check_equal(runs[1], runs[count], name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
+def test_losses_of_200_steps(tmp_path, count):
+    names = [name for name in distributed_worker.RUNS if name.startswith("float64")]
+    one, several = (losses_of(n, names, tmp_path, longer=20) for n in (1, count))
+    for name in names:
+        assert len(one[name]) >= 200
+        check_equal(one, several, name)
+
+
+@pytest.mark.process
+def test_a_run_continues_with_another_number_of_processes(digits, tmp_path):
+    """Two steps by four processes, two by one and two by two are six by one, in the log and in the averaged weights."""
+    command = [*COMMAND, "--data", digits, "--seed", "3"]
+    assert main([*command, "--steps", "6", "--out", str(tmp_path / "one")]) == 0
+    for count, steps in ((4, 2), (1, 4), (2, 6)):
+        done = torchrun(count, "-m", "admg", *command, "--steps", steps, "--out", tmp_path / "several")
+        assert not done.returncode, done.stderr[-2000:]
+        assert done.stdout.count("run directory") == 1
+    logs = [np.genfromtxt(tmp_path / run / "log.csv", delimiter=",", names=True) for run in ("one", "several")]
+    assert logs[1]["step"].tolist() == [1, 2, 3, 4, 5, 6]
+    for column in ("loss", "mse", "grad_norm"):
+        assert logs[1][column] == pytest.approx(logs[0][column], rel=2e-5)
+    assert len(list((tmp_path / "several" / "samples").iterdir())) == 2
+
+
+def test_a_batch_that_cannot_be_divided_is_refused_with_the_nearest(monkeypatch, digits, tmp_path, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("RANK", "0")
+    message = refused(capsys, *COMMAND, "--data", digits, "--out", tmp_path / "run")
+    assert "batch_size 8 cannot be divided among 3 processes; the nearest is 6 or 9" in message
+    assert not list((tmp_path / "run").glob("*"))
+    with pytest.raises(ValueError, match="accumulate must be at most the 2 images of one process, got 4"):
+        distributed.share_of(8, 4, Processes(0, 4))
+    assert distributed.share_of(8, 2, Processes(0, 4)) == 2
+
+
+def test_dropout_differs_between_processes():
+    """Equal masks on all processes would correlate the parts of a batch."""
+    from admg.training.prefetch import step_seed
+
+    assert len({step_seed(0, step) + 1 + rank for step in range(50) for rank in range(8)}) == 400
+    assert TrainConfig().accumulate == 1
+
+
+@pytest.mark.parametrize(
+    ("environment", "place", "address"),
+    [
+        ({}, (0, 1, 0), "env://"),
+        ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "a"}, (5, 8, 1), "env://"),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, (0, 1, 0), "env://"),  # within salloc, without srun
+        (
+            {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "1234567",
+             "SLURM_STEP_NODELIST": "gpu[07-08,11]"},
+            (3, 4, 1), "tcp://gpu07:24567",
+        ),
+        (
+            {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0", "SLURM_JOB_ID": "9",
+             "SLURM_STEP_NODELIST": "alpha,beta"},
+            (0, 2, 0), "tcp://alpha:20009",
+        ),
+    ],
+)  # fmt: skip
+def test_places_and_addresses_of_launchers(monkeypatch, environment, place, address):
+    for name in list(os.environ):
+        if name.startswith("SLURM_") or name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"):
+            monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert Processes.from_environment() == Processes(*place)
+    assert rendezvous() == address
