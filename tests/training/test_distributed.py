@@ -11,8 +11,10 @@ from pathlib import Path
 import distributed_worker
 import numpy as np
 import pytest
+import torch
 from helpers import refused
 
+import admg
 from admg.cli.main import main
 from admg.engine.device import ALONE, Processes, rendezvous
 from admg.training import TrainConfig, distributed
@@ -73,18 +75,21 @@ def test_losses_of_200_steps(tmp_path, count):
 
 @pytest.mark.process
 def test_a_run_continues_with_another_number_of_processes(digits, tmp_path):
-    """Two steps by four processes, two by one and two by two are six by one, in the log and in the averaged weights."""
-    command = [*COMMAND, "--data", digits, "--seed", "3"]
+    """Two steps by four processes, two by one and two by two, some of them sharded, give the log and the model of one."""
+    command = [*COMMAND, "--data", digits, "--seed", "3", "--unlabelled"]
     assert main([*command, "--steps", "6", "--out", str(tmp_path / "one")]) == 0
-    for count, steps in ((4, 2), (1, 4), (2, 6)):
-        done = torchrun(count, "-m", "admg", *command, "--steps", steps, "--out", tmp_path / "several")
+    for count, *more in ((4, "--steps", 2, "--shard"), (1, "--steps", 4), (2, "--steps", 6, "--shard")):
+        done = torchrun(count, "-m", "admg", *command, *more, "--out", tmp_path / "several")
         assert not done.returncode, done.stderr[-2000:]
         assert done.stdout.count("run directory") == 1
     logs = [np.genfromtxt(tmp_path / run / "log.csv", delimiter=",", names=True) for run in ("one", "several")]
     assert logs[1]["step"].tolist() == [1, 2, 3, 4, 5, 6]
     for column in ("loss", "mse", "grad_norm"):
         assert logs[1][column] == pytest.approx(logs[0][column], rel=2e-5)
-    assert len(list((tmp_path / "several" / "samples").iterdir())) == 2
+    assert [path.name for path in sorted((tmp_path / "several" / "samples").iterdir())][-1] == "step_0000006.png"
+    weights = [admg.load(tmp_path / run).network.state_dict() for run in ("one", "several")]
+    for name, value in weights[0].items():
+        assert torch.allclose(weights[1][name], value, atol=1e-5), name
 
 
 def test_a_batch_that_cannot_be_divided_is_refused_with_the_nearest(monkeypatch, digits, tmp_path, capsys):
