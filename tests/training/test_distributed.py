@@ -92,6 +92,16 @@ def test_a_run_continues_with_another_number_of_processes(digits, tmp_path):
         assert torch.allclose(weights[1][name], value, atol=1e-5), name
 
 
+def test_one_process_can_shard(digits, tmp_path):
+    """With the losses of a run that does not; the process group of one is left at the end."""
+    command = [*COMMAND, "--data", digits, "--unlabelled", "--steps", "2"]
+    for name, *more in (("plain",), ("sharded", "--shard")):
+        assert main([*command, *more, "--out", str(tmp_path / name)]) == 0
+        assert not torch.distributed.is_initialized()
+    logs = [np.genfromtxt(tmp_path / run / "log.csv", delimiter=",", names=True) for run in ("plain", "sharded")]
+    assert logs[1]["loss"] == pytest.approx(logs[0]["loss"], rel=1e-5)
+
+
 def test_a_batch_that_cannot_be_divided_is_refused_with_the_nearest(monkeypatch, digits, tmp_path, capsys):
     monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setenv("RANK", "0")

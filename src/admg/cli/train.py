@@ -20,7 +20,7 @@ EXAMPLES = """\
   admg train --data fashion-mnist --image-size 32 --fit pad --channels 64 --channel-mult 1,1,2,2 --out runs/clothes
   admg train --config runs/photos.toml --lr 1e-4 --out runs/slower
   torchrun --nproc-per-node 8 -m admg train --data photos --image-size 64 --batch-size 512 --out runs/photos    8 GPUs
-  srun --ntasks 16 admg train --config runs/photos.toml --shard                            SLURM, weights divided (FSDP2)"""
+  srun --ntasks 16 admg train --config runs/photos.toml --shard     with SLURM; weights divided among processes"""
 
 FROM_DATA = ("image_size", "image_channels", "num_classes", "learn_variance", "num_heads_upsample")
 

@@ -31,7 +31,10 @@ def join(device: torch.device, alone: bool = False) -> Processes:
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
         place: dict[str, Any] = {"rank": processes.rank, "world_size": processes.count}
-        place |= {"store": dist.HashStore()} if processes.count == 1 else {"init_method": rendezvous()}
+        if processes.count == 1:
+            place["store"] = dist.HashStore()  # type: ignore[attr-defined]
+        else:
+            place["init_method"] = rendezvous()
         try:
             dist.init_process_group(backend, timeout=PATIENCE, **place)
         except (RuntimeError, OSError) as error:

@@ -69,7 +69,7 @@ def optimizer_state(network: nn.Module, optimizer: torch.optim.Optimizer) -> dic
     """Return the whole state of the optimiser of a network, as network_state() does, with the keys of torch.optim."""
     if not is_sharded(network):
         return optimizer.state_dict()
-    found = get_optimizer_state_dict(network, optimizer, options=WHOLE).get("state", {})
+    found: dict[str, Any] = get_optimizer_state_dict(network, optimizer, options=WHOLE).get("state", {})  # type: ignore
     names = [name for name, _ in network.named_parameters()]
     state = {number: found[name] for number, name in enumerate(names) if name in found}
     return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}

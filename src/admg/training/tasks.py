@@ -79,7 +79,7 @@ class DiffusionTask:
         return t, noise, torch.rand(shape[0], generator=generator) < self.label_dropout
 
     def loss(
-        self, x: Tensor, y: Tensor, t: Tensor, noise: Tensor, dropped: Tensor, **conditioning: Tensor
+        self, x: Tensor, y: Tensor, t: Tensor, noise: Tensor, dropped: Tensor, **conditioning: Any
     ) -> dict[str, Tensor]:
         if self.model.conditional:
             conditioning["y"] = torch.where(dropped, -1, y)
