@@ -21,8 +21,9 @@ from admg.training import TrainConfig, distributed
 
 WORKER = Path(distributed_worker.__file__)
 COMMAND = ["train", "--image-size", "8", "--channels", "32", "--channel-mult", "1,1", "--num-res-blocks", "1",
-           "--head-channels", "32", "--attention-resolutions", "4", "--diffusion-steps", "50", "--batch-size", "8", "--precision", "fp32",
-           "--warmup", "2", "--checkpoint-every", "2", "--log-every", "1", "--preview-every", "4"]  # fmt: skip
+           "--head-channels", "32", "--attention-resolutions", "4", "--diffusion-steps", "50", "--batch-size", "8",
+           "--precision", "fp32", "--warmup", "2", "--checkpoint-every", "2", "--log-every", "1",
+           "--preview-every", "4"]  # fmt: skip
 
 
 def torchrun(count: int, *command: object) -> subprocess.CompletedProcess[str]:
