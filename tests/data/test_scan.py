@@ -127,3 +127,13 @@ def test_processes_that_write_the_index_at_once_leave_a_whole_one(photos, reads)
         list(pool.map(lambda _: write_index(photos, files, by_name), range(40)))
     assert read_index(photos, files) == by_name and again(photos, reads) == ([], 70)
     assert [path.name for path in index_path(photos).parent.iterdir()] == [index_path(photos).name]
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_a_progress_bar_appears_if_reading_takes_long(photos, capsys, monkeypatch, progress):
+    open_dataset(photos, 8, verify="full", progress=progress)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(scan, "BAR_AFTER", 0)
+    open_dataset(photos, 8, verify="full", progress=progress)
+    shown = capsys.readouterr().err
+    assert ("reading photos" in shown and "70/70" in shown) if progress else shown == ""

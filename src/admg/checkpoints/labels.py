@@ -15,7 +15,7 @@ from . import imagenet
 
 MOST_BYTES = 100
 """Length of a label in a file name. Names may have 255 bytes, and 143 on encrypted disks."""
-RESERVED = re.compile(r"^(con|prn|aux|nul|com\d|lpt\d)\.", re.IGNORECASE)
+RESERVED = re.compile(r"^(con|prn|aux|nul|com[\d¹²³]|lpt[\d¹²³])\.", re.IGNORECASE)
 """Names of devices, which Windows takes files such as nul.png for."""
 
 

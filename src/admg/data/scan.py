@@ -23,6 +23,8 @@ TOGETHER = 32
 """Number of files that a thread reads in one go."""
 PROBED = 64
 """Number of headers that are read with verify="none"."""
+BAR_AFTER = 2.0
+"""Seconds of reading after which a progress bar appears."""
 DESCRIPTION = "dataset.json"
 """File in a folder, beside the images, that holds their labels."""
 
@@ -99,7 +101,7 @@ def _read(root: Path, names: Sequence[str], decode: bool, progress: bool) -> dic
 
     parts = [names[start : start + TOGETHER] for start in range(0, len(names), TOGETHER)]
     found: dict[str, Checked] = {}
-    bar = tqdm(total=len(names), desc=f"reading {root.name}", unit=" files", delay=2, disable=not progress)
+    bar = tqdm(total=len(names), desc=f"reading {root.name}", unit=" files", delay=BAR_AFTER, disable=not progress)
     with warnings.catch_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, bar:
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
