@@ -18,6 +18,7 @@ import torch
 from admg.checkpoints import loading, openai
 from admg.checkpoints.describe import describe, describe_model, list_models
 from admg.checkpoints.download import DownloadError
+from admg.checkpoints.initial import load_initial
 from admg.checkpoints.networks import NETWORK_KINDS
 from admg.checkpoints.openai import PUBLISHED_FLAGS, PublishedFlags
 from admg.checkpoints.published import PUBLISHED, PublishedModel, SamplingSettings
@@ -224,6 +225,15 @@ def test_files_load_without_flags(tiny, tmp_path):
     assert loading.load_classifier(tiny / "tiny-classifier.pt").labels.count == 1000
     with pytest.raises(ValueError, match="is a classifier, not a diffusion model"):
         loading.load(tiny / "tiny-classifier.pt")
+
+
+def test_a_run_starts_from_a_published_model(tiny):
+    network = NETWORK_KINDS["diffusion"].network(openai.parse(FLAGS["diffusion"]).network)
+    assert load_initial(network, "openai/tiny", "diffusion")["model"] == "openai/tiny"
+    expected = state_of("diffusion")
+    assert all(torch.equal(v, expected[k]) for k, v in network.state_dict().items())
+    with pytest.raises(ValueError, match="is a published noisy classifier, and a model of kind 'diffusion' is needed"):
+        load_initial(network, "openai/tiny-classifier", "diffusion")
 
 
 def test_folders_load(tiny_folders):

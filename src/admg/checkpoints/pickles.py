@@ -37,6 +37,9 @@ class Inert:
     def __setstate__(self, state: Any) -> None:
         pass
 
+    def __setitem__(self, key: Any, value: Any) -> None:  # torch 2.8 does not ask first whether it is a dictionary
+        pass
+
 
 class _InertDict(Inert):
     """For a class of dictionaries: the unpickler fills a plain one."""

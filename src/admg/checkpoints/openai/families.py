@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from functools import cache
 
 from torch import Tensor
 
@@ -56,7 +55,6 @@ class Family:
     relabelled: bool
 
 
-@cache
 def known() -> dict[str, OpenAIConfig]:
     """Return the settings of the known models by name, OpenAI's first."""
     published = {name: flag.parse(model.flags, model.kind) for name, model in PUBLISHED_FLAGS.items()}
@@ -65,11 +63,11 @@ def known() -> dict[str, OpenAIConfig]:
 
 def family_of(inferred: OpenAIConfig) -> Family | None:
     """Return the known model with the shapes of this configuration, or else with these shapes but other labels."""
-    classes = inferred.network.num_classes
-    for name, config in known().items():
+    classes, models = inferred.network.num_classes, known()
+    for name, config in models.items():
         if shape.same_architecture(config, inferred):
             return Family(name, config, relabelled=False)
-    for name, config in known().items():
+    for name, config in models.items():
         relabelled = dataclasses.replace(config.network, num_classes=classes)
         config = dataclasses.replace(config, network=relabelled)
         if shape.same_architecture(config, inferred):
