@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import admg
 from admg import guidance
+from admg.evaluation.features.custom import from_module
+from admg.evaluation.label_classifier import load_label_classifier
+from admg.evaluation.likelihood import bits_per_dim
+from admg.evaluation.opening import of_array
 from admg.generation.modes import evaluation_mode, modules_in
 
 
-def batch_norm(seed: int = 0, **options) -> nn.Module:
+def batch_norm(channels: int = 1, **options) -> nn.Module:
     """A small classifier of five labels with batch norm and dropout, in training mode."""
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8, **options), nn.SiLU(), nn.Dropout(), nn.Flatten(),
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(channels, 8, 3), nn.BatchNorm2d(8, **options), nn.SiLU(), nn.Dropout(), nn.Flatten(),
                          nn.Linear(8 * 36, 5))  # fmt: skip
 
 
@@ -98,3 +103,23 @@ def test_each_module_is_found_once_and_cycles_end():
     network, loop = nn.Linear(1, 1), []
     loop += [loop, network, {"again": network}, nn.Linear]
     assert modules_in([loop]) == [network]
+
+
+def test_networks_that_evaluate_keep_their_mode_and_their_gradients(tiny_model):
+    """Features, labels and likelihoods do not depend on the batch, and the user's module is left as it was."""
+    network, coloured = batch_norm(), batch_norm(3)
+    images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), dtype=np.uint8)
+    features = from_module(coloured)
+    one = np.concatenate([features(images[i : i + 1]).features for i in range(4)])
+    np.testing.assert_allclose(features(images).features, one, atol=1e-5)
+    source = of_array(images, "images")
+    predict = load_label_classifier(network, source).predict
+    assert predict(images).tolist() == [int(predict(images[i : i + 1])[0]) for i in range(4)]
+    for own in (network, coloured):
+        assert all(module.training for module in own.modules())
+        assert all(parameter.requires_grad for parameter in own.parameters())
+    unet = type(tiny_model.network)(replace(tiny_model.network.config, dropout=0.9))
+    model = replace(tiny_model.respace(1), network=unet)
+    x, y = torch.zeros(1, 1, 8, 8), torch.tensor([0])
+    first, second = (bits_per_dim(model, x, y).vb for _ in range(2))
+    assert torch.equal(first, second) and model.network.training

@@ -16,6 +16,7 @@ from torch import nn
 
 from admg.checkpoints import loading
 from admg.checkpoints.model import Classifier
+from admg.generation.modes import evaluation_mode
 from admg.models import ClassifierConfig
 
 from .features import custom
@@ -87,13 +88,23 @@ def load_label_classifier(
             f"the labels of {source.name} are names, and those of {spec} are numbers: use an .npz with arr_1"
         )
     if callable(getattr(found, "predict", None)):
-        return LabelClassifier(name, lambda images: np.asarray(found.predict(images)), None, _identity(found, digest))
+        predict = _evaluated(lambda images: np.asarray(found.predict(images)), found)
+        return LabelClassifier(name, predict, None, _identity(found, digest))
     if isinstance(found, nn.Module):
-        module = found.eval().to(device)
-        return LabelClassifier(
-            name, lambda images: _labels(module(to_x(images, device))), None, _identity(found, digest)
-        )
+        module = found.to(device)
+        predict = _evaluated(lambda images: _labels(module(to_x(images, device))), module)
+        return LabelClassifier(name, predict, None, _identity(found, digest))
     raise ValueError(f"{spec} has no method predict(images) and is not a torch.nn.Module")
+
+
+def _evaluated(predict: Predict, *parts: Any) -> Predict:
+    """Return the function with the modules of these objects in evaluation mode during each call."""
+
+    def call(images: np.ndarray) -> np.ndarray:
+        with evaluation_mode(*parts):
+            return predict(images)
+
+    return call
 
 
 def _noisy(name: str, classifier: Classifier, source: Source, device: torch.device) -> LabelClassifier:
@@ -105,7 +116,9 @@ def _noisy(name: str, classifier: Classifier, source: Source, device: torch.devi
         return _labels(classifier(to_x(images, device), timestep.expand(len(images))))
 
     numbers = label_numbers(classifier.labels, source.label_names) if source.label_names else None
-    return LabelClassifier(name, torch.inference_mode()(predict), numbers, fingerprint(classifier.network))
+    return LabelClassifier(
+        name, _evaluated(torch.inference_mode()(predict), classifier), numbers, fingerprint(classifier.network)
+    )
 
 
 def _identity(found: object, digest: str) -> str:

@@ -20,6 +20,7 @@ from admg.diffusion.noise import SeededNoise
 from admg.engine.acceleration import accelerate_parts
 from admg.engine.precision import Precision
 from admg.generation.images import check_signed
+from admg.generation.modes import evaluation_mode
 
 NoiseAt = Callable[[Images, int], Images]
 """Maps (x_0, t) to the noise (N, C, H, W) that is added to x_0 at step t."""
@@ -113,7 +114,8 @@ def terms(
     noise: a function of (x0, t) that returns the noise of a step, instead of the seed's
     clip: whether the predicted image is clipped to [-1, 1], as in published results
     precision: precision of matrix products
-    Raises ValueError if the images do not have the model's shape, or if an upsampling model lacks its small images.
+    Raises ValueError if the images do not have the model's shape, or if an upsampling model lacks its small images, or
+        if images have no label and the network was never trained without them.
     """
     _check(model, x0, y)
     model = accelerate_parts(model, precision=precision)
@@ -121,7 +123,9 @@ def terms(
     y = None if y is None else y.to(model.device)
     drawn = noise or SeededNoise(seed, range(len(x0)) if images is None else images)
     for t in reversed(range(len(model.diffusion))):
-        yield _term(model, x0, y, t, drawn(x0, t), clip)
+        with evaluation_mode(model.network):
+            term = _term(model, x0, y, t, drawn(x0, t), clip)
+        yield term
 
 
 def gather(model: Model, x0: Images, steps: Iterable[Term]) -> BitsPerDim:
@@ -157,6 +161,8 @@ def _check(model: Model, x0: Images, y: Tensor | None) -> None:
         )
     if len(x0) == 0:
         raise ValueError("no images")
+    if y is None or bool((y < 0).any()):
+        model.check_unconditional()
     check_signed(x0)
     if y is not None and len(y) != len(x0):
         raise ValueError(f"{len(y)} labels for {len(x0)} images")

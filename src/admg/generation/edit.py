@@ -121,7 +121,8 @@ def encode(
     noise = None if seed is None else SeededNoise(seed, range(len(images))).draw(model.shape).to(model.device)
     recipe = Recipe(guide=guide, precision=precision)
     with BatchSampler(model, recipe).ready(numbers) as fast:
-        guide = Bounded(fast.recipe.guide) if guide is not None and bound_guidance else fast.recipe.guide
+        guide = fast.recipe.guide
+        guide = Bounded(guide) if guide is not None and bound_guidance else guide
         x = last(ddim_inversion(fast.model, images.to(model.device, dtype_of(model)), y=y, guide=guide, noise=noise))
     check_finite(x, 0)
     return x.to("cpu", dtype_of(model))

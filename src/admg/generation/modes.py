@@ -29,9 +29,7 @@ def evaluation_mode(*parts: Any) -> Iterator[None]:
     found = [part for module in modules_in(parts) for part in module.modules()]
     for module in found:
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and not module.track_running_stats:
-            raise ValueError(
-                f"a guide uses {module}: without running statistics an image depends on the others of its batch"
-            )
+            raise ValueError(f"{module}: without running statistics an image depends on the others of its batch")
     training = [module for module in found if module.training]
     try:
         for module in training:

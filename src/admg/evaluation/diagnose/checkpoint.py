@@ -196,9 +196,14 @@ def open_images(
     unconditional: bool,
     value_range: ValueRange | None = None,
 ) -> tuple[RealImages, str]:
-    """Return the images, with labels if the network has them, and a remark on the labels."""
+    """Return the images, with labels if the network has them, and a remark on the labels.
+
+    Raises ValueError if the labels are left out and the network was never trained without them.
+    """
 
     def opened(labels: bool) -> RealImages:
+        if not labels:
+            model.check_unconditional()
         return open_real_images(
             path, model.shape, model.labels if labels else None, num=num, fit=fit, split=split,
             value_range=value_range, trained=TrainedReading.of(model),
@@ -212,5 +217,6 @@ def open_images(
         reason = str(error).removesuffix("; --unconditional leaves labels out")
         return opened(labels=False), f"not conditioned on labels: {reason}"
     if images.labels is None:
+        model.check_unconditional()
         return images, "not conditioned on labels, as the images have none"
     return images, "conditioned on their labels"

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from admg.generation.modes import evaluation_mode
+
 Pixels = UInt8[Tensor, "n c h w"]  # C = 3, unless the network takes any channels
 ImagesAsFloat = Float[Tensor, "n 3 h2 w2"]
 
@@ -90,7 +92,8 @@ class FeatureNetwork:
         check_channels(self, images.shape[3], "the images")
         images = np.broadcast_to(images, (*images.shape[:3], 3)) if images.shape[3] == 1 else images
         pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(self.device)
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False):
+        exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False)
+        with exact, evaluation_mode(self.module, self.prepare):
             output = self.module(self.prepare(pixels))
         features, maps = output if isinstance(output, tuple) else (output, None)
         if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(images):

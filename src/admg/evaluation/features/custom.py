@@ -29,7 +29,6 @@ def from_module(module: nn.Module, name: str = "", source: str = "") -> FeatureN
     name = name or type(module).__name__
     if name.lower().startswith("inception"):  # the names FID and IS are for the published network only
         name = f"own-{name}"
-    module = module.eval().requires_grad_(False)
     return FeatureNetwork(name, module, prepare, fingerprint(module, name, source), any_channels=True)
 
 
