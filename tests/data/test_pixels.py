@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import write_npz
+from helpers import run, write_npz
 from PIL import Image
 
 from admg import data
@@ -263,6 +263,21 @@ def test_all_frames_can_be_images(tmp_path, recwarn):
     assert pixels[9:] == [[v] * 3 for v in (0, 50, 100, 150, 200, 255)]
     with pytest.raises(DataError, match="frames is 'last': allowed are 'first' and 'all'"):
         open_dataset(tmp_path / "files", 4, frames="last")
+
+
+def test_the_options_of_training_say_how_files_are_read(tmp_path, capsys):
+    folder = animated(tmp_path / "files")
+    opened = data.DataConfig(data=str(folder), image_size=6, fit="pad", frames="all", background="white").open()
+    assert len(opened) == 15 and levels(opened) == [255] * 6
+    write_npz(tmp_path / "masks.npz", np.array([[[0, 1], [2, 3]]], np.uint8))
+    masks = data.DataConfig(data=str(tmp_path / "masks.npz"), image_size=2, value_range=(0, 3)).open()
+    assert levels(masks) == RAMP[:2]
+    for wrong in ((3, 0), (0,), (1, 1)):
+        with pytest.raises(ValueError, match="value_range must be two numbers LOW,HIGH in increasing order"):
+            data.DataConfig(data="masks.npz", image_size=2, value_range=wrong)
+    options = ["--image-size", "8", "--frames", "all", "--value-range", "-1000,3000", "--print-config", "--out", "run"]
+    out = run(capsys, "train", "--data", folder, *options)[1]
+    assert 'frames = "all"' in out and "value_range = [-1000" in out
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4, 5, 12])
