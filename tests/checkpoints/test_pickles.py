@@ -122,6 +122,12 @@ def test_weights_beside_a_hostile_object_are_read_and_nothing_runs(tmp_path, leg
     assert not (tmp_path / "it-ran").exists()
 
 
+@pytest.mark.parametrize("protocol", [4, 5])
+def test_a_protocol_that_torch_does_not_read_is_named(tmp_path, protocol):
+    torch.save({"a": torch.ones(1)}, tmp_path / "a.pt", pickle_protocol=protocol)
+    assert "has a pickle_protocol that cannot be read without running code" in outcome(tmp_path / "a.pt")
+
+
 def test_no_module_is_imported(tmp_path):
     sys.modules.pop("antigravity", None)
     write(tmp_path / "model.pt", b"\x80\x02" + call(name("antigravity.fly"), text("x")) + b".", legacy=False)

@@ -191,6 +191,12 @@ def test_parameters_of_another_network_are_not_ignored(tmp_path, name, message):
         openai.load(tmp_path / "a.pt", TINY)
 
 
+def test_a_network_of_diffusers_is_named(tmp_path):
+    save_file({"down_blocks.0.resnets.0.norm1.weight": torch.ones(2)}, tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match="holds a network of diffusers"):
+        openai.load(tmp_path / "a.safetensors")
+
+
 def test_weights_in_integers_are_refused(tmp_path):
     state = RAW | {"out.2.bias": RAW["out.2.bias"].to(torch.int8)}
     torch.save(state, tmp_path / "a.pt")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import pickle
 import re
 import warnings
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def load(path: Path, mmap: bool = False) -> Any:
     try:
         return _load(path, mmap)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{path} {_refused(str(error))}") from None
+        raise CheckpointError(f"{path} {_refused(path, str(error))}") from None
     except Exception as error:  # torch raises many types for a damaged file
         raise CheckpointError(f"{path} {_damaged(error)}") from None
 
@@ -88,7 +89,7 @@ def load_inert(path: Path, mmap: bool = False) -> Any:
         except pickle.UnpicklingError as error:
             message = str(error)
             if len(known) >= MAX_NAMES or not _learn(known, message):
-                raise CheckpointError(f"{path} {_refused(message)}") from None
+                raise CheckpointError(f"{path} {_refused(path, message)}") from None
         except Exception as error:
             beside = f"; it holds Python objects ({', '.join(sorted(known)[:3])})" if known else ""
             raise CheckpointError(f"{path} {_damaged(error)}{beside}") from None
@@ -134,8 +135,13 @@ def refused_objects(name: str) -> str:
     )
 
 
-def _refused(message: str) -> str:
+def _refused(path: Path, message: str) -> str:
     """Return why torch.load(weights_only=True) refused a file."""
+    if "Unsupported operand" in message and zipfile.is_zipfile(path):
+        return (
+            "has a pickle_protocol that cannot be read without running code: refused; if you trust the file, load it "
+            "and save it again without that argument"
+        )
     found = re.search(r"(?:GLOBAL|global|class|function) ([\w.]*\w\.\w+)", message)
     return refused_objects(found[1]) if found else "is damaged or not a .pt file that holds only tensors: refused"
 

@@ -108,6 +108,8 @@ def _other_state(content: Any) -> dict[str, Tensor]:
     for name, value in dict.items(content):
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise CheckpointError(f"holds no state dict: {name!r} is {_type_text(value)}, not a tensor")
+    if any(".resnets." in name for name in content):
+        raise CheckpointError("holds a network of diffusers, whose parameters have other names: it is not read")
     prefix = "module." if all(name.startswith("module.") for name in content) else ""
     return {name.removeprefix(prefix): value for name, value in wrappers.tensors_in(content).items()}
 
