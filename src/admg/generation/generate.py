@@ -229,7 +229,8 @@ def generate_upsampled(
         out=Path(out), name=name_of(loaded), model=loaded, recipe=recipe, labels=labels, table=table,
         chosen="of the base", base=Path(base), origin=f"{Path(base).name}, checksum {stored.crc:08x}",
     )  # fmt: skip
-    check_base_labels(stage, "unconditional=True does without")
+    without = "it was never trained without" if loaded.label_dropout == 0 else "unconditional=True does without"
+    check_base_labels(stage, without)
     return try_and_run(Job((stage,), options or JobOptions()), progress)
 
 

@@ -202,12 +202,13 @@ def open_images(
     """
 
     def opened(labels: bool) -> RealImages:
-        if not labels:
-            model.check_unconditional()
-        return open_real_images(
+        found = open_real_images(
             path, model.shape, model.labels if labels else None, num=num, fit=fit, split=split,
             value_range=value_range, trained=TrainedReading.of(model),
         )  # fmt: skip
+        if found.labels is None:
+            model.check_unconditional()
+        return found
 
     if not model.conditional or unconditional:
         return opened(labels=False), "no labels"
@@ -217,6 +218,5 @@ def open_images(
         reason = str(error).removesuffix("; --unconditional leaves labels out")
         return opened(labels=False), f"not conditioned on labels: {reason}"
     if images.labels is None:
-        model.check_unconditional()
         return images, "not conditioned on labels, as the images have none"
     return images, "conditioned on their labels"
