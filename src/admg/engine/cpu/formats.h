@@ -1,4 +1,4 @@
-/* Numbers of either format, read and written as vectors of floats. */
+/* Numbers in float32 or bfloat16, read and written as vectors of floats. */
 
 #pragma once
 
@@ -6,13 +6,13 @@
 
 #include "kernels.h"
 
-/* Numbers from which on several threads take less time than one. */
+/* The number of values from which several threads are faster than one. */
 #define SHARED 32768
 
-/* Formats, known where a function is compiled: bfloat16 rounded by integer arithmetic, or by an instruction. */
+/* Formats, as compile-time constants: bfloat16 is rounded by integer arithmetic or by an instruction. */
 enum { FLOAT, BF16, BF16_NATIVE };
 
-#if defined(__AVX512F__) && (defined(__clang__) || __GNUC__ >= 10) /* those that know the instruction */
+#if defined(__AVX512F__) && (defined(__clang__) || __GNUC__ >= 10) /* compilers that know the instruction */
 #define KNOWS_BF16
 #endif
 
@@ -23,7 +23,7 @@ static inline int format_of(long bf16) {
     return bf16 ? BF16 : FLOAT;
 }
 
-/* Element i of x and those after it. */
+/* Load LANES elements of x from element i. */
 ALWAYS floats load(const void *x, long i, int format) {
     if (format == FLOAT) return *(const floats *)((const float *)x + i);
     const uint16_t *from = (const uint16_t *)x + i;
@@ -34,7 +34,7 @@ ALWAYS floats load(const void *x, long i, int format) {
 #endif
 }
 
-/* The same for floats to x: to the nearest number of the format, of two the even one, as torch does. */
+/* Store floats to x from element i, rounded to nearest, ties to even, as torch does. */
 ALWAYS void store(void *x, long i, floats value, int format) {
     if (format == FLOAT) {
         *(floats *)((float *)x + i) = value;
@@ -45,7 +45,7 @@ ALWAYS void store(void *x, long i, floats value, int format) {
 #ifdef __AVX512F__
     __m256i narrow = _mm512_cvtepi32_epi16((__m512i)(bits >> 16));
 #ifdef KNOWS_BF16
-    if (format == BF16_NATIVE) /* by a flag for it, the compiler would use it elsewhere too */
+    if (format == BF16_NATIVE) /* a compiler flag would enable it elsewhere too */
         __asm__("vcvtneps2bf16 %1, %0" : "=v"(narrow) : "v"(value));
 #endif
     *(__m256i_u *)((uint16_t *)x + i) = narrow;

@@ -1,4 +1,4 @@
 #include "kernels.h"
 
-/* Which sources this library was built from. */
+/* Hash of the sources that this library was built from. */
 EXPORT const char *source(void) { return ADMG_SOURCE; }

@@ -1,6 +1,6 @@
-/* What the kernels share: vectors of the processor's width, and formats of images.
+/* Shared by all kernels: vectors of the processor's width, and formats of images.
 
-   Images are channels last: (n, pixels, c), rows of c channels. Floats, or bfloat16, which are computed as floats. */
+   Images are channels last: (n, pixels, c), rows of c channels. They are float32, or bfloat16 that is computed as float32. */
 
 #pragma once
 

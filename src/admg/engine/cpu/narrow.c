@@ -1,8 +1,8 @@
-/* 3x3 convolutions to a few channels, as those to images and to gradients in images are. */
+/* 3x3 convolutions with few output channels: those that produce an image or the gradient of one. */
 
 #include "kernels.h"
 
-#define TOGETHER 8 /* pixels of a row */
+#define TOGETHER 8 /* pixels of a row that are computed at a time */
 
 static inline float total(floats v) {
     float a[LANES];
@@ -13,14 +13,14 @@ static inline float total(floats v) {
     return a[0];
 }
 
-/* y (n, h, w, k) = x (n, h, w, c) with zeros around, convolved with weights (k, 3, 3, c), + bias (k) or NULL.
+/* y (n, h, w, k) = x (n, h, w, c) zero-padded and convolved with weights (k, 3, 3, c), + bias (k) or NULL.
    c is a multiple of LANES, for which there are c zeros. */
 EXPORT void narrow_convolve(const float *x, const float *weight, const float *bias, float *y, const float *zeros,
                             long n, long h, long w, long c, long k, long threads) {
 #pragma omp parallel for num_threads(threads)
     for (long row = 0; row < n * h; row++)
         for (long column = 0; column < w; column += TOGETHER) {
-            const float *pixels[3][TOGETHER + 2]; /* that these see */
+            const float *pixels[3][TOGETHER + 2]; /* the inputs of these pixels */
             for (long a = 0; a < 3; a++) {
                 long i = row % h + a - 1;
                 for (long p = 0; p < TOGETHER + 2; p++) {

@@ -1,7 +1,7 @@
-/* Group norm, modulation and SiLU in one: y = SiLU(z), z = weight x̂ + bias, x̂ = (x - mean) rstd of each group.
+/* Group norm, modulation and SiLU in one pass: y = SiLU(z), z = weight x̂ + bias, x̂ = (x - mean) rstd per group.
 
-   An image is taken in blocks of some rows (pixels), which stay in the cache. Sums are those of blocks, added up in
-   their order, so that neither the number of threads nor the batch changes a bit. */
+   An image is processed in blocks of rows (pixels) that fit in the cache. The sums of the blocks are added in a fixed
+   order, so the result depends neither on the number of threads nor on the batch, to the last bit. */
 
 #include <math.h>
 #include <omp.h>
@@ -9,14 +9,14 @@
 #include "logistic.h"
 
 typedef struct {
-    long n, pixels, c, groups, rows; /* rows of a block */
+    long n, pixels, c, groups, rows; /* rows: of one block */
     double eps;
     int silu, format, format_of_scale;
     const void *x, *dy;
-    void *y; /* y, or dx */
+    void *y; /* y in the forward pass, dx in the backward pass */
     const float *weight, *bias;
     const void *scale, *shift;                     /* or NULL */
-    long scale_stride;                             /* from image to image; 0: one row for all */
+    long scale_stride;                             /* between images; 0 if all share one row */
     float *mean, *rstd;                            /* (n, groups) */
     float *dweight, *dbias;                        /* (n, c), or NULL */
     float *scratch;
@@ -24,10 +24,10 @@ typedef struct {
 
 /* Scratch for one image: rows of c floats. */
 typedef struct {
-    double *sums;                               /* two of doubles */
-    float *mean, *weight, *gain, *bias, *slope; /* of each channel */
-    float *blocks;                              /* two of each block */
-    long ahead;                                 /* numbers to the image that this thread takes next, or 0 */
+    double *sums;                               /* two rows of doubles */
+    float *mean, *weight, *gain, *bias, *slope; /* per channel */
+    float *blocks;                              /* two rows per block */
+    long ahead;                                 /* distance to the next image of this thread in numbers, or 0 */
 } tables;
 
 static long blocks_of(const norm *f) { return (f->pixels + f->rows - 1) / f->rows; }
@@ -44,12 +44,12 @@ static long rows_of(const norm *f, long block) {
 }
 
 #define AT(table, v) (*(floats *)((float *)(table) + (v)))
-/* Channels come by 32. */
+/* The number of channels is a multiple of 32. */
 #define EACH_VECTOR(v, c)             \
     for (long w = 0; w < (c); w += 32) \
         _Pragma("GCC unroll 4") for (long v = w; v < w + 32; v += LANES)
 
-/* Of each channel of rows: the mean, and the sum of squared differences from it. */
+/* For each channel of the rows, the mean and the sum of squared differences from it. */
 ALWAYS void moments_of_block(const void *x, long start, long rows, long c, float *mean, int format) {
     float *squares = mean + c;
     long many = rows & ~3L, p = 0;
@@ -77,7 +77,7 @@ ALWAYS void moments_of_block(const void *x, long start, long rows, long c, float
         }
 }
 
-/* Mean and gain = 1 / sqrt(variance + eps) of a channel's group, from the blocks' (Chan, Golub and LeVeque 1983). */
+/* The mean and gain = 1 / sqrt(variance + eps) of each group, from those of the blocks (Chan, Golub, LeVeque 1983). */
 static void moments_of_groups(const norm *f, tables t) {
     long c = f->c, per = c / f->groups, blocks = blocks_of(f);
     double size = (double)f->pixels * per, *sums = t.sums;
@@ -101,8 +101,8 @@ static void moments_of_groups(const norm *f, tables t) {
     }
 }
 
-/* z = (x - mean) gain + bias for each channel, given mean and gain = rstd. By scale and shift, weight and bias are
-   modulated. */
+/* z = (x - mean) gain + bias for each channel, given mean and gain = rstd. Scale and shift modulate
+   weight and bias. */
 static void affine(const norm *f, long image, tables t) {
     for (long v = 0, i = image * f->scale_stride; v < f->c; v += LANES, i += LANES) {
         floats w = AT(f->weight, v), b = AT(f->bias, v);
@@ -123,7 +123,7 @@ ALWAYS void normalise_block(const norm *f, long start, long rows, tables t, int 
     for (long p = 0, c = f->c; p < rows; ++p)
         EACH_VECTOR(v, c) {
             long i = start + p * c + v;
-            __builtin_prefetch((const char *)x + (i + t.ahead) * (format == FLOAT ? 4 : 2), 0, 2); /* while computing */
+            __builtin_prefetch((const char *)x + (i + t.ahead) * (format == FLOAT ? 4 : 2), 0, 2);
             floats z = (load(x, i, format) - AT(t.mean, v)) * AT(t.gain, v) + AT(t.bias, v);
             if (silu) {
                 z = at_least(-LARGE, z);
@@ -133,7 +133,7 @@ ALWAYS void normalise_block(const norm *f, long start, long rows, tables t, int 
         }
 }
 
-/* Of each channel the sums of dz and dz (x - mean); dz is kept where dx will be. */
+/* For each channel, the sums of dz and of dz (x - mean). dz is stored in the memory of dx. */
 ALWAYS void sums_of_block(const norm *f, long start, long rows, tables t, float *sums, int silu, int format) {
     const void *dy = f->dy, *x = f->x;
     void *dx = f->y;
@@ -153,9 +153,11 @@ ALWAYS void sums_of_block(const norm *f, long start, long rows, tables t, float 
         }
 }
 
-/* dweight = sum dz x̂, dbias = sum dz, and slope and bias of
+/* Compute dweight = sum dz x̂, dbias = sum dz, and slope and bias in
 
-   dx = rstd (weight dz - <weight dz> - x̂ <weight dz x̂>) = gain dz + slope (x - mean) + bias, <>: mean of a group. */
+   dx = rstd (weight dz - <weight dz> - x̂ <weight dz x̂>) = gain dz + slope (x - mean) + bias,
+
+   where <> is the mean over a group. */
 static void gradients_of_factors(const norm *f, long image, tables t) {
     long c = f->c, per = c / f->groups, blocks = blocks_of(f);
     double *dbias = t.sums, *dweight = t.sums + c, size = (double)f->pixels * per;
@@ -187,14 +189,14 @@ ALWAYS void gradient_of_block(const norm *f, long start, long rows, tables t, in
         }
 }
 
-/* Wait for the others of a team. */
+/* Wait for the other threads of the team. */
 ALWAYS void meet(long team) {
     if (team > 1) {
 #pragma omp barrier
     }
 }
 
-/* One image by a thread alone (me = 0, team = 1), or by all of a team, each with tables of its own. */
+/* Process one image with one thread (me = 0, team = 1) or with all threads of a team, each with its own tables. */
 ALWAYS void forward(const norm *f, long image, tables t, long me, long team, int silu, int format) {
     long c = f->c, groups = f->groups, start = image * f->pixels * c, size = f->rows * c, blocks = blocks_of(f);
     for (long b = me; b < blocks; b += team)
@@ -226,7 +228,7 @@ ALWAYS void backward(const norm *f, long image, tables t, long me, long team, in
     for (long b = me; b < blocks; b += team) gradient_of_block(f, start + b * size, rows_of(f, b), t, silu, format);
 }
 
-/* Compiled for each format, with and without SiLU. */
+/* Compile one version for each format, with and without SiLU. */
 #define BY_FORMAT(direction)                                                                                  \
     static void direction##_image(const norm *f, long image, tables t, long me, long team) {                  \
         switch (2 * f->format + f->silu) {                                                                    \
@@ -241,7 +243,7 @@ ALWAYS void backward(const norm *f, long image, tables t, long me, long team, in
 BY_FORMAT(forward)
 BY_FORMAT(backward)
 
-/* Each thread takes images of its own, where they share out; else all take blocks of each. */
+/* Each thread processes whole images if they can be shared out evenly; otherwise all threads share each image. */
 static void each_image(const norm *f, void (*direction)(const norm *, long, tables, long, long), long threads) {
     int apart = f->n % threads == 0 || f->n >= 4 * threads;
 #pragma omp parallel num_threads(threads) if (f->n * f->pixels * f->c >= SHARED)
@@ -256,15 +258,15 @@ static void each_image(const norm *f, void (*direction)(const norm *, long, tabl
         else
             for (long image = 0; image < f->n; ++image) {
                 tables t = tables_at(f, me);
-                t.blocks = tables_at(f, team > 1 ? image % 2 : 0).blocks; /* not those that others may still read */
+                t.blocks = tables_at(f, team > 1 ? image % 2 : 0).blocks; /* others may still read the last */
                 direction(f, image, t, me, team);
             }
     }
 }
 
-/* x, y: (n, pixels, c). weight, bias: (c), that scale and shift modulate, where they are not NULL, in rows that far
-   apart: w (1 + scale), b (1 + scale) + shift. moments: (2, n, groups), mean and rstd, to be kept.
-   rows: pixels of a block. scratch: (threads, 9 + 2 blocks, c) floats. */
+/* x, y: (n, pixels, c). weight, bias: (c), modulated to weight (1 + scale) and bias (1 + scale) + shift unless scale
+   and shift are NULL; their rows are scale_stride apart. moments: (2, n, groups), receives mean and rstd for the
+   backward pass. rows: pixels per block. scratch: (threads, 9 + 2 blocks, c) floats. */
 EXPORT void norm_forward(
     const void *x, void *y, const float *weight, const float *bias, const void *scale, const void *shift,
     long scale_stride, long scale_bf16, float *moments, float *scratch, long n, long pixels, long c, long rows,
@@ -277,7 +279,7 @@ EXPORT void norm_forward(
     each_image(&f, forward_image, threads);
 }
 
-/* dx (n, pixels, c) for dy; dweight, dbias (n, c), of what modulation makes of them, where they are not NULL. */
+/* dx (n, pixels, c) from dy, and unless they are NULL the gradients (n, c) of the modulated weight and bias. */
 EXPORT void norm_backward(
     const void *dy, const void *x, void *dx, float *dweight, float *dbias, const float *weight, const float *bias,
     const void *scale, const void *shift, long scale_stride, long scale_bf16, float *moments, float *scratch, long n,

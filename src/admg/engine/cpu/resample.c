@@ -1,8 +1,8 @@
-/* Images of twice or half the size, which are each other's gradient. */
+/* Upsampling and downsampling by 2. Each is the gradient of the other. */
 
 #include "formats.h"
 
-/* Each of w pixels four times, times scale: (w, c) to (2, 2w, c). */
+/* Repeat each of w pixels four times, multiplied by scale: (w, c) to (2, 2w, c). */
 ALWAYS void doubled(const void *x, long from, void *y, long to, long w, long c, float scale, int format) {
     for (long j = 0; j < w; ++j)
         for (long v = 0; v < c; v += LANES) {
@@ -14,7 +14,7 @@ ALWAYS void doubled(const void *x, long from, void *y, long to, long w, long c, 
     memcpy((char *)y + to * size + row, (char *)y + to * size, row);
 }
 
-/* The sum of four pixels, times scale: (2, w, c) to (w / 2, c); an odd column is left out. */
+/* Sum four pixels and multiply by scale: (2, w, c) to (w / 2, c). The last column is left out if w is odd. */
 ALWAYS void halved(const void *x, long from, void *y, long to, long w, long c, float scale, int format) {
     for (long j = 0; j < w / 2; ++j)
         for (long v = 0; v < c; v += LANES) {
@@ -41,7 +41,7 @@ static void halve_rows(const void *x, long from, void *y, long to, long w, long 
     }
 }
 
-/* (n, h, w, c) to (n, 2h, 2w, c), or to (n, h / 2, w / 2, c) without an odd row; c: a multiple of 16. */
+/* (n, h, w, c) to (n, 2h, 2w, c), or to (n, h / 2, w / 2, c) without the last row of an odd h. c % 16 == 0. */
 EXPORT void resample(
     const void *x, void *y, long n, long h, long w, long c, long up, double scale, long bf16, long threads
 ) {

@@ -1,21 +1,21 @@
-/* The gradient of a 3x3 convolution's weights by Winograd's minimal filtering, see winograd.h. What that computes is
-   linear in the filter g, so that dg = Gᵀ [Σ (A dY Aᵀ) ⊙ (Bᵀ d B)] G, summed over the tiles: at each of the places of a
-   tile one matrix product, (k, tiles) (tiles, c). Channels are multiples of 32. */
+/* The gradient in the weights of a 3x3 convolution by Winograd's minimal filtering (see winograd.h). The convolution is
+   linear in the filter g, so dg = Gᵀ [Σ (A dY Aᵀ) ⊙ (Bᵀ d B)] G, summed over the tiles: one matrix product
+   (k, tiles) (tiles, c) at each place of a tile. Numbers of channels are multiples of 32. */
 
 #include "winograd.h"
 
 #include <omp.h>
 
 enum {
-    M = 4,      /* pixels of a tile's side */
-    PANEL = 64, /* channels that are worked on at a time, so that their sums (places, k, c) stay near */
-    TILES = 24, /* whose transforms are made at a time: those of one place fit in the L1 cache */
-    PAD = 16,   /* floats between places, which would share sets of the cache if they were powers of two apart */
+    M = 4,      /* side of a tile in pixels */
+    PANEL = 64, /* channels processed at a time, so that their sums (places, k, c) stay in the cache */
+    TILES = 24, /* tiles transformed at a time: the values at one place fit in the L1 cache */
+    PAD = 16,   /* floats between places; a distance of a power of two would map them to the same cache sets */
     OF_TILES = TILES * PANEL + PAD,
     OF_SUMS = PANEL * PANEL + PAD,
-    SCRATCH = PLACES(M) * (2 * OF_TILES + OF_SUMS), /* of a thread */
+    SCRATCH = PLACES(M) * (2 * OF_TILES + OF_SUMS), /* per thread */
 #ifdef __AVX512F__
-    ROWS = 12, /* of sums that the registers hold */
+    ROWS = 12, /* rows of sums that fit in the registers */
     FEWER = 8,
 #else
     ROWS = 6,
@@ -27,7 +27,7 @@ static inline floats load(const float *p) { return *(const floats *)p; }
 
 static inline void store(float *p, floats v) { *(floats *)p = v; }
 
-/* v = A y, of vectors `by` apart */
+/* v = A y for vectors with stride `by` */
 ALWAYS void powers(const floats *y, int by, floats *v) {
     floats y0 = y[0], y1 = y[by], y2 = y[2 * by], y3 = y[3 * by];
     floats even = y0 + 2 * y2, odd = (float)ROOT * (y1 + 2 * y3);
@@ -35,7 +35,7 @@ ALWAYS void powers(const floats *y, int by, floats *v) {
     v[0] = y0, v[1] = even + odd, v[2] = even - odd, v[3] = even2 + odd2, v[4] = even2 - odd2, v[5] = y3;
 }
 
-/* g = Gᵀ m, of vectors `by` apart */
+/* g = Gᵀ m for vectors with stride `by` */
 ALWAYS void filter(const floats *m, int by, floats *g) {
     floats sum = m[by] + m[2 * by], difference = m[by] - m[2 * by];
     floats sum2 = m[3 * by] + m[4 * by], difference2 = m[3 * by] - m[4 * by];
@@ -44,7 +44,7 @@ ALWAYS void filter(const floats *m, int by, floats *g) {
     g[2] = 1.f / 3 * (sum - sum2) + m[5 * by];
 }
 
-/* v[place][tile][channel] = Bᵀ d B of tiles first .. last - 1, for `width` of the c channels of x (n, h, w, c) */
+/* v[place][tile][channel] = Bᵀ d B for the tiles first .. last - 1 and `width` of the c channels of x (n, h, w, c) */
 static void transform_x(const float *x, long h, long w, long c, long first, long last, long width, float *v) {
     static const float outside[PANEL];
     const float *d[PLACES(M)];
@@ -54,14 +54,14 @@ static void transform_x(const float *x, long h, long w, long c, long first, long
     }
 }
 
-/* v[place][tile][channel] = A dY Aᵀ, likewise */
+/* v[place][tile][channel] = A dY Aᵀ for the same tiles */
 static void transform_dy(const float *dy, long h, long w, long k, long first, long last, long width, float *v) {
     static const float outside[PANEL];
     const float *y[M * M];
     for (long tile = first; tile < last; tile++, v += width) {
         find_pixels(y, M, M, 0, tile, dy, h, w, k, outside);
         for (long i = 0; i < width; i += LANES) {
-            floats column[M], s[M * EDGE(M)], row[EDGE(M)]; /* s: transposed */
+            floats column[M], s[M * EDGE(M)], row[EDGE(M)]; /* s is transposed */
 #pragma GCC unroll 4
             for (int b = 0; b < M; b++) {
 #pragma GCC unroll 4
@@ -80,7 +80,7 @@ static void transform_dy(const float *dy, long h, long w, long k, long first, lo
     }
 }
 
-/* sums[k][c] (+)= Σ over tiles dy[tile][k] x[tile][c], for `rows` k and two vectors of c, which the registers hold */
+/* sums[k][c] (+)= Σ over tiles dy[tile][k] x[tile][c], for `rows` values of k and two vectors of c, in registers */
 ALWAYS void outer_products(int rows, long tiles, const float *dy, long wide_k, const float *x, long wide_c, float *sums,
                            int add) {
     floats sum[ROWS][2] = {};
@@ -98,10 +98,10 @@ ALWAYS void outer_products(int rows, long tiles, const float *dy, long wide_k, c
     }
 }
 
-/* The same for all k and c */
+/* The same sums for all k and c */
 static void product(long tiles, const float *dy, long wide_k, const float *x, long wide_c, float *sums, int add) {
     for (long k = 0, rows; k < wide_k; k += rows, sums += rows * wide_c) {
-        rows = (wide_k - k) % ROWS ? FEWER : ROWS; /* 32 and 64 are sums of these */
+        rows = (wide_k - k) % ROWS ? FEWER : ROWS; /* 32 and 64 are sums of these two numbers */
         for (long c = 0; c < wide_c; c += 2 * LANES)
             if (rows == ROWS)
                 outer_products(ROWS, tiles, dy + k, wide_k, x + c, wide_c, sums + c, add);
@@ -114,7 +114,7 @@ static void product(long tiles, const float *dy, long wide_k, const float *x, lo
 static void transform_back(const float *sums, long wide_k, long wide_c, float *dg, long c) {
     for (long k = 0; k < wide_k; k++, dg += 9 * c)
         for (long j = 0; j < wide_c; j += LANES, sums += LANES) {
-            floats column[EDGE(M)], s[3 * EDGE(M)], row[3]; /* s: transposed */
+            floats column[EDGE(M)], s[3 * EDGE(M)], row[3]; /* s is transposed */
 #pragma GCC unroll 6
             for (int b = 0; b < EDGE(M); b++) {
 #pragma GCC unroll 6
@@ -131,7 +131,7 @@ static void transform_back(const float *sums, long wide_k, long wide_c, float *d
         }
 }
 
-/* Into how many parts the tiles are split, each summed by itself: enough for many threads, whatever their number */
+/* The number of parts that the tiles are split into and summed by; fixed, so that threads do not change the result */
 static long parts_of(long tiles, long panels) {
     long most = tiles / (4 * TILES);
     return least(quotient(16, panels), most ? most : 1);
@@ -139,16 +139,16 @@ static long parts_of(long tiles, long panels) {
 
 static long panels_of(long c, long k) { return quotient(c, PANEL) * quotient(k, PANEL); }
 
-/* How many floats of scratch weight_gradient() takes */
+/* The number of floats of scratch that weight_gradient() needs */
 EXPORT long weight_gradient_scratch(long n, long h, long w, long c, long k, long threads) {
     return threads * SCRATCH + (parts_of(tiles_of(M, n, h, w), panels_of(c, k)) - 1) * 9 * c * k;
 }
 
-/* dg (k, c, 3, 3) of x (n, h, w, c) and dy (n, h, w, k) */
+/* dg (k, c, 3, 3) from x (n, h, w, c) and dy (n, h, w, k) */
 EXPORT void weight_gradient(const float *x, const float *dy, float *dg, float *scratch, long n, long h, long w, long c,
                             long k, long threads) {
     long tiles = tiles_of(M, n, h, w), panels = panels_of(c, k), parts = parts_of(tiles, panels), size = 9 * c * k;
-    float *others = scratch + threads * SCRATCH; /* gradients of the parts from the second on */
+    float *others = scratch + threads * SCRATCH; /* gradients of all parts but the first */
     if (!tiles)
         memset(dg, 0, size * sizeof(float));
 #pragma omp parallel for num_threads(threads) schedule(dynamic)

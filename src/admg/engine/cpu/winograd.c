@@ -1,20 +1,20 @@
-/* 3x3 convolutions by Winograd's minimal filtering, see winograd.h: summed over the channels, the products at each
-   place of the tiles are one matrix product. Channels are multiples of 32. */
+/* 3x3 convolutions by Winograd's minimal filtering (see winograd.h). At each place of the tiles, the products summed
+   over the channels are one matrix product. Numbers of channels are multiples of 32. */
 
 #include "winograd.h"
 
 #include <omp.h>
 
 #ifdef __AVX512F__
-#define ROWS 12 /* of sums that the registers hold, of PANEL channels each */
+#define ROWS 12 /* rows of sums, of PANEL channels each, that fit in the registers */
 #else
 #define ROWS 6
 #endif
 #define PANEL (2 * LANES)
-#define TERMS 16 /* summed at a time: sums of sums have smaller rounding errors */
-#define PAD 16   /* floats between rows and places, which a power of two apart would share sets of the cache */
+#define TERMS 16 /* terms summed at a time: sums of sums have smaller rounding errors */
+#define PAD 16   /* floats between rows and places, which at a distance of a power of two would share cache sets */
 
-/* s = G g, of vectors `by` apart */
+/* s = G g for vectors with stride `by` */
 ALWAYS void transform_filter(int m, const doubles *g, int by, doubles *s) {
     doubles g0 = g[0], g1 = g[by], g2 = g[2 * by];
     if (m == 2) {
@@ -31,7 +31,7 @@ ALWAYS void pack_panel(int m, const float *g, float *u, long k, long c, int turn
     long rows = turned ? k : c, panels = (turned ? c : k) / PANEL;
     for (long i = 0; i < rows; i++)
         for (long begin = 0; begin < PANEL; begin += LANES) {
-            doubles f[9], s[18], row[6]; /* s: transposed */
+            doubles f[9], s[18], row[6]; /* s is transposed */
             for (int lane = 0; lane < LANES; lane++) {
                 long column = panel * PANEL + begin + lane;
                 const float *filter = g + 9 * (turned ? i * c + column : column * c + i);
@@ -49,8 +49,8 @@ ALWAYS void pack_panel(int m, const float *g, float *u, long k, long c, int turn
         }
 }
 
-/* u = G g Gᵀ, (places, k / PANEL, c, PANEL), of weights g (k, c, 3, 3). turned: (places, c / PANEL, k, PANEL), of those
-   of the convolution that gives the gradient in x, which are flipped and transposed. */
+/* u = G g Gᵀ, (places, k / PANEL, c, PANEL), for weights g (k, c, 3, 3). If turned, (places, c / PANEL, k, PANEL) for
+   the flipped and transposed weights of the convolution that computes the gradient in x. */
 EXPORT void winograd_pack(const float *g, float *u, long k, long c, long m, long turned, long threads) {
 #pragma omp parallel for num_threads(threads)
     for (long panel = 0; panel < (turned ? c : k) / PANEL; panel++)
@@ -60,7 +60,7 @@ EXPORT void winograd_pack(const float *g, float *u, long k, long c, long m, long
             pack_panel(4, g, u, k, c, turned, panel);
 }
 
-/* s = Aᵀ d, of vectors `by` apart */
+/* s = Aᵀ d for vectors with stride `by` */
 ALWAYS void transform_sums(int m, const floats *d, int by, floats *s) {
     floats plus = d[by] + d[2 * by], minus = d[by] - d[2 * by];
     if (m == 2) {
@@ -74,10 +74,10 @@ ALWAYS void transform_sums(int m, const floats *d, int by, floats *s) {
     }
 }
 
-/* y = Aᵀ sums A + bias of k channels, a multiple of LANES; place p at sums + p stride */
+/* y = Aᵀ sums A + bias for k channels, a multiple of LANES. Place p is at sums + p stride. */
 ALWAYS void transform_tile_back(int m, const float *sums, long stride, const float *bias, float *const *y, long k) {
     for (long i = 0; i < k; i += LANES) {
-        floats b = bias ? *(floats *)(bias + i) : (floats){0}, column[6], s[24], row[4]; /* s: transposed */
+        floats b = bias ? *(floats *)(bias + i) : (floats){0}, column[6], s[24], row[4]; /* s is transposed */
         for (int j = 0; j < EDGE(m); j++) {
 #pragma GCC unroll 6
             for (int r = 0; r < EDGE(m); r++)
@@ -94,8 +94,8 @@ ALWAYS void transform_tile_back(int m, const float *sums, long stride, const flo
     }
 }
 
-/* y (rows, PANEL) = x (rows, c) u (c, PANEL), rows of x and y x_row and y_row floats apart. `ahead`: what is wanted
-   next, of which `step` floats are brought into the cache with each row of u. c is a multiple of TERMS. */
+/* y (rows, PANEL) = x (rows, c) u (c, PANEL), where the rows of x and y are x_row and y_row floats apart. `ahead` is
+   read next; `step` floats of it are prefetched with each row of u. c is a multiple of TERMS. */
 ALWAYS void multiply(int rows, const float *x, long x_row, const float *u, long c, float *y, long y_row,
                      const float *ahead, long step) {
     for (long begin = 0; begin < c; begin += TERMS) {
@@ -123,7 +123,7 @@ ALWAYS void multiply(int rows, const float *x, long x_row, const float *u, long 
     }
 }
 
-/* Of any number of rows, in pieces of nearly the same number. */
+/* The same for any number of rows, in pieces of nearly equal size. */
 static void multiply_rows(long rows, const float *x, long x_row, const float *u, long c, float *y, long y_row) {
     long pieces = quotient(rows, ROWS);
     for (long piece = 0; piece < pieces; piece++) {
@@ -149,13 +149,13 @@ typedef struct {
     long n, h, w, c, k, m;
 } Convolution;
 
-/* How it is shared out: blocks of `count` tiles, each in parts of `wide` panels; floats of scratch for one of them. */
+/* How the work is split: blocks of `count` tiles, each in parts of `wide` panels; scratch: floats for one part. */
 typedef struct {
     long count, blocks, wide, parts, scratch;
 } Plan;
 
-/* Few tiles at a time where their transforms then stay in the cache, many where the weights do not stay there; parts
-   only where there are fewer blocks than threads. */
+/* Choose few tiles at a time if their transforms then fit in the cache, many if the weights do not fit there. Split
+   blocks into parts only if there are fewer blocks than threads. */
 static Plan plan(Convolution a, long threads) {
     long channels = a.c + a.k, most = channels <= 128 ? 24 : channels <= 512 ? 48 : 96;
     long tiles = tiles_of(a.m, a.n, a.h, a.w), panels = a.k / PANEL, blocks = quotient(tiles, most), parts = 1;
@@ -172,7 +172,7 @@ static Plan plan(Convolution a, long threads) {
     return p;
 }
 
-/* y of `count` tiles from `first` on, and of the channels of the panels from `from` to before `to`. */
+/* Compute y for the tiles first .. first + count - 1 and the channels of the panels from .. to - 1. */
 ALWAYS void convolve_tiles(int m, Convolution a, long first, long count, long from, long to, float *scratch) {
     long v_row = a.c + PAD, v_place = count * v_row + PAD, k = from * PANEL, width = (to - from) * PANEL;
     long sums_row = width + PAD, sums_place = count * sums_row + PAD;
@@ -194,12 +194,12 @@ ALWAYS void convolve_tiles(int m, Convolution a, long first, long count, long fr
     }
 }
 
-/* How many floats of scratch winograd_convolve takes. */
+/* The number of floats of scratch that winograd_convolve() needs. */
 EXPORT long winograd_scratch(long n, long h, long w, long c, long k, long m, long threads) {
     return threads * plan((Convolution){.n = n, .h = h, .w = w, .c = c, .k = k, .m = m}, threads).scratch;
 }
 
-/* y (n, h, w, k) = x (n, h, w, c) convolved with weights that winograd_pack made u of, + bias (k) or NULL. */
+/* y (n, h, w, k) = x (n, h, w, c) convolved with the weights in u (see winograd_pack), + bias (k) or NULL. */
 EXPORT void winograd_convolve(const float *x, const float *u, const float *bias, float *y, float *scratch, long n,
                               long h, long w, long c, long k, long m, long threads) {
     Convolution a = {x, u, bias, y, n, h, w, c, k, m};

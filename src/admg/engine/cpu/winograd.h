@@ -1,30 +1,30 @@
-/* Winograd's minimal filtering F(m x m, 3x3), m = 2 or 4: Y = Aᵀ [(G g Gᵀ) ⊙ (Bᵀ d B)] A, for a 3x3 filter g and the
-   pixels d around a tile Y of m x m pixels. Lavin & Gray 2016, "Fast algorithms for convolutional neural networks".
+/* Winograd's minimal filtering F(m x m, 3x3), m = 2 or 4: Y = Aᵀ [(G g Gᵀ) ⊙ (Bᵀ d B)] A, for a 3x3 filter g and
+   the pixels d around a tile Y of m x m pixels. Lavin & Gray 2016, "Fast algorithms for convolutional neural networks".
 
-   Polynomials are evaluated at 0, ±1, ∞ for m = 2, at 0, ±√2, ±1/√2, ∞ for m = 4, where rounding errors are half of
-   those at the usual 0, ±1, ±2, ∞ (Alam et al. 2022, "Winograd convolution for deep neural networks: efficient point
+   Polynomials are evaluated at 0, ±1, ∞ for m = 2, at 0, ±√2, ±1/√2, ∞ for m = 4, where rounding errors are half
+   those of the usual 0, ±1, ±2, ∞ (Alam et al. 2022, "Winograd convolution for deep neural networks: efficient point
    selection").
 
-   Tiles are numbered row by row, image after image. Images (n, h, w, c) have a border of zeros around them; the last
-   tiles reach beyond images whose sides are no multiples of m. */
+   Tiles are numbered row by row, image after image. Images (n, h, w, c) are zero-padded. The last tiles reach beyond
+   images whose sides are not multiples of m. */
 
 #pragma once
 
 #include "kernels.h"
 
-#define EDGE(m) ((m) + 2)             /* of the pixels around a tile */
-#define PLACES(m) (EDGE(m) * EDGE(m)) /* of its transform */
-#define ROOT 1.41421356237309504880   /* of 2 */
+#define EDGE(m) ((m) + 2)             /* side of the pixels around a tile */
+#define PLACES(m) (EDGE(m) * EDGE(m)) /* values of its transform */
+#define ROOT 1.41421356237309504880   /* √2 */
 
 typedef double doubles __attribute__((vector_size(8 * LANES)));
 
-static inline long quotient(long a, long b) { return (a + b - 1) / b; } /* rounded up */
+static inline long quotient(long a, long b) { return (a + b - 1) / b; } /* a / b rounded up */
 
 static inline long least(long a, long b) { return a < b ? a : b; }
 
 static inline long tiles_of(long m, long n, long h, long w) { return n * quotient(h, m) * quotient(w, m); }
 
-/* Where the edge x edge pixels of tile t, from (offset, offset) on, begin in x; `outside` for those beyond it. */
+/* Pointers to the edge x edge pixels of tile t from (offset, offset) in x; `outside` for those beyond the image. */
 ALWAYS void find_pixels(const float **pixels, long m, long edge, long offset, long t, const float *x, long h, long w,
                         long c, const float *outside) {
     long across = quotient(w, m), down = quotient(h, m);
@@ -34,7 +34,7 @@ ALWAYS void find_pixels(const float **pixels, long m, long edge, long offset, lo
             *pixels++ = i >= 0 && i < h && j >= 0 && j < w ? x + ((image * h + i) * w + j) * c : outside;
 }
 
-/* s = Bᵀ d, of vectors `by` apart */
+/* s = Bᵀ d for vectors with stride `by` */
 ALWAYS void transform(int m, const floats *d, int by, floats *s) {
     floats d0 = d[0], d1 = d[by], d2 = d[2 * by], d3 = d[3 * by];
     if (m == 2) {
@@ -49,10 +49,10 @@ ALWAYS void transform(int m, const floats *d, int by, floats *s) {
     }
 }
 
-/* v = Bᵀ d B of c channels, a multiple of LANES; place p at v + p stride */
+/* v = Bᵀ d B for c channels, a multiple of LANES. Place p is at v + p stride. */
 ALWAYS void transform_pixels(int m, const float *const *d, float *v, long stride, long c) {
     for (long i = 0; i < c; i += LANES) {
-        floats column[6], s[36], row[6]; /* s: transposed */
+        floats column[6], s[36], row[6]; /* s is transposed */
         for (int j = 0; j < EDGE(m); j++) {
 #pragma GCC unroll 6
             for (int k = 0; k < EDGE(m); k++)
