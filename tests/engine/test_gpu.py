@@ -155,7 +155,7 @@ def graphs(network: nn.Module) -> list:
 
 
 @on_gpu
-def test_float32_is_that_of_a_cpu(networks):
+def test_float32_equals_the_cpu(networks):
     on_cpu = outputs([copy.deepcopy(network).cpu() for network in networks], *(tensor.cpu() for tensor in inputs()))
     for got, expected in zip(outputs(networks, *inputs()), on_cpu, strict=True):
         assert rms(got.cpu() - expected, expected) < 1e-5
@@ -185,7 +185,7 @@ def test_the_plain_network_stays_as_it_is(networks):
 
 
 @on_gpu
-def test_replayed_calls_are_those_that_were_captured(networks):
+def test_replayed_calls_equal_the_captured_ones(networks):
     """Other images, steps and labels at each call, and a hook, which fires."""
     fired, accelerated = [], fast(networks)
     perturbed = [with_identity_attention(accelerated[0]), accelerated[1]]
@@ -250,7 +250,7 @@ def test_second_derivatives(networks):
 
 @on_gpu
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpmpp_2m"])
-def test_images_of_a_seed_are_those_of_a_cpu(tiny_model, tiny_classifier, sampler):
+def test_images_of_a_seed_equal_the_cpus(tiny_model, tiny_classifier, sampler):
     def samples(device: str, **options) -> Tensor:
         guide = guidance.ClassifierGuidance(copy.deepcopy(tiny_classifier).to(device), 2.0)
         model = copy.deepcopy(tiny_model).to(device)
@@ -301,7 +301,7 @@ def test_no_step_waits_for_the_gpu(tiny_model, tiny_classifier, sampler):
 
 
 @on_gpu
-def test_fewer_images_at_a_time_where_memory_runs_out(tiny_model, monkeypatch):
+def test_smaller_batches_when_memory_runs_out(tiny_model, monkeypatch):
     """With room for a third of the batch that was chosen, all images are made, as they would have been."""
     network = randomised(UNet(UNetConfig(**WIDE | {"image_size": 128, "attention_resolutions": (64,)})), 0)
     model = Model(network, tiny_model.diffusion, (1, 128, 128), Labels(0)).to("cuda")
@@ -374,7 +374,7 @@ def losses(device: str, precision: str, steps: int = 7) -> list[float]:
 
 
 @on_gpu
-def test_training_is_that_of_a_cpu():
+def test_training_equals_the_cpu():
     """The first two steps run as usual, the others as a graph; a smaller last batch too."""
     expected = losses("cpu", "fp32")
     assert losses("cuda", "fp32") == pytest.approx(expected, rel=1e-3)

@@ -55,7 +55,7 @@ class LowRank(nn.Linear):
         return super().forward(x) + 1
 
 
-def test_layers_that_compute_in_their_own_way_are_left_alone():
+def test_layers_with_their_own_forward_are_left_alone():
     kept = [nn.Conv2d(4, 4, 3), Conv1x1(4, 4), nn.Linear(4, 4)]
     assert all(can_be_prepared(layer) for layer in kept)
     hooked, double, inference = nn.Linear(4, 4), nn.Linear(4, 4).double(), nn.Linear(4, 4)
@@ -94,7 +94,7 @@ def test_weights_are_prepacked_for_the_precision_that_is_computed_in():
         assert torch.bfloat16 in dtypes("bf16")
 
 
-def test_prepacked_weights_that_are_swapped_or_changed_count():
+def test_swapped_or_changed_weights_are_noticed_when_prepacked():
     torch.manual_seed(0)
     conv, x = nn.Conv2d(8, 8, 3, padding=1), torch.randn(2, 8, 8, 8)
     fast = prepacked(conv, torch.float32)

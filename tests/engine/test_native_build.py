@@ -48,7 +48,7 @@ def test_kernels_for_processors_without_any(monkeypatch):
     [("/no/compiler -m64", "there is no C compiler"), ("false", "false failed"), ("cat -u", "cat failed: ")],
 )
 @pytest.mark.skipif(sys.platform != "linux" or os.uname().machine != "x86_64", reason="nothing is built there")
-def test_what_cannot_be_built(monkeypatch, command, why):
+def test_impossible_builds_are_reported(monkeypatch, command, why):
     """And nothing is left of it."""
     before = {path: path.stat().st_mtime_ns for path in build.HERE.iterdir()}
     monkeypatch.setenv("CC", command)
@@ -62,7 +62,7 @@ def test_what_cannot_be_built(monkeypatch, command, why):
     not native.available() or torch.backends.cpu.get_cpu_capability() != "AVX512",
     reason="for those with more than AVX2",
 )
-def test_the_kernels_of_lesser_processors():
+def test_the_kernels_for_older_processors():
     """They are in no use here; the other tests of kernels, of them."""
     tests = [str(Path(__file__).with_name(f"test_{name}.py")) for name in ("native_norm", "native_winograd")]
     tests += [str(Path(__file__).with_name(f"test_{name}.py")) for name in ("native_narrow", "weight_gradient")]
@@ -78,7 +78,7 @@ def test_the_kernels_of_lesser_processors():
 
 
 @pytest.mark.thorough
-def test_who_has_no_kernels_is_told_once(tiny_folders, monkeypatch, capsys, tmp_path):
+def test_missing_kernels_are_reported_once(tiny_folders, monkeypatch, capsys, tmp_path):
     def told() -> int:
         note_missing_kernels.cache_clear()
         command = ["sample", "--model", tiny_folders["model"], "--label", "one", "--sheet", "cfg=1,2", "--steps", "1"]

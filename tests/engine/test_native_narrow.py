@@ -43,7 +43,7 @@ def test_which_convolutions_are_narrow():
 
 
 @pytest.mark.parametrize("c_in,c_out", [(64, 2), (3, 64)])  # few channels in the output, or in the gradient
-def test_prepacked_ones_and_their_gradients(c_in, c_out):
+def test_prepacked_networks_and_their_gradients(c_in, c_out):
     torch.manual_seed(0)
     conv = nn.Conv2d(c_in, c_out, 3, padding=1)
     x, w = torch.randn(2, c_in, 9, 10), torch.randn(2, c_out, 9, 10)

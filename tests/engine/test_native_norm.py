@@ -68,7 +68,7 @@ def test_norm_and_its_gradients(shape, rows, silu, dtype):
     assert all(t.dtype == dtype and t.is_contiguous(memory_format=torch.channels_last) for t in got[:2])
 
 
-def test_sums_are_more_exact_than_torchs():
+def test_sums_are_more_accurate_than_torch():
     """Of one large image; and of one whose mean is 300 deviations, where float32 leaves five digits of x - mean."""
     torch.manual_seed(0)
     for x, most in ((images(1, 32, 256, 256, mean=1.0), 1e-7), (images(2, 64, 32, 32, mean=300.0), 3e-5)):
@@ -107,7 +107,7 @@ def test_derivatives_of_silu_over_the_whole_range(dtype):
 
 @both_dtypes
 @pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
-def test_what_is_not_finite_stays_in_sight(bad, dtype):
+def test_non_finite_values_are_shown(bad, dtype):
     x = images(2, 64, 5, 7, dtype=dtype)
     x[1, 5, 2, 3] = bad
     y = group_norm(GroupNorm32(64), x, silu=True)
@@ -116,7 +116,7 @@ def test_what_is_not_finite_stays_in_sight(bad, dtype):
     assert y.isfinite().all()
 
 
-def test_no_number_stays_none_in_bf16():
+def test_nan_stays_nan_in_bf16():
     """One whose bits are all ones, which rounding would carry over to zero."""
     weight = torch.full((64,), 0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
     y = native_norm.normalised(
@@ -136,7 +136,7 @@ def test_bf16_is_rounded_to_the_nearest_even():
 
 @both_dtypes
 @pytest.mark.parametrize("shape", [(16, 64, 9, 15), (5, 96, 24, 31), (3, 32, 32, 40), (1, 64, 33, 33)], ids=str)
-def test_neither_threads_nor_the_batch_change_a_bit(shape, dtype):
+def test_threads_and_batch_do_not_change_a_bit(shape, dtype):
     torch.manual_seed(0)
     norm, x, dy = module(shape[1]), images(*shape, dtype=dtype), images(*shape, dtype=dtype)
     given = list(torch.randn(2, len(x), shape[1]))
@@ -158,7 +158,7 @@ def test_neither_threads_nor_the_batch_change_a_bit(shape, dtype):
         assert all(torch.equal(a, b[i : i + 1]) for a, b in zip(results(2, slice(i, i + 1)), whole))
 
 
-def test_gradients_of_what_needs_none_are_not_computed(monkeypatch):
+def test_unneeded_gradients_are_not_computed(monkeypatch):
     norm, x, calls = GroupNorm32(64), images(2, 64, 4, 4).requires_grad_(), []
     call = native_norm.call
     monkeypatch.setattr(native_norm, "call", lambda name, *args: calls.append((name, args)) or call(name, *args))
@@ -193,7 +193,7 @@ def test_second_derivatives(leaf, dtype):
 
 
 @both_dtypes
-def test_without_the_kernels_torch_computes_the_same(monkeypatch, dtype):
+def test_without_kernels_torch_computes_the_same(monkeypatch, dtype):
     torch.manual_seed(0)
     norm, x, dy = module(64), images(3, 64, 6, 7, dtype=dtype), images(3, 64, 6, 7, dtype=dtype)
     given = [x, *torch.randn(2, 3, 64)]
@@ -247,7 +247,7 @@ def test_scale_and_shift_that_differ_in_format_or_rows():
         assert error(group_norm(norm, x, scale, shift, silu=True).detach(), exact.detach()) < 2e-6
 
 
-def test_what_does_not_fit_is_refused():
+def test_mismatches_are_refused():
     norm, x = module(64), images(3, 64, 4, 4)
     for other in (images(2, 32, 4, 4), images(2, 40, 4, 4), images(2, 96, 4, 4)):
         with pytest.raises(RuntimeError, match="channels"):
@@ -261,7 +261,7 @@ def test_what_does_not_fit_is_refused():
         ops.resampled(images(2, 32, 1, 5), up=False)
 
 
-def test_a_trace_holds_what_is_computed():
+def test_a_trace_contains_the_computation():
     norm, x, other = module(64).requires_grad_(False), images(2, 64, 4, 4), images(2, 64, 4, 4)
 
     def function(x: Tensor) -> Tensor:
@@ -273,12 +273,12 @@ def test_a_trace_holds_what_is_computed():
         assert function(torch.empty(2, 64, 4, 4).to(memory_format=torch.channels_last)).shape == (2, 64, 2, 2)
 
 
-def test_images_with_the_sign_still_to_be_changed():
+def test_lazily_negated_images():
     norm, x = module(64), images(2, 64, 4, 4)
     assert torch.allclose(group_norm(norm, torch._neg_view(x)), group_norm(norm, -x), atol=1e-5)
 
 
-def test_the_gradient_of_images_that_were_kept_in_another_layout():
+def test_the_gradient_of_images_saved_in_another_layout():
     norm, x = module(64), images(2, 64, 4, 5).requires_grad_()
     dy, found = torch.randn_like(x), []
     for layout in (torch.channels_last, torch.contiguous_format):

@@ -65,7 +65,7 @@ def test_convolution(shape, m):
 
 @pytest.mark.parametrize("m", [2, 4])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_turned_weights_give_the_gradient_in_x(shape, m):
+def test_flipped_weights_give_the_gradient_in_x(shape, m):
     x, weight, _ = example(*shape)
     dy = torch.randn(shape[0], shape[2], *shape[3:])
     exact = torch.nn.grad.conv2d_input(x.shape, weight.double(), dy.double(), padding=1)
@@ -106,7 +106,7 @@ def test_images_and_weights_in_any_layout(m):
 
 
 @pytest.mark.parametrize("m", [2, 4])
-def test_pixels_far_away_have_no_part(m):
+def test_distant_pixels_have_no_influence(m):
     """Infinite ones and those that are no numbers spoil the tiles that see them, and no others."""
     x, weight, bias = example(2, 32, 32, 16, 16)
     u = winograd.transformed(weight, m)
@@ -117,7 +117,7 @@ def test_pixels_far_away_have_no_part(m):
     assert torch.equal(got[1], expected[1]) and torch.equal(got[0, :, 5:, 5:], expected[0, :, 5:, 5:])
 
 
-def test_which_tiles_are_taken():
+def test_the_choice_of_tiles():
     def tile(c: int, k: int, *image: int, kernel: int = 3) -> int:
         return winograd.tile(torch.empty(k, c, kernel, kernel, device="meta", dtype=torch.float32), torch.empty(image))
 
@@ -147,7 +147,7 @@ def test_derivatives_of_any_order():
         assert (value - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
-def test_a_network_with_it_gives_the_plain_numbers():
+def test_a_fused_network_equals_the_plain_one():
     config = UNetConfig(
         image_size=16, channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(8,), head_channels=32
     )
@@ -185,7 +185,7 @@ PREPARED = {"prepacked": lambda conv: prepacked(conv, torch.float32), "trainable
 
 @pytest.mark.parametrize("k", [64, 3])  # by winograd.c, by narrow.c
 @pytest.mark.parametrize("prepare", PREPARED.values(), ids=PREPARED)
-def test_what_does_not_fit_is_refused(prepare, k):
+def test_mismatches_are_refused(prepare, k):
     conv = nn.Conv2d(64, k, 3, padding=1)
     fast = prepare(conv)
     assert fast(torch.empty(0, 64, 8, 8)).shape == (0, k, 8, 8)
@@ -214,7 +214,7 @@ def test_defaults_of_devices_and_formats_are_not_for_scratch(prepare):
 
 
 @pytest.mark.parametrize("prepare", PREPARED.values(), ids=PREPARED)
-def test_a_trace_holds_what_is_computed(prepare):
+def test_a_trace_contains_the_computation(prepare):
     conv, x, other = nn.Conv2d(64, 64, 3, padding=1), torch.randn(2, 64, 8, 8), torch.randn(2, 64, 8, 8)
     traced = make_fx(prepare(conv))(x)
     assert (traced(other) - conv(other)).abs().max() < 1e-5

@@ -90,7 +90,7 @@ def test_second_derivatives_of_the_norm(layout):
 
 
 @pytest.mark.parametrize("n,c_in,c_out,height,width", [(1, 3, 5, 16, 16), (3, 4, 2, 64, 32), (5, 7, 3, 2, 64)])
-def test_winograds_convolution(n, c_in, c_out, height, width):
+def test_winograd_convolution(n, c_in, c_out, height, width):
     """By torch, against the direct one in float64, one and several images at a time."""
     torch.manual_seed(0)
     x, weight, bias = torch.randn(n, c_in, height, width), torch.randn(c_out, c_in, 3, 3), torch.randn(c_out)
@@ -137,7 +137,7 @@ UNLIKE = {
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 @pytest.mark.parametrize("name", UNLIKE)
-def test_other_convolutions_than_plain_ones_stay_as_they_are(name):
+def test_convolutions_other_than_plain_ones_are_unchanged(name):
     torch.manual_seed(0)
     conv, x = UNLIKE[name](), torch.randn(2, 8, 8, 8)
     expected = conv(x)
@@ -181,7 +181,7 @@ def test_large_batches_run_channels_last(tiny_model, monkeypatch):
 
 
 @pytest.mark.thorough
-def test_images_of_a_seed_are_those_of_the_plain_computation(tiny_model, tiny_classifier, monkeypatch):
+def test_images_of_a_seed_equal_the_plain_networks(tiny_model, tiny_classifier, monkeypatch):
     """Accelerated networks against the plain ones, by both algorithms of the paper."""
     options = {"guide": guidance.ClassifierGuidance(tiny_classifier, 2.0), "steps": 10, "progress": False}
     fast = [admg.sample(tiny_model, [0, 1, 2, 3], sampler=sampler, **options) for sampler in ("ddim", "ddpm")]
@@ -276,7 +276,7 @@ def test_one_graph_serves_all_batch_sizes_steps_and_labels():
 
 
 @pytest.mark.thorough
-def test_where_the_compiler_fails_one_warning_says_so(tiny_model):
+def test_a_failing_compiler_gives_one_warning(tiny_model):
     network = randomised(UNet(UNetConfig(**TRUNK)), 0)
 
     def backend(graph, inputs):
@@ -310,7 +310,7 @@ def test_compiled_images_are_the_same(tiny_model, tiny_classifier, tmp_path, mon
     assert any((tmp_path / "inductor").rglob("*"))
 
 
-def test_when_compiling_is_compiles():
+def test_compile_modes():
     assert compiles("on") and not compiles("off") and not compiles("auto")
     with pytest.raises(ValueError, match="unknown compile mode 'yes': auto, on, off"):
         compiles("yes")
@@ -338,7 +338,7 @@ def test_networks_of_a_guide_are_found(tiny_model, tiny_classifier):
     assert acceleration.networks_of(tiny_model, None) == [tiny_model.network]
 
 
-def test_how_it_is_computed_does_not_part_runs(tiny_folders, tmp_path, capsys):
+def test_a_run_continues_with_another_batch_size_or_compile_mode(tiny_folders, tmp_path, capsys):
     """As the processor has it, which run.json names; another batch size or compiling continue the same run."""
     same = ["sample", "--model", tiny_folders["model"], "--num", "2", "--steps", "2", "--out", str(tmp_path / "out")]
     assert not main(same)
@@ -366,7 +366,7 @@ class Limited(nn.Module):
         return self.network(x, timesteps, y)
 
 
-def test_batches_are_halved_where_memory_runs_out(tiny_model, monkeypatch):
+def test_batches_are_halved_when_memory_runs_out(tiny_model, monkeypatch):
     limited = Limited(tiny_model.network, 3)
     model = Model(limited, tiny_model.diffusion, tiny_model.shape, tiny_model.labels)
     labels = [i % 5 for i in range(10)]
@@ -385,7 +385,7 @@ def test_batches_are_halved_where_memory_runs_out(tiny_model, monkeypatch):
     assert limited.sizes == [2]
 
 
-def test_what_is_done_stays_when_memory_runs_out_later(tiny_model, monkeypatch):
+def test_finished_batches_are_kept_when_memory_runs_out_later(tiny_model, monkeypatch):
     """Another program takes memory in between: no image is made twice, none is lost."""
     limited = Limited(tiny_model.network, 4)
     model = Model(limited, tiny_model.diffusion, tiny_model.shape, tiny_model.labels)
@@ -403,7 +403,7 @@ def test_what_is_done_stays_when_memory_runs_out_later(tiny_model, monkeypatch):
     assert (got.x - torch.cat(parts)).abs().max() < 1e-4
 
 
-def test_other_errors_are_not_taken_for_a_lack_of_memory():
+def test_other_errors_are_not_mistaken_for_out_of_memory():
     def make(batch):
         raise RuntimeError("shapes do not match")
 
@@ -431,7 +431,7 @@ def test_batch_size_by_free_memory(monkeypatch):
     assert 1e6 < memory.free_bytes(torch.device("cpu")) < 1e14
 
 
-def test_less_is_kept_for_the_backward_pass():
+def test_the_backward_pass_saves_less_memory():
     """Of a norm with its modulation and SiLU, the input alone."""
     norm, kept = GroupNorm32(64), []
     x = torch.randn(2, 64, 16, 16).to(memory_format=torch.channels_last).requires_grad_()

@@ -106,7 +106,7 @@ def test_second_derivatives_of_the_norm():
     assert error(got, expected) < 1e-2
 
 
-def test_less_is_kept_for_the_backward_pass():
+def test_the_backward_pass_saves_less_memory():
     """Of a norm with its modulation and SiLU, the input alone, as it is."""
     norm, kept = GroupNorm32(64), []
     x = torch.randn(2, 64, 16, 16).bfloat16().to(memory_format=torch.channels_last).requires_grad_()
@@ -172,7 +172,7 @@ def test_layers_prepacked_for_bf16_still_compute_in_float32():
             assert fast(x.double()).dtype == torch.float64
 
 
-def test_where_kernels_lack_bf16_layers_are_prepacked_for_float32_alone(monkeypatch):
+def test_without_bf16_kernels_layers_are_prepacked_for_float32_only(monkeypatch):
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     conv, linear = nn.Conv2d(8, 8, 3, padding=1), nn.Linear(6, 3)
     fast = prepacked(conv, torch.bfloat16)
@@ -231,7 +231,7 @@ def test_networks_and_gradients_in_bf16(plain):
         assert 0 < ours < 1.1 * theirs and ours != theirs
 
 
-def test_images_of_a_seed_are_those_of_the_plain_computation(plain, tiny_model, tiny_classifier):
+def test_images_of_a_seed_equal_the_plain_networks(plain, tiny_model, tiny_classifier):
     options = {"guide": guidance.ClassifierGuidance(tiny_classifier, 2.0), "steps": 5, "progress": False, "seed": 3}
     labels = [
         i % 5 for i in range(64)

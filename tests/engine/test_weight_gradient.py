@@ -63,7 +63,7 @@ def error(a: Tensor, b: Tensor) -> float:
         (9, 32, 32, 32, 32),
     ],
 )
-def test_the_gradient_is_that_of_float64(n, c, k, height, width):
+def test_the_gradient_equals_float64(n, c, k, height, width):
     torch.manual_seed(0)
     x, dy = torch.randn(n, c, height, width), torch.randn(n, k, height, width) + 0.2
     gradient = weight_gradient(x, dy)
@@ -82,7 +82,7 @@ def test_long_sums_are_as_precise_as_torchs():
 
 
 @pytest.mark.parametrize("n, c, k, size", [(2, 160, 96, 5), (8, 32, 32, 32)])
-def test_threads_change_nothing(threads, n, c, k, size):
+def test_threads_do_not_change_the_result(threads, n, c, k, size):
     """With panels of channels, and with parts of the images, shared out among them."""
     torch.manual_seed(0)
     x, dy = torch.randn(n, c, size, size), torch.randn(n, k, size, size)
@@ -93,7 +93,7 @@ def test_threads_change_nothing(threads, n, c, k, size):
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 
-def test_which_it_is_for(monkeypatch):
+def test_the_shapes_that_it_is_used_for(monkeypatch):
     def fits(k: int, c: int, n: int = 2, height: int = 8, width: int = 8) -> bool:
         return pays(torch.empty(k, c, 3, 3), torch.empty(n, c, height, width))
 
@@ -147,7 +147,7 @@ def test_second_derivatives():
         assert error(found, wanted) < 3e-6
 
 
-def test_what_is_left_alone(counted):
+def test_modules_that_are_left_alone(counted):
     """Other convolutions, other formats, frozen weights, and what is computed without gradients."""
     x = torch.randn(2, 32, 8, 8)
     others = [
@@ -190,7 +190,7 @@ def test_transforms_of_functions(counted):
     assert slope.item() == pytest.approx((expected * dx).sum().item(), rel=1e-4) and not counted
 
 
-def test_no_more_is_kept_for_the_gradient():
+def test_no_additional_memory_for_the_gradient():
     """Bytes of different tensors."""
     network, kept = nn.Sequential(*[nn.Conv2d(32, 32, 3, padding=1) for _ in range(3)]), []
     x = torch.randn(4, 32, 8, 8).to(memory_format=torch.channels_last)
@@ -213,7 +213,7 @@ def test_no_more_is_kept_for_the_gradient():
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("kind, changes", [("diffusion", {}), ("classifier", {}), ("diffusion", {"checkpoint": True})])
-def test_training_is_the_same(digits, monkeypatch, counted, kind, changes):
+def test_training_gives_the_same_losses(digits, monkeypatch, counted, kind, changes):
     """Losses and norms of the gradient of a few steps."""
     ours, _ = learned(digits, make(kind, **changes), steps=4)
     assert counted
@@ -224,7 +224,7 @@ def test_training_is_the_same(digits, monkeypatch, counted, kind, changes):
 
 
 @pytest.mark.thorough
-def test_training_by_the_plain_way_goes_on_by_the_kernel(digits, tmp_path, monkeypatch, counted):
+def test_training_of_the_plain_network_continues_with_the_kernel(digits, tmp_path, monkeypatch, counted):
     from admg.data import batches
     from admg.data import open as open_dataset
     from admg.training import TrainConfig, checkpointing

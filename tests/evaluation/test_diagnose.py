@@ -95,7 +95,7 @@ def rearranged(model: Model) -> Model:
 
 
 @pytest.mark.thorough
-def test_the_new_order_is_found_where_it_is_the_right_one(few_candidates, monkeypatch):
+def test_the_new_qkv_order_is_detected(few_candidates, monkeypatch):
     monkeypatch.setattr(candidates, "NUM_HEADS", ())
     model = rearranged(loading.load("fashion-mnist"))
     found = diagnose(model, *real_images(4))
@@ -107,7 +107,7 @@ def test_the_new_order_is_found_where_it_is_the_right_one(few_candidates, monkey
 
 
 @pytest.mark.slow
-def test_the_number_of_heads_of_the_new_order_takes_more_images():
+def test_the_number_of_heads_in_the_new_order_needs_more_images():
     """Weights do not tell it, and in the shipped model it changes the error by a fraction of a per cent."""
     found = diagnose(rearranged(loading.load("fashion-mnist")), *real_images(40))
     assert heads_by_block(loading.load("fashion-mnist").network, found.best.candidate.attention) == (2, 2, 2, 2)
@@ -125,7 +125,7 @@ def test_all_candidates_on_more_images(shipped_pt):
 
 
 @pytest.mark.thorough
-def test_the_command_says_what_is_wrong_and_what_to_do(capsys, shipped_pt, few_candidates):
+def test_the_command_names_the_fault_and_the_remedy(capsys, shipped_pt, few_candidates):
     arguments = ["diagnose", shipped_pt, "--images", IMAGES, "--num", 2, "--fit", "pad"]
     code, out, err = run(capsys, *arguments, "--flags", WRONG)
     assert code == 0, err
@@ -139,7 +139,7 @@ def test_the_command_says_what_is_wrong_and_what_to_do(capsys, shipped_pt, few_c
 
 
 @pytest.mark.thorough
-def test_the_command_says_that_flags_are_right(capsys, shipped_pt, few_candidates, monkeypatch):
+def test_the_command_confirms_correct_flags(capsys, shipped_pt, few_candidates, monkeypatch):
     monkeypatch.setattr(candidates, "STEPS", (1000,))
     arguments = ["diagnose", shipped_pt, "--images", IMAGES, "--num", 2, "--fit", "pad", "--unconditional"]
     code, out, err = run(capsys, *arguments, "--flags", RIGHT)
@@ -149,7 +149,7 @@ def test_the_command_says_that_flags_are_right(capsys, shipped_pt, few_candidate
 
 
 @pytest.mark.thorough
-def test_a_prediction_that_no_flag_can_say(tiny_model):
+def test_a_prediction_type_without_a_flag(tiny_model):
     found = diagnose(tiny_model, torch.rand(2, 1, 8, 8), levels=(0.0,))
     found = dataclasses.replace(found, process=dataclasses.replace(found.process, predict="v"))
     (said,) = how_to_import(found, False, "x.pt")
@@ -179,7 +179,7 @@ def test_attentions_divide_all_widths_and_differ():
     assert heads_by_block(UNet(upwards), Attention.of(upwards)) == (2, 2, 2, 4, 4, 4, 4)
 
 
-def test_processes_that_look_the_same_are_tried_once():
+def test_identical_candidates_are_tried_once():
     groups = processes(DiffusionConfig(noise_schedule="cosine", diffusion_steps=4000, rescale_timesteps=True))
     assert groups[0][0] == DiffusionConfig(noise_schedule="cosine", diffusion_steps=4000, rescale_timesteps=True)
     assert DiffusionConfig(noise_schedule="cosine") in groups[0]
@@ -191,7 +191,7 @@ def test_processes_that_look_the_same_are_tried_once():
             assert (timesteps(process, LEVELS) - timesteps(group[0], LEVELS)).abs().max() <= 2
 
 
-def test_every_process_is_told_the_timestep_of_the_level():
+def test_every_process_receives_the_timestep_of_its_noise_level():
     levels = (14.0, 2.0, -14.0)
     for schedule in ("linear", "cosine"):
         process = DiffusionConfig(noise_schedule=schedule, diffusion_steps=1000)
@@ -208,14 +208,14 @@ def test_every_process_is_told_the_timestep_of_the_level():
 
 
 @pytest.mark.parametrize("heads,new", [(1, False), (2, False), (4, False), (2, True), (4, True)])
-def test_rows_by_kind_are_those_that_the_attention_takes(heads, new):
+def test_rows_by_kind_match_the_attention_layout(heads, new):
     rows = torch.arange(48.0).view(1, 1, 48)
     for kind, taken in zip(rows_by_kind(48, heads, new), split_heads(rows, heads, new)):
         assert kind.tolist() == taken.flatten().int().tolist()
 
 
 @pytest.mark.thorough
-def test_rows_tell_the_arrangement_in_which_keys_are_left_alone():
+def test_rows_identify_the_qkv_order_when_keys_are_unchanged():
     network = randomised(UNet(CONFIG), 0)
     truth = Attention(2, 0, False)
     for block, _ in blocks(network):
@@ -241,7 +241,7 @@ class Network(UNet):
         return self.answer
 
 
-def test_the_error_is_0_for_the_truth_and_1_for_knowing_nothing():
+def test_the_error_is_0_for_exact_and_1_for_uninformed_predictions():
     generator = torch.Generator().manual_seed(0)
     x0 = 0.2 + 0.4 * torch.randn(8, 1, 16, 16, generator=generator)  # pixels of which nothing more can be known
     config = DiffusionConfig(variance="fixed_large")
@@ -292,7 +292,7 @@ def test_labels_and_low_res_reach_the_network(tiny_upsampler):
 
 
 @pytest.mark.thorough
-def test_an_untrained_network_fits_nothing_and_is_left_as_it_was(tiny_model):
+def test_an_untrained_network_fits_nothing_and_is_unchanged(tiny_model):
     x0 = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     before = [(block.heads, block.new_order) for block, _ in blocks(tiny_model.network)]
     found = diagnose(tiny_model, x0)
@@ -317,7 +317,7 @@ def board_of(scores: dict[str, list[float]]) -> tuple[Board, dict[str, candidate
     return board, named
 
 
-def test_who_is_beaten():
+def test_alternatives_that_are_significantly_worse():
     base = np.array([0.1, -0.3, 0.4, 0.0, 0.2, -0.1, 0.3, -0.2])
     wobble = np.array([1, -1, 1, -1, 1, -1, 1, -1])
     board, named = board_of(
@@ -347,12 +347,12 @@ def test_who_is_beaten():
         (torch.rand(2, 1, 8, 8), (), "no noise levels"),
     ],
 )
-def test_images_that_cannot_be(tiny_model, x0, levels, message):
+def test_impossible_images_are_refused(tiny_model, x0, levels, message):
     with pytest.raises(ValueError, match=message):
         diagnose(tiny_model, x0, levels=levels)
 
 
-def test_models_that_cannot_be(tiny_model):
+def test_impossible_models_are_refused(tiny_model):
     x0 = torch.rand(2, 1, 8, 8)
     with pytest.raises(ValueError, match="with a DiffusionConfig"):
         diagnose(dataclasses.replace(tiny_model, config=None), x0)

@@ -101,7 +101,7 @@ def test_npz_and_folder_and_memory_give_the_same_pixels(tmp_path, channels, save
     assert sources[0].digest(slice(0, 7)) == sources[1].digest(slice(0, 7))
 
 
-def test_spread_takes_images_evenly_with_their_labels(tmp_path):
+def test_spread_selects_images_evenly_with_their_labels(tmp_path):
     array = images(10)
     np.savez(tmp_path / "a.npz", arr_0=array, arr_1=np.arange(10))
     source = open_source(tmp_path / "a.npz", labels=True).spread(4)
@@ -112,7 +112,7 @@ def test_spread_takes_images_evenly_with_their_labels(tmp_path):
         source.spread(1)
 
 
-def test_other_sizes_are_fitted_as_training_does(tmp_path):
+def test_other_sizes_are_fitted_as_in_training(tmp_path):
     from admg.data import center_crop, pad
 
     array = images(3, size=6)
@@ -146,7 +146,7 @@ def test_a_folder_of_idx_files_and_its_splits(tmp_path):
     assert len(open_source(tmp_path, split="train")) == 12
 
 
-def test_a_folder_that_sample_wrote_is_its_npz(tmp_path):
+def test_a_sample_folder_equals_its_npz(tmp_path):
     """Not its contact sheet, nor its images again."""
     shards = open_run({"seed": 0}, Shards(tmp_path, 3, 2, (8, 8, 1), labelled=False))
     with pytest.raises(ValueError, match=r"not finished: samples_3x8x8x1\.npz does not exist yet"):
@@ -240,7 +240,7 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(features, "BLOCK", 4)
 
 
-def test_features_are_those_of_the_network_in_order(small_blocks):
+def test_features_equal_the_networks_in_order(small_blocks):
     array = images(11)
     found = features.extract(of_array(array), networks.load(Pixels()), batch_size=3)
     quarters = array.reshape(11, 2, 4, 2, 4).mean((2, 4)).reshape(11, 4) / 127.5 - 1
@@ -249,7 +249,7 @@ def test_features_are_those_of_the_network_in_order(small_blocks):
     assert found.spatial is None
 
 
-def test_equal_images_are_looked_at_once(small_blocks, tmp_path):
+def test_duplicate_images_are_evaluated_once(small_blocks, tmp_path):
     array = images(11)
     module = Pixels()
     network = networks.load(module)
@@ -268,7 +268,7 @@ def test_equal_images_are_looked_at_once(small_blocks, tmp_path):
     assert module.seen == 15
 
 
-def test_another_network_or_a_damaged_file_is_not_taken_from_the_cache(small_blocks, tmp_path):
+def test_the_cache_ignores_other_networks_and_damaged_files(small_blocks, tmp_path):
     source = of_array(images(5))
     first = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2))
     before = features.extract(source, networks.load(first), tmp_path).features
@@ -281,7 +281,7 @@ def test_another_network_or_a_damaged_file_is_not_taken_from_the_cache(small_blo
     np.testing.assert_allclose(features.extract(source, networks.load(first), tmp_path).features, before + 1, atol=1e-6)
 
 
-def test_processes_share_the_work_and_give_the_same(small_blocks, tmp_path):
+def test_processes_share_the_work_with_equal_results(small_blocks, tmp_path):
     source, modules = of_array(images(22)), [Pixels(), Pixels(), Pixels()]
     alone = features.extract(source, networks.load(Pixels()))
     jobs = [features.Extraction(source, networks.load(m), tmp_path, 3, rank, 3) for rank, m in enumerate(modules)]
@@ -306,7 +306,7 @@ def test_features_that_are_not_finite():
 # -- neighbours ------------------------------------------------------------------------------------------------------
 
 
-def test_nearest_in_blocks_is_the_nearest_of_all(monkeypatch):
+def test_nearest_by_blocks_is_the_global_nearest(monkeypatch):
     neighbours = import_module("admg.evaluation.neighbours")  # the package exports the function of this name
     monkeypatch.setattr(neighbours, "ROWS", 7)
     monkeypatch.setattr(neighbours, "COLUMNS", 5)
@@ -524,7 +524,7 @@ def figures_of(capsys, tmp_path, *arguments) -> dict[str, dict]:
     return {figure["name"] + figure["note"]: figure for figure in figures}
 
 
-def test_figures_on_the_command_line_are_those_of_their_definitions(files, own, capsys, tmp_path):
+def test_metrics_on_the_command_line_equal_their_definitions(files, own, capsys, tmp_path):
     pair = [files["samples"], files["training"], "--network", f"{own}:Quarters"]
     found = figures_of(capsys, tmp_path, *pair, "--infinite")
     network = networks.load(f"{own}:Quarters")
@@ -563,7 +563,7 @@ def test_figures_on_the_command_line_are_those_of_their_definitions(files, own, 
     assert all(figure["low"] is None for figure in plain.values()) and list(plain) == ["FD-Quarters", "Recall"]
 
 
-def test_stored_statistics_are_taken_for_the_distances(tmp_path):
+def test_stored_statistics_are_used_for_the_distances(tmp_path):
     """As the published evaluator does, and of Inception alone; with the scores of its classes."""
     rng = np.random.default_rng(0)
     features, spatial = rng.normal(size=(50, 3)), rng.normal(size=(50, 2))
@@ -587,7 +587,7 @@ def test_stored_statistics_are_taken_for_the_distances(tmp_path):
 
 
 @pytest.mark.process
-def test_two_processes_give_the_same_figures(files, own, capsys, tmp_path):
+def test_two_processes_give_the_same_metrics(files, own, capsys, tmp_path):
     np.savez(tmp_path / "many.npz", arr_0=images(1100, 5))
     command = ["evaluate", str(tmp_path / "many.npz"), files["training"], "--network", f"{own}:Quarters"]
     alone = run(capsys, *command, "--no-cache")[1]

@@ -259,14 +259,14 @@ def network_pools() -> tuple[bool, bool]:
     return module.Mixed_7b.max_pooled, module.Mixed_7c.max_pooled
 
 
-def test_average_pooling_leaves_the_padding_out():
+def test_average_pooling_ignores_padding():
     ones = inception.mean_pool(torch.ones(1, 1, 3, 4))
     torch.testing.assert_close(ones, torch.ones(1, 1, 3, 4))
     corner = inception.mean_pool(torch.arange(12.0).view(1, 1, 3, 4))[0, 0, 0, 0]
     assert corner == (0 + 1 + 4 + 5) / 4
 
 
-def test_resize_is_that_of_tensorflow_1():
+def test_resize_equals_tensorflow_1():
     row = torch.tensor([[[[0.0, 100.0]]]])
     assert inception.resize(row, 4)[0, 0, 0].tolist() == [0.0, 50.0, 100.0, 100.0]  # the edge is flat
     ramp = torch.arange(8.0).view(1, 1, 1, 8)
@@ -285,7 +285,7 @@ def test_grey_values_are_scaled_around_128():
     assert inception.prepare(torch.full((1, 3, 8, 8), 192, dtype=torch.uint8)).unique().tolist() == [0.5]
 
 
-def test_inception_score_takes_logits_without_the_bias(weights, network):
+def test_inception_score_uses_logits_without_bias(weights, network):
     features = np.random.default_rng(4).random((3, 2048)).astype(np.float32)
     logits = features.astype(np.float64) @ weights["fc.weight"].double().numpy().T
     p = np.exp(logits - logits.max(1, keepdims=True))
@@ -297,7 +297,7 @@ def test_grey_images_are_three_equal_channels(network):
     np.testing.assert_array_equal(network(grey).features, network(grey.repeat(3, 3)).features)
 
 
-def test_only_inception_is_called_fid(network):
+def test_only_inception_distances_are_called_fid(network):
     class InceptionV3(torch.nn.Module):
         def forward(self, x):
             return x.flatten(1)
@@ -322,7 +322,7 @@ def test_weights_from_a_path(weights, network, tmp_path):
         networks.load("inception", str(tmp_path / "none.pth"))
 
 
-def test_inception_is_not_on_disk_and_downloads_are_off(monkeypatch, tmp_path):
+def test_inception_offline_and_not_on_disk(monkeypatch, tmp_path):
     monkeypatch.setenv("ADMG_HOME", str(tmp_path))
     with pytest.raises(OSError, match=r"weights-inception-2015-12-05-6726825d\.pth is not on disk, and downloads are"):
         networks.load("inception", offline=True)
@@ -368,7 +368,7 @@ def test_folded_normalisation_changes_nothing(lite0):
 
 
 @pytest.mark.parametrize(("side", "kernel", "stride"), [(224, 3, 2), (112, 5, 2), (7, 3, 1), (15, 3, 2), (14, 5, 1)])
-def test_same_padding_is_tensorflows(side, kernel, stride):
+def test_same_padding_equals_tensorflow(side, kernel, stride):
     """out = ceil(in / stride); the padding is split, and an odd one has its larger half at the end."""
     layer = efficientnet.SameConv(1, 1, kernel, stride, bias=False)
     torch.nn.init.ones_(layer.weight)

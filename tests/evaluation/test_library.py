@@ -47,7 +47,7 @@ def test_examples_of_functions(function, names, tmp_path):
     run_example(function, **names, folder=str(folder), **{function.__name__: function})
 
 
-def test_all_forms_of_images_are_the_same_source(names):
+def test_arrays_folders_and_npz_files_are_the_same_source(names):
     images = names["images"]
     x = torch.from_numpy(images).permute(0, 3, 1, 2)
     labels = torch.arange(16) % 3
@@ -84,7 +84,7 @@ def test_samples_of_sample_are_evaluated(tiny_model, names):
     assert report.images == 6 and report.reference_images == 16 and 0 <= report["precision"] <= 1
 
 
-def test_guides_have_names(tiny_model, names, tmp_path):
+def test_guides_are_named(tiny_model, names, tmp_path):
     reference, metrics = names["images"][:, :8, :8], ["precision"]
     guides = {"none": None, "mine": lambda state: torch.zeros_like(state.x)}
     arguments = {"features": Quarters(), "metrics": metrics, "progress": False, "num": 4, "samplers": ["ddim:2"]}

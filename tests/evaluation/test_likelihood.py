@@ -43,7 +43,7 @@ class Function(nn.Module):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_terms_equal_the_references(case):
+def test_terms_equal_guided_diffusion(case):
     """At the steps at which the reference was asked, x_t and the output being those that it was given."""
     schedule, _, variance, predict = case.split("/")
     full = {"linear": NoiseSchedule.linear, "cosine": NoiseSchedule.cosine}[schedule](1000)
@@ -69,7 +69,7 @@ def test_terms_equal_the_references(case):
     assert torch.allclose(result.total, result.prior + result.vb.sum(1), rtol=1e-5)
 
 
-def test_what_is_predicted_is_clipped_unless_told_not_to():
+def test_predictions_are_clipped_unless_clip_is_off():
     """As in the reference, both errors are those of the clipped image."""
     d = Diffusion(NoiseSchedule.cosine(20), "x0", "fixed_small")
     x0 = INPUT["x0"].clamp(-1, 1)
@@ -194,7 +194,7 @@ def test_labels_and_low_res_reach_the_network(tiny_model, tiny_upsampler):
         (torch.zeros(2, 1, 8, 8), torch.tensor([1]), "1 labels for 2 images"),
     ],
 )
-def test_images_that_cannot_be(tiny_model, x0, y, message):
+def test_impossible_images_are_refused(tiny_model, x0, y, message):
     with pytest.raises(ValueError, match=message):
         bits_per_dim(tiny_model.respace(2), x0, y)
 
@@ -234,7 +234,7 @@ def test_the_command_reports_the_terms(capsys, command, tiny_model, digits, tmp_
     assert len((tmp_path / "b.csv").read_text().splitlines()) == 6
 
 
-def test_labels_are_told_by_name(capsys, tiny_folders, tiny_model, tmp_path):
+def test_labels_are_given_by_name(capsys, tiny_folders, tiny_model, tmp_path):
     names = ("one", "zero")
     for i, name in enumerate(names):
         (tmp_path / "data" / name).mkdir(parents=True)
@@ -247,7 +247,7 @@ def test_labels_are_told_by_name(capsys, tiny_folders, tiny_model, tmp_path):
     assert np.allclose(json.loads((tmp_path / "nll.json").read_text())["total_by_image"], expected, rtol=1e-3)
 
 
-def test_samples_can_be_measured_by_their_labels(capsys, tiny_folders, tmp_path):
+def test_samples_are_evaluated_under_their_labels(capsys, tiny_folders, tmp_path):
     """The files in images/ of `admg sample` are named T-shirt-top, and dataset.json there says T-shirt/top."""
     arguments = ["--model", tiny_folders["model"], "--steps", 2]
     labels = ["--label", "T-shirt/top", "--label", "Ankle boot"]
@@ -331,7 +331,7 @@ def test_bands_hold_every_step_once(steps):
     assert max(map(len, found)) - min(map(len, found)) <= 1
 
 
-def test_the_prior_counts():
+def test_the_prior_term_is_included():
     """In the total, as much as the terms do; after few steps of little noise it is most of it."""
     vb = torch.tensor([[1.0, 0.25], [0.5, 0.5]])
     result = BitsPerDim(torch.tensor([2.0, 4.0]), vb, vb, vb)

@@ -52,7 +52,7 @@ def rotation(dim: int, seed: int = 0) -> np.ndarray:
 # -- mean and covariance ---------------------------------------------------------------------------------------------
 
 
-def test_moments_are_numpys_even_far_from_zero():
+def test_moments_equal_numpy_even_far_from_zero():
     x = (normal(9000, 5) @ normal(5, 5, seed=1) + 1e4).astype(np.float32)
     g = Gaussian.of(x)
     np.testing.assert_allclose(g.mean, x.astype(np.float64).mean(0), rtol=1e-13)
@@ -61,7 +61,7 @@ def test_moments_are_numpys_even_far_from_zero():
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 7])
-def test_moments_are_the_same_in_however_many_processes(processes):
+def test_moments_do_not_depend_on_the_number_of_processes(processes):
     """Image i goes to process i mod P; the last batches are uneven. FID is then the same to 1e-6 and better."""
     x, reference = normal(500, 12).astype(np.float32) + 3, Gaussian.of(normal(400, 12, seed=1))
     parts = [
@@ -73,7 +73,7 @@ def test_moments_are_the_same_in_however_many_processes(processes):
     assert frechet_distance(merged, reference) == pytest.approx(frechet_distance(Gaussian.of(x), reference), rel=1e-11)
 
 
-def test_moments_without_a_part():
+def test_moments_after_removing_a_part():
     x = normal(50, 4)
     left, right = (Moments.of(x[:20]) + Moments.of(x[20:])) - Moments.of(x[20:]), Moments.of(x[:20])
     assert left.count == 20
@@ -130,7 +130,7 @@ def test_frechet_distance_of_disjoint_ranges_is_the_sum_of_traces():
 
 
 @pytest.mark.parametrize(("n", "m", "dim", "decay"), [(300, 400, 60, 0), (50, 400, 120, 0), (60, 50, 120, 2)])
-def test_frechet_distance_is_that_of_scipys_root(n, m, dim, decay):
+def test_frechet_distance_equals_scipys_matrix_root(n, m, dim, decay):
     """Of sample covariances, with and without full rank; the published evaluator's formula."""
     scales = np.exp(-decay * np.arange(dim) / dim)
     a, b = (Gaussian.of(normal(k, dim, seed=k) * scales @ rotation(dim, k) + k / 1000) for k in (n, m))
@@ -160,7 +160,7 @@ def test_frechet_jackknife_leaves_each_group_out():
     assert found.high - found.value == pytest.approx(stats.t.ppf(0.975, 19) * found.error, rel=1e-5)
 
 
-def test_frechet_infinite_is_the_lines_end(monkeypatch):
+def test_frechet_infinite_extrapolates_the_line(monkeypatch):
     x, reference = normal(400, 3), Gaussian.of(normal(200, 3, seed=1) + 0.3)
     group, parts = draw_groups(400, seed=0), group_moments(x)
     whole = frechet_distance(Gaussian.of(x), reference)
@@ -174,7 +174,7 @@ def test_frechet_infinite_is_the_lines_end(monkeypatch):
     assert (found.low, found.high) == pytest.approx((line.intercept - 0.0196, line.intercept + 0.0196), abs=1e-5)
 
 
-def test_frechet_infinite_takes_the_bias_away():
+def test_frechet_infinite_removes_the_bias():
     """In 40 dimensions 400 equal samples are at a FID of D(D + 5)/(4N) = 1.1; at infinity at 0."""
     reference = Gaussian(np.zeros(40), np.eye(40))
     found = [group_moments(normal(400, 40, seed=seed)) for seed in range(10)]
@@ -251,7 +251,7 @@ def direct_score(p: np.ndarray) -> float:
     return math.exp(stats.entropy(p.T, p.mean(0)[:, None]).mean())
 
 
-def test_inception_score_is_scipys_and_so_is_its_jackknife():
+def test_inception_score_and_its_jackknife_equal_scipy():
     z = 2 * normal(23, 5)
     p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
     found = inception_score(p, split_size=12)
@@ -264,7 +264,7 @@ def test_inception_score_is_scipys_and_so_is_its_jackknife():
     assert logits.value == pytest.approx(found.value, rel=1e-5)
 
 
-def test_inception_score_takes_probabilities_only():
+def test_inception_score_needs_probabilities():
     for bad in (np.ones((4, 3)), np.array([[1.5, -0.5], [0.5, 0.5]])):
         with pytest.raises(ValueError, match="must not be negative, and their sum must be 1"):
             inception_score(bad)
@@ -301,7 +301,7 @@ def values(found) -> list[float]:
 
 @pytest.mark.parametrize("entries", [3 << 20, 500])
 @pytest.mark.parametrize("lattice", [True, False])
-def test_manifolds_are_those_of_the_formulas(monkeypatch, entries, lattice):
+def test_manifolds_equal_their_formulas(monkeypatch, entries, lattice):
     """On a lattice many distances are equal, and points too: the surface of a ball is inside."""
     monkeypatch.setattr(manifold, "ENTRIES", entries)
     for seed in range(4):
@@ -336,7 +336,7 @@ def test_manifolds_on_a_line():
 
 
 @pytest.mark.parametrize("entries", [3 << 20, 600])
-def test_equal_images_are_at_distance_0(monkeypatch, entries):
+def test_equal_images_have_distance_0(monkeypatch, entries):
     """A collapsed model: its balls are points, some far from all others, and hold the seven images that it copied."""
     reference = normal(300, 64).astype(np.float32)
     monkeypatch.setattr(manifold, "ENTRIES", entries)
@@ -381,7 +381,7 @@ def test_intervals_of_recall_and_coverage_are_not_too_narrow_and_not_far_too_wid
         assert 0.9 < ratio < limit and inside > 0.89  # 95 % less two standard errors
 
 
-def test_too_few_samples_for_an_interval_still_have_figures():
+def test_too_few_samples_for_an_interval_still_have_metrics():
     found = prdc(normal(4, 2), normal(9, 2, seed=1))
     assert values(found) == pytest.approx(direct(normal(4, 2), normal(9, 2, seed=1), 3, 5))
     assert math.isnan(found.recall.low) and math.isnan(found.precision.high)
@@ -390,7 +390,7 @@ def test_too_few_samples_for_an_interval_still_have_figures():
 # -- intervals -------------------------------------------------------------------------------------------------------
 
 
-def test_wilson_is_scipys():
+def test_wilson_equals_scipy():
     for right, count in ((0, 10), (5, 10), (97, 100), (100, 100)):
         expected = stats.binomtest(right, count).proportion_ci(method="wilson")
         assert wilson(right, count) == pytest.approx(tuple(expected), abs=1e-12)
@@ -399,7 +399,7 @@ def test_wilson_is_scipys():
         wilson(3, 2)
 
 
-def test_students_t_is_scipys():
+def test_students_t_equals_scipy():
     for dof in (1, 2, 3, 4, 5, 8, 19, 400):
         assert student_t(dof) == pytest.approx(stats.t.ppf(0.975, dof), rel=4e-4)
     assert student_t(math.inf) == pytest.approx(1.959963984540054, rel=1e-12)
@@ -420,7 +420,7 @@ def held(estimates: list[Estimate], truth: float | None = None) -> float:
 
 
 @pytest.mark.thorough
-def test_intervals_hold_as_often_as_they_say():
+def test_intervals_have_their_stated_coverage():
     """Of 95 % intervals of 200 draws fewer than 88 % hold once in a hundred thousand times."""
     reference, draws = Gaussian(np.zeros(4), np.eye(4)), [1.2 * normal(400, 4, seed=i) + 0.3 for i in range(200)]
     parts = [group_moments(draw) for draw in draws]

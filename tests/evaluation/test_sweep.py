@@ -137,7 +137,7 @@ def test_lists_are_axes_and_pairs_are_pairs(options, expected):
     assert " ".join(cell.name for cell in planned("--num", "4", *options.split()).jobs) == expected
 
 
-def test_options_go_to_the_cells_that_have_them(models):
+def test_options_apply_to_the_cells_that_take_them(models):
     text = "--num 4 --scale 0,2 --sampler ddim,unipc --steps 3 --eta 0.5 --sampler-option order=3 --interval 0.3,5"
     text += " --compile off"
     sweep = planned(*models, *text.split())
@@ -150,7 +150,7 @@ def test_options_go_to_the_cells_that_have_them(models):
     assert unguided.recipe.guide is None
 
 
-def test_dry_run_says_what_is_left_and_writes_nothing(capsys, command, tmp_path):
+def test_dry_run_lists_remaining_work_and_writes_nothing(capsys, command, tmp_path):
     out = succeed(capsys, *command, "--scale", "0,1", "--out", tmp_path / "s", "--dry-run")
     assert [line.split()[:2] for line in out.splitlines()[:-1]] == [["ddim-3-scale-0", "12"], ["ddim-3-scale-1", "12"]]
     assert out.splitlines()[-1] == "2 cells, 72 network evaluations to sample"
@@ -161,7 +161,7 @@ def test_dry_run_says_what_is_left_and_writes_nothing(capsys, command, tmp_path)
 
 
 @pytest.mark.thorough
-def test_cells_have_the_samples_of_sample_and_the_metrics_of_evaluate(capsys, command, models, metrics, tmp_path):
+def test_cells_equal_sample_followed_by_evaluate(capsys, command, models, metrics, tmp_path):
     out = tmp_path / "s"
     sampled = ["sample", *models, "--num", NUM, "--steps", "3", "--scale", 50, "--out", out / "ddim-3-scale-50"]
     succeed(capsys, *sampled)  # taken as it is
@@ -207,7 +207,7 @@ def test_cells_have_the_samples_of_sample_and_the_metrics_of_evaluate(capsys, co
 
 
 @pytest.mark.thorough
-def test_without_a_label_there_is_no_accuracy(capsys, command, tmp_path):
+def test_no_accuracy_without_labels(capsys, command, tmp_path):
     """An unconditional model without guidance is asked for nothing."""
     arguments = [*command, "--scale", "0,50", "--unconditional", "--labels", "balanced", "--no-interval"]
     succeed(capsys, *arguments, "--out", tmp_path / "s")
@@ -217,7 +217,7 @@ def test_without_a_label_there_is_no_accuracy(capsys, command, tmp_path):
     assert rows[0]["FD-Quarters low"] == "" and float(rows[0]["FD-Quarters"]) > 0
 
 
-def test_without_any_figure_there_is_no_picture(capsys, command, tmp_path):
+def test_no_picture_without_metrics(capsys, command, tmp_path):
     """The first cell has no label, and only the accuracy is wanted: curves.png comes with the second."""
     out, arguments = tmp_path / "s", [*command, "--unconditional", "--metrics", "accuracy", "--out", tmp_path / "s"]
     text = succeed(capsys, *arguments, "--scale", "0,50")
@@ -308,7 +308,7 @@ def test_a_second_run_computes_nothing_and_a_longer_list_adds_cells(capsys, comm
 
 
 @pytest.mark.thorough
-def test_figures_are_kept_only_for_what_they_are_of(capsys, command, made, tmp_path):
+def test_metrics_are_cached_only_for_the_same_inputs(capsys, command, made, tmp_path):
     out, own = tmp_path / "s", tmp_path / "own.py"
     arguments = [*command, "--out", out, "--scale", "50"]
     succeed(capsys, *arguments)
@@ -379,7 +379,7 @@ ROWS = [
 ]
 
 
-def test_the_best_of_each_column_is_bold():
+def test_the_best_value_of_each_column_is_bold():
     lines = SweepTable(ROWS, "", "Of what.").markdown().splitlines()
     assert lines[0] == "| sampler | steps | scale | FD-Own | Precision | Recall | Accuracy |"
     assert lines[2] == "| ddim | 5 | 4 | **3.0000** | **0.8000** | 0.3000 | **0.9000** |"
@@ -391,7 +391,7 @@ def test_the_best_of_each_column_is_bold():
     assert "| ddim | 5 | 2 |  |  |  | **1.0000** |" in SweepTable([*ROWS, nan], "", "").markdown()
 
 
-def test_curves_show_the_figures_at_their_scales():
+def test_curves_show_the_metrics_at_their_scales():
     from matplotlib.figure import Figure as Picture
 
     lines = curves.lines_of(ROWS, curves.axis_of([r.cell for r in ROWS]))
@@ -427,7 +427,7 @@ def test_curves_show_the_figures_at_their_scales():
         ([("ddim", n, 4.0, None) for n in ("5", "karras5")], "scale", ["ddim, 5 steps", "ddim, karras5"]),
     ],
 )  # fmt: skip
-def test_what_curves_run_over(cells, axis, labels, tmp_path):
+def test_the_axis_of_curves(cells, axis, labels, tmp_path):
     rows = [row(sampler, steps, scale, {"fid": 2.0, "precision": 0.5, "recall": 0.5}, cfg)
             for sampler, steps, scale, cfg in cells]  # fmt: skip
     assert curves.axis_of([r.cell for r in rows]) == axis
@@ -487,7 +487,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(capsys, models, metrics, t
 # -- the folder of the demo ------------------------------------------------------------------------------------------
 
 
-def test_the_folder_of_the_demo_is_its_samples(tiny_model, tmp_path):
+def test_the_demo_folder_is_read_as_samples(tiny_model, tmp_path):
     """Not its sheet and its images/; and where there are several, they must be told apart."""
     samples = admg.sample(tiny_model, [0, 1, 2, 2], steps=2, progress=False)
     samples.save(tmp_path, "title")
