@@ -14,6 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from admg.checkpoints.labels import Labels
+from admg.checkpoints.model import Model
+from admg.diffusion.gaussian import Diffusion
+from admg.diffusion.schedule import NoiseSchedule
+
 LINEAR = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
 """ᾱ_t of DDPM's process, its section 4."""
 
@@ -129,3 +134,17 @@ class Network(nn.Module):
         eps = (x.double() - alpha_bar**0.5 * x0) / (1 - alpha_bar) ** 0.5
         output = {"eps": eps, "x0": x0, "v": alpha_bar**0.5 * eps - (1 - alpha_bar) ** 0.5 * x0}[self.predict]
         return output if self.range_v is None else torch.cat([output, self.range_v(x).to(output)], dim=1)
+
+
+def model_of(
+    mixture: Mixture, variance: str = "fixed_small", predict: str = "eps", range_v=None, conditional: bool = False
+) -> Model:
+    """Return a model whose network has learned the mixture perfectly, at all steps of the mixture's process."""
+    diffusion = Diffusion(NoiseSchedule.from_betas(betas_of(mixture.alpha_bars)), predict, variance)
+    network = Network(mixture, predict, conditional, range_v)
+    return Model(network, diffusion, mixture.shape, Labels(mixture.classes))
+
+
+def normal(n: int, shape: tuple[int, ...], seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return standard normal noise (n, *shape) of a seed."""
+    return torch.randn(n, *shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)

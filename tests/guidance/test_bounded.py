@@ -6,16 +6,16 @@ import functools
 import math
 from dataclasses import replace
 
+import exact
 import numpy as np
 import pytest
 import torch
-from exact import LINEAR, Mixture, Network, betas_of
+from exact import LINEAR, Mixture
 
 import admg
 from admg import guidance, samplers
-from admg.checkpoints.labels import Labels
 from admg.checkpoints.model import Model
-from admg.diffusion import Diffusion, NoiseSchedule
+from admg.diffusion import NoiseSchedule
 from admg.guidance.bounded import bounded_by_x0
 from admg.guidance.state import State
 
@@ -40,8 +40,7 @@ Y = torch.arange(N) % 3
 
 
 def model_of(mixture: Mixture) -> Model:
-    schedule = NoiseSchedule.from_betas(betas_of(mixture.alpha_bars))
-    return Model(Network(mixture, "v"), Diffusion(schedule, "v", "fixed_small"), SHAPE, Labels(3))
+    return exact.model_of(mixture, predict="v")
 
 
 def almost_blind(mixture: Mixture, error: float = 0.03):

@@ -7,16 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from exact import normal
 
 import admg
 from admg import guidance, samplers
 from admg.guidance import Guidance, State
 
 Y = torch.tensor([1, 2, 0])
-
-
-def normal(n: int = 3, seed: int = 0) -> torch.Tensor:
-    return torch.randn(n, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
 
 
 @guidance.guide
@@ -30,7 +27,7 @@ def smaller(state: State) -> torch.Tensor:
 
 
 def state_of(model) -> State:
-    return State(normal(), 3, Y, Y, model.respace(6))
+    return State(normal(3, (1, 8, 8)), 3, Y, Y, model.respace(6))
 
 
 def test_two_functions_add_up(tiny_model):
@@ -90,7 +87,7 @@ def test_a_memory_lasts_for_one_run_even_inside_other_guides(tiny_model):
     model, apg = tiny_model.respace(6), guidance.APG(3.0, momentum=-0.7)
 
     def end(guide) -> torch.Tensor:
-        return list(samplers.ddim(model, normal(), y=Y, guide=guide))[-1].x
+        return list(samplers.ddim(model, normal(3, (1, 8, 8)), y=Y, guide=guide))[-1].x
 
     image = torch.zeros(1, 1, 8, 8)
     for guide in (
@@ -116,14 +113,14 @@ def test_a_guide_of_ones_own_may_have_a_memory(tiny_model):
 
     seen: list[int] = []
     for _ in range(2):
-        list(samplers.ddim(tiny_model.respace(3), normal(), guide=guidance.Interval(Counting()) + darker))
+        list(samplers.ddim(tiny_model.respace(3), normal(3, (1, 8, 8)), guide=guidance.Interval(Counting()) + darker))
     assert seen == [1, 2, 3, 1, 2, 3]
 
 
 def test_a_guide_records_whether_it_was_evaluated(tiny_model):
     recorded = guidance.Recorded(darker.guide)
     assert not recorded.evaluated
-    list(samplers.ddim(tiny_model.respace(3), normal(), guide=recorded))
+    list(samplers.ddim(tiny_model.respace(3), normal(3, (1, 8, 8)), guide=recorded))
     assert recorded.evaluated and recorded.steps == [2, 1, 0]
 
 

@@ -6,10 +6,11 @@ import functools
 import math
 from dataclasses import replace
 
+import exact
 import numpy as np
 import pytest
 import torch
-from exact import EVEN, Mixture, Network, betas_of
+from exact import EVEN, Mixture, normal
 from rounding import with_rounded_weights
 
 import admg
@@ -31,26 +32,19 @@ Y = torch.arange(N) % 3
 
 
 def model_of(mixture: Mixture = MIXTURE, conditional: bool = True, steps: int | str = 20) -> Model:
-    schedule = NoiseSchedule.from_betas(betas_of(mixture.alpha_bars))
-    network = Network(mixture, conditional=conditional)
-    model = Model(network, Diffusion(schedule, "eps", "fixed_small"), mixture.shape, Labels(mixture.classes))
-    return model.respace(steps)
-
-
-def normal(n: int = N, shape: tuple[int, ...] = MIXTURE.shape, seed: int = 0) -> torch.Tensor:
-    return torch.randn(n, *shape, generator=torch.Generator().manual_seed(seed))
+    return exact.model_of(mixture, conditional=conditional).respace(steps)
 
 
 def state_of(index: int = 8, model: Model | None = None, x: torch.Tensor | None = None, y=Y, **changes) -> State:
     """Return the state of a sampler before any guide, at a step in the middle."""
-    model, x = model or model_of(), normal() if x is None else x
+    model, x = model or model_of(), normal(N, MIXTURE.shape) if x is None else x
     return replace(State(x, index, y, y if model.conditional else None, model, clip=False), **changes)
 
 
 def made_up(seed: int = 0, n: int = 4) -> tuple[State, np.ndarray, np.ndarray]:
     """Return a state whose model predicts two random eps, conditional and unconditional, and these in float64."""
-    cond, uncond = normal(n, seed=10 + seed), normal(n, seed=20 + seed)
-    state = state_of(x=normal(n, seed=30 + seed), y=Y[:n])
+    cond, uncond = normal(n, MIXTURE.shape, seed=10 + seed), normal(n, MIXTURE.shape, seed=20 + seed)
+    state = state_of(x=normal(n, MIXTURE.shape, seed=30 + seed), y=Y[:n])
 
     class Fixed:
         diffusion = state.diffusion
@@ -73,7 +67,7 @@ def dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def run(guide, model: Model | None = None, sampler=samplers.ddim, clip: bool = False, y=Y, **options) -> torch.Tensor:
-    return list(sampler(model or model_of(), normal(), y=y, guide=guide, clip=clip, **options))[-1].x
+    return list(sampler(model or model_of(), normal(N, MIXTURE.shape), y=y, guide=guide, clip=clip, **options))[-1].x
 
 
 def assert_eps(prediction, state: State, eps: np.ndarray) -> None:
@@ -418,7 +412,7 @@ def test_cfg_zero_star():
 
 def test_cfg_plus_plus_renoises_with_the_unconditional_eps():
     """Whole trajectories of DDIM by hand: x0 from the guided ε, the rest from the unconditional one."""
-    model, x_T = model_of(), normal()
+    model, x_T = model_of(), normal(N, MIXTURE.shape)
     alpha_bars = EVEN[model.diffusion.schedule.timesteps.numpy()]
     *_, last = samplers.ddim(model, x_T, y=Y, guide=guidance.CFGPlusPlus(0.7), clip=False)
     x = x_T.double()

@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import exact
 import numpy as np
 import pytest
 import torch
-from exact import EVEN, Mixture, Network, betas_of
+from exact import EVEN, Mixture, normal
 from scipy.optimize import minimize_scalar
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy
 
 import admg
 from admg import guidance, samplers
-from admg.checkpoints.labels import Labels
 from admg.checkpoints.model import Model
 from admg.diffusion.gaussian import Diffusion
 from admg.diffusion.schedule import NoiseSchedule
@@ -31,22 +31,16 @@ Y = torch.arange(N) % 3
 def model_of(
     mixture: Mixture = MIXTURE, conditional: bool = True, steps: int = 20, variance: str = "fixed_small"
 ) -> Model:
-    schedule = NoiseSchedule.from_betas(betas_of(mixture.alpha_bars))
-    network = Network(mixture, conditional=conditional)
-    return Model(network, Diffusion(schedule, "eps", variance), mixture.shape, Labels(mixture.classes)).respace(steps)
-
-
-def normal(n: int = N, shape: tuple[int, ...] = SHAPE, seed: int = 0) -> torch.Tensor:
-    return torch.randn(n, *shape, generator=torch.Generator().manual_seed(seed))
+    return exact.model_of(mixture, variance, conditional=conditional).respace(steps)
 
 
 def state_of(index: int = 8, model: Model | None = None, x: torch.Tensor | None = None, y=Y, **changes) -> State:
-    model, x = model or model_of(), normal() if x is None else x
+    model, x = model or model_of(), normal(N, SHAPE) if x is None else x
     return replace(State(x, index, y, y if model.conditional else None, model, clip=False), **changes)
 
 
 def run(guide, model: Model | None = None, sampler=samplers.ddim, x_T=None, y=Y, **options) -> torch.Tensor:
-    x_T = normal() if x_T is None else x_T
+    x_T = normal(N, SHAPE) if x_T is None else x_T
     return list(sampler(model or model_of(), x_T, y=y, guide=guide, clip=False, **options))[-1].x
 
 
@@ -213,7 +207,7 @@ def test_an_overconfident_classifier_gets_the_temperature_that_mends_it():
     assert found.timesteps == (0.0, 200.0, 400.0)
     np.testing.assert_allclose(found.temperatures, [3.0, 2.5, 2.0], rtol=0.08)
     t = torch.tensor([0])
-    x = diffusion.q_sample(images, 0, normal(20000, seed=5))
+    x = diffusion.q_sample(images, 0, normal(20000, SHAPE, seed=5))
     before, after = (guidance.expected_calibration_error(c(x, t), labels) for c in (overconfident, found))
     assert after < 0.02 < 0.05 < before
 
@@ -229,7 +223,7 @@ def test_a_calibrated_classifier_guides_as_one_of_that_temperature(tiny_classifi
     assert [found.temperature(t) for t in (-5, 0, 250, 500, 750, 1000, 2000)] == [1, 1, 1.5, 2, 4, 6, 6]
     expected = guidance.ExtendedClassifierGuidance(linear, temperature=found.temperature(state.t.item()))(state)
     torch.testing.assert_close(guidance.ClassifierGuidance(found)(state), expected)
-    x = normal(3)
+    x = normal(3, SHAPE)
     each = found(x, torch.tensor([0, 750, 1000]))
     torch.testing.assert_close(each, linear(x) / torch.tensor([[1.0], [4.0], [6.0]]))
     assert guidance.Calibrated(tiny_classifier, (0.0,), (2.0,)).labels is tiny_classifier.labels
@@ -239,10 +233,13 @@ def test_a_calibrated_classifier_guides_as_one_of_that_temperature(tiny_classifi
 def test_invalid_calibrations_are_refused():
     diffusion, z = Diffusion(NoiseSchedule.cosine(10)), torch.zeros(3, 2)
     for make, message in (
-        (lambda: guidance.calibrated(linear, diffusion, normal(3), torch.zeros(2).long()), "one label for each"),
-        (lambda: guidance.calibrated(linear, diffusion, normal(0), torch.zeros(0).long()), "one label for each"),
-        (lambda: guidance.calibrated(linear, diffusion, normal(3), torch.zeros(3).long(), levels=11), "1 to 10"),
-        (lambda: guidance.calibrated(linear, diffusion, normal(3), torch.zeros(3).long(), batch_size=0), "batches"),
+        (lambda: guidance.calibrated(linear, diffusion, normal(3, SHAPE), torch.zeros(2).long()), "one label for each"),
+        (lambda: guidance.calibrated(linear, diffusion, normal(0, SHAPE), torch.zeros(0).long()), "one label for each"),
+        (lambda: guidance.calibrated(linear, diffusion, normal(3, SHAPE), torch.zeros(3).long(), levels=11), "1 to 10"),
+        (
+            lambda: guidance.calibrated(linear, diffusion, normal(3, SHAPE), torch.zeros(3).long(), batch_size=0),
+            "batches",
+        ),
         (lambda: guidance.fit_temperature(z, torch.tensor([0, 1, 2])), "labels must be 0 to 1"),
         (lambda: guidance.fit_temperature(z, torch.tensor([0, 1])), "labels"),
         (lambda: guidance.expected_calibration_error(z, torch.tensor([0, 1, -1])), "labels must be"),
@@ -391,7 +388,7 @@ def test_low_frequencies_of_ilvr_are_those_of_the_noised_reference_at_each_level
 
 def test_ilvr_works_on_what_other_guides_leave():
     state = state_of(y=Y)
-    image, cfg = normal(N) / 3, guidance.ClassifierFreeGuidance(3.0)
+    image, cfg = normal(N, SHAPE) / 3, guidance.ClassifierFreeGuidance(3.0)
     before, inside = (
         guidance.ILVR(image, 2, cfg).modify_prediction(state),
         (cfg + guidance.ILVR(image, 2)).modify_prediction(state),
@@ -411,7 +408,7 @@ def test_invalid_ilvr_is_refused():
         (lambda: guidance.ILVR(IMAGE, 3), "do not divide"),
         (lambda: guidance.ILVR(IMAGE, 0), "at least 1"),
         (lambda: guidance.ILVR(IMAGE, 2).modify_prediction(state), "reference of shape"),
-        (lambda: guidance.ILVR(normal(5), 2).modify_prediction(state), "reference of shape"),
+        (lambda: guidance.ILVR(normal(5, SHAPE), 2).modify_prediction(state), "reference of shape"),
     ):
         with pytest.raises(ValueError, match=message):
             make()
@@ -457,7 +454,7 @@ def test_the_gradient_of_a_linear_embedding_in_closed_form(distance):
 
 
 def test_each_image_may_have_a_target_of_its_own():
-    x, targets = normal(3), torch.from_numpy(rng.normal(size=(3, 5)))
+    x, targets = normal(3, SHAPE), torch.from_numpy(rng.normal(size=(3, 5)))
     together = guidance.EmbeddingDistance(embed, targets)(x)
     alone = [guidance.EmbeddingDistance(embed, target)(x[i : i + 1]) for i, target in enumerate(targets)]
     torch.testing.assert_close(together, torch.cat(alone))
@@ -475,7 +472,7 @@ def test_distances_at_the_target_and_opposite_to_it():
 
 
 def test_samples_come_near_to_the_target():
-    target = embed(normal(1, seed=7))[0]
+    target = embed(normal(1, SHAPE, seed=7))[0]
     energy = guidance.EmbeddingDistance(embed, target)
     free, guided = (run(g) for g in (None, guidance.LossGuidance(energy, 20.0)))
     assert energy(guided).mean() < 0.7 * energy(free).mean()
@@ -487,8 +484,8 @@ def test_invalid_embeddings_are_refused():
         (lambda: guidance.EmbeddingDistance(embed, torch.tensor([1.0, math.nan])), "finite"),
         (lambda: guidance.EmbeddingDistance(embed, torch.ones(1, 1, 5)), r"\(D,\)"),
         (lambda: guidance.EmbeddingDistance(embed, torch.ones(5), "l2"), "unknown distance"),
-        (lambda: guidance.EmbeddingDistance(embed, torch.ones(4))(normal()), r"target of shape \(4,\)"),
-        (lambda: guidance.EmbeddingDistance(embed, torch.ones(2, 5))(normal()), r"target of shape \(2, 5\)"),
+        (lambda: guidance.EmbeddingDistance(embed, torch.ones(4))(normal(N, SHAPE)), r"target of shape \(4,\)"),
+        (lambda: guidance.EmbeddingDistance(embed, torch.ones(2, 5))(normal(N, SHAPE)), r"target of shape \(2, 5\)"),
     ):
         with pytest.raises(ValueError, match=message):
             make()
@@ -523,7 +520,7 @@ def test_perturbed_attention_adds_to_classifier_free_guidance(tiny_model):
         torch.testing.assert_close(guide.modify_prediction(state).eps, expected, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("before", [guidance.ClassifierFreeGuidance(2.0), guidance.ILVR(normal() / 3, 2)])
+@pytest.mark.parametrize("before", [guidance.ClassifierFreeGuidance(2.0), guidance.ILVR(normal(N, SHAPE) / 3, 2)])
 def test_nothing_that_changes_a_prediction_comes_before_cfg_plus_plus(before):
     state = state_of()
     with pytest.raises(ValueError, match=r"CFG\+\+ .* no guide may modify them"):

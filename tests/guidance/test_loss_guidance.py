@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import exact
 import numpy as np
 import pytest
 import torch
-from exact import EVEN, LINEAR, Mixture, Network, betas_of
+from exact import EVEN, LINEAR, Mixture, betas_of, normal
 from scipy.special import dawsn
 from torch.nn.functional import interpolate
 
@@ -28,16 +29,11 @@ GAUSSIAN = Mixture.of(SHAPE, [1.0], MEAN, STD, [0])
 
 
 def model_of(mixture: Mixture = GAUSSIAN, steps: int | str = 20, variance: str = "fixed_small") -> Model:
-    schedule = NoiseSchedule.from_betas(betas_of(mixture.alpha_bars))
-    return Model(Network(mixture), Diffusion(schedule, "eps", variance), mixture.shape, Labels(0)).respace(steps)
-
-
-def normal(n: int, shape: tuple[int, ...] = SHAPE, seed: int = 0) -> torch.Tensor:
-    return torch.randn(n, *shape, generator=torch.Generator().manual_seed(seed))
+    return exact.model_of(mixture, variance).respace(steps)
 
 
 def state_of(index: int = 8, n: int = 5, model: Model | None = None) -> State:
-    model, x = model or model_of(), normal(n)
+    model, x = model or model_of(), normal(n, SHAPE)
     return State(x, index, None, None, model, clip=False)
 
 
@@ -125,7 +121,7 @@ def matrix(operator) -> np.ndarray:
 
 
 def test_operators_do_what_they_say():
-    x = normal(2).double()
+    x = normal(2, SHAPE).double()
     pixels = x.numpy()
     np.testing.assert_allclose(OPERATORS["mask"](x), pixels[:, :, KNOWN.numpy()].reshape(2, -1))
     blocks = pixels.reshape(2, 3, 2, 2, 2, 2).mean((3, 5))
@@ -146,7 +142,7 @@ def test_gram_is_a_times_its_transpose(name):
 
 
 def test_invalid_operators_are_refused():
-    x = normal(1)
+    x = normal(1, SHAPE)
     for make, message in (
         (lambda: guidance.Mask(torch.ones(4, 4)), "bool"),
         (lambda: guidance.Mask(torch.zeros(4, 4, dtype=torch.bool)), "at least one"),
@@ -227,7 +223,7 @@ def test_samples_of_a_network_do_not_diverge_near_pure_noise():
 def test_the_likelihoods_score_by_hand(name, prior_std):
     """J Aᵀ (y - A x0-hat) / (σ_y² + g r_t²), J = Tweedie's derivative, r_t² = p² σ²/(p² + σ²)."""
     operator, state = OPERATORS[name], state_of()
-    y = operator(normal(5, seed=1))
+    y = operator(normal(5, SHAPE, seed=1))
     if prior_std and operator.gram is None:
         with pytest.raises(ValueError, match="A Aᵀ"):
             guidance.LinearInverse(operator, y, 0.2, prior_std)
@@ -285,7 +281,7 @@ def test_the_step_of_dps_in_ddpm():
     """x_{t-1} moves by -ζ ∇||y - A x0-hat|| = ζ J Aᵀ r/||r||, with Σ = β_t."""
     operator, model = OPERATORS["downsample"], model_of(variance="fixed_large")
     state = state_of(model=model)
-    y = operator(normal(1, seed=2))
+    y = operator(normal(1, SHAPE, seed=2))
     betas = betas_of(EVEN[model.diffusion.schedule.timesteps.numpy()])
     x0, gain = tweedie(state)
     r = y.flatten(1).double().numpy() - x0.reshape(5, -1) @ matrix(operator).T
@@ -294,7 +290,7 @@ def test_the_step_of_dps_in_ddpm():
     np.testing.assert_allclose(found * betas[state.index], step, atol=1e-5, rtol=1e-4)
 
     def one_step(guide) -> torch.Tensor:  # the first step of ddpm, with the noise left out
-        return next(samplers.ddpm(model, normal(5), guide=guide, noise_sampler=lambda x, i: 0 * x, clip=False)).x
+        return next(samplers.ddpm(model, normal(5, SHAPE), guide=guide, noise_sampler=lambda x, i: 0 * x, clip=False)).x
 
     state = state_of(19, model=model)
     moved = one_step(guidance.DPS(operator, y, 0.7)) - one_step(None)
@@ -315,8 +311,8 @@ def test_every_step_of_dps_in_ddpm_is_the_papers(variance, alpha_bars):
     schedule = NoiseSchedule.from_betas(betas_of(alpha_bars))
     network = Network(mixture, range_v=torch.sin if variance == "learned_range" else None)
     model = Model(network, Diffusion(schedule, "eps", variance), SHAPE, Labels(1))
-    operator, x = guidance.Downsample(2), normal(4).double()
-    y = operator(normal(4, seed=3).double())
+    operator, x = guidance.Downsample(2), normal(4, SHAPE).double()
+    y = operator(normal(4, SHAPE, seed=3).double())
     guided = samplers.guided_model(model, x, None, guidance.DPS(operator, y, 0.7), clip=False, unconditional=True)
     for index in (999, 500, 10, 1, 0):
         p, g = guided.predict(x, index)
@@ -331,7 +327,7 @@ def test_every_step_of_dps_in_ddpm_is_the_papers(variance, alpha_bars):
 
 def test_samples_fit_what_was_measured():
     """Of the mask's pixels, in 50 steps of each sampler that takes scores; the other pixels stay as they were."""
-    operator, x_T = OPERATORS["mask"], normal(6)
+    operator, x_T = OPERATORS["mask"], normal(6, SHAPE)
     y = operator(torch.full((1, *SHAPE), 0.5))
     # r_t² of one prior for all pixels, an approximation here
     guide = guidance.LinearInverse(operator, y, 0.1, 0.3)
@@ -344,7 +340,7 @@ def test_samples_fit_what_was_measured():
 
 def test_invalid_inverse_problems_are_refused():
     operator, state = OPERATORS["downsample"], state_of()
-    y = operator(normal(5))
+    y = operator(normal(5, SHAPE))
     for noise in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match="measurement's noise"):
             guidance.LinearInverse(operator, y, noise)

@@ -10,17 +10,15 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+import exact
 import numpy as np
 import pytest
 import torch
-from exact import EVEN, LINEAR, Mixture, Network, betas_of
+from exact import EVEN, LINEAR, Mixture, betas_of, normal
 
 import admg
 from admg import guidance, samplers
-from admg.checkpoints.labels import Labels
 from admg.checkpoints.model import Model
-from admg.diffusion.gaussian import Diffusion
-from admg.diffusion.schedule import NoiseSchedule
 
 rng = np.random.default_rng(0)
 MIXTURES = {  # labels whose components lie between and on one another, of unequal weights, means and variances
@@ -38,13 +36,7 @@ def wavy(x: torch.Tensor) -> torch.Tensor:
 
 def model_of(mixture: Mixture, variance: str = "fixed_small", predict: str = "eps", range_v=None, **network) -> Model:
     range_v = wavy if variance == "learned_range" and range_v is None else range_v
-    schedule = NoiseSchedule.from_betas(betas_of(mixture.alpha_bars))
-    network = Network(mixture, predict, range_v=range_v, **network)
-    return Model(network, Diffusion(schedule, predict, variance), mixture.shape, Labels(mixture.classes))
-
-
-def normal(n: int, shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
-    return torch.randn(n, *shape, generator=torch.Generator().manual_seed(seed))
+    return exact.model_of(mixture, variance, predict, range_v, **network)
 
 
 def noise_of(seed: int) -> Callable[[torch.Tensor, int], torch.Tensor]:
@@ -78,11 +70,11 @@ def assert_moments(mixture: Mixture, coarse: torch.Tensor, fine: torch.Tensor, i
         (variances / per_component).sqrt(),
         variances * (2 / per_component).sqrt(),
     ]
-    for name, found, exact, error in zip(
+    for name, found, expected, error in zip(
         ["weights", "means", "variances"], limit, [weights, mixture.means, variances], errors
     ):
-        excess = ((found - exact).abs() / (inflation * error + 1e-9)).max().item()
-        assert excess < 4, f"{name} are {excess:.1f} standard errors from the exact ones"
+        excess = ((found - expected).abs() / (inflation * error + 1e-9)).max().item()
+        assert excess < 4, f"{name} are {excess:.1f} standard errors from the expected ones"
 
 
 @pytest.mark.thorough

@@ -6,6 +6,7 @@ import functools
 import math
 from dataclasses import dataclass, replace
 
+import exact
 import numpy as np
 import pytest
 import torch
@@ -46,8 +47,7 @@ class Exact:
         return Prediction(x0, eps, x, torch.ones(()), torch.zeros(()))
 
 
-def normal(n: int, shape=(1, 1, 1), seed: int = 0) -> Tensor:
-    return torch.randn(n, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+normal = functools.partial(exact.normal, shape=(1, 1, 1), dtype=torch.float64)
 
 
 def end(steps) -> Tensor:
@@ -176,11 +176,11 @@ def test_2m_sde_has_the_datas_mean_and_variance():
     weights, means, variances = mixture.moments_of(x)
     size = n * mixture.weights
     assert ((weights - mixture.weights).abs() < 4 * (mixture.weights * (1 - mixture.weights) / n).sqrt()).all()
-    for found, exact, error in (
+    for found, expected, error in (
         (means, mixture.means, (mixture.variances.flatten() / size).sqrt()),
         (variances, mixture.variances, mixture.variances.flatten() * (2 / size).sqrt()),
     ):
-        assert ((found - exact).flatten().abs() < 4 * error).all()
+        assert ((found - expected).flatten().abs() < 4 * error).all()
 
 
 def network(steps: int) -> Model:
@@ -370,7 +370,7 @@ def theirs(kind, options: dict, kept: np.ndarray, x: Tensor) -> list[Tensor]:
 
 
 def noise_of(x: Tensor, index: int) -> Tensor:
-    return normal(len(x), x.shape[1:], 100 + index)
+    return normal(len(x), seed=100 + index)
 
 
 @pytest.mark.parametrize("steps", [7, 20])

@@ -11,14 +11,14 @@ import itertools
 import math
 from dataclasses import replace
 
+import exact
 import numpy as np
 import pytest
 import torch
-from exact import Mixture, Network, betas_of
+from exact import Mixture, betas_of
 
 import admg
 from admg import guidance, samplers
-from admg.checkpoints.labels import Labels
 from admg.checkpoints.model import Model
 from admg.diffusion import Diffusion, DiffusionConfig, NoiseSchedule
 from admg.models import UNet, UNetConfig
@@ -91,9 +91,7 @@ def gradients(alpha_bars: np.ndarray) -> dict[str, guidance.Guide]:
 
 
 def model_of(mixture: Mixture, predict: str = "v") -> Model:
-    schedule = NoiseSchedule.from_betas(betas_of(mixture.alpha_bars))
-    diffusion = Diffusion(schedule, predict, "fixed_large")  # type: ignore[arg-type]
-    return Model(Network(mixture, predict, conditional=True), diffusion, SHAPE, Labels(3))
+    return exact.model_of(mixture, "fixed_large", predict, conditional=True)
 
 
 def run(sampler, guide, top: float, predict: str = "v", clip: bool = False, model=None) -> list[samplers.Step]:
