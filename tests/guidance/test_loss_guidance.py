@@ -9,7 +9,7 @@ import exact
 import numpy as np
 import pytest
 import torch
-from exact import EVEN, LINEAR, Mixture, betas_of, normal
+from exact import EVEN, LINEAR, Mixture, Network, betas_of, normal
 from scipy.special import dawsn
 from torch.nn.functional import interpolate
 
