@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import admg
 from admg.checkpoints.labels import Labels
 from admg.checkpoints.model import Classifier, Model
-from admg.checkpoints.openai.loading import published
+from admg.checkpoints.openai.families import known
 from admg.diffusion.config import DiffusionConfig
 from admg.guidance.classifier import log_prob_gradient
 from admg.models import ClassifierConfig, NoisyClassifier, UNet, UNetConfig
@@ -109,7 +109,7 @@ def architectures(
         trunk: dict[str, Any] = {"image_size": 16, "channels": 32, "channel_mult": (1, 2), "num_res_blocks": 1}
         trunk |= {"attention_resolutions": (8,), "head_channels": 32, "num_classes": 10}
         return (UNetConfig(**trunk), DiffusionConfig()), (ClassifierConfig(**trunk), DiffusionConfig())
-    found = [published()[f"{RANDOM[name]}{kind}"] for kind in ("", "-classifier")]
+    found = [known()[f"{RANDOM[name]}{kind}"] for kind in ("", "-classifier")]
     return tuple((config.network, config.diffusion) for config in found)  # type: ignore[return-value]
 
 

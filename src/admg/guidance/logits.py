@@ -42,15 +42,15 @@ def check_logits(logits: Tensor, y: Tensor | None, highest: int | None = None) -
     """Raise ValueError unless the logits are (N, K), of the N images and of all labels that are used.
 
     y: labels (N,), -1 for none, or None
-    highest: highest of these labels, if it is known; on a GPU it is not worth waiting for
+    highest: highest of these labels, if it is known; otherwise labels are checked on a CPU only, since a GPU is not worth waiting for
     """
     if not isinstance(logits, Tensor) or logits.ndim != 2 or (y is not None and len(logits) != len(y)):
         found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"type {type(logits).__name__}"
         count = "N" if y is None else len(y)
         raise ValueError(f"the classifier returned a result of {found}: needed are logits ({count}, K) of K classes")
-    if y is None:
+    if y is None or not len(y):
         return
-    if highest is None and not y.is_cuda:
+    if highest is None and y.device.type == "cpu":
         highest = int(y.max())
     if highest is not None and highest >= logits.shape[1]:
         raise ValueError(
