@@ -42,7 +42,8 @@ def check_logits(logits: Tensor, y: Tensor | None, highest: int | None = None) -
     """Raise ValueError unless the logits are (N, K), of the N images and of all labels that are used.
 
     y: labels (N,), -1 for none, or None
-    highest: highest of these labels, if it is known; otherwise labels are checked on a CPU only, since a GPU is not worth waiting for
+    highest: highest of these labels, if it is known; otherwise labels are checked on a CPU only, since reading them from
+        a GPU would wait for it
     """
     if not isinstance(logits, Tensor) or logits.ndim != 2 or (y is not None and len(logits) != len(y)):
         found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"type {type(logits).__name__}"
