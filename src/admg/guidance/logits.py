@@ -42,7 +42,7 @@ def check_logits(logits: Tensor, y: Tensor | None, highest: int | None = None) -
     """Raise ValueError unless the logits are (N, K), of the N images and of all labels that are used.
 
     y: labels (N,), -1 for none, or None
-    highest: highest of these labels, if it is known; otherwise labels are checked on a CPU only, since reading them from
+    highest: highest of these labels, if it is known; otherwise labels are checked on a CPU only, as reading them from
         a GPU would wait for it
     """
     if not isinstance(logits, Tensor) or logits.ndim != 2 or (y is not None and len(logits) != len(y)):
