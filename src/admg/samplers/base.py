@@ -113,5 +113,6 @@ def guided_model(
     if y is not None and y.shape != (len(x_T),):
         raise ValueError(f"y must be one label for each of {len(x_T)} images, not of shape {tuple(y.shape)}")
     model_y = y if getattr(model, "conditional", False) and not unconditional else None
-    highest = None if guide is None or y is None or not len(y) else int(y.max())  # once, for it waits for a GPU
+    known = guide is not None and y is not None and len(y) > 0 and not y.is_meta
+    highest = int(y.max()) if known and y is not None else None  # once per run, since it waits for a GPU
     return GuidedModel(model, y, model_y, begin(guide), clip, highest)
