@@ -229,7 +229,9 @@ def test_a_networks_own_subclass_and_forward_are_respected():
     conv.forward = lambda x: nn.Conv2d.forward(conv, x) + 1
     fast, x, t = accelerate(network, precision="fp32"), torch.randn(2, 1, 8, 8), torch.tensor([5])
     expected = network(x, t)
-    assert (fast(x, t) - expected).abs().max() < 1e-5 * expected.abs().max()
+    draws = [with_rounded_weights(network, TERMS, seed)(x, t) for seed in range(DRAWS)]
+    rounding = max((draw - expected).abs().max() for draw in draws)
+    assert (fast(x, t) - expected).abs().max() < 4 * rounding < 0.01 * expected.abs().max()
     assert isinstance(fast, Doubled)
 
 

@@ -17,14 +17,19 @@ DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16,
 
 @cache
 def native_bf16(device_type: str) -> bool:
-    """Whether the device has bf16 arithmetic; where it is emulated, torch accepts it but it is ten times slower."""
+    """Whether the device has bf16 arithmetic; where it is emulated, torch accepts it but it is ten times slower.
+
+    An x86 processor has it where torch uses its AVX-512 instructions, which ATEN_CPU_CAPABILITY can restrict: torch 2.13
+    then fails in bf16 attention.
+    """
     if device_type == "cuda":
         return torch.cuda.get_device_capability() >= (8, 0)
     if device_type != "cpu":
         return False
     known = [getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile")]
     if platform.machine().lower() in ("x86_64", "amd64") and None not in known:
-        return any(ask() for ask in known if ask)  # not by timing, which may differ from start to start
+        restricted = not torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+        return not restricted and any(ask() for ask in known if ask)  # timing may differ from start to start
     return _matmul_seconds(torch.bfloat16) < _matmul_seconds(torch.float32)
 
 
