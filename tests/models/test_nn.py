@@ -283,7 +283,7 @@ def test_memory_format_does_not_matter():
 
 
 def has_bf16_attention() -> bool:
-    """Whether torch can compute attention in bf16; with ATEN_CPU_CAPABILITY=default, torch 2.13 fails where it could."""
+    """Whether torch can compute attention in bf16; torch 2.13 fails with ATEN_CPU_CAPABILITY=default."""
     q = torch.zeros(1, 1, 64, 32, dtype=torch.bfloat16)
     try:
         torch.nn.functional.scaled_dot_product_attention(q, q, q)

@@ -19,7 +19,7 @@ DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16,
 def native_bf16(device_type: str) -> bool:
     """Whether the device has bf16 arithmetic; where it is emulated, torch accepts it but it is ten times slower.
 
-    An x86 processor has it where torch uses its AVX-512 instructions, which ATEN_CPU_CAPABILITY can restrict: torch 2.13
+    An x86 processor has it where torch uses AVX-512 instructions, which ATEN_CPU_CAPABILITY can restrict: torch 2.13
     then fails in bf16 attention.
     """
     if device_type == "cuda":
