@@ -278,8 +278,8 @@ def reference_training(setting: Setting, serve: Serve) -> None:
         dist.destroy_process_group()
 
 
-DIFFUSERS: dict[str, Part] = {"forward": diffusers_forward, "training": diffusers_training}
-REFERENCE: dict[str, Part] = {
+DIFFUSERS = {"forward": diffusers_forward, "training": diffusers_training}
+REFERENCE = {
     "forward": reference_forward,
     "gradient": reference_gradient,
     "step": reference_step,

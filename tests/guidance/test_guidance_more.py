@@ -9,7 +9,7 @@ import exact
 import numpy as np
 import pytest
 import torch
-from exact import EVEN, Mixture, normal
+from exact import EVEN, Mixture, betas_of, normal
 from scipy.optimize import minimize_scalar
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy

@@ -47,7 +47,7 @@ def losses_of(count: int, names: list[str], folder: Path, longer: int = 1) -> Me
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> dict[int, Measurements]:
     folder = tmp_path_factory.mktemp("distributed")
-    return {count: losses_of(count, list(distributed_worker.RUNS), folder) for count in (1, 2, 4)}
+    return {count: losses_of(count, list(distributed_worker.RUNS), folder) for count in (1, 2)}
 
 
 def check_equal(one: Measurements, several: Measurements, name: str) -> None:
@@ -58,10 +58,15 @@ def check_equal(one: Measurements, several: Measurements, name: str) -> None:
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("count", [2, 4])
 @pytest.mark.parametrize("name", list(distributed_worker.RUNS))
-def test_losses_do_not_depend_on_the_number_of_processes(runs, name, count):
-    check_equal(runs[1], runs[count], name)
+def test_two_processes_have_the_losses_of_one(runs, name):
+    check_equal(runs[1], runs[2], name)
+
+
+@pytest.mark.slow
+def test_four_processes_have_the_losses_of_one_in_float32(tmp_path):
+    one, four = (losses_of(count, ["float32"], tmp_path) for count in (1, 4))
+    check_equal(one, four, "float32")
 
 
 @pytest.mark.slow
