@@ -22,7 +22,7 @@ from .value_range import ValueRange
 
 
 def from_arrays(
-    images: Shaped[np.ndarray, "n *_ s"] | Shaped[Tensor, "n *_ s"],
+    images: Shaped[np.ndarray, " n *s"] | Shaped[Tensor, " n *s"],
     labels: Sequence[int] | Sequence[str] | Shaped[np.ndarray, " n"] | Shaped[Tensor, " n"] | None = None,
     *,
     image_size: int | None = None,
