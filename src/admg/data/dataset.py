@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from .decoding import Decoding
-from .errors import DataError, listed
+from .errors import DataError, check_choice, listed
 from .folder import read_image
 from .transforms import Pixels, center_crop, pad, random_crop
 
@@ -152,6 +152,5 @@ def check_options(image_size: int | None, channels: int | None, fit: str, crop: 
         raise DataError(f"image_size is {image_size}: allowed are positive integers")
     if channels is not None and channels < 1:
         raise DataError(f"channels is {channels}: allowed are positive integers and None")
-    for name, value, allowed in (("fit", fit, Fit), ("crop", crop, Crop)):
-        if value not in get_args(allowed):
-            raise DataError(f"{name} is {value!r}: allowed are {' and '.join(map(repr, get_args(allowed)))}")
+    check_choice(fit, Fit, "fit")
+    check_choice(crop, Crop, "crop")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, get_args
 
 
 class DataError(ValueError):
@@ -12,3 +13,10 @@ class DataError(ValueError):
 def listed(names: Sequence[str], most: int = 10) -> str:
     """Return at most `most` names for an error message: 'cat, dog, ... (1000 in all)'."""
     return ", ".join(names[:most]) + (f", ... ({len(names)} in all)" if len(names) > most else "")
+
+
+def check_choice(value: Any, kind: Any, name: str) -> None:
+    """Raise DataError unless the value is one of a Literal. name: name of the option"""
+    allowed = [repr(choice) for choice in get_args(kind)]
+    if value not in get_args(kind):
+        raise DataError(f"{name} is {value!r}: allowed are {(' and ' if len(allowed) == 2 else ', ').join(allowed)}")

@@ -9,12 +9,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int64
 
-from .errors import DataError, listed
+from .errors import DataError, check_choice, listed
 from .listing import nfc, relative_names
 from .scan import DESCRIPTION
 
@@ -77,8 +77,7 @@ def checked_source(source: LabelSource | bool) -> LabelSource:
     """Return the source of labels. Raises DataError if there is none of this name."""
     if isinstance(source, bool):
         return "auto" if source else "none"
-    if source not in get_args(LabelSource):
-        raise DataError(f"labels is {source!r}: allowed are {', '.join(map(repr, get_args(LabelSource)))}")
+    check_choice(source, LabelSource, "labels")
     return source
 
 

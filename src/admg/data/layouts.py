@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 from jaxtyping import Float32, Shaped, UInt8
@@ -14,7 +13,7 @@ from PIL import Image
 from .arrays import Split, find_idx, open_arrays_file, open_idx
 from .dataset import Crop, Dataset, Fit, check_options
 from .decoding import Decoding, Frames, choose_decoding, note_frames
-from .errors import DataError
+from .errors import DataError, check_choice
 from .folder import ImageFile
 from .labelling import LabelSource, checked_names, checked_source, find_labels, names_for
 from .scan import Verify, open_folder
@@ -105,10 +104,8 @@ def open(
         (torch.Size([3, 64, 64]), 'dog')
     """
     check_options(image_size, channels, fit, crop)
-    if split not in get_args(Split):
-        raise DataError(f"split is {split!r}: allowed are {' and '.join(map(repr, get_args(Split)))}")
-    if frames not in get_args(Frames):
-        raise DataError(f"frames is {frames!r}: allowed are {' and '.join(map(repr, get_args(Frames)))}")
+    check_choice(split, Split, "split")
+    check_choice(frames, Frames, "frames")
     if background is not None and not 0 <= background <= 255:
         raise DataError(f"background is {background}: allowed are grey levels from 0 to 255")
     path = Path(path).expanduser()
@@ -143,8 +140,7 @@ def checked_verify(verify: Verify | bool) -> Verify:
     """Return what is checked of each image. Raises DataError if there is no such level."""
     if isinstance(verify, bool):
         return "full" if verify else "headers"
-    if verify not in get_args(Verify):
-        raise DataError(f"verify is {verify!r}: allowed are {', '.join(map(repr, get_args(Verify)))}")
+    check_choice(verify, Verify, "verify")
     return verify
 
 
