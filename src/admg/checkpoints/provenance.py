@@ -21,7 +21,8 @@ def label_dropout(training: Mapping[str, Any]) -> float | None:
     init = training.get("init")
     if own or not isinstance(init, Mapping):
         return own
-    return label_dropout(init) or (own if own is None or label_dropout(init) == 0 else None)
+    inherited = label_dropout(init)
+    return inherited or (own if own is None or inherited == 0 else None)
 
 
 def _of_command(command: str) -> float | None:
