@@ -12,12 +12,15 @@ import distributed_worker
 import numpy as np
 import pytest
 import torch
-from helpers import refused
+from helpers import make, randomised, refused
 
 import admg
 from admg.cli.main import main
+from admg.data import batches
 from admg.engine.device import ALONE, Processes, rendezvous
 from admg.training import TrainConfig, distributed
+from admg.training.prefetch import prefetch
+from admg.training.step import Learner
 
 WORKER = Path(distributed_worker.__file__)
 COMMAND = ["train", "--image-size", "8", "--channels", "32", "--channel-mult", "1,1", "--num-res-blocks", "1",
@@ -119,12 +122,25 @@ def test_a_batch_that_cannot_be_divided_is_refused_with_the_nearest(monkeypatch,
     assert distributed.share_of(8, 2, Processes(0, 4)) == 2
 
 
-def test_dropout_differs_between_processes():
-    """Equal masks on all processes would correlate the parts of a batch."""
-    from admg.training.prefetch import step_seed
+def test_dropout_differs_between_processes(digits, monkeypatch):
+    """Equal masks on all processes would correlate the parts of a batch; those of one process and step are the same."""
+    monkeypatch.setattr(distributed, "averaged", lambda means, processes: dict(means))  # there is no process group
+    task = make(dropout=0.5)
+    randomised(task.network, 0).requires_grad_(True)
+    learner = Learner(task, TrainConfig(batch_size=10, precision="fp32", lr=1e-12), torch.device("cpu"))
+    drawn = next(prefetch(learner.task, batches(admg.data.open(digits, 8), 10, seed=0), 0, 0, learner.device))
 
-    assert len({step_seed(0, step) + 1 + rank for step in range(50) for rank in range(8)}) == 400
-    assert TrainConfig().accumulate == 1
+    def loss(step: int, rank: int) -> float:
+        learner.processes = Processes(rank, 8)
+        return learner.step(step, drawn)["loss"].item()
+
+    found = [loss(step, rank) for step in (0, 1) for rank in (0, 1, 7)]
+    assert len(set(found)) == 6 and loss(1, 7) == pytest.approx(found[-1], rel=1e-6)
+
+
+def test_a_sharded_network_is_not_compiled():
+    with pytest.raises(ValueError, match="shard and compile=on cannot be combined"):
+        TrainConfig(shard=True, compile="on")
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.shard and self.compile == "on":
+            raise ValueError("shard and compile=on cannot be combined: a sharded network runs as it is")
         if self.accumulate > self.batch_size:
             raise ValueError(f"accumulate must be at most the batch size {self.batch_size}, got {self.accumulate}")
         if not self.grad_clip > 0:  # infinity is allowed

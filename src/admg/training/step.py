@@ -44,14 +44,13 @@ class Learner:
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.plain = copy.deepcopy(self.network).eval() if config.shard else self.network
         self.average = EMA(self.network, config.ema)
-        fast = self.network
         if config.shard:
-            shard(self.network, device, processes)
-            shard(self.average.network, device, processes)
+            for part in (self.network, self.average.network):
+                shard(part, device, processes)
+            fast = self.network
         else:
             fast = accelerate(self.network, precision=self.precision, training=True, compile=config.compile)
-        if processes.count > 1 and not config.shard:
-            fast = distributed.parallel(fast, device)
+            fast = distributed.parallel(fast, device) if processes.count > 1 else fast
         self.fast_task = with_network(task, fast)
         if processes.count > 1 and self.fast_task.network is not fast:
             raise ValueError(
@@ -62,9 +61,8 @@ class Learner:
         )
         self.compile = compiles(config.compile)
         self.backward: Backward = self._backward
-        if device.type == "cuda" and not (
-            self.compile or _recomputes(self.network) or processes.count > 1 or config.shard
-        ):
+        alone = processes.count == 1 and not config.shard
+        if device.type == "cuda" and alone and not (self.compile or _recomputes(self.network)):
             self.backward = GraphedBackward(self._backward, self.network)  # a CUDA graph
 
     @property
