@@ -5,7 +5,6 @@ Every pair is compared by `check_pair`. What is not known of one of the two is n
 
 from __future__ import annotations
 
-import unicodedata
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -14,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from admg.data.listing import nfc
 from admg.diffusion.config import DiffusionConfig
 from admg.diffusion.gaussian import Diffusion
 from admg.diffusion.schedule import NoiseSchedule
@@ -113,9 +113,7 @@ def _attention(config: EncoderConfig | None) -> dict[str, Any]:
     if config is None:
         return {}
     order = "new" if config.new_attention_order else "old"
-    last = config.levels - 1
-    levels = [level for level in range(config.levels) if config.attends(level) or level == last]
-    widths = tuple(config.width(level) for level in levels)
+    widths = tuple(config.width(level) for level in config.attention_levels)
     try:
         encoder = [config.heads(width) for width in widths]
         decoder = [config.heads(width, getattr(config, "num_heads_upsample", 0)) for width in widths]
@@ -228,7 +226,7 @@ def _meaning(verb: str, own: str | None, other: str | None, a: Facts, b: Facts) 
 
 def _names(known: Labels | None) -> tuple[str, ...]:
     """Return the names of labels as they are compared: in one form of Unicode."""
-    return tuple(unicodedata.normalize("NFC", name) for name in known.names) if known else ()
+    return tuple(map(nfc, known.names)) if known else ()
 
 
 def _range(schedule: NoiseSchedule | None) -> tuple[float, float]:

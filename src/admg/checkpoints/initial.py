@@ -66,9 +66,8 @@ def _check_attention(source: str, network: UNetConfig | ClassifierConfig, kind: 
 
 def attention(network: UNetConfig | ClassifierConfig) -> str:
     """Return the number of heads at each level with attention, and the order of the rows of qkv, as text."""
-    last = len(network.channel_mult) - 1
-    levels = [level for level in range(last + 1) if network.attends(level) or level == last]
-    heads = ", ".join(f"{network.heads(network.width(level))} of {network.width(level)} channels" for level in levels)
+    widths = [network.width(level) for level in network.attention_levels]
+    heads = ", ".join(f"{network.heads(width)} of {width} channels" for width in widths)
     return f"{heads} in {'new' if network.new_attention_order else 'old'} order"
 
 

@@ -37,7 +37,7 @@ class Kind:
     """What the header of an image file says about its pixels.
 
     mode: Pillow's mode
-    deep: whether colours have 16 bits, of which Pillow reads the upper 8
+    deep: whether the file has 16-bit colours; Pillow reads their upper 8 bits
     transparent: whether the file has a channel or colour of transparency
     frames: number of frames of an animation, or of pages
     """
@@ -259,7 +259,7 @@ def note_frames(files: Sequence[tuple[Path, Kind]], what: object, channels: int 
 
 
 def _deep(image: Image.Image) -> bool:
-    """Whether a file has colours of 16 bits, of which Pillow's decoders keep the upper 8."""
+    """Whether a file has 16-bit colours. Pillow's decoders keep their upper 8 bits."""
     tiles: Any = getattr(image, "tile", None)
     tile = tiles[0][3] if tiles and image.mode not in WIDE_MODES else ""
     return "16" in str(tile if isinstance(tile, str) else tile[0] if tile else "")

@@ -81,7 +81,7 @@ def _assumed(root: Path, names: Sequence[str], progress: bool) -> dict[str, Chec
     """Return each file with the ending of an image as one, with the mode and the size of some that are read."""
     endings = tuple(Image.registered_extensions())
     chosen = [name for name in names if name.lower().endswith(endings)]
-    others: dict[str, Checked] = {name: "its name has not the ending of an image" for name in names}
+    others: dict[str, Checked] = {name: "its name does not end as that of an image" for name in names}
     probes = [chosen[i * len(chosen) // PROBED] for i in range(PROBED)] if len(chosen) > PROBED else chosen
     read = _read(root, probes, False, progress)
     last = next((entry for entry in read.values() if isinstance(entry, ImageFile)), None)

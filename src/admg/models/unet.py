@@ -120,6 +120,11 @@ class EncoderConfig:
     def attends(self, level: int) -> bool:
         return 2**level in {self.image_size // resolution for resolution in self.attention_resolutions}
 
+    @property
+    def attention_levels(self) -> list[int]:
+        """The levels with attention; the middle block, at the lowest level, always has it."""
+        return [level for level in range(self.levels) if self.attends(level) or level == self.levels - 1]
+
     def heads(self, channels: int, count: int = 0) -> int:
         """Return the number of attention heads at this width: by head_channels, else `count` or num_heads."""
         heads = channels // self.head_channels if self.head_channels else count or self.num_heads

@@ -102,8 +102,7 @@ def head_dim(c: UNetConfig) -> int | None:
             f"diffusers' UNet2DModel has no num_heads_upsample: {c.num_heads_upsample} heads in the decoder and "
             f"{c.num_heads} in the encoder cannot be exported"
         )
-    levels = range(len(c.channel_mult))
-    dims = {c.width(level) // c.num_heads for level in levels if c.attends(level) or level == levels[-1]}
+    dims = {c.width(level) // c.num_heads for level in c.attention_levels}
     if len(dims) == 1:
         return dims.pop()
     if c.num_heads == 1:

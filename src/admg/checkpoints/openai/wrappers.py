@@ -73,7 +73,7 @@ def find(content: Any, fits: Callable[[Shapes], bool] = lambda shapes: True) -> 
 
 
 def python_objects(content: Any) -> list[str]:
-    """Return the names of the classes and functions in place of which the content holds an Inert."""
+    """Return the names of the classes and functions that the content holds an Inert for."""
     return list(dict.fromkeys(pickles.name_of(v) for _, v in _values(content) if isinstance(v, pickles.Inert)))
 
 
