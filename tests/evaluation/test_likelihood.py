@@ -291,12 +291,10 @@ def image_folder(path, size: tuple[int, int], mode: str = "L"):
 
 def test_bad_input_is_one_line(capsys, command, digits, tmp_path):
     grey = image_folder(tmp_path / "small", (6, 8))
-    colour = image_folder(tmp_path / "colour", (8, 8), "RGB")
     (tmp_path / "empty").mkdir()
     wrong = [
         (["--data", grey], "6x8, smaller than the model's 8x8: choose --fit pad"),
         (["--data", image_folder(tmp_path / "large", (9, 9)), "--fit", "pad"], "larger than image_size 8x8"),
-        (["--data", colour], "in colour, but the model's are grey"),
         (["--data", tmp_path / "empty"], "is an empty folder"),
         (["--data", tmp_path / "none"], "does not exist"),
         (["--data", digits, "--num", 0], "--num must be at least 1"),
@@ -315,7 +313,7 @@ def test_bad_input_is_one_line(capsys, command, digits, tmp_path):
     assert "has no labels, and" in refused(capsys, *labelled, "--data", image_folder(tmp_path / "nameless", (8, 8)))
     assert "the data's 10 labels are not the model's 5" in refused(capsys, *labelled, "--data", digits)
     assert "SAMPLES" in refused(capsys, "evaluate") and "--data" in refused(capsys, "evaluate", "nll")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["colour", "empty", "large", "nameless", "small"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "large", "nameless", "small"]
 
 
 def test_a_grey_folder_fits_a_colour_model_and_a_pad_fits_a_small_image(tiny_folders, capsys, command, tmp_path):

@@ -15,13 +15,12 @@ from torch import Tensor
 
 from admg.checkpoints.labels import Labels, file_name
 from admg.data import Dataset
-from admg.data import open as open_dataset
 from admg.data.arrays import Split
 from admg.data.dataset import Fit
 from admg.data.errors import listed
 from admg.data.labelling import LabelSource
 from admg.data.value_range import ValueRange
-from admg.generation.starts import TrainedReading
+from admg.generation.starts import TrainedReading, open_in_channels
 
 
 @dataclass(frozen=True)
@@ -66,6 +65,7 @@ def open_real_images(
     split: "train" or "test", of data that have both
     value_range: values of black and white; by default as `admg.data.open` finds them, or as in training
     trained: how the images of the model's training were read
+    Grey and colour images of files are converted for a model of the other kind, with a warning.
     Raises ValueError if there are no images, if they have other channels than the model, if they are smaller than the
     model's and no fit is given, or if the model does not have their labels.
     """
@@ -81,10 +81,10 @@ def open_real_images(
         path = str(data)
         trained = trained or TrainedReading()
         source: LabelSource = "none" if labels is None else "auto"
-        dataset = open_dataset(
+        dataset = open_in_channels(
             path,
             size,
-            channels=None if channels in (1, 3) else channels,
+            channels,
             labels=source,
             fit=fit or "resize",
             split=split,
@@ -94,7 +94,6 @@ def open_real_images(
     total = len(dataset)
     numbers = list(range(total)) if num is None or num >= total else [i * total // num for i in range(num)]
     if not isinstance(data, Dataset):
-        check_channels(path, dataset, channels)
         check_images(path, dataset, numbers, fit)
     if labels is None or dataset.labels is None:
         return RealImages(dataset, numbers, None)
@@ -111,17 +110,6 @@ def check_images(path: Path | str, dataset: Dataset, numbers: Sequence[int], fit
                 f"{path} has images of {width}x{height}, smaller than the model's {side}x{side}: choose --fit pad (a "
                 f"border) or --fit resize (enlarge), as the model was trained"
             )
-
-
-def check_channels(path: Path | str, dataset: Dataset, channels: int) -> None:
-    """Raise ValueError if the images do not have the channels of the model: grey ones in colour are other images."""
-    if dataset.channels != channels:
-        words = {1: "grey", 3: "in colour"}
-        have, want = (words.get(count, f"of {count} channels") for count in (dataset.channels, channels))
-        raise ValueError(
-            f"{path} has images {have}, but the model's are {want}: {dataset.channels} and {channels} channels; "
-            f"convert them first"
-        )
 
 
 def header(image: Path | np.ndarray) -> tuple[int, int]:

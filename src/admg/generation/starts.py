@@ -119,7 +119,7 @@ def load_images(
     fit: "resize" or "pad" images of another size; None: as the training of the model did, if that is known
     value_range: values of black and white; None: as in training, if that is known, or as `admg.data.open` finds them
     Raises ValueError for files that hold no images or other channels, and with "pad" for images larger than the
-    model's. Colour images are made grey for a model of grey ones, with a warning.
+    model's. Grey and colour images are converted for a model of the other kind, with a warning.
     """
     fit = fit or trained_fit(model)
     found, names = [], []
@@ -144,9 +144,28 @@ def checksum(images: Images) -> str:
     return hashlib.sha256(images.contiguous().numpy().tobytes()).hexdigest()[:12]
 
 
-def note_grey(path: Path) -> None:
-    """Warn that colour images lose their colours."""
-    warnings.warn(f"{path} is in colour and the model's images are grey: it is made grey", stacklevel=4)
+def open_in_channels(path: Path | str, size: int, channels: int, **options: Any) -> Dataset:
+    """Open images with the channels of a model. Grey is made colour and colour grey where needed, with a warning.
+
+    options: those of `admg.data.open`. Raises DataError if the images have other channels than grey and colour.
+    """
+    data = open_dataset(path, size, channels=None if channels in (1, 3) else channels, **options)
+    if data.channels == channels:
+        return data
+    note_channels(path, data.channels, channels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the same as before
+        return open_dataset(path, size, channels=channels, **options)
+
+
+def note_channels(path: Path | str, found: int, channels: int) -> None:
+    """Warn that images are made grey for a model of grey ones, or made colour for a model of colour ones."""
+    if found == 3 and channels == 1:
+        warnings.warn(f"{path} is in colour and the model's images are grey: it is made grey", stacklevel=4)
+    elif found == 1 and channels == 3:
+        warnings.warn(
+            f"{path} is grey and the model's images are in colour: it gets three equal channels", stacklevel=4
+        )
 
 
 def _open(path: Path, model: Model, fit: Fit, value_range: ValueRange | None) -> Dataset:
@@ -156,18 +175,11 @@ def _open(path: Path, model: Model, fit: Fit, value_range: ValueRange | None) ->
     reading = TrainedReading.of(model)
     if not path.is_file() or path.suffix.lower() in (".npz", ".npy") or "idx" in path.name:
         options: dict[str, Any] = {"fit": fit, "labels": "none", "split": "test", "value_range": value_range}
-        options |= reading.options
-        data = open_dataset(path, size, channels=None if channels in (1, 3) else channels, **options)
-        if data.channels == channels:
-            return data
-        if data.channels == 3:
-            note_grey(path)
-        return open_dataset(path, size, channels=channels, **options)
+        return open_in_channels(path, size, channels, **options, **reading.options)
     kind, shape = read_kind(path)
     if fit == "pad":
         check_pad(*shape, size, path)
-    if channels == 1 < kind.channels:
-        note_grey(path)
+    note_channels(path, kind.channels, channels)
     note_frames([(path, kind)], path, None if channels == 3 else channels)
     padded = fit == "pad"
     decoding = choose_decoding([(path, kind)], path, value_range=value_range, padded=padded, **reading.options)
