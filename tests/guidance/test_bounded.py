@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from dataclasses import replace
 
@@ -11,13 +12,17 @@ import numpy as np
 import pytest
 import torch
 from exact import LINEAR, Mixture
+from helpers import randomised
 
 import admg
 from admg import guidance, samplers
 from admg.checkpoints.model import Model
 from admg.diffusion import NoiseSchedule
+from admg.diffusion.config import DiffusionConfig
+from admg.evaluation.sweep import plan_sweep
 from admg.guidance.bounded import bounded_by_x0
 from admg.guidance.state import State
+from admg.models import SuperResConfig, SuperResUNet
 
 rng = np.random.default_rng(0)
 SHAPE = (1, 4, 4)
@@ -130,15 +135,36 @@ def test_sums_plain_functions_and_unclipped_samplers():
     assert torch.equal(run().x, run(bound_guidance=False).x)
 
 
-def test_every_function_that_samples_takes_the_option():
+def test_every_function_that_samples_takes_the_option(tmp_path):
     """With it, none of them gives the images that it gives without."""
     mixture = replace(IMAGES, alpha_bars=COSINE)
     model, images = model_of(mixture), mixture.means[Y.numpy() % 4][:3].float()
     how = {"guide": guidance.ClassifierGuidance(almost_blind(mixture)), "steps": 10}
+    folders = (tmp_path / str(number) for number in itertools.count())
+    low_res = torch.zeros(2, 1, 4, 4)
+    enlarge = {"guide": lambda state: torch.full_like(state.x, 1e6), "sampler": "ddpm", "steps": 4, "progress": False}
+    trunk = {"image_size": 8, "image_channels": 1, "channels": 32, "channel_mult": (1, 1), "num_res_blocks": 1,
+             "attention_resolutions": (), "head_channels": 32, "learn_variance": False}  # fmt: skip
+    unet = randomised(SuperResUNet(SuperResConfig(**trunk, small_size=4)), 0)
+    process = DiffusionConfig(noise_schedule="cosine", predict="v", variance="fixed_small")
+    upsampler = Model(unet, process.build(), (1, 8, 8), config=process)
+
+    def generated(**bound: bool) -> torch.Tensor:
+        found = admg.generate(model, [0, 1, 2], out=next(folders), **how, **bound, precision="fp32", progress=False)
+        return torch.from_numpy(found.read()[:])
+
+    def swept(**bound: bool) -> torch.Tensor:
+        planned = plan_sweep(model, out=next(folders), guides=[how["guide"]], steps=["10"], num=3, **bound)
+        (job,) = planned.jobs.values()
+        return torch.from_numpy(job.run(progress=False).read()[:])
+
     calls = {
         "sample": lambda **bound: admg.sample(model, Y, **how, **bound, progress=False).x,
         "edit": lambda **bound: admg.edit(model, images, [0, 1, 2], strength=1.0, **how, **bound, progress=False).x,
         "interpolate": lambda **bound: admg.interpolate(model, (0, 1), 1, frames=3, **how, **bound, progress=False).x,
+        "upsample": lambda **bound: admg.upsample(upsampler, low_res, **enlarge, **bound).x,
+        "generate": generated,
+        "sweep": swept,
     }
     for call in calls.values():
         assert torch.equal(call(), call(bound_guidance=True)) and not torch.equal(call(), call(bound_guidance=False))
