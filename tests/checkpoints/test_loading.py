@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import gzip
+import hashlib
 import http.server
 import json
 import math
@@ -12,9 +13,11 @@ import threading
 from pathlib import Path
 
 import helpers
+import numpy as np
 import pytest
 import torch
 
+import admg
 from admg.checkpoints import loading, openai
 from admg.checkpoints.describe import describe, describe_model, list_models
 from admg.checkpoints.download import DownloadError
@@ -22,6 +25,7 @@ from admg.checkpoints.initial import load_initial
 from admg.checkpoints.networks import NETWORK_KINDS
 from admg.checkpoints.openai import PUBLISHED_FLAGS, PublishedFlags
 from admg.checkpoints.published import PUBLISHED, PublishedModel, SamplingSettings
+from admg.checkpoints.weights import CheckpointError
 
 HERE = Path(__file__).parent
 TINY = "--image_size 16 --num_channels 32 --num_res_blocks 1 --channel_mult 1,1 --attention_resolutions 8 "
@@ -328,3 +332,30 @@ def test_convert_writes_a_native_checkpoint_and_returns_the_model(tmp_path):
     loaded = loading.load(tmp_path / "native")
     assert loaded.network.config == model.network.config and loaded.config == model.config
     assert all(torch.equal(value, state[name]) for name, value in loaded.network.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float16])
+def test_every_flipped_bit_of_the_weights_is_noticed(tiny_model, tmp_path, dtype):
+    tiny_model.save(tmp_path / "model", dtype)
+    path = tmp_path / "model" / "model.safetensors"
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for position in (8, *rng.integers(0, len(whole), 20).tolist(), len(whole) - 1):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << int(rng.integers(8))
+        path.write_bytes(bytes(damaged))
+        with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged: its SHA-256"):
+            admg.load(tmp_path / "model")
+    path.write_bytes(whole)
+    admg.load(tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert config.pop("sha256") == hashlib.sha256(whole).hexdigest()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))  # as before there were checksums
+    admg.load(tmp_path / "model")
+
+
+@pytest.mark.parametrize("kind", ["diffusion", "classifier"])
+def test_the_shipped_weights_have_their_checksum(kind):
+    folder = Path(admg.__file__).parent / "weights" / "fashion-mnist" / kind
+    recorded = json.loads((folder / "config.json").read_text())["sha256"]
+    assert recorded == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()

@@ -276,9 +276,29 @@ def test_the_cache_ignores_other_networks_and_damaged_files(small_blocks, tmp_pa
     np.testing.assert_allclose(features.extract(source, networks.load(first), tmp_path).features, before + 1, atol=1e-6)
     kept = sorted(tmp_path.rglob("*.npz"))
     assert len(kept) == 4  # two blocks of each
-    for path in kept:
-        path.write_bytes(path.read_bytes()[:100])
-    np.testing.assert_allclose(features.extract(source, networks.load(first), tmp_path).features, before + 1, atol=1e-6)
+
+    whole = {path: path.read_bytes() for path in kept}
+
+    def flipped(path: Path) -> bytes:
+        content = bytearray(whole[path])
+        content[content.index(b"features.npy") + 12 + 128] ^= 1  # in the first number after the header
+        return bytes(content)
+
+    def others(path: Path, shape: tuple[int, ...]) -> bytes:
+        np.savez(tmp_path / "others", features=np.zeros(shape, np.float32), name=path.stem)
+        return (tmp_path / "others.npz").read_bytes()
+
+    for damaged in (
+        lambda path: whole[path][:100],
+        flipped,
+        lambda path: others(path, (9, 2)),
+        lambda path: others(path, (4,)),
+        lambda path: whole[kept[kept.index(path) - 1]],
+    ):
+        for path in kept:
+            path.write_bytes(damaged(path))
+        found = features.extract(source, networks.load(first), tmp_path).features
+        np.testing.assert_allclose(found, before + 1, atol=1e-6)
 
 
 def test_processes_share_the_work_with_equal_results(small_blocks, tmp_path):

@@ -12,7 +12,7 @@ import torch
 
 import admg
 from admg import guidance, samplers
-from admg.generation.describe import UnidentifiedError, describe, describe_sampler
+from admg.generation.describe import UnidentifiedError, describe, describe_sampler, fingerprint
 from admg.generation.guide_specs import guide_title
 
 PULL = 3.0
@@ -79,6 +79,22 @@ def test_descriptions_are_json_and_differ_where_images_would(tiny_classifier, ti
     assert len(set(texts)) == len(guides)
     again = [describe(Pull(1.0, torch.zeros(2))), describe(captured(2.0)), describe(Stateful(1.0))]
     assert [json.dumps(text) for text in again] == [texts[13], texts[11], texts[15]]
+
+
+def test_any_changed_weight_changes_the_fingerprint(tiny_model):
+    """The last number of every tensor, and no sum of them: two that are swapped count too."""
+    seen = {fingerprint(tiny_model)}
+    for parameter in tiny_model.network.parameters():
+        with torch.no_grad():
+            last = parameter.flatten()[-1].item()
+            parameter.view(-1)[-1] = last + 1e-3
+            seen.add(fingerprint(tiny_model))
+            parameter.view(-1)[-1] = last
+    assert len(seen) == 1 + len(list(tiny_model.network.parameters()))
+    weight = tiny_model.network.input_blocks[0][0].weight
+    with torch.no_grad():
+        weight.copy_(weight.flip(0))
+    assert fingerprint(tiny_model) not in seen
 
 
 def test_global_variables_that_a_function_uses_are_part_of_it(monkeypatch):

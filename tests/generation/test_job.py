@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -228,6 +229,40 @@ def test_overwriting_removes_the_run_and_nothing_beside_it(capsys, sampling, tmp
     succeed(capsys, *sampling, "--out", tmp_path, "--scale", 3, "--num", 4, "--overwrite")
     assert all((tmp_path / file).read_text() == "mine" for file in mine)
     assert (tmp_path / "samples_4x8x8x1.npz").exists() and not (tmp_path / "samples_10x8x8x1.npz").exists()
+
+
+def flip(path: Path, position: int) -> None:
+    """Flip one bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def test_a_damaged_run_is_not_a_finished_one(capsys, sampling, tmp_path):
+    succeed(capsys, *sampling, "--out", tmp_path)
+    merged = tmp_path / "samples_10x8x8x1.npz"
+    whole = merged.read_bytes()
+    flip(merged, 300)  # within the images
+    line = refused(capsys, *sampling, "--out", tmp_path)
+    assert str(merged) in line and "Bad CRC-32" in line and "--overwrite" in line
+    assert "Bad CRC-32" in refused(capsys, "evaluate", merged, merged, "--metrics", "fid")
+    succeed(capsys, *sampling, "--out", tmp_path, "--overwrite")
+    assert merged.read_bytes() == whole
+    merged.unlink()
+    succeed(capsys, *sampling, "--out", tmp_path)
+    assert merged.read_bytes() == whole
+
+
+def test_a_damaged_record_can_be_overwritten(capsys, sampling, tmp_path):
+    succeed(capsys, *sampling, "--out", tmp_path)
+    record = tmp_path / "run.json"
+    whole = record.read_bytes()
+    flip(record, whole.index(b"{", 5))
+    (tmp_path / "notes.txt").write_text("mine")
+    assert "not the record of a run" in refused(capsys, *sampling, "--out", tmp_path)
+    succeed(capsys, *sampling, "--out", tmp_path, "--num", 4, "--overwrite")
+    assert sorted(path.name for path in tmp_path.glob("samples*")) == ["samples_4x8x8x1.npz"]
+    assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
 @pytest.mark.parametrize("file", ["base", "shards", "base/shards"])

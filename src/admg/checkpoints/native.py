@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -159,9 +160,10 @@ def write(folder: Path | str, config: dict[str, Any], network: nn.Module, dtype:
     state = {k: v.detach().to("cpu", dtype).contiguous() for k, v in network.state_dict().items()}
     with atomic(folder) as temporary:
         temporary.mkdir()
-        text = json.dumps({"format": FORMAT, "version": VERSION, **config}, indent=2, ensure_ascii=False)
-        (temporary / "config.json").write_text(text + "\n", encoding="utf-8")
         save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
+        about = {"format": FORMAT, "version": VERSION, **config, "sha256": sha256(temporary / "model.safetensors")}
+        text = json.dumps(about, indent=2, ensure_ascii=False)
+        (temporary / "config.json").write_text(text + "\n", encoding="utf-8")
         shutil.copymode(temporary / "config.json", temporary / "model.safetensors")  # readable by others, too
 
 
@@ -195,14 +197,26 @@ def read_config(folder: Path | str, *kinds: str) -> dict[str, Any]:
 
 
 def read_state(folder: Path | str) -> dict[str, Tensor]:
-    """Return the weights, memory-mapped. Raises CheckpointError if they are missing, truncated or unreadable."""
+    """Return the weights, memory-mapped, after comparing them with the checksum in config.json, if it has one.
+
+    Raises CheckpointError if they are missing, truncated, damaged or unreadable.
+    """
     path = Path(folder) / "model.safetensors"
     if not path.is_file():
         raise CheckpointError(f"{folder} has no model.safetensors")
+    recorded = read_config(folder).get("sha256")
     try:
+        if recorded is not None and sha256(path) != recorded:
+            raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one in config.json")
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is truncated or not a safetensors file: {error}") from None
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_weights(folder: Path | str, network: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,15 @@ def check_state(source: Path | str, state: dict[str, Tensor], network: nn.Module
     expected, found = shapes_in(network.state_dict()), shapes_in(state)
     if expected != found:
         raise CheckpointError(f"{source} does not fit its architecture: {difference(expected, found)}")
+
+
+def digest_of(network: nn.Module) -> str:
+    """Return the SHA-256 of the names, shapes and values of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def difference(expected: Shapes, found: Shapes) -> str:

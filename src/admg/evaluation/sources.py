@@ -200,7 +200,7 @@ def _open_npz(path: Path, labels: bool) -> Source:
                 f"{path} has neither images (arr_0) nor statistics (mu, sigma), but {', '.join(names) or 'nothing'}"
             )
         return Source(str(path), None, None, 3, statistics=statistics)
-    images = NpzImages(path)
+    images = NpzImages(path).verify()
     if not channel_axes(images.shape)[1]:
         raise ValueError(f"{path} cannot be used: arr_0 is {images.shape}: allowed is (N, H, W, C), channels last")
     found = images.labels if labels else None

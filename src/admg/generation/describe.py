@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from admg.checkpoints.model import Classifier, Model
+from admg.checkpoints.weights import digest_of
 
 from .guide_specs import UserGuide
 from .run_record import UNIDENTIFIED
@@ -71,16 +72,11 @@ def network_record(part: Model | Classifier, name: str = "") -> dict[str, Any]:
 
 
 def fingerprint(part: Model | Classifier | nn.Module) -> str:
-    """Return a checksum of the architecture and of the first numbers of each tensor.
-
-    It distinguishes models, including those of a training run that was continued.
-    """
+    """Return a checksum of the architecture and of all weights."""
     network = part if isinstance(part, nn.Module) else part.network
     config = None if isinstance(part, nn.Module) else part.config
-    digest = hashlib.sha256(repr((config, getattr(network, "config", None))).encode())
-    for tensor in network.state_dict().values() if isinstance(network, nn.Module) else ():
-        digest.update(tensor.flatten()[:16].float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:12]
+    weights = digest_of(network) if isinstance(network, nn.Module) else ""
+    return _checksum(repr((config, getattr(network, "config", None), weights)).encode())
 
 
 def _describe(value: Any, path: tuple[int, ...]) -> Any:

@@ -264,7 +264,9 @@ def wait_for_others(shards: Shards, report: OnProgress, seconds: float = 1.0) ->
 
 
 def finish(stage: Stage, shards: Shards, options: JobOptions, redraw: bool) -> Generated:
-    """Draw the pictures of a merged run, and return its result."""
+    """Draw the pictures of a merged run, and return its result. Raises ValueError if the merged file is damaged."""
+    if not redraw:
+        check_merged(shards)
     sheet = draw_sheet(stage, shards, redraw)
     images = stage.out / "images"
     pngs = options.images or (options.images is None and shards.num <= MAX_PNGS)
@@ -272,6 +274,16 @@ def finish(stage: Stage, shards: Shards, options: JobOptions, redraw: bool) -> G
         save_images(NpzImages(shards.target), stage.labels, stage.label_names, images)
     discard(shards, options)
     return Generated(stage.out, shards.num, shards.target, sheet, images if pngs else None, resumed=not redraw)
+
+
+def check_merged(shards: Shards) -> None:
+    """Raise ValueError if the merged file of a run that was finished before is damaged."""
+    try:
+        found = NpzImages(shards.target).verify().shape
+        if found != (shards.num, *shards.shape):
+            raise ValueError(f"{shards.target} is damaged: it holds images {found}")
+    except ValueError as error:
+        raise ValueError(f"{error}; remove the file and the command makes it again, or --overwrite the run") from None
 
 
 def discard(shards: Shards, options: JobOptions) -> None:

@@ -25,6 +25,10 @@ class OtherRun(ValueError):
     """The folder holds a run with other settings."""
 
 
+class DamagedRecord(OtherRun):
+    """run.json is a record of admg that cannot be read any more."""
+
+
 def open_run(settings: Mapping[str, Any], shards: Shards) -> Shards:
     """Begin the run with these settings in the folder of the shards, or find it there. Return its shards.
 
@@ -69,16 +73,22 @@ def find_run(settings: Mapping[str, Any], shards: Shards) -> Shards | None:
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """Return the content of run.json, or None if there is none. Raises ValueError if it is not the record of a run."""
+    """Return the content of run.json, or None if there is none.
+
+    Raises DamagedRecord if it is damaged, and ValueError if it is the file of another program.
+    """
     path = folder / RUN
     if not path.exists():
         return None
+    content = path.read_bytes()
     try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        record: dict[str, Any] = json.loads(content)
         _recorded(folder, record)
         dict(record["settings"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not the record of a run: {type(error).__name__}: {error}") from None
+        ours = sum(content.count(b'"%s":' % key) for key in (b"settings", b"num", b"shape", b"labelled", b"shard_size"))
+        kind = DamagedRecord if ours >= 3 else ValueError
+        raise kind(f"{path} is not the record of a run: {type(error).__name__}: {error}") from None
     return record
 
 
@@ -86,6 +96,8 @@ def run_files(folder: Path) -> list[Path]:
     """Return the paths that the run in this folder writes to, or [] if the folder holds no run."""
     try:
         record = read_record(folder)
+    except DamagedRecord:
+        return [*_outputs(folder), *folder.glob("samples_*x*x*x*.npz"), folder / RUN]
     except ValueError:  # a run.json of another program
         return []
     if record is None:

@@ -167,6 +167,16 @@ class NpzImages:
             data = np.frombuffer(self._images.read(count * each), np.uint8)
         return data.reshape(count, *self.shape[1:])
 
+    def verify(self) -> NpzImages:
+        """Read all images, and return this object. Raises ValueError if they do not have the checksum of the file."""
+        try:
+            with self._archive.open("arr_0.npy") as member:
+                while member.read(1 << 20):
+                    pass
+        except BROKEN as error:
+            raise ValueError(f"{self.path} is damaged: {error}") from None
+        return self
+
     def _find(self) -> int:
         """Return the offset of the images: a stored member follows a 30-byte header, its name and an extra field."""
         begin = self._archive.getinfo("arr_0.npy").header_offset

@@ -113,7 +113,7 @@ class Stage:
     def maker(self) -> Iterator[Maker]:
         """Yield a Maker, whose networks are accelerated once for all shards."""
         with BatchSampler(self._respaced, self._recipe).ready(self.labels) as sampler:
-            yield Maker(self, sampler, None if self.base is None else NpzImages(self.base))
+            yield Maker(self, sampler, None if self.base is None else NpzImages(self.base).verify())
 
     @cached_property
     def _respaced(self) -> Model:

@@ -72,7 +72,7 @@ def upsample(
 def small_images(images: Images | np.ndarray | Samples | str | Path) -> tuple[Images, Tensor | np.ndarray | None]:
     """Return images as (N, C, h, w) in [-1, 1], and the labels that they come with, -1 for none."""
     if isinstance(images, str | Path):
-        stored = NpzImages(images)
+        stored = NpzImages(images).verify()
         return to_float(stored[:]), stored.labels
     if isinstance(images, Samples):
         return to_float(images.images), images.labels

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from admg.checkpoints.weights import digest_of
 from admg.generation.modes import evaluation_mode
 
 Pixels = UInt8[Tensor, "n c h w"]  # C = 3, unless the network takes any channels
@@ -135,11 +136,7 @@ class Head:
 
 def fingerprint(module: nn.Module, *more: str) -> str:
     """Return the SHA-256 of the module's layers, of its parameters and buffers, and of the given texts."""
-    digest = hashlib.sha256("\0".join([repr(module), *more]).encode())
-    for name, tensor in module.state_dict().items():
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+    return hashlib.sha256("\0".join([repr(module), *more, digest_of(module)]).encode()).hexdigest()
 
 
 def ready(module: nn.Module) -> nn.Module:

@@ -100,7 +100,7 @@ class Extraction:
     def _read(self, block: int) -> tuple[Path | None, Activations | np.ndarray]:
         """Return the file of a block in the cache, and its features if they are there, else its images."""
         path = self._path(block)
-        return path, (read(path) if path else None) or self.source[self.span(block)]
+        return path, (self._kept(block, path) if path else None) or self.source[self.span(block)]
 
     def _compute(self, block: int, path: Path | None, images: np.ndarray) -> Iterator[int]:
         parts = []
@@ -118,10 +118,15 @@ class Extraction:
         name = key.hexdigest()
         return self.cache / name[:2] / f"{name[2:34]}.npz"
 
+    def _kept(self, block: int, path: Path) -> Activations | None:
+        """Return a block of the cache, or None if it is absent, damaged, or not that of these images."""
+        found = read(path)
+        return found if found is not None and len(found) == len(self.source.numbers[self.span(block)]) else None
+
     def _await(self, block: int, seconds: float = 0.2) -> Activations:
         path = self._path(block)
         assert path is not None
-        while (found := read(path)) is None:
+        while (found := self._kept(block, path)) is None:
             time.sleep(seconds)
         return found
 
@@ -171,14 +176,22 @@ def extract(source: Source, network: FeatureNetwork, cache: Path | None = None, 
 
 
 def read(path: Path) -> Activations | None:
-    """Return a block of the cache, or None if it is absent or damaged."""
+    """Return a block of the cache, or None if it is absent, damaged, or not written here under this name."""
     with suppress(KeyError, *BROKEN), np.load(path, allow_pickle=False) as file:
-        return Activations(file["features"], file["spatial"] if "spatial" in file.files else None)
+        features, spatial = file["features"], file["spatial"] if "spatial" in file.files else None
+        if str(file["name"]) == path.stem and all(
+            map(_usable, (features,) if spatial is None else (features, spatial))
+        ):
+            return Activations(features, spatial)
     return None
+
+
+def _usable(features: np.ndarray) -> bool:
+    return features.ndim == 2 and features.dtype == np.float32 and bool(np.isfinite(features).all())
 
 
 def write(path: Path, block: Activations) -> None:
     """Write a block to the cache."""
     arrays = {"features": block.features} | ({} if block.spatial is None else {"spatial": block.spatial})
     with atomic(path) as temporary:
-        np.savez(temporary, allow_pickle=False, **arrays)
+        np.savez(temporary, allow_pickle=False, name=np.array(path.stem), **arrays)
