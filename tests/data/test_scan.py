@@ -120,7 +120,7 @@ def test_names_relative_to_any_folder(photos, monkeypatch):
 
 
 def test_processes_that_write_the_index_at_once_leave_a_whole_one(photos, reads):
-    images, _ = scan.open_folder(photos)
+    images, _ = scan.open_images(list_files(photos))
     files = list_files(photos).files
     by_name = {file.name: image for file, image in zip(files, images, strict=True)}
     with ThreadPoolExecutor(8) as pool:

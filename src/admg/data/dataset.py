@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch import Tensor
 from .decoding import Decoding
 from .errors import DataError, check_choice, listed
 from .folder import read_image
+from .members import ImagePath
 from .transforms import Pixels, center_crop, pad, random_crop
 
 Fit = Literal["resize", "pad"]
@@ -53,19 +53,19 @@ class ImageDataset(Protocol):
 class Dataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
     """Square images in [-1, 1] with label numbers. `open` and `from_arrays` return one.
 
-    images: files; or (N, H, W, C), uint8, or float32 in [-1, 1] if H and W are `image_size`
+    images: files, or members of files; or (N, H, W, C), uint8, or float32 in [-1, 1] if H and W are `image_size`
     image_size: side of the images that the data set returns, in pixels
     channels: number of channels; one is repeated if this is 3
     labels: int64 (N,), or None if there are no labels
     label_names: names of the labels, in the order of their numbers
     fit, crop, flip: see `open`
-    skipped: files of a folder that were left out, each with the reason
+    skipped: files that are no images and were left out, each with the reason
     decoding: how files become pixels
     frames: the frame of each file, or None for the first ones
     numbered: whether the labels were stored as numbers and have no names but these
     """
 
-    images: Sequence[Path] | UInt8[np.ndarray, "n h w c"] | Float32[np.ndarray, "n s s c"]
+    images: Sequence[ImagePath] | UInt8[np.ndarray, "n h w c"] | Float32[np.ndarray, "n s s c"]
     image_size: int
     channels: int
     labels: Int64[np.ndarray, " n"] | None = None
@@ -73,7 +73,7 @@ class Dataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
     fit: Fit = "resize"
     crop: Crop = "center"
     flip: bool = False
-    skipped: list[tuple[Path, str]] = field(default_factory=list)
+    skipped: list[tuple[ImagePath, str]] = field(default_factory=list)
     decoding: Decoding = field(default_factory=Decoding)
     frames: Sequence[int] | None = None
     numbered: bool = False

@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -14,6 +13,7 @@ from jaxtyping import Shaped
 from PIL import Image, ImageOps
 
 from .errors import DataError
+from .members import ImagePath, open_image
 from .transforms import Pixels
 from .value_range import ValueRange, check_extremes, check_range, clear_range, extremes, infer_range, to_8_bits
 
@@ -158,7 +158,7 @@ def range_of_one(array: Shaped[np.ndarray, "h w"]) -> ValueRange:
 
 
 def choose_decoding(
-    files: Sequence[tuple[Path, Kind]],
+    files: Sequence[tuple[ImagePath, Kind]],
     what: object,
     *,
     value_range: ValueRange | None = None,
@@ -206,7 +206,7 @@ def choose_decoding(
 
 
 def measured_range(
-    paths: Sequence[Path], what: object, stated: ValueRange | None = None, every: bool = False
+    paths: Sequence[ImagePath], what: object, stated: ValueRange | None = None, every: bool = False
 ) -> ValueRange:
     """Return the range of files of more than 8 bits. Raises DataError if it is not clear, or not the stated one."""
     found = some_of(paths, _extremes, len(paths) if every else PROBED)
@@ -221,7 +221,7 @@ def measured_range(
     return stated
 
 
-def check_depth(paths: Sequence[Path], what: object) -> None:
+def check_depth(paths: Sequence[ImagePath], what: object) -> None:
     """Raise DataError if no value of colours of 16 bits needs the highest bit, since they may have fewer."""
     high = max(some_of(paths, _highest))
     if high < 128:
@@ -231,19 +231,19 @@ def check_depth(paths: Sequence[Path], what: object) -> None:
         )
 
 
-def some_of(paths: Sequence[Path], function: Callable[[Image.Image], T], most: int = PROBED) -> list[T]:
+def some_of(paths: Sequence[ImagePath], function: Callable[[Image.Image], T], most: int = PROBED) -> list[T]:
     """Return the function of some images, spread evenly over all files. Raises DataError if one cannot be read."""
     count = min(most, len(paths))
 
-    def read(path: Path) -> T:
-        with Image.open(path) as image:
+    def read(path: ImagePath) -> T:
+        with open_image(path) as image:
             return function(image)
 
     with ThreadPoolExecutor(4) as pool:  # Pillow decodes without Python's lock
         return list(pool.map(read, [paths[i * len(paths) // count] for i in range(count)]))
 
 
-def note_frames(files: Sequence[tuple[Path, Kind]], what: object, channels: int | None = None) -> None:
+def note_frames(files: Sequence[tuple[ImagePath, Kind]], what: object, channels: int | None = None) -> None:
     """Warn that only the first frame of some files is used, unless the pages are the channels."""
     several = [kind for _, kind in files if kind.frames > 1 and kind.frames != channels]
     if several:

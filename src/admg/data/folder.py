@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
 from .decoding import Decoding, Kind
-from .errors import DataError
+from .errors import DataError, UnreadableError
+from .members import ImagePath, open_image
 from .transforms import Pixels
 
 
@@ -16,25 +16,27 @@ from .transforms import Pixels
 class ImageFile:
     """A readable image file, with its size (width, height) and what its header says about its pixels."""
 
-    path: Path
+    path: ImagePath
     size: tuple[int, int]
     kind: Kind
 
 
-def read_image(path: Path, channels: int | None = None, decoding: Decoding | None = None, frame: int = 0) -> Pixels:
-    """Return the decoded image, see `Decoding.pixels`. Raises DataError if it cannot be read or does not fit."""
+def read_image(
+    path: ImagePath, channels: int | None = None, decoding: Decoding | None = None, frame: int = 0
+) -> Pixels:
+    """Return the decoded image, see `Decoding.pixels`. Raises UnreadableError, or DataError if it does not fit."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             if frame:
                 image.seek(frame)
             return (decoding or Decoding()).pixels(image, channels)
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
     except Exception as error:  # decoders raise many kinds: SyntaxError, struct.error, IndexError, ...
-        raise DataError(f"{path} cannot be read as an image: {_reason(error)}") from error
+        raise UnreadableError(f"{path} cannot be read as an image: {_reason(error)}") from error
 
 
-def read_kind(path: Path) -> tuple[Kind, tuple[int, int]]:
+def read_kind(path: ImagePath) -> tuple[Kind, tuple[int, int]]:
     """Return what the header of an image says about its pixels, and its size. Raises DataError if it is no image."""
     found = check(path, decode=False)
     if isinstance(found, str):
@@ -42,13 +44,13 @@ def read_kind(path: Path) -> tuple[Kind, tuple[int, int]]:
     return found.kind, found.size
 
 
-def check(path: Path, decode: bool) -> ImageFile | str:
+def check(path: ImagePath, decode: bool) -> ImageFile | str:
     """Return what the header of a file says of the image in it, or the reason why it is not an image.
 
     decode: read the whole image, not only its header
     """
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             found = ImageFile(path, image.size, Kind.of(image))
             if decode:
                 image.load()

@@ -1,4 +1,4 @@
-"""An index of the headers of a folder's images, in the cache folder, so that they are read only once.
+"""An index of the headers of a data set's images, in the cache folder, so that they are read only once.
 
 An entry counts only while the file has the size and the time of change that it had. An index that is damaged, or of
 another version, is ignored and written anew; processes that write it at once replace each other's whole file.
@@ -10,7 +10,7 @@ import dataclasses
 import gzip
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,21 @@ from admg.files import atomic, cache_folder
 from .decoding import Kind
 from .folder import ImageFile
 from .listing import ListedFile
+from .members import ImagePath
 
 SMALLEST = 64
 """Smallest number of files of a folder that gets an index; headers of fewer are read as fast."""
 
 
-def read_index(root: Path, files: Iterable[ListedFile]) -> dict[str, ImageFile]:
-    """Return the images that the index knows among the files, by name; {} if there is no index."""
+def read_index(
+    root: Path, files: Iterable[ListedFile], at: Callable[[str], ImagePath] | None = None
+) -> dict[str, ImageFile]:
+    """Return the images that the index knows among the files, by name; {} if there is no index.
+
+    root: folder, or file that holds the images
+    at: where the file of a name is, by default below the folder
+    """
+    at = at or root.joinpath
     with suppress(OSError, ValueError, TypeError, KeyError, EOFError):  # an index is a help, never a reason to fail
         content = json.loads(gzip.decompress(index_path(root).read_bytes()))
         if content["about"] != _about(root):
@@ -36,7 +44,7 @@ def read_index(root: Path, files: Iterable[ListedFile]) -> dict[str, ImageFile]:
         stored = {name: (size, changed, header) for name, size, changed, *header in content["files"]}
         found = ((file, stored.get(file.name)) for file in files)
         return {
-            file.name: _image(root / file.name, entry[2])
+            file.name: _image(at(file.name), entry[2])
             for file, entry in found
             if entry is not None and entry[:2] == (file.size, file.changed)
         }
@@ -56,7 +64,7 @@ def write_index(root: Path, files: Iterable[ListedFile], images: Mapping[str, Im
 
 
 def index_path(root: Path) -> Path:
-    """Return the index file of a folder."""
+    """Return the index file of a folder, or of a file that holds images."""
     return cache_folder() / "folders" / f"{hashlib.sha256(_place(root).encode()).hexdigest()[:24]}.json.gz"
 
 
@@ -69,6 +77,6 @@ def _about(root: Path) -> list[str]:
     return [_place(root), *(field.name for field in dataclasses.fields(Kind)), PIL.__version__]
 
 
-def _image(path: Path, header: list[Any]) -> ImageFile:
+def _image(path: ImagePath, header: list[Any]) -> ImageFile:
     width, height, *kind = header
     return ImageFile(path, (width, height), Kind(*kind))

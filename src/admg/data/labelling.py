@@ -1,4 +1,4 @@
-"""The labels of a folder of images: from sub-folders, from file names, or from EDM's dataset.json."""
+"""The labels of images: from sub-folders, from file names, from EDM's dataset.json, or stored with each image."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Int64
 
 from .errors import DataError, check_choice, listed
-from .listing import nfc, relative_names
-from .scan import DESCRIPTION
+from .listing import DESCRIPTION, Listing, nfc, relative_names
+from .members import ImagePath, Member
 
 LabelSource = Literal["auto", "folders", "prefix", "json", "none"]
 SPLITS = re.compile(r"(train|training|val|valid|validation|test|testing|eval|dev)(\d{4})?", re.IGNORECASE)
@@ -41,15 +41,19 @@ class FoundLabels:
 
 
 def find_labels(
-    root: Path, files: Sequence[Path], source: LabelSource | bool = "auto", order: tuple[str, ...] | None = None
+    listing: Listing,
+    files: Sequence[ImagePath],
+    source: LabelSource | bool = "auto",
+    order: tuple[str, ...] | None = None,
 ) -> FoundLabels | None:
-    """Return the labels of images in a folder, or None if they have none.
+    """Return the labels of images of a listing, or None if they have none.
 
     source: "folders", the names of the sub-folders; "prefix", file names up to the first underscore, in sub-folders as
         well, which is the layout of guided-diffusion; "json", the numbers in dataset.json, which is the layout of EDM
-        and StyleGAN; "none", no labels. "auto" takes dataset.json if there is one, else the sub-folders if there are
-        any, else the file names if any has an underscore; sub-folders that are all named as parts of a data set
-        (train, val, 00000) give no label if file names do. True and False stand for "auto" and "none".
+        and StyleGAN; "none", no labels. "auto" takes labels that are stored with the images, or dataset.json if there
+        is one, else the sub-folders if there are any, else the file names if any has an underscore; sub-folders that
+        are all named as parts of a data set (train, val, 00000) give no label if file names do. True and False stand
+        for "auto" and "none".
     order: names of the labels, in the order of their numbers; by default they are sorted
 
     Names are in Unicode's NFC. With "auto", a layout that may have been misunderstood is reported in a warning.
@@ -58,9 +62,12 @@ def find_labels(
     chosen = checked_source(source)
     if chosen == "none":
         return None
-    names = relative_names(root, files)
-    if chosen == "json" or (chosen == "auto" and (root / DESCRIPTION).is_file()):
-        return _described(root, names, order)
+    root = listing.root
+    if chosen == "auto" and any(isinstance(file, Member) and file.label is not None for file in files):
+        return _stored(listing, files, order)
+    names = names_within(listing, files)
+    if chosen == "json" or (chosen == "auto" and _has_description(listing)):
+        return _described(root / DESCRIPTION, _description(listing), names, order)
     if chosen == "auto":
         chosen = recognised(root, names)
         if chosen == "none":
@@ -71,6 +78,21 @@ def find_labels(
     else:
         labels = by_folder(root, names) if chosen == "folders" else by_prefix(root, names)
     return FoundLabels(*number_labels(labels, order))
+
+
+def names_within(listing: Listing, files: Sequence[ImagePath]) -> list[str]:
+    """Return the names of files relative to the folder of their listing, or to the folder that an archive holds.
+
+    An archive of a folder has its name in front of all names; it is that of no class if other folders lie within it.
+    """
+    if listing.members is None:
+        return relative_names(listing.root, files)
+    names = [file.name for file in files if isinstance(file, Member)]
+    if listing.description is not None:
+        return [name.removeprefix(listing.description.top) for name in names]
+    while names and all(name.count("/") > 1 for name in names) and len({name.split("/")[0] for name in names}) == 1:
+        names = [name.partition("/")[2] for name in names]
+    return names
 
 
 def checked_source(source: LabelSource | bool) -> LabelSource:
@@ -234,18 +256,54 @@ def description(files: Sequence[str], labels: Sequence[int], names: Sequence[str
     return content if all(number == name for number, name in named.items()) else content | {"label_names": named}
 
 
-def _described(root: Path, names: Sequence[str], order: tuple[str, ...] | None) -> FoundLabels | None:
+def _stored(listing: Listing, files: Sequence[ImagePath], order: tuple[str, ...] | None) -> FoundLabels:
+    """Return the labels that are stored with the images. Raises DataError if one is missing or has no name."""
+    root = listing.root
+    labels = [file.label if isinstance(file, Member) else None for file in files]
+    if None in labels:
+        missing = files[labels.index(None)]
+        raise DataError(
+            f"{labels.count(None)} of {len(files)} images in {root} have no label, such as {missing}: allowed are all "
+            f"or none, or labels=False (--labels none)"
+        )
+    texts = [label for label in labels if isinstance(label, str)]
+    if len(texts) == len(labels):
+        return FoundLabels(*number_labels(texts, order))
+    if texts:
+        raise DataError(f"some labels in {root} are numbers, and some names, such as {texts[0]}: allowed is one kind")
+    numbers = np.array(labels, np.int64)
+    if numbers.min() < 0:
+        raise DataError(f"{root} has a label {numbers.min()}: allowed are labels from 0 up, or labels=False")
+    if listing.label_names:
+        names = names_for(numbers, listing.label_names, root)
+        return FoundLabels(*number_labels([names[number] for number in numbers], names if order is None else order))
+    return FoundLabels(numbers, names_for(numbers, order, root), numbered=order is None)
+
+
+def _has_description(listing: Listing) -> bool:
+    return listing.description is not None or (listing.members is None and (listing.root / DESCRIPTION).is_file())
+
+
+def _description(listing: Listing) -> bytes:
+    """Return the content of dataset.json. Raises DataError if there is none."""
+    path = listing.root / DESCRIPTION
+    if listing.description is not None:
+        return listing.description.content
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f'cannot read {path}: {error.strerror}; labels="json" needs this file') from None
+
+
+def _described(path: Path, text: bytes, names: Sequence[str], order: tuple[str, ...] | None) -> FoundLabels | None:
     """Return the labels in dataset.json, or None if it has none.
 
     EDM and StyleGAN write {"labels": [["00000/img00000000.png", 3], ...]}, or null for no labels. The images of samples
     also have {"label_names": {"3": "Dress", ...}}: then the labels are these names, in the order of their numbers.
     """
-    path = root / DESCRIPTION
     allowed = 'allowed is {"labels": [["folder/name.png", 3], ...]} or {"labels": null}, or another choice of labels'
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f'cannot read {path}: {error.strerror}; labels="json" needs this file') from None
+        content = json.loads(text)
     except ValueError as error:
         raise DataError(f"{path} is not valid JSON ({error}): {allowed}") from None
     if not isinstance(content, dict) or not isinstance(content.get("labels", 0), list | None):

@@ -10,13 +10,15 @@ import numpy as np
 from jaxtyping import Float32, Shaped, UInt8
 from PIL import Image
 
-from .arrays import Split, find_idx, open_arrays_file, open_idx
+from .arrays import Split, open_arrays_file, open_idx
 from .dataset import Crop, Dataset, Fit, check_options
 from .decoding import Decoding, Frames, choose_decoding, note_frames
 from .errors import DataError, check_choice
 from .folder import ImageFile
 from .labelling import LabelSource, checked_names, checked_source, find_labels, names_for
-from .scan import Verify, open_folder
+from .listing import Listing
+from .scan import Verify, open_images
+from .sources import find_source
 from .transforms import check_pad
 from .value_range import ValueRange, infer_range, to_8_bits, to_signed
 
@@ -63,6 +65,8 @@ def open(
     - A folder of IDX files (the MNIST family), from which `split` picks "train" or "test"; or one IDX file of images,
       with its labels file beside it.
     - An .npz with arr_0, images (N, H, W[, C]), and optionally arr_1, integer labels (N,); or an .npy of images.
+    - A zip or a tar of any of these folders of images, such as the zips of StyleGAN's and EDM's dataset tools.
+    - Tars of WebDataset: a tar, a folder of them, or "shards-{000..099}.tar" or "shards-*.tar"; see `list_tars`.
 
     image_size: side of the data set's images in pixels; by default that of the stored images, if all are square and of
         one size.
@@ -108,24 +112,20 @@ def open(
     check_choice(frames, Frames, "frames")
     if background is not None and not 0 <= background <= 255:
         raise DataError(f"background is {background}: allowed are grey levels from 0 to 255")
-    path = Path(path).expanduser()
-    if not path.exists():
-        raise DataError(
-            f"{path} does not exist: allowed is a folder of images or IDX files, an IDX file, an .npz or an .npy"
-        )
     names, source, level = checked_names(label_names), checked_source(labels), checked_verify(verify)
     if level == "none" and frames == "all":
         raise DataError('verify is "none" and frames is "all": the number of frames is in the headers of all files')
-    file = find_idx(path, split) if path.is_dir() else path
-    if file is None:
-        images, skipped = open_folder(path, verify=level, strict=strict, progress=progress)
+    file = find_source(path, split, sizes=level != "none", progress=progress)
+    if isinstance(file, Listing):
+        root = file.root
+        images, skipped = open_images(file, verify=level, strict=strict, progress=progress)
         kinds = [(image.path, image.kind) for image in images]
         if frames == "first":
-            note_frames(kinds, path, None if channels == 3 else channels)
+            note_frames(kinds, root, None if channels == 3 else channels)
         padded, every = fit == "pad", level == "full"
         ranges = {"value_range": value_range, "wide_range": wide_range}
-        decoding = choose_decoding(kinds, path, **ranges, background=background, padded=padded, every=every)
-        dataset = _open_folder(path, images, image_size, channels, fit, source, names, frames)
+        decoding = choose_decoding(kinds, root, **ranges, background=background, padded=padded, every=every)
+        dataset = _open_images(file, images, image_size, channels, fit, source, names, frames)
         dataset = replace(dataset, skipped=skipped, decoding=decoding)
     else:
         if source not in ("auto", "none"):
@@ -144,8 +144,8 @@ def checked_verify(verify: Verify | bool) -> Verify:
     return verify
 
 
-def _open_folder(
-    root: Path,
+def _open_images(
+    listing: Listing,
     images: Sequence[ImageFile],
     image_size: int | None,
     channels: int | None,
@@ -154,7 +154,7 @@ def _open_folder(
     names: tuple[str, ...] | None,
     frames: Frames,
 ) -> Dataset:
-    size = _common_size(images, root) if image_size is None else image_size
+    size = _common_size(images, listing.root) if image_size is None else image_size
     if fit == "pad":
         for image in images:
             check_pad(*image.size, size, image.path)
@@ -163,7 +163,7 @@ def _open_folder(
     counts = [1 if image.kind.frames in first else image.kind.frames for image in images]
     shown = [(image.path, frame) for image, count in zip(images, counts) for frame in range(count)]
     paths, numbers_of_frames = tuple(path for path, _ in shown), tuple(frame for _, frame in shown)
-    found = find_labels(root, paths, labels, names)
+    found = find_labels(listing, paths, labels, names)
     dataset = Dataset(paths, size, channels, frames=numbers_of_frames if any(numbers_of_frames) else None)
     if found is None:
         return dataset

@@ -1,15 +1,18 @@
-"""Files below a folder, in an order that is the same on every system."""
+"""The images of a data set by name, in an order that is the same on every system: files below a folder, or members."""
 
 from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import DataError
+from .members import ImagePath, Member
 
+DESCRIPTION = "dataset.json"
+"""File beside the images, of a folder or in an archive, that holds their labels."""
 SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini"})
 SYSTEM_FOLDERS = frozenset(
     {"@eadir", "__macosx", "#recycle", "@recycle", "$recycle.bin", "lost+found", "system volume information"}
@@ -31,11 +34,56 @@ class ListedFile:
 
 
 @dataclass(frozen=True)
-class Listing:
-    """The files below a folder, ordered by path, and the hidden and system folders that were left out."""
+class Description:
+    """The content of a dataset.json that lies in an archive.
 
+    top: folder in the archive that it lies in, to which its names are relative; "" or with "/" at its end
+    """
+
+    content: bytes
+    top: str = ""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of a data set, ordered by path.
+
+    root: folder, or file that holds them
+    left_out: hidden and system folders that were left out
+    members: members of archives by name, or None if these are files below the folder
+    description: dataset.json of an archive
+    label_names: names of the numbers that are stored with the members, () if they have none
+    kind: kind of the source, in words
+    typed: whether all files are known to be images, whatever their names
+    """
+
+    root: Path
     files: list[ListedFile]
     left_out: list[str]
+    members: Mapping[str, Member] | None = None
+    description: Description | None = None
+    label_names: tuple[str, ...] = ()
+    kind: str = "folder of images"
+    typed: bool = False
+
+    @classmethod
+    def of_members(
+        cls,
+        root: Path,
+        members: Mapping[str, Member],
+        left_out: Sequence[str],
+        kind: str,
+        description: Description | None = None,
+        label_names: tuple[str, ...] = (),
+        typed: bool = False,
+    ) -> Listing:
+        """Return the listing of members in the order of the mapping."""
+        files = [ListedFile(name, member.size, member.container.changed) for name, member in members.items()]
+        return cls(root, files, list(left_out), members, description, label_names, kind, typed)
+
+    def at(self, name: str) -> ImagePath:
+        """Return where the file of this name is."""
+        return self.root / name if self.members is None else self.members[name]
 
 
 def list_files(root: Path, *, sizes: bool = True) -> Listing:
@@ -47,10 +95,29 @@ def list_files(root: Path, *, sizes: bool = True) -> Listing:
     Raises DataError if a folder cannot be listed.
     """
     left_out: list[str] = []
-    return Listing(list(_walk(str(root), "", (), left_out, sizes)), left_out)
+    return Listing(root, list(_walk(str(root), "", (), left_out, sizes)), left_out)
 
 
-def relative_names(root: Path, paths: Sequence[Path]) -> list[str]:
+def visible(names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Return the names that are no hidden or system files, and the hidden and system folders that were left out."""
+    kept: list[str] = []
+    left_out: dict[str, None] = {}
+    for name in names:
+        *folders, file = name.split("/")
+        hidden = next((i for i, folder in enumerate(folders) if _is_hidden(folder)), None)
+        if hidden is not None:
+            left_out["/".join(folders[: hidden + 1])] = None
+        elif file and not file.startswith(".") and file.lower() not in SYSTEM_FILES:
+            kept.append(name)
+    return kept, list(left_out)
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Return names as `list_files` orders those of a folder with these files."""
+    return sorted(names, key=lambda name: [(nfc(part), part) for part in name.split("/")])
+
+
+def relative_names(root: Path, paths: Sequence[ImagePath]) -> list[str]:
     """Return paths below a folder relative to it, with "/". It is many times as fast as `Path.relative_to`."""
     text = str(root)
     skip = 0 if text == "." else len(text.rstrip(os.sep)) + 1  # Path(".") / "a" is "a"
@@ -74,7 +141,7 @@ def _walk(folder: str, prefix: str, above: tuple[str, ...], left_out: list[str],
     for entry in entries:
         hidden, linked = entry.name.startswith("."), entry.is_symlink()
         if os.path.isdir(entry.path) if linked else entry.is_dir():
-            if hidden or entry.name.lower() in SYSTEM_FOLDERS:
+            if _is_hidden(entry.name):
                 left_out.append(prefix + entry.name)
             else:
                 yield from _walk(entry.path, f"{prefix}{entry.name}/", (*above, real), left_out, sizes)
@@ -82,6 +149,10 @@ def _walk(folder: str, prefix: str, above: tuple[str, ...], left_out: list[str],
             continue
         elif linked or entry.is_file():  # a broken link is reported; opening a pipe would block
             yield _listed(entry, prefix) if sizes else ListedFile(prefix + entry.name)
+
+
+def _is_hidden(folder: str) -> bool:
+    return folder.startswith(".") or folder.lower() in SYSTEM_FOLDERS
 
 
 def _listed(entry: os.DirEntry[str], prefix: str) -> ListedFile:

@@ -1,4 +1,4 @@
-"""`open_folder`: the images of a folder, known by their headers, and the files that cannot be read."""
+"""`open_images`: the images of a folder or an archive, known by their headers, and the files that cannot be read."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 from PIL import Image
@@ -16,7 +15,8 @@ from PIL import Image
 from .errors import DataError, listed
 from .folder import ImageFile, check
 from .index import SMALLEST, read_index, write_index
-from .listing import ListedFile, list_files
+from .listing import DESCRIPTION, ListedFile, Listing
+from .members import ImagePath
 
 Verify = Literal["full", "headers", "none"]
 TOGETHER = 32
@@ -25,65 +25,64 @@ PROBED = 64
 """Number of headers that are read with verify="none"."""
 BAR_AFTER = 2.0
 """Seconds of reading after which a progress bar appears."""
-DESCRIPTION = "dataset.json"
-"""File in a folder, beside the images, that holds their labels."""
 
 Checked = ImageFile | str
 """An image, or the reason why a file is none."""
 
 
-def open_folder(
-    root: Path, *, verify: Verify = "headers", strict: bool = False, progress: bool = True
-) -> tuple[list[ImageFile], list[tuple[Path, str]]]:
-    """Return all images in a folder and below it, ordered by path, and the files that are not images, with the reason.
+def open_images(
+    listing: Listing, *, verify: Verify = "headers", strict: bool = False, progress: bool = True
+) -> tuple[list[ImageFile], list[tuple[ImagePath, str]]]:
+    """Return all images among the listed files in their order, and the files that are not images, with the reason.
 
-    verify: "full" decodes every image. "headers" reads only headers, and of a large folder only those that are new or
+    verify: "full" decodes every image. "headers" reads only headers, and of a large data set only those that are new or
         have changed since it was last opened. "none" takes each file with the ending of an image for one, and reads
-        64 headers, spread over the folder: an image is taken to be of the mode and the size of the one before it.
+        64 headers, spread over the files: an image is taken to be of the mode and the size of the one before it.
     strict: raise DataError if a file is not an image
     progress: show a progress bar if this takes more than two seconds
 
     Hidden folders and those of systems (@eaDir, __MACOSX) are left out, with a warning. Raises DataError if there is no
     image.
     """
-    listing = list_files(root, sizes=verify != "none")
+    root = listing.root
     files = [file for file in listing.files if file.name != DESCRIPTION]
     if listing.left_out:
         warnings.warn(f"left out the hidden and system folders of {root}: {listed(listing.left_out)}", stacklevel=2)
     if not files:
-        raise DataError(f"{root} is an empty folder: allowed is a folder of images or of IDX files")
-    names = [file.name for file in files]
-    found = _assumed(root, names, progress) if verify == "none" else _checked(root, files, verify, progress)
+        empty = "is an empty folder" if listing.members is None else f"is a {listing.kind} that holds none"
+        raise DataError(f"{root} {empty}: allowed is a folder of images or of IDX files")
+    found = _assumed(listing, files, progress) if verify == "none" else _checked(listing, files, verify, progress)
     images = [entry for entry in found.values() if isinstance(entry, ImageFile)]
-    skipped = [(root / name, reason) for name, reason in found.items() if isinstance(reason, str)]
+    skipped = [(name, reason) for name, reason in found.items() if isinstance(reason, str)]
     if skipped and (strict or not images):
-        path, reason = skipped[0]
+        name, reason = skipped[0]
         allowed = "with strict=True all must be" if images else "at least one must be"
         count = f"{len(skipped)} of {len(files)} files in {root} cannot be read as images ({allowed})"
-        raise DataError(f"{count}; the first is {path.relative_to(root)}: {reason}")
-    return images, skipped
+        raise DataError(f"{count}; the first is {name}: {reason}")
+    return images, [(listing.at(name), reason) for name, reason in skipped]
 
 
-def _checked(root: Path, files: Sequence[ListedFile], verify: Verify, progress: bool) -> dict[str, Checked]:
-    """Return what each file is, by name: as the index of the folder says, or else by reading the file."""
+def _checked(listing: Listing, files: Sequence[ListedFile], verify: Verify, progress: bool) -> dict[str, Checked]:
+    """Return what each file is, by name: as the index of the data set says, or else by reading the file."""
     large = len(files) >= SMALLEST
-    known = read_index(root, files) if large else {}
+    known = read_index(listing.root, files, listing.at) if large else {}
     unread = [file.name for file in files if verify == "full" or file.name not in known]
-    read = _read(root, unread, verify == "full", progress)
+    read = _read(listing, unread, verify == "full", progress)
     checked = {file.name: read[file.name] if file.name in read else known[file.name] for file in files}
     images = {name: entry for name, entry in checked.items() if isinstance(entry, ImageFile)}
     if large and any(images.get(name) != known.get(name) for name in unread):
-        write_index(root, files, images)
+        write_index(listing.root, files, images)
     return checked
 
 
-def _assumed(root: Path, names: Sequence[str], progress: bool) -> dict[str, Checked]:
+def _assumed(listing: Listing, files: Sequence[ListedFile], progress: bool) -> dict[str, Checked]:
     """Return each file with the ending of an image as one, with the mode and the size of some that are read."""
     endings = tuple(Image.registered_extensions())
-    chosen = [name for name in names if name.lower().endswith(endings)]
+    names = [file.name for file in files]
+    chosen = names if listing.typed else [name for name in names if name.lower().endswith(endings)]
     others: dict[str, Checked] = {name: "its name does not end as that of an image" for name in names}
     probes = [chosen[i * len(chosen) // PROBED] for i in range(PROBED)] if len(chosen) > PROBED else chosen
-    read = _read(root, probes, False, progress)
+    read = _read(listing, probes, False, progress)
     last = next((entry for entry in read.values() if isinstance(entry, ImageFile)), None)
     for name in chosen:
         entry = read.get(name)
@@ -91,22 +90,23 @@ def _assumed(root: Path, names: Sequence[str], progress: bool) -> dict[str, Chec
         if isinstance(entry, str):
             others[name] = entry
         elif last is not None:
-            others[name] = replace(last, path=root / name, kind=replace(last.kind, frames=1))
+            others[name] = replace(last, path=listing.at(name), kind=replace(last.kind, frames=1))
     return others
 
 
-def _read(root: Path, names: Sequence[str], decode: bool, progress: bool) -> dict[str, Checked]:
+def _read(listing: Listing, names: Sequence[str], decode: bool, progress: bool) -> dict[str, Checked]:
     """Read headers, or decode images, in several threads; by name."""
     from tqdm.auto import tqdm
 
     parts = [names[start : start + TOGETHER] for start in range(0, len(names), TOGETHER)]
     found: dict[str, Checked] = {}
-    bar = tqdm(total=len(names), desc=f"reading {root.name}", unit=" files", delay=BAR_AFTER, disable=not progress)
+    desc = f"reading {listing.root.name}"
+    bar = tqdm(total=len(names), desc=desc, unit=" files", delay=BAR_AFTER, disable=not progress)
     with warnings.catch_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, bar:
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            for part, checked in zip(parts, pool.map(partial(_read_part, root, decode=decode), parts), strict=True):
+            for part, checked in zip(parts, pool.map(partial(_read_part, listing, decode=decode), parts), strict=True):
                 found.update(zip(part, checked, strict=True))
                 bar.update(len(part))
         except KeyboardInterrupt:
@@ -115,5 +115,5 @@ def _read(root: Path, names: Sequence[str], decode: bool, progress: bool) -> dic
     return found
 
 
-def _read_part(root: Path, names: Sequence[str], decode: bool) -> list[Checked]:
-    return [check(root / name, decode) for name in names]
+def _read_part(listing: Listing, names: Sequence[str], decode: bool) -> list[Checked]:
+    return [check(listing.at(name), decode) for name in names]

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from admg.data.members import stamp
 from admg.files import atomic
 from admg.generation.shards import NpzImages, Shards
 
@@ -109,8 +110,8 @@ def fingerprint(source: Source) -> str:
         digest.update(np.ascontiguousarray(source.images).data)
     elif source.images is not None:
         for path in source.images:
-            status = path.stat()
-            digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}".encode())
+            name, size, changed = stamp(path)
+            digest.update(f"{name} {size} {changed}".encode())
     if source.statistics is not None:
         for gaussian in (source.statistics.features, source.statistics.spatial):
             if gaussian is not None:

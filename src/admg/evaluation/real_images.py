@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from admg.checkpoints.labels import Labels, file_name
@@ -19,6 +18,7 @@ from admg.data.arrays import Split
 from admg.data.dataset import Fit
 from admg.data.errors import listed
 from admg.data.labelling import LabelSource
+from admg.data.members import ImagePath, open_image
 from admg.data.value_range import ValueRange
 from admg.generation.starts import TrainedReading, open_in_channels
 
@@ -112,10 +112,10 @@ def check_images(path: Path | str, dataset: Dataset, numbers: Sequence[int], fit
             )
 
 
-def header(image: Path | np.ndarray) -> tuple[int, int]:
+def header(image: ImagePath | np.ndarray) -> tuple[int, int]:
     """Return the width and height of an image; of a file only its header is read."""
-    if isinstance(image, Path):
-        with Image.open(image) as file:
+    if not isinstance(image, np.ndarray):
+        with open_image(image) as file:
             return file.size
     return image.shape[1], image.shape[0]
 

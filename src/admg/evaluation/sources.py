@@ -20,7 +20,10 @@ from admg.data.arrays import channel_axes
 from admg.data.decoding import Decoding, Kind, choose_decoding, note_frames
 from admg.data.folder import read_image
 from admg.data.labelling import find_labels
-from admg.data.scan import open_folder
+from admg.data.listing import Listing
+from admg.data.members import ImagePath
+from admg.data.scan import open_images
+from admg.data.sources import find_source
 from admg.data.transforms import Pixels, center_crop, pad
 from admg.data.value_range import ValueRange
 from admg.generation.run_record import read_record
@@ -52,7 +55,7 @@ class Source:
     """
 
     name: str
-    images: NpzImages | Array | Sequence[Path] | None
+    images: NpzImages | Array | Sequence[ImagePath] | None
     size: tuple[int, int] | None
     channels: int
     labels: Int64[np.ndarray, " n"] | None = None
@@ -61,7 +64,7 @@ class Source:
     numbers: Sequence[int] = field(default=())
     fit: Fit | None = None
     decoding: Decoding = field(default_factory=Decoding)
-    kinds: Sequence[tuple[Path, Kind]] = ()
+    kinds: Sequence[tuple[ImagePath, Kind]] = ()
     frames: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
@@ -130,7 +133,7 @@ class Source:
         labels = None if self.labels is None else self.labels[at]
         return replace(self, numbers=[self.numbers[i] for i in at], labels=labels)
 
-    def _path(self, number: int) -> Path:
+    def _path(self, number: int) -> ImagePath:
         assert self.images is not None and not isinstance(self.images, NpzImages | np.ndarray)
         return self.images[number]
 
@@ -160,7 +163,7 @@ def open_source(
     - An .npz like the published batches: arr_0, uint8 (N, H, W[, C]), and optionally labels, arr_1. It may have
       statistics of Inception (mu and sigma, and mu_s and sigma_s for sFID) with arr_0 or instead of it.
     - A folder that `admg sample` or `admg demo` wrote: its .npz is read.
-    - A folder of images, with or without sub-folders.
+    - A folder of images, with or without sub-folders, or any other source of image files that `admg.data.open` reads.
     - A folder of IDX files (the MNIST family), of which `split` chooses a part, or one IDX file.
 
     labels: whether to read labels: arr_1, or for a folder the names of sub-folders or the beginnings of file names
@@ -170,8 +173,8 @@ def open_source(
     path = _merged(Path(path).expanduser())
     if path.suffix.lower() == ".npz":
         source = _open_npz(path, labels)
-    elif path.is_dir() and not _is_idx(path):
-        source = _open_folder(path, labels, value_range)
+    elif isinstance(listing := find_source(path, split), Listing):
+        source = _open_listing(listing, labels, value_range)
     else:
         data = open_dataset(path, 1, labels=labels, split=split, value_range=value_range)  # any size: kept as stored
         assert isinstance(data.images, np.ndarray)
@@ -207,8 +210,9 @@ def _open_npz(path: Path, labels: bool) -> Source:
     return Source(str(path), images, images.shape[1:3], images.shape[3], found, statistics=statistics)
 
 
-def _open_folder(path: Path, labels: bool, value_range: ValueRange | None) -> Source:
-    files, _ = open_folder(path)
+def _open_listing(listing: Listing, labels: bool, value_range: ValueRange | None) -> Source:
+    files, _ = open_images(listing)
+    path = listing.root
     kinds = [(file.path, file.kind) for file in files]
     note_frames(kinds, path)
     decoding = choose_decoding(kinds, path, value_range=value_range)
@@ -216,7 +220,7 @@ def _open_folder(path: Path, labels: bool, value_range: ValueRange | None) -> So
     size = next(iter(sizes))[::-1] if len(sizes) == 1 else None
     paths = [file.path for file in files]
     source = Source(str(path), paths, size, max(file.kind.channels for file in files), decoding=decoding, kinds=kinds)
-    found = find_labels(path, paths) if labels else None
+    found = find_labels(listing, paths) if labels else None
     if found is None:
         return source
     return replace(source, labels=found.numbers, label_names=() if found.numbered else found.names)
@@ -237,10 +241,6 @@ def _merged(path: Path) -> Path:
     if not merged.is_file():
         raise ValueError(f"{path} holds a run that is not finished: {merged.name} does not exist yet")
     return merged
-
-
-def _is_idx(path: Path) -> bool:
-    return any(path.glob("*idx3*"))
 
 
 def _rows(images: NpzImages | Array, numbers: Sequence[int]) -> Array:

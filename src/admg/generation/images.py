@@ -18,7 +18,7 @@ from PIL import Image
 
 from admg.checkpoints.labels import file_names
 from admg.data.labelling import description
-from admg.data.scan import DESCRIPTION
+from admg.data.listing import DESCRIPTION
 from admg.diffusion.gaussian import Images
 from admg.files import atomic
 

@@ -19,6 +19,7 @@ from admg.data import open as open_dataset
 from admg.data.dataset import Fit
 from admg.data.decoding import choose_decoding, note_frames
 from admg.data.folder import read_kind
+from admg.data.sources import COLLECTIONS
 from admg.data.transforms import check_pad
 from admg.data.value_range import ValueRange
 from admg.diffusion.gaussian import Images
@@ -115,7 +116,7 @@ def load_images(
 ) -> tuple[Images, list[str]]:
     """Load images at the size of a model. Return (M, C, S, S) in [-1, 1] and their names.
 
-    sources: pictures, folders of pictures, .npz, .npy or IDX files
+    sources: pictures, folders or archives of pictures, .npz, .npy or IDX files
     fit: "resize" or "pad" images of another size; None: as the training of the model did, if that is known
     value_range: values of black and white; None: as in training, if that is known, or as `admg.data.open` finds them
     Raises ValueError for files that hold no images or other channels, and with "pad" for images larger than the
@@ -173,7 +174,7 @@ def _open(path: Path, model: Model, fit: Fit, value_range: ValueRange | None) ->
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: an image, or a folder of images, is needed")
     reading = TrainedReading.of(model)
-    if not path.is_file() or path.suffix.lower() in (".npz", ".npy") or "idx" in path.name:
+    if not path.is_file() or path.suffix.lower() in COLLECTIONS or "idx" in path.name:
         options: dict[str, Any] = {"fit": fit, "labels": "none", "split": "test", "value_range": value_range}
         return open_in_channels(path, size, channels, **options, **reading.options)
     kind, shape = read_kind(path)

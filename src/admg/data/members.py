@@ -1,0 +1,168 @@
+"""Images inside larger files, such as zips and tars: each is read by itself, in any order, without unpacking."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import threading
+import zlib
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from PIL import Image
+
+from .errors import DataError
+
+LOCAL_HEADER = struct.Struct("<4s5H3L2H")
+"""Header in front of each member of a zip: signature, ..., lengths of the name and of the extra field."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """An image inside a larger file. It is pickled and used in several processes and threads at once.
+
+    container: file that holds it
+    name: its name within that file, with "/"
+    size: number of bytes
+    label: number or name that is stored with it, or None
+    """
+
+    container: Container
+    name: str
+    size: int = 0
+    label: int | str | None = None
+
+    def open(self) -> BinaryIO:
+        """Return the content of the image as a file, of which only what is asked for is read."""
+        raise NotImplementedError
+
+    def read_bytes(self) -> bytes:
+        """Return the content of the image."""
+        with self.open() as file:
+            return file.read()
+
+    def __str__(self) -> str:
+        return f"{self.container.path}/{self.name}"
+
+
+ImagePath = Path | Member
+"""Where an image is: a file of its own, or a part of a file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """A file that holds images, as it was when it was opened.
+
+    size, changed: size in bytes, and time of the last change in nanoseconds
+    """
+
+    path: Path
+    size: int
+    changed: int
+
+    @classmethod
+    def of(cls, path: Path) -> Container:
+        status = path.stat()
+        return cls(path, status.st_size, status.st_mtime_ns)
+
+    def read(self, start: int, size: int) -> bytes:
+        """Return at most `size` bytes from `start`. Raises DataError if the file has been replaced."""
+        file = _opened(self, os.getpid(), threading.get_ident())
+        file.seek(start)
+        return file.read(size)
+
+
+@lru_cache(maxsize=256)
+def _opened(container: Container, process: int, thread: int) -> BinaryIO:
+    """Return the opened file of one thread of one process, since a file that is shared has one position for all."""
+    file = container.path.open("rb", buffering=0)
+    status = os.fstat(file.fileno())
+    if (status.st_size, status.st_mtime_ns) != (container.size, container.changed):
+        file.close()
+        raise DataError(f"{container.path} has changed since it was opened: open it again")
+    return cast(BinaryIO, file)
+
+
+class Part(io.RawIOBase):
+    """A part of a file as a file of its own."""
+
+    def __init__(self, container: Container, start: int, size: int):
+        self.container, self.start, self.size, self.position = container, start, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}[whence]
+        self.position = max(0, origin + offset)
+        return self.position
+
+    def tell(self) -> int:
+        return self.position
+
+    def readinto(self, buffer: memoryview) -> int:
+        wanted = max(0, min(len(buffer), self.size - self.position))
+        content = self.container.read(self.start + self.position, wanted)
+        buffer[: len(content)] = content
+        self.position += len(content)
+        return len(content)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMember(Member):
+    """An image that is stored as it is, as in tars.
+
+    start: position of its first byte
+    """
+
+    start: int = 0
+
+    def open(self) -> BinaryIO:
+        return cast(BinaryIO, io.BufferedReader(Part(self.container, self.start, self.size)))
+
+
+@dataclass(frozen=True, slots=True)
+class ZipMember(Member):
+    """An image in a zip, stored or deflated.
+
+    header: position of its local header
+    packed: number of bytes in the zip
+    deflated: whether they are compressed
+    """
+
+    header: int = 0
+    packed: int = 0
+    deflated: bool = False
+
+    def open(self) -> BinaryIO:
+        fields = self.container.read(self.header, LOCAL_HEADER.size)
+        if len(fields) < LOCAL_HEADER.size or fields[:4] != b"PK\x03\x04":
+            raise DataError("its header in the zip is damaged")
+        *_, name, extra = LOCAL_HEADER.unpack(fields)
+        part = Part(self.container, self.header + LOCAL_HEADER.size + name + extra, self.packed)
+        if not self.deflated:
+            return cast(BinaryIO, io.BufferedReader(part))
+        return io.BytesIO(zlib.decompressobj(-zlib.MAX_WBITS).decompress(part.readall()))
+
+
+def open_image(file: ImagePath) -> Image.Image:
+    """Return the image as Pillow opens it: its header is read, its pixels are not."""
+    if isinstance(file, Path):
+        return Image.open(file)
+    image = Image.open(file.open())
+    image.filename = str(file)
+    return image
+
+
+def stamp(file: ImagePath) -> tuple[str, int, int]:
+    """Return the name of a file, its size in bytes and its time of change, which show whether it has changed."""
+    if isinstance(file, Path):
+        status = file.stat()
+        return file.name, status.st_size, status.st_mtime_ns
+    return file.name, file.size, file.container.changed

@@ -1,0 +1,247 @@
+"""Tars of images, such as the shards of WebDataset, with an index of their members in the cache folder.
+
+A tar has no table of contents. It is read from one end to the other once; where its images are, and their labels, is
+kept in an index file that counts as long as the tar has the size and the time of change that it had.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import re
+import tarfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from PIL import Image
+
+from admg.files import atomic, cache_folder
+
+from .arrays import Split
+from .errors import DataError, listed
+from .listing import DESCRIPTION, Description, Listing, in_order, visible
+from .members import Container, StoredMember
+
+VERSION = 1
+"""Of the index; other versions are written anew."""
+NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")
+"""A range in a pattern of names, such as {000..099}."""
+LABELS = ("cls", "json", "txt")
+"""Endings of the files that hold labels, in the order of precedence."""
+KEYS = ("label", "cls", "class", "class_name")
+"""Entries of a .json that hold a label, in the order of precedence."""
+LONGEST = 1 << 20
+"""Largest number of bytes of a file that is read as a label."""
+SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "test": ("test", "testing", "val", "valid", "validation", "eval"),
+}
+"""First words of the names of files that hold a part of a data set."""
+COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+"""How files of gzip, bzip2, xz and zstd begin."""
+BAR_AFTER = 2.0
+"""Seconds of reading after which a progress bar appears."""
+
+Row = tuple[str, int, int, int | str | None]
+"""Name, first byte and number of bytes of an image, and its label."""
+Content = tuple[list[Row], Description | None]
+"""The images of a tar, and its dataset.json."""
+
+
+def list_tars(root: Path, tars: Sequence[Path], split: Split = "train", *, progress: bool = True) -> Listing:
+    """Return the images in tars. Those of WebDataset have labels in files beside them.
+
+    root: the tar, or the folder of the tars
+    split: part that is taken, if the names of some tars begin with train, test, val, ...
+
+    The images of a sample, "n01/0001.jpg", and its label, "n01/0001.cls", have the same name up to the first dot. A
+    label is a number or a name: the content of .cls, the entry "label", "cls", "class" or "class_name" of .json, or the
+    content of .txt. Raises DataError if a tar cannot be read, or if it is compressed.
+    """
+    from tqdm.auto import tqdm
+
+    chosen = of_split(tars, split, root)
+    members: dict[str, StoredMember] = {}
+    left_out: list[str] = []
+    description = None
+    bar = tqdm(chosen, desc=f"indexing {root.name}", unit=" tars", delay=BAR_AFTER, disable=not progress)
+    for tar in bar:
+        container = Container.of(tar)
+        images, description = _content(container)
+        rows = {row[0]: row for row in images}
+        names, hidden = visible(rows)
+        left_out += hidden
+        prefix = "" if tar == root else f"{tar.relative_to(root)}/"
+        for name in in_order(names):
+            _, start, size, label = rows[name]
+            members[prefix + name] = StoredMember(container, name, size, label, start=start)
+    texts = [member.label for member in members.values() if isinstance(member.label, str)]
+    if len(set(texts)) > max(1, len(members) / 2):
+        warnings.warn(
+            f"{root}: texts such as {texts[0][:40]!r} are captions, not labels, and are left out", stacklevel=4
+        )
+        members = {name: _unlabelled(member) for name, member in members.items()}
+    kind = "tar of images" if len(chosen) == 1 else f"set of {len(chosen)} tars"
+    return Listing.of_members(root, members, left_out, kind, description if len(chosen) == 1 else None, typed=True)
+
+
+def of_split(files: Sequence[Path], split: Split, root: Path) -> list[Path]:
+    """Return the files of a part of the data, by the first words of their names; all if these name no parts.
+
+    Raises DataError if other parts alone are there.
+    """
+    words = [re.split(r"[^a-z]", file.name.lower())[0] for file in files]
+    known = {word for names in SPLIT_NAMES.values() for word in names}
+    if not known.intersection(words):
+        return list(files)
+    chosen = [file for file, word in zip(files, words) if word in SPLIT_NAMES[split]]
+    if not chosen:
+        raise DataError(
+            f'{root} has no file for split="{split}" (--split): it has {listed([f.name for f in files], 3)}'
+        )
+    if len(chosen) < len(files):
+        names = listed([file.name for file in chosen], 3)
+        warnings.warn(f"{root}: {len(chosen)} of {len(files)} files are the split {split}: {names}", stacklevel=5)
+    return chosen
+
+
+def is_tar_set(folder: Path) -> bool:
+    """Whether a folder holds tars and neither images nor folders."""
+    entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    endings = {entry.suffix.lower() for entry in entries}
+    images = endings & set(Image.registered_extensions())
+    return ".tar" in endings and not images and not any(entry.is_dir() for entry in entries)
+
+
+def expand(pattern: str) -> list[Path]:
+    """Return the files that a pattern of tars names: with {000..099} or *; [] if it is no pattern.
+
+    Raises DataError if a file of a range does not exist, or if no file matches.
+    """
+    path = Path(pattern).expanduser()
+    if match := NUMBERS.search(path.name):
+        low, high = match.groups()
+        numbers = range(int(low), int(high) + 1)
+        paths = [path.with_name(NUMBERS.sub(f"{number:0{len(low)}}", path.name, 1)) for number in numbers]
+        paths = [file for one in paths for file in (expand(str(one)) if NUMBERS.search(one.name) else [one])]
+        if missing := [file for file in paths if not file.is_file()]:
+            raise DataError(
+                f"{len(missing)} of {len(paths)} files of {path} do not exist; the first is {missing[0].name}"
+            )
+        return paths
+    if "*" in path.name or "?" in path.name:
+        found = sorted(path.parent.glob(path.name))
+        if not found:
+            raise DataError(f"no file matches {path}")
+        if other := [file for file in found if file.suffix.lower() != ".tar"]:
+            raise DataError(f"{path} matches {other[0].name}: allowed are patterns of .tar files")
+        return found
+    return []
+
+
+def index_path(tar: Path) -> Path:
+    """Return the index file of a tar."""
+    return cache_folder() / "tars" / f"{hashlib.sha256(_place(tar).encode()).hexdigest()[:24]}.json.gz"
+
+
+def _place(tar: Path) -> str:
+    return ascii(str(tar.resolve()))
+
+
+def _content(container: Container) -> Content:
+    """Return the images of a tar, from its index or by reading it."""
+    path = container.path
+    about = [VERSION, _place(path), container.size, container.changed]
+    with suppress(OSError, ValueError, TypeError, KeyError, EOFError):  # an index is a help, never a reason to fail
+        content = json.loads(gzip.decompress(index_path(path).read_bytes()))
+        if content["about"] == about:
+            described = content["description"]
+            rows = [(name, start, size, label) for name, start, size, label in content["images"]]
+            return rows, None if described is None else Description(described[0].encode(), described[1])
+    rows, description = _read(path)
+    described = None if description is None else [description.content.decode("utf-8", "replace"), description.top]
+    text = json.dumps({"about": about, "images": rows, "description": described}, separators=(",", ":"))
+    with suppress(OSError), atomic(index_path(path)) as temporary:
+        temporary.write_bytes(gzip.compress(text.encode("ascii"), compresslevel=1, mtime=0))
+    return rows, description
+
+
+def _read(path: Path) -> Content:
+    """Return the images of a tar by reading it. Raises DataError if it cannot be read or accessed at random."""
+    images: list[tuple[str, int, int]] = []
+    labels: dict[tuple[str, str], int | str | None] = {}
+    others: list[str] = []
+    description: Description | None = None
+    try:
+        with tarfile.open(path, "r:") as file:
+            for entry in file:
+                name = entry.name.removeprefix("./")
+                key, ending = split_name(name)
+                if not entry.isreg() or entry.issparse():
+                    continue
+                if PurePosixPath(name).suffix.lower() in Image.registered_extensions():
+                    images.append((name, entry.offset_data, entry.size))
+                elif PurePosixPath(name).name == DESCRIPTION:
+                    description = Description(_bytes(file, entry), name.removesuffix(DESCRIPTION))
+                elif ending in LABELS and entry.size <= LONGEST:
+                    labels[key, ending] = _label(ending, _bytes(file, entry), f"{path}/{name}")
+                else:
+                    others.append(name)
+    except tarfile.TarError as error:
+        with path.open("rb") as raw:
+            packed = raw.read(6).startswith(COMPRESSED)
+        hint = "it is compressed, which allows no access to single images: unpack it" if packed else error
+        raise DataError(f"{path} cannot be read as a tar: {hint}") from error
+    if not images:
+        raise DataError(f"{path} holds no image files (it holds {listed(others, 3) or 'nothing'})")
+    if labels:
+        check_keys(images, path)
+    return list(_labelled(images, labels)), description
+
+
+def check_keys(images: Sequence[tuple[str, int, int]], path: Path) -> None:
+    """Raise DataError if a sample of WebDataset has several images, of which one would have to be chosen."""
+    first: dict[str, str] = {}
+    for name, _, _ in images:
+        if (other := first.setdefault(split_name(name)[0], name)) != name:
+            raise DataError(f"{path} has samples of several images, such as {other} and {name}: allowed is one of each")
+
+
+def _bytes(file: tarfile.TarFile, entry: tarfile.TarInfo) -> bytes:
+    content = file.extractfile(entry)
+    return b"" if content is None else content.read()
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Return the key of a member, its name up to the first dot of the last part, and what follows, in lower case."""
+    folder, slash, file = name.removeprefix("./").rpartition("/")
+    key, _, ending = file.partition(".")
+    return folder + slash + key, ending.lower()
+
+
+def _labelled(images: Sequence[tuple[str, int, int]], labels: dict[tuple[str, str], int | str | None]) -> Iterator[Row]:
+    for name, start, size in images:
+        key = split_name(name)[0]
+        yield name, start, size, next((label for e in LABELS if (label := labels.get((key, e))) is not None), None)
+
+
+def _label(ending: str, content: bytes, what: str) -> int | str | None:
+    """Return the label that a file beside an image holds, or None if it holds none. Raises DataError."""
+    try:
+        text = content.decode("utf-8").strip()
+        value: Any = json.loads(text) if ending == "json" else text
+    except ValueError as error:
+        raise DataError(f"{what} cannot be read as a label: {error}") from None
+    if ending == "json":
+        value = next((value[key] for key in KEYS if key in value), None) if isinstance(value, dict) else value
+    if isinstance(value, str) and re.fullmatch(r"-?\d+", value):
+        return int(value)
+    return value if isinstance(value, int | str) and not isinstance(value, bool) and value != "" else None
+
+
+def _unlabelled(member: StoredMember) -> StoredMember:
+    return StoredMember(member.container, member.name, member.size, None, start=member.start)

@@ -1,0 +1,372 @@
+"""Images inside zips and tars: the same data set as the folder that was packed, in every process, and clear errors."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import tarfile
+import warnings
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import admg
+from admg.checkpoints.labels import Labels
+from admg.checkpoints.model import Model
+from admg.data import DataConfig, DataError, batches, members
+from admg.data import open as open_dataset
+from admg.data.members import Container, Part
+from admg.data.tars import expand, index_path
+from admg.diffusion.config import DiffusionConfig
+from admg.evaluation.kept import fingerprint
+from admg.evaluation.sources import open_source
+from admg.generation.starts import load_images
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def save(path: Path, image: np.ndarray | Image.Image, **options: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(path, **options)
+    return path
+
+
+def png(image: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "png")
+    return file.getvalue()
+
+
+def zipped(folder: Path, target: Path, method: int = zipfile.ZIP_STORED, top: str = "") -> Path:
+    with zipfile.ZipFile(target, "w", method) as file:
+        for name in sorted(folder.rglob("*"), reverse=True):
+            file.write(name, top + name.relative_to(folder).as_posix())
+    return target
+
+
+def tarred(folder: Path, target: Path, top: str = "") -> Path:
+    with tarfile.open(target, "w") as file:
+        for name in sorted(folder.rglob("*"), reverse=True):
+            file.add(name, top + name.relative_to(folder).as_posix(), recursive=False)
+    return target
+
+
+def write_tar(path: Path, content: dict[str, bytes]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as file:
+        for name, value in content.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(value)
+            file.addfile(entry, io.BytesIO(value))
+    return path
+
+
+def write_zip(path: Path, content: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(path, "w", method) as file:
+        for name, value in content.items():
+            file.writestr(name, value)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("ADMG_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    """Images of many kinds in three classes, one of which is named in Unicode NFD."""
+    root, exif = tmp_path / "photos", Image.Exif()
+    exif[0x0112] = 6
+    save(root / "cat" / "turned.jpg", noise(20, 12, 3), exif=exif)
+    save(root / "cat" / "cmyk.jpg", Image.fromarray(noise(12, 12, 4), "CMYK"))
+    save(root / "cat" / "deep" / "grey16.png", noise(8, 8).astype(np.uint16) * 257)
+    save(root / "dog" / "alpha.png", noise(9, 9, 4))
+    save(root / "dog" / "palette.gif", Image.fromarray(noise(9, 9, 3)).quantize(16))
+    frames = [Image.fromarray(noise(8, 8, seed=seed)) for seed in range(3)]
+    save(root / "e\u0301" / "moving.tif", frames[0], save_all=True, append_images=frames[1:])
+    save(root / "Zebra" / "one.webp", noise(8, 10, 3))
+    save(root / ".hidden" / "no.png", noise(8, 8))
+    save(root / "__MACOSX" / "no.png", noise(8, 8))
+    (root / "cat" / ".DS_Store").write_text("no image")
+    return root
+
+
+def same(one: admg.data.Dataset, other: admg.data.Dataset) -> bool:
+    x, y = one.batch(range(len(one)))
+    x2, y2 = other.batch(range(len(other)))
+    equal = torch.equal(x, x2) and torch.equal(y, y2) and one.label_names == other.label_names
+    return equal and one.decoding == other.decoding and one.channels == other.channels
+
+
+@pytest.mark.parametrize("kind", ["stored", "deflated", "within a folder", "tar", "tar within a folder"])
+@pytest.mark.parametrize("options", [{}, {"frames": "all", "background": 0}, {"verify": "none"}, {"labels": "none"}])
+def test_an_archive_of_a_folder_is_the_same_data_set(photos, tmp_path, kind, options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        folder = open_dataset(photos, 8, **options)
+        if kind.startswith("tar"):
+            path = tarred(photos, tmp_path / "photos.tar", "./" if kind == "tar" else "photos/")
+        else:
+            method = zipfile.ZIP_DEFLATED if kind == "deflated" else zipfile.ZIP_STORED
+            path = zipped(photos, tmp_path / "photos.zip", method, "photos/" if "folder" in kind else "")
+        archive = open_dataset(path, 8, **options)
+    assert same(folder, archive) and len(archive) == (9 if "frames" in options else 7)
+    assert not archive.skipped
+    if options != {"labels": "none"}:
+        assert archive.label_names == ("Zebra", "cat", "dog", "\u00e9")
+
+
+def test_system_folders_of_archives_are_named(photos, tmp_path):
+    with pytest.warns(UserWarning, match=r"left out the hidden and system folders of .*photos.zip: .*__MACOSX"):
+        open_dataset(zipped(photos, tmp_path / "photos.zip"), 8)
+
+
+def edm(path: Path, labels: object, count: int = 5, **more: object) -> Path:
+    content = {f"00000/img{i:08d}.png": png(noise(8, 8, 3, seed=i)) for i in range(count)}
+    return write_zip(path, content | {"dataset.json": json.dumps({"labels": labels} | more).encode()})
+
+
+def test_zip_of_edm(tmp_path):
+    entries = [[f"00000/img{i:08d}.png", 6 - i] for i in range(5)]
+    dataset = open_dataset(edm(tmp_path / "a.zip", entries), 8)
+    assert dataset.labels.tolist() == [6, 5, 4, 3, 2] and dataset.label_names == tuple("0123456") and dataset.numbered
+    x, _ = dataset.batch([3])
+    assert np.array_equal(((x[0] + 1) * 127.5).round().numpy().transpose(1, 2, 0), noise(8, 8, 3, seed=3))
+    assert str(dataset.images[3]) == f"{tmp_path}/a.zip/00000/img00000003.png"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the folder 00000 is no class
+        assert open_dataset(edm(tmp_path / "b.zip", None), 8).labels is None
+    named = open_dataset(edm(tmp_path / "c.zip", entries, label_names={str(k): f"n{9 - k}" for k in range(2, 7)}), 8)
+    assert named.label_names == ("n7", "n6", "n5", "n4", "n3") and named.labels.tolist() == [4, 3, 2, 1, 0]
+    with pytest.raises(DataError, match=r"a.zip/dataset.json has no label for 1 of 5 images, such as .*00000004"):
+        open_dataset(edm(tmp_path / "a.zip", entries[:4]), 8)
+
+
+def test_corrupt_members_are_named_or_refused(tmp_path):
+    good, bad = png(noise(8, 8, 3)), png(noise(8, 8, 3))[:-60]
+    content = {"a/1.png": good, "a/2.png": b"", "a/3.png": bad, "a/notes.txt": b"hello"}
+    for path in (write_zip(tmp_path / "a.zip", content), write_zip(tmp_path / "b.zip", content, zipfile.ZIP_DEFLATED)):
+        dataset = open_dataset(path, 8, verify="full", labels="folders")
+        reasons = {file.name: reason for file, reason in dataset.skipped}
+        assert len(dataset) == 1 and list(reasons) == ["a/2.png", "a/3.png", "a/notes.txt"]
+        assert "truncated" in reasons["a/3.png"] and reasons["a/2.png"] == "not an image that Pillow can read"
+        with pytest.raises(DataError, match=r"3 of 4 files in .*zip cannot be read .*the first is a/2.png"):
+            open_dataset(path, 8, verify="full", strict=True)
+        with pytest.raises(DataError, match=r"zip/a/3.png cannot be read as an image: .*truncated"):
+            open_dataset(path, 8, labels="folders")[1]
+    tar = write_tar(tmp_path / "a.tar", content)
+    dataset = open_dataset(tar, 8, verify="full", labels="folders")
+    assert [file.name for file, _ in dataset.skipped] == ["a/2.png", "a/3.png"]  # notes.txt is no image's sample
+
+
+def test_a_damaged_member_of_a_zip_is_skipped(tmp_path):
+    path = write_zip(tmp_path / "a.zip", {f"{i}.png": png(noise(8, 8, seed=i)) for i in range(3)}, zipfile.ZIP_DEFLATED)
+    with zipfile.ZipFile(path) as file:
+        offsets = [entry.header_offset for entry in file.infolist()]
+    raw = bytearray(path.read_bytes())
+    raw[offsets[1] : offsets[1] + 4] = b"none"  # the signature
+    raw[offsets[2] + 40 : offsets[2] + 60] = b"\xff" * 20
+    path.write_bytes(raw)
+    dataset = open_dataset(path, 8, labels="none", verify="full")
+    assert len(dataset) == 1 and dataset.skipped[0][1] == "its header in the zip is damaged"
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "encrypted", "method", "empty"])
+def test_what_is_no_zip_is_refused(tmp_path, damage):
+    path = write_zip(tmp_path / "a.zip", {} if damage == "empty" else {"1.png": png(noise(8, 8))})
+    raw = bytearray(path.read_bytes())
+    central = raw.find(b"PK\x01\x02")
+    if damage == "cut":
+        raw = raw[:-30]
+    elif damage == "text":
+        raw = bytearray(b"hello")
+    elif damage == "encrypted":
+        raw[central + 8] |= 1
+    elif damage == "method":
+        raw[central + 10] = 14  # LZMA
+    path.write_bytes(raw)
+    said = {"encrypted": "are encrypted, such as 1.png", "method": "compressed by method 14", "empty": "holds none"}
+    with pytest.raises(DataError, match=said.get(damage, "a.zip cannot be read as a zip")):
+        open_dataset(path, 8)
+
+
+def webdataset(folder: Path, label=lambda i: {"cls": str(i % 3).encode()}, shards: int = 3, name="shards-{:03}.tar"):
+    for shard in range(shards):
+        content = {}
+        for i in range(4 * shard, 4 * shard + 4):
+            content |= {f"{i:05}.{ending}": value for ending, value in label(i).items()}
+            content[f"{i:05}.png"] = png(noise(8, 8, 3, seed=i))
+        write_tar(folder / name.format(shard), content)
+    return folder
+
+
+def test_webdataset_in_every_spelling(tmp_path):
+    folder = webdataset(tmp_path / "w")
+    (folder / "sizes.json").write_text("{}")
+    for path in (folder, f"{folder}/shards-{{000..002}}.tar", f"{folder}/shards-*.tar"):
+        dataset = open_dataset(path, 8)
+        assert dataset.labels.tolist() == [i % 3 for i in range(12)] and dataset.numbered
+        x, _ = dataset.batch(range(12))
+        images = ((x + 1) * 127.5).round().numpy().astype(np.uint8).transpose(0, 2, 3, 1)
+        assert np.array_equal(images, np.stack([noise(8, 8, 3, seed=i) for i in range(12)]))
+    assert str(dataset.images[5]) == f"{folder}/shards-001.tar/00005.png"
+    one = open_dataset(folder / "shards-001.tar", 8)
+    assert one.labels.tolist() == [1, 2, 0, 1] and str(one.images[1]) == f"{folder}/shards-001.tar/00005.png"
+    with pytest.raises(DataError, match=r"2 of 5 files of .* do not exist; the first is shards-003.tar"):
+        open_dataset(f"{folder}/shards-{{000..004}}.tar", 8)
+    with pytest.raises(DataError, match=r"no file matches .*other-\*.tar"):
+        open_dataset(f"{folder}/other-*.tar", 8)
+
+
+def test_ranges_of_shards(tmp_path):
+    names = [f"a-{i:02}-{j}.tar" for i in (8, 9, 10) for j in (0, 1)]
+    for name in names:
+        (tmp_path / name).touch()
+    assert [path.name for path in expand(f"{tmp_path}/a-{{08..10}}-{{0..1}}.tar")] == names
+    assert expand(str(tmp_path / "a.tar")) == []
+
+
+@pytest.mark.parametrize(
+    "label, labels, names",
+    [
+        (lambda i: {"cls": b"3\n"}, 3, tuple("0123")),
+        (lambda i: {"cls": b"dog" if i % 2 else b"cat"}, None, ("cat", "dog")),
+        (lambda i: {"txt": b"cat", "json": b'{"label": 1, "url": "x"}'}, 1, tuple("01")),
+        (lambda i: {"json": b'{"url": "x"}', "txt": b"cat"}, 0, ("cat",)),
+        (lambda i: {"json": b'{"class_name": "dog"}', "CLS": b"cat"}, 0, ("cat",)),
+        (lambda i: {"txt": f"a picture of {i}".encode()}, "captions", ()),
+        (lambda i: {"npy": b"x"}, "none", ()),
+    ],
+)
+def test_labels_of_webdataset(tmp_path, label, labels, names):
+    folder = webdataset(tmp_path / "w", label)
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        dataset = open_dataset(folder, 8)
+    assert dataset.label_names == names
+    assert (dataset.labels is None) == isinstance(labels, str) and bool(notes) == (labels == "captions")
+    if not isinstance(labels, str):
+        assert dataset.labels.tolist() == [i % 2 if labels is None else labels for i in range(12)]
+    assert open_dataset(folder, 8, labels="none").labels is None
+
+
+@pytest.mark.parametrize(
+    "label, said",
+    [
+        (lambda i: {"cls": b"1"} if i else {}, "1 of 12 images .* have no label, such as .*shards-000.tar/00000.png"),
+        (lambda i: {"cls": b"1" if i else b"cat"}, "are numbers, and some names, such as cat"),
+        (lambda i: {"cls": b"-1"}, "has a label -1"),
+        (lambda i: {"json": b"{"}, "00000.json cannot be read as a label"),
+        (lambda i: {"cls": b"\xff"}, "00000.cls cannot be read as a label"),
+        (lambda i: {"cls": b"1", "jpg": b"x"}, "samples of several images, such as 00000.jpg and 00000.png"),
+    ],
+)
+def test_unclear_labels_of_webdataset_are_refused(tmp_path, label, said):
+    with pytest.raises(DataError, match=said):
+        open_dataset(webdataset(tmp_path / "w", label), 8)
+
+
+def test_parts_of_a_tar_set(tmp_path):
+    webdataset(webdataset(tmp_path / "w", name="train-{}.tar"), shards=1, name="val-{}.tar")
+    with pytest.warns(UserWarning, match="3 of 4 files are the split train"):
+        assert len(open_dataset(tmp_path / "w", 8)) == 12
+    with pytest.warns(UserWarning, match=r"1 of 4 files are the split test: val-0.tar"):
+        assert len(open_dataset(tmp_path / "w", 8, split="test")) == 4
+    for file in (tmp_path / "w").glob("val*"):
+        file.unlink()
+    with pytest.raises(DataError, match=r'no file for split="test" .*it has train-0.tar, train-1.tar, train-2.tar'):
+        open_dataset(tmp_path / "w", 8, split="test")
+
+
+def test_a_tar_is_read_through_once(tmp_path, monkeypatch):
+    folder = webdataset(tmp_path / "w")
+    first = open_dataset(folder, 8)
+    opened = []
+    original = tarfile.open
+    monkeypatch.setattr(tarfile, "open", lambda path, mode: opened.append(path.name) or original(path, mode))
+    assert same(open_dataset(folder, 8), first) and opened == []
+    os.utime(folder / "shards-001.tar", ns=(1, 1))
+    assert same(open_dataset(folder, 8), first) and opened == ["shards-001.tar"]
+    for damaged in (b"", b"x", index_path(folder / "shards-000.tar").read_bytes()[:-9]):
+        opened.clear()
+        index_path(folder / "shards-002.tar").write_bytes(damaged)
+        assert same(open_dataset(folder, 8), first) and opened == ["shards-002.tar"]
+
+
+@pytest.mark.parametrize("content, said", [(b"hello", "cannot be read as a tar"), (b"\x1f\x8b" + b"x" * 600, "unpack")])
+def test_what_is_no_tar_is_refused(tmp_path, content, said):
+    (tmp_path / "a.tar").write_bytes(content)
+    with pytest.raises(DataError, match=said):
+        open_dataset(tmp_path / "a.tar", 8)
+    with pytest.raises(DataError, match=r"holds no image files \(it holds n01440764.tar\)"):
+        open_dataset(write_tar(tmp_path / "b.tar", {"n01440764.tar": b"x"}), 8)
+
+
+def test_a_truncated_tar_is_refused_or_its_last_image_named(tmp_path):
+    path = write_tar(tmp_path / "a.tar", {f"{i}.png": png(noise(64, 64, 3, seed=i)) for i in range(3)})
+    raw = path.read_bytes()
+    path.write_bytes(raw[: len(raw) // 2])
+    with pytest.raises(DataError, match=r"a.tar cannot be read as a tar: unexpected end of data"):
+        open_dataset(path, 8)
+
+
+def test_a_part_of_a_file_is_a_file(tmp_path):
+    (tmp_path / "a").write_bytes(bytes(range(100)))
+    part = Part(Container.of(tmp_path / "a"), 10, 20)
+    assert part.read(5) == bytes(range(10, 15)) and part.tell() == 5
+    assert part.seek(-3, 2) == 17 and part.read() == bytes(range(27, 30)) and part.read() == b""
+    assert part.seek(2) == 2 and part.seek(2, 1) == 4 and part.read(1) == bytes([14])
+    assert part.seek(50) == 50 and part.read(1) == b""
+
+
+def test_a_file_that_was_replaced_is_refused(tmp_path):
+    path = edm(tmp_path / "a.zip", None)
+    dataset = open_dataset(path, 8)
+    dataset.batch([0])
+    replacement = edm(tmp_path / "b.zip", None, count=7)
+    replacement.replace(path)
+    assert len(open_dataset(path, 8)) == 7
+    members._opened.cache_clear()  # files that are open already keep their content
+    with pytest.raises(DataError, match=r"a.zip has changed since it was opened: open it again"):
+        dataset.batch([1])
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_workers_and_threads_and_pickles_read_the_same(tmp_path, kind):
+    content = {f"{i:03}.png": png(noise(8, 8, 3, seed=i)) for i in range(40)}
+    path = (write_zip if kind == "zip" else write_tar)(tmp_path / f"a.{kind}", content)
+    dataset = open_dataset(path, 8)
+    x, _ = dataset.batch(range(40))
+    with ThreadPoolExecutor(8) as pool:
+        assert torch.equal(torch.cat(list(pool.map(lambda i: dataset.batch([i])[0], range(40)))), x)
+    assert torch.equal(pickle.loads(pickle.dumps(dataset)).batch(range(40))[0], x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a machine with one core warns of more workers than that
+        parallel = batches(dataset, 6, seed=1, workers=2)
+        alone = batches(dataset, 6, seed=1)
+        assert all(torch.equal(next(parallel)[0], next(alone)[0]) for _ in range(14))
+
+
+def test_everything_that_reads_folders_reads_archives(tmp_path, photos):
+    for i in range(6):
+        save(tmp_path / "square" / "ab"[i % 2] / f"{i}.png", noise(8, 8, 3, seed=i))
+    folder, archive = tmp_path / "square", zipped(tmp_path / "square", tmp_path / "square.zip")
+    assert same(DataConfig(data=str(archive), image_size=8).open(), open_dataset(folder, 8))
+    found, expected = open_source(archive, labels=True), open_source(folder, labels=True)
+    assert np.array_equal(found[0:6], expected[0:6]) and found.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert found.digest(slice(0, 6)) == expected.digest(slice(0, 6)) and fingerprint(found) != fingerprint(expected)
+    model = Model(nn.Identity(), DiffusionConfig().build(), (3, 8, 8), Labels(0), DiffusionConfig())
+    images, names = load_images([archive], model)
+    assert torch.equal(images, load_images([folder], model)[0]) and names == ["0", "2", "4", "1", "3", "5"]
