@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from admg.diffusion.config import DiffusionConfig
-from admg.models import ClassifierConfig, NoisyClassifier, SuperResUNet, UNet, UNetConfig
+from admg.models import ClassifierConfig, NoisyClassifier, SuperResConfig, SuperResUNet, UNet, UNetConfig
 from admg.models.unet import EncoderConfig
 
 FOLDER = Path(__file__).parent / "openai"
@@ -77,7 +77,9 @@ def network_config(kind: str, flags: str) -> EncoderConfig:
     channel_mult = numbers(given.get("channel_mult", ""))
     if kind == "upsampler" and size == 512:
         channel_mult = (1, 1, 2, 2, 4, 4)  # unlike a diffusion model of 512 pixels
-    return UNetConfig(
+    if kind == "upsampler":
+        common["small_size"] = int(given.get("small_size", 64))
+    return (SuperResConfig if kind == "upsampler" else UNetConfig)(
         **common,
         channel_mult=channel_mult,
         channels=int(given["num_channels"]),

@@ -13,7 +13,7 @@ from rounding import outputs_with_rounding
 from torch import Tensor, nn
 
 from admg.engine.half_torso import with_half_torso
-from admg.models import ClassifierConfig, NoisyClassifier, SuperResUNet, UNet, UNetConfig
+from admg.models import ClassifierConfig, NoisyClassifier, SuperResConfig, SuperResUNet, UNet, UNetConfig
 from admg.models.blocks import (
     AttentionBlock,
     AttentionPool,
@@ -329,7 +329,7 @@ def test_a_torso_of_low_precision(name, dtype):
 
 @torch.no_grad()
 def test_low_res_is_upsampled_bilinearly_from_any_size():
-    config = UNetConfig(**SMALL, head_channels=32)
+    config = SuperResConfig(**SMALL, head_channels=32)
     network = reference.fill(SuperResUNet(config))
     plain = UNet(config, in_channels=6).eval()
     plain.load_state_dict(network.state_dict())

@@ -63,12 +63,15 @@ class UpsamplerOptions:
     upsampler_sampler: sampler of the upsampler
     upsampler_steps: steps of the upsampler, as --steps; 250 of ddpm give better images
     upsampler_batch_size: large images per batch
+    upsampler_augment_level: level of noise to add to the small images, for a model trained with --augment-noise; 0
+        takes them as they are
     """
 
     upsampler: str | None = setting(None, metavar="NAME", default_text="none")
     upsampler_sampler: str = setting("ddim", choices=sorted(SAMPLERS))
     upsampler_steps: str = setting("25", metavar="STEPS")
     upsampler_batch_size: int | None = setting(None, min=1)
+    upsampler_augment_level: float = setting(0.0, min=0, max=1)
 
     def __post_init__(self) -> None:
         check(self)
@@ -76,7 +79,7 @@ class UpsamplerOptions:
     def recipe(self, base: Recipe) -> Recipe:
         return dataclasses.replace(
             base, guide=None, unconditional=False, sampler=self.upsampler_sampler, steps=self.upsampler_steps,
-            batch_size=self.upsampler_batch_size,
+            batch_size=self.upsampler_batch_size, augment_level=self.upsampler_augment_level,
         )  # fmt: skip
 
 

@@ -10,15 +10,17 @@ from admg.config import check, group, overrides, setting
 from admg.data import DataConfig
 from admg.diffusion.config import DiffusionConfig
 from admg.models import SuperResConfig
-from admg.training import ObjectiveConfig, TrainConfig, train_upsampler
+from admg.training import AugmentConfig, ObjectiveConfig, TrainConfig, train_upsampler
 
 from .training import provenance, train
 
 EXAMPLES = """\
   admg train-upsampler --data photos --image-size 256 --small-size 64 --out runs/upsampler
+  admg train-upsampler --data photos --image-size 256 --augment-noise 0.3 --augment-blur 0.5 --out runs/upsampler
   admg upsample --model runs/upsampler --base samples_1000x64x64x3.npz --out large"""
 
-FROM_DATA = ("image_size", "image_channels", "num_classes", "learn_variance", "num_heads_upsample", "small_size")
+FROM_DATA = ("image_size", "image_channels", "num_classes", "learn_variance", "num_heads_upsample", "small_size",
+             "augment_noise")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,7 @@ class Options:
     small_size: int | None = setting(None, min=1, default_text="a quarter of the image size")
     init: str | None = setting(None, metavar="MODEL")
     images: DataConfig = group(DataConfig)
+    augment: AugmentConfig = group(AugmentConfig)
     training: TrainConfig = group(TrainConfig)
     objective: ObjectiveConfig = group(ObjectiveConfig)
     diffusion: DiffusionConfig = group(DiffusionConfig, title="Diffusion process")
@@ -53,6 +56,7 @@ def run(options: Options) -> None:
             options.out,
             options.training,
             small_size=options.small_size,
+            augment=options.augment,
             network=options.network,
             diffusion=options.diffusion,
             objective=options.objective,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from admg.config import check, group, setting
@@ -23,12 +24,15 @@ class Options:
     model: name, folder or file of weights of an upsampling model
     base: .npz of the small images, arr_0, and of their labels, arr_1
     num: only the first images of the file
+    augment_level: level of noise to add to the small images, for a model trained with --augment-noise; 0 takes them as
+        they are
     out: folder of samples_NxHxWxC.npz and the pictures
     """
 
     model: str = setting(metavar="NAME")
     base: str = setting(metavar="FILE")
     num: int | None = setting(None, min=1, default_text="all")
+    augment_level: float = setting(0.0, min=0, max=1)
     out: str = setting("upsampled", metavar="DIR")
     sampling: SamplingOptions = group(SamplingOptions)
     guidance: GuidanceOptions = group(GuidanceOptions)
@@ -42,6 +46,7 @@ def run(options: Options) -> None:
     model = load_upsampler(options.model)
     guides = options.guidance.load(model, options.model, 4.0 if options.guidance.classifier else 0.0)
     recipe = options.sampling.recipe(guides.build(), model=options.model)
+    recipe = dataclasses.replace(recipe, augment_level=options.augment_level)
     options.sampling.to_device(model, guides)
     done = generate_upsampled(
         model, options.base, out=options.out, num=options.num, recipe=recipe, options=options.job,

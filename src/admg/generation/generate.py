@@ -17,6 +17,7 @@ from admg.engine.precision import Precision
 from admg.guidance import Guide
 from admg.samplers import Sampler
 
+from .augmentation import check_level
 from .contact_sheet import edit_sheet, interpolation_sheet
 from .edit import check_images, label_tensor
 from .images import to_uint8
@@ -293,6 +294,7 @@ def enlarged(stage: Stage, upsampler: Model | str | Path, recipe: Recipe | None 
         chosen="of the base", base=first.shards().target, origin=first.record,
     )  # fmt: skip
     model.respace(recipe.steps)  # errors must show before anything is written
+    check_level(model, recipe.augment_level)
     check_guide(model, recipe.guide)
     check_base_labels(second, "sample with labels, or choose an upsampler without")
     check_null_label(model, stage.labels, recipe.unconditional)

@@ -22,6 +22,7 @@ from admg.guidance import Bounded, Guide, Recorded
 from admg.samplers import NoiseSampler
 
 from .acceleration import batch_that_fits
+from .augmentation import augmented, check_level
 from .describe import describe_or_mark, describe_sampler
 from .guide_specs import guide_title
 from .modes import evaluation_mode
@@ -45,7 +46,8 @@ class Recipe:
     batch_size: images per batch; None: as many as fit in memory, at most 64
     precision: number format of matrix products: fp32, bf16, fp16 (on GPUs), or auto (bf16 where it is native)
     compile: whether torch.compile builds the networks first: auto (no), on or off
-    Raises ValueError for an unknown sampler, a negative seed or a batch size below 1.
+    augment_level: level of noise to add to the low-resolution images of an upsampler, see upsample()
+    Raises ValueError for an unknown sampler, a negative seed, a batch size below 1 or a level outside [0, 1].
     """
 
     guide: Guide | None = None
@@ -57,17 +59,21 @@ class Recipe:
     batch_size: int | None = None
     precision: Precision = "fp32"
     compile: Compile = "auto"
+    augment_level: float = 0.0
 
     def __post_init__(self) -> None:
         find_sampler(self.sampler)
+        if not 0 <= self.augment_level <= 1:
+            raise ValueError(f"augment_level must be from 0 to 1, got {self.augment_level}")
         if self.seed < 0:
             raise ValueError(f"seed must be at least 0, got {self.seed}")
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
 
     def arguments(self) -> dict[str, Any]:
-        """Return the settings as arguments of generate()."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        """Return the settings as arguments of generate(), whose model is no upsampler."""
+        names = [field.name for field in dataclasses.fields(self) if field.name != "augment_level"]
+        return {name: getattr(self, name) for name in names}
 
     @property
     def title(self) -> str:
@@ -92,6 +98,7 @@ class Recipe:
             "seed": self.seed,
             "unconditional": self.unconditional,
             "precision": resolve(self.precision, device),
+            **({"augment_level": self.augment_level} if self.augment_level else {}),
         }
 
 
@@ -123,9 +130,10 @@ class BatchSampler:
         """Yield the same sampler with accelerated networks, in evaluation mode: once per call or job, not per batch.
 
         labels: of all images
-        Raises ValueError if the guide or these labels do not belong to the model.
+        Raises ValueError if the guide, these labels or the level of noise do not belong to the model.
         """
         recipe = self.recipe
+        check_level(self.model, recipe.augment_level)
         check_guide(self.model, recipe.guide)
         check_null_label(self.model, labels, recipe.unconditional)
         with evaluation_mode(self.model, recipe.guide, recipe.sampler):
@@ -180,14 +188,16 @@ class BatchSampler:
         """
         model, recipe = self.model, self.recipe
         y = torch.tensor([-1 if label is None else label for label in labels[batch]], dtype=torch.int64)
-        noise = SeededNoise(recipe.seed, range(first + batch.start, first + batch.start + len(y)))
+        images = range(first + batch.start, first + batch.start + len(y))
+        noise = SeededNoise(recipe.seed, images)
         x = noise.draw(model.shape) if inputs.x_T is None else inputs.x_T[batch]
         x = x.to(model.device, dtype_of(model))
         if inputs.start is not None:
             x = inputs.start(batch)(model, x, recipe.unconditional)
         if inputs.low_res is not None:
-            given = {**model.given, "low_res": inputs.low_res[batch].to(model.device, x.dtype)}
-            model = dataclasses.replace(model, given=given)
+            given = augmented(inputs.low_res[batch], recipe.augment_level, recipe.seed, images)
+            given = {name: value.to(model.device, x.dtype) for name, value in given.items()}
+            model = dataclasses.replace(model, given={**model.given, **given})
         bounded = recipe.bounded_guide
         guide = None if bounded is None else Recorded(bounded)
         steps = find_sampler(recipe.sampler)(

@@ -37,6 +37,7 @@ def sample(
     x_T: Images | None = None,
     noise_sampler: NoiseSampler | None = None,
     low_res: Images | None = None,
+    augment_level: float = 0.0,
     first: int = 0,
     precision: Precision = "fp32",
     compile: Compile = "auto",
@@ -60,11 +61,12 @@ def sample(
     x_T: noise to start from (N, C, H, W), in place of the seed's; its height and width may differ from the model's
     noise_sampler: (x, index) -> noise of a step, in place of the seed's
     low_res: (N, C, h, w) in [-1, 1], the small images for an upsampling model
+    augment_level: level of noise to add to them, see upsample()
     first: number of the first image, for a process that generates images first .. first + N - 1 of a larger set
     precision: number format of matrix products: fp32, auto (bf16 where it is native), bf16, or fp16 (on GPUs)
     compile: whether torch.compile builds the networks first: auto (no), on or off
     progress: whether to show a progress bar
-    Raises ValueError for an unknown label, sampler or respacing, and for low_res that does not fit the model;
+    Raises ValueError for an unknown label, sampler or respacing, and for low_res or a level that do not fit the model;
     FloatingPointError if an image is not finite, as after an overflow.
 
     >>> import admg
@@ -77,6 +79,7 @@ def sample(
     recipe = Recipe(
         guide=guide, sampler=sampler, steps=steps, seed=seed, unconditional=unconditional,
         bound_guidance=bound_guidance, batch_size=batch_size, precision=precision, compile=compile,
+        augment_level=augment_level,
     )  # fmt: skip
     if x_T is not None and len(x_T) != len(numbers):
         raise ValueError(f"x_T has {len(x_T)} images for {len(numbers)} labels")

@@ -33,6 +33,7 @@ def upsample(
     images: Images | UInt8[np.ndarray, "n h w c"] | Samples | str | Path,
     labels: LabelsArgument = None,
     *,
+    augment_level: float = 0.0,
     guide: Guide | None = None,
     sampler: str | Sampler = "ddim",
     steps: int | str = 25,
@@ -49,6 +50,9 @@ def upsample(
     model: an upsampling Model, or anything that admg.load_upsampler accepts
     images: (N, C, h, w) in [-1, 1], uint8 (N, h, w, C), Samples, or the path of an .npz of samples
     labels: one per image, as in sample(); None: those of Samples or of the .npz
+    augment_level: level of noise to add to the images, at most the `augment_noise` that the model was trained with: a
+        standard deviation s, which gives sqrt(1 - s²) image + s noise. The default, 0, takes them as they are; noise
+        hides the errors of images that are samples, at the cost of their detail
     The other arguments are those of sample(). The noise differs from that of sample() with the same seed, so that it
     does not repeat the noise of the base images.
     Raises ValueError as sample() does, and for images that this model does not enlarge.
@@ -63,9 +67,9 @@ def upsample(
         labels = [None if label < 0 else int(label) for label in own]
     check_low_res(model, x, len(x))
     return sample(
-        model, labels if labels is not None else [None] * len(x), low_res=x, guide=guide, sampler=sampler, steps=steps,
-        seed=seed + UPSAMPLER_SEED, unconditional=unconditional, bound_guidance=bound_guidance, batch_size=batch_size,
-        precision=precision, compile=compile, progress=progress,
+        model, labels if labels is not None else [None] * len(x), low_res=x, augment_level=augment_level,
+        guide=guide, sampler=sampler, steps=steps, seed=seed + UPSAMPLER_SEED, unconditional=unconditional,
+        bound_guidance=bound_guidance, batch_size=batch_size, precision=precision, compile=compile, progress=progress,
     )  # fmt: skip
 
 

@@ -280,7 +280,10 @@ class UNet(UNetEncoder):
         y: labels (N,) in [0, num_classes); -1 (or None for all) drops the label: only the time embedding conditions
         Raises ValueError if the levels do not divide the size, or if an unconditional network is given labels.
         """
-        emb = self.embed(timesteps)
+        return self.denoise(x, self.embed(timesteps), y)
+
+    def denoise(self, x: Tensor, emb: Tensor, y: Tensor | None) -> Tensor:
+        """Return the output of forward() for all input channels, from the embedding of the timesteps."""
         if y is not None:
             if not self.config.num_classes:
                 raise ValueError("this network is unconditional and takes no labels y")

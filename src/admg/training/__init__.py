@@ -4,14 +4,17 @@
 a network or a loss of your own, construct a `TrainingRun` with a task of `tasks`, or one that you write.
 """
 
+from .augmentation import AugmentConfig
 from .config import ObjectiveConfig, TrainConfig
 from .ema import EMA
 from .start import train_classifier, train_diffusion, train_upsampler
-from .tasks import ClassifierTask, DiffusionTask, Task, UpsamplerTask
+from .tasks import ClassifierTask, DiffusionTask, Task
 from .trainer import TrainingRun
+from .upsampler import UpsamplerTask
 
 __all__ = [
     "EMA",
+    "AugmentConfig",
     "ClassifierTask",
     "DiffusionTask",
     "ObjectiveConfig",

@@ -29,9 +29,11 @@ from admg.files import check_output_folder
 from admg.models import ClassifierConfig, NoisyClassifier, SuperResConfig, SuperResUNet, UNet, UNetConfig
 
 from . import checkpointing
+from .augmentation import AugmentConfig
 from .config import ObjectiveConfig, TrainConfig
-from .tasks import ClassifierTask, DiffusionTask, UpsamplerTask
+from .tasks import ClassifierTask, DiffusionTask
 from .trainer import TrainingRun
+from .upsampler import UpsamplerTask
 
 N = TypeVar("N", bound=nn.Module)
 C = TypeVar("C", UNetConfig, SuperResConfig, ClassifierConfig)
@@ -156,6 +158,7 @@ def train_upsampler(
     config: TrainConfig | None = None,
     *,
     small_size: int | None = None,
+    augment: AugmentConfig | None = None,
     network: SuperResConfig | Mapping[str, Any] | None = None,
     diffusion: DiffusionConfig | None = None,
     objective: ObjectiveConfig | None = None,
@@ -168,6 +171,7 @@ def train_upsampler(
 
     data, out, config, diffusion, objective, init, provenance: see `train_diffusion`
     small_size: side of the images to enlarge in pixels (default: a quarter of the data's)
+    augment: noise and blur of the small images; see AugmentConfig. `augment_noise` becomes a field of the network
     network: architecture, or only those of its fields that differ from the defaults of SuperResConfig
 
     Raises ValueError and OSError as `train_diffusion` does.
@@ -190,18 +194,23 @@ def train_upsampler(
         >>> admg.sample(run.model, [None], low_res=low_res, steps=2, progress=False).x.shape
         torch.Size([1, 1, 8, 8])
     """
-    objective = objective or ObjectiveConfig()
+    objective, augment = objective or ObjectiveConfig(), augment or AugmentConfig()
     dataset = open_data(data, objective.unlabelled)
     config, diffusion = config or TrainConfig(), diffusion or DiffusionConfig()
     small = dataset.image_size // 4 if small_size is None else small_size
     if not 0 < small < dataset.image_size:
         raise ValueError(f"small_size must be from 1 to {dataset.image_size - 1}, got {small}")
-    fields = unet_fields(dataset, diffusion, objective)
-    architecture = fit_to_data(SuperResConfig, network, **fields, small_size=small)
+    fields: dict[str, Any] = {**unet_fields(dataset, diffusion, objective), "small_size": small}
+    if augment.augment_noise is not None:
+        fields["augment_noise"] = augment.augment_noise
+    architecture = fit_to_data(SuperResConfig, network, **fields)
     unet = initialised(SuperResUNet, architecture, config.seed)
     model = as_model(unet, diffusion, dataset)
-    task = UpsamplerTask(model, small, objective.objective, objective.label_dropout, examples=dataset)
+    task = UpsamplerTask(
+        model, small, objective.objective, objective.label_dropout, augment.augment_blur, examples=dataset
+    )
     record = {**describe(data, dataset), **(provenance or {}), **load_init(model, init, "upsampler")}
+    record |= {"augment_blur": augment.augment_blur} if augment.augment_blur else {}
     record |= dropout_record(model, dataset, objective, check_resumed(model, out))
     return TrainingRun(task, dataset, check_output_folder(out), config, record)
 
@@ -275,7 +284,7 @@ def unet_fields(dataset: ImageDataset, diffusion: DiffusionConfig, objective: Ob
     }
 
 
-def fit_to_data(kind: type[C], network: C | Mapping[str, Any] | None, **derived: int) -> C:
+def fit_to_data(kind: type[C], network: C | Mapping[str, Any] | None, **derived: Any) -> C:
     """Return the architecture with the fields that follow from the data.
 
     Raises ValueError if the given network has other values for these fields.

@@ -1,4 +1,4 @@
-"""What a network can learn: diffusion, classification of noised images, super-resolution."""
+"""What a network can learn: diffusion and classification of noised images; super-resolution is in upsampler.py."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from admg.checkpoints.model import Classifier, Model
-from admg.data import ImageDataset, evaluation_batches
+from admg.data import ImageDataset
 from admg.data.stream import spread_batches
 from admg.diffusion.losses import Objective, loss_terms
 from admg.generation.contact_sheet import sheet
 from admg.generation.fonts import label_title
-from admg.generation.images import save_png, to_uint8
+from admg.generation.images import save_png
 from admg.generation.sample import sample
 
 from .config import ObjectiveConfig
@@ -99,62 +99,6 @@ class DiffusionTask:
     def as_model(self, network: nn.Module, training: dict[str, Any]) -> Model:
         m = self.model
         return Model(network, m.diffusion, m.shape, m.labels, m.config, training)
-
-
-@dataclass
-class UpsamplerTask:
-    """A super-resolution model, which learns as a DiffusionTask does, given a small copy of each image.
-
-    The small copy is made as in guided-diffusion's super_res_train.py, by averaging areas of pixels.
-
-    small_size: side of the small copies in pixels
-    objective, label_dropout: see ObjectiveConfig
-    examples: images that previews enlarge (optional)
-    """
-
-    model: Model
-    small_size: int
-    objective: Objective = "hybrid"
-    label_dropout: float = 0.1
-    examples: ImageDataset | None = None
-
-    def __post_init__(self) -> None:
-        self.diffusion_task = DiffusionTask(self.model, self.objective, self.label_dropout)
-        if not 0 < self.small_size < self.model.shape[1]:
-            raise ValueError(f"small_size must be from 1 to {self.model.shape[1] - 1}, got {self.small_size}")
-
-    @property
-    def network(self) -> nn.Module:
-        return self.model.network
-
-    def draw(self, shape: torch.Size, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Return t, noise, and whether each label is dropped."""
-        return self.diffusion_task.draw(shape, generator)
-
-    def loss(self, x: Tensor, y: Tensor, t: Tensor, noise: Tensor, dropped: Tensor) -> dict[str, Tensor]:
-        return self.diffusion_task.loss(x, y, t, noise, dropped, low_res=self.shrink(x))
-
-    def shrink(self, x: Tensor) -> Tensor:
-        """Return the small copies (N, C, s, s) of images (N, C, S, S)."""
-        return F.interpolate(x, self.small_size, mode="area")
-
-    def preview(self, network: nn.Module, folder: Path, step: int) -> dict[str, float]:
-        """Draw up to eight images: the small copy, the copy enlarged with 25 steps of DDIM, and the original."""
-        if self.examples is None:
-            return {}
-        model = Model(network, self.model.diffusion, self.model.shape, self.model.labels)
-        x, y = next(evaluation_batches(self.examples, 8))
-        labels = [int(label) if model.conditional and label >= 0 else None for label in y]
-        small = self.shrink(x)
-        steps = min(25, len(model.diffusion))
-        large = sample(model, labels, low_res=small, steps=steps, progress=False).images
-        rows = [to_uint8(F.interpolate(small, x.shape[2:])), large, to_uint8(x)]
-        titles = [f"{self.small_size} pixels", "enlarged", "original"]
-        save_png(sheet(rows, row_titles=titles, title=f"step {step}"), folder / f"step_{step:07d}.png")
-        return {}
-
-    def as_model(self, network: nn.Module, training: dict[str, Any]) -> Model:
-        return self.diffusion_task.as_model(network, training)
 
 
 @dataclass

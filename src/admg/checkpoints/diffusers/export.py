@@ -69,6 +69,8 @@ def to_diffusers(model: Model, folder: Path | str, scheduler: Scheduler = "ddpm"
     network = unwrapped(model.network)
     if not isinstance(network, UNet):
         raise ValueError(f"only a UNet can be exported to diffusers, not a {type(network).__name__}")
+    if getattr(network.config, "augment_noise", 0):
+        raise ValueError("UNet2DModel cannot be conditioned on the noise of the low-resolution images of an upsampler")
     folder = free(folder)
     diffusion = model.diffusion if model.config is None else model.config.build()
     mean_only = scheduler != "ddpm" and diffusion.learns_variance

@@ -55,7 +55,7 @@ def to_openai(model: Model | Classifier, path: Path | str) -> Exported:
 def openai_config(model: Model | Classifier) -> OpenAIConfig:
     """Return the configuration that the flags describe.
 
-    Raises ValueError if the network is not one of ours or the model has no DiffusionConfig.
+    Raises ValueError if the network is not one of ours or has no counterpart, or if the model has no DiffusionConfig.
     """
     network = unwrapped(model.network)
     kind = kind_of(network)
@@ -63,6 +63,8 @@ def openai_config(model: Model | Classifier) -> OpenAIConfig:
         raise ValueError(f"guided-diffusion has no counterpart of {type(network).__name__}")
     if model.config is None:
         raise ValueError("only a model with its DiffusionConfig can be exported to openai")
+    if getattr(network.config, "augment_noise", 0):
+        raise ValueError("guided-diffusion has no upsampler that is conditioned on noise of the low-resolution images")
     diffusion = model.config
     if kind.name == "classifier":  # it predicts neither x_0 nor a variance
         default = DiffusionConfig()
