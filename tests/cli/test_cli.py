@@ -108,10 +108,10 @@ def spoil(folder, how: str) -> str:
     values = json.loads(config.read_text())
     if how == "truncated":
         weights.write_bytes(weights.read_bytes()[:-1000])
-        return "truncated or not a safetensors file"
+        return "is damaged: its SHA-256"
     if how == "foreign weights":
         weights.write_bytes(b"PK\x03\x04" + bytes(100))
-        return "truncated or not a safetensors file"
+        return "is damaged: its SHA-256"
     if how == "no weights":
         weights.unlink()
         return "has no model.safetensors"

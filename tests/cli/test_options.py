@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
@@ -145,6 +146,23 @@ def test_admg_alone_says_what_to_do_first(capsys):
 
 
 @pytest.mark.process
+def test_an_unforeseen_error_is_one_line_and_a_report(capsys, monkeypatch):
+    def fail(options):
+        raise KeyError("nobody\nexpects this")
+
+    monkeypatch.setattr("admg.cli.models.run", fail)
+    code, out, err = run(capsys, "models")
+    assert code == 1 and not out and err.count("\n") == 1
+    assert err.startswith("admg models: this is a bug in admg, not in your input: KeyError: ")
+    report = Path(err.split("report it with ")[1].strip())
+    text = report.read_text()
+    report.unlink()
+    assert "Traceback" in text and 'raise KeyError("nobody' in text and "\nmodels\n" in text
+    monkeypatch.setenv("ADMG_TRACEBACK", "1")
+    with pytest.raises(KeyError):
+        run(capsys, "models")
+
+
 def test_python_m_admg():
     import subprocess
 

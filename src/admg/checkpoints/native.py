@@ -21,6 +21,7 @@ from admg.diffusion.gaussian import Diffusion
 from admg.files import atomic
 from admg.models.unet import EncoderConfig, attended
 
+from .config_file import check_types, read_json, section
 from .labels import Labels
 from .networks import NETWORK_KINDS, Kind, kind_of
 from .weights import CheckpointError, build_network, check_state
@@ -96,21 +97,14 @@ def load(folder: Path | str, *kinds: Kind) -> Parts:
 def read_about(folder: Path | str, *kinds: Kind) -> About:
     """Read the config.json of a checkpoint of one of these kinds. Raises CheckpointError if it is unusable."""
     content = read_config(folder, *(kinds or NETWORK_KINDS))
+    path = Path(folder) / "config.json"
     return About(
         kind=content["kind"],
-        network=_section(NETWORK_KINDS[content["kind"]].config, _as_trained(content), "network", folder),
-        diffusion=_section(DiffusionConfig, content, "diffusion", folder),
+        network=section(path, _as_trained(content), "network", NETWORK_KINDS[content["kind"]].config),
+        diffusion=section(path, content, "diffusion", DiffusionConfig),
         labels=_labels(content),
         training=content.get("training", {}),
     )
-
-
-def _section(cls: type, content: dict[str, Any], key: str, folder: Path | str) -> Any:
-    """Return a section of config.json as a dataclass. Raises CheckpointError if it does not fit."""
-    try:
-        return cls(**content[key])
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{Path(folder) / 'config.json'}: bad {key!r}: {error}") from None
 
 
 def _as_trained(content: dict[str, Any]) -> dict[str, Any]:
@@ -122,7 +116,7 @@ def _as_trained(content: dict[str, Any]) -> dict[str, Any]:
     try:
         sides = attended(network["attention_resolutions"], network["image_size"], len(network["channel_mult"]))
         return content | {"network": network | {"attention_resolutions": sides}}
-    except (KeyError, TypeError):  # _section says what is wrong
+    except (KeyError, TypeError, ZeroDivisionError):  # section() says what is wrong
         return content
 
 
@@ -170,7 +164,8 @@ def write(folder: Path | str, config: dict[str, Any], network: nn.Module, dtype:
 def read_config(folder: Path | str, *kinds: str) -> dict[str, Any]:
     """Return the contents of config.json.
 
-    Raises CheckpointError if it is missing, not ours, of a newer version, or of none of the given kinds.
+    Raises CheckpointError if it is missing, not ours, of a newer version, of none of the given kinds, or if an entry
+    has another type than it must have.
     """
     folder = Path(folder)
     path = folder / "config.json"
@@ -179,17 +174,16 @@ def read_config(folder: Path | str, *kinds: str) -> dict[str, Any]:
         raise CheckpointError(f"{folder} {problem} a folder with config.json and model.safetensors")
     if not path.is_file():
         raise CheckpointError(f"{folder} has no config.json, so it is not an admg checkpoint")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from None
+    config = read_json(path)
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise CheckpointError(f'{path} does not belong to an admg checkpoint ("format": "{FORMAT}" is missing)')
     version = config.get("version")
-    if not isinstance(version, int) or version > VERSION:
+    if type(version) is not int or not 1 <= version <= VERSION:
         raise CheckpointError(
             f"{path} has version {version!r}; this admg reads up to version {VERSION}: update admg to load it"
         )
+    config = {name: value for name, value in config.items() if value is not None}
+    check_types(path, config)
     if kinds and config.get("kind") not in kinds:
         needed = " or ".join(map(repr, kinds))
         raise CheckpointError(f"{folder} holds a {config.get('kind')!r} checkpoint where a {needed} one is needed")

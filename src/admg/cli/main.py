@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import importlib
 import os
+import platform
+import shlex
 import sys
+import tempfile
+import traceback
 import warnings
 from types import ModuleType
 from typing import Any
@@ -47,7 +51,7 @@ To begin:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 2 for bad input, 130 when interrupted."""
+    """Run one command and return its exit code: 0, 2 for bad input, 130 when interrupted, 1 for an error of admg."""
     argv = list(sys.argv[1:] if argv is None else argv)
     name = command_name(argv)
     if name is None:
@@ -71,15 +75,34 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"admg {name}: error: {one_line(error)}", file=sys.stderr)
         return 2
-    except RuntimeError as error:
-        if "out of memory" not in str(error) or os.environ.get("ADMG_TRACEBACK"):
-            raise
-        print(f"admg {name}: error: out of memory: choose a smaller --batch-size", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print(f"admg {name}: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        if os.environ.get("ADMG_TRACEBACK"):
+            raise
+        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "out of memory" in str(error)):
+            print(f"admg {name}: error: out of memory: choose a smaller --batch-size", file=sys.stderr)
+            return 2
+        print(f"admg {name}: {unforeseen(error, argv)}", file=sys.stderr)
+        return 1
     return 0
+
+
+def unforeseen(error: Exception, argv: list[str]) -> str:
+    """Return one line on an error that nobody foresaw, after writing its traceback to a file."""
+    from admg import __version__
+
+    about = f"admg {__version__}, Python {platform.python_version()}, {platform.platform()}\n{shlex.join(argv)}\n\n"
+    line = f"this is a bug in admg, not in your input: {type(error).__name__}: {one_line(error)[:200]}"
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="admg-", suffix=".log", delete=False, encoding="utf-8", errors="replace"
+        ) as file:
+            file.write(about + "".join(traceback.format_exception(error)))
+    except OSError:
+        return f"{line} (ADMG_TRACEBACK=1 shows where)"
+    return f"{line}; please report it with {file.name}"
 
 
 def command_name(argv: list[str]) -> str | None:

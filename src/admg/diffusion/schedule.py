@@ -201,3 +201,5 @@ def _section_counts(spec: int | str | Sequence[int]) -> list[int] | str:
 def _check_steps(steps: int) -> None:
     if steps < 1:
         raise ValueError(f"a noise schedule needs at least 1 step, got {steps}")
+    if steps > 1_000_000:
+        raise ValueError(f"a noise schedule has at most 1,000,000 steps, got {steps}")

@@ -31,6 +31,18 @@ CHANNEL_MULT: dict[int, tuple[float, ...]] = {
 """Width of each level as a multiple of the base width, by image size: guided-diffusion's; Improved DDPM's for 32."""
 ATTENTION = (32, 16, 8)
 """Sides in pixels at which the paper's networks have attention."""
+RANGES = {
+    "image_size": (1, 16_384),
+    "image_channels": (1, 1024),
+    "channels": (1, 8192),
+    "num_res_blocks": (1, 64),
+    "num_heads": (0, 1024),
+    "head_channels": (0, 8192),
+    "num_classes": (0, 10_000_000),
+    "num_heads_upsample": (0, 1024),
+    "small_size": (0, 16_384),
+}
+"""Smallest and largest value of each number of an architecture; larger ones are mistakes that would fill the memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +87,7 @@ class EncoderConfig:
             object.__setattr__(self, "channel_mult", default_channel_mult(self.image_size))
         object.__setattr__(self, "channel_mult", tuple(self.channel_mult))
         object.__setattr__(self, "attention_resolutions", tuple(self.attention_resolutions))
+        self._check_ranges()
         if self.head_channels < 0 or (self.head_channels == 0 and self.num_heads < 1):
             raise ValueError(
                 f"attention heads: head_channels {self.head_channels} must be positive, or 0 with num_heads >= 1"
@@ -87,6 +100,15 @@ class EncoderConfig:
                 f"{len(self.channel_mult)} levels halve it {len(self.channel_mult) - 1} times"
             )
         object.__setattr__(self, "attention_resolutions", self._attention())
+
+    def _check_ranges(self) -> None:
+        for name, (low, high) in RANGES.items():
+            if not low <= getattr(self, name, low) <= high:
+                raise ValueError(f"{name} must be from {low} to {high}, got {getattr(self, name)}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
+        if len(self.channel_mult) > 16 or not all(0 < factor <= 64 for factor in self.channel_mult):
+            raise ValueError(f"channel_mult must have at most 16 factors above 0 and up to 64, got {self.channel_mult}")
 
     def _attention(self) -> tuple[int, ...]:
         """Return the sides with attention. Raises ValueError for one that no level has, unless it is a default."""
