@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shlex
 import sys
+import time
 from collections import deque
+from collections.abc import Mapping
 from contextlib import closing
-from importlib.util import find_spec
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -14,8 +15,12 @@ from tqdm.auto import tqdm
 from admg.data.classes import describe_classes, empty_classes
 from admg.data.errors import listed
 from admg.training import TrainingRun
+from admg.training.services import services_of
 
 from .measure import note_missing_kernels
+
+PAUSE = 60.0
+"""Least number of seconds between two lines that say that the run has been saved."""
 
 
 def provenance() -> dict[str, str]:
@@ -40,11 +45,37 @@ def train_and_print(run: TrainingRun[Any]) -> None:
     if run.first_step:
         print(f"resumed at step {run.first_step}")
     bar = tqdm(total=run.config.steps, initial=run.first_step, unit="step", smoothing=0.05, mininterval=1)
+    saves = Saves(run)
     with bar:
         for step in run:
-            bar.set_postfix(loss=f"{step['loss']:.4f}", refresh=False)
+            bar.set_postfix_str(progress(step), refresh=False)
             bar.update()
+            if line := saves.line():
+                bar.write(line)
     print(f"model: {run.out / 'model'}   curves: {run.out / 'curves.png'}   samples: {run.out / 'samples'}")
+
+
+def progress(step: Mapping[str, float]) -> str:
+    """Return the measurements of a step that the progress bar shows."""
+    parts = [f"loss {step['loss']:.4f}", f"grad {step['grad_norm']:.3g}", f"lr {step['lr']:.3g}"]
+    parts += [f"{step['images_per_second']:.3g} images/s", f"{step['data_wait']:.0%} waiting for data"]
+    return ", ".join([*parts, *([f"{step['memory_gib']:.1f} GiB"] if "memory_gib" in step else [])])
+
+
+class Saves:
+    """Says when a run has been saved: for the first checkpoint, the last one, and at most one a minute between them."""
+
+    def __init__(self, run: TrainingRun[Any]):
+        self.run, self.said, self.time = run, run.saved, -PAUSE
+
+    def line(self) -> str:
+        """Return what to print of a checkpoint that has been written since the last call, "" for nothing."""
+        saved, now = self.run.saved, time.monotonic()
+        finished = saved == self.run.config.steps
+        if saved == self.said or not (finished or now - self.time >= PAUSE):
+            return ""
+        self.said, self.time = saved, now
+        return f"saved step {saved}; the same command " + ("with more --steps trains on" if finished else "resumes")
 
 
 def attention(network: Any) -> str:
@@ -71,7 +102,7 @@ def describe(run: TrainingRun[Any]) -> None:
     if count > 1:
         graphs = "; steps run without CUDA graphs" if run.learner.device.type == "cuda" else ""
         print(f"{count} processes, each with {run.config.batch_size // count} images of every batch{graphs}")
-    if find_spec("tensorboard") is None:
+    if run.config.log == ("auto",) and not services_of(run.config.log):
         print(
             "no TensorBoard scalars: `pip install 'admg[train]'` adds them; log.csv and curves.png are always written"
         )

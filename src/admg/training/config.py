@@ -9,6 +9,8 @@ from admg.config import check, setting
 from admg.diffusion.losses import Objective
 from admg.engine.compiling import Compile
 
+from .services import LogChoice, services_of
+
 TrainPrecision = Literal["auto", "fp32", "bf16"]
 
 
@@ -31,6 +33,8 @@ class TrainConfig:
     seed: Seed of all random numbers
     workers: Processes that load images; 0 loads them in the training process
     device: Device to train on: auto, cpu or cuda; auto uses the GPU if there is one
+    log: Services that show the measurements, beside log.csv and metrics.jsonl: auto (TensorBoard if it is installed),
+        tensorboard, wandb (Weights & Biases), mlflow, or none
     log_every: Steps between rows of log.csv
     checkpoint_every: Steps between checkpoints
     preview_every: Steps between previews: pictures of samples, or validation accuracies
@@ -50,12 +54,14 @@ class TrainConfig:
     seed: int = setting(0, min=0)
     workers: int = setting(0, min=0)
     device: str = "auto"
+    log: tuple[LogChoice, ...] = ("auto",)
     log_every: int = setting(50, min=1)
     checkpoint_every: int = setting(500, min=1)
     preview_every: int = setting(1000, min=1)
 
     def __post_init__(self) -> None:
         check(self)
+        services_of(self.log)
         if self.shard and self.compile == "on":
             raise ValueError("shard and compile=on cannot be combined: a sharded network runs as it is")
         if self.accumulate > self.batch_size:

@@ -20,10 +20,12 @@ from torch import nn
 
 from admg.data import ImageDataset, batches
 from admg.engine.device import Processes, choose_device
+from admg.engine.memory import peak_memory
 
 from . import checkpointing, distributed
 from .config import TrainConfig
 from .prefetch import prefetch
+from .services import RunFacts, open_services, services_of
 from .step import Learner, check_finite
 from .tasks import M, Task
 from .trackers import Tracker
@@ -32,9 +34,10 @@ from .trackers import Tracker
 class TrainingRun(Iterator[dict[str, float]], Generic[M]):
     """A training run: an iterator over optimiser steps, which ends after `config.steps` of them.
 
-    Each step yields its measurements: "step", "loss" and the terms of the loss, "grad_norm", "lr" and
-    "images_per_second". The run directory gets checkpoint.pt (to resume from), model/ (the averaged weights), log.csv,
-    curves.png, samples/ and tensorboard/. A run directory that holds a checkpoint is resumed.
+    Each step yields its measurements: "step", "loss" and the terms of the loss, "grad_norm", "lr", "images_per_second",
+    "data_wait" (share of the time spent waiting for images) and "memory_gib" (peak memory of the device, or of the
+    process on a CPU). The run directory gets checkpoint.pt (to resume from), model/ (the averaged weights), log.csv,
+    metrics.jsonl, curves.png, samples/ and tensorboard/. A run directory that holds a checkpoint is resumed.
 
     Under torchrun or srun, all processes train together, each on its part of every batch; the first one writes the run
     directory. The result does not depend on their number, up to rounding, unless the network has dropout.
@@ -68,6 +71,8 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
         distributed.check_equal(self.step, "step that they resume from", self.processes)
         self.provenance = dict(provenance or {})
         self.metrics: dict[str, float] = {}
+        self.saved = self.step
+        """Number of steps of the last checkpoint."""
         self._steps = self._train()
 
     def _train(self) -> Generator[dict[str, float]]:
@@ -78,16 +83,31 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
         )
         prefetched = prefetch(self.task, stream, config.seed, self.step, learner.device, processes)
         with closing(prefetched), ExitStack() as stack:
-            tracker = stack.enter_context(closing(Tracker(self.out, self.step))) if self.writes else None
+            tracker = stack.enter_context(closing(self._tracker())) if self.writes else None
             while self.step < config.steps:
                 started = time.perf_counter()
-                means = learner.step(self.step, next(prefetched))
+                drawn = next(prefetched)
+                waited = time.perf_counter() - started
+                means = learner.step(self.step, drawn)
                 self.step += 1
                 row = dict(zip(means, torch.stack(list(means.values())).tolist()))  # waits for the GPU
                 check_finite(row["loss"], self.step - 1)
-                row |= {"lr": learner.lr, "images_per_second": config.batch_size / (time.perf_counter() - started)}
+                row |= {"lr": learner.lr} | self._costs(waited, time.perf_counter() - started)
                 self._record(row, tracker)
                 yield {"step": self.step, **row}
+
+    def _tracker(self) -> Tracker:
+        facts = RunFacts(self.out, self.step, {**self.provenance, "train": asdict(self.config)})
+        return Tracker(self.out, self.step, open_services(services_of(self.config.log), facts))
+
+    def _costs(self, waited: float, seconds: float) -> dict[str, float]:
+        """Return what a step cost.
+
+        waited: seconds until its images were there
+        """
+        costs = {"images_per_second": self.config.batch_size / seconds, "data_wait": waited / seconds}
+        memory = peak_memory(self.learner.device)
+        return costs if memory is None else costs | {"memory_gib": memory / 2**30}
 
     @property
     def writes(self) -> bool:
@@ -103,6 +123,7 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
             network = learner.averaged_network()
             if tracker is not None:
                 tracker.add_metrics(self._preview(network))
+                tracker.add_pictures(self.out / "samples", self.step)
         if tracker is not None and self._due(config.log_every):
             tracker.write_row(self.step, self.step * config.batch_size)
         if self._due(config.checkpoint_every):
@@ -112,6 +133,7 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
                 model.save(self.out / "model")
                 checkpointing.save(self.out, state)
                 tracker.plot()
+            self.saved = self.step
 
     def _preview(self, network: nn.Module) -> dict[str, float]:
         try:
