@@ -1,6 +1,6 @@
-"""Write src/admg/checkpoints/imagenet_labels.txt: the names of ImageNet-1k's labels, from WordNet 3.0.
+"""Write src/admg/data/imagenet_labels.txt: the names of ImageNet-1k's labels, from WordNet 3.0.
 
-    python tools/imagenet_labels.py imagenet_synsets.txt /usr/share/wordnet src/admg/checkpoints/imagenet_labels.txt
+    python tools/imagenet_labels.py imagenet_synsets.txt /usr/share/wordnet src/admg/data/imagenet_labels.txt
 
 The first argument is a file with the 1,000 WordNet ids, one per line (for example timm/data/_info/imagenet_synsets.txt,
 or the folder names of the data set). The second is the folder of WordNet's database (Debian: wordnet-base), of which

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from admg.checkpoints import imagenet
 from admg.checkpoints.labels import Labels
+from admg.data import imagenet
 
 KNOWN = {
     0: "tench",

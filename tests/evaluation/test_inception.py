@@ -340,7 +340,7 @@ def test_efficientnet_lite0_knows_imagenet(lite0):
     """A temple at a lake, and a flower with a bee: the figures are those of the package's own code."""
     from sklearn.datasets import load_sample_images
 
-    from admg.checkpoints.imagenet import names
+    from admg.data.imagenet import names
 
     tops = []
     for image in load_sample_images().images:

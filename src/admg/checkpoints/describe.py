@@ -10,10 +10,11 @@ from typing import Any
 
 from safetensors import safe_open
 
+from admg.data import imagenet
 from admg.diffusion.config import DiffusionConfig
 from admg.models.unet import EncoderConfig
 
-from . import imagenet, loading, native, openai
+from . import loading, native, openai
 from .labels import Labels
 from .model import Classifier, Model
 from .networks import NETWORK_KINDS, Kind, unwrapped

@@ -9,9 +9,8 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import SupportsIndex
 
+from admg.data import imagenet
 from admg.data.listing import nfc
-
-from . import imagenet
 
 MOST_BYTES = 100
 """Length of a label in a file name. Names may have 255 bytes, and 143 on encrypted disks."""

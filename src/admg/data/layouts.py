@@ -206,7 +206,7 @@ def _open_arrays(
     decoding = Decoding(value_range, found, background)
     if numbers is None:
         return Dataset(images, size, channels, decoding=decoding)
-    if names is None and _is_fashion_mnist(file):
+    if names is None and is_fashion_mnist(file):
         names = FASHION_MNIST_LABELS
     names_of_all, numbered = names_for(numbers, names, file), names is None
     return Dataset(images, size, channels, numbers, names_of_all, decoding=decoding, numbered=numbered)
@@ -262,7 +262,7 @@ def to_channels(
     return np.stack([np.asarray(Image.fromarray(image).convert("L"))[..., None] for image in images])
 
 
-def _is_fashion_mnist(file: Path) -> bool:
+def is_fashion_mnist(file: Path) -> bool:
     """Whether the file lies in a folder named fashion-mnist/, or FashionMNIST/raw/ as torchvision names it."""
     folders = file.resolve().parent.parts[-2:]
     return any(name.lower().replace("_", "").replace("-", "") == "fashionmnist" for name in folders)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-import torch
 from jaxtyping import Int64
 
 from .dataset import Batch, ImageDataset
 from .errors import DataError
+from .workers import in_workers
 
 ORDER, AUGMENTATION = 0, 1  # streams of random numbers of one seed
 
@@ -43,17 +42,7 @@ def batches(
     if not 0 <= rank < parts or batch_size % parts:
         raise DataError(f"part is {part}: allowed is (r, R) with 0 <= r < R, where R divides batch_size {batch_size}")
     numbered = _Numbered(dataset, batch_size, seed, rank, parts)
-    if workers == 0:
-        return map(numbered.__getitem__, itertools.count(start))
-    loader = torch.utils.data.DataLoader(
-        numbered,
-        batch_size=None,  # an item is a batch already
-        sampler=range(start, 2**62),
-        num_workers=workers,
-        prefetch_factor=4,
-        generator=torch.Generator(),  # the loader would otherwise draw from the global generator
-    )
-    return iter(loader)
+    return in_workers(numbered, range(start, 2**62), workers)
 
 
 def evaluation_batches(dataset: ImageDataset, batch_size: int) -> Iterator[Batch]:
@@ -74,8 +63,8 @@ def spread_batches(dataset: ImageDataset, num: int, batch_size: int) -> Iterator
 
 
 @dataclass(frozen=True)
-class _Numbered(torch.utils.data.Dataset[Batch]):
-    """The stream as a function of the batch's number, which DataLoader's workers call."""
+class _Numbered:
+    """The stream as a function of the batch's number, which workers call."""
 
     dataset: ImageDataset
     batch_size: int
