@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 C = TypeVar("C")
+LARGEST_TOML = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -43,21 +44,13 @@ class Range:
         )
 
     def __str__(self) -> str:
-        lower = (
-            f"at least {self.min:g}"
-            if self.min is not None
-            else f"above {self.above:g}"
-            if self.above is not None
-            else ""
-        )
-        upper = (
-            f"at most {self.max:g}"
-            if self.max is not None
-            else f"below {self.below:g}"
-            if self.below is not None
-            else ""
-        )
-        return " and ".join(part for part in (lower, upper) if part) or "a finite number"
+        words = {"at least": self.min, "above": self.above, "at most": self.max, "below": self.below}
+        parts = [
+            f"{word} {bound:,}" if isinstance(bound, int) else f"{word} {bound:g}"
+            for word, bound in words.items()
+            if bound is not None
+        ]
+        return " and ".join(parts) or "a finite number"
 
 
 @dataclass(frozen=True)
@@ -229,6 +222,11 @@ def first_sentence(kind: type) -> str:
     return summary(kind).split(". ")[0].split("\n")[0].rstrip(".")
 
 
+def printable(text: str) -> str:
+    """Return a text without control characters, which a terminal would obey: each is escaped, as in `repr`."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
 def did_you_mean(text: str, known: Iterable[str]) -> str:
     """Return `did you mean 'x'?` for the nearest of the known words, or "" if none is near."""
     near = difflib.get_close_matches(text, list(known), n=1, cutoff=0.6)
@@ -240,10 +238,16 @@ def read_toml(path: Path | str) -> dict[str, Any]:
 
     Raises ValueError if the file is not valid TOML or gives a value twice, OSError if it cannot be read.
     """
+    with Path(path).open("rb") as file:
+        text = file.read(LARGEST_TOML + 1)
+    if len(text) > LARGEST_TOML:
+        raise ValueError(f"{path} has more than {LARGEST_TOML >> 20} MiB, so it is not a file of options")
     try:
-        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        content = tomllib.loads(text.decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid TOML: {error}") from None
+    except RecursionError:
+        raise ValueError(f"{path} is not valid TOML: it is nested too deeply") from None
     values: dict[str, Any] = {}
     pending = list(content.items())
     while pending:

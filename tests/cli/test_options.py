@@ -111,6 +111,9 @@ def test_a_printed_configuration_gives_the_same_options(capsys, command, tmp_pat
         (["demo", "x", "--kind", "ddin"], "'ddin' is not one of ddim, ddpm: did you mean 'ddim'?"),
         (["demo", "x", "--kind", "ddpm", "--fast"], "admg demo: error: --fast is for kind ddim"),
         (["demo", "x", "--config", "missing.toml"], "No such file or directory: missing.toml"),
+        (["demo", ""], "argument SOURCE: must not be empty"),
+        (["demo", "x", "--guide", " "], "argument --guide: must not be empty"),
+        (["demo", "x", "--config", "/dev/zero"], "/dev/zero has more than 1 MiB, so it is not a file of options"),
         (["dem"], "admg: error: unknown command 'dem': did you mean 'demo'?"),
         (["--versoin"], "unknown option '--versoin': did you mean '--version'?"),
     ],
@@ -128,6 +131,8 @@ def test_bad_input_is_one_line_with_a_suggestion(capsys, command, words, line):
         ("steps = 0", "--steps must be at least 1"),
         ("kind = 'dddpm'", "did you mean 'ddpm'?"),
         ("steps = ", "is not valid TOML"),
+        ("steps = " + "[" * 10_000, "is not valid TOML"),
+        ("source = ''", "SOURCE: must not be empty"),
     ],
 )
 def test_bad_files_are_named(capsys, command, tmp_path, content, part):

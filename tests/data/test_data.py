@@ -561,6 +561,54 @@ def test_corrupt_idx(tmp_path):
     with fails("truncated gzip", "train-images-idx3-ubyte"):
         open_dataset(tmp_path, 4)
 
+    values = write_idx(tmp_path / "x-images-idx3-ubyte", noise(3, 4, 4)).read_bytes()
+    for zipped, seen in ((values + b"x", "more values"), (values[:-1], "fewer values")):
+        images.write_bytes(gzip.compress(zipped))
+        with fails(seen, "3x4x4"):
+            open_dataset(tmp_path, 4)
+
+
+def test_files_that_would_fill_the_memory(tmp_path, monkeypatch):
+    claim = b"\0\0\x08\x03" + np.array([60_000, 300, 300], ">u4").tobytes()
+    path = tmp_path / "a-images-idx3-ubyte.gz"
+    path.write_bytes(gzip.compress(claim + bytes(10_000)))
+    with fails("would decompress to 5,400,000,000 bytes", "100 times"):
+        open_dataset(path, 4, labels=False)
+    monkeypatch.setattr("admg.data.arrays.BOMB", 1 << 20)
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, arr_0=np.zeros((2, 1024, 1024), np.uint8))
+    with fails("a.npz", "would decompress to 2,097,280 bytes"):
+        open_dataset(path, 4)
+    np.savez(path, arr_0=np.zeros((2, 1024, 1024), np.uint8))  # not compressed
+    assert len(open_dataset(path, 4)) == 2
+    with fails("label 1000000", "below 1,000,000"):
+        open_dataset(write_npz(path, noise(2, 4, 4), [0, 1_000_000]), 4)
+
+
+def test_claimed_shapes_and_encrypted_members(tmp_path):
+    path = tmp_path / "a.npy"
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": "|u1", "fortran_order": False, "shape": (10**9, 64, 64, 3)}
+        )
+    for end in (b"", b"\0" * 100):
+        path.write_bytes(path.read_bytes()[:128] + end)
+        with fails("a.npy", "plain arrays"):
+            open_dataset(path, 4)
+    path = write_npz(tmp_path / "a.npz", noise(2, 4, 4))
+    raw = bytearray(path.read_bytes())
+    raw[6] |= 1  # encrypted, says the header
+    raw[raw.index(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(bytes(raw))
+    with fails("a.npz", "encrypted"):
+        open_dataset(path, 4)
+    raw[6] ^= 1
+    raw[raw.index(b"PK\x01\x02") + 8] ^= 1
+    raw[raw.index(b"PK\x01\x02") + 10] = 77  # a method of compression that there is not
+    path.write_bytes(bytes(raw))
+    with fails("a.npz", "plain arrays"):
+        open_dataset(path, 4)
+
 
 def test_wrong_npz(tmp_path):
     path = tmp_path / "a.npz"

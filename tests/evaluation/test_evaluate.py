@@ -314,6 +314,21 @@ def test_processes_share_the_work_with_equal_results(small_blocks, tmp_path):
         features.Extraction(source, networks.load(Pixels()), None, 3, 0, 2)
 
 
+def test_hostile_samples_are_refused(capsys, tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, arr_0=images(4))
+    whole = path.read_bytes()
+    directory = whole.index(b"PK\x01\x02")
+    for local, central, value in ((6, 8, 1), (8, 10, 77)):  # encrypted; an unknown method of compression
+        raw = bytearray(whole)
+        raw[local] = raw[directory + central] = value
+        path.write_bytes(bytes(raw))
+        assert f"{path} cannot be used" in refused(capsys, "evaluate", path, path, "--metrics", "fid")
+    header = whole.index(b"(4, ")
+    path.write_bytes(whole[:header] + b"(9, " + whole[header + 4 :])  # a shape that the file does not hold
+    assert str(path) in refused(capsys, "evaluate", path, path, "--metrics", "fid")
+
+
 def test_features_that_are_not_finite():
     class Broken(torch.nn.Module):
         def forward(self, x):

@@ -8,7 +8,7 @@ from admg.config import check, group, setting
 from admg.data.config import as_range, check_value_range
 from admg.data.dataset import Fit
 from admg.generation import JobOptions, generate_edits
-from admg.generation.labels import typed_labels
+from admg.generation.labels import MOST_IMAGES, typed_labels
 from admg.generation.sample import as_model
 from admg.generation.starts import load_images
 
@@ -41,7 +41,7 @@ class Options:
     model: str = setting("fashion-mnist", metavar="NAME")
     image: tuple[str, ...] = setting(repeat=True, metavar="IMAGE")
     label: tuple[int | str, ...] = setting((), repeat=True, metavar="LABEL")
-    num: int | None = setting(None, min=1, default_text="4; 1 with --invert")
+    num: int | None = setting(None, min=1, max=MOST_IMAGES, default_text="4; 1 with --invert")
     strength: float = setting(0.6, above=0, max=1)
     fit: Fit | None = None
     value_range: tuple[float, ...] = setting((), metavar="LOW,HIGH", dashes=True, default_text=RANGE_TEXT)

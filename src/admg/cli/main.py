@@ -13,7 +13,7 @@ import warnings
 from types import ModuleType
 from typing import Any
 
-from admg.config import did_you_mean
+from admg.config import did_you_mean, printable
 
 from .options import Parser, add_options, parse
 
@@ -163,7 +163,7 @@ def _configure() -> None:
 def show_warning(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
     """Print a warning of admg as one line, and any other as Python shows it."""
     if category is UserWarning and "admg" in filename:
-        print(f"note: {message}", file=sys.stderr)
+        print(printable(f"note: {message}"), file=sys.stderr)
     else:
         print(warnings.formatwarning(message, category, filename, lineno, line), end="", file=sys.stderr)
 
@@ -171,8 +171,8 @@ def show_warning(message: Any, category: Any, filename: str, lineno: int, file: 
 def one_line(error: Exception) -> str:
     """Return the message on one line; that of an OSError of the system says what failed and where."""
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
+        return printable(f"{error.strerror}: {error.filename}" if error.filename else error.strerror)
+    return printable(" ".join(str(error).split())) or type(error).__name__
 
 
 if __name__ == "__main__":

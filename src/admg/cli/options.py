@@ -28,7 +28,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**kwargs, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+        self.exit(2, config.printable(f"{self.prog}: error: {message} (see {self.prog} --help)\n"))
 
 
 def add_options(parser: argparse.ArgumentParser, command: ModuleType) -> None:
@@ -184,16 +184,18 @@ def _argument(option: Option) -> dict[str, Any]:
     choices = declared.choices or config.literals(hint)
     if _is_label(hint):
         action = {"action": Repeat} if declared.repeat else {}
-        return text | action | {"type": str, "metavar": declared.metavar or "LABEL"}
+        return text | action | {"type": not_empty(str), "metavar": declared.metavar or "LABEL"}
     if get_origin(hint) is tuple:
         item = get_args(hint)[0]
         convert = one_of(config.literals(item)) if config.literals(item) else item
         if declared.repeat:
+            convert = not_empty(item) if item in (str, Path) else convert
             return text | {"action": Repeat, "type": convert, "metavar": declared.metavar or _metavar(item)}
         return text | {"type": _list_of(convert), "metavar": declared.metavar or "A,B,..."}
     if choices:
         return text | {"type": one_of(choices), "metavar": declared.metavar or "{" + ",".join(map(str, choices)) + "}"}
-    return text | {"type": hint, "metavar": declared.metavar or _metavar(hint)}
+    kind = not_empty(hint) if hint in (str, Path) and not declared.dashes else hint
+    return text | {"type": kind, "metavar": declared.metavar or _metavar(hint)}
 
 
 class Repeat(argparse.Action):
@@ -214,6 +216,17 @@ def one_of(choices: tuple[Any, ...]) -> Callable[[str], Any]:
                 f"{text!r} is not one of {', '.join(by_text)}" + (f": {hint}" if hint else "")
             )
         return by_text[text]
+
+    return convert
+
+
+def not_empty(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Return a converter that refuses an empty text, which as a path would mean the current folder."""
+
+    def convert(text: str) -> Any:
+        if not text.strip():
+            raise argparse.ArgumentTypeError("must not be empty")
+        return kind(text)
 
     return convert
 

@@ -11,7 +11,7 @@ from admg.data.dataset import Fit
 from admg.diffusion.gaussian import Images
 from admg.generation import JobOptions, Recipe, generate, generate_scale_sheet
 from admg.generation.guide_specs import GuideSet
-from admg.generation.labels import Label, typed_labels
+from admg.generation.labels import MOST_IMAGES, Label, typed_labels
 from admg.generation.sample import as_model
 from admg.generation.sampler_specs import SAMPLERS
 from admg.generation.starts import load_images
@@ -102,7 +102,7 @@ class Options:
         None, metavar="WHICH", default_text="balanced, or random for fewer images than labels"
     )
     num: int | None = setting(
-        None, min=1, default_text="8 per label; 64 if no label is given and the model has more than 20"
+        None, min=1, max=MOST_IMAGES, default_text="8 per label; 64 if no label is given and the model has more than 20"
     )
     sheet: str | None = setting(None, metavar="scale=A,B,...")
     out: str = setting("samples", metavar="DIR")

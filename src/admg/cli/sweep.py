@@ -11,7 +11,7 @@ from admg.engine.device import choose_device
 from admg.evaluation.cells import SCALES, Cell
 from admg.evaluation.sweep import METRICS, Metrics, plan_sweep
 from admg.generation import JobOptions
-from admg.generation.labels import Label, typed_labels
+from admg.generation.labels import MOST_IMAGES, Label, typed_labels
 from admg.generation.sample import as_model
 from admg.generation.sampler_specs import SAMPLERS
 
@@ -57,7 +57,7 @@ class Options:
     """
 
     model: str = setting("fashion-mnist", metavar="NAME")
-    num: int = setting(10_000, min=2)
+    num: int = setting(10_000, min=2, max=MOST_IMAGES)
     label: tuple[int | str, ...] = setting((), repeat=True, metavar="LABEL")
     labels: Labels | None = setting(
         None, metavar="WHICH", default_text="balanced, or random for fewer samples than labels"

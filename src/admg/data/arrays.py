@@ -17,31 +17,47 @@ from .errors import DataError
 Split = Literal["train", "test"]
 Arrays = tuple[Shaped[np.ndarray, "n h w c"], Int64[np.ndarray, " n"] | None]
 
+BOMB = 1 << 30
+"""Number of bytes that a file may always decompress to."""
 IDX_PREFIX: dict[Split, str] = {"train": "train", "test": "t10k"}
 
 
 def read_idx(path: Path) -> UInt8[np.ndarray, " ..."]:
     """Return the content of an IDX file of unsigned bytes, gzip'ed or not. Raises DataError if it is not one."""
     try:
-        raw = path.read_bytes()
-        if raw[:2] == b"\x1f\x8b":
-            raw = gzip.decompress(raw)
+        with path.open("rb") as plain:
+            zipped = plain.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if zipped else path.open("rb") as file:
+            start = file.read(4)
+            ndim = start[3] if len(start) > 3 else 0
+            if start[:3] != b"\0\0\x08" or ndim not in (1, 3):
+                raise DataError(
+                    f"{path} begins with bytes {start.hex() or 'none'}, which is not IDX: allowed are 00000803 "
+                    f"(images) and 00000801 (labels), gzip'ed or not, and the suffix .npz for NumPy's files"
+                )
+            shape = [int.from_bytes(file.read(4), "big") for _ in range(ndim)]
+            size, stored = prod(shape), path.stat().st_size
+            announced = f"its header announces {'x'.join(map(str, shape))} values"
+            if zipped:
+                check_bomb(path, size, stored)
+            elif stored != 4 + 4 * ndim + size:
+                raise DataError(
+                    f"{path} has {stored} bytes, but {announced}, which is a file of {4 + 4 * ndim + size} bytes"
+                )
+            values = file.read(size + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot read {path}, which may be a corrupt or truncated gzip file: {error}") from error
-    ndim = raw[3] if len(raw) > 3 else 0
-    if raw[:3] != b"\0\0\x08" or ndim not in (1, 3):
+    if len(values) != size:
+        raise DataError(f"{path} has {'more' if len(values) > size else 'fewer'} values, but {announced}")
+    return np.frombuffer(values, np.uint8).reshape(shape)
+
+
+def check_bomb(path: Path, size: int, compressed: int) -> None:
+    """Raise DataError if a file of this compressed size would fill the memory: over 1 GiB and 100 times as much."""
+    if size > max(BOMB, 100 * compressed):
         raise DataError(
-            f"{path} begins with bytes {raw[:4].hex() or 'none'}, which is not IDX: allowed are 00000803 (images) and "
-            f"00000801 (labels), gzip'ed or not, and the suffix .npz for NumPy's files"
+            f"{path} of {compressed:,} bytes would decompress to {size:,} bytes: allowed are 100 times its own"
         )
-    header = 4 + 4 * ndim
-    shape = [int.from_bytes(raw[i : i + 4], "big") for i in range(4, header, 4)]
-    if len(raw) != header + prod(shape):
-        raise DataError(
-            f"{path} has {len(raw)} bytes, but its header announces {'x'.join(map(str, shape))} values, "
-            f"which is a file of {header + prod(shape)} bytes"
-        )
-    return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)
 
 
 def find_idx(folder: Path, split: Split) -> Path | None:
@@ -79,6 +95,10 @@ def open_arrays_file(path: Path, labels: bool) -> Arrays:
     """Read an .npz with arr_0, (N, H, W) or (N, H, W, C), and optionally arr_1, integers (N,); or arr_0 as an .npy."""
     images: np.ndarray | None
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                for member in archive.infolist():
+                    check_bomb(path, member.file_size, member.compress_size)
         file = np.load(path, allow_pickle=False)  # an object array could run code: NumPy refuses it here
         if isinstance(file, np.ndarray):
             names, images, values = ["arr_0"], file, None
@@ -87,7 +107,9 @@ def open_arrays_file(path: Path, labels: bool) -> Arrays:
                 names = file.files
                 images = file["arr_0"] if "arr_0" in names else None
                 values = file["arr_1"] if "arr_1" in names and labels else None
-    except (OSError, EOFError, ValueError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+    except DataError:
+        raise
+    except Exception as error:  # NumPy and zipfile raise many kinds: encryption, methods, sizes that no memory has
         raise DataError(f"{path} is not an {path.suffix} of plain arrays: {error}".replace("\n", " ")) from error
     if images is None:
         raise DataError(f"{path} has no arr_0 (it has {', '.join(names) or 'nothing'}): allowed is arr_0, the images")

@@ -23,6 +23,7 @@ SPLITS = re.compile(r"(train|training|val|valid|validation|test|testing|eval|dev
 """Names of folders that hold a part of a data set rather than a class."""
 NUMBERED = re.compile(r"\d{5,}")
 """Names such as 00000, which the folders of StyleGAN's and EDM's data sets have."""
+MOST_LABELS = 1_000_000
 CHOOSE = 'labels="none", "folders", "prefix" or "json" (--labels) decides'
 
 
@@ -224,6 +225,8 @@ def number_labels(
 def names_for(numbers: Int64[np.ndarray, " n"], names: tuple[str, ...] | None, source: object) -> tuple[str, ...]:
     """Return the names of all labels, the numbers themselves by default. Raises DataError if there are too few."""
     classes = int(numbers.max()) + 1
+    if names is None and classes > MOST_LABELS:
+        raise DataError(f"{source} has a label {classes - 1}: allowed are labels below {MOST_LABELS:,}")
     if names is None:
         return tuple(map(str, range(classes)))
     if classes > len(names):

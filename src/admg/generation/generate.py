@@ -23,7 +23,7 @@ from .edit import check_images, label_tensor
 from .images import to_uint8
 from .interpolate import frame_noise
 from .job import Generated, Job, JobOptions
-from .labels import LabelsArgument, choose_labels, label_list, label_table, resolve_labels, uses_labels
+from .labels import LabelsArgument, check_num, choose_labels, label_list, label_table, resolve_labels, uses_labels
 from .pairing import check_guide, check_null_label
 from .progress import OnProgress
 from .recipe import Recipe
@@ -136,8 +136,7 @@ def generate_edits(
     'samples_2x32x32x1.npz'
     """
     model, recipe = as_model(model), recipe or Recipe(precision="auto")
-    if num < 1:
-        raise ValueError(f"num must be at least 1, got {num}")
+    check_num(num)
     if from_labels is not None and not invert:
         raise ValueError("from_labels is for invert: adding noise to an image needs no label")
     check_images(model, images, len(images))

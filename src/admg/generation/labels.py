@@ -21,6 +21,8 @@ Label = int | str | None
 """An int is the number of a label, a str its name, and None stands for no label."""
 LabelsArgument = Label | Sequence[Label] | Tensor
 MAX_RECORDED = 100
+MOST_IMAGES = 10_000_000
+"""Largest number of images of one run; more are several runs with different seeds."""
 
 
 def label_table(model: Model, guide: Guide | None) -> Labels:
@@ -34,6 +36,12 @@ def uses_labels(model: Model, guide: Guide | None, unconditional: bool) -> bool:
     return guide is not None or (model.conditional and not unconditional)
 
 
+def check_num(num: int | None) -> None:
+    """Raise ValueError unless a number of images is None or in its range."""
+    if num is not None and not 1 <= num <= MOST_IMAGES:
+        raise ValueError(f"num must be from 1 to {MOST_IMAGES:,}, got {num}")
+
+
 def resolve_labels(
     model: Model, guide: Guide | None, labels: LabelsArgument, num: int | None = None
 ) -> list[int | None]:
@@ -43,8 +51,7 @@ def resolve_labels(
     num: number of images, in equal shares of the labels; None: one image per label
     Raises ValueError for an unknown label, or if there is no image.
     """
-    if num is not None and num < 1:
-        raise ValueError(f"num must be at least 1, got {num}")
+    check_num(num)
     table, items = label_table(model, guide), label_list(labels)
     if not items:
         raise ValueError("no labels: at least one is needed")
@@ -133,8 +140,7 @@ def choose_labels(
     num: number of images. By default one per given label; else 8 per label, or 64 if there are more than 20 labels
     Raises ValueError for an unknown label, or for labels that would have no effect.
     """
-    if num is not None and num < 1:
-        raise ValueError(f"num must be at least 1, got {num}")
+    check_num(num)
     table = label_table(model, guide)
     if not uses_labels(model, guide, unconditional) or not table.count:
         if labels is not None and any(item is not None for item in label_list(labels)):

@@ -15,8 +15,11 @@ from jaxtyping import Int64, UInt8
 
 from admg.files import atomic
 
-BROKEN = (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error)
-"""Exceptions that reading a damaged .npz raises."""
+BROKEN = (
+    OSError, EOFError, ValueError, RuntimeError, NotImplementedError, MemoryError, OverflowError, zipfile.BadZipFile,
+    zlib.error,
+)  # fmt: skip
+"""Exceptions that reading a damaged, encrypted or hostile .npz raises."""
 
 
 @dataclass(frozen=True)
