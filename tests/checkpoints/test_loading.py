@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import gzip
@@ -16,6 +17,7 @@ import helpers
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import admg
 from admg.checkpoints import loading, openai
@@ -359,3 +361,35 @@ def test_the_shipped_weights_have_their_checksum(kind):
     folder = Path(admg.__file__).parent / "weights" / "fashion-mnist" / kind
     recorded = json.loads((folder / "config.json").read_text())["sha256"]
     assert recorded == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_neither_saved_nor_exported_nor_loaded(tiny_model, tmp_path, value):
+    tiny_model = copy.deepcopy(tiny_model)
+    tiny_model.save(tmp_path / "model")
+    whole = (tmp_path / "model" / "model.safetensors").read_bytes()
+    weights = dict(copy.deepcopy(tiny_model).network.state_dict())
+    torch.save(weights | {"out.2.bias": weights["out.2.bias"] + value}, tmp_path / "a.pt")
+    with torch.no_grad():
+        tiny_model.network.out[2].bias[0] = value
+    with pytest.raises(CheckpointError, match=r"NaN or infinite numbers in out\.2\.bias"):
+        tiny_model.save(tmp_path / "model")
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == whole
+    for library in ("openai", "diffusers"):
+        with pytest.raises(CheckpointError, match=r"NaN or infinite numbers in out\.2\.bias"):
+            admg.export.export(tiny_model, library, tmp_path / library)
+        assert not (tmp_path / library).exists()
+    with pytest.raises(CheckpointError, match=r"a\.pt has NaN or infinite numbers in out\.2\.bias"):
+        admg.load(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.complex64])
+def test_weights_that_are_no_floats_are_refused(tiny_model, tmp_path, dtype):
+    tiny_model.save(tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    save_file({name: value.to(dtype) for name, value in load_file(path).items()}, path)
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    config["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="weights are floating-point numbers"):
+        admg.load(tmp_path / "model")

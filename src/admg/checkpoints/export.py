@@ -11,6 +11,7 @@ from .exported import Exported
 from .loading import Part, load_any
 from .model import Classifier, Model
 from .openai.export import to_openai
+from .weights import check_values
 
 __all__ = ["Exported", "Library", "Scheduler", "export", "to_diffusers", "to_openai"]
 
@@ -32,9 +33,10 @@ def export(
     part: diffusion or classifier, for a name that has both (default: diffusion)
     scheduler: ddpm, ddim or dpmpp_2m, for diffusers; see to_diffusers
 
-    Raises ValueError if the other library has no counterpart, or as `loading.load_any` does.
+    Raises ValueError if the other library has no counterpart, if the weights are not finite, or as `load_any` does.
     """
     loaded = model if isinstance(model, Model | Classifier) else load_any(model, part)
+    check_values("the network", loaded.network.state_dict())
     if to == "openai":
         return to_openai(loaded, out)
     if to != "diffusers":

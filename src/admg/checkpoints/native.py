@@ -24,7 +24,7 @@ from admg.models.unet import EncoderConfig, attended
 from .config_file import check_types, read_json, section
 from .labels import Labels
 from .networks import NETWORK_KINDS, Kind, kind_of
-from .weights import CheckpointError, build_network, check_state
+from .weights import CheckpointError, build_network, check_state, check_values
 
 FORMAT = "admg"
 FILES = frozenset({"config.json", "model.safetensors"})
@@ -148,10 +148,11 @@ def write(folder: Path | str, config: dict[str, Any], network: nn.Module, dtype:
 
     dtype: data type of the stored weights, such as torch.float16 for half the size; None keeps the network's
 
-    Raises CheckpointError if something else would be replaced.
+    Raises CheckpointError if something else would be replaced, or if the weights are not finite.
     """
     check_target(folder)
     state = {k: v.detach().to("cpu", dtype).contiguous() for k, v in network.state_dict().items()}
+    check_values(f"the network for {folder}", state)
     with atomic(folder) as temporary:
         temporary.mkdir()
         save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})

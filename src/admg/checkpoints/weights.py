@@ -41,10 +41,20 @@ def shapes_in(state: dict[str, Tensor]) -> Shapes:
 
 
 def check_state(source: Path | str, state: dict[str, Tensor], network: nn.Module) -> None:
-    """Raise CheckpointError if names or shapes are not those of the network."""
+    """Raise CheckpointError if names or shapes are not those of the network, or values no finite floats."""
     expected, found = shapes_in(network.state_dict()), shapes_in(state)
     if expected != found:
         raise CheckpointError(f"{source} does not fit its architecture: {difference(expected, found)}")
+    check_values(source, state)
+
+
+def check_values(source: Path | str, state: dict[str, Tensor]) -> None:
+    """Raise CheckpointError if weights are not floating-point numbers, or not finite."""
+    for name, value in state.items():
+        if not value.is_floating_point():
+            raise CheckpointError(f"{source} has {name} as {value.dtype}: weights are floating-point numbers")
+        if not value.isfinite().all():
+            raise CheckpointError(f"{source} has NaN or infinite numbers in {name}")
 
 
 def digest_of(network: nn.Module) -> str:
