@@ -67,14 +67,67 @@ def test_an_image_differs_by_at_most_one_level_with_the_batch_size(capsys, sampl
     assert np.abs(a - b).max() <= 1 and a.std() > 10
 
 
-@pytest.mark.process
-def test_ranks_are_those_of_torchrun(capsys, sampling, tmp_path, monkeypatch):
+@pytest.mark.thorough
+def test_the_first_process_of_a_launcher_merges_for_all(capsys, sampling, tmp_path, monkeypatch):
+    """The others make their share and print nothing, even if they are last."""
+    succeed(capsys, *sampling, "--out", tmp_path / "one")
+    whole = (tmp_path / "one" / "samples_10x8x8x1.npz").read_bytes()
+    out = tmp_path / "two"
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    succeed(capsys, *sampling, "--out", tmp_path)
-    names = [path.name for path in sorted((tmp_path / "shards").iterdir())]
+    assert succeed(capsys, *sampling, "--out", out) == ""
+    names = [path.name for path in sorted((out / "shards").iterdir())]
     assert names == ["0000002-0000003.npz", "0000006-0000007.npz"]
-    assert not list(tmp_path.glob("samples*")) and not (tmp_path / "sheet.png").exists()
+    succeed(capsys, *sampling, "--out", out, "--rank", 0, "--world-size", 3)  # the other shards, one by one
+    assert succeed(capsys, *sampling, "--out", out) == ""
+    assert not list(out.glob("samples*")) and not (out / "sheet.png").exists()
+    monkeypatch.setenv("RANK", "0")
+    said = succeed(capsys, *sampling, "--out", out)
+    assert "Saved 10 images to" in said and "waiting" not in said
+    assert (out / "samples_10x8x8x1.npz").read_bytes() == whole and (out / "sheet.png").exists()
+    monkeypatch.setenv("RANK", "1")
+    assert succeed(capsys, *sampling, "--out", out) == ""  # of a run that is finished, too
+
+
+@pytest.mark.process
+def test_two_processes_of_a_launcher_sample_and_enlarge(pipeline, tmp_path, capsys):
+    """As torchrun starts them: the same files as of one process, of both stages, and the lines of the first alone."""
+    code = [sys.executable, "-m", "admg", *map(str, pipeline), "--out", str(tmp_path / "two")]
+    processes = [
+        subprocess.Popen(code, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | place)
+        for place in ({"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)} for rank in (0, 1))
+    ]
+    (out0, err0), (out1, err1) = (process.communicate(timeout=120) for process in processes)
+    assert [process.returncode for process in processes] == [0, 0], err0 + err1
+    assert "Saved 10 images to" in out0 and out1 == err1 == ""
+    succeed(capsys, *pipeline, "--out", tmp_path / "one")
+    for name in ("samples_10x16x16x1.npz", "base/samples_10x8x8x1.npz", "sheet.png", "base/sheet.png"):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
+    assert not list(tmp_path.glob("two/**/shards"))
+
+
+def test_each_process_has_a_shard(tiny_model):
+    stage = Stage(out=None, model=tiny_model, recipe=Recipe(), labels=[None] * 20, table=Labels(0))
+    assert [stage.shards(processes=count).size for count in (1, 2, 8)] == [64, 10, 3]
+    assert stage.shards(7, processes=8).size == 7
+
+
+@pytest.mark.parametrize("command", ["demo", "info fashion-mnist", "evaluate nll --data x", "export m --to openai"])
+def test_other_commands_are_for_one_process(capsys, monkeypatch, tmp_path, command):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.chdir(tmp_path)
+    out = [] if "info" in command else ["--out", "out"]
+    line = refused(capsys, *command.split(), *out)
+    assert "process 1 of 2: this command is for one process, and 2 were started" in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sheet_of_scales_is_for_one_process(capsys, sampling, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    line = refused(capsys, *sampling, "--sheet", "scale=0,1", "--out", tmp_path / "out")
+    assert "--sheet is drawn by one process, and there are 2" in line
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.thorough

@@ -41,6 +41,12 @@ COMMANDS = {
     "completion": "print a completion script for bash, zsh or tcsh",
 }
 
+TOGETHER = (
+    "sample", "edit", "interpolate", "upsample", "sweep", "evaluate", "neighbours", "train", "train-classifier",
+    "train-upsampler",
+)  # fmt: skip
+"""Commands that share their work among the processes that torchrun or srun starts; all others are for one process."""
+
 FIRST_STEPS = """Guided diffusion for pixel images.
 
 To begin:
@@ -66,17 +72,18 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a process that is lost gets one line of ours, no C++ frames
     module = importlib.import_module(f"admg.cli.{name.replace('-', '_').replace(' ', '_')}")
     parser = Parser(prog=f"admg {name}")
     arguments = argv[len(name.split()) :]
     try:
         with warnings.catch_warnings():
             warnings.showwarning = show_warning
-            _run(parser, module, arguments)
+            _run(parser, name, module, arguments)
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("ADMG_TRACEBACK"):
             raise
-        print(f"admg {name}: error: {one_line(error)}", file=sys.stderr)
+        print(f"admg {name}: error: {of_process()}{one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"admg {name}: interrupted", file=sys.stderr)
@@ -85,9 +92,9 @@ def main(argv: list[str] | None = None) -> int:
         if os.environ.get("ADMG_TRACEBACK"):
             raise
         if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "out of memory" in str(error)):
-            print(f"admg {name}: error: out of memory: choose a smaller --batch-size", file=sys.stderr)
+            print(f"admg {name}: error: {of_process()}out of memory: choose a smaller --batch-size", file=sys.stderr)
             return 2
-        print(f"admg {name}: {unforeseen(error, argv)}", file=sys.stderr)
+        print(f"admg {name}: {of_process()}{unforeseen(error, argv)}", file=sys.stderr)
         return 1
     return 0
 
@@ -145,19 +152,32 @@ def _without_command(argv: list[str]) -> int:
     return 2
 
 
-def _run(parser: Parser, module: ModuleType, argv: list[str]) -> None:
+def _run(parser: Parser, name: str, module: ModuleType, argv: list[str]) -> None:
     add_options(parser, module)
     options, offline = parse(parser, module, argv)
     if offline:
         os.environ["ADMG_OFFLINE"] = "1"
-    _configure()
+    from admg.engine import configure_process  # imports torch, for which --help need not wait
+    from admg.engine.device import Processes
+
+    processes = Processes.from_environment()
+    if processes.count > 1 and name not in TOGETHER:
+        raise ValueError(f"this command is for one process, and {processes.count} were started: leave out the launcher")
+    if processes.rank > 0:
+        warnings.showwarning = lambda *args, **options: None  # the first process prints them
+    configure_process()
     module.run(options)
 
 
-def _configure() -> None:
-    from admg.engine import configure_process  # imports torch, for which --help need not wait
+def of_process() -> str:
+    """Return 'process 1 of 2: ' if a launcher started several processes, and "" otherwise."""
+    from admg.engine.device import Processes
 
-    configure_process()
+    try:
+        processes = Processes.from_environment()
+    except ValueError:
+        return ""
+    return f"process {processes.rank} of {processes.count}: " if processes.count > 1 else ""
 
 
 def show_warning(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:

@@ -25,7 +25,7 @@ EXAMPLES = """  admg sample --label sneaker --label 9 --scale 4 --num 32 --out s
   admg sample --label coat --guide my_guides.py:darker --init shirt.png --strength 0.6 --out coats
   admg sample --model openai/imagenet-64 --labels balanced --num 50000 --no-images --out for-fid
   admg sample --model openai/imagenet-64 --upsampler openai/imagenet-64-to-256 --labels random --num 16 --out large
-  torchrun --nproc-per-node 8 --no-python -- admg sample --num 50000 --out for-fid"""
+  torchrun --nproc-per-node 8 -m admg sample --num 50000 --out for-fid"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +119,8 @@ class Options:
         if self.sheet and (self.upsampling.upsampler or self.start.init):
             other = "--upsampler" if self.upsampling.upsampler else "--init"
             raise ValueError(f"sheet draws samples of the model from noise: leave out {other}")
+        if self.sheet and self.job.processes > 1:
+            raise ValueError(f"sheet is drawn by one process, and there are {self.job.processes}")
 
     def chosen(self, model: Model, guides: GuideSet) -> tuple[str | list[Label] | None, int | None]:
         """Return the labels and the number of images for generate()."""

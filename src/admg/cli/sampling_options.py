@@ -136,13 +136,14 @@ class ShowProgress:
 
     def __init__(self, job: JobOptions) -> None:
         self.bars, self.first = ProgressBars(), job.process == 0
+        self.speaks = job.merges  # of processes that a launcher started together, the first one prints
         self.said: set[Any] = set()
 
     def __call__(self, progress: Progress) -> None:
         key = (progress.folder, progress.activity)
         if key not in self.said:
             self.said.add(key)
-            if progress.activity == "waiting":
+            if progress.activity == "waiting" and self.speaks:
                 how = "Ctrl-C stops; the same command continues"
                 print(f"waiting for the other processes to finish {progress.folder} ({how})")
             elif progress.reused and self.first:
@@ -156,6 +157,8 @@ class ShowProgress:
 
 def print_result(done: Generated, job: JobOptions) -> None:
     """Print what a job has written, or what other processes still have to do."""
+    if not job.merges:
+        return
     if not done.finished:
         left = f"{done.missing} shards are not"
         print(f"process {job.process} of {job.processes} is done, {left}: the last process merges them")

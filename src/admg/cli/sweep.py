@@ -25,7 +25,7 @@ EXAMPLES = """  admg sweep --scale 0,0.5,1,2,4,8 --sampler ddim,ddpm --steps 25,
       --network efficientnet-lite0 --label-classifier tests/label_classifier/label_classifier.py:LabelClassifier \\
       --out sweep
   admg sweep --cfg 1,1.5,2,4 --interval 0.3,5 --reference data/fashion-mnist --fit pad --out sweep
-  torchrun --nproc-per-node 8 --no-python -- admg sweep --scale 0,1,2,4 --reference reference.npz --out sweep"""
+  torchrun --nproc-per-node 8 -m admg sweep --scale 0,1,2,4 --reference reference.npz --out sweep"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 import time
@@ -30,11 +31,19 @@ def provenance() -> dict[str, str]:
 
 def train(run: TrainingRun[Any]) -> None:
     """Train to the end with a progress bar, and print where the results are. Of several processes, the first prints."""
+    if run.watch is not None:
+        run.watch.on_stuck = end_process
     with closing(run):
         if run.writes:
             train_and_print(run)
         else:
             deque(run, maxlen=0)
+
+
+def end_process(reason: str) -> None:
+    """End this process, which waits for one that has ended."""
+    print(f"admg: error: {reason}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def train_and_print(run: TrainingRun[Any]) -> None:
@@ -102,6 +111,8 @@ def describe(run: TrainingRun[Any]) -> None:
     if count > 1:
         graphs = "; steps run without CUDA graphs" if run.learner.device.type == "cuda" else ""
         print(f"{count} processes, each with {run.config.batch_size // count} images of every batch{graphs}")
+    if run.config.shard:
+        print("weights divided among the processes (FSDP2): steps run without the kernels of admg")
     if run.config.log == ("auto",) and not services_of(run.config.log):
         print(
             "no TensorBoard scalars: `pip install 'admg[train]'` adds them; log.csv and curves.png are always written"

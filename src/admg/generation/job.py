@@ -30,6 +30,9 @@ MAX_PNGS = 1000
 class JobOptions:
     """Output. An interrupted run continues when the same command is started again.
 
+    The processes of torchrun or srun share the images, and the first one merges them. Processes that are started one by
+    one are given a rank and a world_size, and the last one merges.
+
     overwrite: remove the run that the folder holds, and start again
     images: write a PNG file per image
     shard_size: images per file in OUT/shards
@@ -42,8 +45,8 @@ class JobOptions:
     images: bool | None = setting(None, default_text=f"for up to {MAX_PNGS:,} images")
     shard_size: int | None = setting(None, min=1, default_text="by number and size of the images")
     keep_shards: bool = False
-    rank: int | None = setting(None, min=0, default_text="torchrun's RANK, or 0")
-    world_size: int | None = setting(None, min=1, default_text="torchrun's WORLD_SIZE, or 1")
+    rank: int | None = setting(None, min=0, default_text="that of torchrun or srun, or 0")
+    world_size: int | None = setting(None, min=1, default_text="that of torchrun or srun, or 1")
 
     def __post_init__(self) -> None:
         check(self)
@@ -62,6 +65,16 @@ class JobOptions:
         """Number of processes."""
         return Processes.from_environment().count if self.world_size is None else self.world_size
 
+    @property
+    def together(self) -> bool:
+        """Whether a launcher started the processes together, so that the first one waits for the others and merges."""
+        return self.processes > 1 and self.rank is None and self.world_size is None
+
+    @property
+    def merges(self) -> bool:
+        """Whether this process may merge the shards: the first one, or that which finishes last."""
+        return self.process == 0 or not self.together
+
 
 @dataclass(frozen=True)
 class Generated:
@@ -70,7 +83,7 @@ class Generated:
     folder: run directory
     num: number of images
     npz: merged file of images and labels; it exists once all processes have finished
-    sheet: contact sheet, or None if another process writes it
+    sheet: contact sheet, or None if another process draws it
     images: folder of PNG files, or None
     missing: shards that other processes have not finished
     resumed: whether the run had been finished before
@@ -117,8 +130,7 @@ class Job:
 
         Raises ValueError if the folder holds a run with other settings, which may not be overwritten, or other files.
         """
-        return [check_run(stage.record, stage.shards(self.options.shard_size), self.options.overwrite)
-                for stage in self.stages]  # fmt: skip
+        return [check_run(stage.record, self._shards(stage), self.options.overwrite) for stage in self.stages]
 
     def missing(self) -> list[int]:
         """Return the number of images that each stage still has to make."""
@@ -140,7 +152,10 @@ class Job:
         """
         last, runs = self.stages[-1], self._begin()
         if runs[-1].target.exists():
+            if not self.options.merges:  # the first process draws what is missing
+                return Generated(last.out, runs[-1].num, runs[-1].target, resumed=True)
             return finish(last, runs[-1], self.options, redraw=False)
+        wait = wait or (self.options.together and self.options.merges)
         with reporting(progress, self.options.process == 0) as report:
             merged = self._produce(runs, report, wait)
         if merged or (self.options.processes == 1 and runs[-1].target.exists()):
@@ -152,12 +167,12 @@ class Job:
         merged = False
         for stage, shards in zip(self.stages, runs):
             produce(stage, shards, self.options, report)
-            merged = merge(shards)
+            merged = self.options.merges and merge(shards)
             if stage is self.stages[-1] and not wait:
                 break
             while not shards.target.exists():
-                wait_for_others(shards, report)
-                merged = merge(shards)
+                wait_for_others(shards, report, self.options.merges)
+                merged = self.options.merges and merge(shards)
             if merged and stage is not self.stages[-1]:
                 draw_sheet(stage, shards, redraw=True)
                 discard(shards, self.options)
@@ -165,7 +180,7 @@ class Job:
 
     def _begin(self) -> list[Shards]:
         """Return the shards of each stage. All folders are checked, the last stage's first, before any is changed."""
-        planned = [(stage.record, stage.shards(self.options.shard_size)) for stage in reversed(self.stages)]
+        planned = [(stage.record, self._shards(stage)) for stage in reversed(self.stages)]
         made = [shards.target for _, shards in planned]
         for stage in self.stages:
             if stage.base is not None and stage.base not in made:
@@ -177,6 +192,9 @@ class Job:
         for stage in reversed(self.stages):
             check_output_folder(stage.out)
         return [open_run(*run) for run in planned][::-1]
+
+    def _shards(self, stage: Stage) -> Shards:
+        return stage.shards(self.options.shard_size, self.options.processes)
 
 
 def check_run(record: Mapping[str, Any], shards: Shards, overwrite: bool) -> Shards:
@@ -255,10 +273,10 @@ def merge(shards: Shards) -> bool:
     return True
 
 
-def wait_for_others(shards: Shards, report: OnProgress, seconds: float = 1.0) -> None:
-    """Wait until the shards of the other processes are there, or are merged."""
+def wait_for_others(shards: Shards, report: OnProgress, merges: bool = True, seconds: float = 1.0) -> None:
+    """Wait until the shards of the other processes are merged, or are there if this process can merge them."""
     total = len(shards)
-    while (missing := shards.missing()) and not shards.target.exists():
+    while ((missing := shards.missing()) or not merges) and not shards.target.exists():
         report(Progress(shards.folder, "waiting", total - len(missing), total, 0))
         time.sleep(seconds)
 

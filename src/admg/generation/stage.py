@@ -88,15 +88,17 @@ class Stage:
         """Number of steps of an image."""
         return len(self._respaced.diffusion)
 
-    def shards(self, size: int | None = None) -> Shards:
+    def shards(self, size: int | None = None, processes: int = 1) -> Shards:
         """Return the shards: of whole batches, small enough that little is lost by an interruption.
 
-        size: images per shard; None: at most 256 images and 64 MB
+        size: images per shard; None: at most 256 images and 64 MB, and at least one shard for each process
+        processes: number of processes that share the images
         """
         channels, height, width = self.model.shape
         most = min(SHARD_IMAGES, SHARD_BYTES // (channels * height * width), -(-len(self.labels) // SHARDS))
         labelled = any(label is not None for label in self.labels)
-        size = size or max(1, most // self.batch) * self.batch
+        whole = max(1, most // self.batch) * self.batch
+        size = size or (whole if processes == 1 else min(whole, -(-len(self.labels) // processes)))
         return Shards(self.out, len(self.labels), size, (height, width, channels), labelled)
 
     def try_out(self) -> None:

@@ -13,6 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from admg.engine.device import Processes, rendezvous
 
+from .watch import Watch
+
 PATIENCE = timedelta(minutes=30)
 """Time that a process waits for the others, for example while the first one draws a preview."""
 
@@ -54,6 +56,14 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
+def watch(processes: Processes) -> Watch | None:
+    """Return a watch over the processes of the group, which notices if one of them ends; None for a single process."""
+    if processes.count == 1 or dist.group.WORLD is None:
+        return None
+    store: Any = dist.group.WORLD.get_group_store()
+    return Watch(dist.PrefixStore("admg watch", store.clone()), processes)  # type: ignore[attr-defined]
+
+
 def share_of(batch_size: int, accumulate: int, processes: Processes) -> int:
     """Return the number of images of each step that fall to one process.
 
@@ -85,6 +95,12 @@ def averaged(means: Mapping[str, Tensor], processes: Processes) -> dict[str, Ten
     values = torch.stack([*means.values()])
     dist.all_reduce(values)
     return dict(zip(means, values / processes.count))
+
+
+def wait_for_all(processes: Processes) -> None:
+    """Wait until all processes have come here."""
+    if processes.count > 1:
+        dist.barrier()
 
 
 def check_equal(value: int, name: str, processes: Processes) -> None:

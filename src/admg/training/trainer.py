@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Generic
@@ -48,8 +48,8 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
     provenance: entries for the "training" section of the model's config.json, such as the name of the data
 
     Raises CheckpointError, which is a ValueError, if `out` holds a run of another network; ValueError if the batch
-    cannot be divided among the processes; FloatingPointError, when iterated, if the loss is no longer finite. The steps
-    seed torch's global generator.
+    cannot be divided among the processes; FloatingPointError, when iterated, if the loss is no longer finite, and
+    ProcessLost, which is an OSError, if another of the processes has ended. The steps seed torch's global generator.
     """
 
     def __init__(
@@ -66,9 +66,15 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
         distributed.share_of(self.config.batch_size, self.config.accumulate, Processes.from_environment())
         self._group_is_ours = not dist.is_initialized()
         self.processes = distributed.join(device, alone=self.config.shard)
-        self.learner = Learner(task, self.config, device, self.processes)
-        self.step = self.first_step = checkpointing.resume(self.out, self.learner)
-        distributed.check_equal(self.step, "step that they resume from", self.processes)
+        self.watch = distributed.watch(self.processes)
+        try:
+            with self._guard():
+                self.learner = Learner(task, self.config, device, self.processes)
+                self.step = self.first_step = checkpointing.resume(self.out, self.learner)
+                distributed.check_equal(self.step, "step that they resume from", self.processes)
+        except BaseException:
+            self._leave()
+            raise
         self.provenance = dict(provenance or {})
         self.metrics: dict[str, float] = {}
         self.saved = self.step
@@ -85,16 +91,27 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
         with closing(prefetched), ExitStack() as stack:
             tracker = stack.enter_context(closing(self._tracker())) if self.writes else None
             while self.step < config.steps:
-                started = time.perf_counter()
-                drawn = next(prefetched)
-                waited = time.perf_counter() - started
-                means = learner.step(self.step, drawn)
-                self.step += 1
-                row = dict(zip(means, torch.stack(list(means.values())).tolist()))  # waits for the GPU
-                check_finite(row["loss"], self.step - 1)
-                row |= {"lr": learner.lr} | self._costs(waited, time.perf_counter() - started)
-                self._record(row, tracker)
+                with self._guard():
+                    row = self._step(learner, prefetched)
+                    self._record(row, tracker)
                 yield {"step": self.step, **row}
+            with self._guard():
+                distributed.wait_for_all(processes)  # the first process may hold the store of the others
+
+    def _step(self, learner: Learner, prefetched: Iterator[tuple[torch.Tensor, ...]]) -> dict[str, float]:
+        """Take one step, and return its measurements."""
+        started = time.perf_counter()
+        drawn = next(prefetched)
+        waited = time.perf_counter() - started
+        means = learner.step(self.step, drawn)
+        self.step += 1
+        row = dict(zip(means, torch.stack(list(means.values())).tolist()))  # waits for the GPU
+        check_finite(row["loss"], self.step - 1)
+        return row | {"lr": learner.lr} | self._costs(waited, time.perf_counter() - started)
+
+    def _guard(self) -> AbstractContextManager[None]:
+        """Return the context of what may fail in this process, or because another one has ended."""
+        return nullcontext() if self.watch is None else self.watch.guard()
 
     def _tracker(self) -> Tracker:
         facts = RunFacts(self.out, self.step, {**self.provenance, "train": asdict(self.config)})
@@ -168,6 +185,11 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
     def close(self) -> None:
         """Stop the run, and release its files, threads and process group. Steps since the last checkpoint are lost."""
         self._steps.close()
+        self._leave()
+
+    def _leave(self) -> None:
+        if self.watch is not None:
+            self.watch.stop()
         if self._group_is_ours:
             distributed.leave()
 

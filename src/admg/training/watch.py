@@ -1,0 +1,120 @@
+"""Notices that one of the processes that train together has ended, through the store where they met."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch.distributed as dist
+from torch.distributed import Store  # type: ignore[attr-defined]
+
+from admg.engine.device import Processes
+
+BEAT = 2.0
+"""Seconds between two signs of life of a process."""
+SILENCE = 30
+"""Number of beats without a sign of life after which a process has ended."""
+SILENCE_AFTER_ERROR = 3
+"""The same after an exchange with the others has failed."""
+GRACE = 15.0
+"""Seconds in which an exchange that was aborted must have raised its error."""
+ENDED, LEFT = "ended", "left"
+
+
+class ProcessLost(ConnectionError):
+    """Another of the processes that train together has ended, or cannot be reached."""
+
+
+class Watch:
+    """A thread that gives signs of life of this process, and looks for those of the next one.
+
+    Every process is watched by the one before it, so that all are. Who finds that a process has ended says so to all;
+    then each aborts the exchange that it waits in, and `guard` raises ProcessLost.
+
+    on_stuck: called with the reason if the exchange cannot be aborted, as with gloo if a machine is lost
+    """
+
+    def __init__(self, store: Store, processes: Processes):
+        self.store, self.processes, self.beat = store, processes, BEAT
+        self.watched = (processes.rank + 1) % processes.count
+        self.patience = SILENCE
+        self.reason = ""
+        self.on_stuck: Callable[[str], Any] | None = None
+        self.stopped, self.noticed, self.raised = threading.Event(), threading.Event(), threading.Event()
+        self.thread = threading.Thread(target=self._run, name="admg watch", daemon=True)
+        self.thread.start()
+
+    def stop(self) -> None:
+        """End the thread. Others do not wait for signs of life of this process any more."""
+        if not self.stopped.is_set():
+            self.stopped.set()
+            self.thread.join(self.beat)
+            with suppress(RuntimeError):  # the store may be gone already
+                self.store.set(self._key(self.processes.rank), LEFT)
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """Context manager that says to the other processes why this one ends, if it raises an exception.
+
+        Raises ProcessLost in place of the error of an exchange with a process that has ended.
+        """
+        try:
+            yield
+        except Exception as error:
+            if self.noticed.is_set() or is_lost_connection(error):
+                self.raised.set()
+                self.patience = SILENCE_AFTER_ERROR
+                self.noticed.wait((SILENCE + 2) * self.beat)
+                self.stopped.wait(self.beat)  # torchrun takes the first that ends for the cause
+                raise ProcessLost(self.reason or f"another of {self.processes.count} processes has ended") from error
+            with suppress(RuntimeError):
+                self._say(f"{self.name(self.processes.rank)} has ended: {' '.join(str(error).split())}")
+                self.stopped.wait(1.2 * self.beat)  # until the others have read it, perhaps from this process
+            raise
+
+    def name(self, rank: int) -> str:
+        """Return the name of a process in messages."""
+        return f"process {rank} of {self.processes.count}"
+
+    def _run(self) -> None:
+        seen, silent, count = "", 0, 0
+        while not self.stopped.wait(self.beat):
+            count += 1
+            try:
+                self.store.set(self._key(self.processes.rank), str(count))
+                sign = self._read(self._key(self.watched))
+                silent = 0 if sign == LEFT or (sign and sign != seen) else silent + 1  # beats, not seconds: a whole
+                seen = sign  # job may be suspended
+                if silent >= self.patience:
+                    self._say(f"{self.name(self.watched)} has ended without a word, or cannot be reached")
+                reason = self._read(ENDED)
+            except RuntimeError:  # the store is gone, which the first process or torchrun holds
+                reason = f"{self.name(0)} has ended, or cannot be reached"
+            if reason and not self.stopped.is_set():
+                self._notice(reason)
+                return
+
+    def _notice(self, reason: str) -> None:
+        self.reason = reason
+        self.noticed.set()
+        with suppress(Exception):  # so that this process does not wait for one that has ended
+            dist.group.WORLD.abort()  # type: ignore[union-attr]
+        if self.on_stuck is not None and not self.raised.wait(GRACE) and not self.stopped.is_set():
+            self.on_stuck(reason)
+
+    def _say(self, reason: str) -> None:
+        """Say to all processes why one has ended, unless that has been said of another."""
+        self.store.compare_set(ENDED, "", reason)
+
+    def _read(self, key: str) -> str:
+        return self.store.get(key).decode() if self.store.check([key]) else ""
+
+    def _key(self, rank: int) -> str:
+        return f"beat of {rank}"
+
+
+def is_lost_connection(error: Exception) -> bool:
+    """Whether an exception is that of torch.distributed for a process that cannot be reached."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
