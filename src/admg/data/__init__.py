@@ -11,6 +11,7 @@ from .errors import DataError
 from .layouts import FASHION_MNIST_LABELS, open
 from .memory import from_arrays
 from .pack import pack
+from .sampling import ClassSampling
 from .stream import batches, evaluation_batches
 from .survey import Survey, survey
 from .torch_dataset import TorchDataset, from_dataset
@@ -18,6 +19,7 @@ from .transforms import center_crop, pad, random_crop
 
 __all__ = [
     "FASHION_MNIST_LABELS",
+    "ClassSampling",
     "DataConfig",
     "DataError",
     "Dataset",

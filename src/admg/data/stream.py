@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-
-import numpy as np
-from jaxtyping import Int64
 
 from .dataset import Batch, ImageDataset
 from .errors import DataError
+from .sampling import ClassSampling, UniformOrder, WeightedOrder
 from .workers import in_workers
 
-ORDER, AUGMENTATION = 0, 1  # streams of random numbers of one seed
+AUGMENTATION = 1
+"""Stream of random numbers of a seed that decides the augmentation; that of the order is another."""
 
 
 def batches(
@@ -24,6 +22,7 @@ def batches(
     start: int = 0,
     part: tuple[int, int] = (0, 1),
     workers: int = 0,
+    sampling: ClassSampling | None = None,
 ) -> Iterator[Batch]:
     """Return an endless stream of x, float32 (N, C, S, S) in [-1, 1], and y, int64 (N,), -1 where there is no label.
 
@@ -33,6 +32,8 @@ def batches(
     part: (r, R) takes the r-th of R equal parts of every batch, for rank r of R processes that share them. batch_size
         must be a multiple of R.
     workers: processes that prepare batches in advance. They pay off for image files, and do not change the batches.
+    sampling: shares of the classes; by default every image is used once in each epoch. Otherwise an epoch has as many
+        images, some of them several times.
     """
     _check_positive("batch_size", batch_size)
     for name, value in (("seed", seed), ("start", start), ("workers", workers)):
@@ -41,7 +42,8 @@ def batches(
     rank, parts = part
     if not 0 <= rank < parts or batch_size % parts:
         raise DataError(f"part is {part}: allowed is (r, R) with 0 <= r < R, where R divides batch_size {batch_size}")
-    numbered = _Numbered(dataset, batch_size, seed, rank, parts)
+    order = (sampling or ClassSampling()).order_of(dataset, seed)
+    numbered = _Numbered(dataset, batch_size, seed, rank, parts, order)
     return in_workers(numbered, range(start, 2**62), workers)
 
 
@@ -71,19 +73,15 @@ class _Numbered:
     seed: int
     part: int
     parts: int
+    order: UniformOrder | WeightedOrder
 
     def __getitem__(self, number: int) -> Batch:
         count = len(self.dataset)
         size = self.batch_size // self.parts
         first = number * self.batch_size + self.part * size
         positions = range(first, first + size)
-        indices = [int(_order(self.seed, p // count, count)[p % count]) for p in positions]
+        indices = [int(self.order(p // count)[p % count]) for p in positions]
         return self.dataset.batch(indices, [(self.seed, AUGMENTATION, p) for p in positions])
-
-
-@lru_cache(maxsize=2)
-def _order(seed: int, epoch: int, count: int) -> Int64[np.ndarray, " count"]:
-    return np.random.default_rng((seed, ORDER, epoch)).permutation(count)
 
 
 def _check_positive(name: str, value: int) -> None:

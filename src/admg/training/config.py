@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from admg.config import check, setting
+from admg.data import ClassSampling
+from admg.data.sampling import Sampling, parse_weights
 from admg.diffusion.losses import Objective
 from admg.engine.compiling import Compile
 
@@ -31,6 +33,11 @@ class TrainConfig:
         otherwise; steps then run without the kernels of admg
     compile: Use of torch.compile, which takes minutes to build; auto does not use it
     seed: Seed of all random numbers
+    sampling: How often each class is used: uniform uses all images equally often, balanced all classes, and weighted
+        classes by --class-power or --class-weight
+    class_power: With weighted: the share of a class is proportional to its number of images to this power: 1 is
+        uniform, 0 balanced
+    class_weight: With weighted: share of a class relative to the others, which have 1; 0 leaves it out
     workers: Processes that load images; 0 loads them in the training process
     device: Device to train on: auto, cpu or cuda; auto uses the GPU if there is one
     log: Services that show the measurements, beside log.csv and metrics.jsonl: auto (TensorBoard if it is installed),
@@ -52,6 +59,9 @@ class TrainConfig:
     shard: bool = False
     compile: Compile = "auto"
     seed: int = setting(0, min=0)
+    sampling: Sampling = "uniform"
+    class_power: float | None = setting(None, min=0, max=2)
+    class_weight: tuple[str, ...] = setting((), metavar="CLASS=W", repeat=True)
     workers: int = setting(0, min=0)
     device: str = "auto"
     log: tuple[LogChoice, ...] = ("auto",)
@@ -68,6 +78,18 @@ class TrainConfig:
             raise ValueError(f"accumulate must be at most the batch size {self.batch_size}, got {self.accumulate}")
         if not self.grad_clip > 0:  # infinity is allowed
             raise ValueError(f"grad_clip must be above 0, got {self.grad_clip}")
+        given = (self.class_power is not None) + bool(self.class_weight)
+        if given != (self.sampling == "weighted"):
+            raise ValueError(
+                "sampling must be weighted, with either class_power or class_weight, if one of them is given"
+            )
+        parse_weights(self.class_weight)
+
+    @property
+    def class_sampling(self) -> ClassSampling:
+        """The shares of the classes."""
+        power = {"uniform": 1.0, "balanced": 0.0, "weighted": self.class_power or 0.0}[self.sampling]
+        return ClassSampling(power, parse_weights(self.class_weight))
 
 
 @dataclass(frozen=True, kw_only=True)

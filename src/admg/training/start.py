@@ -95,6 +95,7 @@ def train_diffusion(
     task = DiffusionTask(model, objective.objective, objective.label_dropout)
     record = {**describe(data, dataset), **(provenance or {}), **load_init(model, init, "diffusion")}
     record |= dropout_record(model, dataset, objective, check_resumed(model, out))
+    config.class_sampling.order_of(dataset, config.seed)  # raises before anything is written
     return TrainingRun(task, dataset, check_output_folder(out), config, record)
 
 
@@ -149,6 +150,7 @@ def train_classifier(
     task = ClassifierTask(classifier, held_out, val_images)
     record = {**describe(data, dataset), **(provenance or {}), **load_init(classifier, init, "classifier")}
     check_resumed(classifier, out)
+    config.class_sampling.order_of(dataset, config.seed)  # raises before anything is written
     return TrainingRun(task, dataset, check_output_folder(out), config, record)
 
 
@@ -212,6 +214,7 @@ def train_upsampler(
     record = {**describe(data, dataset), **(provenance or {}), **load_init(model, init, "upsampler")}
     record |= {"augment_blur": augment.augment_blur} if augment.augment_blur else {}
     record |= dropout_record(model, dataset, objective, check_resumed(model, out))
+    config.class_sampling.order_of(dataset, config.seed)  # raises before anything is written
     return TrainingRun(task, dataset, check_output_folder(out), config, record)
 
 

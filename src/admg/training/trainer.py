@@ -85,7 +85,13 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
         config, learner, processes = self.config, self.learner, self.processes
         part = (processes.rank, processes.count)
         stream = batches(
-            self.dataset, config.batch_size, seed=config.seed, start=self.step, part=part, workers=config.workers
+            self.dataset,
+            config.batch_size,
+            seed=config.seed,
+            start=self.step,
+            part=part,
+            workers=config.workers,
+            sampling=config.class_sampling,
         )
         prefetched = prefetch(self.task, stream, config.seed, self.step, learner.device, processes)
         with closing(prefetched), ExitStack() as stack:
