@@ -248,6 +248,11 @@ def read_toml(path: Path | str) -> dict[str, Any]:
         raise ValueError(f"{path} is not valid TOML: {error}") from None
     except RecursionError:
         raise ValueError(f"{path} is not valid TOML: it is nested too deeply") from None
+    return flat(content, str(path))
+
+
+def flat(content: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Return the values of TOML tables by name. Raises ValueError, naming the source, if one is given twice."""
     values: dict[str, Any] = {}
     pending = list(content.items())
     while pending:
@@ -256,7 +261,7 @@ def read_toml(path: Path | str) -> dict[str, Any]:
         if isinstance(value, dict):
             pending[:0] = value.items()
         elif name in values:
-            raise ValueError(f"{path} sets {key!r} twice")
+            raise ValueError(f"{source} sets {key!r} twice")
         else:
             values[name] = value
     return values

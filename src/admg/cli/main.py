@@ -33,6 +33,7 @@ COMMANDS = {
     "data": "list what can be done with data sets",
     "data info": "show what a data set holds: images, sizes, classes, damaged files",
     "data pack": "write a data set, resized once, as one zip for training",
+    "recipes": "list the hyperparameters of published models, with memory and time",
     "models": "list the shipped and the published models",
     "info": "describe a model: architecture, parameters, labels, provenance",
     "import-openai": "convert a checkpoint of guided-diffusion, with or without its flags",

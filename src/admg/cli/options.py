@@ -1,6 +1,7 @@
 """Command-line parsers made from documented dataclasses: one option per field, explained by the docstring.
 
-A command is a module `cli/<name>.py` with a dataclass `Options`, a text `EXAMPLES` and a function `run(options)`.
+A command is a module `cli/<name>.py` with a dataclass `Options`, a text `EXAMPLES` and a function `run(options)`. A
+function `preset(given)`, if it has one, returns values for options that neither the command line nor --config gives.
 """
 
 from __future__ import annotations
@@ -62,6 +63,8 @@ def parse(parser: argparse.ArgumentParser, command: ModuleType, argv: list[str])
     if file is not None:
         given = _from_file(parser, file, known) | {name: value for name, value in given.items() if value is not None}
     values = {name: value for name, value in given.items() if name in known and value is not None}
+    if hasattr(command, "preset"):
+        values = {**command.preset(values), **values}
     if printing:
         print(config.to_toml(command.Options, values), end="")
         parser.exit()

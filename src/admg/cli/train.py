@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from admg.diffusion.config import DiffusionConfig
 from admg.models import UNetConfig
 from admg.training import ObjectiveConfig, TrainConfig, train_diffusion
 
-from .training import provenance, train
+from .training import provenance, recipe_values, train
 
 EXAMPLES = """\
   admg train --data photos --image-size 64 --out runs/photos
@@ -34,15 +35,22 @@ class Options:
 
     out: Run directory for the model, its checkpoint, log and samples; an existing run is resumed
     init: Model of the same architecture whose weights to start from: name, folder or file of weights (default: random)
+    recipe: Name of a recipe, which sets all options that are not given; `admg recipes` lists them
     """
 
     out: Path = setting(metavar="DIR")
     init: str | None = setting(None, metavar="MODEL")
+    recipe: str | None = setting(None, metavar="NAME")
     images: DataConfig = group(DataConfig)
     training: TrainConfig = group(TrainConfig)
     objective: ObjectiveConfig = group(ObjectiveConfig)
     diffusion: DiffusionConfig = group(DiffusionConfig, title="Diffusion process")
     network: dict[str, Any] = overrides(UNetConfig, omit=FROM_DATA, title="Network")
+
+
+def preset(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the values of the recipe that is named, which those of the command line and of --config replace."""
+    return recipe_values("train", given.get("recipe"))
 
 
 def run(options: Options) -> None:
@@ -55,6 +63,6 @@ def run(options: Options) -> None:
             diffusion=options.diffusion,
             objective=options.objective,
             init=options.init,
-            provenance=provenance(),
+            provenance=provenance(options.recipe),
         )
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from admg.diffusion.config import DiffusionConfig
 from admg.models import ClassifierConfig
 from admg.training import TrainConfig, train_classifier
 
-from .training import provenance, train
+from .training import provenance, recipe_values, train
 
 EXAMPLES = """\
   admg train-classifier --data photos --image-size 64 --crop random --out runs/classifier
@@ -30,12 +31,14 @@ class Options:
 
     out: Run directory for the classifier, its checkpoint, log and accuracies; an existing run is resumed
     init: Classifier of the same architecture to start from: name, folder or file of weights (default: random)
+    recipe: Name of a recipe, which sets all options that are not given; `admg recipes` lists them
     val_data: Validation images, in the layout of --data (default: the test split of IDX files, else none)
     val_images: Number of validation images, spread evenly over all
     """
 
     out: Path = setting(metavar="DIR")
     init: str | None = setting(None, metavar="MODEL")
+    recipe: str | None = setting(None, metavar="NAME")
     val_data: str | None = setting(None, metavar="PATH")
     val_images: int = setting(1000, min=1)
     images: DataConfig = group(DataConfig)
@@ -45,6 +48,11 @@ class Options:
 
     def __post_init__(self) -> None:
         check(self)
+
+
+def preset(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the values of the recipe that is named, which those of the command line and of --config replace."""
+    return recipe_values("train-classifier", given.get("recipe"))
 
 
 def run(options: Options) -> None:
@@ -58,6 +66,6 @@ def run(options: Options) -> None:
             validation=options.images.open_held_out(options.val_data),
             val_images=options.val_images,
             init=options.init,
-            provenance=provenance(),
+            provenance=provenance(options.recipe),
         )
     )

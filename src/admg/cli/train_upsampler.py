@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from admg.diffusion.config import DiffusionConfig
 from admg.models import SuperResConfig
 from admg.training import AugmentConfig, ObjectiveConfig, TrainConfig, train_upsampler
 
-from .training import provenance, train
+from .training import provenance, recipe_values, train
 
 EXAMPLES = """\
   admg train-upsampler --data photos --image-size 256 --small-size 64 --out runs/upsampler
@@ -33,11 +34,13 @@ class Options:
     out: Run directory for the model, its checkpoint, log and samples; an existing run is resumed
     small_size: Side of the images to enlarge in pixels
     init: Model of the same architecture whose weights to start from: name, folder or file of weights (default: random)
+    recipe: Name of a recipe, which sets all options that are not given; `admg recipes` lists them
     """
 
     out: Path = setting(metavar="DIR")
     small_size: int | None = setting(None, min=1, default_text="a quarter of the image size")
     init: str | None = setting(None, metavar="MODEL")
+    recipe: str | None = setting(None, metavar="NAME")
     images: DataConfig = group(DataConfig)
     augment: AugmentConfig = group(AugmentConfig)
     training: TrainConfig = group(TrainConfig)
@@ -47,6 +50,11 @@ class Options:
 
     def __post_init__(self) -> None:
         check(self)
+
+
+def preset(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the values of the recipe that is named, which those of the command line and of --config replace."""
+    return recipe_values("train-upsampler", given.get("recipe"))
 
 
 def run(options: Options) -> None:
@@ -61,6 +69,6 @@ def run(options: Options) -> None:
             diffusion=options.diffusion,
             objective=options.objective,
             init=options.init,
-            provenance=provenance(),
+            provenance=provenance(options.recipe),
         )
     )

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from admg.data.classes import describe_classes, empty_classes
 from admg.data.errors import listed
 from admg.training import TrainingRun
+from admg.training.recipes import Command, recipe_for
 from admg.training.services import services_of
 
 from .measure import note_missing_kernels
@@ -24,9 +25,14 @@ PAUSE = 60.0
 """Least number of seconds between two lines that say that the run has been saved."""
 
 
-def provenance() -> dict[str, str]:
-    """Return this command, for the provenance of the model."""
-    return {"command": shlex.join(["admg", *sys.argv[1:]])}
+def provenance(recipe: str | None = None) -> dict[str, str]:
+    """Return this command and the recipe that it names, for the provenance of the model."""
+    return {"command": shlex.join(["admg", *sys.argv[1:]])} | ({"recipe": recipe} if recipe else {})
+
+
+def recipe_values(command: Command, name: str | None) -> Mapping[str, Any]:
+    """Return the options of a recipe of a command, or none. Raises ValueError if it is of another command."""
+    return recipe_for(command, name).values if name else {}
 
 
 def train(run: TrainingRun[Any]) -> None:

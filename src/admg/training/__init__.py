@@ -7,6 +7,7 @@ a network or a loss of your own, construct a `TrainingRun` with a task of `tasks
 from .augmentation import AugmentConfig
 from .config import ObjectiveConfig, TrainConfig
 from .ema import EMA
+from .recipes import Recipe, recipe
 from .start import train_classifier, train_diffusion, train_upsampler
 from .tasks import ClassifierTask, DiffusionTask, Task
 from .trainer import TrainingRun
@@ -18,10 +19,12 @@ __all__ = [
     "ClassifierTask",
     "DiffusionTask",
     "ObjectiveConfig",
+    "Recipe",
     "Task",
     "TrainConfig",
     "TrainingRun",
     "UpsamplerTask",
+    "recipe",
     "train_classifier",
     "train_diffusion",
     "train_upsampler",
