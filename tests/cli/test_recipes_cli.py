@@ -60,8 +60,8 @@ def test_list(capsys):
     code, out, _ = run(capsys, "recipes", "--gpus", 8, "--tflops", 300)
     rows = {line.split()[0]: line for line in out.splitlines() if line.strip()}
     assert code == 0 and "295.9 M" in rows["adm-64"] and "540,000" in rows["adm-64"]
-    # 540,000 x 2,048 images x 3 x 206.92 GFLOPs / (8 x 300 TFLOPS) = 3.31 days
-    assert rows["adm-64"].endswith("3.3 days")
+    # 540,000 x 2,048 images x 3 x 219.36 GFLOPs / (8 x 300 TFLOPS) = 3.51 days
+    assert rows["adm-64"].endswith("3.5 days")
     # 20 bytes + 2 bytes of 295.9 M parameters, and 256 images of 390 MB
     assert "106 GB" in rows["adm-64"]
 
