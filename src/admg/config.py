@@ -23,20 +23,22 @@ LARGEST_TOML = 1 << 20
 
 @dataclass(frozen=True)
 class Range:
-    """The values that a number may have; an omitted bound is infinite and excluded.
+    """The values that a number may have.
 
     min, max: inclusive bounds
     above, below: exclusive bounds
+    infinite: whether infinity is allowed
     """
 
     min: float | None = None
     max: float | None = None
     above: float | None = None
     below: float | None = None
+    infinite: bool = False
 
     def __contains__(self, value: float) -> bool:
         return (
-            math.isfinite(value)
+            (math.isfinite(value) or (self.infinite and not math.isnan(value)))
             and (self.min is None or value >= self.min)
             and (self.max is None or value <= self.max)
             and (self.above is None or value > self.above)
@@ -50,7 +52,7 @@ class Range:
             for word, bound in words.items()
             if bound is not None
         ]
-        return " and ".join(parts) or "a finite number"
+        return " and ".join(parts) + (", or inf" if self.infinite else "") or "a finite number"
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ def setting(
     max: float | None = None,
     above: float | None = None,
     below: float | None = None,
+    infinite: bool = False,
     choices: Iterable[str] | None = None,
     repeat: bool = False,
     positional: bool = False,
@@ -86,6 +89,7 @@ def setting(
 
     default: the field's default; without one the field is required
     min, max, above, below: inclusive and exclusive bounds of a number, or of each number of a tuple
+    infinite: infinity is allowed
     choices: allowed texts, if the type is not a Literal
     repeat: a tuple whose option is repeated, `--label A --label B`, in place of a list, `--label A,B`
     positional: an argument without a name
@@ -95,7 +99,7 @@ def setting(
     hidden: the field is no option
     """
     bounds = (min, max, above, below)
-    range = Range(*bounds) if any(bound is not None for bound in bounds) else None
+    range = Range(*bounds, infinite) if infinite or any(bound is not None for bound in bounds) else None
     names = None if choices is None else tuple(choices)
     declared = Setting(range, names, repeat, positional, metavar, default_text, dashes, hidden)
     return dataclasses.field(default=default, metadata={"setting": declared})
@@ -150,6 +154,8 @@ def options(kind: type, heading: str = "", omit: Iterable[str] = ()) -> Iterator
             yield from options(inner, title or first_sentence(inner), inner_omit)
             continue
         default = field.default if field.default_factory is MISSING else field.default_factory()
+        if declared.range is None and field.name in getattr(kind, "RANGES", {}):
+            declared = dataclasses.replace(declared, range=Range(*kind.RANGES[field.name]))  # type: ignore[attr-defined]
         yield Option(field.name, hints[field.name], default, texts.get(field.name, ""), declared, heading)
 
 
@@ -163,8 +169,10 @@ def build(kind: type[C], values: Mapping[str, Any], omit: Iterable[str] = (), **
         if "group" in field.metadata:
             inner, inner_omit, _, deferred = field.metadata["group"]
             if deferred:
-                names = {f.name for f in dataclasses.fields(inner)} - set(inner_omit)
-                arguments[field.name] = {name: value for name, value in values.items() if name in names}
+                known = {option.name: option for option in options(inner, omit=inner_omit)}
+                arguments[field.name] = {name: value for name, value in values.items() if name in known}
+                for name, value in arguments[field.name].items():
+                    check_value(name, value, known[name].declared, known[name].type)
             else:
                 arguments[field.name] = build(inner, values, inner_omit)
         elif field.name in values and field.name not in omit:
@@ -173,7 +181,9 @@ def build(kind: type[C], values: Mapping[str, Any], omit: Iterable[str] = (), **
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
         if field.name not in arguments and field.default is MISSING and field.default_factory is MISSING:
             raise ValueError(f"{field.name} is required")
-    return kind(**arguments)
+    built = kind(**arguments)
+    check(built)
+    return built
 
 
 def check(config: Any) -> None:
@@ -181,19 +191,19 @@ def check(config: Any) -> None:
     hints = get_type_hints(type(config))
     for field in dataclasses.fields(config):
         declared: Setting = field.metadata.get("setting", Setting())
-        value = getattr(config, field.name)
-        if value is None:
-            continue
-        allowed = declared.choices or literals(hints[field.name])
-        for item in value if isinstance(value, tuple) else (value,):
-            if allowed and item not in allowed:
-                raise ValueError(f"{field.name} must be one of {', '.join(map(str, allowed))}, got {item!r}")
-            if isinstance(item, bool) or not isinstance(item, int | float):
-                continue
-            if declared.range is not None and item not in declared.range:
-                raise ValueError(f"{field.name} must be {declared.range}, got {item}")
-            if isinstance(item, float) and math.isnan(item):
-                raise ValueError(f"{field.name} must be a number, got nan")
+        check_value(field.name, getattr(config, field.name), declared, hints[field.name])
+
+
+def check_value(name: str, value: Any, declared: Setting, hint: Any) -> None:
+    """Raise ValueError, naming the field, if a value is out of its range. Numbers without a range must be finite."""
+    if value is None:
+        return
+    allowed, range = declared.choices or literals(hint), declared.range or Range()
+    for item in value if isinstance(value, tuple) else (value,):
+        if allowed and item not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {item!r}")
+        if isinstance(item, int | float) and not isinstance(item, bool) and item not in range:
+            raise ValueError(f"{name} must be {range}, got {item}")
 
 
 def literals(hint: Any) -> tuple[Any, ...]:

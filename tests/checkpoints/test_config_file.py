@@ -66,8 +66,8 @@ def test_every_entry_with_any_value_loads_or_is_refused(kind, tiny_model, tiny_c
         (["network", "channels"], None, "network.channels: Expected `int`, got `null`"),
         (["network", "channel_mult"], [1, "a"], "network.channel_mult[1]: Expected `float`, got `str`"),
         (["network", "chanels"], 32, "network has an unknown entry 'chanels'"),
-        (["network", "num_res_blocks"], 10**9, "num_res_blocks must be from 1 to 64, got 1000000000"),
-        (["network", "dropout"], 1.5, "dropout must be at least 0 and below 1, got 1.5"),
+        (["network", "num_res_blocks"], 10**9, "num_res_blocks must be at least 1 and at most 64, got 1000000000"),
+        (["network", "dropout"], 1.5, "dropout must be at least 0 and at most 0.999, got 1.5"),
         (
             ["diffusion", "predict"],
             "noise",

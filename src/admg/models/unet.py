@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -31,18 +32,6 @@ CHANNEL_MULT: dict[int, tuple[float, ...]] = {
 """Width of each level as a multiple of the base width, by image size: guided-diffusion's; Improved DDPM's for 32."""
 ATTENTION = (32, 16, 8)
 """Sides in pixels at which the paper's networks have attention."""
-RANGES = {
-    "image_size": (1, 16_384),
-    "image_channels": (1, 1024),
-    "channels": (1, 8192),
-    "num_res_blocks": (1, 64),
-    "num_heads": (0, 1024),
-    "head_channels": (0, 8192),
-    "num_classes": (0, 10_000_000),
-    "num_heads_upsample": (0, 1024),
-    "small_size": (0, 16_384),
-}
-"""Smallest and largest value of each number of an architecture; larger ones are mistakes that would fill the memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +55,20 @@ class EncoderConfig:
     dropout: dropout probability in every residual block
     checkpoint: recompute activations in the backward pass to save memory
     """
+
+    RANGES: ClassVar[dict[str, tuple[float, float]]] = {
+        "image_size": (1, 16_384),
+        "image_channels": (1, 1024),
+        "channels": (1, 8192),
+        "num_res_blocks": (1, 64),
+        "num_heads": (0, 1024),
+        "head_channels": (0, 8192),
+        "dropout": (0, 0.999),
+        "num_classes": (0, 10_000_000),
+        "num_heads_upsample": (0, 1024),
+        "small_size": (0, 16_384),
+    }
+    """Smallest and largest value of each number; larger ones are mistakes, which would fill the memory."""
 
     image_size: int = 64
     image_channels: int = 3
@@ -102,11 +105,9 @@ class EncoderConfig:
         object.__setattr__(self, "attention_resolutions", self._attention())
 
     def _check_ranges(self) -> None:
-        for name, (low, high) in RANGES.items():
+        for name, (low, high) in self.RANGES.items():
             if not low <= getattr(self, name, low) <= high:
-                raise ValueError(f"{name} must be from {low} to {high}, got {getattr(self, name)}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
+                raise ValueError(f"{name} must be at least {low:,} and at most {high:,}, got {getattr(self, name)}")
         if len(self.channel_mult) > 16 or not all(0 < factor <= 64 for factor in self.channel_mult):
             raise ValueError(f"channel_mult must have at most 16 factors above 0 and up to 64, got {self.channel_mult}")
 

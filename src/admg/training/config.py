@@ -54,7 +54,7 @@ class TrainConfig:
     warmup: int = setting(500, min=0)
     weight_decay: float = setting(0.0, min=0)
     ema: float = setting(0.9999, min=0, below=1)
-    grad_clip: float = 1.0
+    grad_clip: float = setting(1.0, above=0, infinite=True)
     precision: TrainPrecision = "auto"
     shard: bool = False
     compile: Compile = "auto"
@@ -76,8 +76,6 @@ class TrainConfig:
             raise ValueError("shard and compile=on cannot be combined: a sharded network runs as it is")
         if self.accumulate > self.batch_size:
             raise ValueError(f"accumulate must be at most the batch size {self.batch_size}, got {self.accumulate}")
-        if not self.grad_clip > 0:  # infinity is allowed
-            raise ValueError(f"grad_clip must be above 0, got {self.grad_clip}")
         given = (self.class_power is not None) + bool(self.class_weight)
         if given != (self.sampling == "weighted"):
             raise ValueError(
