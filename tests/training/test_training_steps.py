@@ -52,8 +52,8 @@ def test_more_parts_than_images_are_refused(digits):
 
 
 def test_unknown_modes_are_refused():
-    with pytest.raises(ValueError, match="precision must be one of auto, fp32, bf16, got 'fp16'"):
-        TrainConfig(precision="fp16")
+    with pytest.raises(ValueError, match="precision must be one of auto, fp32, bf16, fp16, got 'fp8'"):
+        TrainConfig(precision="fp8")
     with pytest.raises(ValueError, match="compile must be one of auto, on, off, got True"):
         TrainConfig(compile=True)
 

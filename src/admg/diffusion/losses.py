@@ -11,9 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .gaussian import Diffusion, Images, Index, discretized_gaussian_log_likelihood, gaussian_kl
+from .weighting import StepWeights
 
 Objective = Literal["simple", "hybrid", "vlb"]
 Network = Callable[..., Tensor]
+VLB_WEIGHT = 0.001
+"""λ of L_hybrid in Improved DDPM and guided-diffusion."""
 
 
 def loss_terms(
@@ -24,7 +27,8 @@ def loss_terms(
     noise: Images,
     *,
     objective: Objective = "hybrid",
-    vlb_weight: float = 0.001,
+    vlb_weight: float = VLB_WEIGHT,
+    weights: StepWeights | None = None,
     **conditioning: Tensor | None,
 ) -> dict[str, Float[Tensor, " n"]]:
     """Return the loss (N,) of each image at its step, under "loss", and the terms it consists of, in float32.
@@ -34,6 +38,7 @@ def loss_terms(
         L_vlb trains only the variance, which must be learned (the gradient of the mean is stopped). `vlb` is T·vb, with
         vb in bits per dimension
     vlb_weight: λ of `hybrid`; it multiplies T·vb, as in Improved DDPM
+    weights: weights of the mean squared error in the loss; the term "mse" itself is not weighted. None: 1
     conditioning: further arguments of the network, for example y or low_res
     """
     x_t = diffusion.q_sample(x0, t, noise)
@@ -45,10 +50,11 @@ def loss_terms(
 
     prediction, v = output[:, : x0.shape[1]], output[:, x0.shape[1] :]
     mse = (target(diffusion, x0, t, noise) - prediction).square().flatten(1).mean(1)
+    loss = mse if weights is None else weights.at(t, mse.dtype) * mse
     if objective == "simple" or not diffusion.learns_variance:
-        return {"loss": mse, "mse": mse}
+        return {"loss": loss, "mse": mse}
     vb = vb_bpd(diffusion, torch.cat([prediction.detach(), v], dim=1), x0, x_t, t)
-    return {"loss": mse + vlb_weight * len(diffusion) * vb, "mse": mse, "vb": vb}
+    return {"loss": loss + vlb_weight * len(diffusion) * vb, "mse": mse, "vb": vb}
 
 
 def target(diffusion: Diffusion, x0: Images, t: Index, noise: Images) -> Images:

@@ -78,6 +78,11 @@ class NoiseSchedule:
         """ᾱ_{t-1}, which is 1 at t = 0."""
         return torch.cat([self.alpha_bar.new_ones(1), self.alpha_bar[:-1]])
 
+    @cached_property
+    def snr(self) -> Float64[Tensor, " T"]:
+        """Signal-to-noise ratio ᾱ_t / (1 - ᾱ_t), which is 0 at pure noise."""
+        return self.alpha_bar / (1 - self.alpha_bar)
+
     def sigma(self, index: int) -> float:
         """Return the noise level σ = sqrt((1 - ᾱ) / ᾱ): the noise's standard deviation relative to the image (EDM)."""
         alpha_bar = self.alpha_bar[index].item()

@@ -47,7 +47,7 @@ def _matmul_seconds(dtype: torch.dtype) -> float:
 def resolve(precision: Precision, device: torch.device) -> Resolved:
     """Return the precision, with `auto` resolved for this device: bf16 where that is native, else fp32.
 
-    `auto` is never fp16, in whose small range gradients of a classifier underflow.
+    `auto` is never fp16, in whose small range gradients of a classifier underflow; see resolve_training for training.
     Raises ValueError if the precision is unknown, or fp16 on another device than a GPU, where it is emulated.
     """
     if precision not in get_args(Precision):
@@ -59,7 +59,19 @@ def resolve(precision: Precision, device: torch.device) -> Resolved:
     return "bf16" if native_bf16(device.type) else "fp32"
 
 
-def autocast(precision: Precision, device: torch.device) -> AbstractContextManager:
+def resolve_training(precision: Precision, device: torch.device) -> Resolved:
+    """Return the precision to train in, with `auto` resolved: bf16 where it is native, else fp16 on tensor cores.
+
+    fp16 needs a scaled loss. Where it is emulated, as on CPUs, it is allowed, but `auto` is fp32.
+    """
+    if precision != "auto":
+        return precision
+    if native_bf16(device.type):
+        return "bf16"
+    return "fp16" if device.type == "cuda" and torch.cuda.get_device_capability() >= (7, 0) else "fp32"
+
+
+def autocast(precision: Resolved, device: torch.device) -> AbstractContextManager:
     """Return a context manager in which matrix products run in this precision."""
-    dtype = DTYPES[resolve(precision, device)]
+    dtype = DTYPES[precision]
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)

@@ -24,7 +24,8 @@ def state_of(learner: Learner, step: int) -> dict[str, Any]:
     """
     network = network_state(learner.network)
     optimizer = optimizer_state(learner.network, learner.optimizer)
-    return {"step": step, "optimizer": optimizer, "network": network, "average": learner.average.state_dict()}
+    average = learner.average.state_dict()
+    return {"step": step, "optimizer": optimizer, "network": network, "average": average, "learner": learner.state()}
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:
@@ -47,6 +48,7 @@ def resume(folder: Path, learner: Learner) -> int:
         learner.average.load_state_dict(state["average"])
         load_optimizer(learner.network, learner.optimizer, state["optimizer"])
         _match_memory_format(learner.optimizer)
+        learner.load_state(state.get("learner", {}))
         return int(state["step"])
     except Exception as error:  # torch raises many kinds for a foreign or truncated file
         reason = str(error).strip().splitlines()[0]

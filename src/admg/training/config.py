@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 from admg.config import check, setting
 from admg.data import ClassSampling
 from admg.data.sampling import Sampling, parse_weights
 from admg.diffusion.losses import Objective
+from admg.diffusion.weighting import Weighting, WeightingName
 from admg.engine.compiling import Compile
+from admg.engine.precision import Precision
 
+from .lr import LRSchedule, check_schedule
 from .services import LogChoice, services_of
-
-TrainPrecision = Literal["auto", "fp32", "bf16"]
+from .timesteps import Timesteps, TimestepsName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +27,16 @@ class TrainConfig:
     accumulate: Number of parts that a batch is computed in, one after the other, to save memory
     lr: Learning rate of AdamW after the warm-up
     warmup: Steps over which the learning rate rises linearly from 0
+    lr_schedule: Learning rate after the warm-up: constant, falling to 0 (linear or cosine), or, from a certain step on,
+        with the inverse square root of the number of steps (inverse-sqrt)
+    lr_anneal_steps: Steps until linear and cosine reach 0, or until inverse-sqrt begins to fall; without it, the
+        learning rate depends on --steps, and changes where a run is resumed with more (default: all of --steps; a tenth
+        of them for inverse-sqrt)
     weight_decay: Weight decay of AdamW
     ema: Decay of the exponential moving average of the weights; it starts small and rises to this value
     grad_clip: Largest norm of the gradient, above 0; longer gradients are scaled down
-    precision: Number format of matrix products; auto uses bf16 where the processor multiplies it natively, else fp32
+    precision: Number format of matrix products; auto uses bf16 where the processor multiplies it natively, else fp16 on
+        a GPU with tensor cores, else fp32. fp16 scales the loss, and skips steps whose gradient overflows
     shard: Divide weights, gradients and optimiser state among the processes (FSDP2), for networks that do not fit
         otherwise; steps then run without the kernels of admg
     compile: Use of torch.compile, which takes minutes to build; auto does not use it
@@ -52,10 +60,12 @@ class TrainConfig:
     accumulate: int = setting(1, min=1)
     lr: float = setting(3e-4, above=0)
     warmup: int = setting(500, min=0)
+    lr_schedule: LRSchedule = "constant"
+    lr_anneal_steps: int | None = setting(None, min=1)
     weight_decay: float = setting(0.0, min=0)
     ema: float = setting(0.9999, min=0, below=1)
     grad_clip: float = setting(1.0, above=0, infinite=True)
-    precision: TrainPrecision = "auto"
+    precision: Precision = "auto"
     shard: bool = False
     compile: Compile = "auto"
     seed: int = setting(0, min=0)
@@ -76,6 +86,7 @@ class TrainConfig:
             raise ValueError("shard and compile=on cannot be combined: a sharded network runs as it is")
         if self.accumulate > self.batch_size:
             raise ValueError(f"accumulate must be at most the batch size {self.batch_size}, got {self.accumulate}")
+        check_schedule(self)
         given = (self.class_power is not None) + bool(self.class_weight)
         if given != (self.sampling == "weighted"):
             raise ValueError(
@@ -94,14 +105,52 @@ class TrainConfig:
 class ObjectiveConfig:
     """Objective and labels.
 
-    objective: Loss: simple (mean squared error), hybrid (simple + 0.001 vlb) or vlb (variational bound)
+    objective: Loss: simple (mean squared error), hybrid (simple + vlb-weight * vlb) or vlb (variational bound)
+    vlb_weight: Weight of the variational bound in the hybrid loss, for networks that learn the variance
+    weighting: Weight of the mean squared error by noise level: uniform, min-snr or p2
+    weighting_gamma: Largest signal-to-noise ratio of min-snr, or exponent of p2 (default: 5 for min-snr, 1 for p2)
+    weighting_k: Signal-to-noise ratio of p2 above which the weight falls
+    timesteps: How timesteps are drawn: uniform, by their losses (loss-second-moment), or by the noise level from a
+        logit-normal (of t) or log-normal (of sigma) density
+    timesteps_mean: Mean of the normal distribution (default: 0 for logit-normal, -1.2 for log-normal)
+    timesteps_std: Standard deviation of the normal distribution (default: 1 for logit-normal, 1.2 for log-normal)
     label_dropout: Share of images that are trained without their label, so that the model is also unconditional
     unlabelled: Train an unconditional model; labels are not looked for in files (as with --labels none)
     """
 
     objective: Objective = "hybrid"
+    vlb_weight: float | None = setting(None, min=0, default_text="0.001")
+    weighting: WeightingName = "uniform"
+    weighting_gamma: float | None = setting(None, above=0)
+    weighting_k: float | None = setting(None, above=0, default_text="1")
+    timesteps: TimestepsName = "uniform"
+    timesteps_mean: float | None = setting(None, min=-10, max=10)
+    timesteps_std: float | None = setting(None, above=0)
     label_dropout: float = setting(0.1, min=0, max=1)
     unlabelled: bool = False
 
     def __post_init__(self) -> None:
         check(self)
+        self.task_options()
+        if self.vlb_weight is not None and self.objective != "hybrid":
+            raise ValueError(f"vlb_weight is for the objective hybrid, not for {self.objective}")
+        if self.weighting != "uniform" and self.objective == "vlb":
+            raise ValueError(f"weighting {self.weighting} weights the mean squared error, which objective vlb has not")
+
+    def task_options(self) -> dict[str, Any]:
+        """Return the arguments of DiffusionTask and UpsamplerTask. Raises ValueError if options do not fit together."""
+        try:
+            weighting = Weighting(kind=self.weighting, gamma=self.weighting_gamma, k=self.weighting_k)
+        except ValueError as error:
+            raise ValueError(f"weighting_{error}") from None
+        try:
+            timesteps = Timesteps(kind=self.timesteps, mean=self.timesteps_mean, std=self.timesteps_std)
+        except ValueError as error:
+            raise ValueError(f"timesteps_{error}") from None
+        return {
+            "objective": self.objective,
+            "label_dropout": self.label_dropout,
+            "vlb_weight": self.vlb_weight,
+            "weighting": weighting,
+            "timesteps": timesteps,
+        }

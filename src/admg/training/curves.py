@@ -9,7 +9,7 @@ from typing import Any
 
 from admg.files import atomic
 
-HIDDEN = {"step", "images", "lr", "images_per_second", "grad_norm", "data_wait", "memory_gib"}
+HIDDEN = {"step", "images", "lr", "images_per_second", "grad_norm", "data_wait", "memory_gib", "loss_scale", "skipped"}
 AT_LEVEL = re.compile(r"(.+)_t(\d+)")
 PARTS = {"train": {"linestyle": "--"}, "val": {"linestyle": "-"}}
 """How values of training and of validation images are drawn, by the first part of a column's name."""

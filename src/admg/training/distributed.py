@@ -103,6 +103,15 @@ def wait_for_all(processes: Processes) -> None:
         dist.barrier()
 
 
+def gathered(values: Tensor, processes: Processes) -> Tensor:
+    """Return the values (N, ...) of all processes, in the order of their ranks: (count * N, ...)."""
+    if processes.count == 1:
+        return values
+    parts = [torch.empty_like(values) for _ in range(processes.count)]
+    dist.all_gather(parts, values.contiguous())
+    return torch.cat(parts)
+
+
 def check_equal(value: int, name: str, processes: Processes) -> None:
     """Raise ValueError if the processes have different values of this number."""
     if processes.count == 1:

@@ -92,8 +92,9 @@ def train_diffusion(
     architecture = fit_to_data(UNetConfig, network, **unet_fields(dataset, diffusion, objective))
     unet = initialised(UNet, architecture, config.seed)
     model = as_model(unet, diffusion, dataset)
-    task = DiffusionTask(model, objective.objective, objective.label_dropout)
+    task = DiffusionTask(model, **objective.task_options())
     record = {**describe(data, dataset), **(provenance or {}), **load_init(model, init, "diffusion")}
+    record |= {"objective": dataclasses.asdict(objective)}
     record |= dropout_record(model, dataset, objective, check_resumed(model, out))
     config.class_sampling.order_of(dataset, config.seed)  # raises before anything is written
     return TrainingRun(task, dataset, check_output_folder(out), config, record)
@@ -208,11 +209,10 @@ def train_upsampler(
     architecture = fit_to_data(SuperResConfig, network, **fields)
     unet = initialised(SuperResUNet, architecture, config.seed)
     model = as_model(unet, diffusion, dataset)
-    task = UpsamplerTask(
-        model, small, objective.objective, objective.label_dropout, augment.augment_blur, examples=dataset
-    )
+    task = UpsamplerTask(model, small, **objective.task_options(), augment_blur=augment.augment_blur, examples=dataset)
     record = {**describe(data, dataset), **(provenance or {}), **load_init(model, init, "upsampler")}
     record |= {"augment_blur": augment.augment_blur} if augment.augment_blur else {}
+    record |= {"objective": dataclasses.asdict(objective)}
     record |= dropout_record(model, dataset, objective, check_resumed(model, out))
     config.class_sampling.order_of(dataset, config.seed)  # raises before anything is written
     return TrainingRun(task, dataset, check_output_folder(out), config, record)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
@@ -18,14 +18,20 @@ from admg.engine import accelerate
 from admg.engine.compiling import compiles
 from admg.engine.cuda.graphed_backward import Backward, GraphedBackward
 from admg.engine.device import ALONE, Processes
-from admg.engine.precision import autocast, native_bf16
+from admg.engine.precision import autocast, resolve_training
 
 from . import distributed
 from .config import TrainConfig
 from .ema import EMA
+from .importance import ImportanceSampler
+from .lr import learning_rate
 from .prefetch import step_seed
+from .scaling import LossScaler
 from .sharding import network_state, shard, whole
 from .tasks import Task
+
+LOSSES = "losses"
+"""Key of the loss of each image (N,) among the results of a backward pass, if timesteps are drawn by their losses."""
 
 
 class Learner:
@@ -37,9 +43,9 @@ class Learner:
     def __init__(self, task: Task[Any], config: TrainConfig, device: torch.device, processes: Processes = ALONE):
         self.task, self.config, self.device, self.processes = task, config, device, processes
         self.network = task.network.to(device).train()
-        self.precision = config.precision
-        if self.precision == "auto":  # never fp16, whose gradients would have to be scaled
-            self.precision = "bf16" if native_bf16(device.type) else "fp32"
+        self.precision = resolve_training(config.precision, device)
+        self.scaler = LossScaler(device, enabled=self.precision == "fp16")
+        self.importance = ImportanceSampler.of(task)
         if device.type == "cuda" or self.precision == "bf16":  # the memory format of its convolutions
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.plain = copy.deepcopy(self.network).eval() if config.shard else self.network
@@ -48,6 +54,9 @@ class Learner:
             for part in (self.network, self.average.network):
                 shard(part, device, processes)
             fast = self.network
+        elif self.precision == "fp16" and device.type == "cpu":  # emulated; no kernels of ours compute it
+            fast = self.network
+            fast = distributed.parallel(fast, device) if processes.count > 1 else fast
         else:
             fast = accelerate(self.network, precision=self.precision, training=True, compile=config.compile)
             fast = distributed.parallel(fast, device) if processes.count > 1 else fast
@@ -75,36 +84,76 @@ class Learner:
 
         drawn: this process's part of a batch, x_0 and labels, and of its random numbers from `task.draw`, on the device
 
+        In fp16, a step whose gradient is not finite changes nothing but the loss scale: its norm counts as 0.
+
         Raises FloatingPointError on a CPU if the loss is not finite, and leaves the weights unchanged. On a GPU it does
         not wait for the loss, which the caller has to check.
         """
         seed = step_seed(self.config.seed, number) + 1 + self.processes.rank
         torch.manual_seed(seed)  # dropout draws from torch's global generator
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr * min(1.0, (number + 1) / max(1, self.config.warmup))
-        means = distributed.averaged(self.backward(drawn), self.processes)
+            group["lr"] = learning_rate(self.config, number)
+        drawn = self._with_timesteps(drawn)
+        means = self.backward(drawn)
+        if self.importance is not None:
+            self._remember(drawn[2], means.pop(LOSSES))
+        means = distributed.averaged(means, self.processes)
         if self.device.type == "cpu":
             check_finite(means["loss"].item(), number)
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.grad_clip)
-        self.optimizer.step()
+        self.scaler.unscale(self.optimizer)
+        norm = whole(nn.utils.clip_grad_norm_(self.network.parameters(), self.config.grad_clip))
+        taken = self.scaler.step(self.optimizer, number)
         self.optimizer.zero_grad(set_to_none=True)
-        self.average.update(self.network)
-        return means | {"grad_norm": whole(norm)}
+        if taken:
+            self.average.update(self.network)
+        return means | {"grad_norm": norm if taken else torch.zeros_like(norm)} | self.scaler.measurements(taken, norm)
+
+    def _with_timesteps(self, drawn: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return the same tensors with timesteps chosen by importance, and the weights of losses at the end."""
+        if self.importance is None:
+            return drawn
+        x, y, u, *others = drawn
+        t, weights = self.importance.choose(u)
+        return x, y, t, *others, weights.to(at_least_float32(x).dtype)
+
+    def _remember(self, t: Tensor, losses: Tensor) -> None:
+        """Add the losses of all processes to the history, in the order of the images of the batch."""
+        assert self.importance is not None
+        found = distributed.gathered(torch.stack([t.double(), losses.double()], 1), self.processes)
+        self.importance.update(found[:, 0].long(), found[:, 1])
+
+    def state(self) -> dict[str, Any]:
+        """Return what must be saved beside the network, its average and the optimiser; {} for most runs."""
+        parts = {"importance": self.importance, "scaler": self.scaler if self.scaler.enabled else None}
+        return {name: part.state_dict() for name, part in parts.items() if part is not None}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state` returned; what a run saved and this one does not have is ignored."""
+        if self.importance is not None and "importance" in state:
+            self.importance.load_state_dict(state["importance"])
+        if self.scaler.enabled and "scaler" in state:
+            self.scaler.load_state_dict(state["scaler"])
 
     def _backward(self, drawn: Sequence[Tensor]) -> dict[str, Tensor]:
         """Accumulate the gradient of the batch's mean loss over its parts, and return the mean of each term."""
         count = len(drawn[0])
         means: dict[str, Tensor] = {}
+        losses: list[Tensor] = []
         size = -(-count // self.config.accumulate)
         parts = list(zip(*(torch.split(tensor, size) for tensor in drawn)))
         for number, part in enumerate(parts, 1):
             with self._gradients_exchanged(number == len(parts)):
+                given, weights = (part, None) if self.importance is None else (part[:-1], part[-1])
                 with autocast(self.precision, self.device):
-                    terms = self.fast_task.loss(*part)
-                sums = {name: at_least_float32(value).sum() / count for name, value in terms.items()}
-                torch.autograd.backward(sums["loss"])
+                    terms = self.fast_task.loss(*given)
+                values = {name: at_least_float32(value) for name, value in terms.items()}
+                if weights is not None:
+                    losses.append(values["loss"].detach())
+                    values = {name: weights * value for name, value in values.items()}
+                sums = {name: value.sum() / count for name, value in values.items()}
+                torch.autograd.backward(self.scaler.scale(sums["loss"]))
             means = {name: value.detach() + means.get(name, 0.0) for name, value in sums.items()}
-        return means
+        return means | ({LOSSES: torch.cat(losses)} if losses else {})
 
     def _gradients_exchanged(self, last: bool) -> AbstractContextManager[None]:
         """Return the context of one part of a batch: gradients are averaged over the processes after the last part."""

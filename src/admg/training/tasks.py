@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from admg.checkpoints.model import Classifier, Model
 from admg.data import ImageDataset
 from admg.data.stream import spread_batches
-from admg.diffusion.losses import Objective, loss_terms
+from admg.diffusion.losses import VLB_WEIGHT, Objective, loss_terms
+from admg.diffusion.weighting import StepWeights, Weighting
 from admg.generation.contact_sheet import sheet
 from admg.generation.fonts import label_title
 from admg.generation.images import save_png
@@ -22,6 +23,7 @@ from admg.generation.sample import sample
 
 from .config import ObjectiveConfig
 from .curves import plot_accuracy
+from .timesteps import Timesteps
 
 M = TypeVar("M", bound=Model | Classifier)
 M_co = TypeVar("M_co", bound=Model | Classifier, covariant=True)
@@ -56,25 +58,42 @@ class Task(Protocol[M_co]):
 
 @dataclass
 class DiffusionTask:
-    """A diffusion model, learned by L_simple, L_hybrid or L_vlb at a uniformly random timestep of each image.
+    """A diffusion model, learned by L_simple, L_hybrid or L_vlb at a random timestep of each image.
 
-    objective, label_dropout: see ObjectiveConfig
+    objective, label_dropout, vlb_weight: see ObjectiveConfig, whose `task_options` are all of these arguments
+    weighting: weight of the mean squared error by noise level
+    timesteps: distribution of the timesteps
+
+    Raises ValueError if an option does not fit the diffusion process of the model.
     """
 
     model: Model
     objective: Objective = "hybrid"
     label_dropout: float = 0.1
+    vlb_weight: float | None = None
+    weighting: Weighting = Weighting()
+    timesteps: Timesteps = Timesteps()
 
     def __post_init__(self) -> None:
-        ObjectiveConfig(objective=self.objective, label_dropout=self.label_dropout)  # checks them
+        ObjectiveConfig(
+            objective=self.objective,
+            label_dropout=self.label_dropout,
+            vlb_weight=self.vlb_weight,
+            weighting=self.weighting.kind,
+        )  # checks them
+        diffusion = self.model.diffusion
+        self.timesteps.check_schedule(diffusion.schedule)
+        if self.vlb_weight is not None and not diffusion.learns_variance:
+            raise ValueError(f"vlb_weight is for a learned variance, not for {diffusion.variance}")
+        self._weights = None if self.weighting.kind == "uniform" else StepWeights(self.weighting, diffusion)
 
     @property
     def network(self) -> nn.Module:
         return self.model.network
 
     def draw(self, shape: torch.Size, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Return t, noise, and whether each label is dropped."""
-        t = torch.randint(len(self.model.diffusion), shape[:1], generator=generator)
+        """Return t (or what it is chosen by, see Timesteps.draw), noise, and whether each label is dropped."""
+        t = self.timesteps.draw(self.model.diffusion.schedule, shape[0], generator)
         noise = torch.randn(shape, generator=generator)
         return t, noise, torch.rand(shape[0], generator=generator) < self.label_dropout
 
@@ -83,7 +102,17 @@ class DiffusionTask:
     ) -> dict[str, Tensor]:
         if self.model.conditional:
             conditioning["y"] = torch.where(dropped, -1, y)
-        return loss_terms(self.model.diffusion, self.network, x, t, noise, objective=self.objective, **conditioning)
+        return loss_terms(
+            self.model.diffusion,
+            self.network,
+            x,
+            t,
+            noise,
+            objective=self.objective,
+            vlb_weight=VLB_WEIGHT if self.vlb_weight is None else self.vlb_weight,
+            weights=self._weights,
+            **conditioning,
+        )
 
     def preview(self, network: nn.Module, folder: Path, step: int) -> dict[str, float]:
         """Draw four images of each of at most ten labels with 25 steps of DDIM, always from the same noise."""

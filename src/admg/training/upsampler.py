@@ -15,6 +15,7 @@ from admg.checkpoints.networks import our_networks
 from admg.data import ImageDataset, evaluation_batches
 from admg.diffusion.augmentation import blurred, with_noise
 from admg.diffusion.losses import Objective
+from admg.diffusion.weighting import Weighting
 from admg.generation.contact_sheet import sheet
 from admg.generation.images import save_png, to_uint8
 from admg.generation.sample import sample
@@ -22,6 +23,7 @@ from admg.models import SuperResUNet
 
 from .augmentation import AugmentConfig, draw_augmentation
 from .tasks import DiffusionTask
+from .timesteps import Timesteps
 
 
 @dataclass
@@ -31,7 +33,7 @@ class UpsamplerTask:
     The small copy is made as in guided-diffusion's super_res_train.py, by averaging areas of pixels.
 
     small_size: side of the small copies in pixels
-    objective, label_dropout: see ObjectiveConfig
+    objective, label_dropout, vlb_weight, weighting, timesteps: see DiffusionTask
     augment_blur: see AugmentConfig; `augment_noise` is that of the network
     examples: images that previews enlarge (optional)
     """
@@ -42,9 +44,14 @@ class UpsamplerTask:
     label_dropout: float = 0.1
     augment_blur: float = 0.0
     examples: ImageDataset | None = None
+    vlb_weight: float | None = None
+    weighting: Weighting = Weighting()
+    timesteps: Timesteps = Timesteps()
 
     def __post_init__(self) -> None:
-        self.diffusion_task = DiffusionTask(self.model, self.objective, self.label_dropout)
+        self.diffusion_task = DiffusionTask(
+            self.model, self.objective, self.label_dropout, self.vlb_weight, self.weighting, self.timesteps
+        )
         AugmentConfig(augment_blur=self.augment_blur)  # checks it
         networks = our_networks(self.network, SuperResUNet)
         self.augment_noise = float(networks[0].config.augment_noise) if networks else 0.0

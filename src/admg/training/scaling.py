@@ -1,0 +1,65 @@
+"""The scale of the loss in fp16, so that small gradients do not underflow: torch's GradScaler."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LOWEST = 2.0**-14
+"""Scale at which even gradients of 1e9 do not overflow in fp16."""
+
+
+class LossScaler:
+    """Scales the loss, and skips the steps whose gradient is not finite, after which the scale is halved.
+
+    After 2000 steps without an overflow, the scale is doubled. Several processes have the same gradient, so that they
+    skip the same steps.
+
+    enabled: whether to do so; otherwise the loss is left as it is, and every step is taken
+    """
+
+    def __init__(self, device: torch.device, enabled: bool) -> None:
+        self.enabled = enabled
+        self.scaler = torch.amp.GradScaler(device.type, enabled=enabled)
+
+    def scale(self, loss: Tensor) -> Tensor:
+        """Return the scaled loss, whose gradient is computed."""
+        return self.scaler.scale(loss)
+
+    def unscale(self, optimizer: torch.optim.Optimizer) -> None:
+        """Divide the gradients by the scale."""
+        self.scaler.unscale_(optimizer)
+
+    def step(self, optimizer: torch.optim.Optimizer, number: int) -> bool:
+        """Take a step of the optimiser, unless the gradient is not finite, and return whether it was taken.
+
+        number: number of the step, for the message
+
+        Raises FloatingPointError if gradients overflow at every scale.
+        """
+        before = self.scaler.get_scale()
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        after = self.scaler.get_scale()
+        if after < LOWEST:
+            raise FloatingPointError(f"the gradient of step {number} overflows in fp16 at any scale; try fp32 or bf16")
+        return after >= before
+
+    def measurements(self, taken: bool, like: Tensor) -> dict[str, Tensor]:
+        """Return the scale after the step and whether it was skipped, for the log; nothing if the loss is not scaled.
+
+        like: tensor whose device the measurements are to be on
+        """
+        if not self.enabled:
+            return {}
+        return {"loss_scale": like.new_tensor(self.scaler.get_scale()), "skipped": like.new_tensor(float(not taken))}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the scale, and the number of steps since it changed."""
+        return self.scaler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.scaler.load_state_dict(state)
