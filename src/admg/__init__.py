@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .generation.sample import sample
     from .generation.samples import Samples
     from .generation.upsample import upsample
-    from .training import TrainConfig, TrainingRun, train_classifier, train_diffusion, train_upsampler
+    from .training import TrainConfig, TrainingRun, reconstruct_ema, train_classifier, train_diffusion, train_upsampler
 
 __version__ = "0.1.0"
 
@@ -56,6 +56,7 @@ _WHERE = {
     "neighbours": "evaluation.neighbours",
     "nll": "evaluation.nll",
     "sweep": "evaluation.sweep",
+    "reconstruct_ema": "training",
     "sample": "generation.sample",
     "train_classifier": "training",
     "train_diffusion": "training",
@@ -93,6 +94,7 @@ __all__ = [  # noqa: RUF022 (what people call first, then what it is made of)
     "train_diffusion",
     "train_classifier",
     "train_upsampler",
+    "reconstruct_ema",
     "evaluate",
     "sweep",
     "neighbours",

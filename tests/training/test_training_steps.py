@@ -36,8 +36,8 @@ def difference(a: nn.Module, b: nn.Module) -> float:
 @pytest.mark.parametrize("kind", ["diffusion", "classifier"])
 def test_a_batch_computed_in_parts_gives_the_same_step(digits, kind):
     """Parts of 4, 4 and 2 of 10 images: the same noise, losses, gradients and weights as in one."""
-    whole, one = learned(digits, make(kind), lr=2e-5)
-    parts, three = learned(digits, make(kind), lr=2e-5, accumulate=3)
+    whole, one = learned(digits, make(kind), lr=2e-5, ema=0.9999)
+    parts, three = learned(digits, make(kind), lr=2e-5, ema=0.9999, accumulate=3)
     for a, b in zip(whole, parts, strict=True):
         assert b == pytest.approx(a, rel=1e-5, abs=1e-6)
     assert difference(one.network, three.network) < 1e-5 and difference(one.average.network, one.network) > 1e-5
@@ -180,7 +180,7 @@ def test_a_checkpoint_with_torchs_averaged_model_is_resumed(digits, tmp_path):
     torch.save({"step": 3, **state}, tmp_path / "checkpoint.pt")
 
     other = make()
-    learner = Learner(other, TrainConfig(), CPU)
+    learner = Learner(other, TrainConfig(ema=0.9999), CPU)
     assert checkpointing.resume(tmp_path, learner) == 3 and learner.average.count == 3
     assert difference(other.network, task.network) == 0 and difference(learner.average.network, old.module) == 0
     checkpointing.save(tmp_path / "again", checkpointing.state_of(learner, 3))

@@ -197,6 +197,7 @@ def _argument(option: Option) -> dict[str, Any]:
         return text | {"type": _list_of(convert), "metavar": declared.metavar or "A,B,..."}
     if choices:
         return text | {"type": one_of(choices), "metavar": declared.metavar or "{" + ",".join(map(str, choices)) + "}"}
+    hint = str if str in get_args(hint) else hint  # a number or text: the configuration tells them apart
     kind = not_empty(hint) if hint in (str, Path) and not declared.dashes else hint
     return text | {"type": kind, "metavar": declared.metavar or _metavar(hint)}
 

@@ -7,6 +7,7 @@ a network or a loss of your own, construct a `TrainingRun` with a task of `tasks
 from .augmentation import AugmentConfig
 from .config import ObjectiveConfig, TrainConfig
 from .ema import EMA
+from .posthoc import reconstruct_ema
 from .recipes import Recipe, recipe
 from .start import train_classifier, train_diffusion, train_upsampler
 from .tasks import ClassifierTask, DiffusionTask, Task
@@ -25,6 +26,7 @@ __all__ = [
     "TrainingRun",
     "UpsamplerTask",
     "recipe",
+    "reconstruct_ema",
     "train_classifier",
     "train_diffusion",
     "train_upsampler",

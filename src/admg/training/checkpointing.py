@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from admg.checkpoints import pickles
 from admg.checkpoints.weights import CheckpointError
 from admg.files import atomic
 
+from . import averages
 from .sharding import load_network, load_optimizer, local, network_state, optimizer_state
 from .step import Learner
 
@@ -18,14 +21,14 @@ FILE = "checkpoint.pt"
 
 
 def state_of(learner: Learner, step: int) -> dict[str, Any]:
-    """Return the weights, their average, the optimiser's state and the number of steps done.
+    """Return the weights, their averages, the optimiser's state and the number of steps done.
 
     If the network is sharded, all processes must call this together, and the first one gets the whole state.
     """
     network = network_state(learner.network)
     optimizer = optimizer_state(learner.network, learner.optimizer)
-    average = learner.average.state_dict()
-    return {"step": step, "optimizer": optimizer, "network": network, "average": average, "learner": learner.state()}
+    kept = averages.state_of(learner.averages, len(learner.config.profiles))
+    return {"step": step, "optimizer": optimizer, "network": network, **kept, "learner": learner.state()}
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:
@@ -34,23 +37,47 @@ def save(folder: Path, state: dict[str, Any]) -> None:
         torch.save(state, temporary)
 
 
+def read(folder: Path, mmap: bool = False) -> dict[str, Any] | None:
+    """Return the contents of the checkpoint of a run directory, or None if there is none. Raises CheckpointError."""
+    path = folder / FILE
+    if not path.exists():
+        return None
+    with _not_resumable(path):
+        state = pickles.load(path, mmap)
+        if not isinstance(state, dict):
+            raise ValueError("it holds no training run")
+        return state
+
+
 def resume(folder: Path, learner: Learner) -> int:
     """Restore the checkpoint of a run directory, if there is one, and return the number of steps done.
 
-    Raises CheckpointError if the checkpoint belongs to another network or is damaged.
+    Raises CheckpointError if the checkpoint belongs to another network or is damaged, and ValueError if snapshots
+    cannot begin at its step.
     """
-    path = folder / FILE
-    if not path.exists():
+    state = read(folder)
+    if state is None:
         return 0
-    try:
-        state = pickles.load(path)
+    with _not_resumable(folder / FILE):
         load_network(learner.network, state["network"])
-        learner.average.load_state_dict(state["average"])
+        started = averages.restore(learner.averages, state, folder)
         load_optimizer(learner.network, learner.optimizer, state["optimizer"])
         _match_memory_format(learner.optimizer)
         learner.load_state(state.get("learner", {}))
-        return int(state["step"])
-    except Exception as error:  # torch raises many kinds for a foreign or truncated file
+        step = int(state["step"])
+    if learner.config.ema_snapshots:
+        averages.check_snapshots(learner.averages, step, folder)
+    if learner.processes.rank == 0:
+        averages.note_changes(started, state, folder, learner.averages)
+    return step
+
+
+@contextmanager
+def _not_resumable(path: Path) -> Iterator[None]:
+    """Raise CheckpointError in place of the many kinds of error that torch raises for a foreign or damaged file."""
+    try:
+        yield
+    except Exception as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(
             f"cannot resume from {path}: {reason}; choose another run directory or remove the file"

@@ -14,6 +14,7 @@ from admg.engine.compiling import Compile
 from admg.engine.precision import Precision
 
 from .lr import LRSchedule, check_schedule
+from .profiles import DEFAULT, SNAPSHOT_PROFILES, Profile, Spec, parse_profiles, specs_of
 from .services import LogChoice, services_of
 from .timesteps import Timesteps, TimestepsName
 
@@ -33,7 +34,11 @@ class TrainConfig:
         learning rate depends on --steps, and changes where a run is resumed with more (default: all of --steps; a tenth
         of them for inverse-sqrt)
     weight_decay: Weight decay of AdamW
-    ema: Decay of the exponential moving average of the weights; it starts small and rises to this value
+    ema: Average of the weights, which is what samples are made with: a length such as 10%, the share of the run that it
+        covers, or the decay of an exponential moving average such as 0.9999; or several, separated by commas, of which
+        the first is written to model/ and each other one to a folder of its own, such as model-ema-0.999/
+    ema_snapshots: Steps between snapshots of two averages, from which admg ema makes averages of other lengths; they
+        take 8 bytes of memory and up to 256 of disk per parameter; 0 for none
     grad_clip: Largest norm of the gradient, above 0; longer gradients are scaled down
     precision: Number format of matrix products; auto uses bf16 where the processor multiplies it natively, else fp16 on
         a GPU with tensor cores, else fp32. fp16 scales the loss, and skips steps whose gradient overflows
@@ -63,7 +68,10 @@ class TrainConfig:
     lr_schedule: LRSchedule = "constant"
     lr_anneal_steps: int | None = setting(None, min=1)
     weight_decay: float = setting(0.0, min=0)
-    ema: float = setting(0.9999, min=0, below=1)
+    ema: Spec | tuple[Spec, ...] | None = setting(
+        None, metavar="LENGTH%|DECAY", default_text=f"{DEFAULT}, or what the run to resume has"
+    )
+    ema_snapshots: int = setting(0, min=0)
     grad_clip: float = setting(1.0, above=0, infinite=True)
     precision: Precision = "auto"
     shard: bool = False
@@ -82,6 +90,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check(self)
         services_of(self.log)
+        if self.ema is not None:
+            object.__setattr__(self, "ema", specs_of(parse_profiles(self.ema)))  # 0.999 for "0.999"
         if self.shard and self.compile == "on":
             raise ValueError("shard and compile=on cannot be combined: a sharded network runs as it is")
         if self.accumulate > self.batch_size:
@@ -99,6 +109,17 @@ class TrainConfig:
         """The shares of the classes."""
         power = {"uniform": 1.0, "balanced": 0.0, "weighted": self.class_power or 0.0}[self.sampling]
         return ClassSampling(power, parse_weights(self.class_weight))
+
+    @property
+    def profiles(self) -> tuple[Profile, ...]:
+        """The averages of the weights that `ema` names."""
+        return (DEFAULT,) if self.ema is None else parse_profiles(self.ema)
+
+    @property
+    def tracked_profiles(self) -> tuple[Profile, ...]:
+        """The averages of the weights that training keeps: those that `ema` names, and those of snapshots."""
+        more = SNAPSHOT_PROFILES if self.ema_snapshots else ()
+        return tuple(dict.fromkeys((*self.profiles, *more)))
 
 
 @dataclass(frozen=True, kw_only=True)

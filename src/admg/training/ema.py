@@ -1,4 +1,4 @@
-"""The exponential moving average of a network's weights, which gives better samples than the weights themselves."""
+"""The moving average of a network's weights, which gives better samples than the weights themselves."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from torch import Tensor, nn
 
 from admg.engine.foreach import lerp_
 
+from .profiles import Decay, Profile
 from .sharding import load_network, local, network_state
 
 
 class EMA:
-    """A copy of the network whose weights follow the trained ones: average += (1 - d)(weights - average).
+    """A copy of the network whose weights follow the trained ones: average += (1 - β)(weights - average).
 
-    decay: the value that d rises to. After n updates, d is (1 + n) / (10 + n); the first update copies the weights.
+    profile: β of each update, see `profiles`; a number is the decay of an exponential average. The first update copies
+        the weights.
     """
 
-    def __init__(self, network: nn.Module, decay: float):
+    def __init__(self, network: nn.Module, profile: Profile | float):
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
-        self.decay = decay
+        self.profile = Decay(profile) if isinstance(profile, int | float) else profile
         self.count = 0
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
         """Move the average towards the weights of the network, in one pass over memory."""
-        n = self.count
-        decay = min(self.decay, (1 + n) / (10 + n)) if n else 0.0
-        lerp_([*map(local, self.network.parameters())], [*map(local, network.parameters())], 1 - decay)
+        beta = self.profile.beta(self.count)
+        lerp_([*map(local, self.network.parameters())], [*map(local, network.parameters())], 1 - beta)
         for mine, theirs in zip(self.network.buffers(), network.buffers()):
             mine.copy_(theirs)
         self.count += 1
@@ -44,3 +45,8 @@ class EMA:
         weights = {name.removeprefix("module."): value for name, value in state.items() if name != "n_averaged"}
         load_network(self.network, weights)
         self.count = int(state["n_averaged"])
+
+    def restart(self, weights: dict[str, Any]) -> None:
+        """Begin again from these weights of the network."""
+        load_network(self.network, weights)
+        self.count = 0

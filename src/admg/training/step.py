@@ -1,4 +1,4 @@
-"""One training step: loss, gradient, clipping, AdamW, moving average."""
+"""One training step: loss, gradient, clipping, AdamW, moving averages."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from .ema import EMA
 from .importance import ImportanceSampler
 from .lr import learning_rate
 from .prefetch import step_seed
+from .profiles import Power
 from .scaling import LossScaler
 from .sharding import network_state, shard, whole
 from .tasks import Task
@@ -35,7 +36,7 @@ LOSSES = "losses"
 
 
 class Learner:
-    """The state of a training run: a network that learns a task, the average of its weights, and the optimiser.
+    """The state of a training run: a network that learns a task, averages of its weights, and the optimiser.
 
     processes: place of this process among those that train the network together, each with its part of every batch
     """
@@ -49,9 +50,9 @@ class Learner:
         if device.type == "cuda" or self.precision == "bf16":  # the memory format of its convolutions
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.plain = copy.deepcopy(self.network).eval() if config.shard else self.network
-        self.average = EMA(self.network, config.ema)
+        self.averages = [EMA(self.network, profile) for profile in config.tracked_profiles]
         if config.shard:
-            for part in (self.network, self.average.network):
+            for part in (self.network, *(average.network for average in self.averages)):
                 shard(part, device, processes)
             fast = self.network
         elif self.precision == "fp16" and device.type == "cpu":  # emulated; no kernels of ours compute it
@@ -73,6 +74,11 @@ class Learner:
         alone = processes.count == 1 and not config.shard
         if device.type == "cuda" and alone and not (self.compile or _recomputes(self.network)):
             self.backward = GraphedBackward(self._backward, self.network)  # a CUDA graph
+
+    @property
+    def average(self) -> EMA:
+        """The average of the weights that samples are made with: the first that the configuration names."""
+        return self.averages[0]
 
     @property
     def lr(self) -> float:
@@ -104,8 +110,9 @@ class Learner:
         norm = whole(nn.utils.clip_grad_norm_(self.network.parameters(), self.config.grad_clip))
         taken = self.scaler.step(self.optimizer, number)
         self.optimizer.zero_grad(set_to_none=True)
-        if taken:
-            self.average.update(self.network)
+        for average in self.averages:
+            if taken or isinstance(average.profile, Power):  # its time is the number of the step
+                average.update(self.network)
         return means | {"grad_norm": norm if taken else torch.zeros_like(norm)} | self.scaler.measurements(taken, norm)
 
     def _with_timesteps(self, drawn: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -164,11 +171,15 @@ class Learner:
             return network.no_sync()
         return nullcontext()
 
-    def averaged_network(self) -> nn.Module:
-        """Return the network with the averaged weights. If it is sharded, all processes must call this together."""
+    def averaged_network(self, average: EMA | None = None) -> nn.Module:
+        """Return the network with averaged weights. If it is sharded, all processes must call this together.
+
+        average: one of `averages`; None for the first
+        """
+        average = average or self.average
         if not self.config.shard:
-            return self.average.network
-        if state := network_state(self.average.network):  # empty except in the first process
+            return average.network
+        if state := network_state(average.network):  # empty except in the first process
             self.plain.load_state_dict(state)
         return self.plain
 

@@ -22,8 +22,9 @@ from admg.data import ImageDataset, batches
 from admg.engine.device import Processes, choose_device
 from admg.engine.memory import peak_memory
 
-from . import checkpointing, distributed
+from . import averages, checkpointing, distributed, snapshots
 from .config import TrainConfig
+from .ema import EMA
 from .prefetch import prefetch
 from .services import RunFacts, open_services, services_of
 from .step import Learner, check_finite
@@ -69,6 +70,7 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
         self.watch = distributed.watch(self.processes)
         try:
             with self._guard():
+                self.config = averages.continued(self.config, checkpointing.read(self.out, mmap=True), self.out)
                 self.learner = Learner(task, self.config, device, self.processes)
                 self.step = self.first_step = checkpointing.resume(self.out, self.learner)
                 distributed.check_equal(self.step, "step that they resume from", self.processes)
@@ -96,6 +98,8 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
         prefetched = prefetch(self.task, stream, config.seed, self.step, learner.device, processes)
         with closing(prefetched), ExitStack() as stack:
             tracker = stack.enter_context(closing(self._tracker())) if self.writes else None
+            if self.writes:
+                snapshots.remove_after(self.out, self.step)
             while self.step < config.steps:
                 with self._guard():
                     row = self._step(learner, prefetched)
@@ -149,11 +153,16 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
                 tracker.add_pictures(self.out / "samples", self.step)
         if tracker is not None and self._due(config.log_every):
             tracker.write_row(self.step, self.step * config.batch_size)
+        if config.ema_snapshots and self._due(config.ema_snapshots):
+            snapshots.save(self.out, learner.averages, self.step, config.ema_snapshots, self.writes)
         if self._due(config.checkpoint_every):
             self.metrics = {} if tracker is None else tracker.latest
-            model, state = self.model, checkpointing.state_of(learner, self.step)
+            for average in learner.averages[: len(config.profiles)]:
+                model = self.model_of(average)
+                if tracker is not None:
+                    model.save(self.out / averages.folder_of(average, learner.average))
+            state = checkpointing.state_of(learner, self.step)
             if tracker is not None:
-                model.save(self.out / "model")
                 checkpointing.save(self.out, state)
                 tracker.plot()
             self.saved = self.step
@@ -171,14 +180,18 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
 
     @property
     def model(self) -> M:
-        """The model with the averaged weights, in evaluation mode.
+        """The model with the averaged weights, in evaluation mode: of the first average, if there are several.
 
         It shares its weights with the run: they change with each further step. If the network is sharded, all processes
         must ask for the model together, and the first one gets the weights.
         """
+        return self.model_of(self.learner.average)
+
+    def model_of(self, average: EMA) -> M:
+        """Return the model with the weights of one of `learner.averages`, as `model` does."""
         state = {"steps": self.step, "images": self.step * self.config.batch_size, **self.metrics}
-        training = {**state, **self.provenance, "train": asdict(self.config)}
-        return self.task.as_model(self.learner.averaged_network(), training)
+        training = {**state, **self.provenance, "average": str(average.profile), "train": asdict(self.config)}
+        return self.task.as_model(self.learner.averaged_network(average), training)
 
     @property
     def parameters(self) -> int:

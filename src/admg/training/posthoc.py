@@ -1,0 +1,209 @@
+"""Post-hoc EMA: after the training, averages of any length from snapshots of two (Karras et al. 2024, EDM2).
+
+Every snapshot is an average with a known profile p_i over the steps of the run. Least squares finds the coefficients c
+whose combination Σ c_i p_i is nearest to the profile of the wanted average (Algorithm 3); the same combination of the
+weights in the snapshots is the reconstructed network. Here the coefficients also sum to 1, so that weights which the
+training did not change stay as they are; without this, few snapshots would scale them by up to a few percent.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from admg.checkpoints import native
+from admg.checkpoints.model import Classifier, Model
+from admg.checkpoints.weights import CheckpointError
+
+from . import snapshots
+from .profiles import LONGEST, SNAPSHOT_PROFILES, Power
+
+WORST = 0.1
+"""Largest relative error of a profile with which an average is still reconstructed."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A combination of snapshots that approximates an average.
+
+    coefficients: (2 n,) of both averages in n snapshots, snapshot by snapshot; they sum to 1
+    error: distance of the combined profile from the exact one, relative to the norm of the exact one
+    """
+
+    coefficients: np.ndarray
+    error: float
+
+
+def inner_product(t_a: np.ndarray, gamma_a: np.ndarray, t_b: np.ndarray, gamma_b: np.ndarray) -> np.ndarray:
+    """Return ∫ p_a p_b dτ of profiles p(τ) = (γ + 1) τ^γ / t^(γ + 1) for τ from 0 to t (EDM2, Algorithm 3)."""
+    t = np.minimum(t_a, t_b)
+    scale = (gamma_a + 1) * (gamma_b + 1) / (gamma_a + gamma_b + 1)
+    return np.asarray(scale * (t / t_a) ** gamma_a * (t / t_b) ** gamma_b * t / (t_a * t_b))
+
+
+def fit(steps: Sequence[int], length: float, step: int) -> Fit:
+    """Return the combination of snapshots at these steps that is nearest to the average of a length at a step."""
+    t = np.repeat(np.array(steps, float), len(SNAPSHOT_PROFILES))
+    gamma = np.tile([profile.gamma for profile in SNAPSHOT_PROFILES], len(steps))
+    target = np.array(float(step)), np.array(Power(length).gamma)
+    products = inner_product(t[:, None], gamma[:, None], t, gamma)
+    with_target, norm = inner_product(t, gamma, *target), float(inner_product(*target, *target))
+    ones = np.ones((len(t), 1))
+    system = np.block([[products * step, ones], [ones.T, np.zeros((1, 1))]])  # the last unknown is a multiplier
+    c = np.linalg.solve(system, np.append(with_target * step, 1.0))[:-1]
+    squared = c @ products @ c - 2 * c @ with_target + norm
+    return Fit(c, float(np.sqrt(max(0.0, squared) / norm)))
+
+
+def as_length(length: float | str) -> float:
+    """Return a relative length from 0.1 or "10%". Raises ValueError if it is out of range."""
+    text = str(length).strip()
+    try:
+        number = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        number = np.nan
+    if not 0 < number <= LONGEST:
+        raise ValueError(f"length must be above 0 and at most {LONGEST}, or up to {100 * LONGEST:g}%, got {text!r}")
+    return number
+
+
+def reconstruct_ema(run: Path | str, length: float | str, step: int | None = None) -> Model | Classifier:
+    """Return the model of a run with an average of another length, made from the snapshots of `ema_snapshots`.
+
+    The result is the average that training with `ema` of that length would have given, up to the error of the fit,
+    which is recorded in its `training["ema"]`.
+
+    run: run directory of a training with `ema_snapshots`
+    length: relative length σ_rel, such as 0.15 or "15%"
+    step: step of the average, one with a snapshot; by default the last
+
+    Raises ValueError if the run has no snapshots, none at this step, or not enough of them for this length, and
+    CheckpointError, which is a ValueError, if a file is damaged.
+
+    Example::
+
+        >>> config = admg.TrainConfig(steps=8, batch_size=4, ema_snapshots=1)
+        >>> for _ in admg.train_diffusion(dataset, "runs/mine", config, network=small):
+        ...     pass
+        >>> model = admg.reconstruct_ema("runs/mine", 0.15)
+        >>> model.training["ema"]["length"], model.training["ema"]["error"] < 0.05
+        (0.15, True)
+        >>> model.save("mine-15-percent")
+    """
+    run, length = Path(run), as_length(length)
+    found, last = steps_until(run, step)
+    fitted = fit(found, length, last)
+    if fitted.error > WORST:
+        raise ValueError(
+            f"the {len(found)} snapshots of {run} until step {last} are too few for an average of length {length:g}; "
+            f"they reach from {' to '.join(f'{x:g}' for x in reach(found, last))}"
+        )
+    model = load_model(run)
+    fill(model.network, run, found, fitted.coefficients)
+    batch_size = model.training.get("train", {}).get("batch_size")
+    record = {"length": length, "step": last, "snapshots": len(found), "error": fitted.error}
+    steps = {"steps": last} | ({"images": last * batch_size} if batch_size else {})
+    return dataclasses.replace(model, training=model.training | steps | {"ema": record})
+
+
+def steps_until(run: Path, step: int | None) -> tuple[list[int], int]:
+    """Return the steps of the snapshots until this step, by default the last, and the step.
+
+    Raises ValueError if there is no snapshot at this step.
+    """
+    found = snapshots.steps_of(run)
+    if not found:
+        raise ValueError(
+            f"{run} has no snapshots of averages: train with --ema-snapshots (ema_snapshots), such as every 1000 steps"
+        )
+    last = found[-1] if step is None else step
+    if last not in found:
+        near = sorted(sorted(found, key=lambda other: abs(other - last))[:2])
+        raise ValueError(
+            f"step {last} of {run} has no snapshot; the nearest {'are' if len(near) > 1 else 'is'} "
+            f"{' and '.join(map(str, near))}, and the last is {found[-1]}"
+        )
+    return [other for other in found if other <= last], last
+
+
+def reach(steps: Sequence[int], step: int) -> tuple[float, float]:
+    """Return the smallest and the largest length, in whole percent, that snapshots can approximate."""
+    percents = range(1, round(100 * LONGEST) + 1)
+    good = [percent / 100 for percent in percents if fit(steps, percent / 100, step).error <= WORST]
+    return min(good), max(good)
+
+
+def load_model(run: Path) -> Model | Classifier:
+    """Return the model of a run."""
+    folder = run / "model"
+    return (Classifier if native.read_about(folder).kind == "classifier" else Model).load(folder)
+
+
+@torch.no_grad()
+def fill(network: torch.nn.Module, run: Path, steps: Sequence[int], coefficients: np.ndarray) -> None:
+    """Replace the weights of a network by the combination of snapshots, one tensor after the other, in float64.
+
+    Buffers become those of the last snapshot. Raises CheckpointError if a file is damaged or of another network.
+    """
+    files = [snapshots.path_of(run, step) for step in steps]
+    weights = [*zip(*[iter(coefficients.tolist())] * len(SNAPSHOT_PROFILES))]  # of each file
+    with ExitStack() as stack:
+        readers = [stack.enter_context(Reader(file)) for file in files]
+        trained = dict(network.named_parameters())
+        for key, value in sorted(network.state_dict().items()):
+            parts = [[reader.read(profile, key) for profile in SNAPSHOT_PROFILES] for reader in readers]
+            if key in trained:
+                pairs = [(c, x) for cs, xs in zip(weights, parts) for c, x in zip(cs, xs)]
+                value.copy_(sum((c * x.double() for c, x in pairs), torch.zeros((), dtype=torch.float64)))
+            else:
+                value.copy_(parts[-1][0])
+        for reader in readers:
+            reader.check()
+
+
+class Reader:
+    """Reads the tensors of a snapshot in the order of their keys, and compares them with the checksum at the end.
+
+    Raises CheckpointError if the file is damaged or of another network.
+    """
+
+    def __init__(self, path: Path):
+        self.path, self.digest = path, hashlib.sha256()
+
+    def __enter__(self) -> Reader:
+        with self._readable():
+            opened: Any = safe_open(self.path, "pt")
+            self.file = opened.__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.file.__exit__(*exception)
+
+    def read(self, profile: Power, key: str) -> Tensor:
+        """Return a tensor of one of the averages."""
+        with self._readable():
+            value: Tensor = self.file.get_tensor(snapshots.tensor_name(profile, key))
+        self.digest.update(snapshots.bytes_of(value))
+        return value
+
+    def check(self) -> None:
+        if self.digest.hexdigest() != (self.file.metadata() or {}).get("sha256"):
+            raise CheckpointError(f"{self.path} is damaged: its checksum is not the one that was written")
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        try:
+            yield
+        except (SafetensorError, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(f"{self.path} is truncated, or of another network: {reason}") from None
