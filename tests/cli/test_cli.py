@@ -218,7 +218,7 @@ def test_config_file_and_command_line(capsys, pictures, tmp_path):
     arguments = [*tiny_training(pictures, tmp_path / "out"), "--config", tmp_path / "c.toml"]
     assert run(capsys, *arguments)[0] == 0
     train = json.loads((tmp_path / "out" / "model" / "config.json").read_text())["training"]["train"]
-    assert (train["lr"], train["batch_size"], train["ema"]) == (0.125, 2, 0.9999)
+    assert (train["lr"], train["batch_size"], train["ema"]) == (0.125, 2, "10%")
     (tmp_path / "c.toml").write_text("learning_rate = 0.125\n")
     assert "c.toml: unknown option 'learning_rate'" in refused(capsys, *arguments)
     (tmp_path / "c.toml").write_text('lr = "fast"\n')
@@ -290,8 +290,8 @@ def test_help_shows_every_default_of_training(capsys):
     code, out, _ = run(capsys, "train", "--help")
     assert code == 0
     text = " ".join(out[out.index("Training:") :].split())
-    for option, default in (("--lr", "0.0003"), ("--ema", "0.9999"), ("--num-res-blocks", "2")):
-        assert f"default: {default})" in text[text.index(option + " ") :][:250]
+    for option, default in (("--lr", "0.0003"), ("--ema", "10%, or what the run to resume has"), ("--num-res-blocks", "2")):
+        assert f"default: {default})" in text[text.index(option + " ") :][:550]
 
 
 def test_no_command_and_version(capsys):

@@ -26,6 +26,7 @@ COMMANDS = {
     "train": "train a diffusion model on a folder of images",
     "train-classifier": "train a noisy classifier for guidance",
     "train-upsampler": "train a super-resolution model",
+    "ema": "make averages of other lengths from the snapshots of a run, and compare them",
     "evaluate": "compare samples with a reference: FID, sFID, IS, KID, precision, recall and more",
     "evaluate nll": "measure the log-likelihood of real images in bits per dimension",
     "sweep": "sample and evaluate over guidance scales, samplers and steps",

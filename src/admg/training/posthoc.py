@@ -77,11 +77,70 @@ def as_length(length: float | str) -> float:
     return number
 
 
+@dataclass(frozen=True)
+class Reconstruction:
+    """An average of a run that its snapshots can give.
+
+    run: run directory
+    length: relative length of the average
+    steps: steps of the snapshots that it is made from; the last is the step of the average
+    fit: how they are combined
+    """
+
+    run: Path
+    length: float
+    steps: tuple[int, ...]
+    fit: Fit
+
+    @classmethod
+    def plan(cls, run: Path | str, length: float | str, step: int | None = None) -> Reconstruction:
+        """Return the reconstruction; see `reconstruct_ema` for the arguments and errors. Nothing is read yet."""
+        run, length = Path(run), as_length(length)
+        steps = steps_until(run, step)
+        fitted = fit(steps, length, steps[-1])
+        if fitted.error > WORST:
+            shortest, longest = reach(steps)
+            raise ValueError(
+                f"length {length:g} cannot be made from the {len(steps)} snapshots of {run} until step {steps[-1]}: "
+                f"they reach from {shortest:g} to {longest:g}"
+            )
+        return cls(run, length, steps, fitted)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What the provenance of the model says of its average."""
+        about = {"length": self.length, "step": self.steps[-1], "snapshots": len(self.steps), "error": self.fit.error}
+        digest = hashlib.sha256()
+        for step in self.steps:
+            with Reader(snapshots.path_of(self.run, step)) as reader:
+                digest.update(reader.checksum.encode())
+        return about | {"sha256": digest.hexdigest()}
+
+    def model(self) -> Model | Classifier:
+        """Return the model with this average. Raises CheckpointError if a file is damaged."""
+        folder = self.run / "model"
+        model = (Classifier if native.read_about(folder).kind == "classifier" else Model).load(folder)
+        fill(model.network, self.run, self.steps, self.fit.coefficients)
+        batch_size = model.training.get("train", {}).get("batch_size")
+        steps = {"steps": self.steps[-1]} | ({"images": self.steps[-1] * batch_size} if batch_size else {})
+        about = steps | {"average": f"{100 * self.length:.10g}%", "ema": self.record}
+        return dataclasses.replace(model, training=model.training | about)
+
+    def is_at(self, folder: Path) -> bool:
+        """Whether a folder holds this model. Raises CheckpointError if it holds anything else."""
+        native.check_target(folder)
+        if not (folder / "config.json").exists():
+            return False
+        if native.read_config(folder).get("training", {}).get("ema") != self.record:
+            raise CheckpointError(f"{folder} holds another model: choose another folder, or overwrite it")
+        return True
+
+
 def reconstruct_ema(run: Path | str, length: float | str, step: int | None = None) -> Model | Classifier:
     """Return the model of a run with an average of another length, made from the snapshots of `ema_snapshots`.
 
-    The result is the average that training with `ema` of that length would have given, up to the error of the fit,
-    which is recorded in its `training["ema"]`.
+    It is the average that training with `ema` of that length would have given, up to the error of the fit, which is
+    recorded in `training["ema"]`.
 
     run: run directory of a training with `ema_snapshots`
     length: relative length σ_rel, such as 0.15 or "15%"
@@ -96,35 +155,22 @@ def reconstruct_ema(run: Path | str, length: float | str, step: int | None = Non
         >>> for _ in admg.train_diffusion(dataset, "runs/mine", config, network=small):
         ...     pass
         >>> model = admg.reconstruct_ema("runs/mine", 0.15)
-        >>> model.training["ema"]["length"], model.training["ema"]["error"] < 0.05
-        (0.15, True)
+        >>> model.training["average"], model.training["ema"]["error"] < 0.05
+        ('15%', True)
         >>> model.save("mine-15-percent")
     """
-    run, length = Path(run), as_length(length)
-    found, last = steps_until(run, step)
-    fitted = fit(found, length, last)
-    if fitted.error > WORST:
-        raise ValueError(
-            f"the {len(found)} snapshots of {run} until step {last} are too few for an average of length {length:g}; "
-            f"they reach from {' to '.join(f'{x:g}' for x in reach(found, last))}"
-        )
-    model = load_model(run)
-    fill(model.network, run, found, fitted.coefficients)
-    batch_size = model.training.get("train", {}).get("batch_size")
-    record = {"length": length, "step": last, "snapshots": len(found), "error": fitted.error}
-    steps = {"steps": last} | ({"images": last * batch_size} if batch_size else {})
-    return dataclasses.replace(model, training=model.training | steps | {"ema": record})
+    return Reconstruction.plan(run, length, step).model()
 
 
-def steps_until(run: Path, step: int | None) -> tuple[list[int], int]:
-    """Return the steps of the snapshots until this step, by default the last, and the step.
+def steps_until(run: Path, step: int | None) -> tuple[int, ...]:
+    """Return the steps of the snapshots until this step, by default the last.
 
     Raises ValueError if there is no snapshot at this step.
     """
     found = snapshots.steps_of(run)
     if not found:
         raise ValueError(
-            f"{run} has no snapshots of averages: train with --ema-snapshots (ema_snapshots), such as every 1000 steps"
+            f"{run} has no snapshots of averages: ema_snapshots (--ema-snapshots) of its training makes them"
         )
     last = found[-1] if step is None else step
     if last not in found:
@@ -133,20 +179,14 @@ def steps_until(run: Path, step: int | None) -> tuple[list[int], int]:
             f"step {last} of {run} has no snapshot; the nearest {'are' if len(near) > 1 else 'is'} "
             f"{' and '.join(map(str, near))}, and the last is {found[-1]}"
         )
-    return [other for other in found if other <= last], last
+    return tuple(other for other in found if other <= last)
 
 
-def reach(steps: Sequence[int], step: int) -> tuple[float, float]:
-    """Return the smallest and the largest length, in whole percent, that snapshots can approximate."""
+def reach(steps: Sequence[int]) -> tuple[float, float]:
+    """Return the smallest and the largest length, in whole percent, that snapshots can give at the last step."""
     percents = range(1, round(100 * LONGEST) + 1)
-    good = [percent / 100 for percent in percents if fit(steps, percent / 100, step).error <= WORST]
+    good = [percent / 100 for percent in percents if fit(steps, percent / 100, steps[-1]).error <= WORST]
     return min(good), max(good)
-
-
-def load_model(run: Path) -> Model | Classifier:
-    """Return the model of a run."""
-    folder = run / "model"
-    return (Classifier if native.read_about(folder).kind == "classifier" else Model).load(folder)
 
 
 @torch.no_grad()
@@ -196,8 +236,14 @@ class Reader:
         self.digest.update(snapshots.bytes_of(value))
         return value
 
+    @property
+    def checksum(self) -> str:
+        """The checksum that was written."""
+        return str((self.file.metadata() or {}).get("sha256"))
+
     def check(self) -> None:
-        if self.digest.hexdigest() != (self.file.metadata() or {}).get("sha256"):
+        """Raise CheckpointError if the tensors that were read have another checksum."""
+        if self.digest.hexdigest() != self.checksum:
             raise CheckpointError(f"{self.path} is damaged: its checksum is not the one that was written")
 
     @contextmanager

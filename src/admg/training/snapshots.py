@@ -44,7 +44,7 @@ def save(run: Path, averages: Sequence[EMA], step: int, every: int, writes: bool
         for profile, state in states.items():
             value = tensors[tensor_name(profile, key)] = state[key].detach().to("cpu").contiguous()
             digest.update(bytes_of(value))
-    metadata = {"format": "pt", "step": str(step), "sha256": digest.hexdigest()}
+    metadata = {"sha256": digest.hexdigest()}  # several entries would be written in random order
     with atomic(path_of(run, step)) as temporary:
         save_file(tensors, temporary, metadata=metadata)
         temporary.chmod(stat.S_IMODE(temporary.parent.stat().st_mode) & 0o666)  # readable by others, too
