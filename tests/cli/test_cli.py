@@ -290,7 +290,11 @@ def test_help_shows_every_default_of_training(capsys):
     code, out, _ = run(capsys, "train", "--help")
     assert code == 0
     text = " ".join(out[out.index("Training:") :].split())
-    for option, default in (("--lr", "0.0003"), ("--ema", "10%, or what the run to resume has"), ("--num-res-blocks", "2")):
+    for option, default in (
+        ("--lr", "0.0003"),
+        ("--ema", "10%, or what the run to resume has"),
+        ("--num-res-blocks", "2"),
+    ):
         assert f"default: {default})" in text[text.index(option + " ") :][:550]
 
 

@@ -69,8 +69,8 @@ def check_snapshots(averages: Sequence[EMA], step: int, folder: Path) -> None:
     short = [str(a.profile) for a in averages if a.profile in SNAPSHOT_PROFILES and a.count != step]
     if short:
         raise ValueError(
-            f"ema_snapshots (--ema-snapshots) must be 0 for the run in {folder}, which is resumed at step {step}: it has "
-            f"not kept the average {' and '.join(short)} from its first step on; another run directory starts it anew"
+            f"ema_snapshots (--ema-snapshots) must be 0 for the run in {folder}, which is resumed at step {step}: it "
+            f"has not kept the average {' and '.join(short)} from its first step on; start it anew in another folder"
         )
 
 
