@@ -10,7 +10,6 @@ from typing import Literal
 
 from admg.checkpoints import native
 from admg.config import check, group, setting
-from admg.engine.device import Processes
 from admg.evaluation.cells import Row
 from admg.evaluation.report import shown
 from admg.evaluation.sweep import METRICS, Metrics, Sweep, plan_sweep
@@ -70,8 +69,6 @@ class Options:
         check(self)
         if not self.length:
             raise ValueError("length must be a list such as 5%,10%,15%")
-        if Processes.from_environment().count > 1:
-            raise ValueError("admg ema runs in one process; admg sweep shares the sampling from one of its models")
 
     def sweep(self, model: Path, out: Path) -> Sweep:
         """Return the sampling of a model as a sweep of a single cell."""
