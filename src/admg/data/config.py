@@ -25,7 +25,8 @@ class DataConfig:
     """Training images.
 
     data: Folder with a sub-folder per class, of files label_name.png or with dataset.json; a zip or tar of such a
-        folder; tars of WebDataset (a folder, or "shards-{000..099}.tar"); IDX files, or .npz file
+        folder; tars of WebDataset (a folder, or "shards-{000..099}.tar"); Parquet or Arrow files, or hf:NAME of Hugging
+        Face's hub; IDX files, or .npz file
     image_size: Side of the training images in pixels
     fit: Fitting of other sizes: resize scales the shorter side to the image size, pad adds a border
     crop: Position of the square that is cut out or, with --fit pad, of the image on its border

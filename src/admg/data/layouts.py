@@ -67,6 +67,8 @@ def open(
     - An .npz with arr_0, images (N, H, W[, C]), and optionally arr_1, integer labels (N,); or an .npy of images.
     - A zip or a tar of any of these folders of images, such as the zips of StyleGAN's and EDM's dataset tools.
     - Tars of WebDataset: a tar, a folder of them, or "shards-{000..099}.tar" or "shards-*.tar"; see `list_tars`.
+    - A Parquet or Arrow file or a folder of them, a folder that `save_to_disk` of Hugging Face's `datasets` wrote, or
+      "hf:NAME" or "hf:NAME:CONFIG" of their hub; see `list_tables`.
 
     image_size: side of the data set's images in pixels; by default that of the stored images, if all are square and of
         one size.

@@ -25,6 +25,7 @@ from .arrays import Split
 from .errors import DataError, listed
 from .listing import DESCRIPTION, Description, Listing, in_order, visible
 from .members import Container, StoredMember
+from .parts import of_split
 
 VERSION = 1
 """Of the index; other versions are written anew."""
@@ -36,11 +37,6 @@ KEYS = ("label", "cls", "class", "class_name")
 """Entries of a .json that hold a label, in the order of precedence."""
 LONGEST = 1 << 20
 """Largest number of bytes of a file that is read as a label."""
-SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
-    "train": ("train", "training"),
-    "test": ("test", "testing", "val", "valid", "validation", "eval"),
-}
-"""First words of the names of files that hold a part of a data set."""
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 """How files of gzip, bzip2, xz and zstd begin."""
 BAR_AFTER = 2.0
@@ -87,34 +83,6 @@ def list_tars(root: Path, tars: Sequence[Path], split: Split = "train", *, progr
         members = {name: _unlabelled(member) for name, member in members.items()}
     kind = "tar of images" if len(chosen) == 1 else f"set of {len(chosen)} tars"
     return Listing.of_members(root, members, left_out, kind, description if len(chosen) == 1 else None, typed=True)
-
-
-def of_split(files: Sequence[Path], split: Split, root: Path) -> list[Path]:
-    """Return the files of a part of the data, by the first words of their names; all if these name no parts.
-
-    Raises DataError if other parts alone are there.
-    """
-    words = [re.split(r"[^a-z]", file.name.lower())[0] for file in files]
-    known = {word for names in SPLIT_NAMES.values() for word in names}
-    if not known.intersection(words):
-        return list(files)
-    chosen = [file for file, word in zip(files, words) if word in SPLIT_NAMES[split]]
-    if not chosen:
-        raise DataError(
-            f'{root} has no file for split="{split}" (--split): it has {listed([f.name for f in files], 3)}'
-        )
-    if len(chosen) < len(files):
-        names = listed([file.name for file in chosen], 3)
-        warnings.warn(f"{root}: {len(chosen)} of {len(files)} files are the split {split}: {names}", stacklevel=5)
-    return chosen
-
-
-def is_tar_set(folder: Path) -> bool:
-    """Whether a folder holds tars and neither images nor folders."""
-    entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
-    endings = {entry.suffix.lower() for entry in entries}
-    images = endings & set(Image.registered_extensions())
-    return ".tar" in endings and not images and not any(entry.is_dir() for entry in entries)
 
 
 def expand(pattern: str) -> list[Path]:

@@ -1,0 +1,298 @@
+"""Tables of images: Parquet files, and the Arrow files of Hugging Face's `datasets`, on disk or by name.
+
+Arrow files are mapped into memory, so that an image is read by its row. Parquet files, which only give whole groups of
+rows, are copied to an Arrow file in the cache folder first, as `datasets` does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from admg.files import atomic, cache_folder, remove
+
+from .arrays import Split
+from .errors import DataError, listed
+from .listing import Listing
+from .members import Container, Member
+from .parts import SPLIT_NAMES
+
+HUB = "hf:"
+"""Beginning of the names of data sets of Hugging Face's hub: hf:NAME or hf:NAME:CONFIG."""
+SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"
+"""Files in the folders that `save_to_disk` writes, for a data set and for one of several splits."""
+IMAGES = ("image", "img", "jpg", "png", "webp", "picture", "photo")
+LABELS = ("label", "labels", "class", "cls", "category", "target", "y", "class_name", "fine_label")
+"""Names of columns, in the order of precedence."""
+ROWS = 256
+"""Number of rows that are copied at once."""
+BAR_AFTER = 2.0
+"""Seconds of copying after which a progress bar appears."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row(Member):
+    """An image in a row of a table.
+
+    source: file that the user named, which differs from the container if that is a copy
+    column, row: where it is in the Arrow file
+    """
+
+    source: Path = Path()
+    column: str = ""
+    row: int = 0
+
+    def open(self) -> BinaryIO:
+        value = _table(self.container, os.getpid()).column(self.column)[self.row]
+        if not value.is_valid:
+            raise DataError("the row has no image")
+        if hasattr(value, "keys"):  # {"bytes": ..., "path": ...}
+            if not value["bytes"].is_valid:
+                path = value["path"].as_py() if "path" in value else None
+                if path is None:
+                    raise DataError("the row has no image")
+                return cast(BinaryIO, (self.source.parent / path).open("rb"))
+            value = value["bytes"]
+        return cast(BinaryIO, arrow().BufferReader(value.as_buffer()))
+
+    def __str__(self) -> str:
+        return f"{self.source}/{self.name}"
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a table that are used.
+
+    names: names of the labels, if they are numbers with names
+    """
+
+    image: str
+    label: str | None
+    names: tuple[str, ...] = ()
+
+
+def arrow() -> Any:
+    """Return the package pyarrow. Raises DataError if it is not installed."""
+    try:
+        import pyarrow
+        import pyarrow.compute
+        import pyarrow.parquet
+    except ImportError:
+        raise DataError("Parquet and Arrow files need the package pyarrow: pip install 'admg[datasets]'") from None
+    return pyarrow
+
+
+def list_tables(root: Path, files: Sequence[Path], kind: str, *, progress: bool = True) -> Listing:
+    """Return the images in Parquet or Arrow files, with the labels that lie in another column.
+
+    root: the file, or the folder of the files
+
+    The columns of images and labels are known by the features that `datasets` stores, or by their types and names.
+    Raises DataError if a file cannot be read, or if there is no column of images.
+    """
+    members: dict[str, Row] = {}
+    used: list[Columns] = []
+    for file in files:
+        columns = find_columns(_schema(file), file)
+        used.append(columns)
+        container = Container.of(_copy(file, columns, progress) if file.suffix.lower() == ".parquet" else file)
+        table = _table(container, os.getpid())
+        labels = _labels(table, columns)
+        prefix = "" if len(files) == 1 else f"{file.name}/"
+        for row, size in enumerate(_sizes(table, columns)):
+            name = f"{row:08d}"
+            members[prefix + name] = Row(container, name, size, labels[row], file, columns.image, row)
+    if len({columns.names for columns in used}) > 1:
+        raise DataError(f"the files of {root} name their labels in different ways")
+    return Listing.of_members(root, members, [], kind, label_names=used[0].names, typed=True)
+
+
+def list_saved(folder: Path, split: Split = "train") -> Listing:
+    """Return the images of a folder that `save_to_disk` of `datasets` wrote. Raises DataError."""
+    if (folder / SAVED_SPLITS).is_file():
+        names = [entry.name for entry in sorted(folder.iterdir()) if (entry / SAVED).is_file()]
+        folder = folder / choose_split(names, split, str(folder))
+    state = json.loads((folder / SAVED).read_text(encoding="utf-8"))
+    if state.get("_indices_data_files"):
+        raise DataError(f"{folder} holds a selection of rows: write it with flatten_indices() before save_to_disk")
+    files = [folder / entry["filename"] for entry in state.get("_data_files", [])]
+    if not files:
+        raise DataError(f"{folder} names no files of images in {SAVED}")
+    return list_tables(folder, files, "saved data set of `datasets`")
+
+
+def list_hub(name: str, split: Split = "train") -> Listing:
+    """Return the images of a data set of Hugging Face's hub, hf:NAME or hf:NAME:CONFIG, which is downloaded once.
+
+    Raises DataError if the package `datasets` is not installed, or if there is no such data set.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise DataError(f"{name} needs the package datasets: pip install 'admg[datasets]'") from None
+    repository, _, config = name.removeprefix(HUB).partition(":")
+    local = datasets.DownloadConfig(local_files_only=bool(os.environ.get("ADMG_OFFLINE")))
+    try:
+        loaded = datasets.load_dataset(repository, config or None, download_config=local)
+    except Exception as error:  # of the network, of the hub, of the data set's format
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(f"cannot load {name}: {reason}") from error
+    chosen = loaded[choose_split(list(loaded), split, name)]
+    files = [Path(entry["filename"]) for entry in chosen.cache_files]
+    return list_tables(Path(name), files, "data set of Hugging Face's hub")
+
+
+def choose_split(names: Sequence[str], split: Split, what: str) -> str:
+    """Return the name of the part of a data set that is meant. Raises DataError if there is none.
+
+    A data set with one part gives it whatever its name, with a warning.
+    """
+    allowed = SPLIT_NAMES[split]
+    found = [name for word in allowed for name in names if name == word]
+    if not found and len(names) == 1 and split == "train":
+        found = list(names)
+        warnings.warn(f"{what} has no split train: its only one, {found[0]}, is used", stacklevel=5)
+    if not found:
+        raise DataError(f'{what} has no split for split="{split}" (--split): it has {listed(names) or "none"}')
+    return found[0]
+
+
+def find_columns(schema: Any, what: object) -> Columns:
+    """Return the columns of images and labels of a table. Raises DataError if it is not clear where the images are."""
+    features = _features(schema)
+    images = [name for name, feature in features.items() if feature.get("_type") == "Image"]
+    images = images or [field.name for field in schema if _holds_bytes(field.type)]
+    image = _first(images, IMAGES)
+    if image is None:
+        have = listed([field.name for field in schema])
+        found = f"several columns of images ({listed(images)})" if images else f"no column of images (it has {have})"
+        raise DataError(f"{what} has {found}: allowed is one, or one named {' or '.join(IMAGES[:2])}")
+    classes = [name for name, feature in features.items() if feature.get("_type") == "ClassLabel"]
+    label = _first(classes, LABELS) or (classes[0] if classes else None)
+    if label is None:
+        usable = [field.name for field in schema if field.name != image and _holds_labels(field.type)]
+        label = next((name for name in LABELS if name in usable), None)
+    if len(classes) > 1:
+        others = listed([name for name in classes if name != label])
+        warnings.warn(f"the labels of {what} are those of the column {label}, not of {others}", stacklevel=5)
+    names = tuple(map(str, features.get(label or "", {}).get("names") or ()))
+    return Columns(image, label, names)
+
+
+def _features(schema: Any) -> dict[str, dict[str, Any]]:
+    """Return what `datasets` says about the columns, {} if the table is not of it."""
+    try:
+        described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        found: Mapping[str, Any] = described.get("info", {}).get("features", {})
+    except (ValueError, AttributeError):
+        return {}
+    return {name: feature for name, feature in found.items() if isinstance(feature, dict) and name in schema.names}
+
+
+def _holds_bytes(kind: Any) -> bool:
+    types = arrow().types
+    if types.is_struct(kind):
+        return any(kind.field(i).name == "bytes" and _holds_bytes(kind.field(i).type) for i in range(kind.num_fields))
+    return bool(types.is_binary(kind) or types.is_large_binary(kind))
+
+
+def _holds_labels(kind: Any) -> bool:
+    types = arrow().types
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    return bool(types.is_integer(kind) or types.is_string(kind) or types.is_large_string(kind))
+
+
+def _first(names: Sequence[str], order: Sequence[str]) -> str | None:
+    """Return the only name, or the first in the order of precedence; None if that leaves it open."""
+    return names[0] if len(names) == 1 else next((name for name in order if name in names), None)
+
+
+def _labels(table: Any, columns: Columns) -> list[int | str | None]:
+    """Return the labels of all rows; None where there is none. Numbers that are all -1 stand for no labels."""
+    if columns.label is None:
+        return [None] * table.num_rows
+    values = table.column(columns.label).to_pylist()
+    return [None] * len(values) if all(value == -1 for value in values) else values
+
+
+def _sizes(table: Any, columns: Columns) -> list[int]:
+    """Return the number of bytes of the images of all rows, 0 where there are none."""
+    pyarrow = arrow()
+    column = table.column(columns.image)
+    if pyarrow.types.is_struct(column.type):
+        column = pyarrow.compute.struct_field(column, "bytes")
+    sizes: list[int] = pyarrow.compute.fill_null(pyarrow.compute.binary_length(column), 0).to_pylist()
+    return sizes
+
+
+def _schema(file: Path) -> Any:
+    pyarrow = arrow()
+    try:
+        if file.suffix.lower() == ".parquet":
+            return pyarrow.parquet.read_schema(file)
+        return _table(Container.of(file), os.getpid()).schema
+    except (pyarrow.ArrowException, OSError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise DataError(f"{file} cannot be read as a {file.suffix[1:]} file: {error}") from error
+
+
+@lru_cache(maxsize=256)
+def _table(container: Container, process: int) -> Any:
+    """Return the table of an Arrow file, of which the rows that are asked for are read."""
+    pyarrow = arrow()
+    if Container.of(container.path) != container:
+        raise DataError(f"{container.path} has changed since it was opened: open it again")
+    mapped = pyarrow.memory_map(str(container.path))
+    try:
+        return pyarrow.ipc.open_stream(mapped).read_all()
+    except pyarrow.ArrowInvalid:
+        return pyarrow.ipc.open_file(mapped).read_all()
+
+
+def copy_path(file: Path) -> Path:
+    """Return the Arrow file in the cache folder that a Parquet file is copied to, as it is now."""
+    status = file.stat()
+    place = hashlib.sha256(ascii(str(file.resolve())).encode()).hexdigest()[:24]
+    return cache_folder() / "tables" / f"{place}-{status.st_size}-{status.st_mtime_ns}.arrow"
+
+
+def _copy(file: Path, columns: Columns, progress: bool) -> Path:
+    """Copy the used columns of a Parquet file to an Arrow file in the cache folder, unless it is there.
+
+    Copies of earlier versions of the file are removed. Raises OSError if the copy cannot be written.
+    """
+    from tqdm.auto import tqdm
+
+    target = copy_path(file)
+    if target.is_file():
+        return target
+    pyarrow = arrow()
+    names = [columns.image, *([columns.label] if columns.label else [])]
+    try:
+        with pyarrow.parquet.ParquetFile(file) as table, atomic(target) as temporary:
+            rows = table.metadata.num_rows
+            bar = tqdm(total=rows, desc=f"copying {file.name}", unit=" rows", delay=BAR_AFTER, disable=not progress)
+            schema = pyarrow.schema([table.schema_arrow.field(name) for name in names], table.schema_arrow.metadata)
+            with bar, pyarrow.OSFile(str(temporary), "wb") as sink, pyarrow.ipc.new_stream(sink, schema) as writer:
+                for batch in table.iter_batches(ROWS, columns=names):
+                    writer.write_batch(batch.select(names).replace_schema_metadata(schema.metadata))
+                    bar.update(batch.num_rows)
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{file} cannot be read as a parquet file: {error}") from error
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(
+            f"cannot copy {file} to the cache folder {target.parent}: {reason} (ADMG_HOME chooses another folder)"
+        ) from error
+    for old in target.parent.glob(f"{target.name[:24]}-*.arrow"):
+        if old != target:
+            remove(old)
+    return target
