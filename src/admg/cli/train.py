@@ -11,7 +11,7 @@ from admg.config import group, overrides, setting
 from admg.data import DataConfig
 from admg.diffusion.config import DiffusionConfig
 from admg.models import UNetConfig
-from admg.training import ObjectiveConfig, TrainConfig, train_diffusion
+from admg.training import EvaluationConfig, ObjectiveConfig, TrainConfig, ValidationConfig, train_diffusion
 
 from .training import provenance, recipe_values, train
 
@@ -44,6 +44,8 @@ class Options:
     images: DataConfig = group(DataConfig)
     training: TrainConfig = group(TrainConfig)
     objective: ObjectiveConfig = group(ObjectiveConfig)
+    validation: ValidationConfig = group(ValidationConfig)
+    evaluation: EvaluationConfig = group(EvaluationConfig)
     diffusion: DiffusionConfig = group(DiffusionConfig, title="Diffusion process")
     network: dict[str, Any] = overrides(UNetConfig, omit=FROM_DATA, title="Network")
 
@@ -62,6 +64,9 @@ def run(options: Options) -> None:
             network=options.network,
             diffusion=options.diffusion,
             objective=options.objective,
+            validation=options.validation.chosen(options.images),
+            val_images=options.validation.val_images,
+            evaluation=options.evaluation,
             init=options.init,
             provenance=provenance(options.recipe),
         )

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from admg.config import check, group, overrides, setting
+from admg.config import group, overrides, setting
 from admg.data import DataConfig
 from admg.diffusion.config import DiffusionConfig
 from admg.models import ClassifierConfig
-from admg.training import TrainConfig, train_classifier
+from admg.training import ClassifierValidationConfig, TrainConfig, train_classifier
 
 from .training import provenance, recipe_values, train
 
@@ -32,22 +32,16 @@ class Options:
     out: Run directory for the classifier, its checkpoint, log and accuracies; an existing run is resumed
     init: Classifier of the same architecture to start from: name, folder or file of weights (default: random)
     recipe: Name of a recipe, which sets all options that are not given; `admg recipes` lists them
-    val_data: Validation images, in the layout of --data (default: the test split of IDX files, else none)
-    val_images: Number of validation images, spread evenly over all
     """
 
     out: Path = setting(metavar="DIR")
     init: str | None = setting(None, metavar="MODEL")
     recipe: str | None = setting(None, metavar="NAME")
-    val_data: str | None = setting(None, metavar="PATH")
-    val_images: int = setting(1000, min=1)
     images: DataConfig = group(DataConfig)
     training: TrainConfig = group(TrainConfig)
+    validation: ClassifierValidationConfig = group(ClassifierValidationConfig, title="Validation")
     diffusion: DiffusionConfig = group(DiffusionConfig, omit=("predict", "variance"), title="Diffusion process")
     network: dict[str, Any] = overrides(ClassifierConfig, omit=FROM_DATA, title="Network")
-
-    def __post_init__(self) -> None:
-        check(self)
 
 
 def preset(given: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -63,8 +57,8 @@ def run(options: Options) -> None:
             options.training,
             network=options.network,
             diffusion=options.diffusion,
-            validation=options.images.open_held_out(options.val_data),
-            val_images=options.val_images,
+            validation=options.validation.chosen(options.images),
+            val_images=options.validation.val_images,
             init=options.init,
             provenance=provenance(options.recipe),
         )

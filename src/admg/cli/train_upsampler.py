@@ -11,7 +11,14 @@ from admg.config import check, group, overrides, setting
 from admg.data import DataConfig
 from admg.diffusion.config import DiffusionConfig
 from admg.models import SuperResConfig
-from admg.training import AugmentConfig, ObjectiveConfig, TrainConfig, train_upsampler
+from admg.training import (
+    AugmentConfig,
+    EvaluationConfig,
+    ObjectiveConfig,
+    TrainConfig,
+    ValidationConfig,
+    train_upsampler,
+)
 
 from .training import provenance, recipe_values, train
 
@@ -45,6 +52,8 @@ class Options:
     augment: AugmentConfig = group(AugmentConfig)
     training: TrainConfig = group(TrainConfig)
     objective: ObjectiveConfig = group(ObjectiveConfig)
+    validation: ValidationConfig = group(ValidationConfig)
+    evaluation: EvaluationConfig = group(EvaluationConfig)
     diffusion: DiffusionConfig = group(DiffusionConfig, title="Diffusion process")
     network: dict[str, Any] = overrides(SuperResConfig, omit=FROM_DATA, title="Network")
 
@@ -68,6 +77,9 @@ def run(options: Options) -> None:
             network=options.network,
             diffusion=options.diffusion,
             objective=options.objective,
+            validation=options.validation.chosen(options.images),
+            val_images=options.validation.val_images,
+            evaluation=options.evaluation,
             init=options.init,
             provenance=provenance(options.recipe),
         )

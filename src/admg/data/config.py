@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -11,6 +13,7 @@ from admg.config import check, setting
 from .arrays import find_idx
 from .dataset import Dataset
 from .decoding import Frames
+from .errors import DataError
 from .labelling import LabelSource
 from .layouts import open
 from .scan import Verify
@@ -81,16 +84,27 @@ class DataConfig:
             verify=self.verify,
         )
 
-    def open_held_out(self, path: str | None = None) -> Dataset | None:
-        """Open images for validation, fitted in the same way but without augmentation.
+    def held_out(self, path: str | None = None) -> DataConfig | None:
+        """Return the options of images for validation, fitted in the same way but without augmentation.
 
         path: the images; None: the test split of a folder of IDX files, or None if there is none
         """
         plain = replace(self, crop="center", flip=False)
-        if path:
-            return replace(plain, data=path).open()
         folder = Path(self.data).expanduser()
-        return replace(plain, split="test").open() if folder.is_dir() and find_idx(folder, "test") else None
+        if path:
+            if Path(path).expanduser().resolve() == folder.resolve():
+                warnings.warn(f"{path} has the training images, on which validation is too favourable", stacklevel=2)
+            return replace(plain, data=path)
+        if self.split == "test" or not folder.is_dir():
+            return None
+        with suppress(DataError):  # there is no test split beside the training split
+            return replace(plain, split="test") if find_idx(folder, "test") else None
+        return None
+
+    def open_held_out(self, path: str | None = None) -> Dataset | None:
+        """Open images for validation, see `held_out`."""
+        found = self.held_out(path)
+        return None if found is None else found.open()
 
 
 def check_value_range(value_range: tuple[float, ...]) -> None:

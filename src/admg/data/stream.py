@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from .dataset import Batch, ImageDataset
@@ -59,9 +59,13 @@ def spread_batches(dataset: ImageDataset, num: int, batch_size: int) -> Iterator
 
     Folders are ordered by class, so that the first images would be of the first class alone.
     """
-    total = len(dataset)
-    chosen = [i * total // num for i in range(num)] if num < total else range(total)
+    chosen = spread(len(dataset), num)
     return (dataset.batch(chosen[start : start + batch_size]) for start in range(0, len(chosen), batch_size))
+
+
+def spread(total: int, num: int) -> Sequence[int]:
+    """Return `num` numbers spread evenly over 0 .. total-1, or all of them if there are fewer."""
+    return [i * total // num for i in range(num)] if num < total else range(total)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,9 @@ a network or a loss of your own, construct a `TrainingRun` with a task of `tasks
 
 from .augmentation import AugmentConfig
 from .config import ObjectiveConfig, TrainConfig
+from .distance import EvaluationConfig
 from .ema import EMA
+from .held_out import ClassifierValidationConfig, ValidationConfig
 from .posthoc import reconstruct_ema
 from .recipes import Recipe, recipe
 from .start import train_classifier, train_diffusion, train_upsampler
@@ -18,13 +20,16 @@ __all__ = [
     "EMA",
     "AugmentConfig",
     "ClassifierTask",
+    "ClassifierValidationConfig",
     "DiffusionTask",
+    "EvaluationConfig",
     "ObjectiveConfig",
     "Recipe",
     "Task",
     "TrainConfig",
     "TrainingRun",
     "UpsamplerTask",
+    "ValidationConfig",
     "recipe",
     "reconstruct_ema",
     "train_classifier",

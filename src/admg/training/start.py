@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,10 +19,7 @@ from admg.checkpoints.labels import Labels
 from admg.checkpoints.model import Classifier, Model
 from admg.checkpoints.networks import Kind
 from admg.checkpoints.provenance import label_dropout
-from admg.data import DataConfig, Dataset, ImageDataset, from_dataset
-from admg.data import open as open_dataset
-from admg.data.classes import empty_classes, with_classes
-from admg.data.errors import listed
+from admg.data import DataConfig, Dataset, ImageDataset
 from admg.diffusion.config import DiffusionConfig
 from admg.files import check_output_folder
 from admg.models import ClassifierConfig, NoisyClassifier, SuperResConfig, SuperResUNet, UNet, UNetConfig
@@ -31,15 +27,16 @@ from admg.models import ClassifierConfig, NoisyClassifier, SuperResConfig, Super
 from . import checkpointing
 from .augmentation import AugmentConfig
 from .config import ObjectiveConfig, TrainConfig
+from .distance import EvaluationConfig, FrechetDistance
+from .held_out import Parts, divide
+from .opening import Data, image_fields, name_of, open_data
 from .tasks import ClassifierTask, DiffusionTask
 from .trainer import TrainingRun
 from .upsampler import UpsamplerTask
+from .validation import Measure, ValidationLoss
 
 N = TypeVar("N", bound=nn.Module)
 C = TypeVar("C", UNetConfig, SuperResConfig, ClassifierConfig)
-
-Data = str | Path | DataConfig | torch.utils.data.Dataset[Any]
-"""A path, a DataConfig, a data set of `admg.data`, or any other map-style data set of (image, label)."""
 
 
 def train_diffusion(
@@ -50,6 +47,9 @@ def train_diffusion(
     network: UNetConfig | Mapping[str, Any] | None = None,
     diffusion: DiffusionConfig | None = None,
     objective: ObjectiveConfig | None = None,
+    validation: Data | float | None = None,
+    val_images: int = 200,
+    evaluation: EvaluationConfig | None = None,
     init: Path | str | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> TrainingRun[Model]:
@@ -62,6 +62,10 @@ def train_diffusion(
         the channels of the images and the number of labels follow from the data.
     diffusion: diffusion process; see DiffusionConfig
     objective: loss and share of labels that are dropped; see ObjectiveConfig
+    validation: images that the loss by noise level is measured on, or the share of the training images (a float below
+        1) that is held out for this
+    val_images: number of those images, spread evenly over all
+    evaluation: whether and how the distance of samples to the training images is measured; see EvaluationConfig
     init: model whose weights to start from: a name, folder or file of weights. It must have the same architecture.
     provenance: further entries for the "training" section of the model's config.json
 
@@ -93,11 +97,14 @@ def train_diffusion(
     unet = initialised(UNet, architecture, config.seed)
     model = as_model(unet, diffusion, dataset)
     task = DiffusionTask(model, **objective.task_options())
+    resumed = check_resumed(model, out)
+    parts = divide(data, dataset, validation, seed=config.seed, resumed=resumed, unlabelled=objective.unlabelled)
+    measures = measures_of(parts, config, val_images, evaluation)
     record = {**describe(data, dataset), **(provenance or {}), **load_init(model, init, "diffusion")}
     record |= {"objective": dataclasses.asdict(objective)}
-    record |= dropout_record(model, dataset, objective, check_resumed(model, out))
-    config.class_sampling.order_of(dataset, config.seed)  # raises before anything is written
-    return TrainingRun(task, dataset, check_output_folder(out), config, record)
+    record |= parts.record | dropout_record(model, dataset, objective, resumed)
+    config.class_sampling.order_of(parts.training, config.seed)  # raises before anything is written
+    return TrainingRun(task, parts.training, check_output_folder(out), config, record, measures)
 
 
 def train_classifier(
@@ -107,7 +114,7 @@ def train_classifier(
     *,
     network: ClassifierConfig | Mapping[str, Any] | None = None,
     diffusion: DiffusionConfig | None = None,
-    validation: Data | None = None,
+    validation: Data | float | None = None,
     val_images: int = 1000,
     init: Path | str | None = None,
     provenance: Mapping[str, Any] | None = None,
@@ -117,7 +124,8 @@ def train_classifier(
     data, out, config, init, provenance: see `train_diffusion`; the data must have labels
     network: architecture, or only those of its fields that differ from the defaults of ClassifierConfig
     diffusion: process that noises the images, which should be that of the model to be guided
-    validation: images that the accuracy is measured on; their classes are matched by name, and may be fewer
+    validation: images that the accuracy is measured on, whose classes are matched by name, and may be fewer; or the
+        share of the training images (a float below 1) that is held out for this
     val_images: number of those images, spread evenly over all
 
     Raises ValueError and OSError as `train_diffusion` does.
@@ -140,19 +148,16 @@ def train_classifier(
     dataset = open_data(data)
     if not dataset.label_names:
         raise ValueError(f"{name_of(data)} has no labels: use class sub-folders, or file names such as label_name.png")
-    held_out = None if validation is None else open_validation(validation, dataset.label_names, name_of(data))
-    if held_out is not None and image_fields(held_out) != image_fields(dataset):
-        raise ValueError(f"the validation images are {size_of(held_out)}, and the training images {size_of(dataset)}")
     config, diffusion = config or TrainConfig(), diffusion or DiffusionConfig()
     labels = Labels(len(dataset.label_names), dataset.label_names)
     architecture = fit_to_data(ClassifierConfig, network, **image_fields(dataset), num_classes=labels.count)
     module = initialised(NoisyClassifier, architecture, config.seed)
     classifier = Classifier(module, diffusion.build(), labels, diffusion)
-    task = ClassifierTask(classifier, held_out, val_images)
+    parts = divide(data, dataset, validation, seed=config.seed, resumed=check_resumed(classifier, out))
+    task = ClassifierTask(classifier, parts.held_out, val_images)
     record = {**describe(data, dataset), **(provenance or {}), **load_init(classifier, init, "classifier")}
-    check_resumed(classifier, out)
-    config.class_sampling.order_of(dataset, config.seed)  # raises before anything is written
-    return TrainingRun(task, dataset, check_output_folder(out), config, record)
+    config.class_sampling.order_of(parts.training, config.seed)  # raises before anything is written
+    return TrainingRun(task, parts.training, check_output_folder(out), config, record | parts.record)
 
 
 def train_upsampler(
@@ -165,6 +170,9 @@ def train_upsampler(
     network: SuperResConfig | Mapping[str, Any] | None = None,
     diffusion: DiffusionConfig | None = None,
     objective: ObjectiveConfig | None = None,
+    validation: Data | float | None = None,
+    val_images: int = 200,
+    evaluation: EvaluationConfig | None = None,
     init: Path | str | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> TrainingRun[Model]:
@@ -172,7 +180,8 @@ def train_upsampler(
 
     The small images are made from the large ones as in guided-diffusion, by averaging areas of pixels.
 
-    data, out, config, diffusion, objective, init, provenance: see `train_diffusion`
+    data, out, config, diffusion, objective, validation, val_images, evaluation, init, provenance: see
+        `train_diffusion`
     small_size: side of the images to enlarge in pixels (default: a quarter of the data's)
     augment: noise and blur of the small images; see AugmentConfig. `augment_noise` becomes a field of the network
     network: architecture, or only those of its fields that differ from the defaults of SuperResConfig
@@ -209,51 +218,27 @@ def train_upsampler(
     architecture = fit_to_data(SuperResConfig, network, **fields)
     unet = initialised(SuperResUNet, architecture, config.seed)
     model = as_model(unet, diffusion, dataset)
-    task = UpsamplerTask(model, small, **objective.task_options(), augment_blur=augment.augment_blur, examples=dataset)
+    resumed = check_resumed(model, out)
+    parts = divide(data, dataset, validation, seed=config.seed, resumed=resumed, unlabelled=objective.unlabelled)
+    options = {**objective.task_options(), "augment_blur": augment.augment_blur}
+    task = UpsamplerTask(model, small, **options, examples=parts.held_out or parts.training)
+    measures = measures_of(parts, config, val_images, evaluation)
     record = {**describe(data, dataset), **(provenance or {}), **load_init(model, init, "upsampler")}
     record |= {"augment_blur": augment.augment_blur} if augment.augment_blur else {}
     record |= {"objective": dataclasses.asdict(objective)}
-    record |= dropout_record(model, dataset, objective, check_resumed(model, out))
-    config.class_sampling.order_of(dataset, config.seed)  # raises before anything is written
-    return TrainingRun(task, dataset, check_output_folder(out), config, record)
+    record |= parts.record | dropout_record(model, dataset, objective, resumed)
+    config.class_sampling.order_of(parts.training, config.seed)  # raises before anything is written
+    return TrainingRun(task, parts.training, check_output_folder(out), config, record, measures)
 
 
-def open_data(data: Data, unlabelled: bool = False) -> ImageDataset:
-    """Open a path or a DataConfig, or wrap a data set. Raises DataError, which is a ValueError.
-
-    unlabelled: do not look for labels in files; a data set keeps those that it has
-    """
-    if isinstance(data, str | Path):
-        return open_dataset(data, labels="none" if unlabelled else "auto")
-    if not isinstance(data, DataConfig):
-        return from_dataset(data)
-    if unlabelled and data.labels not in ("auto", "none"):
-        raise ValueError(
-            f"unlabelled (--unlabelled) leaves labels out, and labels (--labels) is {data.labels}: choose one"
-        )
-    return (dataclasses.replace(data, labels="none") if unlabelled else data).open()
-
-
-def open_validation(data: Data, names: Sequence[str], training: str) -> ImageDataset:
-    """Open validation images, with labels numbered as these names. Classes without an image are named in a warning.
-
-    training: name of the training images, for messages
-
-    Raises ValueError if an image is of another class.
-    """
-    held_out = with_classes(open_data(data), names, "validation images", training)
-    if empty := empty_classes(held_out):
-        warnings.warn(
-            f"no validation image is of the class{'es' if len(empty) > 1 else ''} {listed(empty)}", stacklevel=2
-        )
-    return held_out
-
-
-def name_of(data: Data) -> str:
-    """Return a name of the data for messages."""
-    if isinstance(data, DataConfig):
-        return data.data
-    return str(data) if isinstance(data, str | Path) else f"the {type(data).__name__}"
+def measures_of(
+    parts: Parts, config: TrainConfig, val_images: int, evaluation: EvaluationConfig | None
+) -> list[Measure]:
+    """Return what is measured while a diffusion model or an upsampler is trained."""
+    found: list[Measure] = [*FrechetDistance.of(evaluation or EvaluationConfig(), parts.training)]
+    if parts.held_out is not None:
+        found.append(ValidationLoss(config.preview_every, parts.held_out, parts.training, val_images))
+    return found
 
 
 def describe(data: Data, dataset: ImageDataset) -> dict[str, Any]:
@@ -266,16 +251,6 @@ def describe(data: Data, dataset: ImageDataset) -> dict[str, Any]:
         reading = {"fit": dataset.fit} | {name: value for name, value in known.items() if value is not None}
     name = Path(name_of(data)).name if named else type(data).__name__
     return {"data": name, **reading, "date": time.strftime("%Y-%m-%d")}
-
-
-def image_fields(dataset: ImageDataset) -> dict[str, int]:
-    return {"image_size": dataset.image_size, "image_channels": dataset.channels}
-
-
-def size_of(dataset: ImageDataset) -> str:
-    """Return '64x64 pixels with 3 channels'."""
-    channels = f"{dataset.channels} channel{'s' if dataset.channels > 1 else ''}"
-    return f"{dataset.image_size}x{dataset.image_size} pixels with {channels}"
 
 
 def unet_fields(dataset: ImageDataset, diffusion: DiffusionConfig, objective: ObjectiveConfig) -> dict[str, int]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic
 
@@ -30,6 +31,10 @@ from .services import RunFacts, open_services, services_of
 from .step import Learner, check_finite
 from .tasks import M, Task
 from .trackers import Tracker
+from .validation import Measure
+
+Measured = Callable[[nn.Module, Path, int], dict[str, float]]
+"""Draws or measures what a network has learned, given the folder of pictures and the step, and returns metrics."""
 
 
 class TrainingRun(Iterator[dict[str, float]], Generic[M]):
@@ -47,6 +52,7 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
     dataset: training images, see `admg.data`
     out: run directory
     provenance: entries for the "training" section of the model's config.json, such as the name of the data
+    measures: what is measured with the averaged weights now and then, such as the loss on held-out images
 
     Raises CheckpointError, which is a ValueError, if `out` holds a run of another network; ValueError if the batch
     cannot be divided among the processes; FloatingPointError, when iterated, if the loss is no longer finite, and
@@ -60,7 +66,9 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
         out: Path | str,
         config: TrainConfig | None = None,
         provenance: Mapping[str, Any] | None = None,
+        measures: Sequence[Measure] = (),
     ):
+        self.measures = tuple(measures)
         self.task, self.dataset, self.out = task, dataset, Path(out)
         self.config = config or TrainConfig()
         device = choose_device(self.config.device)
@@ -146,10 +154,13 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
         config, learner = self.config, self.learner
         if tracker is not None:
             tracker.add(row)
-        if self._due(config.preview_every):
+        due: list[Measured] = [self.task.preview] if self._due(config.preview_every) else []
+        due += [partial(measure, self.task) for measure in self.measures if self._due(measure.every)]
+        if due:
             network = learner.averaged_network()
             if tracker is not None:
-                tracker.add_metrics(self._preview(network))
+                for measured in due:
+                    tracker.add_metrics(self._measured(measured, network))
                 tracker.add_pictures(self.out / "samples", self.step)
         if tracker is not None and self._due(config.log_every):
             tracker.write_row(self.step, self.step * config.batch_size)
@@ -167,11 +178,13 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
                 tracker.plot()
             self.saved = self.step
 
-    def _preview(self, network: nn.Module) -> dict[str, float]:
+    def _measured(self, measured: Measured, network: nn.Module) -> dict[str, float]:
+        """Return metrics of the averaged network; none if memory runs out, or if something becomes infinite."""
         try:
-            return self.task.preview(network, self.out / "samples", self.step)
-        except FloatingPointError as error:  # the loss is finite, so that training goes on
-            warnings.warn(f"no preview at step {self.step}: {error}", stacklevel=2)
+            return measured(network, self.out / "samples", self.step)
+        except (FloatingPointError, torch.OutOfMemoryError) as error:  # the loss is finite, so that training goes on
+            what = "preview" if measured == self.task.preview else "measurement"
+            warnings.warn(f"no {what} at step {self.step}: {str(error).splitlines()[0]}", stacklevel=2)
             return {}
 
     def _due(self, every: int) -> bool:

@@ -1,0 +1,114 @@
+"""Parts of a data set: some of its images by number, and a random split into training and validation images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+
+from .dataset import Batch, Dataset, ImageDataset, Seed
+from .errors import DataError
+
+SPLIT = 2  # stream of random numbers of a seed, beside those of stream.py
+
+
+def split(dataset: ImageDataset, fraction: float, seed: int) -> tuple[ImageDataset, ImageDataset]:
+    """Return the data set without a share of its images, and these images, in their order.
+
+    Each image has a random number that follows from the seed and the image's number alone, and those with the smallest
+    numbers of each class are split off, up to rounding the same share of every class. If the labels are not known
+    without reading every image, the share is that of the whole. All frames of a file are in the same part, and of each
+    class at least one image stays.
+
+    Raises DataError if the share of the images is less than one of them, or if too few images would be left.
+    """
+    if not 0 < fraction < 1:
+        raise DataError(f"the fraction is {fraction}: allowed are numbers above 0 and below 1")
+    files, first = np.unique(file_numbers(dataset), return_index=True)
+    labels = known_labels(dataset)
+    classes = np.zeros(len(files), np.int64) if labels is None else labels[first]
+    off = np.isin(file_numbers(dataset), files[chosen(classes, fraction, seed)])
+    if len(np.unique(classes)) == len(classes) > 1:
+        raise DataError("each class has one image: none can be held out")
+    if not off.any():
+        raise DataError(f"a fraction of {fraction} of {len(files)} images is none: the least is {1 / len(files):.2g}")
+    return subset(dataset, np.flatnonzero(~off)), subset(dataset, np.flatnonzero(off))
+
+
+def chosen(classes: Int64[np.ndarray, " n"], fraction: float, seed: int) -> Int64[np.ndarray, " k"]:
+    """Return the positions of a random share of each class; what is lost by rounding counts for the next class."""
+    order = np.random.default_rng((seed, SPLIT)).random(len(classes))
+    taken, owed = [], 0.0
+    for number in np.unique(classes):
+        members = np.flatnonzero(classes == number)
+        owed += fraction * len(members)
+        count = min(int(owed + 1e-9), len(members) - 1)
+        owed = min(owed - count, 1.0)  # a class gives at most one image in place of others
+        taken.append(members[np.argsort(order[members])[:count]])
+    return np.concatenate(taken)
+
+
+def file_numbers(dataset: ImageDataset) -> Int64[np.ndarray, " n"]:
+    """Return a number for each image, which is the same for the frames of a file."""
+    if isinstance(dataset, Dataset) and dataset.frames is not None:
+        return np.cumsum(np.asarray(dataset.frames) == 0)  # the frames of a file follow each other, from 0
+    return np.arange(len(dataset))
+
+
+def known_labels(dataset: ImageDataset) -> Int64[np.ndarray, " n"] | None:
+    """Return the label of each image, or None if that is not known without reading every image."""
+    inner = getattr(dataset, "dataset", None)
+    for labels in (getattr(dataset, "labels", None), getattr(inner, "targets", None)):
+        known = np.asarray(labels) if isinstance(labels, np.ndarray | torch.Tensor | list | tuple) else np.empty(0)
+        if known.shape == (len(dataset),) and np.issubdtype(known.dtype, np.integer):
+            return known.astype(np.int64)
+    return None
+
+
+def subset(dataset: ImageDataset, indices: Sequence[int] | Int64[np.ndarray, " k"]) -> ImageDataset:
+    """Return the data set of these images."""
+    at = np.asarray(indices, np.int64)
+    if not isinstance(dataset, Dataset):
+        return Subset(dataset, at)
+    images: Any = dataset.images
+    images = images[at] if isinstance(images, np.ndarray) else tuple(images[i] for i in at)
+    labels = None if dataset.labels is None else dataset.labels[at]
+    frames = None if dataset.frames is None else tuple(dataset.frames[i] for i in at)
+    return replace(dataset, images=images, labels=labels, frames=frames)
+
+
+@dataclass(frozen=True, eq=False)
+class Subset:
+    """Some images of a data set, by their numbers in it. `subset` returns one."""
+
+    dataset: ImageDataset
+    indices: Int64[np.ndarray, " k"]
+
+    @property
+    def image_size(self) -> int:
+        return self.dataset.image_size
+
+    @property
+    def channels(self) -> int:
+        return self.dataset.channels
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        return self.dataset.label_names
+
+    @property
+    def labels(self) -> Int64[np.ndarray, " k"] | None:
+        """The labels, if they are known without reading every image."""
+        labels = getattr(self.dataset, "labels", None)
+        return labels[self.indices] if isinstance(labels, np.ndarray) else None
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def batch(self, indices: Sequence[int], seeds: Sequence[Seed] | None = None) -> Batch:
+        """Return images (n, C, S, S) in [-1, 1] and labels (n,), -1 for none."""
+        return self.dataset.batch([int(self.indices[i]) for i in indices], seeds)

@@ -1,0 +1,147 @@
+"""The images that a network is measured on and not trained on: data of their own, or a share of the training images."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from admg.config import check, setting
+from admg.data import DataConfig, Dataset, ImageDataset
+from admg.data.classes import empty_classes, with_classes
+from admg.data.errors import listed
+from admg.data.split import split
+
+from .opening import Data, image_fields, name_of, open_data, size_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """Validation.
+
+    val_data: Validation images, in the layout of --data (default: the test split of IDX files, else none)
+    val_fraction: Share of the training images of each class that is held out for validation instead
+    val_images: Number of validation images, spread evenly over all
+    """
+
+    val_data: str | None = setting(None, metavar="PATH")
+    val_fraction: float | None = setting(None, above=0, below=1)
+    val_images: int = setting(200, min=1)
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.val_data and self.val_fraction is not None:
+            raise ValueError(
+                "val_data cannot be given together with val_fraction (--val-fraction): validation images are data of "
+                "their own, or a share of the training images"
+            )
+
+    def chosen(self, images: DataConfig) -> DataConfig | float | None:
+        """Return the argument `validation` of `train_diffusion` and others: images, a share of `images`, or None.
+
+        images: the training images
+        """
+        return images.held_out(self.val_data) if self.val_fraction is None else self.val_fraction
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierValidationConfig(ValidationConfig):
+    """Validation of a classifier, whose accuracy needs more images.
+
+    See ValidationConfig.
+    """
+
+    val_images: int = setting(1000, min=1)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The images of a run.
+
+    training: images that the network is trained on
+    held_out: images that it is measured on, or None
+    record: what the provenance of the model says of them
+    """
+
+    training: ImageDataset
+    held_out: ImageDataset | None
+    record: dict[str, Any]
+
+
+def divide(
+    data: Data,
+    dataset: ImageDataset,
+    validation: Data | float | None,
+    *,
+    seed: int,
+    resumed: Mapping[str, Any],
+    unlabelled: bool = False,
+) -> Parts:
+    """Return the images to train on and those to validate on.
+
+    data, dataset: the training images, as they were given and opened
+    validation: other images, the share of the training images that is held out, or None
+    seed: seed of the run, which decides the held-out images of a new run
+    resumed: how the run was trained that is resumed; {} for a new run
+    unlabelled: whether labels do not matter
+
+    Raises ValueError if the images do not fit together, or if other images were held out before the run was resumed.
+    """
+    known = resumed.get("validation") or {}
+    fraction = float(validation) if isinstance(validation, int | float) else None
+    if resumed and fraction != known.get("fraction"):
+        before = f"with val_fraction {known['fraction']:g}" if "fraction" in known else "without val_fraction"
+        raise ValueError(
+            f"the run was started {before} (--val-fraction), which decides which images it is trained on: resume it "
+            "in the same way, or choose another run directory"
+        )
+    if fraction is None:
+        if validation is None or isinstance(validation, int | float):
+            return Parts(dataset, None, {})
+        held_out = open_validation(validation, dataset, name_of(data), unlabelled)
+        name = Path(name_of(validation)).name
+        return Parts(dataset, held_out, {"validation": {"data": name, "images": len(held_out)}})
+    seed = int(known.get("seed", seed))
+    training, held_out = split(dataset, fraction, seed)
+    if known.get("images", len(held_out)) != len(held_out):
+        warnings.warn(
+            f"{name_of(data)} has changed since the run was started: some images that were held out may now be trained "
+            "on",
+            stacklevel=3,
+        )
+    return Parts(training, held_out, {"validation": {"fraction": fraction, "seed": seed, "images": len(held_out)}})
+
+
+def open_validation(data: Data, training: ImageDataset, name: str, unlabelled: bool = False) -> ImageDataset:
+    """Open validation images, with labels numbered as those of training. Classes without an image are named in a note.
+
+    name: name of the training images, for messages
+    unlabelled: whether labels do not matter
+
+    Raises ValueError if an image is of another class, or if the images have another size or other channels.
+    """
+    held_out = open_data(data, unlabelled)
+    if training.label_names and not unlabelled:
+        held_out = with_classes(held_out, training.label_names, "validation images", name)
+        if empty := empty_classes(held_out):
+            warnings.warn(
+                f"no validation image is of the class{'es' if len(empty) > 1 else ''} {listed(empty)}", stacklevel=2
+            )
+    held_out = with_channels(held_out, training.channels)
+    if image_fields(held_out) != image_fields(training):
+        raise ValueError(f"the validation images are {size_of(held_out)}, and the training images {size_of(training)}")
+    return held_out
+
+
+def with_channels(dataset: ImageDataset, channels: int) -> ImageDataset:
+    """Return grey images in colour, or colour files in grey, if there are to be so many channels."""
+    if not isinstance(dataset, Dataset) or {dataset.channels, channels} != {1, 3}:
+        return dataset
+    if isinstance(dataset.images, np.ndarray) and channels == 1:
+        return dataset
+    return dataclasses.replace(dataset, channels=channels)

@@ -1,0 +1,48 @@
+"""The training images: opened from a path or options, or any data set that is wrapped."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from admg.data import DataConfig, ImageDataset, from_dataset
+from admg.data import open as open_dataset
+
+Data = str | Path | DataConfig | torch.utils.data.Dataset[Any]
+"""A path, a DataConfig, a data set of `admg.data`, or any other map-style data set of (image, label)."""
+
+
+def open_data(data: Data, unlabelled: bool = False) -> ImageDataset:
+    """Open a path or a DataConfig, or wrap a data set. Raises DataError, which is a ValueError.
+
+    unlabelled: do not look for labels in files; a data set keeps those that it has
+    """
+    if isinstance(data, str | Path):
+        return open_dataset(data, labels="none" if unlabelled else "auto")
+    if not isinstance(data, DataConfig):
+        return from_dataset(data)
+    if unlabelled and data.labels not in ("auto", "none"):
+        raise ValueError(
+            f"unlabelled (--unlabelled) leaves labels out, and labels (--labels) is {data.labels}: choose one"
+        )
+    return (dataclasses.replace(data, labels="none") if unlabelled else data).open()
+
+
+def name_of(data: Data) -> str:
+    """Return a name of the data for messages."""
+    if isinstance(data, DataConfig):
+        return data.data
+    return str(data) if isinstance(data, str | Path) else f"the {type(data).__name__}"
+
+
+def image_fields(dataset: ImageDataset) -> dict[str, int]:
+    return {"image_size": dataset.image_size, "image_channels": dataset.channels}
+
+
+def size_of(dataset: ImageDataset) -> str:
+    """Return '64x64 pixels with 3 channels'."""
+    channels = f"{dataset.channels} channel{'s' if dataset.channels > 1 else ''}"
+    return f"{dataset.image_size}x{dataset.image_size} pixels with {channels}"

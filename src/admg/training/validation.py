@@ -1,0 +1,120 @@
+"""The loss by noise level on images that a network is not trained on, beside that on training images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from admg.checkpoints.model import Model
+from admg.data import ImageDataset
+from admg.data.stream import spread
+from admg.diffusion.losses import loss_terms
+from admg.diffusion.noise import SeededNoise
+from admg.engine import memory
+from admg.engine.acceleration import accelerate_parts
+from admg.generation.modes import evaluation_mode
+
+from .curves import plot_levels
+
+LEVELS = 10
+
+
+class Measure(Protocol):
+    """Something that is measured now and then while a network is trained, with the averaged weights."""
+
+    @property
+    def every(self) -> int: ...
+
+    def __call__(self, task: Any, network: nn.Module, folder: Path, step: int) -> dict[str, float]:
+        """Return metrics for the log. Pictures may be written to the folder, with the step in their names."""
+        ...
+
+
+@dataclass(frozen=True)
+class ValidationLoss:
+    """Measures the loss at ten noise levels on held-out images, and on as many training images.
+
+    The loss is the mean squared error of the network's prediction (L_simple). Images are as in training, but without
+    augmentation and label dropout. Their noise is always the same, image by image, and so the curves are smooth. The
+    gap between the two losses is overfitting.
+
+    every: number of steps between measurements
+    held_out: images that the network is not trained on
+    training: training images
+    num: number of images of each kind, spread evenly over all
+    """
+
+    every: int
+    held_out: ImageDataset
+    training: ImageDataset
+    num: int
+
+    def __call__(self, task: Any, network: nn.Module, folder: Path, step: int) -> dict[str, float]:
+        """Return the mean of each loss, and the losses at each level; draw them as loss_<step>.png.
+
+        task: a DiffusionTask or an UpsamplerTask
+        """
+        model: Model = task.as_model(network, {})
+        shrink = task.shrink if model.upsamples else None
+        count = min(self.num, len(self.held_out), len(self.training))
+        sets = {"train": self.training, "val": self.held_out}
+        losses = {name: losses_by_level(model, images, count, shrink) for name, images in sets.items()}
+        plot_levels(losses, f"step {step}", "mean squared error", folder / f"loss_{step:07d}.png")
+        means = {f"{name}_loss": sum(values.values()) / len(values) for name, values in losses.items()}
+        return means | {f"{name}_loss_t{t}": value for name, values in losses.items() for t, value in values.items()}
+
+
+def levels(steps: int, count: int = LEVELS) -> list[int]:
+    """Return timesteps that are spread evenly from 0 to the last one; all of them if there are fewer."""
+    return list(dict.fromkeys(round(k * (steps - 1) / (count - 1)) for k in range(count)))
+
+
+@torch.no_grad()
+def losses_by_level(model: Model, images: ImageDataset, num: int, shrink: Any = None) -> dict[int, float]:
+    """Return the mean loss of some images at each noise level.
+
+    num: number of images, spread evenly over all
+    shrink: function that makes the low-resolution images of an upsampler
+
+    Raises FloatingPointError if a loss is not finite.
+    """
+    device = model.device
+    chosen = spread(len(images), num)
+    sums = dict.fromkeys(levels(len(model.diffusion)), 0.0)
+    size = memory.batch_size([model.network], model.shape, device)
+    with evaluation_mode(model.network):
+        fast = accelerate_parts(model, precision="fp32")
+        at = range(len(chosen))
+        for batch in memory.in_batches(lambda part: _losses(fast, images, chosen, at[part], sums, shrink), num, size):
+            for t, value in zip(sums, batch.tolist()):
+                sums[t] += value
+    if not all(torch.isfinite(torch.tensor(list(sums.values())))):
+        raise FloatingPointError("the validation loss is not finite")
+    return {t: total / len(chosen) for t, total in sums.items()}
+
+
+def _losses(
+    model: Model, images: ImageDataset, chosen: Sequence[int], at: Sequence[int], levels: Any, shrink: Any
+) -> Tensor:
+    """Return the sum of the losses of a batch at each level.
+
+    at: positions of the images among the chosen ones, which their noise follows from
+    """
+    dtype = next((p.dtype for p in model.network.parameters() if p.dtype == torch.float64), torch.float32)
+    x, y = images.batch([chosen[i] for i in at])
+    x, y = x.to(model.device, dtype), y.to(model.device)
+    given: dict[str, Any] = {"y": y} if model.conditional else {}
+    if shrink is not None:
+        given["low_res"] = shrink(x)
+    noise = SeededNoise(0, at)
+    found = []
+    for t in levels:
+        ts = torch.full((len(x),), t, device=model.device)
+        terms = loss_terms(model.diffusion, model.network, x, ts, noise(x, t), objective="simple", **given)
+        found.append(terms["mse"].double().sum())
+    return torch.stack(found)
