@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -19,11 +21,18 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "admg"
 
 
+LEFTOVER = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.(tmp(\..*)?|old)", re.DOTALL)
+"""Names of temporary files and folders."""
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
+
+
 @contextmanager
-def atomic(path: Path | str) -> Iterator[Path]:
+def atomic(path: Path | str, *, durable: bool = False) -> Iterator[Path]:
     """Yield a temporary path next to `path` with the same suffix; on success, move it (a file or folder) to `path`.
 
     After an exception, the temporary path is removed and `path` is unchanged.
+
+    durable: wait until the data is on the disk before the name changes, so that a power cut leaves the old or the new
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,15 +40,59 @@ def atomic(path: Path | str) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}.{token}.tmp{path.suffix}")
     try:
         yield temporary
-        if temporary.is_dir() and path.exists():
+        if durable:
+            for part in (*temporary.rglob("*"), temporary):
+                _flush(part)
+        if not (temporary.is_dir() and path.exists()):
+            temporary.replace(path)
+        elif not _exchange(temporary, path):  # then the old one has the temporary name
             old = path.with_name(f".{path.name}.{token}.old")
             path.rename(old)
             temporary.rename(path)
             remove(old)
-        else:
-            temporary.replace(path)
+        if durable:
+            _flush(path.parent)
     finally:
         remove(temporary)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Exchange the names of two folders in one step, so that neither is ever missing. Return whether the system can."""
+    if sys.platform != "linux":
+        return False
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    return rename is not None and rename(AT_FDCWD, bytes(a), AT_FDCWD, bytes(b), RENAME_EXCHANGE) == 0
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or the list of names in a folder, is on the disk."""
+    if sys.platform == "win32":  # where folders cannot be opened
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def is_being_replaced(folder: Path) -> bool:
+    """Whether a folder is missing because another process is just replacing it, or was killed while it did."""
+    return not folder.exists() and any(folder.parent.glob(f".{folder.name}.*.old"))
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes that were killed left in a folder while they replaced files; no other may be writing there.
+
+    A folder that one of them had moved away, and not replaced, gets its name back.
+    """
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if not LEFTOVER.fullmatch(path.name):
+            continue
+        original = folder / path.name[1:].rsplit(".", 2)[0]
+        if path.name.endswith(".old") and not original.exists():
+            path.rename(original)
+        else:
+            remove(path)
 
 
 def remove(path: Path) -> None:

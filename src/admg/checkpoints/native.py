@@ -6,7 +6,9 @@ import dataclasses
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 
 from admg.diffusion.config import DiffusionConfig
 from admg.diffusion.gaussian import Diffusion
-from admg.files import atomic
+from admg.files import atomic, is_being_replaced
 from admg.models.unet import EncoderConfig, attended
 
 from .config_file import check_types, read_json, section
@@ -29,6 +31,8 @@ from .weights import CheckpointError, build_network, check_state, check_values
 FORMAT = "admg"
 FILES = frozenset({"config.json", "model.safetensors"})
 VERSION = 1
+READS = 20
+"""Number of times that a checkpoint is read again if it has changed meanwhile, in a second."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class About:
     diffusion: DiffusionConfig
     labels: Labels
     training: dict[str, Any]
+    sha256: str | None
 
 
 def save(folder: Path | str, kinds: Sequence[Kind], parts: Parts, dtype: torch.dtype | None = None) -> None:
@@ -82,11 +87,34 @@ def save(folder: Path | str, kinds: Sequence[Kind], parts: Parts, dtype: torch.d
 
 
 def load(folder: Path | str, *kinds: Kind) -> Parts:
-    """Read a checkpoint of one of these kinds, in float32 and eval mode. Raises CheckpointError if it is unusable."""
+    """Read a checkpoint of one of these kinds, in float32 and eval mode. Raises CheckpointError if it is unusable.
+
+    A checkpoint that a training run is just replacing is read as it was before, or as it is afterwards.
+    """
+    for _ in range(READS - 1):
+        before = _identity(folder)
+        try:
+            return _load(folder, *kinds)
+        except CheckpointError:
+            if _identity(folder) == before and not is_being_replaced(Path(folder)):
+                raise
+        time.sleep(0.05)
+    return _load(folder, *kinds)
+
+
+def _identity(folder: Path | str) -> list[tuple[int, int, int]]:
+    """Return what shows whether the files of a checkpoint have been replaced."""
+    with suppress(OSError):
+        found = [(Path(folder) / name).stat() for name in sorted(FILES)]
+        return [(status.st_ino, status.st_size, status.st_mtime_ns) for status in found]
+    return []
+
+
+def _load(folder: Path | str, *kinds: Kind) -> Parts:
     about = read_about(folder, *kinds)
     kind = NETWORK_KINDS[about.kind]
     return Parts(
-        network=build_network(kind.network, about.network, read_state(folder), folder),
+        network=build_network(kind.network, about.network, read_state(folder, about.sha256), folder),
         diffusion=about.diffusion.build(),
         labels=about.labels,
         config=about.diffusion,
@@ -104,6 +132,7 @@ def read_about(folder: Path | str, *kinds: Kind) -> About:
         diffusion=section(path, content, "diffusion", DiffusionConfig),
         labels=_labels(content),
         training=content.get("training", {}),
+        sha256=content.get("sha256"),
     )
 
 
@@ -153,7 +182,7 @@ def write(folder: Path | str, config: dict[str, Any], network: nn.Module, dtype:
     check_target(folder)
     state = {k: v.detach().to("cpu", dtype).contiguous() for k, v in network.state_dict().items()}
     check_values(f"the network for {folder}", state)
-    with atomic(folder) as temporary:
+    with atomic(folder, durable=True) as temporary:
         temporary.mkdir()
         save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
         about = {"format": FORMAT, "version": VERSION, **config, "sha256": sha256(temporary / "model.safetensors")}
@@ -191,21 +220,26 @@ def read_config(folder: Path | str, *kinds: str) -> dict[str, Any]:
     return config
 
 
-def read_state(folder: Path | str) -> dict[str, Tensor]:
-    """Return the weights, memory-mapped, after comparing them with the checksum in config.json, if it has one.
+def read_state(folder: Path | str, checksum: str | None) -> dict[str, Tensor]:
+    """Return the weights, memory-mapped.
+
+    checksum: their SHA-256 by config.json, or None if it has none
 
     Raises CheckpointError if they are missing, truncated, damaged or unreadable.
     """
     path = Path(folder) / "model.safetensors"
     if not path.is_file():
         raise CheckpointError(f"{folder} has no model.safetensors")
-    recorded = read_config(folder).get("sha256")
+    before = _identity(folder)
     try:
-        if recorded is not None and sha256(path) != recorded:
+        if checksum is not None and sha256(path) != checksum:
             raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one in config.json")
-        return load_file(path)
+        state = load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is truncated or not a safetensors file: {error}") from None
+    if _identity(folder) != before:  # it may not be the file whose checksum was computed
+        raise CheckpointError(f"{path} was replaced while it was read")
+    return state
 
 
 def sha256(path: Path) -> str:
@@ -219,6 +253,6 @@ def load_weights(folder: Path | str, network: nn.Module) -> None:
 
     Raises CheckpointError if the file is damaged or does not fit; the message names the first keys that differ.
     """
-    state = read_state(folder)
+    state = read_state(folder, read_config(folder).get("sha256"))
     check_state(Path(folder) / "model.safetensors", state, network)
     network.load_state_dict(state)

@@ -69,7 +69,7 @@ class Shards:
             raise ValueError(f"a shard of {count} images {self.shape} cannot hold {images.dtype} {images.shape}")
         if (labels is not None) != self.labelled or (labels is not None and labels.shape != (count,)):
             raise ValueError(f"a shard of {count} images needs {count if self.labelled else 'no'} labels")
-        with atomic(self.path(k)) as temporary:
+        with atomic(self.path(k), durable=True) as temporary:
             arrays = {"arr_0": images} | ({} if labels is None else {"arr_1": labels.astype(np.int64)})
             np.savez(temporary, allow_pickle=False, **arrays)
 
@@ -91,7 +91,10 @@ class Shards:
         Two processes may merge at the same time. Raises FileNotFoundError if a shard is missing, ValueError if one is
         damaged.
         """
-        with atomic(self.target) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        with (
+            atomic(self.target, durable=True) as temporary,
+            zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive,
+        ):
             self._merge(archive, "arr_0.npy", np.dtype(np.uint8), (self.num, *self.shape))
             if self.labelled:
                 self._merge(archive, "arr_1.npy", np.dtype(np.int64), (self.num,))
