@@ -31,6 +31,10 @@ def weights(one: Learner) -> list[torch.Tensor]:
     return [p.detach().clone() for p in [*one.network.parameters(), *one.average.network.parameters()]]
 
 
+def counts(one: Learner) -> list[int]:
+    return [average.count for average in one.averages]
+
+
 def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
     return all(torch.equal(p, q) for p, q in zip(a, b, strict=True))
 
@@ -52,8 +56,11 @@ def test_losses_in_fp16_are_those_of_fp32(digits, kind, monkeypatch):
 
 
 def test_a_step_whose_gradient_overflows_is_skipped_and_halves_the_scale(digits):
-    """Scales of 2^60 and 2^30: the gradients overflow in fp16 (65504), weights, average and moments stay."""
-    one = learner()
+    """Scales of 2^60 and 2^30: the gradients overflow in fp16 (65504), weights, average and moments stay.
+
+    A power-function average counts the step: its weights at step k are those of step k.
+    """
+    one = learner(ema=(0.9999, "10%"))
     drawn = batch(digits, one)
     one.step(0, drawn)
     before, moments = weights(one), one.optimizer.state_dict()["state"][0]
@@ -62,13 +69,13 @@ def test_a_step_whose_gradient_overflows_is_skipped_and_halves_the_scale(digits)
     found = one.step(1, drawn)
     assert found["skipped"] == 1 and found["loss_scale"] == 2.0**59 and found["grad_norm"] == 0
     assert found["loss"].isfinite()
-    assert same(weights(one), before) and one.average.count == 1
+    assert same(weights(one), before) and counts(one) == [1, 2]
     assert all(torch.equal(v, moments[n]) for n, v in one.optimizer.state_dict()["state"][0].items())
     assert all(p.grad is None for p in one.network.parameters())
     one.scaler.load_state_dict(one.scaler.state_dict() | {"scale": 1024.0})
     found = one.step(2, drawn)
     assert found["skipped"] == 0 and found["grad_norm"] > 0
-    assert not same(weights(one), before) and one.average.count == 2
+    assert not same(weights(one), before) and counts(one) == [2, 3]
 
 
 def test_the_scale_is_saved_and_resumed(digits, tmp_path):
