@@ -15,7 +15,7 @@ from admg.evaluation.report import shown
 from admg.evaluation.sweep import METRICS, Metrics, Sweep, plan_sweep
 from admg.files import atomic, check_output_folder
 from admg.generation import JobOptions
-from admg.training.posthoc import Reconstruction
+from admg.training.posthoc import Reconstruction, as_length
 
 from .feature_options import FeatureOptions
 from .sampling_options import SamplingOptions, ShowProgress
@@ -69,6 +69,8 @@ class Options:
         check(self)
         if not self.length:
             raise ValueError("length must be a list such as 5%,10%,15%")
+        for length in self.length:
+            as_length(length)
 
     def sweep(self, model: Path, out: Path) -> Sweep:
         """Return the sampling of a model as a sweep of a single cell."""
@@ -121,7 +123,7 @@ def check_reference(options: Options, reference: str) -> None:
     """Raise ValueError, before anything is written, if samples of the run cannot be made or compared."""
     kind = native.read_about(options.run / "model").kind
     if kind != "diffusion":
-        raise ValueError(f"reference is for diffusion models, and {options.run} is a run of a {kind}")
+        raise ValueError(f"--reference is for diffusion models, and {options.run} is a run of a {kind}")
     planned = options.sweep(options.run, options.out)
     planned.keeper(reference, options.evaluation(), next(iter(planned.jobs)), show=False)
 

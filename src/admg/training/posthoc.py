@@ -132,7 +132,7 @@ class Reconstruction:
         if not (folder / "config.json").exists():
             return False
         if native.read_config(folder).get("training", {}).get("ema") != self.record:
-            raise CheckpointError(f"{folder} holds another model: choose another folder, or overwrite it")
+            raise CheckpointError(f"{folder} holds another average: choose another --out, or --overwrite")
         return True
 
 
