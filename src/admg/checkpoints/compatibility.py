@@ -100,7 +100,7 @@ def facts_from(network: EncoderConfig, diffusion: DiffusionConfig, kind: Kind, t
 def _process(diffusion: Diffusion, config: DiffusionConfig | None, of_model: bool) -> dict[str, Any]:
     schedule = diffusion.schedule.origin or diffusion.schedule
     named = config is not None and _same_curve(config.build().schedule, schedule)
-    name = config.noise_schedule if config is not None and named else "custom"
+    name = config.schedule_name if config is not None and named else "custom"
     meaning = {"predict": diffusion.predicts, "variance": diffusion.variance} if of_model else {}
     return {"schedule": schedule, "process": f"{name} schedule, {len(schedule)} steps", **meaning}
 
@@ -203,6 +203,14 @@ def noise(a: Facts, b: Facts) -> str | None:
     )
 
 
+def terminal(a: Facts, b: Facts) -> str | None:
+    """Compare whether the schedules end in pure noise, by which alone a zero terminal SNR differs noticeably."""
+    if a.schedule is None or b.schedule is None or a.schedule.is_pure_noise(-1) == b.schedule.is_pure_noise(-1):
+        return None
+    ends, other = (a, b) if a.schedule.is_pure_noise(-1) else (b, a)
+    return f"{ends.title} was trained up to pure noise ({ends.process}), {other.title} not ({other.process})"
+
+
 def predict(a: Facts, b: Facts) -> str | None:
     """Compare what the networks predict."""
     return _meaning("predicts", a.predict, b.predict, a, b)
@@ -262,9 +270,11 @@ PAIRS: dict[PairName, Pair] = {
     # weights are a place to start from with other labels, sizes and noise, but not if outputs mean something else
     "init": Pair(
         (trained_order, channels, predict, variance, attention),
-        dict.fromkeys((trained_labels, size, timesteps, noise), ", so its weights are only a place to start from"),
+        dict.fromkeys(
+            (trained_labels, size, timesteps, noise, terminal), ", so its weights are only a place to start from"
+        ),
     ),
-    "resume": Pair((trained_labels, channels, size, timesteps, noise, predict, variance, attention)),
+    "resume": Pair((trained_labels, channels, size, timesteps, noise, terminal, predict, variance, attention)),
 }
 """What must agree, by pair."""
 

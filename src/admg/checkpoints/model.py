@@ -251,7 +251,7 @@ def _network_text(network: nn.Module) -> list[str]:
 def _process_text(model: Model | Classifier) -> str:
     steps, name = len(model.diffusion), "custom"
     if model.config is not None:
-        name = model.config.noise_schedule
+        name = model.config.schedule_name
         if steps != model.config.diffusion_steps:
             return f"{name} schedule, {steps} of {model.config.diffusion_steps} steps"
     return f"{name} schedule, {steps} steps"

@@ -20,6 +20,7 @@ class DiffusionConfig:
     predict: quantity that the network predicts: eps, x0 or v
     variance: variance of the reverse process: learned_range, learned, fixed_small or fixed_large
     rescale_timesteps: give the network t*1000/T instead of t
+    zero_terminal_snr: rescale the schedule so that its last step is pure noise, as sampling begins; for predict v or x0
     """
 
     noise_schedule: ScheduleName = "linear"
@@ -27,19 +28,31 @@ class DiffusionConfig:
     predict: Predict = "eps"
     variance: Variance = "learned_range"
     rescale_timesteps: bool = False
+    zero_terminal_snr: bool = False
+
+    @property
+    def schedule_name(self) -> str:
+        """Name of the noise schedule for people, such as "linear" or "linear zero-terminal-SNR"."""
+        return self.noise_schedule + " zero-terminal-SNR" * self.zero_terminal_snr
 
     def build(self) -> Diffusion:
         """Return the diffusion process.
 
         Raises ValueError if a field has an unknown value, or if eps is predicted where nothing of the image is left.
         """
+        schedule = self.schedule()
+        if self.predict == "eps" and schedule.is_pure_noise(-1):
+            cause = f"the {self.noise_schedule} noise schedule with {self.diffusion_steps} diffusion_steps ends"
+            cause = "zero_terminal_snr ends the noise schedule" if self.zero_terminal_snr else cause
+            remedy = "predict v or x0" if self.zero_terminal_snr else "choose more steps, or predict v or x0"
+            raise ValueError(f"{cause} in pure noise, where the image does not follow from eps: {remedy}")
+        return Diffusion(schedule, self.predict, self.variance)
+
+    def schedule(self) -> NoiseSchedule:
+        """Return the noise schedule. Raises ValueError if it is unknown, or cannot have this number of steps."""
         schedules = {"linear": NoiseSchedule.linear, "cosine": NoiseSchedule.cosine}
         if self.noise_schedule not in schedules:
             raise ValueError(f"unknown noise schedule {self.noise_schedule!r}: {' or '.join(get_args(ScheduleName))}")
         schedule = schedules[self.noise_schedule](self.diffusion_steps)
-        if self.predict == "eps" and schedule.is_pure_noise(-1):
-            raise ValueError(
-                f"the {self.noise_schedule} noise schedule with {self.diffusion_steps} diffusion_steps ends in pure "
-                "noise, where the image does not follow from eps: choose more steps, or predict v or x0"
-            )
-        return Diffusion(schedule.rescaled() if self.rescale_timesteps else schedule, self.predict, self.variance)
+        schedule = schedule.with_zero_terminal_snr() if self.zero_terminal_snr else schedule
+        return schedule.rescaled() if self.rescale_timesteps else schedule

@@ -96,12 +96,26 @@ class NoiseSchedule:
         """Return the same process with timesteps t·1000/T (the flag --rescale_timesteps of guided-diffusion)."""
         return NoiseSchedule(self.betas, self.timesteps.double() * (1000 / len(self)))
 
+    def with_zero_terminal_snr(self) -> NoiseSchedule:
+        """Return the process with sqrt(ᾱ) moved and scaled to end in 0, as pure noise (Lin et al. 2023, algorithm 1).
+
+        The first step keeps its ᾱ. Raises ValueError if there is only one step.
+        """
+        if len(self) < 2:
+            raise ValueError("zero_terminal_snr needs at least 2 diffusion_steps, since the first keeps its noise")
+        root = self.alpha_bar.sqrt()
+        first, last = root[0], root[-1]
+        alpha_bar = ((root - last) * first / (first - last)).square()
+        alpha_bar_prev = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
+        return NoiseSchedule(1 - alpha_bar / alpha_bar_prev, self.timesteps)
+
     def respace(self, spec: int | str | Sequence[int]) -> NoiseSchedule:
         """Return the same process with fewer steps. The network is still given the original timesteps.
 
-        spec: "ddim25" keeps every k-th step from 0, 25 in total (DDIM's rule). 25, "25" or [25] keeps 25 evenly
-            spaced steps, including the first and the last (Improved DDPM's rule). "10,15,20" keeps as many steps in
-            each third of the process. See spaced_timesteps for "uniform25", "quad25", "logsnr25" and "karras25".
+        spec: "ddim25" keeps every k-th step from 0, 25 in total (DDIM's rule), and "trailing25" those from the last
+            downwards (Lin et al. 2023, table 2). 25, "25" or [25] keeps 25 evenly spaced steps, including the first and
+            the last (Improved DDPM's rule). "10,15,20" keeps as many steps in each third of the process. See
+            spaced_timesteps for "uniform25", "quad25", "logsnr25" and "karras25".
 
         Raises ValueError if spec has another form or asks for more steps than there are.
         """
@@ -160,8 +174,16 @@ def _distinct(indices: list[int], steps: int) -> list[int]:
 
 
 def respaced_timesteps(steps: int, spec: int | str | Sequence[int]) -> list[int]:
-    """Return the increasing indices in [0, steps) that `spec` keeps, the same ones as in guided-diffusion."""
+    """Return the increasing indices in [0, steps) that `spec` keeps, the same ones as in guided-diffusion.
+
+    "trailingN", which it does not have, is that of diffusers.
+    """
     counts = _section_counts(spec)
+    if isinstance(counts, str) and counts.startswith("trailing"):
+        count = int(counts.removeprefix("trailing"))
+        if count > steps:
+            raise ValueError(f"respacing {spec!r}: cannot take {count} steps from {steps}")
+        return [round(steps - i * steps / count) - 1 for i in reversed(range(count))]
     if isinstance(counts, str):  # ddimN
         count = int(counts.removeprefix("ddim"))
         for stride in range(1, steps + 1):
@@ -184,9 +206,9 @@ def respaced_timesteps(steps: int, spec: int | str | Sequence[int]) -> list[int]
 
 
 def _section_counts(spec: int | str | Sequence[int]) -> list[int] | str:
-    """Return the number of steps per section, or the text "ddimN"."""
+    """Return the number of steps per section, or the text "ddimN" or "trailingN"."""
     text = spec.strip() if isinstance(spec, str) else ""
-    if text.startswith("ddim") and text[4:].isdecimal() and int(text[4:]) > 0:
+    if re.fullmatch(r"(ddim|trailing)0*[1-9]\d*", text, re.ASCII):
         return text
     try:
         if isinstance(spec, str):
@@ -198,7 +220,7 @@ def _section_counts(spec: int | str | Sequence[int]) -> list[int] | str:
     if not counts or min(counts) < 1:
         raise ValueError(
             f"respacing {spec!r} is not a number of steps such as 25, nor 'ddim25', nor '10,15,20', "
-            f"nor one of {', '.join(f'{name}25' for name in SPACINGS)}"
+            f"nor 'trailing25', nor one of {', '.join(f'{name}25' for name in SPACINGS)}"
         )
     return counts
 

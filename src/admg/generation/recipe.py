@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -156,6 +157,8 @@ class BatchSampler:
         halve: whether batches are halved from where memory runs out
         on_step: called with the number of image steps done, after each step
         """
+        if inputs.start is None:
+            note_missing_pure_noise(self.model)
         shape = None if inputs.x_T is None else inputs.x_T.shape[1:]
         size = self.recipe.batch_size or batch_that_fits(self.model, self.recipe.guide, shape)
         steps = len(self.model.diffusion)
@@ -220,6 +223,17 @@ class BatchSampler:
             )
         check_finite(x, first + batch.start)
         return x.to("cpu", dtype_of(model))
+
+
+def note_missing_pure_noise(model: Model) -> None:
+    """Warn if the model was trained up to pure noise, which sampling begins with, but these steps end below it."""
+    schedule = model.diffusion.schedule
+    if schedule.origin is not None and schedule.origin.is_pure_noise(-1) and not schedule.is_pure_noise(-1):
+        warnings.warn(
+            "this model has zero terminal SNR, but these steps leave out its last one, pure noise: images will be less "
+            "good than with steps such as 25 or trailing25",
+            stacklevel=1,
+        )
 
 
 def check_finite(x: Images, first: int) -> None:

@@ -97,6 +97,7 @@ def train_diffusion(
     unet = initialised(UNet, architecture, config.seed)
     model = as_model(unet, diffusion, dataset)
     task = DiffusionTask(model, **objective.task_options())
+    note_weighting(diffusion, objective)
     resumed = check_resumed(model, out)
     parts = divide(data, dataset, validation, seed=config.seed, resumed=resumed, unlabelled=objective.unlabelled)
     measures = measures_of(parts, config, val_images, evaluation)
@@ -148,7 +149,7 @@ def train_classifier(
     dataset = open_data(data)
     if not dataset.label_names:
         raise ValueError(f"{name_of(data)} has no labels: use class sub-folders, or file names such as label_name.png")
-    config, diffusion = config or TrainConfig(), diffusion or DiffusionConfig()
+    config, diffusion = config or TrainConfig(), of_classifier(diffusion or DiffusionConfig())
     labels = Labels(len(dataset.label_names), dataset.label_names)
     architecture = fit_to_data(ClassifierConfig, network, **image_fields(dataset), num_classes=labels.count)
     module = initialised(NoisyClassifier, architecture, config.seed)
@@ -218,6 +219,7 @@ def train_upsampler(
     architecture = fit_to_data(SuperResConfig, network, **fields)
     unet = initialised(SuperResUNet, architecture, config.seed)
     model = as_model(unet, diffusion, dataset)
+    note_weighting(diffusion, objective)
     resumed = check_resumed(model, out)
     parts = divide(data, dataset, validation, seed=config.seed, resumed=resumed, unlabelled=objective.unlabelled)
     options = {**objective.task_options(), "augment_blur": augment.augment_blur}
@@ -239,6 +241,25 @@ def measures_of(
     if parts.held_out is not None:
         found.append(ValidationLoss(config.preview_every, parts.held_out, parts.training, val_images))
     return found
+
+
+def of_classifier(diffusion: DiffusionConfig) -> DiffusionConfig:
+    """Return the process, to predict v in place of eps if it ends in pure noise, where eps is refused.
+
+    A classifier predicts neither.
+    """
+    ends_in_noise = diffusion.predict == "eps" and diffusion.schedule().is_pure_noise(-1)
+    return dataclasses.replace(diffusion, predict="v") if ends_in_noise else diffusion
+
+
+def note_weighting(diffusion: DiffusionConfig, objective: ObjectiveConfig) -> None:
+    """Warn if the weighting leaves the step untrained that sampling begins at."""
+    if objective.weighting != "uniform" and diffusion.schedule().is_pure_noise(-1):
+        warnings.warn(
+            f"weighting {objective.weighting} gives the last step, pure noise, the weight 0: what the network predicts "
+            "there follows from its neighbours alone",
+            stacklevel=2,
+        )
 
 
 def describe(data: Data, dataset: ImageDataset) -> dict[str, Any]:

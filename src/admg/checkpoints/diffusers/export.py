@@ -13,9 +13,10 @@ The files are written without diffusers. The differences there are:
 - DPMSolverMultistepScheduler takes N of N + 1 evenly spaced steps, without the first one. With the steps of
   `respace(25)`, given to `set_timesteps(timesteps=[...])`, and x0 clipped by thresholding with a maximum of 1, it is
   `samplers.dpmpp_2m`.
-- DDIMScheduler spaces its steps as `respace("ddim25")` does if 25 divides T; otherwise it omits the last ones. It
-  recomputes eps from a clipped x0 only with `step(..., use_clipped_model_output=True)`; here that is always done. It
-  does not accept a learned variance, so those channels of the network are omitted.
+- DDIMScheduler spaces its steps as `respace("ddim25")` does if 25 divides T; otherwise it omits the last ones. For a
+  model with zero terminal SNR, it is configured to space them as `respace("trailing25")`. It recomputes eps from a
+  clipped x0 only with `step(..., use_clipped_model_output=True)`; here that is always done. It does not accept a
+  learned variance, so those channels of the network are omitted.
 - With variance_type "learned", DDPMScheduler uses the network's output as the variance; here, as in guided-diffusion,
   it is the log variance. A DDPMScheduler for variance="learned" is therefore refused.
 - There is one number of channels per attention head. A fixed number of heads (`num_heads`) at several widths is
@@ -121,7 +122,7 @@ def scheduler_config(diffusion: Diffusion, scheduler: Scheduler, model: Model) -
         "num_train_timesteps": len(diffusion),
         **betas(diffusion, model),
         "prediction_type": PREDICTION[diffusion.predicts],
-        "rescale_betas_zero_snr": False,
+        "rescale_betas_zero_snr": model.config is not None and model.config.zero_terminal_snr,
         "steps_offset": 0,
     }
     if scheduler == "dpmpp_2m":
@@ -131,7 +132,8 @@ def scheduler_config(diffusion: Diffusion, scheduler: Scheduler, model: Model) -
         return common | own
     common |= {"clip_sample": True, "clip_sample_range": 1.0, "thresholding": False}
     if scheduler == "ddim":
-        return common | {"timestep_spacing": "leading", "set_alpha_to_one": True}
+        spacing = "trailing" if diffusion.schedule.is_pure_noise(-1) else "leading"  # with the last step, or the first
+        return common | {"timestep_spacing": spacing, "set_alpha_to_one": True}
     if diffusion.variance == "learned":
         raise ValueError(
             "diffusers' DDPMScheduler expects a network to predict the variance itself, but this model predicts its "
@@ -182,6 +184,10 @@ def notes(model: Model, diffusion: Diffusion, scheduler: Scheduler) -> tuple[str
         found.append(
             "DDIMScheduler gives other images than admg by default, and the same ones with "
             "step(..., use_clipped_model_output=True): see the script in the README of the folder"
+        )
+    if scheduler == "dpmpp_2m" and diffusion.schedule.is_pure_noise(-1):
+        found.append(
+            "DPMSolverMultistepScheduler has 2^-24 for the ᾱ of pure noise, 0 here: images differ by up to 1e-3"
         )
     if scheduler == "dpmpp_2m":
         found.append("the same images as admg's need the timesteps of the script in the README of the folder")

@@ -21,7 +21,7 @@ DIFFERENCES: dict[Scheduler, str] = {
     "ddpm": "DDPMScheduler gives the same images as admg if both draw their noise from the same generator.",
     "ddim": "**DDIMScheduler gives other images than admg by default**: its `step` clips x0 but keeps the eps of the\n"
     "unclipped x0. Pass `use_clipped_model_output=True` to `step`, or to a DDIMPipeline. N steps are those of admg's\n"
-    '`steps="ddimN"`, not those of `steps=N`, if N divides {steps}.',
+    '`steps="{ddim}N"`, not those of `steps=N`, if N divides {steps}.',
     "dpmpp_2m": "**DPMSolverMultistepScheduler gives other images than admg by default**: it takes other timesteps.\n"
     "Pass it those of admg. It clips x0 by thresholding with a maximum of 1, which this folder turns on.",
 }
@@ -34,7 +34,7 @@ def readme(model: Model, scheduler: Scheduler, steps: int, remarks: tuple[str, .
     steps: number of steps of the process, T
     remarks: what the user of the folder must know about this model
     """
-    lines = [HEADING, DIFFERENCES[scheduler].format(steps=steps) + "\n"]
+    lines = [HEADING, DIFFERENCES[scheduler].format(steps=steps, ddim=respacing(scheduler, model)) + "\n"]
     lines += ["```python", *theirs(model, scheduler, steps), "```\n"]
     lines += ["From the same noise, admg makes the same images, up to rounding:\n"]
     lines += ["```python", *ours(model, scheduler, steps), "```\n", *(f"- {remark}" for remark in remarks)]
@@ -83,15 +83,22 @@ def theirs(model: Model, scheduler: Scheduler, steps: int) -> list[str]:
 
 def ours(model: Model, scheduler: Scheduler, steps: int) -> list[str]:
     """Return the lines of a script for admg that makes the same images; `model` is the model."""
-    count, respacing = len(spaced(scheduler, steps)), "ddim" if scheduler == "ddim" else ""
+    count = len(spaced(scheduler, steps))
     arguments = ["model", "y" if model.conditional else f"num={images(model)}"]
-    arguments += [f'sampler="{scheduler}"', f'steps="{respacing}{count}"', "x_T=x_T"]
+    arguments += [f'sampler="{scheduler}"', f'steps="{respacing(scheduler, model)}{count}"', "x_T=x_T"]
     arguments += ["low_res=low_res"] if model.upsamples else []
     lines = ["import admg"]
     if scheduler == "ddpm":
         lines += ["\ngenerator = torch.Generator().manual_seed(1)"]
         arguments += ["noise_sampler=lambda x, i: torch.randn(x.shape, generator=generator)"]
     return [*lines, f"samples = admg.sample({', '.join(arguments)})  # samples.x is x"]
+
+
+def respacing(scheduler: Scheduler, model: Model) -> str:
+    """Return the beginning of the name of the steps of this scheduler in admg."""
+    if scheduler != "ddim":
+        return ""
+    return "trailing" if model.config is not None and model.config.zero_terminal_snr else "ddim"
 
 
 def images(model: Model) -> int:

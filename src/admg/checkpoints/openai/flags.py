@@ -288,6 +288,8 @@ def _process_values(config: OpenAIConfig) -> dict[str, Any]:
     d = config.diffusion
     if d.predict not in ("eps", "x0"):
         raise ValueError(f"guided-diffusion has no flag for a network that predicts {d.predict}: eps and x0 only")
+    if d.zero_terminal_snr:
+        raise ValueError("guided-diffusion has no flag for a noise schedule with zero terminal SNR")
     if d.variance not in ("learned_range", "fixed_large", "fixed_small"):
         raise ValueError(f"guided-diffusion has no flag for the variance {d.variance!r}")
     if isinstance(config.network, UNetConfig) and config.network.learn_variance != (d.variance == "learned_range"):

@@ -91,13 +91,13 @@ def noised(model: Model, x0: Images, y: Tensor | None, levels: Sequence[float], 
 
 def timesteps(process: DiffusionConfig, levels: Sequence[float]) -> Float[Tensor, " l"]:
     """Return the timesteps at which the process has these levels, as given to the network, fractions included."""
-    schedule = process.build().schedule
+    schedule = process.schedule()
     return torch.from_numpy(_interpolated(schedule.alpha_bar, schedule.timesteps, levels)).float()
 
 
 def step(process: DiffusionConfig, level: float) -> int:
     """Return the index of the step whose noise level is nearest."""
-    schedule = process.build().schedule
+    schedule = process.schedule()
     at = _interpolated(schedule.alpha_bar, torch.arange(len(schedule)), [level])
     return round(float(at[0]))
 

@@ -296,7 +296,8 @@ def _own(model: Model) -> Candidate:
 
 def _candidates(run: Run) -> list[Candidate]:
     process, attention = run
-    return [Candidate(dataclasses.replace(process, predict=predict), attention) for predict in PREDICTIONS]
+    possible = [p for p in PREDICTIONS if not (p == "eps" and process.zero_terminal_snr)]
+    return [Candidate(dataclasses.replace(process, predict=predict), attention) for predict in possible]
 
 
 def _run(candidate: Candidate) -> Run:

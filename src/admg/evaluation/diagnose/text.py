@@ -24,8 +24,9 @@ def described(candidate: Candidate) -> tuple[str, str, str, str]:
 
 
 def process_name(process: DiffusionConfig) -> str:
-    """Return `linear 1000`, or `linear 4000 rescaled`."""
-    return f"{process.noise_schedule} {process.diffusion_steps}{' rescaled' * process.rescale_timesteps}"
+    """Return `linear 1000`, `linear 4000 rescaled` or `linear 1000 zero SNR`."""
+    changes = " rescaled" * process.rescale_timesteps + " zero SNR" * process.zero_terminal_snr
+    return f"{process.noise_schedule} {process.diffusion_steps}{changes}"
 
 
 def joined(candidate: Candidate) -> str:
@@ -137,7 +138,7 @@ def how_to_import(diagnosis: Diagnosis, upsamples: bool, checkpoint: str | None)
         flags = flags_of(diagnosis, upsamples)
     except ValueError as error:
         process = config_of(diagnosis, upsamples).diffusion
-        names = ("noise_schedule", "diffusion_steps", "predict", "rescale_timesteps")
+        names = ("noise_schedule", "diffusion_steps", "predict", "rescale_timesteps", "zero_terminal_snr")
         words = ", ".join(f"{name} {getattr(process, name)}" for name in names)
         return [
             f"No flags of guided-diffusion describe this: {error}. Import it without, and set in config.json: {words}"
