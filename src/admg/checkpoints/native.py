@@ -23,6 +23,7 @@ from admg.diffusion.gaussian import Diffusion
 from admg.files import atomic, is_being_replaced
 from admg.models.unet import EncoderConfig, attended
 
+from . import card
 from .config_file import check_types, read_json, section
 from .labels import Labels
 from .networks import NETWORK_KINDS, Kind, kind_of
@@ -165,7 +166,7 @@ def check_target(folder: Path | str) -> None:
     folder = Path(folder)
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
-    if not folder.is_dir() or {path.name for path in folder.iterdir()} - FILES:
+    if not folder.is_dir() or {path.name for path in folder.iterdir()} - FILES - card.FILES:
         raise CheckpointError(
             f"{folder} exists and is not (only) an admg checkpoint, so it is not replaced: choose another folder"
         )
@@ -173,7 +174,8 @@ def check_target(folder: Path | str) -> None:
 
 
 def write(folder: Path | str, config: dict[str, Any], network: nn.Module, dtype: torch.dtype | None = None) -> None:
-    """Write both files. An existing checkpoint is replaced only when the new one is complete.
+    """Write both files. An existing checkpoint is replaced only when the new one is complete; a README.md that the user
+    has written stays.
 
     dtype: data type of the stored weights, such as torch.float16 for half the size; None keeps the network's
 
@@ -188,6 +190,7 @@ def write(folder: Path | str, config: dict[str, Any], network: nn.Module, dtype:
         about = {"format": FORMAT, "version": VERSION, **config, "sha256": sha256(temporary / "model.safetensors")}
         text = json.dumps(about, indent=2, ensure_ascii=False)
         (temporary / "config.json").write_text(text + "\n", encoding="utf-8")
+        card.keep(Path(folder), temporary)
         shutil.copymode(temporary / "config.json", temporary / "model.safetensors")  # readable by others, too
 
 

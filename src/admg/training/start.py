@@ -104,7 +104,7 @@ def train_diffusion(
     measures = measures_of(parts, config, val_images, evaluation)
     record = {**describe(data, dataset), **(provenance or {}), **load_init(model, init, "diffusion")}
     record |= {"objective": dataclasses.asdict(objective)}
-    record |= parts.record | dropout_record(model, dataset, objective, resumed)
+    record |= parts.record | evaluation_record(evaluation) | dropout_record(model, dataset, objective, resumed)
     config.class_sampling.order_of(parts.training, config.seed)  # raises before anything is written
     return TrainingRun(task, parts.training, check_output_folder(out), config, record, measures)
 
@@ -229,7 +229,7 @@ def train_upsampler(
     record = {**describe(data, dataset), **(provenance or {}), **load_init(model, init, "upsampler")}
     record |= {"augment_blur": augment.augment_blur} if augment.augment_blur else {}
     record |= {"objective": dataclasses.asdict(objective)}
-    record |= parts.record | dropout_record(model, dataset, objective, resumed)
+    record |= parts.record | evaluation_record(evaluation) | dropout_record(model, dataset, objective, resumed)
     config.class_sampling.order_of(parts.training, config.seed)  # raises before anything is written
     return TrainingRun(task, parts.training, check_output_folder(out), config, record, measures)
 
@@ -261,6 +261,11 @@ def note_weighting(diffusion: DiffusionConfig, objective: ObjectiveConfig) -> No
             "there follows from its neighbours alone",
             stacklevel=2,
         )
+
+
+def evaluation_record(evaluation: EvaluationConfig | None) -> dict[str, Any]:
+    """Return the options of evaluation for the provenance, if there is any."""
+    return {"evaluation": dataclasses.asdict(evaluation)} if evaluation and evaluation.evaluate_every else {}
 
 
 def describe(data: Data, dataset: ImageDataset) -> dict[str, Any]:

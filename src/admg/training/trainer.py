@@ -24,6 +24,7 @@ from admg.engine.device import Processes, choose_device
 from admg.engine.memory import peak_memory
 
 from . import averages, checkpointing, distributed, snapshots
+from .card import RunDetails, write_card
 from .config import TrainConfig
 from .ema import EMA
 from .prefetch import prefetch
@@ -150,33 +151,55 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
         return self.processes.rank == 0
 
     def _record(self, row: dict[str, float], tracker: Tracker | None) -> None:
-        """Write the log, a preview and a checkpoint, each if it is due, in the process that has the tracker."""
-        config, learner = self.config, self.learner
+        """Write the log, previews and a checkpoint, each if it is due, in the process that has the tracker."""
+        config = self.config
         if tracker is not None:
             tracker.add(row)
-        due: list[Measured] = [self.task.preview] if self._due(config.preview_every) else []
-        due += [partial(measure, self.task) for measure in self.measures if self._due(measure.every)]
-        if due:
-            network = learner.averaged_network()
-            if tracker is not None:
-                for measured in due:
-                    tracker.add_metrics(self._measured(measured, network))
-                tracker.add_pictures(self.out / "samples", self.step)
+        self._measure(tracker)
         if tracker is not None and self._due(config.log_every):
             tracker.write_row(self.step, self.step * config.batch_size)
         if config.ema_snapshots and self._due(config.ema_snapshots):
-            snapshots.save(self.out, learner.averages, self.step, config.ema_snapshots, self.writes)
+            snapshots.save(self.out, self.learner.averages, self.step, config.ema_snapshots, self.writes)
         if self._due(config.checkpoint_every):
-            self.metrics = {} if tracker is None else tracker.latest
-            for average in learner.averages[: len(config.profiles)]:
-                model = self.model_of(average)
-                if tracker is not None:
-                    model.save(self.out / averages.folder_of(average, learner.average))
-            state = checkpointing.state_of(learner, self.step)
+            self._save(tracker)
+
+    def _measure(self, tracker: Tracker | None) -> None:
+        """Draw previews and measure the averaged network, each if it is due."""
+        due: list[Measured] = [self.task.preview] if self._due(self.config.preview_every) else []
+        due += [partial(measure, self.task) for measure in self.measures if self._due(measure.every)]
+        if not due:
+            return
+        network = self.learner.averaged_network()
+        if tracker is not None:
+            for measured in due:
+                tracker.add_metrics(self._measured(measured, network))
+            tracker.add_pictures(self.out / "samples", self.step)
+
+    def _save(self, tracker: Tracker | None) -> None:
+        """Write the models with their cards, the checkpoint and the curves."""
+        learner = self.learner
+        self.metrics = {} if tracker is None else tracker.latest
+        saved: dict[Path, M] = {}
+        for average in learner.averages[: len(self.config.profiles)]:
+            model, folder = self.model_of(average), self.out / averages.folder_of(average, learner.average)
             if tracker is not None:
-                checkpointing.save(self.out, state)
-                tracker.plot()
-            self.saved = self.step
+                model.save(folder)
+                saved[folder] = model
+        state = checkpointing.state_of(learner, self.step)
+        if tracker is not None:
+            checkpointing.save(self.out, state)
+            tracker.plot()
+            self._write_cards(saved)
+        self.saved = self.step
+
+    def _write_cards(self, saved: Mapping[Path, M]) -> None:
+        """Write the cards of models; what goes wrong never stops the training."""
+        run = RunDetails(self.out, self.dataset, self.learner.device, self.processes.count)
+        try:
+            for folder, model in saved.items():
+                write_card(folder, model, run)
+        except Exception as error:  # such as a picture that cannot be read
+            warnings.warn(f"no model card: {error}", stacklevel=2)
 
     def _measured(self, measured: Measured, network: nn.Module) -> dict[str, float]:
         """Return metrics of the averaged network; none if memory runs out, or if something becomes infinite."""
