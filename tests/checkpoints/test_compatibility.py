@@ -48,7 +48,7 @@ EXPECTED = {  # r: refused, n: noted, -: not compared
     "classifier": "rrrnrrrn---",
     "bad model": "rrrnrrrr---",
     "upsampler": "rrrnr------",
-    "init": "nrn-rnnnrrr",
+    "init": "------nnrrr",
     "resume": "rrr-rrrrrrr",
 }
 

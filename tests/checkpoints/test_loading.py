@@ -234,12 +234,18 @@ def test_files_load_without_flags(tiny, tmp_path):
 
 
 def test_a_run_starts_from_a_published_model(tiny):
-    network = NETWORK_KINDS["diffusion"].network(openai.parse(FLAGS["diffusion"]).network)
-    assert load_initial(network, "openai/tiny", "diffusion")["model"] == "openai/tiny"
+    """With the flags that are known of it, its labels and where it comes from."""
+    found = load_initial("openai/tiny", "diffusion")
+    assert found.architecture == openai.parse(FLAGS["diffusion"]).network and found.diffusion.noise_schedule == "cosine"
+    assert found.is_known and found.labels.count == 1000 and found.training["url"].endswith("tiny.pt")
     expected = state_of("diffusion")
-    assert all(torch.equal(v, expected[k]) for k, v in network.state_dict().items())
+    assert found.state.keys() == expected.keys()
+    assert all(torch.equal(v, expected[k]) for k, v in found.state.items())
+    assert load_initial("openai/tiny-upsampler", "upsampler").architecture.small_size == 8
     with pytest.raises(ValueError, match="is a published noisy classifier, and a model of kind 'diffusion' is needed"):
-        load_initial(network, "openai/tiny-classifier", "diffusion")
+        load_initial("openai/tiny-classifier", "diffusion")
+    with pytest.raises(ValueError, match="init_flags are for a file in OpenAI's format"):
+        load_initial("openai/tiny", "diffusion", "--image_size 16")
 
 
 def test_folders_load(tiny_folders):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import warnings
 
 import helpers
@@ -14,14 +13,12 @@ from safetensors.torch import save_file
 
 import admg
 from admg.checkpoints import openai
-from admg.checkpoints.initial import load_initial
 from admg.checkpoints.networks import NETWORK_KINDS
 from admg.checkpoints.openai.wrappers import is_average
 from admg.checkpoints.weights import CheckpointError
 from admg.diffusion.config import DiffusionConfig
 from admg.diffusion.schedule import NoiseSchedule
 from admg.evaluation.diagnose import checkpoint as diagnose
-from admg.models import NoisyClassifier, UNet
 
 TINY = "--image_size 16 --num_channels 32 --channel_mult 1,2 --num_res_blocks 1 --attention_resolutions 8 "
 TINY += "--num_head_channels 32 --learn_sigma True"
@@ -294,41 +291,3 @@ def test_the_checkpoint_of_a_training_run_names_the_model(tmp_path, capsys, comm
     ]
     message = helpers.refused(capsys, *arguments)
     assert f"the model is {tmp_path / 'run' / 'model'}" in message and not (tmp_path / "out").exists()
-
-
-# -- to start training from --------------------------------------------------------------------------------------------
-
-
-def tiny_unet(**changes) -> UNet:
-    return UNet(dataclasses.replace(openai.parse(TINY).network, **changes))
-
-
-def test_a_run_starts_from_any_file(tmp_path):
-    torch.save({"model": RAW, "ema": EMA}, tmp_path / "a.pth.tar")
-    network = tiny_unet()
-    with pytest.warns(UserWarning) as notes:
-        record = load_initial(network, tmp_path / "a.pth.tar", "diffusion")
-    assert all(torch.equal(value, EMA[name]) for name, value in network.state_dict().items())
-    assert record == {"model": str(tmp_path / "a.pth.tar"), "weights": "ema (average)"}
-    assert "attention heads are not known and taken to be those of this run: 2 of 64 channels in old" in str(
-        notes[1].message
-    )
-
-
-def test_a_run_does_not_start_from_weights_of_another_shape_or_kind(tmp_path):
-    torch.save(RAW, tmp_path / "a.pt")
-    with pytest.raises(CheckpointError, match="does not fit its architecture"):
-        load_initial(tiny_unet(num_classes=3), tmp_path / "a.pt", "diffusion")
-    classifier = NoisyClassifier(openai.parse(CLASSIFIER, "classifier").network)
-    with pytest.raises(CheckpointError, match="does not fit its architecture"):
-        load_initial(classifier, tmp_path / "a.pt", "classifier")
-
-
-def test_a_run_does_not_start_from_a_known_model_with_other_heads(tmp_path, monkeypatch):
-    known = openai.families.known() | {"openai/tiny": openai.parse(TINY)}
-    monkeypatch.setattr(openai.families, "known", lambda: known)
-    torch.save(RAW, tmp_path / "a.pt")
-    load_initial(tiny_unet(), tmp_path / "a.pt", "diffusion")
-    for changes in ({"head_channels": 16}, {"new_attention_order": True}):
-        with pytest.raises(CheckpointError, match=r"shapes of openai/tiny, whose attention is 2 of 64 channels in old"):
-            load_initial(tiny_unet(**changes), tmp_path / "a.pt", "diffusion")

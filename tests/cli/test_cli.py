@@ -234,11 +234,13 @@ def test_training_starts_from_the_weights_of_a_model(capsys, pictures, tmp_path)
     arguments = [*tiny_training(pictures, tmp_path / "b"), "--steps", 1, "--lr", 1e-12, "--init", tmp_path / "a"]
     assert run(capsys, *arguments)[0] == 0
     first, second = loading.load(tmp_path / "a"), loading.load(tmp_path / "b")
-    assert second.training["init"] == {"model": str(tmp_path / "a"), **first.training}
+    init = {"model": str(tmp_path / "a"), **first.training}
+    kept = {"kept": len(first.network.state_dict()), "remade": {}, "dropped": []}
+    assert second.training["init"] == init | {"start": kept}
     a, b = first.network.state_dict(), second.network.state_dict()
     assert all((a[name] - b[name]).abs().max() < 1e-6 for name in a) and a["out.2.weight"].abs().max() > 1e-6
     line = refused(capsys, *tiny_training(pictures, tmp_path / "c"), "--channel-mult", "1,2", "--init", tmp_path / "a")
-    assert "does not fit its architecture" in line and not (tmp_path / "c").exists()
+    assert "network: channel_mult is 1,2, but" in line and not (tmp_path / "c").exists()
 
 
 @pytest.mark.thorough

@@ -145,13 +145,6 @@ def trained_labels(a: Facts, b: Facts) -> str | None:
     return labels(a, b) if a.conditional and b.conditional else None
 
 
-def trained_order(a: Facts, b: Facts) -> str | None:
-    """Compare the order of the labels if they have the same names."""
-    if not (a.labels and b.labels) or sorted(_names(a.labels)) != sorted(_names(b.labels)):
-        return None
-    return trained_labels(a, b)
-
-
 def names_are_known(a: Facts, b: Facts) -> str | None:
     """Say that the labels of one of the two are only numbers."""
     if not (a.labels and b.labels) or bool(a.labels.names) == bool(b.labels.names):
@@ -267,12 +260,10 @@ PAIRS: dict[PairName, Pair] = {
     ),
     "bad model": Pair((trained_labels, channels, size, timesteps, noise), {names_are_known: ""}),
     "upsampler": Pair((trained_labels, channels), {names_are_known: ""}),
-    # weights are a place to start from with other labels, sizes and noise, but not if outputs mean something else
+    # weights are a place to start from with other labels, images and noise, but not if outputs mean something else
     "init": Pair(
-        (trained_order, channels, predict, variance, attention),
-        dict.fromkeys(
-            (trained_labels, size, timesteps, noise, terminal), ", so its weights are only a place to start from"
-        ),
+        (predict, variance, attention),
+        dict.fromkeys((timesteps, noise, terminal), ", so its weights are only a place to start from"),
     ),
     "resume": Pair((trained_labels, channels, size, timesteps, noise, terminal, predict, variance, attention)),
 }

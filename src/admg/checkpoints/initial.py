@@ -1,75 +1,154 @@
-"""Start a network from the weights of any checkpoint: native, published, or a file of training code."""
+"""The model that a training run starts from: native, published, or a file of training code."""
 
 from __future__ import annotations
 
 import dataclasses
-import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
-from torch import nn
+from torch import Tensor
 
-from admg.models import ClassifierConfig, UNetConfig
+from admg.diffusion.config import DiffusionConfig
+from admg.models import ClassifierConfig, SuperResConfig, UNetConfig
 
 from . import loading, native, openai
-from .compatibility import Facts, check_pair, facts_from, facts_in
-from .networks import Kind
-from .openai.families import Family, family_of
-from .weights import CheckpointError, check_state
+from .compatibility import Facts, facts_from
+from .labels import Labels
+from .model import Classifier, Model
+from .networks import NETWORK_KINDS, Kind, kind_of, unwrapped
+
+C = TypeVar("C", UNetConfig, SuperResConfig, ClassifierConfig)
+Architecture = UNetConfig | ClassifierConfig
+
+MAY_DIFFER = {"image_size", "image_channels", "num_classes", "learn_variance", "small_size", "augment_noise", "dropout",
+              "checkpoint", "num_heads", "num_heads_upsample", "head_channels", "new_attention_order"}  # fmt: skip
+"""Fields of an architecture that shapes of weights do not fix, or that follow from the data; attention heads and the
+variance are compared by compatibility.check_pair."""
 
 
-def load_initial(network: nn.Module, name: str | Path, kind: Kind, run: Facts | None = None) -> dict[str, Any]:
-    """Fill a network with the weights of a checkpoint, and return what is known of how that one was trained.
+LOAD: dict[Kind, Callable[[str], Model | Classifier]] = {
+    "diffusion": loading.load, "upsampler": loading.load_upsampler, "classifier": loading.load_classifier,
+}  # fmt: skip
+"""Functions that load models by name."""
+READ: dict[Kind, Callable[[Path, str | None], Model | Classifier]] = {
+    "diffusion": openai.load_diffusion, "upsampler": openai.load_upsampler, "classifier": openai.load_classifier,
+}  # fmt: skip
+"""Functions that load files in OpenAI's format."""
 
-    network: a UNet, SuperResUNet or NoisyClassifier
-    name: name of a shipped or published model, checkpoint folder, run directory, or file of weights
-    run: what is known of the model to be trained, to compare with; None compares nothing
 
-    Raises ValueError if there is no such checkpoint of this kind, or if names, shapes or, where they are known, the
-    attention heads differ from those of the network, or if the weights have another meaning; see compatibility.PAIRS.
+@dataclass(frozen=True)
+class Initial:
+    """A model to start training from.
+
+    name: name for messages and for the record
+    architecture, diffusion, labels: what its config.json or its flags say
+    training: how it was trained
+    state: its weights
+    is_known: whether its attention heads and its process are known, which the shapes of a file do not tell
+    by_number: whether labels without a common name are taken to be in the same order, if there are as many: it is not
+        known what they are called
     """
+
+    name: str
+    architecture: Architecture
+    diffusion: DiffusionConfig
+    labels: Labels
+    training: Mapping[str, Any]
+    state: Mapping[str, Tensor] = field(default_factory=dict)
+    is_known: bool = True
+    by_number: bool = False
+
+    @property
+    def takes_labels(self) -> bool:
+        """Whether the network has weights for each label."""
+        return self.architecture.num_classes > 0
+
+    def facts(self, kind: Kind) -> Facts:
+        """Return what has to agree with a run that starts here; what is not known is left out."""
+        facts = facts_from(self.architecture, self.diffusion, kind, self.name)
+        if self.is_known:
+            return facts
+        return dataclasses.replace(facts, schedule=None, predict=None, variance=None, attention=None)
+
+
+def load_initial(init: str | Path | Model | Classifier, kind: Kind, flags: str | None = None) -> Initial:
+    """Load the model to start from.
+
+    init: name of a shipped or published model, checkpoint folder, run directory, file of weights, or a loaded model
+    flags: flags of OpenAI's scripts for a file in their format; None infers them, see openai.load
+
+    Raises ValueError if there is no such model of this kind or it cannot be used, OSError if it cannot be downloaded.
+    """
+    if isinstance(init, Model | Classifier):
+        return _of_model(init, kind, str(init.training.get("name", "the given model")))
+    name = str(init)
     published = loading.published(name, kind)
-    file = loading.weights_file(name) if published is None else published.fetch()
-    if file is None:
-        folder = loading.find(name, "classifier" if kind == "classifier" else "diffusion")
-        training = native.read_config(folder, kind).get("training", {})
-        native.load_weights(folder, network)
-        if run is not None:
-            check_pair("init", run, facts_in(folder, str(name)))
-        return {"model": str(name), **training}
-    source, weights = openai.read(file, kind)
-    check_state(source, weights.state, network)
-    known = _check_attention(source, cast(UNetConfig | ClassifierConfig, network.config), kind)
-    if known is not None and run is not None:  # shapes do not tell its labels and image size
-        facts = facts_from(known.config.network, known.config.diffusion, kind, str(name))
-        check_pair("init", run, dataclasses.replace(facts, labels=None, size=None))
-    network.load_state_dict(weights.state)
-    return {"model": str(name), **openai.provenance(weights)}
+    file = None if published else loading.weights_file(name)
+    if flags is not None and file is None:
+        raise ValueError(f"init_flags are for a file in OpenAI's format, and the architecture of {name} is known")
+    if published:
+        return _of_model(LOAD[kind](name), kind, name)
+    if file:
+        return _of_file(file, kind, name, flags)
+    folder = loading.find(name, "classifier" if kind == "classifier" else "diffusion")
+    parts = native.load(folder, kind)
+    assert parts.config is not None
+    config, state = cast(Architecture, parts.network.config), parts.network.state_dict()
+    return Initial(name, config, parts.config, parts.labels, parts.training, state)
 
 
-def _check_attention(source: str, network: UNetConfig | ClassifierConfig, kind: Kind) -> Family | None:
-    """Return the known model with the shapes of a network, whose attention must be the same; say it if none is known.
+def _of_file(file: Path, kind: Kind, name: str, flags: str | None) -> Initial:
+    found = _of_model(READ[kind](file, flags), kind, name)
+    config = openai.OpenAIConfig(kind, found.architecture, openai.shapes.default_process(found.architecture))
+    is_known = flags is not None or openai.families.family_of(config) is not None
+    return dataclasses.replace(found, is_known=is_known, by_number=True)
 
-    Raises CheckpointError if the heads or the order of the rows of qkv differ.
+
+def _of_model(model: Model | Classifier, kind: Kind, name: str) -> Initial:
+    network = unwrapped(model.network)
+    own = kind_of(network)
+    if own is None or own.name != kind or model.config is None:
+        raise ValueError(f"no {NETWORK_KINDS[kind].title} can start from {name}, which is none with a DiffusionConfig")
+    config = cast(Architecture, network.config)
+    return Initial(name, config, model.config, model.labels, model.training, network.state_dict())
+
+
+def initial_of_run(folder: Path, kind: Kind, name: str) -> Initial:
+    """Return what the model in a run directory says of itself, for a run that is resumed. It has no weights."""
+    about = native.read_about(folder, kind)
+    return Initial(name, cast(Architecture, about.network), about.diffusion, about.labels, about.training)
+
+
+# -- the architecture of a run ---------------------------------------------------------------------------------------
+
+
+def inherited(initial: Initial, kind: type[C], given: Mapping[str, Any], derived: Mapping[str, Any]) -> C:
+    """Return the architecture of a model, with what was given and what follows from the data in their places.
+
+    Attention stays at the levels where the model has it, whatever the image size.
+
+    Raises ValueError for a given field that contradicts the weights.
     """
-    own = openai.OpenAIConfig(kind, network, openai.shapes.default_process(network))
-    family = family_of(own)
-    if family is None:
-        _warn(f"{source}: its attention heads are not known and taken to be those of this run: {attention(network)}")
-    elif attention(family.config.network) != attention(network):
-        raise CheckpointError(
-            f"{source} has the shapes of {family.name}, whose attention is {attention(family.config.network)}; that of "
-            f"this run is {attention(network)}: choose the same"
-        )
-    return family
+    theirs, size = initial.architecture, derived["image_size"]
+    attended = [level for level in range(theirs.levels) if theirs.attends(level)]
+    fields = dataclasses.asdict(theirs) | {"attention_resolutions": tuple(size >> level for level in attended)}
+    for name, value in given.items():
+        own = fields.get(name)
+        if name == "attention_resolutions":
+            typed = dataclasses.replace(theirs, image_size=size, attention_resolutions=tuple(value))
+            agrees = [level for level in range(theirs.levels) if typed.attends(level)] == attended
+        elif name == "channel_mult":
+            agrees = tuple(value) in ((), own)  # () is the default
+        else:
+            agrees = name in MAY_DIFFER or value == own
+        if not agrees:
+            raise ValueError(f"network: {name} is {_text(value)}, but {initial.name} has {_text(own)}: leave it out")
+    return kind(**{**fields, **{name: given[name] for name in given if name in MAY_DIFFER}, **derived})
 
 
-def attention(network: UNetConfig | ClassifierConfig) -> str:
-    """Return the number of heads at each level with attention, and the order of the rows of qkv, as text."""
-    widths = [network.width(level) for level in network.attention_levels]
-    heads = ", ".join(f"{network.heads(width)} of {width} channels" for width in widths)
-    return f"{heads} in {'new' if network.new_attention_order else 'old'} order"
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, stacklevel=5)
+def _text(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return ",".join(map(_text, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -27,7 +27,7 @@ from . import card
 from .config_file import check_types, read_json, section
 from .labels import Labels
 from .networks import NETWORK_KINDS, Kind, kind_of
-from .weights import CheckpointError, build_network, check_state, check_values
+from .weights import CheckpointError, build_network, check_values
 
 FORMAT = "admg"
 FILES = frozenset({"config.json", "model.safetensors"})
@@ -249,13 +249,3 @@ def sha256(path: Path) -> str:
     """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def load_weights(folder: Path | str, network: nn.Module) -> None:
-    """Load the weights of a checkpoint into a network, strictly.
-
-    Raises CheckpointError if the file is damaged or does not fit; the message names the first keys that differ.
-    """
-    state = read_state(folder, read_config(folder).get("sha256"))
-    check_state(Path(folder) / "model.safetensors", state, network)
-    network.load_state_dict(state)

@@ -34,19 +34,21 @@ class Options:
     model is conditional if the images have labels, and unconditional as well if labels are dropped during training.
 
     out: Run directory for the model, its checkpoint, log and samples; an existing run is resumed
-    init: Model of the same architecture whose weights to start from: name, folder or file of weights (default: random)
+    init: Model to start from, whose architecture and process are taken over: name, folder or file of weights
+    init_flags: Flags of OpenAI's scripts for a file in their format (default: inferred)
     recipe: Name of a recipe, which sets all options that are not given; `admg recipes` lists them
     """
 
     out: Path = setting(metavar="DIR")
-    init: str | None = setting(None, metavar="MODEL")
+    init: str | None = setting(None, metavar="MODEL", default_text="random weights")
+    init_flags: str | None = setting(None, metavar="FLAGS", dashes=True)
     recipe: str | None = setting(None, metavar="NAME")
     images: DataConfig = group(DataConfig)
     training: TrainConfig = group(TrainConfig)
     objective: ObjectiveConfig = group(ObjectiveConfig)
     validation: ValidationConfig = group(ValidationConfig)
     evaluation: EvaluationConfig = group(EvaluationConfig)
-    diffusion: DiffusionConfig = group(DiffusionConfig, title="Diffusion process")
+    diffusion: dict[str, Any] = overrides(DiffusionConfig, title="Diffusion process")
     network: dict[str, Any] = overrides(UNetConfig, omit=FROM_DATA, title="Network")
 
 
@@ -68,6 +70,7 @@ def run(options: Options) -> None:
             val_images=options.validation.val_images,
             evaluation=options.evaluation,
             init=options.init,
+            init_flags=options.init_flags,
             provenance=provenance(options.recipe),
         )
     )

@@ -30,17 +30,19 @@ class Options:
     Its diffusion process should be that of the model. A run directory that holds a checkpoint is resumed.
 
     out: Run directory for the classifier, its checkpoint, log and accuracies; an existing run is resumed
-    init: Classifier of the same architecture to start from: name, folder or file of weights (default: random)
+    init: Classifier to start from, whose architecture and process are taken over: name, folder or file of weights
+    init_flags: Flags of OpenAI's scripts for a file in their format (default: inferred)
     recipe: Name of a recipe, which sets all options that are not given; `admg recipes` lists them
     """
 
     out: Path = setting(metavar="DIR")
-    init: str | None = setting(None, metavar="MODEL")
+    init: str | None = setting(None, metavar="MODEL", default_text="random weights")
+    init_flags: str | None = setting(None, metavar="FLAGS", dashes=True)
     recipe: str | None = setting(None, metavar="NAME")
     images: DataConfig = group(DataConfig)
     training: TrainConfig = group(TrainConfig)
     validation: ClassifierValidationConfig = group(ClassifierValidationConfig, title="Validation")
-    diffusion: DiffusionConfig = group(DiffusionConfig, omit=("predict", "variance"), title="Diffusion process")
+    diffusion: dict[str, Any] = overrides(DiffusionConfig, omit=("predict", "variance"), title="Diffusion process")
     network: dict[str, Any] = overrides(ClassifierConfig, omit=FROM_DATA, title="Network")
 
 
@@ -60,6 +62,7 @@ def run(options: Options) -> None:
             validation=options.validation.chosen(options.images),
             val_images=options.validation.val_images,
             init=options.init,
+            init_flags=options.init_flags,
             provenance=provenance(options.recipe),
         )
     )

@@ -40,13 +40,15 @@ class Options:
 
     out: Run directory for the model, its checkpoint, log and samples; an existing run is resumed
     small_size: Side of the images to enlarge in pixels
-    init: Model of the same architecture whose weights to start from: name, folder or file of weights (default: random)
+    init: Model to start from, whose architecture and process are taken over: name, folder or file of weights
+    init_flags: Flags of OpenAI's scripts for a file in their format (default: inferred)
     recipe: Name of a recipe, which sets all options that are not given; `admg recipes` lists them
     """
 
     out: Path = setting(metavar="DIR")
     small_size: int | None = setting(None, min=1, default_text="a quarter of the image size")
-    init: str | None = setting(None, metavar="MODEL")
+    init: str | None = setting(None, metavar="MODEL", default_text="random weights")
+    init_flags: str | None = setting(None, metavar="FLAGS", dashes=True)
     recipe: str | None = setting(None, metavar="NAME")
     images: DataConfig = group(DataConfig)
     augment: AugmentConfig = group(AugmentConfig)
@@ -54,7 +56,7 @@ class Options:
     objective: ObjectiveConfig = group(ObjectiveConfig)
     validation: ValidationConfig = group(ValidationConfig)
     evaluation: EvaluationConfig = group(EvaluationConfig)
-    diffusion: DiffusionConfig = group(DiffusionConfig, title="Diffusion process")
+    diffusion: dict[str, Any] = overrides(DiffusionConfig, title="Diffusion process")
     network: dict[str, Any] = overrides(SuperResConfig, omit=FROM_DATA, title="Network")
 
     def __post_init__(self) -> None:
@@ -81,6 +83,7 @@ def run(options: Options) -> None:
             val_images=options.validation.val_images,
             evaluation=options.evaluation,
             init=options.init,
+            init_flags=options.init_flags,
             provenance=provenance(options.recipe),
         )
     )

@@ -13,6 +13,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from admg.checkpoints.transfer import describe as describe_start
 from admg.data.classes import describe_classes, empty_classes
 from admg.data.errors import listed
 from admg.training import TrainingRun
@@ -59,6 +60,8 @@ def train_and_print(run: TrainingRun[Any]) -> None:
         return
     if run.first_step:
         print(f"resumed at step {run.first_step}")
+    elif start := describe_start(run.provenance.get("init", {})):
+        print(start)
     bar = tqdm(total=run.config.steps, initial=run.first_step, unit="step", smoothing=0.05, mininterval=1)
     saves = Saves(run)
     with bar:

@@ -42,6 +42,7 @@ class TrainConfig:
     grad_clip: Largest norm of the gradient, above 0; longer gradients are scaled down
     precision: Number format of matrix products; auto uses bf16 where the processor multiplies it natively, else fp16 on
         a GPU with tensor cores, else fp32. fp16 scales the loss, and skips steps whose gradient overflows
+    freeze: Parameters that are not trained, by a pattern of their names such as 'input_blocks.*' or '*.qkv.*'
     shard: Divide weights, gradients and optimiser state among the processes (FSDP2), for networks that do not fit
         otherwise; steps then run without the kernels of admg
     compile: Use of torch.compile, which takes minutes to build; auto does not use it
@@ -74,6 +75,7 @@ class TrainConfig:
     ema_snapshots: int = setting(0, min=0)
     grad_clip: float = setting(1.0, above=0, infinite=True)
     precision: Precision = "auto"
+    freeze: tuple[str, ...] = setting((), repeat=True, metavar="PATTERN")
     shard: bool = False
     compile: Compile = "auto"
     seed: int = setting(0, min=0)

@@ -70,7 +70,7 @@ def optimizer_state(network: nn.Module, optimizer: torch.optim.Optimizer) -> dic
     if not is_sharded(network):
         return optimizer.state_dict()
     found: dict[str, Any] = get_optimizer_state_dict(network, optimizer, options=WHOLE).get("state", {})  # type: ignore
-    names = [name for name, _ in network.named_parameters()]
+    names = _trained(network)
     state = {number: found[name] for number, name in enumerate(names) if name in found}
     return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
 
@@ -80,9 +80,14 @@ def load_optimizer(network: nn.Module, optimizer: torch.optim.Optimizer, state: 
     if not is_sharded(network):
         optimizer.load_state_dict(state)
         return
-    names = [name for name, _ in network.named_parameters()]
+    names = _trained(network)
     named = {names[number]: values for number, values in state["state"].items()}
     groups = [{**group, "params": [names[number] for number in group["params"]]} for group in state["param_groups"]]
     set_optimizer_state_dict(
         network, optimizer, {"state": named, "param_groups": groups}, options=StateDictOptions(full_state_dict=True)
     )
+
+
+def _trained(network: nn.Module) -> list[str]:
+    """Return the names of the parameters that the optimiser has, in its order."""
+    return [name for name, parameter in network.named_parameters() if parameter.requires_grad]

@@ -7,37 +7,32 @@ import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from admg.checkpoints import native
 from admg.checkpoints.compatibility import check_pair, facts_in, facts_of
-from admg.checkpoints.initial import load_initial
+from admg.checkpoints.initial import Initial
 from admg.checkpoints.labels import Labels
 from admg.checkpoints.model import Classifier, Model
-from admg.checkpoints.networks import Kind
 from admg.checkpoints.provenance import label_dropout
 from admg.data import DataConfig, Dataset, ImageDataset
 from admg.diffusion.config import DiffusionConfig
 from admg.files import check_output_folder
 from admg.models import ClassifierConfig, NoisyClassifier, SuperResConfig, SuperResUNet, UNet, UNetConfig
 
-from . import checkpointing
 from .augmentation import AugmentConfig
 from .config import ObjectiveConfig, TrainConfig
 from .distance import EvaluationConfig, FrechetDistance
 from .held_out import Parts, divide
+from .initialisation import Init, fit_to_data, initialised, is_resumed, open_initial, process_of, start_from
 from .opening import Data, image_fields, name_of, open_data
 from .tasks import ClassifierTask, DiffusionTask
 from .trainer import TrainingRun
 from .upsampler import UpsamplerTask
 from .validation import Measure, ValidationLoss
-
-N = TypeVar("N", bound=nn.Module)
-C = TypeVar("C", UNetConfig, SuperResConfig, ClassifierConfig)
 
 
 def train_diffusion(
@@ -46,12 +41,13 @@ def train_diffusion(
     config: TrainConfig | None = None,
     *,
     network: UNetConfig | Mapping[str, Any] | None = None,
-    diffusion: DiffusionConfig | None = None,
+    diffusion: DiffusionConfig | Mapping[str, Any] | None = None,
     objective: ObjectiveConfig | None = None,
     validation: Data | float | None = None,
     val_images: int = 200,
     evaluation: EvaluationConfig | None = None,
-    init: Path | str | None = None,
+    init: Init | None = None,
+    init_flags: str | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> TrainingRun[Model]:
     """Train a diffusion model, or resume its training. Iterate over the run to train; `run.model` is the result.
@@ -59,15 +55,17 @@ def train_diffusion(
     data: a data set of `admg.data`, any map-style `torch.utils.data.Dataset` of (image, label), or a path
     out: run directory; one that holds a checkpoint is resumed
     config: steps, batch size, learning rate, ...; see TrainConfig
-    network: architecture, or only those of its fields that differ from the defaults of UNetConfig. The image size,
-        the channels of the images and the number of labels follow from the data.
-    diffusion: diffusion process; see DiffusionConfig
+    network: architecture, or only those of its fields that differ from the defaults of UNetConfig, or from the model to
+        start from. The image size, the channels of the images and the number of labels follow from the data.
+    diffusion: diffusion process, or only those of its fields that differ; see DiffusionConfig
     objective: loss and share of labels that are dropped; see ObjectiveConfig
     validation: images that the loss by noise level is measured on, or the share of the training images (a float below
         1) that is held out for this
     val_images: number of those images, spread evenly over all
     evaluation: whether and how the distance of samples to the training images is measured; see EvaluationConfig
-    init: model whose weights to start from: a name, folder or file of weights. It must have the same architecture.
+    init: model to start from: a name, folder or file of weights, or a loaded model. The run takes over its architecture
+        and its process, and its weights as far as labels, channels and image size are the same; see transfer()
+    init_flags: flags of OpenAI's scripts for a file in their format (default: inferred)
     provenance: further entries for the "training" section of the model's config.json
 
     Raises ValueError if the options or the data do not fit together, OSError if `out` cannot be written.
@@ -93,16 +91,17 @@ def train_diffusion(
     """
     objective = objective or ObjectiveConfig()
     dataset = open_data(data, objective.unlabelled)
-    config, diffusion = config or TrainConfig(), diffusion or DiffusionConfig()
-    architecture = fit_to_data(UNetConfig, network, **unet_fields(dataset, diffusion, objective))
+    initial, config = open_initial(init, init_flags, "diffusion", out), config or TrainConfig()
+    process = process_of(diffusion, initial)
+    architecture = fit_to_data(UNetConfig, network, initial, **unet_fields(dataset, process, objective))
     unet = initialised(UNet, architecture, config.seed)
-    model = as_model(unet, diffusion, dataset)
+    model = as_model(unet, process, dataset)
     task = DiffusionTask(model, **objective.task_options())
-    note_weighting(diffusion, objective)
+    note_weighting(process, objective)
     resumed = check_resumed(model, out)
     parts = divide(data, dataset, validation, seed=config.seed, resumed=resumed, unlabelled=objective.unlabelled)
     measures = measures_of(parts, config, val_images, evaluation)
-    record = {**describe(data, dataset), **(provenance or {}), **load_init(model, init, "diffusion")}
+    record = {**describe(data, dataset), **(provenance or {}), **start_from(model, initial, init, "diffusion")}
     record |= {"objective": dataclasses.asdict(objective)}
     record |= parts.record | evaluation_record(evaluation) | dropout_record(model, dataset, objective, resumed)
     config.class_sampling.order_of(parts.training, config.seed)  # raises before anything is written
@@ -115,15 +114,16 @@ def train_classifier(
     config: TrainConfig | None = None,
     *,
     network: ClassifierConfig | Mapping[str, Any] | None = None,
-    diffusion: DiffusionConfig | None = None,
+    diffusion: DiffusionConfig | Mapping[str, Any] | None = None,
     validation: Data | float | None = None,
     val_images: int = 1000,
-    init: Path | str | None = None,
+    init: Init | None = None,
+    init_flags: str | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> TrainingRun[Classifier]:
     """Train a noisy classifier for guidance, or resume its training. `run.model` is the classifier.
 
-    data, out, config, init, provenance: see `train_diffusion`; the data must have labels
+    data, out, config, init, init_flags, provenance: see `train_diffusion`; the data must have labels
     network: architecture, or only those of its fields that differ from the defaults of ClassifierConfig
     diffusion: process that noises the images, which should be that of the model to be guided
     validation: images that the accuracy is measured on, whose classes are matched by name, and may be fewer; or the
@@ -150,14 +150,15 @@ def train_classifier(
     dataset = open_data(data)
     if not dataset.label_names:
         raise ValueError(f"{name_of(data)} has no labels: use class sub-folders, or file names such as label_name.png")
-    config, diffusion = config or TrainConfig(), of_classifier(diffusion or DiffusionConfig())
+    initial, config = open_initial(init, init_flags, "classifier", out), config or TrainConfig()
+    process = of_classifier(process_of(diffusion, initial))
     labels = Labels(len(dataset.label_names), dataset.label_names)
-    architecture = fit_to_data(ClassifierConfig, network, **image_fields(dataset), num_classes=labels.count)
-    module = initialised(NoisyClassifier, architecture, config.seed)
-    classifier = Classifier(module, diffusion.build(), labels, diffusion)
+    fields = {**image_fields(dataset), "num_classes": labels.count}
+    module = initialised(NoisyClassifier, fit_to_data(ClassifierConfig, network, initial, **fields), config.seed)
+    classifier = Classifier(module, process.build(), labels, process)
     parts = divide(data, dataset, validation, seed=config.seed, resumed=check_resumed(classifier, out))
     task = ClassifierTask(classifier, parts.held_out, val_images)
-    record = {**describe(data, dataset), **(provenance or {}), **load_init(classifier, init, "classifier")}
+    record = {**describe(data, dataset), **(provenance or {}), **start_from(classifier, initial, init, "classifier")}
     config.class_sampling.order_of(parts.training, config.seed)  # raises before anything is written
     return TrainingRun(task, parts.training, check_output_folder(out), config, record | parts.record)
 
@@ -170,21 +171,22 @@ def train_upsampler(
     small_size: int | None = None,
     augment: AugmentConfig | None = None,
     network: SuperResConfig | Mapping[str, Any] | None = None,
-    diffusion: DiffusionConfig | None = None,
+    diffusion: DiffusionConfig | Mapping[str, Any] | None = None,
     objective: ObjectiveConfig | None = None,
     validation: Data | float | None = None,
     val_images: int = 200,
     evaluation: EvaluationConfig | None = None,
-    init: Path | str | None = None,
+    init: Init | None = None,
+    init_flags: str | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> TrainingRun[Model]:
     """Train a super-resolution model, or resume its training. `run.model` takes `low_res` images.
 
     The small images are made from the large ones as in guided-diffusion, by averaging areas of pixels.
 
-    data, out, config, diffusion, objective, validation, val_images, evaluation, init, provenance: see
+    data, out, config, diffusion, objective, validation, val_images, evaluation, init, init_flags, provenance: see
         `train_diffusion`
-    small_size: side of the images to enlarge in pixels (default: a quarter of the data's)
+    small_size: side of the images to enlarge in pixels (default: a quarter of the data's, or the factor of `init`)
     augment: noise and blur of the small images; see AugmentConfig. `augment_noise` becomes a field of the network
     network: architecture, or only those of its fields that differ from the defaults of SuperResConfig
 
@@ -210,23 +212,24 @@ def train_upsampler(
     """
     objective, augment = objective or ObjectiveConfig(), augment or AugmentConfig()
     dataset = open_data(data, objective.unlabelled)
-    config, diffusion = config or TrainConfig(), diffusion or DiffusionConfig()
-    small = dataset.image_size // 4 if small_size is None else small_size
+    initial, config = open_initial(init, init_flags, "upsampler", out), config or TrainConfig()
+    small = default_small_size(dataset.image_size, initial) if small_size is None else small_size
     if not 0 < small < dataset.image_size:
         raise ValueError(f"small_size must be from 1 to {dataset.image_size - 1}, got {small}")
-    fields: dict[str, Any] = {**unet_fields(dataset, diffusion, objective), "small_size": small}
+    process = process_of(diffusion, initial)
+    fields: dict[str, Any] = {**unet_fields(dataset, process, objective), "small_size": small}
     if augment.augment_noise is not None:
         fields["augment_noise"] = augment.augment_noise
-    architecture = fit_to_data(SuperResConfig, network, **fields)
+    architecture = fit_to_data(SuperResConfig, network, initial, **fields)
     unet = initialised(SuperResUNet, architecture, config.seed)
-    model = as_model(unet, diffusion, dataset)
-    note_weighting(diffusion, objective)
+    model = as_model(unet, process, dataset)
+    note_weighting(process, objective)
     resumed = check_resumed(model, out)
     parts = divide(data, dataset, validation, seed=config.seed, resumed=resumed, unlabelled=objective.unlabelled)
     options = {**objective.task_options(), "augment_blur": augment.augment_blur}
     task = UpsamplerTask(model, small, **options, examples=parts.held_out or parts.training)
     measures = measures_of(parts, config, val_images, evaluation)
-    record = {**describe(data, dataset), **(provenance or {}), **load_init(model, init, "upsampler")}
+    record = {**describe(data, dataset), **(provenance or {}), **start_from(model, initial, init, "upsampler")}
     record |= {"augment_blur": augment.augment_blur} if augment.augment_blur else {}
     record |= {"objective": dataclasses.asdict(objective)}
     record |= parts.record | evaluation_record(evaluation) | dropout_record(model, dataset, objective, resumed)
@@ -289,23 +292,12 @@ def unet_fields(dataset: ImageDataset, diffusion: DiffusionConfig, objective: Ob
     }
 
 
-def fit_to_data(kind: type[C], network: C | Mapping[str, Any] | None, **derived: Any) -> C:
-    """Return the architecture with the fields that follow from the data.
-
-    Raises ValueError if the given network has other values for these fields.
-    """
-    given = {} if network is None else network if isinstance(network, Mapping) else dataclasses.asdict(network)
-    for name, value in derived.items():
-        if given.get(name, value) != value:
-            raise ValueError(f"network: {name} is {given[name]}, but the data and the other options need {value}")
-    return kind(**{**given, **derived})
-
-
-def initialised(kind: type[N], architecture: Any, seed: int) -> N:
-    """Return a network with random weights of this seed, and leave torch's global generator as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return kind(architecture)
+def default_small_size(size: int, initial: Initial | None) -> int:
+    """Return the side of the images to enlarge: by the same factor as the model to start from, or else by four."""
+    theirs = None if initial is None else initial.architecture
+    if isinstance(theirs, SuperResConfig) and theirs.small_size:
+        return max(1, size * theirs.small_size // theirs.image_size)
+    return size // 4
 
 
 def as_model(network: nn.Module, diffusion: DiffusionConfig, dataset: ImageDataset) -> Model:
@@ -314,23 +306,13 @@ def as_model(network: nn.Module, diffusion: DiffusionConfig, dataset: ImageDatas
     return Model(network, diffusion.build(), shape, labels, diffusion)
 
 
-def load_init(part: Model | Classifier, init: Path | str | None, kind: Kind) -> dict[str, Any]:
-    """Fill the network with the weights of a model, if one is named, and return how that model was trained.
-
-    kind: "diffusion", "classifier" or "upsampler". Raises ValueError if the weights do not fit, or mean something else.
-    """
-    if not init:
-        return {}
-    return {"init": load_initial(part.network, init, kind, facts_of(part, "this run"))}
-
-
 def check_resumed(part: Model | Classifier, out: Path | str) -> Mapping[str, Any]:
     """Compare with the run that the directory holds, and return how that run was trained; {} if there is none.
 
     Raises ValueError if its weights mean something else.
     """
     folder = Path(out) / "model"
-    if not (Path(out) / checkpointing.FILE).is_file() or not (folder / "config.json").is_file():
+    if not is_resumed(out):
         return {}
     check_pair("resume", facts_of(part, "this run"), facts_in(folder, f"the run in {out}"))
     training: Mapping[str, Any] = native.read_config(folder).get("training", {})

@@ -23,6 +23,7 @@ from admg.engine.precision import autocast, resolve_training
 from . import distributed
 from .config import TrainConfig
 from .ema import EMA
+from .freezing import freeze
 from .importance import ImportanceSampler
 from .lr import learning_rate
 from .prefetch import step_seed
@@ -44,6 +45,7 @@ class Learner:
     def __init__(self, task: Task[Any], config: TrainConfig, device: torch.device, processes: Processes = ALONE):
         self.task, self.config, self.device, self.processes = task, config, device, processes
         self.network = task.network.to(device).train()
+        freeze(self.network, config.freeze)
         self.precision = resolve_training(config.precision, device)
         self.scaler = LossScaler(device, enabled=self.precision == "fp16")
         self.importance = ImportanceSampler.of(task)
@@ -66,9 +68,8 @@ class Learner:
             raise ValueError(
                 f"{type(task).__name__} has no field `model` or `classifier`: it trains in one process only"
             )
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
-        )
+        trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay, fused=True)
         self.compile = compiles(config.compile)
         self.backward: Backward = self._backward
         alone = processes.count == 1 and not config.shard

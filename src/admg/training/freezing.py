@@ -1,0 +1,27 @@
+"""Parameters that are not trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+
+def freeze(network: nn.Module, patterns: Sequence[str]) -> None:
+    """Let the parameters whose names match a pattern, such as "input_blocks.*", get no gradients.
+
+    Raises ValueError if a pattern matches none, or if none is left to train.
+    """
+    if not patterns:
+        return
+    parameters = dict(network.named_parameters())
+    for pattern in patterns:
+        found = [name for name in parameters if fnmatchcase(name, pattern)]
+        if not found:
+            parts = dict.fromkeys(name.partition(".")[0] for name in parameters)
+            raise ValueError(f"freeze {pattern!r} matches no parameter; their names begin with {'., '.join(parts)}.")
+        for name in found:
+            parameters[name].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in parameters.values()):
+        raise ValueError(f"freeze {', '.join(map(repr, patterns))} leaves no parameter to train")

@@ -1,0 +1,95 @@
+"""What a run starts from: random weights, or a model whose architecture and process it takes over."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from admg.checkpoints.compatibility import check_pair, facts_of
+from admg.checkpoints.initial import Initial, inherited, initial_of_run, load_initial
+from admg.checkpoints.model import Classifier, Model
+from admg.checkpoints.networks import Kind
+from admg.checkpoints.transfer import transfer
+from admg.diffusion.config import DiffusionConfig
+from admg.models import ClassifierConfig, SuperResConfig, UNetConfig
+
+from . import checkpointing
+
+N = TypeVar("N", bound=nn.Module)
+C = TypeVar("C", UNetConfig, SuperResConfig, ClassifierConfig)
+
+Init = str | Path | Model | Classifier
+"""A model to start from: a name, folder or file of weights, or a loaded model."""
+
+
+def open_initial(init: Init | None, flags: str | None, kind: Kind, out: Path | str) -> Initial | None:
+    """Return the model that a run starts from, or None for random weights.
+
+    A run that is resumed has its own weights: what it started from is not read again.
+
+    Raises ValueError as load_initial() does, and for flags without a model.
+    """
+    if init is None:
+        if flags is not None:
+            raise ValueError("init_flags are the flags of init (--init), which is not given")
+        return None
+    if is_resumed(out):
+        return initial_of_run(Path(out) / "model", kind, f"the run in {out}")
+    return load_initial(init, kind, flags)
+
+
+def is_resumed(out: Path | str) -> bool:
+    """Whether a run directory holds a run to resume, with a model that says what it is."""
+    return (Path(out) / checkpointing.FILE).is_file() and (Path(out) / "model" / "config.json").is_file()
+
+
+def process_of(given: DiffusionConfig | Mapping[str, Any] | None, initial: Initial | None) -> DiffusionConfig:
+    """Return the diffusion process: what was given, and otherwise that of the model to start from or the defaults."""
+    if isinstance(given, DiffusionConfig):
+        return given
+    return DiffusionConfig(**({} if initial is None else dataclasses.asdict(initial.diffusion)) | dict(given or {}))
+
+
+def fit_to_data(kind: type[C], network: C | Mapping[str, Any] | None, initial: Initial | None, **derived: Any) -> C:
+    """Return the architecture with the fields that follow from the data.
+
+    network: fields that were given; the others are those of the model to start from, or the defaults
+
+    Raises ValueError if the given network has other values for these fields, or contradicts the weights.
+    """
+    given = {} if network is None else network if isinstance(network, Mapping) else dataclasses.asdict(network)
+    for name, value in derived.items():
+        if given.get(name, value) != value:
+            raise ValueError(f"network: {name} is {given[name]}, but the data and the other options need {value}")
+    return kind(**{**given, **derived}) if initial is None else inherited(initial, kind, given, derived)
+
+
+def initialised(kind: type[N], architecture: Any, seed: int) -> N:
+    """Return a network with random weights of this seed, and leave torch's global generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return kind(architecture)
+
+
+def start_from(part: Model | Classifier, initial: Initial | None, init: Init | None, kind: Kind) -> dict[str, Any]:
+    """Fill the network with the weights of the model, and return where it started, for the provenance.
+
+    Raises ValueError if the weights do not fit, or mean something else.
+    """
+    if initial is None:
+        return {}
+    if not initial.state:  # the run is resumed
+        recorded: Mapping[str, Any] = initial.training.get("init") or {}
+        if recorded.get("model") != str(init) and not isinstance(init, Model | Classifier):
+            warnings.warn(f"{initial.name} is resumed with its own weights: {init} is not read", stacklevel=2)
+        return {"init": dict(recorded)} if recorded else {}
+    check_pair("init", facts_of(part, "this run"), initial.facts(kind))
+    done = transfer(initial, part.network, part.labels)
+    dropout = {} if initial.takes_labels or kind == "classifier" else {"label_dropout": 1.0}
+    return {"init": {"model": initial.name, **initial.training, **dropout, "start": done.record()}}
