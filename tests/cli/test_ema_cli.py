@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import TRUNK, make, refused, snapshot, succeed
+from helpers import make, refused, snapshot, succeed
 
 import admg
-from admg.training import TrainConfig, TrainingRun, reconstruct_ema, snapshots
+from admg.training import TrainConfig, TrainingRun, reconstruct_ema
 
 QUARTERS = """
 import torch
@@ -62,6 +62,14 @@ def test_models_of_several_lengths_are_written(capsys, runs, tmp_path, kind):
             assert torch.equal(p, q)
 
 
+def test_the_lengths_without_an_option_are_those_that_the_snapshots_reach(capsys, runs, tmp_path):
+    """Six snapshots reach from 4% to 18%."""
+    succeed(capsys, "ema", runs / "diffusion", "--out", tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["length-0.05", "length-0.1", "length-0.15"]
+    succeed(capsys, "ema", runs / "diffusion", "--step", 1, "--out", tmp_path / "first")
+    assert sorted(path.name for path in (tmp_path / "first").iterdir()) == ["length-0.05", "length-0.1"]
+
+
 def test_samples_of_each_length_are_compared_with_a_reference(capsys, runs, reference, tmp_path):
     command = ["ema", runs / "diffusion", "--length", "5%,15%", "--out", tmp_path / "out", *reference]
     out = succeed(capsys, *command)
@@ -107,13 +115,3 @@ def test_what_is_refused_writes_nothing(capsys, runs, reference, tmp_path):
     ):
         assert message in refused(capsys, "ema", *arguments, "--out", out), message
         assert not out.exists()
-
-
-def test_training_with_snapshots_by_the_command(capsys, digits, tmp_path):
-    """The command of the help; the run names how many there are."""
-    small = [word for name in ("channels", "num_res_blocks", "head_channels")
-             for word in (f"--{name.replace('_', '-')}", TRUNK[name])]  # fmt: skip
-    succeed(capsys, "train", "--data", digits, "--image-size", 8, *small, "--channel-mult", "1,1", "--unlabelled",
-            "--attention-resolutions", 4, "--diffusion-steps", 10, "--batch-size", 2, "--steps", 5, "--warmup", 1,
-            "--ema-snapshots", 2, "--precision", "fp32", "--out", tmp_path)  # fmt: skip
-    assert snapshots.steps_of(tmp_path) == [2, 4, 5]

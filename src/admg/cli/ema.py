@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,7 +15,7 @@ from admg.evaluation.report import shown
 from admg.evaluation.sweep import METRICS, Metrics, Sweep, plan_sweep
 from admg.files import atomic, check_output_folder
 from admg.generation import JobOptions
-from admg.training.posthoc import Reconstruction, as_length
+from admg.training.posthoc import Reconstruction, as_length, reach, steps_until
 
 from .feature_options import FeatureOptions
 from .sampling_options import SamplingOptions, ShowProgress
@@ -27,6 +27,8 @@ EXAMPLES = """\
   admg sample --model lengths/length-0.15 --out samples
   admg ema runs/photos --length 3%,5%,7%,10%,15%,20% --reference photos --num 2000 --out lengths    compare them
   admg ema runs/photos --length 10% --step 50000 --out earlier"""
+
+LENGTHS = ("5%", "10%", "15%", "20%")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +54,9 @@ class Options:
     """
 
     run: Path = setting(positional=True, metavar="RUN")
-    length: tuple[str, ...] = setting(("5%", "10%", "15%", "20%"), metavar="L1,L2,...")
+    length: tuple[str, ...] | None = setting(
+        None, metavar="L1,L2,...", default_text=f"{','.join(LENGTHS)}, as far as the snapshots reach"
+    )
     step: int | None = setting(None, min=1)
     out: Path = setting(metavar="DIR")
     overwrite: bool = False
@@ -67,10 +71,19 @@ class Options:
 
     def __post_init__(self) -> None:
         check(self)
-        if not self.length:
+        if self.length == ():
             raise ValueError("length must be a list such as 5%,10%,15%")
-        for length in self.length:
+        for length in self.length or ():
             as_length(length)
+
+    def plans(self) -> dict[float, Reconstruction]:
+        """Return the averages to make, by their length."""
+        lengths: Sequence[str] = self.length or ()
+        if self.length is None:
+            shortest, longest = reach(steps_until(self.run, self.step))
+            lengths = [length for length in LENGTHS if shortest <= as_length(length) <= longest]
+        found = (Reconstruction.plan(self.run, length, self.step) for length in lengths)
+        return {plan.length: plan for plan in found}
 
     def sweep(self, model: Path, out: Path) -> Sweep:
         """Return the sampling of a model as a sweep of a single cell."""
@@ -96,7 +109,7 @@ class Options:
 
 def run(options: Options) -> None:
     """Write the models, and print a table of the lengths with the metrics of their samples."""
-    plans = {plan.length: plan for plan in (Reconstruction.plan(options.run, x, options.step) for x in options.length)}
+    plans = options.plans()
     folders = {length: options.out / f"length-{length:.10g}" for length in plans}
     there = {x for x in plans if not options.overwrite and plans[x].is_at(folders[x] / "model")}
     if options.reference is not None:
