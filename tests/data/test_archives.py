@@ -10,6 +10,7 @@ import tarfile
 import warnings
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,11 @@ from torch import nn
 import admg
 from admg.checkpoints.labels import Labels
 from admg.checkpoints.model import Model
-from admg.data import DataConfig, DataError, batches, members
+from admg.data import DataConfig, DataError, arrays, batches, members
 from admg.data import open as open_dataset
 from admg.data.members import Container, Part
 from admg.data.tars import expand, index_path
+from admg.data.zips import list_zip
 from admg.diffusion.config import DiffusionConfig
 from admg.evaluation.kept import fingerprint
 from admg.evaluation.sources import open_source
@@ -200,6 +202,24 @@ def test_what_is_no_zip_is_refused(tmp_path, damage):
     said = {"encrypted": "are encrypted, such as 1.png", "method": "compressed by method 14", "empty": "holds none"}
     with pytest.raises(DataError, match=said.get(damage, "a.zip cannot be read as a zip")):
         open_dataset(path, 8)
+
+
+def test_members_that_decompress_without_end_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(arrays, "BOMB", 1000)
+    path = write_zip(tmp_path / "a.zip", {"1.png": bytes(200_000)}, zipfile.ZIP_DEFLATED)
+    with pytest.raises(DataError, match=r"a.zip/1.png of \d+ bytes would decompress to 200,000 bytes"):
+        open_dataset(path, 8)
+    path = write_zip(
+        tmp_path / "b.zip", {"1.png": png(noise(8, 8)), "dataset.json": b" " * 200_000}, zipfile.ZIP_DEFLATED
+    )
+    with pytest.raises(DataError, match=r"b.zip/dataset.json of \d+ bytes would decompress"):
+        open_dataset(path, 8)
+
+
+def test_no_more_is_decompressed_than_the_zip_says(tmp_path):
+    path = write_zip(tmp_path / "a.zip", {"1.png": png(noise(8, 8)) + bytes(300_000)}, zipfile.ZIP_DEFLATED)
+    (member,) = list_zip(path).members.values()
+    assert len(replace(member, size=100).read_bytes()) == 100
 
 
 def webdataset(folder: Path, label=lambda i: {"cls": str(i % 3).encode()}, shards: int = 3, name="shards-{:03}.tar"):

@@ -22,6 +22,7 @@ from .arrays import Split
 from .errors import DataError, listed
 from .listing import Listing
 from .members import Container, Member
+from .metadata import LABELS
 from .parts import SPLIT_NAMES
 
 HUB = "hf:"
@@ -29,8 +30,7 @@ HUB = "hf:"
 SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"
 """Files in the folders that `save_to_disk` writes, for a data set and for one of several splits."""
 IMAGES = ("image", "img", "jpg", "png", "webp", "picture", "photo")
-LABELS = ("label", "labels", "class", "cls", "category", "target", "y", "class_name", "fine_label")
-"""Names of columns, in the order of precedence."""
+"""Names of columns of images, in the order of precedence."""
 ROWS = 256
 """Number of rows that are copied at once."""
 BAR_AFTER = 2.0

@@ -17,6 +17,7 @@ from jaxtyping import Int64
 from .errors import DataError, check_choice, listed
 from .listing import DESCRIPTION, Listing, nfc, relative_names
 from .members import ImagePath, Member
+from .metadata import metadata_labels
 
 LabelSource = Literal["auto", "folders", "prefix", "json", "none"]
 SPLITS = re.compile(r"(train|training|val|valid|validation|test|testing|eval|dev)(\d{4})?", re.IGNORECASE)
@@ -51,10 +52,10 @@ def find_labels(
 
     source: "folders", the names of the sub-folders; "prefix", file names up to the first underscore, in sub-folders as
         well, which is the layout of guided-diffusion; "json", the numbers in dataset.json, which is the layout of EDM
-        and StyleGAN; "none", no labels. "auto" takes labels that are stored with the images, or dataset.json if there
-        is one, else the sub-folders if there are any, else the file names if any has an underscore; sub-folders that
-        are all named as parts of a data set (train, val, 00000) give no label if file names do. True and False stand
-        for "auto" and "none".
+        and StyleGAN; "none", no labels. "auto" takes labels that are stored with the images, or in dataset.json or
+        metadata.csv; else the sub-folders if there are any; else the file names if any has an underscore. Sub-folders
+        that are all named as parts of a data set (train, val, 00000) give no label if file names do. True and False
+        stand for "auto" and "none".
     order: names of the labels, in the order of their numbers; by default they are sorted
 
     Names are in Unicode's NFC. With "auto", a layout that may have been misunderstood is reported in a warning.
@@ -65,10 +66,12 @@ def find_labels(
         return None
     root = listing.root
     if chosen == "auto" and any(isinstance(file, Member) and file.label is not None for file in files):
-        return _stored(listing, files, order)
+        return _stored(listing, [file.label if isinstance(file, Member) else None for file in files], files, order)
     names = names_within(listing, files)
     if chosen == "json" or (chosen == "auto" and _has_description(listing)):
         return _described(root / DESCRIPTION, _description(listing), names, order)
+    if chosen == "auto" and listing.members is None and (labels_beside := metadata_labels(root, names)) is not None:
+        return _stored(listing, labels_beside, files, order)
     if chosen == "auto":
         chosen = recognised(root, names)
         if chosen == "none":
@@ -114,9 +117,9 @@ def recognised(root: Path, names: Sequence[str]) -> Literal["folders", "prefix",
                 f"{root} mixes class sub-folders (such as {nested[0].split('/')[0]}) and loose images (such as "
                 f"{loose[0]}): allowed is one or the other, or labels=False (--labels none)"
             )
-        folders, prefixes = {name.split("/")[0] for name in names}, [prefix(name) for name in names]
+        folders = {name.split("/")[0] for name in names}
         parts = all(SPLITS.fullmatch(folder) or NUMBERED.fullmatch(folder) for folder in folders)
-        return "prefix" if parts and all(prefixes) and _repeated(prefixes) else "folders"
+        return "prefix" if parts and labelled_by_prefix(names) else "folders"
     labelled = sum("_" in name for name in names)
     if 0 < labelled < len(names):
         other = next(name for name in names if "_" not in name)
@@ -197,6 +200,12 @@ def _other_prefixes(names: Sequence[str], folders: Sequence[str]) -> list[str]:
     return []
 
 
+def labelled_by_prefix(names: Sequence[str]) -> bool:
+    """Whether all file names begin with what can be labels, as in guided-diffusion."""
+    prefixes = [prefix(name) for name in names]
+    return all(prefixes) and _repeated(prefixes)
+
+
 def _repeated(prefixes: Sequence[str]) -> bool:
     """Whether these can be labels: several, of at least two images each on average, as serial numbers are not."""
     return 1 < len(set(prefixes)) <= len(prefixes) / 2
@@ -259,15 +268,16 @@ def description(files: Sequence[str], labels: Sequence[int], names: Sequence[str
     return content if all(number == name for number, name in named.items()) else content | {"label_names": named}
 
 
-def _stored(listing: Listing, files: Sequence[ImagePath], order: tuple[str, ...] | None) -> FoundLabels:
-    """Return the labels that are stored with the images. Raises DataError if one is missing or has no name."""
+def _stored(
+    listing: Listing, labels: Sequence[int | str | None], files: Sequence[ImagePath], order: tuple[str, ...] | None
+) -> FoundLabels:
+    """Return labels that are stored as numbers or names. Raises DataError if one is missing or has no name."""
     root = listing.root
-    labels = [file.label if isinstance(file, Member) else None for file in files]
     if None in labels:
         missing = files[labels.index(None)]
         raise DataError(
-            f"{labels.count(None)} of {len(files)} images in {root} have no label, such as {missing}: allowed are all "
-            f"or none, or labels=False (--labels none)"
+            f"{list(labels).count(None)} of {len(files)} images in {root} have no label, such as {missing}: allowed "
+            f"are all or none, or labels=False (--labels none)"
         )
     texts = [label for label in labels if isinstance(label, str)]
     if len(texts) == len(labels):

@@ -13,6 +13,8 @@ from .members import ImagePath, Member
 
 DESCRIPTION = "dataset.json"
 """File beside the images, of a folder or in an archive, that holds their labels."""
+METADATA = ("metadata.csv", "metadata.jsonl")
+"""Files beside the images of a folder that `imagefolder` of Hugging Face's `datasets` reads."""
 SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini"})
 SYSTEM_FOLDERS = frozenset(
     {"@eadir", "__macosx", "#recycle", "@recycle", "$recycle.bin", "lost+found", "system volume information"}
@@ -104,7 +106,7 @@ def visible(names: Iterable[str]) -> tuple[list[str], list[str]]:
     left_out: dict[str, None] = {}
     for name in names:
         *folders, file = name.split("/")
-        hidden = next((i for i, folder in enumerate(folders) if _is_hidden(folder)), None)
+        hidden = next((i for i, folder in enumerate(folders) if is_hidden_folder(folder)), None)
         if hidden is not None:
             left_out["/".join(folders[: hidden + 1])] = None
         elif file and not file.startswith(".") and file.lower() not in SYSTEM_FILES:
@@ -141,7 +143,7 @@ def _walk(folder: str, prefix: str, above: tuple[str, ...], left_out: list[str],
     for entry in entries:
         hidden, linked = entry.name.startswith("."), entry.is_symlink()
         if os.path.isdir(entry.path) if linked else entry.is_dir():
-            if _is_hidden(entry.name):
+            if is_hidden_folder(entry.name):
                 left_out.append(prefix + entry.name)
             else:
                 yield from _walk(entry.path, f"{prefix}{entry.name}/", (*above, real), left_out, sizes)
@@ -151,7 +153,8 @@ def _walk(folder: str, prefix: str, above: tuple[str, ...], left_out: list[str],
             yield _listed(entry, prefix) if sizes else ListedFile(prefix + entry.name)
 
 
-def _is_hidden(folder: str) -> bool:
+def is_hidden_folder(folder: str) -> bool:
+    """Whether a folder of this name is hidden, or of the system, and no part of a data set."""
     return folder.startswith(".") or folder.lower() in SYSTEM_FOLDERS
 
 

@@ -148,7 +148,8 @@ class ZipMember(Member):
         part = Part(self.container, self.header + LOCAL_HEADER.size + name + extra, self.packed)
         if not self.deflated:
             return cast(BinaryIO, io.BufferedReader(part))
-        return io.BytesIO(zlib.decompressobj(-zlib.MAX_WBITS).decompress(part.readall()))
+        whole = zlib.decompressobj(-zlib.MAX_WBITS).decompress(part.readall(), max(1, self.size))
+        return io.BytesIO(whole)
 
 
 def open_image(file: ImagePath) -> Image.Image:

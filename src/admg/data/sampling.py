@@ -15,6 +15,7 @@ from admg.config import did_you_mean
 
 from .dataset import ImageDataset
 from .errors import DataError, listed
+from .split import known_labels
 
 Sampling = Literal["uniform", "balanced", "weighted"]
 
@@ -39,13 +40,13 @@ class ClassSampling:
         """Return the order of the images in each epoch. Raises DataError if it needs labels that are not known."""
         if self.power == 1 and not self.weights:
             return UniformOrder(seed, len(dataset))
-        labels = getattr(dataset, "labels", None)
+        labels = known_labels(dataset)
         if not dataset.label_names:
             raise DataError("classes can only be balanced or weighted (--sampling) if the images have labels")
-        if not isinstance(labels, np.ndarray):
+        if labels is None:
             raise DataError(
                 f"the labels of a {type(dataset).__name__} are known only when its images are read: allowed is "
-                f'sampling="uniform", or a data set that admg.data.open or from_arrays made'
+                f'sampling="uniform", a data set of admg.data.open or from_arrays, or one with the attribute targets'
             )
         return WeightedOrder(seed, labels, self.shares(labels, dataset.label_names))
 

@@ -15,7 +15,7 @@ from PIL import Image
 from .errors import DataError, listed
 from .folder import ImageFile, check
 from .index import SMALLEST, read_index, write_index
-from .listing import DESCRIPTION, ListedFile, Listing
+from .listing import DESCRIPTION, METADATA, ListedFile, Listing
 from .members import ImagePath
 
 Verify = Literal["full", "headers", "none"]
@@ -45,7 +45,7 @@ def open_images(
     image.
     """
     root = listing.root
-    files = [file for file in listing.files if file.name != DESCRIPTION]
+    files = [file for file in listing.files if file.name not in (DESCRIPTION, *METADATA)]
     if listing.left_out:
         warnings.warn(f"left out the hidden and system folders of {root}: {listed(listing.left_out)}", stacklevel=2)
     if not files:

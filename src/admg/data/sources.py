@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,11 +12,14 @@ from PIL import Image
 from .arrays import Split, find_idx
 from .arrow import HUB, SAVED, SAVED_SPLITS, list_hub, list_saved, list_tables
 from .errors import DataError
-from .listing import Listing, list_files
-from .parts import of_split
+from .labelling import labelled_by_prefix
+from .listing import METADATA, Listing, is_hidden_folder, list_files
+from .parts import SPLIT_NAMES, of_split
 from .tars import expand, list_tars
 from .zips import list_zip
 
+Entries = list[tuple[str, bool]]
+"""Names in a folder, and whether each is a folder."""
 TABLES = (".parquet", ".arrow")
 COLLECTIONS = frozenset({".npz", ".npy", ".zip", ".tar", *TABLES})
 """Endings of files that hold many images."""
@@ -59,22 +63,54 @@ def _in_folder(path: Path, split: Split, sizes: bool, progress: bool) -> Listing
         return found
     if (path / SAVED).is_file() or (path / SAVED_SPLITS).is_file():
         return list_saved(path, split)
-    if tars := only(path, (".tar",)):
+    entries = entries_of(path)
+    if tars := only(path, entries, (".tar",)):
         return list_tars(path, tars, split, progress=progress)
     data = path / "data"  # where the repositories of Hugging Face's hub have them
-    for folder in (path, data) if data.is_dir() else (path,):
-        if tables := only(folder, TABLES):
+    for folder, inner in ((path, entries), *([(data, entries_of(data))] if data.is_dir() else [])):
+        if tables := only(folder, inner, TABLES):
             tables = of_split(tables, split, folder)
             return list_tables(folder, tables, f"set of {len(tables)} tables", progress=progress)
-    return list_files(path, sizes=sizes)
+    listing = list_files(path, sizes=sizes)
+    part = part_with_classes(path, entries, split)
+    if part is None or labelled_by_prefix([file.name for file in listing.files if is_image(file.name)]):
+        return listing
+    if sum(is_dir for _, is_dir in entries) > 1:
+        warnings.warn(f"{path}: the images are those in {part.name}, the split {split} (--split)", stacklevel=4)
+    return list_files(part, sizes=sizes)
 
 
-def only(folder: Path, endings: Sequence[str]) -> list[Path]:
+def part_with_classes(folder: Path, entries: Entries, split: Split) -> Path | None:
+    """Return the sub-folder of a split in a folder such as train/cat/1.png, val/cat/2.png; None for other folders.
+
+    Sub-folders that hold images themselves are none: these may be classes, or their file names may begin with labels.
+    """
+    names = {name.lower(): name for name, is_dir in entries if is_dir}
+    known = {word for words in SPLIT_NAMES.values() for word in words}
+    chosen = next((names[word] for word in SPLIT_NAMES[split] if word in names), None)
+    if chosen is None or any(is_image(name) for name, is_dir in entries if not is_dir) or not names.keys() <= known:
+        return None
+    inner = entries_of(folder / chosen)
+    if not inner or any(not is_dir and name not in METADATA for name, is_dir in inner):
+        return None
+    return folder / chosen
+
+
+def only(folder: Path, entries: Entries, endings: Sequence[str]) -> list[Path]:
     """Return the files with these endings in a folder, sorted; [] if it also has images or folders."""
-    with os.scandir(folder) as found:
-        entries = [(entry.name, entry.is_dir()) for entry in found if not entry.name.startswith(".")]
     chosen = [name for name, _ in entries if name.lower().endswith(tuple(endings))]
-    images = tuple(Image.registered_extensions())
-    if not chosen or any(is_dir or name.lower().endswith(images) for name, is_dir in entries):
+    if not chosen or any(is_dir or is_image(name) for name, is_dir in entries):
         return []
     return [folder / name for name in sorted(chosen)]
+
+
+def is_image(name: str) -> bool:
+    """Whether a file has the ending of an image that Pillow reads."""
+    return os.path.splitext(name)[1].lower() in Image.registered_extensions()
+
+
+def entries_of(folder: Path) -> Entries:
+    """Return the names in a folder, and whether each is a folder, without hidden files and folders of systems."""
+    with os.scandir(folder) as found:
+        entries = [(entry.name, entry.is_dir()) for entry in found]
+    return [entry for entry in entries if not (is_hidden_folder(entry[0]) if entry[1] else entry[0].startswith("."))]

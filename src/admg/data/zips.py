@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
+from .arrays import check_bomb
 from .errors import DataError
 from .listing import DESCRIPTION, Description, Listing, in_order, visible
 from .members import Container, ZipMember
@@ -21,10 +22,14 @@ def list_zip(path: Path) -> Listing:
             entries = {entry.filename: entry for entry in file.infolist() if not entry.is_dir()}
             found = [name for name in entries if name.rpartition("/")[2] == DESCRIPTION]
             described = min(found, key=lambda name: name.count("/"), default=None)
+            if described is not None:
+                entry = entries[described]
+                check_bomb(path / described, entry.file_size, entry.compress_size)
             content = None if described is None else file.read(described)
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
         raise DataError(f"{path} cannot be read as a zip: {error}") from error
     for entry in entries.values():
+        check_bomb(path / entry.filename, entry.file_size, entry.compress_size)
         if entry.compress_type not in READABLE or entry.flag_bits & ENCRYPTED:
             how = "encrypted" if entry.flag_bits & ENCRYPTED else f"compressed by method {entry.compress_type}"
             raise DataError(

@@ -1,0 +1,63 @@
+"""Labels in metadata.csv or metadata.jsonl beside the images, as `imagefolder` of Hugging Face's `datasets` has."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .errors import DataError, listed
+from .listing import METADATA, nfc
+
+FILE_NAME = "file_name"
+"""Column with the name of the image, relative to the folder."""
+LABELS = ("label", "labels", "class", "cls", "category", "target", "y", "class_name", "fine_label")
+"""Names of columns of labels, in the order of precedence."""
+
+
+def metadata_labels(root: Path, names: Sequence[str]) -> list[int | str] | None:
+    """Return the label of each file below a folder, or None if there are no metadata with a column of labels.
+
+    Raises DataError if the metadata cannot be read, or lack the label of a file.
+    """
+    path = next((root / name for name in METADATA if (root / name).is_file()), None)
+    rows = [] if path is None else _rows(path)
+    column = next((name for name in LABELS if rows and name in rows[0]), None)
+    if path is None or column is None:
+        return None
+    found: dict[str, Any] = {}
+    for row in rows:
+        if not isinstance(row.get(FILE_NAME), str):
+            raise DataError(f"{path} has a row without {FILE_NAME}: {str(row)[:80]}")
+        found[nfc(row[FILE_NAME].replace("\\", "/").removeprefix("./"))] = _label(row.get(column))
+    missing = [name for name in names if found.get(nfc(name)) is None]
+    if missing:
+        raise DataError(
+            f"{path} has no {column} for {len(missing)} of {len(names)} images ({listed(missing, 1)}): allowed are "
+            f'labels for all images, or labels="folders", "prefix" or "none" (--labels)'
+        )
+    return [found[nfc(name)] for name in names]
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix == ".csv":
+            return list(csv.DictReader(io.StringIO(text, newline="")))
+        rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+    except (ValueError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    if not all(isinstance(row, dict) for row in rows):
+        raise DataError(f'{path} has a line that is no object: allowed is {{"file_name": "a.png", "label": "cat"}}')
+    return rows
+
+
+def _label(value: Any) -> int | str | None:
+    """Return a number or a name; text that is a whole number is a number, as in CSV."""
+    if isinstance(value, str):
+        value = value.strip()
+        return int(value) if value.isdecimal() else value or None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None

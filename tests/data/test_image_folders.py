@@ -1,0 +1,89 @@
+"""The layout of Hugging Face's `imagefolder`: class folders within parts of the data, and labels in metadata files."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from admg.data import DataError
+from admg.data import open as open_dataset
+
+
+def put(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 50).save(root / name)
+    return root
+
+
+def test_class_folders_within_parts(tmp_path):
+    put(tmp_path, "train/cat/1.png", "train/dog/2.png", "val/cat/3.png", "val/dog/4.png", "val/dog/5.png")
+    (tmp_path / "README.md").touch()
+    with pytest.warns(UserWarning, match=r"the images are those in train, the split train \(--split\)"):
+        dataset = open_dataset(tmp_path, 8, labels="folders")
+    assert len(dataset) == 2 and dataset.label_names == ("cat", "dog")
+    with pytest.warns(UserWarning, match="the images are those in val, the split test"):
+        assert open_dataset(tmp_path, 8, split="test", labels="folders").labels.tolist() == [0, 1, 1]
+    put(tmp_path, "test/cat/6.png")
+    with pytest.warns(UserWarning, match="the images are those in test, the split test"):
+        assert len(open_dataset(tmp_path, 8, split="test", labels="folders")) == 1
+
+
+@pytest.mark.parametrize(
+    "names, classes",
+    [
+        (("train/1.png", "val/2.png"), ("train", "val")),  # no classes within
+        (("train/cat/1.png", "other/cat/2.png"), ("other", "train")),
+        (("val/cat/1.png", "val/dog/2.png"), ("val",)),  # no training part
+        (("train/cat/cat_1.png", "train/cat/cat_2.png", "val/dog/dog_3.png", "val/dog/dog_4.png"), ("cat", "dog")),
+    ],
+)
+def test_other_folders_are_classes_as_before(tmp_path, names, classes):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert open_dataset(put(tmp_path, *names), 8).label_names == classes
+
+
+def csv(root: Path, *rows: str) -> None:
+    (root / "metadata.csv").write_text("\n".join(rows) + "\n", encoding="utf-8-sig")
+
+
+def test_labels_in_metadata(tmp_path):
+    put(tmp_path, "1.png", "2.png", "sub/e\u0301.png")
+    csv(tmp_path, "file_name,text,label", '1.png,"a, b",dog', "2.png,,cat", "./sub/\u00e9.png,,dog")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dataset = open_dataset(tmp_path, 8)
+    assert dataset.label_names == ("cat", "dog") and dataset.labels.tolist() == [1, 0, 1] and not dataset.skipped
+    csv(tmp_path, "file_name,class", "1.png,3", "2.png,0", "sub/\u00e9.png,1")
+    assert open_dataset(tmp_path, 8).labels.tolist() == [3, 0, 1]
+    (tmp_path / "metadata.csv").unlink()
+    rows = [{"file_name": name, "label": label} for name, label in (("1.png", 2), ("2.png", 2), ("sub/\u00e9.png", 0))]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    dataset = open_dataset(tmp_path, 8)
+    assert dataset.labels.tolist() == [2, 2, 0] and dataset.numbered
+    assert open_dataset(tmp_path, 8, labels="none").labels is None
+
+
+def test_metadata_without_labels_leave_the_folders(tmp_path):
+    put(tmp_path, "cat/1.png", "cat/2.png", "dog/3.png", "dog/4.png")
+    csv(tmp_path, "file_name,text", "cat/1.png,a cat")
+    assert open_dataset(tmp_path, 8).label_names == ("cat", "dog")
+    csv(tmp_path, "name,label", "cat/1.png,cat")
+    with pytest.raises(DataError, match=r"metadata.csv has a row without file_name"):
+        open_dataset(tmp_path, 8)
+    csv(tmp_path, "file_name,label", "cat/1.png,cat", "dog/3.png,")
+    with pytest.raises(DataError, match=r"metadata.csv has no label for 3 of 4 images \(cat/2.png, ... \(3 in all\)\)"):
+        open_dataset(tmp_path, 8)
+    assert open_dataset(tmp_path, 8, labels="folders").label_names == ("cat", "dog")
+    (tmp_path / "metadata.csv").write_bytes(b"file_name,label\n\xff")
+    with pytest.raises(DataError, match=r"metadata.csv cannot be read"):
+        open_dataset(tmp_path, 8)
+    (tmp_path / "metadata.csv").unlink()
+    (tmp_path / "metadata.jsonl").write_text("[1, 2]\n")
+    with pytest.raises(DataError, match=r"metadata.jsonl has a line that is no object"):
+        open_dataset(tmp_path, 8)
