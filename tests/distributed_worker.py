@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from admg.data import batches, from_arrays
 from admg.diffusion.config import DiffusionConfig
 from admg.engine.device import Processes
 from admg.models import ClassifierConfig, NoisyClassifier, UNet, UNetConfig
-from admg.training import ClassifierTask, DiffusionTask, TrainConfig, distributed
+from admg.training import ClassifierTask, DiffusionTask, TrainConfig, checkpointing, distributed
 from admg.training.prefetch import prefetch
 from admg.training.step import Learner
 
@@ -42,9 +43,27 @@ def task_of(kind: str, dtype: torch.dtype) -> DiffusionTask | ClassifierTask:
     return DiffusionTask(Model(network, process.build(), (1, 8, 8), Labels(3), process), label_dropout=0.3)
 
 
-def losses(name: str, processes: Processes, longer: int = 1) -> list[dict[str, float]]:
-    """Return the measurements of each step of a run, which may be some times longer."""
-    kind, dtype, steps, options = RUNS[name]
+@dataclass(frozen=True)
+class Segment:
+    """A run of a name in RUNS, or a part of it.
+
+    longer: factor of the number of steps
+    folder: run directory to resume from, if it holds a checkpoint, and to save to
+    until: number of the step to stop before; None for the end
+    shard: whether to shard; None for what RUNS says
+    """
+
+    name: str
+    longer: int = 1
+    folder: str | None = None
+    until: int | None = None
+    shard: bool | None = None
+
+
+def losses(run: Segment, processes: Processes) -> list[dict[str, float]]:
+    """Return the measurements of each step."""
+    kind, dtype, steps, options = RUNS[run.name]
+    options = options | ({} if run.shard is None else {"shard": run.shard})
     if processes.count == 1:
         options = options | {"shard": False}
     images = torch.rand(30, 1, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -52,17 +71,23 @@ def losses(name: str, processes: Processes, longer: int = 1) -> list[dict[str, f
     config = TrainConfig(**{"batch_size": 4, "lr": 1e-3, "warmup": 10, "precision": "fp32"} | options)
     task = task_of(kind, dtype)
     learner = Learner(task, config, CPU, processes)
-    stream = batches(data, config.batch_size, seed=0, part=(processes.rank, processes.count))
+    first = checkpointing.resume(Path(run.folder), learner) if run.folder else 0
+    until = run.until or steps * run.longer
+    stream = batches(data, config.batch_size, seed=0, start=first, part=(processes.rank, processes.count))
     found = []
-    for step, drawn in zip(range(steps * longer), prefetch(task, stream, 0, 0, CPU, processes)):
+    for step, drawn in zip(range(first, until), prefetch(task, stream, 0, first, CPU, processes)):
         drawn = [part.to(dtype) if part.is_floating_point() else part for part in drawn]
         found.append({key: value.item() for key, value in learner.step(step, drawn).items()})
+    if run.folder:
+        if config.shard or processes.rank == 0:
+            checkpointing.save(Path(run.folder), checkpointing.state_of(learner, until), processes)
+        distributed.wait_for_all(processes)
     return found
 
 
 if __name__ == "__main__":
     place = distributed.join(CPU)
-    results = {name: losses(name, place, int(sys.argv[3])) for name in sys.argv[2].split("; ")}
+    results = [losses(Segment(**segment), place) for segment in json.loads(sys.argv[2])]
     if place.rank == 0:
         Path(sys.argv[1]).write_text(json.dumps(results))
     distributed.leave()

@@ -6,12 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import distributed_worker
 import numpy as np
 import pytest
 import torch
+from distributed_worker import Segment
 from helpers import make, randomised, refused
 
 import admg
@@ -38,13 +40,18 @@ def torchrun(count: int, *command: object) -> subprocess.CompletedProcess[str]:
 Measurements = dict[str, list[dict[str, float]]]
 
 
-def losses_of(count: int, names: list[str], folder: Path, longer: int = 1) -> Measurements:
-    """Return the measurements of runs of the worker by so many processes."""
-    if count == 1:  # in this process; one process does not shard
-        return {name: distributed_worker.losses(name, ALONE, longer) for name in names}
-    done = torchrun(count, WORKER, folder / f"{count}.json", "; ".join(names), longer)
+def measured(count: int, segments: list[Segment], folder: Path) -> list[list[dict[str, float]]]:
+    """Return the measurements of segments of runs by so many processes of the worker; one process is this one."""
+    if count == 1:
+        return [distributed_worker.losses(segment, ALONE) for segment in segments]
+    done = torchrun(count, WORKER, folder / f"{count}.json", json.dumps([*map(asdict, segments)]))
     assert not done.returncode, done.stderr[-2000:]
     return json.loads((folder / f"{count}.json").read_text())
+
+
+def losses_of(count: int, names: list[str], folder: Path, longer: int = 1) -> Measurements:
+    """Return the measurements of runs of the worker by so many processes."""
+    return dict(zip(names, measured(count, [Segment(name, longer) for name in names], folder)))
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +87,43 @@ def test_losses_of_200_steps(tmp_path, count):
     for name in names:
         assert len(one[name]) >= 200
         check_equal(one, several, name)
+
+
+def check_elastic(tmp_path: Path, name: str, parts: list[tuple[int, bool]]) -> None:
+    """A run in several parts, each by a number of processes that shard or not, has the losses of one process."""
+    found = []
+    for number, (count, shard) in enumerate(parts, 1):
+        segment = Segment(name, folder=str(tmp_path / "run"), until=3 * number, shard=shard)
+        found += measured(count, [segment], tmp_path)[0]
+    (alone,) = measured(1, [Segment(name, until=3 * len(parts))], tmp_path)
+    check_equal({name: alone}, {name: found}, name)
+
+
+@pytest.mark.process
+def test_processes_that_shard_continue_as_one_and_again_as_two(tmp_path):
+    """In float64. The checkpoint of parts is replaced by one file, and that by parts again."""
+    check_elastic(tmp_path, "float64 sharded", [(2, True), (1, False)])
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint.pt"]
+    continued = [Segment("float64", folder=str(tmp_path / "run"), until=9, shard=True)]
+    (found,) = measured(2, continued, tmp_path)
+    (alone,) = measured(1, [Segment("float64", until=9)], tmp_path)
+    check_equal({"float64": alone[6:]}, {"float64": found}, "float64")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint_0000009"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [(2, False), (1, False), (4, False)],  # DDP
+        [(2, True), (2, False), (1, False)],  # FSDP2, then DDP
+        [(1, False), (4, True), (2, True)],
+        [(4, True), (1, False), (2, False)],
+    ],
+)
+@pytest.mark.parametrize("name", ["float64", "float64 accumulated", "float32"])
+def test_any_number_of_processes_continues_a_run(tmp_path, name, parts):
+    check_elastic(tmp_path, name, parts)
 
 
 @pytest.mark.process

@@ -30,6 +30,8 @@ def join(device: torch.device, alone: bool = False) -> Processes:
     processes = Processes.from_environment()
     if processes.count == 1 and not alone:
         return processes
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # where NCCL exchanges objects
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
         place: dict[str, Any] = {"rank": processes.rank, "world_size": processes.count}

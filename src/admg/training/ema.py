@@ -36,8 +36,11 @@ class EMA:
         self.count += 1
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the state, with the keys of `torch.optim.swa_utils.AveragedModel`, which older checkpoints hold."""
-        weights = {f"module.{name}": value for name, value in network_state(self.network).items()}
+        """Return the state, with the keys of `torch.optim.swa_utils.AveragedModel`, which older checkpoints hold.
+
+        If the network is sharded, each process gets its parts.
+        """
+        weights = {f"module.{name}": value for name, value in network_state(self.network, whole=False).items()}
         return {"n_averaged": torch.tensor(self.count), **weights}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -46,7 +46,7 @@ def open_initial(init: Init | None, flags: str | None, kind: Kind, out: Path | s
 
 def is_resumed(out: Path | str) -> bool:
     """Whether a run directory holds a run to resume, with a model that says what it is."""
-    return (Path(out) / checkpointing.FILE).is_file() and (Path(out) / "model" / "config.json").is_file()
+    return bool(checkpointing.saved(Path(out))) and (Path(out) / "model" / "config.json").is_file()
 
 
 def process_of(given: DiffusionConfig | Mapping[str, Any] | None, initial: Initial | None) -> DiffusionConfig:

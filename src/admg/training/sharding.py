@@ -1,11 +1,12 @@
 """Networks whose weights, gradients and optimiser state are divided among the processes: PyTorch's FSDP2.
 
-A state that is saved or loaded is whole, with the keys of a network in one process, so that a run can go on with
-another number of processes, sharded or not.
+States have the keys of a network in one process, so that a run can go on with another number of processes, whether
+sharded or not.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,7 +14,6 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
-    get_optimizer_state_dict,
     set_model_state_dict,
     set_optimizer_state_dict,
 )
@@ -52,35 +52,37 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def network_state(network: nn.Module) -> dict[str, Any]:
-    """Return the whole state dict, which only the first process gets if the network is sharded; all must call this."""
-    return get_model_state_dict(network, options=WHOLE) if is_sharded(network) else network.state_dict()
+def has_parts(state: Any) -> bool:
+    """Whether nested dictionaries hold a sharded tensor."""
+    if isinstance(state, Mapping):
+        return any(map(has_parts, state.values()))
+    return isinstance(state, DTensor)
+
+
+def network_state(network: nn.Module, whole: bool = True) -> dict[str, Any]:
+    """Return the state dict of a network.
+
+    whole: gather a sharded one in the first process, for which all must call this; otherwise return their parts
+    """
+    if whole and is_sharded(network):
+        return get_model_state_dict(network, options=WHOLE)
+    return network.state_dict()
 
 
 def load_network(network: nn.Module, state: dict[str, Any]) -> None:
-    """Load a whole state dict into the network, sharded or not."""
-    if is_sharded(network):
+    """Load a state dict into the network: a whole one, sharded or not the network, or the parts of a sharded one."""
+    if is_sharded(network) and not has_parts(state):
         set_model_state_dict(network, state, options=StateDictOptions(full_state_dict=True, strict=True))
     else:
         network.load_state_dict(state)
 
 
-def optimizer_state(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return the whole state of the optimiser of a network, as network_state() does, with the keys of torch.optim."""
-    if not is_sharded(network):
-        return optimizer.state_dict()
-    found: dict[str, Any] = get_optimizer_state_dict(network, optimizer, options=WHOLE).get("state", {})  # type: ignore
-    names = _trained(network)
-    state = {number: found[name] for number, name in enumerate(names) if name in found}
-    return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
-
-
 def load_optimizer(network: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load a whole state with the keys of torch.optim into the optimiser of a network, sharded or not."""
-    if not is_sharded(network):
+    """Load a state with the keys of torch.optim into the optimiser of a network; see load_network()."""
+    if not is_sharded(network) or has_parts(state):
         optimizer.load_state_dict(state)
         return
-    names = _trained(network)
+    names = trained_names(network)
     named = {names[number]: values for number, values in state["state"].items()}
     groups = [{**group, "params": [names[number] for number in group["params"]]} for group in state["param_groups"]]
     set_optimizer_state_dict(
@@ -88,6 +90,6 @@ def load_optimizer(network: nn.Module, optimizer: torch.optim.Optimizer, state: 
     )
 
 
-def _trained(network: nn.Module) -> list[str]:
+def trained_names(network: nn.Module) -> list[str]:
     """Return the names of the parameters that the optimiser has, in its order."""
     return [name for name, parameter in network.named_parameters() if parameter.requires_grad]

@@ -185,9 +185,9 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
             if tracker is not None:
                 model.save(folder)
                 saved[folder] = model
-        state = checkpointing.state_of(learner, self.step)
+        if tracker is not None or self.config.shard:  # then every process writes its part
+            checkpointing.save(self.out, checkpointing.state_of(learner, self.step), self.processes)
         if tracker is not None:
-            checkpointing.save(self.out, state)
             tracker.plot()
             self._write_cards(saved)
         self.saved = self.step

@@ -1,0 +1,116 @@
+"""Checkpoints of a sharded network: every process writes its part, by torch.distributed.checkpoint.
+
+The parts are safetensors, so that nothing that a file contains is run. Any number of processes can read them, each what
+it needs. All that is not sharded, such as numbers of steps, is in rest.pt.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.tensor import DTensor
+
+from admg.checkpoints import pickles
+from admg.engine.device import Processes
+from admg.files import atomic
+
+REST = "rest.pt"
+
+
+def save_parts(folder: Path, state: Mapping[str, Any], processes: Processes) -> None:
+    """Write a nested state into a folder that appears when it is complete; all processes must call this together."""
+    parts = {name: value for name, value in flat(state) if isinstance(value, DTensor)}
+    first = processes.rank == 0
+    with atomic(folder) if first else nullcontext(folder) as temporary:
+        place = [temporary]
+        if processes.count > 1:
+            dist.broadcast_object_list(place)
+        if first:
+            place[0].mkdir()
+            torch.save(without_parts(state), place[0] / REST)
+        # returns in the first process when all have written
+        with plain_errors():
+            save(parts, storage_writer=HuggingFaceStorageWriter(str(place[0]), save_distributed=True))
+
+
+def load_whole(folder: Path) -> dict[str, Any]:
+    """Return the state that save_parts() wrote, with whole tensors on the CPU, in this process alone."""
+    reader = HuggingFaceStorageReader(str(folder))
+    known = reader.read_metadata().state_dict_metadata
+    parts: dict[str, Any] = {
+        name: torch.empty(found.size, dtype=found.properties.dtype)  # type: ignore[union-attr]
+        for name, found in known.items()
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a single process reads it, as is meant
+        load(parts, storage_reader=reader, no_dist=True)
+    return with_parts(load_rest(folder), parts)
+
+
+def load_parts(folder: Path, like: Callable[[str], Tensor]) -> dict[str, Any]:
+    """Return the state that save_parts() wrote, of whose sharded tensors each process gets its parts.
+
+    All processes must call this together. Raises an error of torch.distributed.checkpoint if a tensor has another
+    shape.
+
+    like: returns a sharded tensor of the same shape, given the key of a tensor in the flattened state
+    """
+    reader = HuggingFaceStorageReader(str(folder))
+    parts: dict[str, Any] = {key: torch.zeros_like(like(key)) for key in reader.read_metadata().state_dict_metadata}
+    with plain_errors():
+        load(parts, storage_reader=reader)
+    return with_parts(load_rest(folder), parts)
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Context manager that raises the first error of a process, as an OSError, in place of the report of all errors."""
+    try:
+        yield
+    except CheckpointException as report:  # which derives from BaseException
+        rank, (error, _) = next(iter(report.failures.items()))
+        raise OSError(f"process {rank}: {' '.join(str(error).split())}") from report
+
+
+def load_rest(folder: Path) -> dict[str, Any]:
+    """Return the state that save_parts() wrote, with None in place of sharded tensors."""
+    state: dict[str, Any] = pickles.load(folder / REST)
+    return state
+
+
+def flat(state: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of nested dictionaries with their keys, joined by slashes."""
+    for key, value in state.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{key}/")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def without_parts(state: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Return nested dictionaries without the sharded tensors in them; the keys stay."""
+    return {
+        key: without_parts(value) if isinstance(value, Mapping) else None if isinstance(value, DTensor) else value
+        for key, value in state.items()
+    }
+
+
+def with_parts(state: Mapping[Any, Any], parts: Mapping[str, Tensor], prefix: str = "") -> dict[Any, Any]:
+    """Return nested dictionaries with the tensors of these names, as `flat` joins them, in their places."""
+    return {
+        key: with_parts(value, parts, f"{prefix}{key}/")
+        if isinstance(value, Mapping)
+        else parts.get(f"{prefix}{key}", value)
+        for key, value in state.items()
+    }
