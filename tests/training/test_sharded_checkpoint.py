@@ -104,9 +104,8 @@ def test_of_several_checkpoints_the_latest_counts(group, tmp_path):
 @pytest.mark.parametrize("shard", [True, False])
 def test_parts_of_another_network_or_damaged_are_refused(group, tmp_path, shard):
     checkpointing.save(tmp_path, checkpointing.state_of(learner(shard=True), 3))
-    with pytest.raises(
-        CheckpointError, match=r"cannot resume from .*checkpoint_0000003: .*(Size mismatch|loading state_dict)"
-    ):
+    reason = "cannot resume from .*checkpoint_0000003: .*(Size mismatch|loading state_dict)"
+    with pytest.raises(CheckpointError, match=reason):
         checkpointing.resume(tmp_path, learner(shard, channels=64))
     path = next(Path(tmp_path, "checkpoint_0000003").glob("*.safetensors"))
     path.write_bytes(path.read_bytes()[:-100])
