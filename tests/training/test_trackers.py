@@ -77,7 +77,7 @@ def test_both_files_have_the_same_rows_and_numbers_that_are_not_finite_are_null(
 def test_rows_of_steps_that_are_repeated_are_dropped_and_so_is_a_row_that_was_cut_off(tmp_path):
     log = Log(tmp_path)
     for step in range(1, 6):
-        log.append(step, step, {"loss": step})
+        log.append(step, step, {"loss": step} | ({"val_loss": 0.5} if step % 2 == 0 else {}))
     with (tmp_path / "log.csv").open("a") as file:
         file.write("1,")  # of "16,...": the process was killed while it wrote
     resumed = Log(tmp_path, step=3)
@@ -85,6 +85,8 @@ def test_rows_of_steps_that_are_repeated_are_dropped_and_so_is_a_row_that_was_cu
     resumed.append(5, 5, {"loss": 50.0})
     assert [float(row["loss"]) for row in csv_rows(tmp_path)] == [1, 2, 3, 40, 50]
     assert [row["loss"] for row in json_rows(tmp_path)] == [1, 2, 3, 40, 50]
+    assert ["val_loss" in row for row in json_rows(tmp_path)] == [False, True, False, False, False]
+    assert [row["val_loss"] for row in csv_rows(tmp_path)] == ["", "0.5", "", "", ""]
     again = Log(tmp_path, step=0)  # a run that begins anew
     again.append(1, 1, {"loss": 7.0})
     assert len(csv_rows(tmp_path)) == len(json_rows(tmp_path)) == 1

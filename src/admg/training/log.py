@@ -46,11 +46,15 @@ class Log:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a log.csv; [] if there is none. A last line that was not written to its end is left out."""
+    """Return the rows of a log.csv, without their empty cells; [] if there is none.
+
+    A last line that was not written to its end is left out.
+    """
     if not path.exists():
         return []
     whole, newline, _ = path.read_text().rpartition("\n")
-    return list(csv.DictReader(io.StringIO(whole + newline)))
+    rows = csv.DictReader(io.StringIO(whole + newline))
+    return [{name: text for name, text in row.items() if text} for row in rows]
 
 
 def to_csv(rows: Sequence[Mapping[str, str]], names: Sequence[str]) -> str:
