@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from sklearn.datasets import load_digits
 
 import admg
@@ -33,7 +34,6 @@ from admg.evaluation import features
 from admg.evaluation.metrics.fid import frechet_distance
 from admg.evaluation.metrics.statistics import Gaussian
 from admg.files import atomic
-from admg.generation.images import save_png
 from admg.training import ObjectiveConfig
 
 DIMENSIONS = 64
@@ -159,8 +159,8 @@ def train(case: Case, setting: Setting, dataset: ImageDataset, folder: Path) -> 
 def pictures(x: torch.Tensor, path: Path, columns: int = 16) -> None:
     """Write samples side by side as a PNG file."""
     x = x[: len(x) // columns * columns].clamp(-1, 1)
-    rows = torch.cat([torch.cat(list(row), dim=2) for row in x.split(columns)], dim=1)
-    save_png(((rows + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy(), path)
+    rows = torch.cat([torch.cat(list(row), dim=2) for row in x.split(columns)], dim=1).expand(3, -1, -1)
+    Image.fromarray(((rows + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()).save(path)
 
 
 def measure(case: Case, setting: Setting, dataset: ImageDataset, judge: Judge, out: Path) -> dict[str, Any]:

@@ -114,13 +114,18 @@ def group(kind: type, *, omit: Iterable[str] = (), title: str | None = None) -> 
     return dataclasses.field(default_factory=kind, metadata={"group": (kind, tuple(omit), title, False)})
 
 
-def overrides(kind: type, *, omit: Iterable[str] = (), title: str | None = None) -> Any:
+def overrides(
+    kind: type, *, omit: Iterable[str] = (), title: str | None = None, chosen: Mapping[str, str] | None = None
+) -> Any:
     """Declare a field of type `dict[str, Any]` with the given fields of a configuration that is built later.
 
     For a configuration that cannot be built from the options alone, such as a network whose number of labels the data
     decides: `build(kind, options.network, num_classes=10)` does it.
+
+    chosen: fields whose default is chosen later, and what it will be, for the help
     """
-    return dataclasses.field(default_factory=dict, metadata={"group": (kind, tuple(omit), title, True)})
+    metadata = {"group": (kind, tuple(omit), title, True), "chosen": chosen or {}}
+    return dataclasses.field(default_factory=dict, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -141,6 +146,10 @@ class Option:
     def required(self) -> bool:
         return self.default is MISSING
 
+    def chosen_later(self, text: str) -> Option:
+        """Return the option without a default; the text says in the help what it will be."""
+        return dataclasses.replace(self, default=None, declared=dataclasses.replace(self.declared, default_text=text))
+
 
 def options(kind: type, heading: str = "", omit: Iterable[str] = ()) -> Iterator[Option]:
     """Yield the options of a configuration class, those of nested configurations included."""
@@ -151,7 +160,9 @@ def options(kind: type, heading: str = "", omit: Iterable[str] = ()) -> Iterator
             continue
         if "group" in field.metadata:
             inner, inner_omit, title, _ = field.metadata["group"]
-            yield from options(inner, title or first_sentence(inner), inner_omit)
+            chosen = field.metadata.get("chosen", {})
+            for option in options(inner, title or first_sentence(inner), inner_omit):
+                yield option.chosen_later(chosen[option.name]) if option.name in chosen else option
             continue
         default = field.default if field.default_factory is MISSING else field.default_factory()
         if declared.range is None and field.name in getattr(kind, "RANGES", {}):

@@ -13,7 +13,7 @@ from admg.diffusion.config import DiffusionConfig
 from admg.models import UNetConfig
 from admg.training import EvaluationConfig, ObjectiveConfig, TrainConfig, ValidationConfig, train_diffusion
 
-from .training import provenance, recipe_values, train
+from .training import NEW_NETWORK, NEW_PROCESS, provenance, recipe_values, train
 
 EXAMPLES = """\
   admg train --data photos --image-size 64 --out runs/photos
@@ -48,8 +48,8 @@ class Options:
     objective: ObjectiveConfig = group(ObjectiveConfig)
     validation: ValidationConfig = group(ValidationConfig)
     evaluation: EvaluationConfig = group(EvaluationConfig)
-    diffusion: dict[str, Any] = overrides(DiffusionConfig, title="Diffusion process")
-    network: dict[str, Any] = overrides(UNetConfig, omit=FROM_DATA, title="Network")
+    diffusion: dict[str, Any] = overrides(DiffusionConfig, chosen=NEW_PROCESS, title="Diffusion process")
+    network: dict[str, Any] = overrides(UNetConfig, omit=FROM_DATA, chosen=NEW_NETWORK, title="Network")
 
 
 def preset(given: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -13,7 +13,7 @@ from admg.diffusion.config import DiffusionConfig
 from admg.models import ClassifierConfig
 from admg.training import ClassifierValidationConfig, TrainConfig, train_classifier
 
-from .training import provenance, recipe_values, train
+from .training import NEW_NETWORK, NEW_PROCESS, provenance, recipe_values, train
 
 EXAMPLES = """\
   admg train-classifier --data photos --image-size 64 --crop random --out runs/classifier
@@ -42,8 +42,10 @@ class Options:
     images: DataConfig = group(DataConfig)
     training: TrainConfig = group(TrainConfig)
     validation: ClassifierValidationConfig = group(ClassifierValidationConfig, title="Validation")
-    diffusion: dict[str, Any] = overrides(DiffusionConfig, omit=("predict", "variance"), title="Diffusion process")
-    network: dict[str, Any] = overrides(ClassifierConfig, omit=FROM_DATA, title="Network")
+    diffusion: dict[str, Any] = overrides(
+        DiffusionConfig, omit=("predict", "variance"), chosen=NEW_PROCESS, title="Diffusion process"
+    )
+    network: dict[str, Any] = overrides(ClassifierConfig, omit=FROM_DATA, chosen=NEW_NETWORK, title="Network")
 
 
 def preset(given: Mapping[str, Any]) -> Mapping[str, Any]:

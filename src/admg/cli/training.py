@@ -17,11 +17,20 @@ from admg.checkpoints.transfer import describe as describe_start
 from admg.data.classes import describe_classes, empty_classes
 from admg.data.errors import listed
 from admg.training import TrainingRun
+from admg.training.defaults import FEW
 from admg.training.recipes import Command, recipe_for
 from admg.training.services import services_of
 
 from .measure import note_missing_kernels
+from .options import shown
 
+NEW_PROCESS = {"predict": "v", "noise_schedule": "cosine"}
+NEW_NETWORK = {
+    "channels": f"64, or 128 from {FEW:,} images",
+    "num_res_blocks": f"1, or 2 from {FEW:,} images",
+    "head_channels": "64, or less for fewer channels",
+}
+"""Defaults that are chosen for the data, for the help; a run that is resumed keeps its own."""
 PAUSE = 60.0
 """Least number of seconds between two lines that say that the run has been saved."""
 
@@ -112,6 +121,9 @@ def describe(run: TrainingRun[Any]) -> None:
         print(f"skipped {len(skipped)} files that are not images; {len(data)} are", file=sys.stderr)
     parameters = f"{run.parameters / 1e6:.2f} M parameters, {attention(run.learner.network.config)}"
     print(f"{len(data)} images, {len(data.label_names)} labels; {parameters}; run directory {run.out}")
+    if chosen := run.provenance.get("chosen"):
+        values = ", ".join(f"--{name.replace('_', '-')} {shown(value)}" for name, value in chosen.items())
+        print(f"chosen, as not given: {values}")
     if data.label_names:
         print(f"classes: {describe_classes(data)}")
     if empty := empty_classes(data):

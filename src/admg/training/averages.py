@@ -11,7 +11,7 @@ from typing import Any
 from admg.checkpoints import native
 from admg.checkpoints.weights import CheckpointError
 
-from .config import TrainConfig
+from .config import SettledConfig
 from .ema import EMA
 from .profiles import SNAPSHOT_PROFILES, Decay, Spec, parse_profile, specs_of
 
@@ -19,7 +19,7 @@ OLD_DECAY = 0.9999
 """Decay of runs that do not name their average: the default when there was no other kind."""
 
 
-def continued(config: TrainConfig, state: Mapping[str, Any] | None, folder: Path) -> TrainConfig:
+def continued(config: SettledConfig, state: Mapping[str, Any] | None, folder: Path) -> SettledConfig:
     """Return the configuration with the averages of the checkpoint that is resumed, unless it names others.
 
     state: contents of the checkpoint in this run directory, or None if there is none

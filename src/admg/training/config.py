@@ -21,7 +21,7 @@ from .timesteps import Timesteps, TimestepsName
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Training.
+    """Training. A run that is resumed keeps its batch size, learning rate and warm-up if they are not given.
 
     steps: Number of optimiser steps, including those before the run was resumed
     batch_size: Images per optimiser step
@@ -62,10 +62,10 @@ class TrainConfig:
     """
 
     steps: int = setting(100_000, min=1)
-    batch_size: int = setting(64, min=1)
+    batch_size: int | None = setting(None, min=1, default_text="16")
     accumulate: int = setting(1, min=1)
-    lr: float = setting(3e-4, above=0)
-    warmup: int = setting(500, min=0)
+    lr: float | None = setting(None, above=0, default_text="1e-3")
+    warmup: int | None = setting(None, min=0, default_text="50")
     lr_schedule: LRSchedule = "constant"
     lr_anneal_steps: int | None = setting(None, min=1)
     weight_decay: float = setting(0.0, min=0)
@@ -96,7 +96,7 @@ class TrainConfig:
             object.__setattr__(self, "ema", specs_of(parse_profiles(self.ema)))  # 0.999 for "0.999"
         if self.shard and self.compile == "on":
             raise ValueError("shard and compile=on cannot be combined: a sharded network runs as it is")
-        if self.accumulate > self.batch_size:
+        if self.batch_size is not None and self.accumulate > self.batch_size:
             raise ValueError(f"accumulate must be at most the batch size {self.batch_size}, got {self.accumulate}")
         check_schedule(self)
         given = (self.class_power is not None) + bool(self.class_weight)
@@ -122,6 +122,15 @@ class TrainConfig:
         """The averages of the weights that training keeps: those that `ema` names, and those of snapshots."""
         more = SNAPSHOT_PROFILES if self.ema_snapshots else ()
         return tuple(dict.fromkeys((*self.profiles, *more)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SettledConfig(TrainConfig):
+    """A TrainConfig that leaves nothing open; `defaults.settle` makes it."""
+
+    batch_size: int = setting(min=1)
+    lr: float = setting(above=0)
+    warmup: int = setting(min=0)
 
 
 @dataclass(frozen=True, kw_only=True)

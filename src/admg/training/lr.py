@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from .config import TrainConfig
+    from .config import SettledConfig, TrainConfig
 
 LRSchedule = Literal["constant", "linear", "cosine", "inverse-sqrt"]
 DECAYS: dict[LRSchedule, Callable[[float], float]] = {
@@ -25,7 +25,7 @@ def anneal_steps(config: TrainConfig) -> int:
     return config.lr_anneal_steps or (config.steps if config.lr_schedule in ENDS_AT_0 else max(1, config.steps // 10))
 
 
-def learning_rate(config: TrainConfig, step: int) -> float:
+def learning_rate(config: SettledConfig, step: int) -> float:
     """Return the learning rate of a step, counted from 0: that of the decay, times that of the warm-up."""
     warmup = min(1.0, (step + 1) / max(1, config.warmup))
     return config.lr * warmup * DECAYS[config.lr_schedule](step / anneal_steps(config))

@@ -24,7 +24,9 @@ from admg.files import check_output_folder
 from admg.models import ClassifierConfig, NoisyClassifier, SuperResConfig, SuperResUNet, UNet, UNetConfig
 
 from .augmentation import AugmentConfig
+from .choices import Choices, record_of
 from .config import ObjectiveConfig, TrainConfig
+from .defaults import CLASSIFIER_PROCESS, UPSAMPLER_PROCESS
 from .distance import EvaluationConfig, FrechetDistance
 from .held_out import Parts, divide
 from .initialisation import Init, fit_to_data, initialised, is_resumed, open_initial, process_of, start_from
@@ -54,10 +56,12 @@ def train_diffusion(
 
     data: a data set of `admg.data`, any map-style `torch.utils.data.Dataset` of (image, label), or a path
     out: run directory; one that holds a checkpoint is resumed
-    config: steps, batch size, learning rate, ...; see TrainConfig
-    network: architecture, or only those of its fields that differ from the defaults of UNetConfig, or from the model to
-        start from. The image size, the channels of the images and the number of labels follow from the data.
-    diffusion: diffusion process, or only those of its fields that differ; see DiffusionConfig
+    config: steps, batch size, learning rate, ...; see TrainConfig, and `defaults` for what it leaves open
+    network: architecture, or only some of its fields; the others are those of the run that is resumed or of the model
+        to start from, or are chosen by the number of images. The image size, the channels of the images and the number
+        of labels follow from the data.
+    diffusion: diffusion process, or only some of its fields; the others are those of the run that is resumed or of the
+        model to start from, or else v-prediction with the cosine schedule
     objective: loss and share of labels that are dropped; see ObjectiveConfig
     validation: images that the loss by noise level is measured on, or the share of the training images (a float below
         1) that is held out for this
@@ -91,17 +95,19 @@ def train_diffusion(
     """
     objective = objective or ObjectiveConfig()
     dataset = open_data(data, objective.unlabelled)
-    initial, config = open_initial(init, init_flags, "diffusion", out), config or TrainConfig()
-    process = process_of(diffusion, initial)
-    architecture = fit_to_data(UNetConfig, network, initial, **unet_fields(dataset, process, objective))
-    unet = initialised(UNet, architecture, config.seed)
+    initial = open_initial(init, init_flags, "diffusion", out)
+    choices = choices_for(dataset, out, initial)
+    config, process = choices.training(config), process_of(choices.process(diffusion), initial)
+    fields = unet_fields(dataset, process, objective)
+    unet = initialised(UNet, fit_to_data(UNetConfig, choices.network(network), initial, **fields), config.seed)
     model = as_model(unet, process, dataset)
     task = DiffusionTask(model, **objective.task_options())
     note_weighting(process, objective)
     resumed = check_resumed(model, out)
     parts = divide(data, dataset, validation, seed=config.seed, resumed=resumed, unlabelled=objective.unlabelled)
     measures = measures_of(parts, config, val_images, evaluation)
-    record = {**describe(data, dataset), **(provenance or {}), **start_from(model, initial, init, "diffusion")}
+    record = {**describe(data, dataset), **choices.record, **(provenance or {})}
+    record |= start_from(model, initial, init, "diffusion")
     record |= {"objective": dataclasses.asdict(objective)}
     record |= parts.record | evaluation_record(evaluation) | dropout_record(model, dataset, objective, resumed)
     config.class_sampling.order_of(parts.training, config.seed)  # raises before anything is written
@@ -124,7 +130,7 @@ def train_classifier(
     """Train a noisy classifier for guidance, or resume its training. `run.model` is the classifier.
 
     data, out, config, init, init_flags, provenance: see `train_diffusion`; the data must have labels
-    network: architecture, or only those of its fields that differ from the defaults of ClassifierConfig
+    network: architecture, or only some of its fields; see `train_diffusion`
     diffusion: process that noises the images, which should be that of the model to be guided
     validation: images that the accuracy is measured on, whose classes are matched by name, and may be fewer; or the
         share of the training images (a float below 1) that is held out for this
@@ -150,17 +156,21 @@ def train_classifier(
     dataset = open_data(data)
     if not dataset.label_names:
         raise ValueError(f"{name_of(data)} has no labels: use class sub-folders, or file names such as label_name.png")
-    initial, config = open_initial(init, init_flags, "classifier", out), config or TrainConfig()
-    process = of_classifier(process_of(diffusion, initial))
+    initial = open_initial(init, init_flags, "classifier", out)
+    choices = choices_for(dataset, out, initial)
+    config = choices.training(config)
+    process = of_classifier(process_of(choices.process(diffusion, CLASSIFIER_PROCESS), initial))
     labels = Labels(len(dataset.label_names), dataset.label_names)
     fields = {**image_fields(dataset), "num_classes": labels.count}
-    module = initialised(NoisyClassifier, fit_to_data(ClassifierConfig, network, initial, **fields), config.seed)
+    architecture = fit_to_data(ClassifierConfig, choices.network(network), initial, **fields)
+    module = initialised(NoisyClassifier, architecture, config.seed)
     classifier = Classifier(module, process.build(), labels, process)
     parts = divide(data, dataset, validation, seed=config.seed, resumed=check_resumed(classifier, out))
     task = ClassifierTask(classifier, parts.held_out, val_images)
-    record = {**describe(data, dataset), **(provenance or {}), **start_from(classifier, initial, init, "classifier")}
+    record = {**describe(data, dataset), **choices.record, **(provenance or {}), **parts.record}
+    record |= start_from(classifier, initial, init, "classifier")
     config.class_sampling.order_of(parts.training, config.seed)  # raises before anything is written
-    return TrainingRun(task, parts.training, check_output_folder(out), config, record | parts.record)
+    return TrainingRun(task, parts.training, check_output_folder(out), config, record)
 
 
 def train_upsampler(
@@ -188,7 +198,7 @@ def train_upsampler(
         `train_diffusion`
     small_size: side of the images to enlarge in pixels (default: a quarter of the data's, or the factor of `init`)
     augment: noise and blur of the small images; see AugmentConfig. `augment_noise` becomes a field of the network
-    network: architecture, or only those of its fields that differ from the defaults of SuperResConfig
+    network: architecture, or only some of its fields; see `train_diffusion`
 
     Raises ValueError and OSError as `train_diffusion` does.
 
@@ -212,15 +222,16 @@ def train_upsampler(
     """
     objective, augment = objective or ObjectiveConfig(), augment or AugmentConfig()
     dataset = open_data(data, objective.unlabelled)
-    initial, config = open_initial(init, init_flags, "upsampler", out), config or TrainConfig()
+    initial = open_initial(init, init_flags, "upsampler", out)
     small = default_small_size(dataset.image_size, initial) if small_size is None else small_size
     if not 0 < small < dataset.image_size:
         raise ValueError(f"small_size must be from 1 to {dataset.image_size - 1}, got {small}")
-    process = process_of(diffusion, initial)
+    choices = choices_for(dataset, out, initial)
+    config, process = choices.training(config), process_of(choices.process(diffusion, UPSAMPLER_PROCESS), initial)
     fields: dict[str, Any] = {**unet_fields(dataset, process, objective), "small_size": small}
     if augment.augment_noise is not None:
         fields["augment_noise"] = augment.augment_noise
-    architecture = fit_to_data(SuperResConfig, network, initial, **fields)
+    architecture = fit_to_data(SuperResConfig, choices.network(network), initial, **fields)
     unet = initialised(SuperResUNet, architecture, config.seed)
     model = as_model(unet, process, dataset)
     note_weighting(process, objective)
@@ -229,7 +240,8 @@ def train_upsampler(
     options = {**objective.task_options(), "augment_blur": augment.augment_blur}
     task = UpsamplerTask(model, small, **options, examples=parts.held_out or parts.training)
     measures = measures_of(parts, config, val_images, evaluation)
-    record = {**describe(data, dataset), **(provenance or {}), **start_from(model, initial, init, "upsampler")}
+    record = {**describe(data, dataset), **choices.record, **(provenance or {})}
+    record |= start_from(model, initial, init, "upsampler")
     record |= {"augment_blur": augment.augment_blur} if augment.augment_blur else {}
     record |= {"objective": dataclasses.asdict(objective)}
     record |= parts.record | evaluation_record(evaluation) | dropout_record(model, dataset, objective, resumed)
@@ -281,6 +293,11 @@ def describe(data: Data, dataset: ImageDataset) -> dict[str, Any]:
         reading = {"fit": dataset.fit} | {name: value for name, value in known.items() if value is not None}
     name = Path(name_of(data)).name if named else type(data).__name__
     return {"data": name, **reading, "date": time.strftime("%Y-%m-%d")}
+
+
+def choices_for(dataset: ImageDataset, out: Path | str, initial: Initial | None) -> Choices:
+    """Return what chooses the options that are not given, for this data set and the run that `out` may hold."""
+    return Choices(dataset.image_size, len(dataset), record_of(out), initial=initial is not None)
 
 
 def unet_fields(dataset: ImageDataset, diffusion: DiffusionConfig, objective: ObjectiveConfig) -> dict[str, int]:

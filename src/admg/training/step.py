@@ -22,6 +22,7 @@ from admg.engine.precision import autocast, resolve_training
 
 from . import distributed
 from .config import TrainConfig
+from .defaults import settle
 from .ema import EMA
 from .freezing import freeze
 from .importance import ImportanceSampler
@@ -43,6 +44,7 @@ class Learner:
     """
 
     def __init__(self, task: Task[Any], config: TrainConfig, device: torch.device, processes: Processes = ALONE):
+        config = settle(config)
         self.task, self.config, self.device, self.processes = task, config, device, processes
         self.network = task.network.to(device).train()
         freeze(self.network, config.freeze)

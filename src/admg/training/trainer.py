@@ -25,7 +25,9 @@ from admg.engine.memory import peak_memory
 
 from . import averages, checkpointing, distributed, snapshots
 from .card import RunDetails, write_card
+from .choices import record_of
 from .config import TrainConfig
+from .defaults import settle
 from .ema import EMA
 from .prefetch import prefetch
 from .services import RunFacts, open_services, services_of
@@ -71,7 +73,7 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
     ):
         self.measures = tuple(measures)
         self.task, self.dataset, self.out = task, dataset, Path(out)
-        self.config = config or TrainConfig()
+        self.config = settle(config or TrainConfig(), record_of(self.out))
         device = choose_device(self.config.device)
         distributed.share_of(self.config.batch_size, self.config.accumulate, Processes.from_environment())
         self._group_is_ours = not dist.is_initialized()

@@ -13,7 +13,7 @@ from admg.config import build, did_you_mean, flat
 from admg.data import DataConfig
 from admg.diffusion.config import DiffusionConfig
 from admg.models import ClassifierConfig, SuperResConfig, UNetConfig
-from admg.training.config import ObjectiveConfig, TrainConfig
+from admg.training.config import ObjectiveConfig, SettledConfig
 
 from .cost import Cost
 
@@ -60,8 +60,8 @@ class Recipe:
         return build(DataConfig, self.values, data=path)
 
     @property
-    def training(self) -> TrainConfig:
-        return build(TrainConfig, self.values)
+    def training(self) -> SettledConfig:
+        return build(SettledConfig, self.values)
 
     @property
     def diffusion(self) -> DiffusionConfig:

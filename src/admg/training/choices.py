@@ -1,0 +1,90 @@
+"""Options that were not given: those of the run that is resumed, or the defaults for the data."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from admg.checkpoints import native
+from admg.diffusion.config import DiffusionConfig
+from admg.models import ClassifierConfig, SuperResConfig, UNetConfig
+
+from . import checkpointing
+from .config import SettledConfig, TrainConfig
+from .defaults import PROCESS, left_open, network_defaults, settle
+
+FROM_DATA = ("image_size", "image_channels", "num_classes", "learn_variance", "small_size")
+"""Fields of a network that follow from the data and from other options."""
+
+
+@dataclass
+class Choices:
+    """Chooses the options of a run that were not given.
+
+    image_size, images: side and number of the training images
+    resumed: config.json of the run that is resumed, whose options are kept; {} for a new run
+    initial: whether the run starts from a model, which has a network and a process
+    made: the options that were chosen
+    """
+
+    image_size: int
+    images: int
+    resumed: Mapping[str, Any] = field(default_factory=dict)
+    initial: bool = False
+    made: dict[str, Any] = field(default_factory=dict)
+
+    def training(self, config: TrainConfig | None) -> SettledConfig:
+        """Return the options of training with a number for each."""
+        settled = settle(config or TrainConfig(), self.resumed)
+        if not isinstance(config, SettledConfig):
+            self._chose({name: getattr(settled, name) for name in left_open(config or TrainConfig())})
+        return settled
+
+    def process(
+        self, given: DiffusionConfig | Mapping[str, Any] | None, defaults: Mapping[str, Any] = PROCESS
+    ) -> DiffusionConfig | Mapping[str, Any]:
+        """Return the diffusion process, or its fields: those that are not given are of the run, or of `defaults`."""
+        if isinstance(given, DiffusionConfig):
+            return given
+        return self._filled(given or {}, self.resumed.get("diffusion") or defaults)
+
+    def network(
+        self, given: UNetConfig | ClassifierConfig | SuperResConfig | Mapping[str, Any] | None
+    ) -> Mapping[str, Any]:
+        """Return the fields of the architecture that do not follow from the data."""
+        if given is not None and not isinstance(given, Mapping):
+            return dataclasses.asdict(given)
+        recorded = {k: v for k, v in (self.resumed.get("network") or {}).items() if k not in FROM_DATA}
+        return self._filled(given or {}, recorded or network_defaults(given or {}, self.image_size, self.images))
+
+    def _filled(self, given: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+        if self.initial:
+            return dict(given)
+        self._chose({name: value for name, value in others.items() if name not in given})
+        return {**others, **given}
+
+    def _chose(self, values: Mapping[str, Any]) -> None:
+        if not self.resumed:
+            self.made.update(values)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The choices, for the provenance of the model: those of a run that is resumed are kept."""
+        kept = self.resumed.get("training", {}).get("chosen") if self.resumed else self.made
+        return {"chosen": kept} if kept else {}
+
+
+def record_of(out: Path | str) -> Mapping[str, Any]:
+    """Return config.json of the run that a directory holds; {} if there is none to resume."""
+    folder = Path(out) / "model"
+    if not (Path(out) / checkpointing.FILE).is_file() or not (folder / "config.json").is_file():
+        return {}
+    about = native.read_about(folder)
+    return {
+        "network": dataclasses.asdict(about.network),
+        "diffusion": dataclasses.asdict(about.diffusion),
+        "training": about.training,
+    }
