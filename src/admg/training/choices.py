@@ -12,9 +12,9 @@ from admg.checkpoints import native
 from admg.diffusion.config import DiffusionConfig
 from admg.models import ClassifierConfig, SuperResConfig, UNetConfig
 
-from . import checkpointing
 from .config import SettledConfig, TrainConfig
 from .defaults import PROCESS, left_open, network_defaults, settle
+from .initialisation import is_resumed
 
 FROM_DATA = ("image_size", "image_channels", "num_classes", "learn_variance", "small_size")
 """Fields of a network that follow from the data and from other options."""
@@ -80,7 +80,7 @@ class Choices:
 def record_of(out: Path | str) -> Mapping[str, Any]:
     """Return config.json of the run that a directory holds; {} if there is none to resume."""
     folder = Path(out) / "model"
-    if not (Path(out) / checkpointing.FILE).is_file() or not (folder / "config.json").is_file():
+    if not is_resumed(out):
         return {}
     about = native.read_about(folder)
     return {
