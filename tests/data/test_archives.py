@@ -185,6 +185,17 @@ def test_a_damaged_member_of_a_zip_is_skipped(tmp_path):
     assert len(dataset) == 1 and dataset.skipped[0][1] == "its header in the zip is damaged"
 
 
+def test_a_damaged_description_is_refused(tmp_path):
+    content = {"1.png": png(noise(8, 8)), "dataset.json": b'{"labels": null}' * 9}
+    path = write_zip(tmp_path / "a.zip", content, zipfile.ZIP_DEFLATED)
+    raw = bytearray(path.read_bytes())
+    start = raw.find(b"dataset.json") + len("dataset.json")
+    raw[start : start + 8] = b"\xff" * 8
+    path.write_bytes(raw)
+    with pytest.raises(DataError, match=r"a.zip cannot be read as a zip: Error -3 while decompressing"):
+        open_dataset(path, 8)
+
+
 @pytest.mark.parametrize("damage", ["cut", "text", "encrypted", "method", "empty"])
 def test_what_is_no_zip_is_refused(tmp_path, damage):
     path = write_zip(tmp_path / "a.zip", {} if damage == "empty" else {"1.png": png(noise(8, 8))})
@@ -288,6 +299,8 @@ def test_labels_of_webdataset(tmp_path, label, labels, names):
         (lambda i: {"cls": b"1"} if i else {}, "1 of 12 images .* have no label, such as .*shards-000.tar/00000.png"),
         (lambda i: {"cls": b"1" if i else b"cat"}, "are numbers, and some names, such as cat"),
         (lambda i: {"cls": b"-1"}, "has a label -1"),
+        (lambda i: {"json": b'{"label": 99999999999999999999999}'}, "has a label 99999999999999999999999: allowed are"),
+        (lambda i: {"json": b"[" * 100_000}, "00000.json cannot be read as a label"),
         (lambda i: {"json": b"{"}, "00000.json cannot be read as a label"),
         (lambda i: {"cls": b"\xff"}, "00000.cls cannot be read as a label"),
         (lambda i: {"cls": b"1", "jpg": b"x"}, "samples of several images, such as 00000.jpg and 00000.png"),

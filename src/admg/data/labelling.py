@@ -284,9 +284,10 @@ def _stored(
         return FoundLabels(*number_labels(texts, order))
     if texts:
         raise DataError(f"some labels in {root} are numbers, and some names, such as {texts[0]}: allowed is one kind")
-    numbers = np.array(labels, np.int64)
-    if numbers.min() < 0:
-        raise DataError(f"{root} has a label {numbers.min()}: allowed are labels from 0 up, or labels=False")
+    values = [label for label in labels if isinstance(label, int)]
+    if (wrong := min(values)) < 0 or (wrong := max(values)) >= MOST_LABELS:
+        raise DataError(f"{root} has a label {wrong}: allowed are those from 0 to {MOST_LABELS - 1:,}, or labels=False")
+    numbers = np.array(values, np.int64)
     if listing.label_names:
         names = names_for(numbers, listing.label_names, root)
         return FoundLabels(*number_labels([names[number] for number in numbers], names if order is None else order))
@@ -317,7 +318,7 @@ def _described(path: Path, text: bytes, names: Sequence[str], order: tuple[str, 
     allowed = 'allowed is {"labels": [["folder/name.png", 3], ...]} or {"labels": null}, or another choice of labels'
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not valid JSON ({error}): {allowed}") from None
     if not isinstance(content, dict) or not isinstance(content.get("labels", 0), list | None):
         raise DataError(f"{path} holds no labels: {allowed}")
@@ -344,7 +345,7 @@ def _entries(path: Path, entries: list[Any]) -> dict[str, int]:
     labels: dict[str, int] = {}
     for entry in entries:
         match entry:
-            case [str(name), int(label)] if label >= 0 and not isinstance(label, bool):
+            case [str(name), int(label)] if 0 <= label < 2**63 and not isinstance(label, bool):
                 labels[nfc(name.replace("\\", "/"))] = label
             case _:
                 shown = json.dumps(entry, ensure_ascii=False)[:80]

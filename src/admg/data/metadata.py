@@ -48,7 +48,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         if path.suffix == ".csv":
             return list(csv.DictReader(io.StringIO(text, newline="")))
         rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-    except (ValueError, csv.Error) as error:
+    except (ValueError, RecursionError, csv.Error) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     if not all(isinstance(row, dict) for row in rows):
         raise DataError(f'{path} has a line that is no object: allowed is {{"file_name": "a.png", "label": "cat"}}')
@@ -59,5 +59,5 @@ def _label(value: Any) -> int | str | None:
     """Return a number or a name; text that is a whole number is a number, as in CSV."""
     if isinstance(value, str):
         value = value.strip()
-        return int(value) if value.isdecimal() else value or None
+        return int(value) if value.isdecimal() and len(value) <= 18 else value or None
     return value if isinstance(value, int) and not isinstance(value, bool) else None

@@ -202,11 +202,11 @@ def _label(ending: str, content: bytes, what: str) -> int | str | None:
     try:
         text = content.decode("utf-8").strip()
         value: Any = json.loads(text) if ending == "json" else text
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{what} cannot be read as a label: {error}") from None
     if ending == "json":
         value = next((value[key] for key in KEYS if key in value), None) if isinstance(value, dict) else value
-    if isinstance(value, str) and re.fullmatch(r"-?\d+", value):
+    if isinstance(value, str) and re.fullmatch(r"-?\d{1,18}", value):
         return int(value)
     return value if isinstance(value, int | str) and not isinstance(value, bool) and value != "" else None
 

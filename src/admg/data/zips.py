@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 from .arrays import check_bomb
@@ -11,6 +13,8 @@ from .listing import DESCRIPTION, Description, Listing, in_order, visible
 from .members import Container, ZipMember
 
 READABLE = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+BROKEN = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError)
+"""What zipfile raises for damaged files."""
 ENCRYPTED = 1  # bit of the flags of a member
 
 
@@ -20,35 +24,39 @@ def list_zip(path: Path) -> Listing:
     try:
         with zipfile.ZipFile(path) as file:
             entries = {entry.filename: entry for entry in file.infolist() if not entry.is_dir()}
+            for entry in entries.values():
+                _check(path, entry)
             found = [name for name in entries if name.rpartition("/")[2] == DESCRIPTION]
             described = min(found, key=lambda name: name.count("/"), default=None)
-            if described is not None:
-                entry = entries[described]
-                check_bomb(path / described, entry.file_size, entry.compress_size)
             content = None if described is None else file.read(described)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except DataError:
+        raise
+    except (*BROKEN, ValueError) as error:
         raise DataError(f"{path} cannot be read as a zip: {error}") from error
-    for entry in entries.values():
-        check_bomb(path / entry.filename, entry.file_size, entry.compress_size)
-        if entry.compress_type not in READABLE or entry.flag_bits & ENCRYPTED:
-            how = "encrypted" if entry.flag_bits & ENCRYPTED else f"compressed by method {entry.compress_type}"
-            raise DataError(
-                f"{path} has members that are {how}, such as {entry.filename}: allowed are stored and deflated"
-            )
     names, left_out = visible(entries)
-    members = {
-        name: ZipMember(
-            container,
-            name,
-            entries[name].file_size,
-            header=entries[name].header_offset,
-            packed=entries[name].compress_size,
-            deflated=entries[name].compress_type == zipfile.ZIP_DEFLATED,
-        )
-        for name in in_order(names)
-        if name != described
-    }
+    members = {name: _member(container, entries[name]) for name in in_order(names) if name != described}
     description = None
     if described is not None and content is not None:
         description = Description(content, described.removesuffix(DESCRIPTION))
     return Listing.of_members(path, members, left_out, "zip of images", description)
+
+
+def _check(path: Path, entry: zipfile.ZipInfo) -> None:
+    """Raise DataError if a member cannot be read at random, or would fill the memory."""
+    if entry.compress_type not in READABLE or entry.flag_bits & ENCRYPTED:
+        how = "encrypted" if entry.flag_bits & ENCRYPTED else f"compressed by method {entry.compress_type}"
+        raise DataError(f"{path} has members that are {how}, such as {entry.filename}: allowed are stored and deflated")
+    if entry.file_size > 100 * entry.compress_size:  # making paths of a million names would take a minute
+        check_bomb(path / entry.filename, entry.file_size, entry.compress_size)
+
+
+def _member(container: Container, entry: zipfile.ZipInfo) -> ZipMember:
+    deflated = entry.compress_type == zipfile.ZIP_DEFLATED
+    return ZipMember(
+        container,
+        entry.filename,
+        entry.file_size,
+        header=entry.header_offset,
+        packed=entry.compress_size,
+        deflated=deflated,
+    )
