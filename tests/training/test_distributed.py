@@ -128,8 +128,9 @@ def test_any_number_of_processes_continues_a_run(tmp_path, name, parts):
 
 @pytest.mark.process
 def test_a_run_continues_with_another_number_of_processes(digits, tmp_path):
-    """Two steps by two processes that shard, two by one and two by two give the log and the model of one."""
-    command = [*COMMAND, "--data", digits, "--seed", "3", "--unlabelled"]
+    """Two steps by two processes that shard, two by one and two by two give the log and the averages of one."""
+    averages = ["--ema", "10%,0.5", "--ema-snapshots", "2"]
+    command = [*COMMAND, "--data", digits, "--seed", "3", "--unlabelled", *averages]
     assert main([*command, "--steps", "6", "--out", str(tmp_path / "one")]) == 0
     for count, *more in ((2, "--steps", 2, "--shard"), (1, "--steps", 4), (2, "--steps", 6)):
         done = torchrun(count, "-m", "admg", *command, *more, "--out", tmp_path / "several")
@@ -140,9 +141,15 @@ def test_a_run_continues_with_another_number_of_processes(digits, tmp_path):
     for column in ("loss", "mse", "grad_norm"):
         assert logs[1][column] == pytest.approx(logs[0][column], rel=2e-5)
     assert [path.name for path in sorted((tmp_path / "several" / "samples").iterdir())][-1] == "step_0000006.png"
-    weights = [admg.load(tmp_path / run).network.state_dict() for run in ("one", "several")]
-    for name, value in weights[0].items():
-        assert torch.allclose(weights[1][name], value, atol=1e-5), name
+    models = [
+        [admg.load(tmp_path / run / name) for name in ("model", "model-ema-0.5")]
+        + [admg.reconstruct_ema(tmp_path / run, "5%")]
+        for run in ("one", "several")
+    ]
+    for one, several in zip(*models, strict=True):
+        assert one.training["average"] == several.training["average"]
+        for name, value in one.network.state_dict().items():
+            assert torch.allclose(several.network.state_dict()[name], value, atol=1e-5), name
 
 
 def test_one_process_can_shard(digits, tmp_path):
