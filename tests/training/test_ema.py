@@ -104,7 +104,8 @@ def test_several_averages_are_what_each_is_alone(digits):
 
 def test_the_first_average_is_the_model_and_the_others_have_folders(capsys, digits, tmp_path):
     command = ["train", "--data", digits, *SMALL, "--steps", 3, "--out", tmp_path / "a"]
-    assert run(capsys, *command, "--ema", "0.5,10%,0.25")[0] == 0
+    code, out, _ = run(capsys, *command, "--ema", "0.5,10%,0.25")
+    assert code == 0 and f"another average: {tmp_path / 'a' / 'model-ema-length-0.1'}\n" in out
     names = sorted(path.name for path in (tmp_path / "a").glob("model*"))
     assert names == ["model", "model-ema-0.25", "model-ema-length-0.1"]
     for spec, name in (("0.5", "model"), ("10%", "model-ema-length-0.1"), ("0.25", "model-ema-0.25")):
@@ -140,7 +141,7 @@ def test_a_resumed_run_keeps_all_averages(digits, tmp_path):
 
 def test_other_averages_begin_from_the_weights_and_are_named(digits, tmp_path):
     first = trained(digits, tmp_path / "a", 3, ema="5%,0.5")
-    message = "the average 0.25 begins from the weights at step 3; 0.5 ends"
+    message = "the average 0.25 begins from the weights at step 3; the average 0.5 is not continued"
     with pytest.warns(UserWarning, match=message) as caught:
         second = trained(digits, tmp_path / "a", 3, ema="0.25,5%")
     assert len(caught) == 1

@@ -80,6 +80,10 @@ def train_and_print(run: TrainingRun[Any]) -> None:
             if line := saves.line():
                 bar.write(line)
     print(f"model: {run.out / 'model'}   curves: {run.out / 'curves.png'}   samples: {run.out / 'samples'}")
+    for folder in run.other_models:
+        print(f"another average: {folder}")
+    if run.config.ema_snapshots:
+        print(f"snapshots of averages: {run.out / 'ema'}   other averages from them: admg ema {run.out} --out DIR")
 
 
 def progress(step: Mapping[str, float]) -> str:

@@ -78,11 +78,10 @@ def note_changes(started: Sequence[str], state: Mapping[str, Any], folder: Path,
     """Warn of averages that begin at the step of the checkpoint, and of those of the checkpoint that end there."""
     before = [str(parse_profile(spec)) for spec in state.get("ema") or [_old_decay(folder)]]
     ended = [name for name in before if name not in [str(average.profile) for average in kept]]
-    if started:
-        ends = f"; {' and '.join(ended)} ends" if ended else ""
-        warnings.warn(
-            f"the average {' and '.join(started)} begins from the weights at step {state['step']}{ends}", stacklevel=2
-        )
+    begins = [f"the average {name} begins from the weights at step {state['step']}" for name in started]
+    ends = [f"the average {name} is not continued" for name in ended]
+    if begins or ends:
+        warnings.warn("; ".join(begins + ends), stacklevel=2)
 
 
 def _old_decay(folder: Path) -> Spec:

@@ -225,6 +225,12 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
         """
         return self.model_of(self.learner.average)
 
+    @property
+    def other_models(self) -> list[Path]:
+        """Folders of the models with the other averages that `config.ema` names."""
+        first, *others = self.learner.averages[: len(self.config.profiles)]
+        return [self.out / averages.folder_of(average, first) for average in others]
+
     def model_of(self, average: EMA) -> M:
         """Return the model with the weights of one of `learner.averages`, as `model` does."""
         state = {"steps": self.step, "images": self.step * self.config.batch_size, **self.metrics}
