@@ -17,7 +17,9 @@ from admg.engine.device import Processes
 from admg.models import ClassifierConfig, NoisyClassifier, UNet, UNetConfig
 from admg.training import ClassifierTask, DiffusionTask, TrainConfig, checkpointing, distributed
 from admg.training.prefetch import prefetch
+from admg.training.sharding import whole
 from admg.training.step import Learner
+from admg.training.timesteps import Timesteps
 
 SMALL = {"image_size": 8, "image_channels": 1, "channels": 32, "channel_mult": (1, 1), "num_res_blocks": 1,
          "attention_resolutions": (4,), "head_channels": 32, "num_classes": 3}  # fmt: skip
@@ -29,7 +31,12 @@ RUNS = {  # task, dtype, steps, options of TrainConfig
     "float64 classifier": ("classifier", torch.float64, 10, {}),
     "float64 sharded": ("diffusion", torch.float64, 10, {"shard": True}),
     "float64 sharded, accumulated": ("classifier", torch.float64, 10, SHARDED_AND_ACCUMULATED),
+    "float64 importance": ("importance", torch.float64, 15, {"batch_size": 8, "accumulate": 2}),
     "float32": ("diffusion", torch.float32, 20, {}),
+}
+OVERFLOWING = {  # fp16, with a scale of the loss at which the first gradients overflow
+    "fp16": ("diffusion", torch.float32, 8, {"precision": "fp16"}),
+    "fp16 sharded": ("diffusion", torch.float32, 8, {"precision": "fp16", "shard": True}),
 }
 
 
@@ -40,6 +47,10 @@ def task_of(kind: str, dtype: torch.dtype) -> DiffusionTask | ClassifierTask:
         classifier = NoisyClassifier(ClassifierConfig(**SMALL)).to(dtype)
         return ClassifierTask(Classifier(classifier, process.build(), Labels(3), process))
     network = UNet(UNetConfig(**SMALL)).to(dtype)
+    if kind == "importance":  # three timesteps, whose histories are soon full
+        process = DiffusionConfig(diffusion_steps=3, noise_schedule="cosine")
+        model = Model(network, process.build(), (1, 8, 8), Labels(3), process)
+        return DiffusionTask(model, timesteps=Timesteps(kind="loss-second-moment"))
     return DiffusionTask(Model(network, process.build(), (1, 8, 8), Labels(3), process), label_dropout=0.3)
 
 
@@ -62,7 +73,7 @@ class Segment:
 
 def losses(run: Segment, processes: Processes) -> list[dict[str, float]]:
     """Return the measurements of each step."""
-    kind, dtype, steps, options = RUNS[run.name]
+    kind, dtype, steps, options = (RUNS | OVERFLOWING)[run.name]
     options = options | ({} if run.shard is None else {"shard": run.shard})
     if processes.count == 1:
         options = options | {"shard": False}
@@ -71,6 +82,8 @@ def losses(run: Segment, processes: Processes) -> list[dict[str, float]]:
     config = TrainConfig(**{"batch_size": 4, "lr": 1e-3, "warmup": 10, "precision": "fp32"} | options)
     task = task_of(kind, dtype)
     learner = Learner(task, config, CPU, processes)
+    if run.name in OVERFLOWING:
+        learner.scaler.load_state_dict(learner.scaler.state_dict() | {"scale": 2.0**30})
     first = checkpointing.resume(Path(run.folder), learner) if run.folder else 0
     until = run.until or steps * run.longer
     stream = batches(data, config.batch_size, seed=0, start=first, part=(processes.rank, processes.count))
@@ -82,12 +95,22 @@ def losses(run: Segment, processes: Processes) -> list[dict[str, float]]:
         if config.shard or processes.rank == 0:
             checkpointing.save(Path(run.folder), checkpointing.state_of(learner, until), processes)
         distributed.wait_for_all(processes)
+    found[-1] |= weights_of(learner) if run.name in OVERFLOWING else {}
     return found
+
+
+def weights_of(learner: Learner) -> dict[str, float]:
+    """Return the sum of the weights that this process has."""
+    total = sum(whole(p).detach().double().sum().item() for p in learner.network.parameters())
+    return {"weights": total}
 
 
 if __name__ == "__main__":
     place = distributed.join(CPU)
     results = [losses(Segment(**segment), place) for segment in json.loads(sys.argv[2])]
+    path = Path(sys.argv[1])
     if place.rank == 0:
-        Path(sys.argv[1]).write_text(json.dumps(results))
+        path.write_text(json.dumps(results))
+    else:
+        path.with_name(f"{path.stem}-{place.rank}.json").write_text(json.dumps(results))
     distributed.leave()

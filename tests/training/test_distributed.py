@@ -73,6 +73,17 @@ def test_two_processes_have_the_losses_of_one(runs, name):
     check_equal(runs[1], runs[2], name)
 
 
+@pytest.mark.process
+def test_processes_skip_the_same_steps_of_fp16(tmp_path):
+    """The gradient overflows at the first scales, and then does not: both take the same steps, sharded or not."""
+    plain, sharded = measured(2, [Segment(name) for name in distributed_worker.OVERFLOWING], tmp_path)
+    other = json.loads((tmp_path / "2-1.json").read_text())  # of the second process
+    for first, second in zip((plain, sharded), other, strict=True):
+        assert 0 < sum(row["skipped"] for row in first) < len(first)
+        assert first == second  # the scale, the other measurements and the weights too
+    assert plain[-1]["weights"] == pytest.approx(sharded[-1]["weights"], rel=1e-4)
+
+
 @pytest.mark.slow
 def test_four_processes_have_the_losses_of_one_in_float32(tmp_path):
     one, four = (losses_of(count, ["float32"], tmp_path) for count in (1, 4))
@@ -109,6 +120,12 @@ def test_processes_that_shard_continue_as_one_and_again_as_two(tmp_path):
     (alone,) = measured(1, [Segment("float64", until=9)], tmp_path)
     check_equal({"float64": alone[6:]}, {"float64": found}, "float64")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint_0000009"]
+
+
+@pytest.mark.process
+def test_the_losses_of_timesteps_are_resumed_by_any_number_of_processes(tmp_path):
+    """Timesteps drawn by their losses, whose history is full after a few steps."""
+    check_elastic(tmp_path, "float64 importance", [(2, True), (1, False), (2, False)])
 
 
 @pytest.mark.slow
