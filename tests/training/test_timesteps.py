@@ -16,7 +16,7 @@ from admg.data import batches
 from admg.data import open as open_dataset
 from admg.diffusion import NoiseSchedule
 from admg.models import UNet
-from admg.training import DiffusionTask, TrainConfig, checkpointing
+from admg.training import ClassifierTask, DiffusionTask, TrainConfig, checkpointing
 from admg.training.importance import ImportanceSampler
 from admg.training.prefetch import prefetch
 from admg.training.step import Learner
@@ -212,3 +212,19 @@ def test_a_run_with_uniform_timesteps_may_continue_with_importance_sampling(digi
     task = DiffusionTask(task.model, timesteps=BY_IMPORTANCE)
     other = Learner(task, TrainConfig(batch_size=10, precision="fp32"), CPU)
     assert checkpointing.resume(tmp_path, other) == 3 and other.importance.counts.sum() == 0
+
+
+# -- classifiers -------------------------------------------------------------------------------------------------------
+
+
+def test_a_classifier_of_clean_images():
+    """Without noise, the loss is the cross-entropy of the images themselves at timestep 0."""
+    task = make("classifier")
+    clean = ClassifierTask(task.classifier, noised=False)
+    x, y = torch.rand(4, 1, 8, 8) * 2 - 1, torch.arange(4)
+    t, noise = clean.draw(x.shape, torch.Generator().manual_seed(0))
+    assert t.min() > 0  # and yet 0 is given to the network
+    logits = task.network(x, torch.zeros(4, dtype=torch.int64))
+    expected = torch.nn.functional.cross_entropy(logits, y, reduction="none")
+    assert torch.allclose(clean.loss(x, y, t, noise)["loss"], expected, rtol=1e-5)
+    assert not torch.allclose(task.loss(x, y, t, noise)["loss"], expected, rtol=1e-3)

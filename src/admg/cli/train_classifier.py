@@ -32,12 +32,14 @@ class Options:
     out: Run directory for the classifier, its checkpoint, log and accuracies; an existing run is resumed
     init: Classifier to start from, whose architecture and process are taken over: name, folder or file of weights
     init_flags: Flags of OpenAI's scripts for a file in their format (default: inferred)
+    noised: Add noise to the images; without it, the classifier learns clean images alone, and guides badly
     recipe: Name of a recipe, which sets all options that are not given; `admg recipes` lists them
     """
 
     out: Path = setting(metavar="DIR")
     init: str | None = setting(None, metavar="MODEL", default_text="random weights")
     init_flags: str | None = setting(None, metavar="FLAGS", dashes=True)
+    noised: bool = True
     recipe: str | None = setting(None, metavar="NAME")
     images: DataConfig = group(DataConfig)
     training: TrainConfig = group(TrainConfig)
@@ -63,6 +65,7 @@ def run(options: Options) -> None:
             diffusion=options.diffusion,
             validation=options.validation.chosen(options.images),
             val_images=options.validation.val_images,
+            noised=options.noised,
             init=options.init,
             init_flags=options.init_flags,
             provenance=provenance(options.recipe),

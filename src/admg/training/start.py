@@ -123,6 +123,7 @@ def train_classifier(
     diffusion: DiffusionConfig | Mapping[str, Any] | None = None,
     validation: Data | float | None = None,
     val_images: int = 1000,
+    noised: bool = True,
     init: Init | None = None,
     init_flags: str | None = None,
     provenance: Mapping[str, Any] | None = None,
@@ -135,6 +136,7 @@ def train_classifier(
     validation: images that the accuracy is measured on, whose classes are matched by name, and may be fewer; or the
         share of the training images (a float below 1) that is held out for this
     val_images: number of those images, spread evenly over all
+    noised: False to train on clean images alone, as a baseline: such a classifier guides badly
 
     Raises ValueError and OSError as `train_diffusion` does.
 
@@ -166,9 +168,10 @@ def train_classifier(
     module = initialised(NoisyClassifier, architecture, config.seed)
     classifier = Classifier(module, process.build(), labels, process)
     parts = divide(data, dataset, validation, seed=config.seed, resumed=check_resumed(classifier, out))
-    task = ClassifierTask(classifier, parts.held_out, val_images)
+    task = ClassifierTask(classifier, parts.held_out, val_images, noised)
     record = {**describe(data, dataset), **choices.record, **(provenance or {}), **parts.record}
     record |= start_from(classifier, initial, init, "classifier")
+    record |= {} if noised else {"noised": False}
     config.class_sampling.order_of(parts.training, config.seed)  # raises before anything is written
     return TrainingRun(task, parts.training, check_output_folder(out), config, record)
 

@@ -136,11 +136,13 @@ class ClassifierTask:
 
     validation: images that it is measured on (optional)
     val_images: number of those images, spread evenly over all
+    noised: False for a classifier of clean images, at timestep 0 alone
     """
 
     classifier: Classifier
     validation: ImageDataset | None = None
     val_images: int = 1000
+    noised: bool = True
 
     @property
     def network(self) -> nn.Module:
@@ -153,7 +155,9 @@ class ClassifierTask:
 
     def loss(self, x: Tensor, y: Tensor, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
         diffusion = self.classifier.diffusion
-        logits = self.network(diffusion.q_sample(x, t, noise), diffusion.timestep(t, x.device)).to(x.dtype)
+        t = t if self.noised else torch.zeros_like(t)
+        x_t = diffusion.q_sample(x, t, noise) if self.noised else x
+        logits = self.network(x_t, diffusion.timestep(t, x.device)).to(x.dtype)
         return {"loss": F.cross_entropy(logits, y, reduction="none"), "accuracy": (logits.argmax(1) == y).float()}
 
     @torch.no_grad()
