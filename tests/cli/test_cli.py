@@ -293,9 +293,9 @@ def test_help_shows_every_default_of_training(capsys):
     assert code == 0
     text = " ".join(out[out.index("Training:") :].split())
     for option, default in (
-        ("--lr", "0.0003"),
+        ("--lr", "1e-3"),
         ("--ema", "10%, or what the run to resume has"),
-        ("--num-res-blocks", "2"),
+        ("--num-res-blocks", "1, or 2 from 20,000 images"),
     ):
         assert f"default: {default})" in text[text.index(option + " ") :][:550]
 

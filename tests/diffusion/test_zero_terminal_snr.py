@@ -134,7 +134,7 @@ def test_losses_and_gradients_at_pure_noise_are_finite(predict, objective):
 
 @pytest.mark.thorough
 def test_trained_and_sampled_by_the_commands(digits, tmp_path, capsys):
-    """A model and a classifier, whose config.json says so; a run without it is not resumed with it."""
+    """A model and a classifier, whose config.json says so; a run is not resumed without it."""
     common = [*SMALL, "--data", digits, "--noise-schedule", "cosine", "--steps", 2]
     zero = ["--zero-terminal-snr"]
     succeed(capsys, "train", *common, *zero, "--predict", "v", "--out", tmp_path / "d")
@@ -160,8 +160,11 @@ def test_trained_and_sampled_by_the_commands(digits, tmp_path, capsys):
     succeed(capsys, *out, "--out", tmp_path / "s")
     assert (tmp_path / "s" / "sheet.png").exists()
 
-    message = refused(capsys, "train", *common, "--predict", "v", "--steps", 3, "--out", tmp_path / "d")
+    more = ["train", *common, "--predict", "v", "--steps", 3, "--out", tmp_path / "d"]
+    message = refused(capsys, *more, "--no-zero-terminal-snr")
     assert "was trained up to pure noise (cosine zero-terminal-SNR schedule, 20 steps), this run not" in message
+    succeed(capsys, *more)  # a run that is resumed keeps its process
+    assert json.loads((tmp_path / "d" / "model" / "config.json").read_text())["diffusion"]["zero_terminal_snr"]
 
 
 def test_an_older_config_has_no_zero_terminal_snr(tmp_path):
