@@ -78,7 +78,15 @@ def load_network(network: nn.Module, state: dict[str, Any]) -> None:
 
 
 def load_optimizer(network: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load a state with the keys of torch.optim into the optimiser of a network; see load_network()."""
+    """Load a state with the keys of torch.optim into the optimiser of a network; see load_network().
+
+    Raises ValueError if it is that of other parameters.
+    """
+    own = [tuple(parameter.shape) for group in optimizer.param_groups for parameter in group["params"]]
+    saved = [number for group in state["param_groups"] for number in group["params"]]
+    moments = {number: tuple(values["exp_avg"].shape) for number, values in state["state"].items()}
+    if len(saved) != len(own) or any(moments.get(number, shape) != shape for number, shape in zip(saved, own)):
+        raise ValueError(f"it trained {len(saved)} tensors, others than the {len(own)} of this run (freeze)")
     if not is_sharded(network) or has_parts(state):
         optimizer.load_state_dict(state)
         return
