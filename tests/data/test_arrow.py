@@ -7,8 +7,10 @@ import json
 import os
 import pickle
 import sys
+import time
 import types
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ import torch
 from helpers import succeed
 from PIL import Image
 
-from admg.data import DataError, batches, survey
+from admg.data import DataError, arrow, batches, survey
 from admg.data import open as open_dataset
 from admg.data.arrow import choose_split, copy_path
 from admg.data.decoding import Decoding
@@ -160,6 +162,21 @@ def test_a_parquet_file_is_copied_once(tmp_path, cache):
     write_parquet(path, table(IMAGES[:3], label=[1] * 3))
     assert len(open_dataset(path, 8)) == 3
     assert not copy.exists() and [file.name for file in (cache / "tables").iterdir()] == [copy_path(path).name]
+
+
+def test_processes_that_open_a_parquet_file_at_once_copy_it_once(tmp_path, cache, monkeypatch):
+    path, original, copies = write_parquet(tmp_path / "a.parquet", table()), arrow._write_copy, []
+
+    def slow(*arguments):
+        copies.append(arguments)
+        time.sleep(0.1)
+        original(*arguments)
+
+    monkeypatch.setattr(arrow, "_write_copy", slow)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: open_dataset(path, 8).batch(range(10))[0], range(4)))
+    assert len(copies) == 1 and all(torch.equal(x, found[0]) for x in found)
+    assert [file.name for file in (cache / "tables").iterdir()] == [copy_path(path).name]
 
 
 def test_a_cache_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):

@@ -11,12 +11,13 @@ import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from admg.files import atomic, cache_folder, remove
+from admg.files import LockError, atomic, cache_folder, locked, remove
 
 from .arrays import Split
 from .errors import DataError, listed
@@ -265,34 +266,47 @@ def copy_path(file: Path) -> Path:
 
 
 def _copy(file: Path, columns: Columns, progress: bool) -> Path:
-    """Copy the used columns of a Parquet file to an Arrow file in the cache folder, unless it is there.
+    """Return the copy of a Parquet file, of which one process makes it. Copies of earlier versions are removed.
 
-    Copies of earlier versions of the file are removed. Raises OSError if the copy cannot be written.
+    Raises DataError if the file cannot be read, OSError if the copy cannot be written.
     """
-    from tqdm.auto import tqdm
-
     target = copy_path(file)
     if target.is_file():
         return target
-    pyarrow = arrow()
-    names = [columns.image, *([columns.label] if columns.label else [])]
     try:
-        with pyarrow.parquet.ParquetFile(file) as table, atomic(target) as temporary:
-            rows = table.metadata.num_rows
-            bar = tqdm(total=rows, desc=f"copying {file.name}", unit=" rows", delay=BAR_AFTER, disable=not progress)
-            schema = pyarrow.schema([table.schema_arrow.field(name) for name in names], table.schema_arrow.metadata)
-            with bar, pyarrow.OSFile(str(temporary), "wb") as sink, pyarrow.ipc.new_stream(sink, schema) as writer:
-                for batch in table.iter_batches(ROWS, columns=names):
-                    writer.write_batch(batch.select(names).replace_schema_metadata(schema.metadata))
-                    bar.update(batch.num_rows)
-    except pyarrow.ArrowException as error:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            with suppress(LockError):
+                stack.enter_context(locked(target))
+            if not target.is_file():  # another process may have made it meanwhile
+                _write_copy(file, target, columns, progress)
+    except arrow().ArrowException as error:
         raise DataError(f"{file} cannot be read as a parquet file: {error}") from error
     except OSError as error:
+        if error.errno is None:  # Arrow's, for damaged content
+            raise DataError(f"{file} cannot be read as a parquet file: {error}") from error
         reason = error.strerror or error
         raise OSError(
             f"cannot copy {file} to the cache folder {target.parent}: {reason} (ADMG_HOME chooses another folder)"
         ) from error
-    for old in target.parent.glob(f"{target.name[:24]}-*.arrow"):
+    place = target.name[:24]
+    for old in (*target.parent.glob(f"{place}-*.arrow"), *target.parent.glob(f".{place}-*.lock")):
         if old != target:
             remove(old)
     return target
+
+
+def _write_copy(file: Path, target: Path, columns: Columns, progress: bool) -> None:
+    """Copy the used columns of a Parquet file to an Arrow file."""
+    from tqdm.auto import tqdm
+
+    pyarrow = arrow()
+    names = [columns.image, *([columns.label] if columns.label else [])]
+    with pyarrow.parquet.ParquetFile(file) as table, atomic(target) as temporary:
+        rows = table.metadata.num_rows
+        bar = tqdm(total=rows, desc=f"copying {file.name}", unit=" rows", delay=BAR_AFTER, disable=not progress)
+        schema = pyarrow.schema([table.schema_arrow.field(name) for name in names], table.schema_arrow.metadata)
+        with bar, pyarrow.OSFile(str(temporary), "wb") as sink, pyarrow.ipc.new_stream(sink, schema) as writer:
+            for batch in table.iter_batches(ROWS, columns=names):
+                writer.write_batch(batch.select(names).replace_schema_metadata(schema.metadata))
+                bar.update(batch.num_rows)
