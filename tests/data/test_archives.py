@@ -185,6 +185,16 @@ def test_a_damaged_member_of_a_zip_is_skipped(tmp_path):
     assert len(dataset) == 1 and dataset.skipped[0][1] == "its header in the zip is damaged"
 
 
+def test_members_with_extra_fields(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        for i in range(3):
+            entry = zipfile.ZipInfo(f"{i}.png")
+            entry.extra = b"\x99\x99\x04\x00abcd" * i
+            file.writestr(entry, png(noise(8, 8, seed=i)))
+    x, _ = open_dataset(tmp_path / "a.zip", 8).batch(range(3))
+    assert np.array_equal(((x[:, 0] + 1) * 127.5).round().numpy(), np.stack([noise(8, 8, seed=i) for i in range(3)]))
+
+
 def test_a_damaged_description_is_refused(tmp_path):
     content = {"1.png": png(noise(8, 8)), "dataset.json": b'{"labels": null}' * 9}
     path = write_zip(tmp_path / "a.zip", content, zipfile.ZIP_DEFLATED)

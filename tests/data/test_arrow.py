@@ -112,6 +112,7 @@ def test_other_types_of_images_and_labels(tmp_path):
 
 
 def test_the_rules_for_files_hold_for_rows(tmp_path):
+    Image.init()  # all formats of Pillow look at the beginning of each file
     exif = Image.Exif()
     exif[0x0112] = 6
     frames = [Image.fromarray(noise(8, 8, 3, seed=i)) for i in range(3)]

@@ -128,6 +128,7 @@ def test_an_image_that_was_damaged_is_written_anew(photos, tmp_path):
     assert whole[end:].startswith(b"PK\x03\x04") and b"dataset.json" in whole[end : end + 60]
     whole[entries[4].header_offset + 80] ^= 1  # a bit of its pixels
     assert len(recover(io.BytesIO(whole))[0]) == 4
+    assert len(recover(io.BytesIO(bytes(whole[: entries[2].header_offset]) * 2))[0]) == 2  # not the same ones again
 
 
 def test_other_images_or_options_start_anew(photos, tmp_path):

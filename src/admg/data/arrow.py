@@ -7,6 +7,7 @@ rows, are copied to an Arrow file in the cache folder first, as `datasets` does.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import warnings
@@ -61,7 +62,8 @@ class Row(Member):
                     raise DataError("the row has no image")
                 return cast(BinaryIO, (self.source.parent / path).open("rb"))
             value = value["bytes"]
-        return cast(BinaryIO, arrow().BufferReader(value.as_buffer()))
+        # Arrow's own file has no readline(), which some of Pillow's formats need
+        return cast(BinaryIO, io.BufferedReader(arrow().BufferReader(value.as_buffer())))
 
     def __str__(self) -> str:
         return f"{self.source}/{self.name}"
