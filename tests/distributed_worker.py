@@ -33,6 +33,9 @@ RUNS = {  # task, dtype, steps, options of TrainConfig
     "float64 sharded, accumulated": ("classifier", torch.float64, 10, SHARDED_AND_ACCUMULATED),
     "float64 importance": ("importance", torch.float64, 15, {"batch_size": 8, "accumulate": 2}),
     "float32": ("diffusion", torch.float32, 20, {}),
+    "float32 accumulated": ("diffusion", torch.float32, 20, {"accumulate": 2, "batch_size": 8}),
+    "float32 sharded": ("diffusion", torch.float32, 20, {"shard": True}),
+    "float32 sharded, accumulated": ("diffusion", torch.float32, 20, SHARDED_AND_ACCUMULATED),
 }
 OVERFLOWING = {  # fp16, with a scale of the loss at which the first gradients overflow
     "fp16": ("diffusion", torch.float32, 8, {"precision": "fp16"}),

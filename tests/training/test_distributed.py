@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,16 +14,21 @@ import distributed_worker
 import numpy as np
 import pytest
 import torch
-from distributed_worker import Segment
+from distributed_worker import CPU, Segment
 from helpers import make, randomised, refused
 
 import admg
+from admg.checkpoints.labels import Labels
+from admg.checkpoints.model import Model
 from admg.cli.main import main
 from admg.data import batches
+from admg.diffusion.config import DiffusionConfig
+from admg.engine.cpu import training as cpu_training
 from admg.engine.device import ALONE, Processes, rendezvous
-from admg.training import TrainConfig, distributed
+from admg.models import UNet, UNetConfig
+from admg.training import DiffusionTask, TrainConfig, distributed
 from admg.training.prefetch import prefetch
-from admg.training.step import Learner
+from admg.training.step import Learner, with_network
 
 WORKER = Path(distributed_worker.__file__)
 COMMAND = ["train", "--image-size", "8", "--channels", "32", "--channel-mult", "1,1", "--num-res-blocks", "1",
@@ -54,21 +60,32 @@ def losses_of(count: int, names: list[str], folder: Path, longer: int = 1) -> Me
     return dict(zip(names, measured(count, [Segment(name, longer) for name in names], folder)))
 
 
+FAST = ["float64", "float64 accumulated", "float64 classifier", "float64 sharded", "float64 sharded, accumulated",
+        "float32"]  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> dict[int, Measurements]:
     folder = tmp_path_factory.mktemp("distributed")
-    return {count: losses_of(count, list(distributed_worker.RUNS), folder) for count in (1, 2)}
+    return {count: losses_of(count, FAST, folder) for count in (1, 2)}
 
 
-def check_equal(one: Measurements, several: Measurements, name: str) -> None:
-    """In float64 to 1e-10; in float32 to 1e-5, which rounding exceeds after more steps than these."""
-    for a, b in zip(one[name], several[name], strict=True):
+def check_equal(one: Measurements, several: Measurements, name: str, title: str = "") -> None:
+    """In float64 to 1e-10; in float32 to 1e-5, which rounding exceeds after more steps than these.
+
+    title: prints a row of the table in docs/distributed.md, with `pytest -s`
+    """
+    rows = list(zip(one[name], several[name], strict=True))
+    largest = max(abs(b[key] / a[key] - 1) for a, b in rows for key in a if a[key])
+    if title:
+        print(f"\n| {title} | {name} | {len(rows)} | {largest:.1e} |")
+    for a, b in rows:
         assert b == pytest.approx(a, rel=1e-10 if name.startswith("float64") else 1e-5)
     assert len({row["loss"] for row in one[name]}) == len(one[name])
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("name", list(distributed_worker.RUNS))
+@pytest.mark.parametrize("name", FAST)
 def test_two_processes_have_the_losses_of_one(runs, name):
     check_equal(runs[1], runs[2], name)
 
@@ -85,9 +102,12 @@ def test_processes_skip_the_same_steps_of_fp16(tmp_path):
 
 
 @pytest.mark.slow
-def test_four_processes_have_the_losses_of_one_in_float32(tmp_path):
-    one, four = (losses_of(count, ["float32"], tmp_path) for count in (1, 4))
-    check_equal(one, four, "float32")
+@pytest.mark.parametrize("count", [2, 4])
+def test_losses_of_20_steps_in_float32(tmp_path, count):
+    names = [name for name in distributed_worker.RUNS if name.startswith("float32")]
+    one, several = (losses_of(n, names, tmp_path) for n in (1, count))
+    for name in names:
+        check_equal(one, several, name, f"{count} processes")
 
 
 @pytest.mark.slow
@@ -97,7 +117,7 @@ def test_losses_of_200_steps(tmp_path, count):
     one, several = (losses_of(n, names, tmp_path, longer=20) for n in (1, count))
     for name in names:
         assert len(one[name]) >= 200
-        check_equal(one, several, name)
+        check_equal(one, several, name, f"{count} processes")
 
 
 def check_elastic(tmp_path: Path, name: str, parts: list[tuple[int, bool]]) -> None:
@@ -107,7 +127,8 @@ def check_elastic(tmp_path: Path, name: str, parts: list[tuple[int, bool]]) -> N
         segment = Segment(name, folder=str(tmp_path / "run"), until=3 * number, shard=shard)
         found += measured(count, [segment], tmp_path)[0]
     (alone,) = measured(1, [Segment(name, until=3 * len(parts))], tmp_path)
-    check_equal({name: alone}, {name: found}, name)
+    title = ", then ".join(f"{count} {'FSDP2' if shard else 'DDP' if count > 1 else 'alone'}" for count, shard in parts)
+    check_equal({name: alone}, {name: found}, name, title)
 
 
 @pytest.mark.process
@@ -169,12 +190,57 @@ def test_a_run_continues_with_another_number_of_processes(digits, tmp_path):
             assert torch.allclose(several.network.state_dict()[name], value, atol=1e-5), name
 
 
-def test_one_process_can_shard(digits, tmp_path):
-    """With the losses of a run that does not; the process group of one is left at the end."""
+@pytest.fixture
+def group() -> Iterator[None]:
+    """A process group of this process alone."""
+    distributed.join(CPU, alone=True)
+    yield
+    distributed.leave()
+
+
+def steps_of(monkeypatch, precision: str, ddp: bool) -> tuple[list[float], int]:
+    """Return the losses of three steps in one process, and how often a convolution in C was called."""
+    calls: list[int] = []
+    convolve = cpu_training._convolve
+    task = DiffusionTask(make_wide(), label_dropout=0.0)
+    learner = Learner(task, TrainConfig(batch_size=4, precision=precision, warmup=1, lr=1e-3), CPU)
+    if ddp:
+        learner.fast_task = with_network(task, distributed.parallel(learner.fast_task.network, CPU))
+    x = torch.rand(4, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+    drawn = (x, torch.full((4,), -1), *task.draw(x.shape, torch.Generator().manual_seed(2)))
+    with monkeypatch.context() as patch:
+        patch.setattr(cpu_training, "_convolve", lambda *a, **k: calls.append(1) or convolve(*a, **k))
+        losses = [learner.step(step, drawn)["loss"].item() for step in range(3)]
+    return losses, len(calls)
+
+
+def make_wide() -> Model:
+    """Return a model whose convolutions are wide enough for the kernels of training."""
+    torch.manual_seed(0)
+    process = DiffusionConfig(diffusion_steps=50)
+    config = {"image_size": 16, "image_channels": 1, "channels": 64, "channel_mult": (1,), "num_res_blocks": 1}
+    return Model(UNet(UNetConfig(**config, attention_resolutions=())), process.build(), (1, 16, 16), Labels(0), process)
+
+
+def test_kernels_and_bf16_run_under_ddp(group, monkeypatch):
+    """The same kernels are called as without it, with the same losses; bf16 differs from float32."""
+    alone, called = steps_of(monkeypatch, "fp32", ddp=False)
+    if not called:
+        pytest.skip("this processor has no kernels for training")
+    assert steps_of(monkeypatch, "fp32", ddp=True) == (pytest.approx(alone, rel=1e-6), called)
+    half, _ = steps_of(monkeypatch, "bf16", ddp=False)
+    assert steps_of(monkeypatch, "bf16", ddp=True)[0] == pytest.approx(half, rel=1e-3)
+    assert half[2] != alone[2] and half == pytest.approx(alone, rel=0.1)  # the last layer begins at 0
+
+
+def test_one_process_can_shard(digits, tmp_path, capsys):
+    """With the losses of a run that does not; the process group of one is left at the end. A line names the cost."""
     command = [*COMMAND, "--data", digits, "--unlabelled", "--steps", "2"]
     for name, *more in (("plain",), ("sharded", "--shard")):
         assert main([*command, *more, "--out", str(tmp_path / name)]) == 0
         assert not torch.distributed.is_initialized()
+        stated = "weights divided among the processes (FSDP2): steps run without the kernels of admg"
+        assert (stated in capsys.readouterr().out) == (name == "sharded")
     logs = [np.genfromtxt(tmp_path / run / "log.csv", delimiter=",", names=True) for run in ("plain", "sharded")]
     assert logs[1]["loss"] == pytest.approx(logs[0]["loss"], rel=1e-5)
 

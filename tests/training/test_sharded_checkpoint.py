@@ -54,10 +54,19 @@ def check_same(a: dict, b: dict) -> None:
         assert torch.equal(one, two) if isinstance(one, torch.Tensor) else one == two, key
 
 
-def test_parts_are_read_whole_and_in_parts(group, tmp_path):
+def test_a_file_holds_about_so_many_bytes():
+    parts = {name: torch.zeros(size) for name, size in (("a", 10), ("b", 30), ("c", 5), ("d", 40), ("e", 1))}
+    assert sharded_checkpoint.numbers_of_files(parts, 160) == {"a": 1, "b": 1, "c": 2, "d": 2, "e": 3}
+
+
+@pytest.mark.parametrize("size", [1 << 30, 100_000])
+def test_parts_are_read_whole_and_in_parts(group, tmp_path, monkeypatch, size):
+    """From one file of each process, or from several."""
+    monkeypatch.setattr(sharded_checkpoint, "FILE_BYTES", size)
     saved = learner(shard=True)
     state = checkpointing.state_of(saved, 3)
     checkpointing.save(tmp_path, state)
+    assert (len(list(tmp_path.glob("*/*.safetensors"))) > 1) == (size == 100_000)
     for shard in (False, True):
         fresh = Learner(distributed_worker.task_of("diffusion", torch.float64), saved.config, CPU) if shard else None
         if fresh is None:

@@ -26,6 +26,8 @@ from admg.engine.device import Processes
 from admg.files import atomic
 
 REST = "rest.pt"
+FILE_BYTES = 256 << 20
+"""Size of the files of a process. One at a time is prepared in memory, before it is written."""
 
 
 def save_parts(folder: Path, state: Mapping[str, Any], processes: Processes) -> None:
@@ -40,8 +42,18 @@ def save_parts(folder: Path, state: Mapping[str, Any], processes: Processes) -> 
             place[0].mkdir()
             torch.save(without_parts(state), place[0] / REST)
         # returns in the first process when all have written
+        files = numbers_of_files(parts, FILE_BYTES * processes.count)
         with plain_errors():
-            save(parts, storage_writer=HuggingFaceStorageWriter(str(place[0]), save_distributed=True))
+            save(parts, storage_writer=HuggingFaceStorageWriter(str(place[0]), files, save_distributed=True))
+
+
+def numbers_of_files(parts: Mapping[str, Tensor], size: int) -> dict[str, int]:
+    """Return the number of the file that each tensor is written to, from 1; a file holds about so many bytes."""
+    numbers, total = {}, 0
+    for name, value in parts.items():
+        numbers[name] = 1 + total // size
+        total += value.numel() * value.element_size()
+    return numbers
 
 
 def load_whole(folder: Path) -> dict[str, Any]:
