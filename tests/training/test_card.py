@@ -65,7 +65,7 @@ def test_a_run_leaves_a_card_with_data_command_options_results_pictures_and_envi
     assert "10 images of `Dataset`. Classes: cat (5), dog (5)." in body and "2 further images (0.17 of all)" in body
     assert "\n    admg train --data pets\n" in body and "Recipe: `small-32`." in body
     found = rows(body)
-    assert found["batch_size"] == "2" and found["diffusion_steps"] == "50" and found["channel_mult"] == "(1, 1)"
+    assert found["batch_size"] == "2" and found["diffusion_steps"] == "50" and found["channel_mult"] == "1,1"
     assert found["objective"] == "hybrid" and found["predict"] == run.model.config.predict
     assert float(found["val_loss"]) == pytest.approx(run.model.training["val_loss"], rel=1e-3)
     assert found["PyTorch"] == torch.__version__ and found["seed"] == "7" and found["processes"] == "1"

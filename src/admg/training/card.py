@@ -124,7 +124,7 @@ def summary(model: Model | Classifier) -> str:
     labels = f" with {model.labels.count} labels" if model.labels.count else ""
     parameters = sum(p.numel() for p in model.network.parameters()) / 1e6
     steps = "1 step" if training["steps"] == 1 else f"{training['steps']:,} steps"
-    average = f" ({plain(training['average'])})" if training.get("average") else ""
+    average = f" (ema {plain(training['average'])})" if training.get("average") else ""
     return (
         f"A {kind}{labels}. The network has {parameters:.2f} M parameters and was trained for {steps} "
         f"({training['images']:,} images); its weights are an average over the training{average}."
@@ -146,7 +146,8 @@ def usage(model: Model | Classifier) -> list[str]:
         lines = ['model = admg.load("this-folder")', f"samples = admg.sample(model, {label}, num=8)"]
         option = "" if name is None else f" --label {shlex.quote(name)}"
         shell = f"admg sample --model this-folder{option} --num 8 --out out"
-    return ["\n".join(f"    {line}" for line in ["import admg", "", *lines]), f"    {one_line(shell)}"]
+    python = "\n".join(f"    {line}" for line in ["import admg", *lines])
+    return [python, f"    {one_line(shell)}"]
 
 
 def images_text(training: Mapping[str, Any], dataset: ImageDataset) -> str:
@@ -179,7 +180,8 @@ def training_text(model: Model | Classifier) -> list[str]:
     options: dict[str, Any] = {**training.get("objective", {}), **training["train"]}
     for part in (model.config, getattr(model.network, "config", None)):
         options |= dict(vars(part)) if part is not None else {}
-    rows = [(name, f"`{code(value)}`") for name, value in options.items() if value not in (None, (), {})]
+    typed = {name: ",".join(map(str, v)) if isinstance(v, list | tuple) else v for name, v in options.items()}
+    rows = [(name, f"`{code(value)}`") for name, value in typed.items() if value not in (None, "", {})]
     return [*found, table(("option", "value"), rows)]
 
 

@@ -76,12 +76,13 @@ def extremes(series: Any) -> tuple[float, float]:
 
 
 def plot_levels(series: Mapping[str, Mapping[int, float]], title: str, what: str, path: Path) -> None:
-    """Plot a quantity over the noise level, on a log scale, a line for each named series."""
+    """Plot a quantity over the noise level, a line for each named series; on a log scale if it varies much."""
     figure = new_figure(5, 3.5)
     axes = figure.add_subplot()
     for name, values in series.items():
         axes.plot(list(values), list(values.values()), marker="o", label=name, **PARTS.get(name, {}))
-    if all(value > 0 for values in series.values() for value in values.values()):
+    values_of_all = [value for values in series.values() for value in values.values()]
+    if min(values_of_all) > 0 and max(values_of_all) > 5 * min(values_of_all):
         axes.set_yscale("log")
     axes.set(title=title, xlabel="noise level t", ylabel=what)
     axes.legend()
