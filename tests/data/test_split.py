@@ -97,6 +97,11 @@ def test_frames_of_a_file_are_in_one_part(tmp_path):
     assert len(set(contents(held_out))) == 6  # frames stay with their files
 
 
+def test_of_each_class_at_least_one_image_stays():
+    training, held_out = split(numbered(["a"] * 5 + ["b"]), 0.9, seed=0)
+    assert classes_of(training)[:2] == [1, 1] and classes_of(held_out)[:2] == [4, 0]
+
+
 def test_a_share_that_cannot_be_held_out_is_refused():
     for fraction in (0.0, 1.0, -0.1):
         with pytest.raises(DataError, match="allowed are numbers above 0 and below 1"):
