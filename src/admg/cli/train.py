@@ -19,7 +19,7 @@ EXAMPLES = """\
   admg train --data photos --image-size 64 --out runs/photos
   admg train --data photos --image-size 64 --out runs/photos --steps 200000     resume, and train longer
   admg train --data fashion-mnist --image-size 32 --fit pad --channels 64 --channel-mult 1,1,2,2 --out runs/clothes
-  admg train --data photos --image-size 64 --val-fraction 0.05 --log wandb --out runs/photos    losses on held-out images
+  admg train --data photos --image-size 64 --val-fraction 0.05 --log wandb --out runs/photos    held-out images, W&B
   admg train --config runs/photos.toml --lr 1e-4 --out runs/slower
   torchrun --nproc-per-node 8 -m admg train --data photos --image-size 64 --batch-size 512 --out runs/photos    8 GPUs
   srun --ntasks 16 admg train --config runs/photos.toml --shard     with SLURM; weights divided among processes"""
