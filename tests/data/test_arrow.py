@@ -137,6 +137,21 @@ def test_the_rules_for_files_hold_for_rows(tmp_path):
         assert rows.decoding != Decoding() and len(rows) == (7 if "frames" in options else 5)
 
 
+def test_every_format_of_pillow(tmp_path):
+    Image.init()  # all formats look at the beginning of each file
+    image = Image.fromarray(noise(8, 8, 3))
+    pages = {"save_all": True, "append_images": [image]}
+    files = [
+        encoded(image, "tiff", compression="tiff_lzw", **pages),
+        *(encoded(image, kind) for kind in ("bmp", "ppm", "jpeg2000", "tga", "gif")),
+        encoded(image, "webp", lossless=True),
+    ]
+    dataset = open_dataset(write_parquet(tmp_path / "a.parquet", table(files)), 8, frames="all", verify="full")
+    assert not dataset.skipped and len(dataset) == 8
+    found = pixels(dataset)
+    assert all(np.array_equal(found[i], noise(8, 8, 3)) for i in (0, 1, 2, 3, 4, 5, 7))  # 6 is a palette
+
+
 def test_rows_without_an_image_are_named_or_refused(tmp_path):
     content = [IMAGES[0], None, b"", IMAGES[1][:-60], IMAGES[2]]
     (tmp_path / "4.png").write_bytes(IMAGES[5])

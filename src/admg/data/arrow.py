@@ -23,7 +23,7 @@ from admg.files import LockError, atomic, cache_folder, locked, remove
 from .arrays import Split
 from .errors import DataError, listed
 from .listing import Listing
-from .members import Container, Member
+from .members import Container, Member, Part
 from .metadata import LABELS
 from .parts import SPLIT_NAMES
 
@@ -62,11 +62,22 @@ class Row(Member):
                     raise DataError("the row has no image")
                 return cast(BinaryIO, (self.source.parent / path).open("rb"))
             value = value["bytes"]
-        # Arrow's own file has no readline(), which some of Pillow's formats need
-        return cast(BinaryIO, io.BufferedReader(arrow().BufferReader(value.as_buffer())))
+        content = memoryview(value.as_buffer())
+        return cast(BinaryIO, io.BufferedReader(Part(InMemory(content), 0, len(content))))
 
     def __str__(self) -> str:
         return f"{self.source}/{self.name}"
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """Mapped memory as a container, since Arrow's own files lack what some of Pillow's formats do with files."""
+
+    content: memoryview
+
+    def read(self, start: int, size: int) -> bytes:
+        """Return at most `size` bytes from `start`."""
+        return bytes(self.content[start : start + size])
 
 
 @dataclass(frozen=True)

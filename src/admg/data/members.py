@@ -10,7 +10,7 @@ import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, Protocol, cast
 
 from PIL import Image
 
@@ -86,10 +86,16 @@ def _opened(container: Container, process: int, thread: int) -> BinaryIO:
     return cast(BinaryIO, file)
 
 
+class Readable(Protocol):
+    """Content that is read from any position."""
+
+    def read(self, start: int, size: int) -> bytes: ...
+
+
 class Part(io.RawIOBase):
     """A part of a file as a file of its own."""
 
-    def __init__(self, container: Container, start: int, size: int):
+    def __init__(self, container: Readable, start: int, size: int):
         self.container, self.start, self.size, self.position = container, start, size, 0
 
     def readable(self) -> bool:
