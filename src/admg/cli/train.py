@@ -17,6 +17,7 @@ from .training import NEW_NETWORK, NEW_PROCESS, provenance, recipe_values, train
 
 EXAMPLES = """\
   admg train --data photos --image-size 64 --out runs/photos
+  admg train --recipe adm-64 --data imagenet/train --out runs/adm-64     the paper's hyperparameters; see admg recipes
   admg train --data photos --image-size 64 --out runs/photos --steps 200000     resume, and train longer
   admg train --data fashion-mnist --image-size 32 --fit pad --channels 64 --channel-mult 1,1,2,2 --out runs/clothes
   admg train --data photos --image-size 64 --val-fraction 0.05 --log wandb --out runs/photos    held-out images, W&B

@@ -17,6 +17,7 @@ from .training import NEW_NETWORK, NEW_PROCESS, provenance, recipe_values, train
 
 EXAMPLES = """\
   admg train-classifier --data photos --image-size 64 --crop random --out runs/classifier
+  admg train-classifier --recipe adm-64-classifier --data imagenet/train --out runs/adm-64-classifier
   admg train-classifier --data photos/train --val-data photos/val --image-size 64 --out runs/classifier
   admg sample --model runs/photos --classifier runs/classifier --label cat --out cats"""
 

@@ -24,6 +24,7 @@ from .training import NEW_NETWORK, provenance, recipe_values, train
 
 EXAMPLES = """\
   admg train-upsampler --data photos --image-size 256 --small-size 64 --out runs/upsampler
+  admg train-upsampler --recipe adm-64-256-upsampler --data imagenet/train --out runs/adm-64-256
   admg train-upsampler --data photos --image-size 256 --augment-noise 0.3 --augment-blur 0.5 --out runs/upsampler
   admg upsample --model runs/upsampler --base samples_1000x64x64x3.npz --out large"""
 
