@@ -43,6 +43,12 @@ OVERFLOWING = {  # fp16, with a scale of the loss at which the first gradients o
 }
 
 
+def resumed(folder: Path, learner: Learner) -> int:
+    """Restore the last checkpoint of a run directory, if there is one, and return its number of steps."""
+    checkpoint = checkpointing.latest(folder)
+    return 0 if checkpoint is None else int(checkpointing.resume(checkpoint, learner)["step"])
+
+
 def task_of(kind: str, dtype: torch.dtype) -> DiffusionTask | ClassifierTask:
     torch.manual_seed(0)
     process = DiffusionConfig(diffusion_steps=50)
@@ -87,7 +93,7 @@ def losses(run: Segment, processes: Processes) -> list[dict[str, float]]:
     learner = Learner(task, config, CPU, processes)
     if run.name in OVERFLOWING:
         learner.scaler.load_state_dict(learner.scaler.state_dict() | {"scale": 2.0**30})
-    first = checkpointing.resume(Path(run.folder), learner) if run.folder else 0
+    first = resumed(Path(run.folder), learner) if run.folder else 0
     until = run.until or steps * run.longer
     stream = batches(data, config.batch_size, seed=0, start=first, part=(processes.rank, processes.count))
     found = []

@@ -21,7 +21,7 @@ from admg.data import batches
 from admg.data import open as open_dataset
 from admg.diffusion.config import DiffusionConfig
 from admg.models import ClassifierConfig, NoisyClassifier, UNet, UNetConfig
-from admg.training import ClassifierTask, DiffusionTask, TrainConfig
+from admg.training import ClassifierTask, DiffusionTask, TrainConfig, checkpointing
 from admg.training.prefetch import prefetch
 from admg.training.step import Learner
 
@@ -156,6 +156,18 @@ def make(kind: str = "diffusion", **changes) -> DiffusionTask | ClassifierTask:
         return ClassifierTask(Classifier(network, PROCESS.build(), Labels(10), PROCESS))
     network = UNet(UNetConfig(**TRUNK, num_classes=10, **changes))
     return DiffusionTask(Model(network, PROCESS.build(), (1, 8, 8), Labels(10), PROCESS))
+
+
+def resume(folder: Path, learner: Learner) -> int:
+    """Restore the last checkpoint of a run directory, and return its number of steps."""
+    checkpoint = checkpointing.latest(folder)
+    assert checkpoint is not None
+    return int(checkpointing.resume(checkpoint, learner)["step"])
+
+
+def state_file(folder: Path) -> Path:
+    """Return the file with the state of the last checkpoint of a run directory."""
+    return checkpointing.saved(folder)[-1] / checkpointing.STATE
 
 
 def learned(digits: str, task, steps: int = 3, **changes) -> tuple[list[dict[str, float]], Learner]:

@@ -15,7 +15,7 @@ import torch
 import admg
 from admg import files
 from admg.checkpoints.model import Model
-from admg.files import atomic, remove_leftovers
+from admg.files import LockedError, atomic, held, remove_leftovers
 
 EXCHANGES = [True, False]
 """With the system's exchange of two names, and without it, as on file systems that lack it."""
@@ -156,3 +156,31 @@ def test_other_files_are_not_left_over(tmp_path):
     remove_leftovers(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*mine, "b c"])
     remove_leftovers(tmp_path / "none")
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from admg.files import held
+with held(Path(sys.argv[1]), "the run"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.process
+def test_a_lock_names_its_holder_and_ends_with_it(tmp_path):
+    lock = tmp_path / "lock"
+    environment = os.environ | {"PYTHONPATH": str(Path(admg.__file__).parents[1])}
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(lock)], stdout=subprocess.PIPE, text=True, env=environment
+    ) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        with pytest.raises(LockedError, match=rf"the run is in use by process {holder.pid} on "), held(lock, "the run"):
+            pass
+        holder.kill()
+        holder.wait()
+        with held(lock, "the run"), pytest.raises(LockedError, match=f"process {os.getpid()}"), held(lock, "the run"):
+            pass
+    with held(lock, "the run"):
+        pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import re
 import secrets
 import shutil
@@ -117,6 +118,31 @@ def locked(path: Path) -> Iterator[None]:
         while not _try_lock(file.fileno(), path):
             time.sleep(0.1)
         yield  # closing the file releases the lock
+
+
+class LockedError(ValueError):
+    """Another process holds a lock."""
+
+
+@contextmanager
+def held(path: Path, what: str) -> Iterator[None]:
+    """Hold the lock of a file, which is released if this process dies, without waiting for another process.
+
+    what: what the file stands for, for the message
+
+    Raises LockedError, which names the process that holds it, and LockError if the file system does not support locks.
+    """
+    with path.open("a+") as file:
+        if not _try_lock(file.fileno(), path):
+            file.seek(0)
+            raise LockedError(f"{what} is in use by {file.read(200).strip() or 'another process'}")
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
 
 
 def _try_lock(descriptor: int, path: Path) -> bool:

@@ -283,10 +283,12 @@ def test_a_missing_file_is_said_to_be_missing():
 @pytest.mark.parametrize("command", ["sample --model", "import-openai", "info", "sample --classifier"])
 def test_the_checkpoint_of_a_training_run_names_the_model(tmp_path, capsys, command):
     (tmp_path / "run" / "model").mkdir(parents=True)
-    torch.save({"step": 1, "optimizer": {}, "network": RAW, "average": EMA}, tmp_path / "run" / "checkpoint.pt")
+    state = tmp_path / "run" / "checkpoints" / "0000001" / "state.pt"
+    state.parent.mkdir(parents=True)
+    torch.save({"step": 1, "optimizer": {}, "network": RAW, "average": EMA}, state)
     arguments = [
         *command.split(),
-        tmp_path / "run" / "checkpoint.pt",
+        state,
         *(() if command == "info" else ("--out", tmp_path / "out")),
     ]
     message = helpers.refused(capsys, *arguments)

@@ -7,11 +7,12 @@ import shutil
 
 import numpy as np
 import pytest
-from helpers import refused, run
+from helpers import failed, refused, run, state_file
 from PIL import Image
 
 from admg.checkpoints import loading
 from admg.data import open as open_dataset
+from admg.training import checkpointing
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def test_the_columns_of_a_sheet_are_the_samples_at_each_scale(capsys, sample_arg
         (["--labels", "one", "--label", "two"], "--label cannot be combined with --labels"),
         (["--labels", "random", "--unconditional", "--scale", "0"], "neither the model nor a guide uses them"),
         (["--shard-size", "0"], "--shard-size must be at least 1"),
-        (["--labels", ""], "unknown label ''"),
+        (["--labels", ""], "argument --labels: must not be empty"),
         (["--world-size", "0"], "--world-size must be at least 1, got 0"),
         (["--rank", "2", "--world-size", "2"], "--rank must be from 0 to 1"),
         (["--world-size", "2", "--overwrite"], "--overwrite is for one process"),
@@ -247,11 +248,11 @@ def test_training_starts_from_the_weights_of_a_model(capsys, pictures, tmp_path)
 def test_resuming_a_foreign_run_is_refused_and_leaves_it(capsys, pictures, tmp_path):
     out = tmp_path / "out"
     assert run(capsys, *tiny_training(pictures, out))[0] == 0
-    before = (out / "checkpoint.pt").read_bytes()
+    before = state_file(out).read_bytes()
     line = refused(capsys, *tiny_training(pictures, out), "--channel-mult", "1,2", "--steps", 4)
-    assert "cannot resume" in line and (out / "checkpoint.pt").read_bytes() == before
-    (out / "checkpoint.pt").write_bytes(before[:-500])
-    assert "cannot resume" in refused(capsys, *tiny_training(pictures, out), "--steps", 4)
+    assert "begun with other settings" in line and state_file(out).read_bytes() == before
+    state_file(out).write_bytes(before[:-500])
+    assert "are damaged" in failed(capsys, *tiny_training(pictures, out), "--steps", 4)
 
 
 def test_a_pickle_in_place_of_a_training_checkpoint_is_not_executed(capsys, pictures, tmp_path):
@@ -262,8 +263,10 @@ def test_a_pickle_in_place_of_a_training_checkpoint_is_not_executed(capsys, pict
             return (open, (str(tmp_path / "payload-ran"), "w"))
 
     out = tmp_path / "out"
-    out.mkdir()
-    (out / "checkpoint.pt").write_bytes(pickle.dumps(Payload()))
+    checkpoint = out / checkpointing.FOLDER / "0000001"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / checkpointing.STATE).write_bytes(pickle.dumps(Payload()))
+    checkpointing.write_checksums(checkpoint)
     assert "cannot resume" in refused(capsys, *tiny_training(pictures, out))
     assert not (tmp_path / "payload-ran").exists()
 

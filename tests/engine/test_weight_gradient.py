@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import CPU, learned, make
+from helpers import CPU, learned, make, resume
 from torch import Tensor, nn
 
 import admg.engine.cpu.training as module
@@ -239,6 +239,6 @@ def test_training_of_the_plain_network_continues_with_the_kernel(digits, tmp_pat
     monkeypatch.undo()
     second = Learner(make(), TrainConfig(batch_size=10, precision="fp32", warmup=1), CPU)
     fed = prefetch(second.task, batches(open_dataset(digits, 8), 10, seed=0, start=2), 0, 2, CPU)
-    assert checkpointing.resume(tmp_path, second) == 2
+    assert resume(tmp_path, second) == 2
     for k in (2, 3):
         assert second.step(k, next(fed))["loss"].item() == pytest.approx(figures[k]["loss"], rel=1e-5)

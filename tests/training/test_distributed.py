@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from distributed_worker import CPU, Segment
-from helpers import make, randomised, refused
+from helpers import make, randomised, refused, state_file
 
 import admg
 from admg.checkpoints.labels import Labels
@@ -26,14 +26,14 @@ from admg.diffusion.config import DiffusionConfig
 from admg.engine.cpu import training as cpu_training
 from admg.engine.device import ALONE, Processes, rendezvous
 from admg.models import UNet, UNetConfig
-from admg.training import DiffusionTask, TrainConfig, distributed
+from admg.training import DiffusionTask, TrainConfig, checkpointing, distributed
 from admg.training.prefetch import prefetch
 from admg.training.step import Learner, with_network
 
 WORKER = Path(distributed_worker.__file__)
 COMMAND = ["train", "--image-size", "8", "--channels", "32", "--channel-mult", "1,1", "--num-res-blocks", "1",
            "--head-channels", "32", "--attention-resolutions", "4", "--diffusion-steps", "50", "--batch-size", "8",
-           "--precision", "fp32", "--warmup", "2", "--checkpoint-every", "2", "--log-every", "1",
+           "--precision", "fp32", "--lr", "3e-4", "--warmup", "2", "--checkpoint-every", "2", "--log-every", "1",
            "--preview-every", "4"]  # fmt: skip
 
 
@@ -133,14 +133,14 @@ def check_elastic(tmp_path: Path, name: str, parts: list[tuple[int, bool]]) -> N
 
 @pytest.mark.process
 def test_processes_that_shard_continue_as_one_and_again_as_two(tmp_path):
-    """In float64. The checkpoint of parts is replaced by one file, and that by parts again."""
+    """In float64. The checkpoint of parts is followed by one that is whole, and that by parts again."""
     check_elastic(tmp_path, "float64 sharded", [(2, True), (1, False)])
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint.pt"]
+    assert state_file(tmp_path / "run").exists()
     continued = [Segment("float64", folder=str(tmp_path / "run"), until=9, shard=True)]
     (found,) = measured(2, continued, tmp_path)
     (alone,) = measured(1, [Segment("float64", until=9)], tmp_path)
     check_equal({"float64": alone[6:]}, {"float64": found}, "float64")
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint_0000009"]
+    assert [path.name for path in checkpointing.saved(tmp_path / "run")] == ["0000003", "0000006", "0000009"]
 
 
 @pytest.mark.process
@@ -186,8 +186,9 @@ def test_a_run_continues_with_another_number_of_processes(digits, tmp_path):
     ]
     for one, several in zip(*models, strict=True):
         assert one.training["average"] == several.training["average"]
-        for name, value in one.network.state_dict().items():
-            assert torch.allclose(several.network.state_dict()[name], value, atol=1e-5), name
+        a, b = (torch.nn.utils.parameters_to_vector(model.network.parameters()) for model in (one, several))
+        # AdamW moves a weight by up to lr in each step, also where its gradient is nothing but rounding
+        assert (a - b).square().mean().sqrt() < 0.01 * 6 * 3e-4
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import warnings
 
 import numpy as np
 import pytest
-from helpers import TRUNK, refused, succeed
+from helpers import TRUNK, refused, state_file, succeed
 
 import admg
 from admg import guidance
@@ -58,10 +58,10 @@ def test_resuming_with_another_meaning_is_refused(tmp_path_factory, changes, mes
     out = tmp_path_factory.getbasetemp() / "resumed"
     if not out.exists():
         trained(out)
-    before = (out / "checkpoint.pt").read_bytes()
+    before = state_file(out).read_bytes()
     with pytest.raises(ValueError, match=f"this run and the run in .* do not belong together: {message}"):
         trained(out, steps=2, **changes)
-    assert (out / "checkpoint.pt").read_bytes() == before
+    assert state_file(out).read_bytes() == before
 
 
 @pytest.mark.parametrize(

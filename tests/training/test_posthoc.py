@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers import TRUNK, learned, make, run_example, snapshot
+from helpers import TRUNK, learned, make, run_example, snapshot, state_file
 from torch import nn
 
 import admg
@@ -148,7 +148,7 @@ def test_the_model_of_a_run_with_an_average_of_another_length(whole):
     model, tracked = reconstruct_ema(whole, "15%"), admg.load(whole)
     pairs = [*zip(model.network.parameters(), tracked.network.parameters(), strict=True)]
     distance = sum((p - q).square().sum() for p, q in pairs).sqrt()
-    raw = torch.load(whole / "checkpoint.pt", weights_only=True)["network"].values()
+    raw = torch.load(state_file(whole), weights_only=True)["network"].values()
     moved = sum((p - q).square().sum() for p, q in zip(raw, tracked.network.parameters(), strict=True)).sqrt()
     assert distance < 0.02 * moved and moved > 0.1
     assert model.training["average"] == "15%" and model.training["steps"] == 8 and model.training["images"] == 32

@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from helpers import CPU, PROCESS, make
+from helpers import CPU, PROCESS, make, resume
 from scipy.stats import chisquare, norm
 
 from admg.checkpoints.labels import Labels
@@ -179,7 +179,7 @@ def test_a_step_weights_the_losses_and_remembers_them(digits):
     with torch.no_grad():
         terms = one.task.loss(x, y, t, noise, dropped)
     means = one.step(0, (x, y, u, noise, dropped))
-    assert means.keys() == {"loss", "mse", "vb", "grad_norm"}
+    assert means.keys() == {"loss", "mse", "vb", "grad_norm", "skipped"}
     for name in ("loss", "mse", "vb"):
         assert means[name].item() == pytest.approx((weights * terms[name]).mean().item(), rel=1e-5)
     before.update(t, terms["loss"])
@@ -193,7 +193,7 @@ def test_the_history_is_resumed_and_does_not_depend_on_the_parts_of_a_batch(digi
     found = trained(digits, first, 0, 6)
     checkpointing.save(tmp_path, checkpointing.state_of(first, 6))
     second = learner(accumulate=2)
-    assert checkpointing.resume(tmp_path, second) == 6
+    assert resume(tmp_path, second) == 6
     assert (second.importance.losses == first.importance.losses).all() and second.importance.counts.sum() == 60
     found += trained(digits, second, 6, 9)
     assert found == pytest.approx(losses, rel=1e-4)
@@ -211,7 +211,7 @@ def test_a_run_with_uniform_timesteps_may_continue_with_importance_sampling(digi
     task = make()
     task = DiffusionTask(task.model, timesteps=BY_IMPORTANCE)
     other = Learner(task, TrainConfig(batch_size=10, precision="fp32"), CPU)
-    assert checkpointing.resume(tmp_path, other) == 3 and other.importance.counts.sum() == 0
+    assert resume(tmp_path, other) == 3 and other.importance.counts.sum() == 0
 
 
 # -- classifiers -------------------------------------------------------------------------------------------------------

@@ -29,22 +29,24 @@ def log(folder) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.mark.process
+@pytest.mark.slow
 def test_training_on_digits_from_random_weights(digits, tmp_path):
     """A resumed diffusion model and a classifier: a nearest-neighbour classifier recognises guided samples."""
     diffusion = ["train", "--data", digits, *NETWORK, "--batch-size", 64, "--lr", 2e-3, "--warmup", 50,
+                 "--predict", "eps", "--noise-schedule", "linear",
                  "--ema", 0.995, "--label-dropout", 0.5, "--preview-every", 600, "--checkpoint-every", 250,
                  "--out", tmp_path / "d"]  # fmt: skip
     admg(*diffusion, "--steps", 250)
     assert "resumed at step 250" in admg(*diffusion, "--steps", 600).stdout
     classifier = ["train-classifier", "--data", digits, *NETWORK, "--batch-size", 64, "--lr", 2e-3, "--warmup", 50,
+                  "--noise-schedule", "linear",
                   "--ema", 0.99, "--checkpoint-every", 300, "--out", tmp_path / "c"]  # fmt: skip
     admg(*classifier, "--steps", 300)
 
     rows = log(tmp_path / "d")
     assert [int(row["step"]) for row in rows] == list(range(50, 601, 50))
     assert float(rows[0]["mse"]) > 0.3 and float(rows[-1]["mse"]) < 0.14
-    for name in ("curves.png", "checkpoint.pt", "samples/step_0000600.png", "model/model.safetensors"):
+    for name in ("curves.png", "run.json", "samples/step_0000600.png", "model/model.safetensors"):
         assert (tmp_path / "d" / name).stat().st_size > 1000
     assert list((tmp_path / "d" / "tensorboard").iterdir())
 

@@ -159,17 +159,23 @@ def test_the_held_out_images_stay_the_same_when_a_run_is_resumed(without_preview
         return run
 
     first = train("a", 0.25, seed=3)
+    with pytest.raises(ValueError, match="seed is 3 there, 4 here"):
+        train("a", 0.25, seed=4, steps=2)
     held_out = first.measures[0].held_out.batch(range(10))[0]
-    again = train("a", 0.25, seed=4, steps=2)  # another seed does not change which images are held out
+    again = train("a", 0.25, seed=3, steps=2)
     assert torch.equal(again.measures[0].held_out.batch(range(10))[0], held_out)
     for validation, out in ((0.2, "a"), (None, "a"), (data, "a")):
         with pytest.raises(ValueError, match=r"the run was started with val_fraction 0.25 .* resume it in the same"):
-            train(out, validation, steps=3)
+            train(out, validation, seed=3, steps=3)
     train("b")
     with pytest.raises(ValueError, match="the run was started without val_fraction"):
         train("b", 0.25, steps=2)
-    with pytest.warns(UserWarning, match="has changed since the run was started"):
-        train("a", 0.25, steps=3, images=from_arrays(PIXELS[:30], LABELS[:30]))
+    fewer = from_arrays(PIXELS[:30], LABELS[:30])
+    with (
+        pytest.warns(UserWarning, match="has changed since the run was started"),
+        pytest.raises(ValueError, match=r"data\.images is \d+ there"),
+    ):
+        train("a", 0.25, seed=3, steps=3, images=fewer)
 
 
 @pytest.mark.thorough

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from helpers import state_file
 
 import admg
 from admg.engine.device import Processes
@@ -94,7 +95,7 @@ def test_a_process_that_cannot_be_interrupted_is_ended(three, monkeypatch):
 
 def check_intact(out: Path) -> None:
     """The checkpoint before the end, of step 4, and its model are whole."""
-    assert torch.load(out / "checkpoint.pt", weights_only=True)["step"] == 4
+    assert torch.load(state_file(out), weights_only=True)["step"] == 4
     assert admg.load(out).training["steps"] == 4
 
 

@@ -186,7 +186,10 @@ def write(folder: Path | str, config: dict[str, Any], network: nn.Module, dtype:
     check_values(f"the network for {folder}", state)
     with atomic(folder, durable=True) as temporary:
         temporary.mkdir()
-        save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
+        try:
+            save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
+        except SafetensorError as error:  # which it raises for a full disk
+            raise OSError(f"cannot write {folder}: {error}") from None
         about = {"format": FORMAT, "version": VERSION, **config, "sha256": sha256(temporary / "model.safetensors")}
         text = json.dumps(about, indent=2, ensure_ascii=False)
         (temporary / "config.json").write_text(text + "\n", encoding="utf-8")

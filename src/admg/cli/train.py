@@ -38,12 +38,14 @@ class Options:
     out: Run directory for the model, its checkpoint, log and samples; an existing run is resumed
     init: Model to start from, whose architecture and process are taken over: name, folder or file of weights
     init_flags: Flags of OpenAI's scripts for a file in their format (default: inferred)
+    overwrite: Begin anew in a run directory that holds a run, whose files are removed
     recipe: Name of a recipe, which sets all options that are not given; `admg recipes` lists them
     """
 
     out: Path = setting(metavar="DIR")
     init: str | None = setting(None, metavar="MODEL", default_text="random weights")
     init_flags: str | None = setting(None, metavar="FLAGS", dashes=True)
+    overwrite: bool = False
     recipe: str | None = setting(None, metavar="NAME")
     images: DataConfig = group(DataConfig)
     training: TrainConfig = group(TrainConfig)
@@ -74,5 +76,6 @@ def run(options: Options) -> None:
             init=options.init,
             init_flags=options.init_flags,
             provenance=provenance(options.recipe),
+            overwrite=options.overwrite,
         )
     )

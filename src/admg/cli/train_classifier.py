@@ -34,6 +34,7 @@ class Options:
     init: Classifier to start from, whose architecture and process are taken over: name, folder or file of weights
     init_flags: Flags of OpenAI's scripts for a file in their format (default: inferred)
     noised: Add noise to the images; without it, the classifier learns clean images alone, and guides badly
+    overwrite: Begin anew in a run directory that holds a run, whose files are removed
     recipe: Name of a recipe, which sets all options that are not given; `admg recipes` lists them
     """
 
@@ -41,6 +42,7 @@ class Options:
     init: str | None = setting(None, metavar="MODEL", default_text="random weights")
     init_flags: str | None = setting(None, metavar="FLAGS", dashes=True)
     noised: bool = True
+    overwrite: bool = False
     recipe: str | None = setting(None, metavar="NAME")
     images: DataConfig = group(DataConfig)
     training: TrainConfig = group(TrainConfig)
@@ -70,5 +72,6 @@ def run(options: Options) -> None:
             init=options.init,
             init_flags=options.init_flags,
             provenance=provenance(options.recipe),
+            overwrite=options.overwrite,
         )
     )

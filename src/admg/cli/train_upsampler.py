@@ -43,6 +43,7 @@ class Options:
     small_size: Side of the images to enlarge in pixels
     init: Model to start from, whose architecture and process are taken over: name, folder or file of weights
     init_flags: Flags of OpenAI's scripts for a file in their format (default: inferred)
+    overwrite: Begin anew in a run directory that holds a run, whose files are removed
     recipe: Name of a recipe, which sets all options that are not given; `admg recipes` lists them
     """
 
@@ -50,6 +51,7 @@ class Options:
     small_size: int | None = setting(None, min=1, default_text="a quarter of the image size")
     init: str | None = setting(None, metavar="MODEL", default_text="random weights")
     init_flags: str | None = setting(None, metavar="FLAGS", dashes=True)
+    overwrite: bool = False
     recipe: str | None = setting(None, metavar="NAME")
     images: DataConfig = group(DataConfig)
     augment: AugmentConfig = group(AugmentConfig)
@@ -86,5 +88,6 @@ def run(options: Options) -> None:
             init=options.init,
             init_flags=options.init_flags,
             provenance=provenance(options.recipe),
+            overwrite=options.overwrite,
         )
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 import time
 from collections import deque
@@ -20,6 +21,7 @@ from admg.training import TrainingRun
 from admg.training.defaults import FEW
 from admg.training.recipes import Command, recipe_for
 from admg.training.services import services_of
+from admg.training.stopping import StopSignals
 
 from .measure import note_missing_kernels
 from .options import shown
@@ -46,14 +48,20 @@ def recipe_values(command: Command, name: str | None) -> Mapping[str, Any]:
 
 
 def train(run: TrainingRun[Any]) -> None:
-    """Train to the end with a progress bar, and print where the results are. Of several processes, the first prints."""
+    """Train to the end with a progress bar, and print where the results are. Of several processes, the first prints.
+
+    Ctrl-C, SIGTERM and SIGUSR1 end the run after the current step, with a checkpoint, and the command with exit code
+    128 plus the number of the signal: 130, 143 and 138.
+    """
     if run.watch is not None:
         run.watch.on_stuck = end_process
-    with closing(run):
+    with closing(run), StopSignals(run.stop) as signals:
         if run.writes:
             train_and_print(run)
         else:
             deque(run, maxlen=0)
+    if run.stopped:
+        sys.exit(128 + (signals.received or signal.SIGTERM))
 
 
 def end_process(reason: str) -> None:
@@ -76,9 +84,12 @@ def train_and_print(run: TrainingRun[Any]) -> None:
     with bar:
         for step in run:
             bar.set_postfix_str(progress(step), refresh=False)
-            bar.update()
+            bar.update(run.step - bar.n)  # which falls if the run goes back
             if line := saves.line():
                 bar.write(line)
+    if run.stopped:
+        print(f"stopped after step {run.step}, which is saved; the same command resumes")
+        return
     print(f"model: {run.out / 'model'}   curves: {run.out / 'curves.png'}   samples: {run.out / 'samples'}")
     for folder in run.other_models:
         print(f"another average: {folder}")

@@ -1,8 +1,14 @@
-"""The state that a killed run is resumed from: checkpoint.pt, or a folder of parts if the network is sharded."""
+"""The checkpoints that a run is resumed from: checkpoints/0001000/ and so on, each with the checksums of its files.
+
+A checkpoint holds state.pt or, if the network is sharded, the parts of the processes.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,8 +27,7 @@ from .sharded_checkpoint import load_parts, load_rest, load_whole, save_parts
 from .sharding import has_parts, load_network, load_optimizer, local, network_state, trained_names
 from .step import Learner
 
-FILE = "checkpoint.pt"
-FOLDER = re.compile(r"checkpoint_(\d+)")
+FOLDER, STATE, CHECKSUMS = "checkpoints", "state.pt", "checksums.json"
 
 
 def state_of(learner: Learner, step: int) -> dict[str, Any]:
@@ -36,73 +41,106 @@ def state_of(learner: Learner, step: int) -> dict[str, Any]:
     return {"step": step, "optimizer": optimizer, "network": network, **kept, "learner": learner.state()}
 
 
-def save(folder: Path, state: dict[str, Any], processes: Processes = ALONE) -> None:
-    """Write the state of a run. If it is sharded, all processes must call this together; else, the first one does.
+def save(folder: Path, state: dict[str, Any], processes: Processes = ALONE, keep: int = 3, keep_every: int = 0) -> Path:
+    """Write the state of a run, and remove old checkpoints. Return the folder of the checkpoint.
 
-    A run directory holds one checkpoint, whatever its kind. Older ones are removed once the new one is complete.
+    If the state is sharded, all processes must call this together; else, the first one does.
+
+    keep: number of the last checkpoints that stay
+    keep_every: those whose number of steps is a multiple of this stay as well; 0 for none
+
+    Raises OSError if the disk is full or cannot be written; then the checkpoints before are as they were.
     """
+    path = folder / FOLDER / f"{state['step']:07d}"
     if has_parts(state):
-        path = folder / f"checkpoint_{state['step']:07d}"
-        save_parts(path, state, processes)
+        save_parts(path, state, processes, finish=write_checksums)
     else:
-        path = folder / FILE
-        with atomic(path) as temporary:
-            torch.save(state, temporary)
+        with atomic(path, durable=True) as temporary:
+            temporary.mkdir()
+            try:
+                torch.save(state, temporary / STATE)
+            except RuntimeError as error:  # which torch raises for a full disk
+                raise OSError(f"cannot write {path}: {str(error).splitlines()[0]}") from None
+            write_checksums(temporary)
     if processes.rank == 0:
-        for other in saved(folder):
-            if other != path:
+        for other in saved(folder)[:-keep]:
+            if not (keep_every and step_of(other) % keep_every == 0):
                 remove(other)
+    return path
 
 
 def saved(folder: Path) -> list[Path]:
-    """Return the checkpoints of a run directory. There is more than one if the run was killed while it saved."""
-    folders = [path for path in folder.glob("checkpoint_*") if path.is_dir() and FOLDER.fullmatch(path.name)]
-    return [path for path in (folder / FILE,) if path.is_file()] + sorted(folders)
+    """Return the checkpoints of a run directory, the last one at the end, whether they are damaged or not."""
+    names = (folder / FOLDER).glob("*")
+    return sorted(path for path in names if path.is_dir() and re.fullmatch(r"\d{7,}", path.name))
+
+
+def step_of(path: Path) -> int:
+    """Return the number of steps done in a checkpoint."""
+    return int(path.name)
 
 
 def latest(folder: Path) -> Path | None:
-    """Return the checkpoint with the most steps, or None if the run directory has none."""
+    """Return the last checkpoint of a run directory that is not damaged, or None if the run has none yet.
+
+    A damaged one is passed over with a warning. Raises CheckpointError if all are damaged.
+    """
     found = saved(folder)
-    return max(found, key=steps_of) if len(found) > 1 else next(iter(found), None)
+    for path in reversed(found):
+        problem = damage(path)
+        if problem is None:
+            return path
+        warnings.warn(f"{path} is passed over: {problem}", stacklevel=2)
+    if found:
+        raise CheckpointError(f"all {len(found)} checkpoints of the run in {folder} are damaged: choose another folder")
+    return None
 
 
-def steps_of(path: Path) -> int:
-    """Return the number of steps done in a checkpoint; -1 if it is damaged."""
-    if match := FOLDER.fullmatch(path.name):
-        return int(match[1])
+def damage(path: Path) -> str | None:
+    """Return what is wrong with a checkpoint, found by reading all its files, or None if it is as it was written."""
     try:
-        return int(pickles.load(path, mmap=True)["step"])
-    except (CheckpointError, KeyError, TypeError):
-        return -1
+        recorded = json.loads((path / CHECKSUMS).read_text())
+        names = {file.name for file in path.iterdir()} - {CHECKSUMS}
+        if not isinstance(recorded, dict) or recorded.keys() != names:
+            return "it has other files than its checksums"
+        return next((f"{name} is damaged" for name in sorted(names) if sha256(path / name) != recorded[name]), None)
+    except (OSError, ValueError) as error:
+        return str(error)
 
 
-def read(folder: Path, mmap: bool = False) -> dict[str, Any] | None:
-    """Return the contents of the checkpoint of a run directory, or None if there is none. Raises CheckpointError.
+def write_checksums(path: Path) -> None:
+    """Write the SHA-256 of each file of a checkpoint."""
+    found = {file.name: sha256(file) for file in sorted(path.iterdir())}
+    (path / CHECKSUMS).write_text(json.dumps(found, indent=1) + "\n")
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read(path: Path, mmap: bool = False) -> dict[str, Any]:
+    """Return the contents of a checkpoint. Raises CheckpointError.
 
     The sharded tensors of a checkpoint of parts are left out.
     """
-    path = latest(folder)
-    if path is None:
-        return None
     with _not_resumable(path):
-        state = load_rest(path) if path.is_dir() else pickles.load(path, mmap)
+        state = pickles.load(path / STATE, mmap) if (path / STATE).exists() else load_rest(path)
         if not isinstance(state, dict):
             raise ValueError("it holds no training run")
         return state
 
 
-def resume(folder: Path, learner: Learner) -> int:
-    """Restore the checkpoint of a run directory, if there is one, and return the number of steps done.
+def resume(path: Path, learner: Learner) -> dict[str, Any]:
+    """Restore a checkpoint, and return its contents, of which "step" is the number of steps done.
 
     It may have been saved by another number of processes, sharded or not. If the network is sharded, all processes must
     call this together.
 
-    Raises CheckpointError if the checkpoint belongs to another network or is damaged, and ValueError if snapshots
-    cannot begin at its step.
+    Raises CheckpointError if the checkpoint belongs to another network, and ValueError if snapshots cannot begin at its
+    step.
     """
-    path = latest(folder)
-    if path is None:
-        return 0
+    folder = path.parent.parent
     with _not_resumable(path):
         state = _whole_or_parts(path, learner)
         load_network(learner.network, state["network"])
@@ -115,7 +153,7 @@ def resume(folder: Path, learner: Learner) -> int:
         averages.check_snapshots(learner.averages, step, folder)
     if learner.processes.rank == 0:
         averages.note_changes(started, state, folder, learner.averages)
-    return step
+    return state
 
 
 @contextmanager
@@ -125,16 +163,15 @@ def _not_resumable(path: Path) -> Iterator[None]:
         yield
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise CheckpointError(
-            f"cannot resume from {path}: {lines[0]}; choose another run directory or remove the file"
-        ) from None
+        raise CheckpointError(f"cannot resume from {path}: {lines[0]}; choose another run directory") from None
 
 
 def _whole_or_parts(path: Path, learner: Learner) -> dict[str, Any]:
     """Return the state of a checkpoint: whole, or the parts of this process if both are sharded."""
-    if path.is_dir() and learner.config.shard:
+    whole = (path / STATE).exists()
+    if not whole and learner.config.shard:
         return load_parts(path, lambda key: _parameter_of(key, learner.network))
-    state: Any = load_whole(path) if path.is_dir() else pickles.load(path)
+    state: Any = pickles.load(path / STATE) if whole else load_whole(path)
     if not isinstance(state, dict):
         raise ValueError("it holds no training run")
     return state

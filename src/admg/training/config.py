@@ -58,6 +58,10 @@ class TrainConfig:
         tensorboard, wandb (Weights & Biases), mlflow, or none
     log_every: Steps between rows of log.csv
     checkpoint_every: Steps between checkpoints
+    keep_checkpoints: Number of the last checkpoints that are kept
+    keep_every: Checkpoints whose number of steps is a multiple of this are kept for good; 0 for none
+    rollback_lr: Factor of the learning rate when a run goes back to a checkpoint because its loss was not finite or far
+        too high for several steps; 1 leaves it
     preview_every: Steps between previews: pictures of samples, or validation accuracies
     """
 
@@ -87,6 +91,9 @@ class TrainConfig:
     log: tuple[LogChoice, ...] = ("auto",)
     log_every: int = setting(50, min=1)
     checkpoint_every: int = setting(500, min=1)
+    keep_checkpoints: int = setting(3, min=1)
+    keep_every: int = setting(0, min=0)
+    rollback_lr: float = setting(0.5, above=0, max=1)
     preview_every: int = setting(1000, min=1)
 
     def __post_init__(self) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,6 +15,7 @@ from admg.engine.device import Processes, rendezvous
 
 from .watch import Watch
 
+T = TypeVar("T")
 PATIENCE = timedelta(minutes=30)
 """Time that a process waits for the others, for example while the first one draws a preview."""
 
@@ -112,6 +113,32 @@ def gathered(values: Tensor, processes: Processes) -> Tensor:
     parts = [torch.empty_like(values) for _ in range(processes.count)]
     dist.all_gather(parts, values.contiguous())
     return torch.cat(parts)
+
+
+def from_first(make: Callable[[], T], processes: Processes) -> T:
+    """Return what the first process makes, in all processes. A ValueError of the first one is raised in all."""
+    if processes.count == 1:
+        return make()
+    found: list[Any] = [None, None]
+    if processes.rank == 0:
+        try:
+            found[0] = make()
+        except ValueError as error:
+            found[1] = error
+    dist.broadcast_object_list(found)
+    if found[1] is not None:
+        raise found[1]
+    made: T = found[0]
+    return made
+
+
+def any_of(flag: bool, processes: Processes, device: torch.device) -> bool:
+    """Whether the flag is set in any process."""
+    if processes.count == 1:
+        return flag
+    found = torch.tensor(float(flag), device=device)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return bool(found)
 
 
 def check_equal(value: int, name: str, processes: Processes) -> None:

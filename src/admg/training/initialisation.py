@@ -28,10 +28,10 @@ Init = str | Path | Model | Classifier
 """A model to start from: a name, folder or file of weights, or a loaded model."""
 
 
-def open_initial(init: Init | None, flags: str | None, kind: Kind, out: Path | str) -> Initial | None:
+def open_initial(init: Init | None, flags: str | None, kind: Kind, out: Path | str | None) -> Initial | None:
     """Return the model that a run starts from, or None for random weights.
 
-    A run that is resumed has its own weights: what it started from is not read again.
+    out: run directory; a run that is resumed has its own weights, so that what it started from is not read again
 
     Raises ValueError as load_initial() does, and for flags without a model.
     """
@@ -39,7 +39,7 @@ def open_initial(init: Init | None, flags: str | None, kind: Kind, out: Path | s
         if flags is not None:
             raise ValueError("init_flags are the flags of init (--init), which is not given")
         return None
-    if is_resumed(out):
+    if out is not None and is_resumed(out):
         return initial_of_run(Path(out) / "model", kind, f"the run in {out}")
     return load_initial(init, kind, flags)
 

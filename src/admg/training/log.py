@@ -28,6 +28,11 @@ class Log:
         self.rows = [row for row in read_rows(self.csv) if int(row["step"]) <= step] if step else []
         self.names: list[str] = []  # columns of the files as they are; they are written anew for the first row
 
+    def rewind(self, step: int) -> None:
+        """Drop the rows after a step; the files are written anew with the next row."""
+        self.rows = [row for row in self.rows if int(row["step"]) <= step]
+        self.names = []
+
     def append(self, step: int, images: int, values: Mapping[str, float]) -> None:
         """Write a row. Both files are only appended to unless there is a new column."""
         row = {"step": str(step), "images": str(images)} | {name: f"{value:.6g}" for name, value in values.items()}

@@ -47,14 +47,12 @@ class LossScaler:
             raise FloatingPointError(f"the gradient of step {number} overflows in fp16 at any scale; try fp32 or bf16")
         return after >= before
 
-    def measurements(self, taken: bool, like: Tensor) -> dict[str, Tensor]:
-        """Return the scale after the step and whether it was skipped, for the log; nothing if the loss is not scaled.
+    def measurements(self, like: Tensor) -> dict[str, Tensor]:
+        """Return the scale after the step, for the log; nothing if the loss is not scaled.
 
-        like: tensor whose device the measurements are to be on
+        like: tensor whose device the measurement is to be on
         """
-        if not self.enabled:
-            return {}
-        return {"loss_scale": like.new_tensor(self.scaler.get_scale()), "skipped": like.new_tensor(float(not taken))}
+        return {"loss_scale": like.new_tensor(self.scaler.get_scale())} if self.enabled else {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the scale, and the number of steps since it changed."""

@@ -30,11 +30,16 @@ FILE_BYTES = 256 << 20
 """Size of the files of a process. One at a time is prepared in memory, before it is written."""
 
 
-def save_parts(folder: Path, state: Mapping[str, Any], processes: Processes) -> None:
-    """Write a nested state into a folder that appears when it is complete; all processes must call this together."""
+def save_parts(
+    folder: Path, state: Mapping[str, Any], processes: Processes, finish: Callable[[Path], None] = lambda path: None
+) -> None:
+    """Write a nested state into a folder that appears when it is complete; all processes must call this together.
+
+    finish: what the first process does with the folder before it appears
+    """
     parts = {name: value for name, value in flat(state) if isinstance(value, DTensor)}
     first = processes.rank == 0
-    with atomic(folder) if first else nullcontext(folder) as temporary:
+    with atomic(folder, durable=True) if first else nullcontext(folder) as temporary:
         place = [temporary]
         if processes.count > 1:
             dist.broadcast_object_list(place)
@@ -45,6 +50,8 @@ def save_parts(folder: Path, state: Mapping[str, Any], processes: Processes) -> 
         files = numbers_of_files(parts, FILE_BYTES * processes.count)
         with plain_errors():
             save(parts, storage_writer=HuggingFaceStorageWriter(str(place[0]), files, save_distributed=True))
+        if first:
+            finish(place[0])
 
 
 def numbers_of_files(parts: Mapping[str, Tensor], size: int) -> dict[str, int]:

@@ -51,6 +51,7 @@ def train_diffusion(
     init: Init | None = None,
     init_flags: str | None = None,
     provenance: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
 ) -> TrainingRun[Model]:
     """Train a diffusion model, or resume its training. Iterate over the run to train; `run.model` is the result.
 
@@ -71,6 +72,7 @@ def train_diffusion(
         and its process, and its weights as far as labels, channels and image size are the same; see transfer()
     init_flags: flags of OpenAI's scripts for a file in their format (default: inferred)
     provenance: further entries for the "training" section of the model's config.json
+    overwrite: begin anew if `out` holds a run, whose files are removed when the first step is taken
 
     Raises ValueError if the options or the data do not fit together, OSError if `out` cannot be written.
 
@@ -95,15 +97,15 @@ def train_diffusion(
     """
     objective = objective or ObjectiveConfig()
     dataset = open_data(data, objective.unlabelled)
-    initial = open_initial(init, init_flags, "diffusion", out)
-    choices = choices_for(dataset, out, initial)
+    initial = open_initial(init, init_flags, "diffusion", None if overwrite else out)
+    choices = choices_for(dataset, None if overwrite else out, initial)
     config, process = choices.training(config), process_of(choices.process(diffusion), initial)
     fields = unet_fields(dataset, process, objective)
     unet = initialised(UNet, fit_to_data(UNetConfig, choices.network(network), initial, **fields), config.seed)
     model = as_model(unet, process, dataset)
     task = DiffusionTask(model, **objective.task_options())
     note_weighting(process, objective)
-    resumed = check_resumed(model, out)
+    resumed = check_resumed(model, out, overwrite)
     parts = divide(data, dataset, validation, seed=config.seed, resumed=resumed, unlabelled=objective.unlabelled)
     measures = measures_of(parts, config, val_images, evaluation)
     record = {**describe(data, dataset), **choices.record, **(provenance or {})}
@@ -111,7 +113,7 @@ def train_diffusion(
     record |= {"objective": dataclasses.asdict(objective)}
     record |= parts.record | evaluation_record(evaluation) | dropout_record(model, dataset, objective, resumed)
     config.class_sampling.order_of(parts.training, config.seed)  # raises before anything is written
-    return TrainingRun(task, parts.training, check_output_folder(out), config, record, measures)
+    return TrainingRun(task, parts.training, check_output_folder(out), config, record, measures, overwrite)
 
 
 def train_classifier(
@@ -127,10 +129,11 @@ def train_classifier(
     init: Init | None = None,
     init_flags: str | None = None,
     provenance: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
 ) -> TrainingRun[Classifier]:
     """Train a noisy classifier for guidance, or resume its training. `run.model` is the classifier.
 
-    data, out, config, init, init_flags, provenance: see `train_diffusion`; the data must have labels
+    data, out, config, init, init_flags, provenance, overwrite: see `train_diffusion`; the data must have labels
     network: architecture, or only some of its fields; see `train_diffusion`
     diffusion: process that noises the images, which should be that of the model to be guided
     validation: images that the accuracy is measured on, whose classes are matched by name, and may be fewer; or the
@@ -158,8 +161,8 @@ def train_classifier(
     dataset = open_data(data)
     if not dataset.label_names:
         raise ValueError(f"{name_of(data)} has no labels: use class sub-folders, or file names such as label_name.png")
-    initial = open_initial(init, init_flags, "classifier", out)
-    choices = choices_for(dataset, out, initial)
+    initial = open_initial(init, init_flags, "classifier", None if overwrite else out)
+    choices = choices_for(dataset, None if overwrite else out, initial)
     config = choices.training(config)
     process = of_classifier(process_of(choices.process(diffusion, CLASSIFIER_PROCESS), initial))
     labels = Labels(len(dataset.label_names), dataset.label_names)
@@ -167,13 +170,13 @@ def train_classifier(
     architecture = fit_to_data(ClassifierConfig, choices.network(network), initial, **fields)
     module = initialised(NoisyClassifier, architecture, config.seed)
     classifier = Classifier(module, process.build(), labels, process)
-    parts = divide(data, dataset, validation, seed=config.seed, resumed=check_resumed(classifier, out))
+    parts = divide(data, dataset, validation, seed=config.seed, resumed=check_resumed(classifier, out, overwrite))
     task = ClassifierTask(classifier, parts.held_out, val_images, noised)
     record = {**describe(data, dataset), **choices.record, **(provenance or {}), **parts.record}
     record |= start_from(classifier, initial, init, "classifier")
     record |= {} if noised else {"noised": False}
     config.class_sampling.order_of(parts.training, config.seed)  # raises before anything is written
-    return TrainingRun(task, parts.training, check_output_folder(out), config, record)
+    return TrainingRun(task, parts.training, check_output_folder(out), config, record, overwrite=overwrite)
 
 
 def train_upsampler(
@@ -192,13 +195,14 @@ def train_upsampler(
     init: Init | None = None,
     init_flags: str | None = None,
     provenance: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
 ) -> TrainingRun[Model]:
     """Train a super-resolution model, or resume its training. `run.model` takes `low_res` images.
 
     The small images are made from the large ones as in guided-diffusion, by averaging areas of pixels.
 
-    data, out, config, diffusion, objective, validation, val_images, evaluation, init, init_flags, provenance: see
-        `train_diffusion`
+    data, out, config, diffusion, objective, validation, val_images, evaluation, init, init_flags, provenance,
+        overwrite: see `train_diffusion`
     small_size: side of the images to enlarge in pixels (default: a quarter of the data's, or the factor of `init`)
     augment: noise and blur of the small images; see AugmentConfig. `augment_noise` becomes a field of the network
     network: architecture, or only some of its fields; see `train_diffusion`
@@ -225,11 +229,11 @@ def train_upsampler(
     """
     objective, augment = objective or ObjectiveConfig(), augment or AugmentConfig()
     dataset = open_data(data, objective.unlabelled)
-    initial = open_initial(init, init_flags, "upsampler", out)
+    initial = open_initial(init, init_flags, "upsampler", None if overwrite else out)
     small = default_small_size(dataset.image_size, initial) if small_size is None else small_size
     if not 0 < small < dataset.image_size:
         raise ValueError(f"small_size must be from 1 to {dataset.image_size - 1}, got {small}")
-    choices = choices_for(dataset, out, initial)
+    choices = choices_for(dataset, None if overwrite else out, initial)
     config, process = choices.training(config), process_of(choices.process(diffusion, UPSAMPLER_PROCESS), initial)
     fields: dict[str, Any] = {**unet_fields(dataset, process, objective), "small_size": small}
     if augment.augment_noise is not None:
@@ -238,7 +242,7 @@ def train_upsampler(
     unet = initialised(SuperResUNet, architecture, config.seed)
     model = as_model(unet, process, dataset)
     note_weighting(process, objective)
-    resumed = check_resumed(model, out)
+    resumed = check_resumed(model, out, overwrite)
     parts = divide(data, dataset, validation, seed=config.seed, resumed=resumed, unlabelled=objective.unlabelled)
     options = {**objective.task_options(), "augment_blur": augment.augment_blur}
     task = UpsamplerTask(model, small, **options, examples=parts.held_out or parts.training)
@@ -249,7 +253,7 @@ def train_upsampler(
     record |= {"objective": dataclasses.asdict(objective)}
     record |= parts.record | evaluation_record(evaluation) | dropout_record(model, dataset, objective, resumed)
     config.class_sampling.order_of(parts.training, config.seed)  # raises before anything is written
-    return TrainingRun(task, parts.training, check_output_folder(out), config, record, measures)
+    return TrainingRun(task, parts.training, check_output_folder(out), config, record, measures, overwrite)
 
 
 def measures_of(
@@ -298,9 +302,10 @@ def describe(data: Data, dataset: ImageDataset) -> dict[str, Any]:
     return {"data": name, **reading, "date": time.strftime("%Y-%m-%d")}
 
 
-def choices_for(dataset: ImageDataset, out: Path | str, initial: Initial | None) -> Choices:
+def choices_for(dataset: ImageDataset, out: Path | str | None, initial: Initial | None) -> Choices:
     """Return what chooses the options that are not given, for this data set and the run that `out` may hold."""
-    return Choices(dataset.image_size, len(dataset), record_of(out), initial=initial is not None)
+    recorded = {} if out is None else record_of(out)
+    return Choices(dataset.image_size, len(dataset), recorded, initial=initial is not None)
 
 
 def unet_fields(dataset: ImageDataset, diffusion: DiffusionConfig, objective: ObjectiveConfig) -> dict[str, int]:
@@ -326,13 +331,15 @@ def as_model(network: nn.Module, diffusion: DiffusionConfig, dataset: ImageDatas
     return Model(network, diffusion.build(), shape, labels, diffusion)
 
 
-def check_resumed(part: Model | Classifier, out: Path | str) -> Mapping[str, Any]:
+def check_resumed(part: Model | Classifier, out: Path | str, overwrite: bool = False) -> Mapping[str, Any]:
     """Compare with the run that the directory holds, and return how that run was trained; {} if there is none.
+
+    overwrite: whether that run is going to be replaced
 
     Raises ValueError if its weights mean something else.
     """
     folder = Path(out) / "model"
-    if not is_resumed(out):
+    if overwrite or not is_resumed(out):
         return {}
     check_pair("resume", facts_of(part, "this run"), facts_in(folder, f"the run in {out}"))
     training: Mapping[str, Any] = native.read_config(folder).get("training", {})

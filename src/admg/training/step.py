@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
@@ -51,6 +50,7 @@ class Learner:
         self.precision = resolve_training(config.precision, device)
         self.scaler = LossScaler(device, enabled=self.precision == "fp16")
         self.importance = ImportanceSampler.of(task)
+        self.lr_factor = 1.0
         if device.type == "cuda" or self.precision == "bf16":  # the memory format of its convolutions
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.plain = copy.deepcopy(self.network).eval() if config.shard else self.network
@@ -93,30 +93,28 @@ class Learner:
 
         drawn: this process's part of a batch, x_0 and labels, and of its random numbers from `task.draw`, on the device
 
-        In fp16, a step whose gradient is not finite changes nothing but the loss scale: its norm counts as 0.
-
-        Raises FloatingPointError on a CPU if the loss is not finite, and leaves the weights unchanged. On a GPU it does
-        not wait for the loss, which the caller has to check.
+        A step whose loss or gradient is not finite changes no weights, and "skipped" is 1; in fp16 it halves the scale
+        of the loss.
         """
         seed = step_seed(self.config.seed, number) + 1 + self.processes.rank
         torch.manual_seed(seed)  # dropout draws from torch's global generator
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, number)
+            group["lr"] = self.lr_factor * learning_rate(self.config, number)
         drawn = self._with_timesteps(drawn)
         means = self.backward(drawn)
         if self.importance is not None:
             self._remember(drawn[2], means.pop(LOSSES))
         means = distributed.averaged(means, self.processes)
-        if self.device.type == "cpu":
-            check_finite(means["loss"].item(), number)
         self.scaler.unscale(self.optimizer)
         norm = whole(nn.utils.clip_grad_norm_(self.network.parameters(), self.config.grad_clip))
-        taken = self.scaler.step(self.optimizer, number)
+        finite = bool(torch.isfinite(means["loss"]) & torch.isfinite(norm))  # waits for a GPU, as the log does anyway
+        taken = self.scaler.step(self.optimizer, number) if finite or self.scaler.enabled else False
         self.optimizer.zero_grad(set_to_none=True)
         for average in self.averages:
             if taken or isinstance(average.profile, Power):  # its time is the number of the step
                 average.update(self.network)
-        return means | {"grad_norm": norm if taken else torch.zeros_like(norm)} | self.scaler.measurements(taken, norm)
+        skipped = {"skipped": norm.new_tensor(float(not taken))}
+        return means | {"grad_norm": norm} | skipped | self.scaler.measurements(norm)
 
     def _with_timesteps(self, drawn: Sequence[Tensor]) -> Sequence[Tensor]:
         """Return the same tensors with timesteps chosen by importance, and the weights of losses at the end."""
@@ -133,12 +131,14 @@ class Learner:
         self.importance.update(found[:, 0].long(), found[:, 1])
 
     def state(self) -> dict[str, Any]:
-        """Return what must be saved beside the network, its average and the optimiser; {} for most runs."""
+        """Return what must be saved beside the network, its average and the optimiser."""
         parts = {"importance": self.importance, "scaler": self.scaler if self.scaler.enabled else None}
-        return {name: part.state_dict() for name, part in parts.items() if part is not None}
+        found: dict[str, Any] = {name: part.state_dict() for name, part in parts.items() if part is not None}
+        return found | ({} if self.lr_factor == 1 else {"lr_factor": self.lr_factor})
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restore what `state` returned; what a run saved and this one does not have is ignored."""
+        self.lr_factor = float(state.get("lr_factor", 1.0))
         if self.importance is not None and "importance" in state:
             self.importance.load_state_dict(state["importance"])
         if self.scaler.enabled and "scaler" in state:
@@ -204,9 +204,3 @@ def at_least_float32(values: Tensor) -> Tensor:
 def _recomputes(network: nn.Module) -> bool:
     """Whether the network recomputes activations, which reads the random state and cannot be captured in a graph."""
     return bool(getattr(getattr(network, "config", None), "checkpoint", False))
-
-
-def check_finite(loss: float, number: int) -> None:
-    """Raise FloatingPointError if the loss of step `number` is not finite."""
-    if not math.isfinite(loss):
-        raise FloatingPointError(f"the loss became {loss} at step {number}; try a smaller lr or fp32")

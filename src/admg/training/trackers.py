@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from .curves import plot_log
 from .log import Log
@@ -26,18 +28,18 @@ class Tracker:
         self.out, self.services = out, services
         self.log = Log(out, step)
         self.sums: dict[str, float] = defaultdict(float)
-        self.count = 0
+        self.counts: dict[str, int] = defaultdict(int)
         self.metrics: dict[str, float] = {}
         self.latest: dict[str, float] = {}
 
     def add(self, measurements: Mapping[str, float]) -> None:
-        """Add the measurements of one step to the means of the next row."""
-        self.count += 1
+        """Add the measurements of one step to the means of the next row, except those that are not finite."""
         for name, value in measurements.items():
             if name in LAST:
                 self.metrics[name] = value
-            else:
+            elif math.isfinite(value):
                 self.sums[name] += value
+                self.counts[name] += 1
 
     def add_metrics(self, metrics: Mapping[str, float]) -> None:
         """Add metrics, such as a validation loss, to the next row as they are."""
@@ -52,13 +54,30 @@ class Tracker:
 
     def write_row(self, step: int, images: int) -> None:
         """Write the means over the steps since the last row."""
-        values = {name: total / self.count for name, total in self.sums.items()} | self.metrics
+        values = {name: total / self.counts[name] for name, total in self.sums.items()} | self.metrics
         self.latest |= values
         self.log.append(step, images, values)
         for service in self.services:
             service.scalars(values, step)
         self.sums.clear()
-        self.metrics, self.count = {}, 0
+        self.counts.clear()
+        self.metrics = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums of the row that is not finished, for a checkpoint."""
+        return {"sums": dict(self.sums), "counts": dict(self.counts)}
+
+    def resume(self, state: Mapping[str, Any] | None) -> None:
+        """Restore what `state_dict` returned, so that the next row is that of a run without interruption."""
+        if state is not None:
+            self.sums.update(state["sums"])
+            self.counts.update(state["counts"])
+
+    def rewind(self, step: int) -> None:
+        """Drop the rows after a step, which are going to be repeated."""
+        self.log.rewind(step)
+        self.sums.clear()
+        self.counts.clear()
 
     def plot(self) -> None:
         """Draw curves.png."""

@@ -6,6 +6,7 @@ what an uninterrupted run would have computed.
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -23,15 +24,16 @@ from admg.data import ImageDataset, batches
 from admg.engine.device import Processes, choose_device
 from admg.engine.memory import peak_memory
 
-from . import averages, checkpointing, distributed, snapshots
+from . import averages, checkpointing, distributed, run_directory, run_settings, snapshots
 from .card import RunDetails, write_card
 from .choices import record_of
 from .config import TrainConfig
 from .defaults import settle
 from .ema import EMA
+from .guard import Guard
 from .prefetch import prefetch
 from .services import RunFacts, open_services, services_of
-from .step import Learner, check_finite
+from .step import Learner
 from .tasks import M, Task
 from .trackers import Tracker
 from .validation import Measure
@@ -45,7 +47,7 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
 
     Each step yields its measurements: "step", "loss" and the terms of the loss, "grad_norm", "lr", "images_per_second",
     "data_wait" (share of the time spent waiting for images) and "memory_gib" (peak memory of the device, or of the
-    process on a CPU). The run directory gets checkpoint.pt (to resume from), model/ (the averaged weights), log.csv,
+    process on a CPU). The run directory gets checkpoints/ (to resume from), model/ (the averaged weights), log.csv,
     metrics.jsonl, curves.png, samples/ and tensorboard/. A run directory that holds a checkpoint is resumed.
 
     Under torchrun or srun, all processes train together, each on its part of every batch; the first one writes the run
@@ -56,10 +58,15 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
     out: run directory
     provenance: entries for the "training" section of the model's config.json, such as the name of the data
     measures: what is measured with the averaged weights now and then, such as the loss on held-out images
+    overwrite: begin anew in a directory that holds another run, whose files are removed
 
-    Raises CheckpointError, which is a ValueError, if `out` holds a run of another network; ValueError if the batch
-    cannot be divided among the processes; FloatingPointError, when iterated, if the loss is no longer finite, and
-    ProcessLost, which is an OSError, if another of the processes has ended. The steps seed torch's global generator.
+    A step without a finite loss or gradient is skipped. After ten of them in a row, or if the loss is far above its
+    level for 25 steps, the run goes back to its last good checkpoint by itself, with a warning.
+
+    Raises CheckpointError, which is a ValueError, if `out` holds a run of another network or with other settings;
+    ValueError if the batch cannot be divided among the processes, or if another process trains in `out`. When iterated:
+    FloatingPointError if there is no checkpoint to go back to, and ProcessLost, which is an OSError, if another of the
+    processes has ended. The steps seed torch's global generator.
     """
 
     def __init__(
@@ -70,6 +77,7 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
         config: TrainConfig | None = None,
         provenance: Mapping[str, Any] | None = None,
         measures: Sequence[Measure] = (),
+        overwrite: bool = False,
     ):
         self.measures = tuple(measures)
         self.task, self.dataset, self.out = task, dataset, Path(out)
@@ -79,45 +87,127 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
         self._group_is_ours = not dist.is_initialized()
         self.processes = distributed.join(device, alone=self.config.shard)
         self.watch = distributed.watch(self.processes)
+        self.provenance = dict(provenance or {})
+        self.metrics: dict[str, float] = {}
+        self.health = Guard()
+        self.stopped = self._stop = False
+        self._overwrite = overwrite
+        self._returns: list[int] = []
+        self._found: list[Path] = []
+        self._unfinished_row: Mapping[str, Any] | None = None
         try:
             with self._guard():
-                self.config = averages.continued(self.config, checkpointing.read(self.out, mmap=True), self.out)
-                self.learner = Learner(task, self.config, device, self.processes)
-                self.step = self.first_step = checkpointing.resume(self.out, self.learner)
-                distributed.check_equal(self.step, "step that they resume from", self.processes)
+                self._begin(device)
         except BaseException:
             self._leave()
             raise
-        self.provenance = dict(provenance or {})
-        self.metrics: dict[str, float] = {}
-        self.saved = self.step
+        self.first_step = self.saved = self.step
         """Number of steps of the last checkpoint."""
         self._steps = self._train()
 
+    def _begin(self, device: torch.device) -> None:
+        """Make what is trained, and restore the last checkpoint of the run directory, if it has one."""
+        settings = run_settings.settings_of(self.task, self.dataset, self.config, self.provenance)
+
+        def look() -> Path | None:
+            self._found = checkpointing.saved(self.out)
+            found = None if self._overwrite else checkpointing.latest(self.out)
+            if found is not None:
+                run_settings.check_settings(self.out, settings)
+            elif not self._overwrite:
+                run_directory.check_new(self.out)
+            return found
+
+        found = distributed.from_first(look, self.processes)
+        state = None if found is None else checkpointing.read(found, mmap=True)
+        self.config = averages.continued(self.config, state, self.out)
+        self.learner = Learner(self.task, self.config, device, self.processes)
+        self.settings, self.step = settings, 0
+        if found is not None:
+            self._restore(found)
+
+    def _restore(self, checkpoint: Path) -> None:
+        state = checkpointing.resume(checkpoint, self.learner)
+        self.step = int(state["step"])
+        self.health.load_state_dict(state.get("health", {}))
+        self._unfinished_row = state.get("row")
+
+    def stop(self) -> None:
+        """Ask the run to end after the step that it is computing, with a checkpoint. Signal handlers may call this.
+
+        If there are several processes, one of them that is asked is enough.
+        """
+        self._stop = True
+
     def _train(self) -> Generator[dict[str, float]]:
-        config, learner, processes = self.config, self.learner, self.processes
-        part = (processes.rank, processes.count)
+        with ExitStack() as stack:
+            with self._guard():
+                distributed.from_first(lambda: self._take_directory(stack), self.processes)
+            tracker = stack.enter_context(closing(self._tracker())) if self.writes else None
+            while self.step < self.config.steps and not self.stopped:
+                yield from self._until_it_fails(tracker)
+            with self._guard():
+                distributed.wait_for_all(self.processes)  # the first process may hold the store of the others
+
+    def _take_directory(self, stack: ExitStack) -> None:
+        """Keep other processes out of the run directory until the stack is closed. Raises ValueError."""
+        stack.enter_context(run_directory.taken(self.out))
+        if self._overwrite:
+            run_directory.clear(self.out)
+        elif checkpointing.saved(self.out) != self._found:
+            raise ValueError(f"another process has trained in {self.out} meanwhile: start again")
+        else:
+            run_directory.remove_after(self.out, self.step)  # what is damaged
+        run_settings.write(self.out, self.settings, self.config, self.step)
+
+    def _until_it_fails(self, tracker: Tracker | None) -> Generator[dict[str, float]]:
+        """Take steps to the end, or until the run has gone back to a checkpoint."""
+        config, processes = self.config, self.processes
         stream = batches(
             self.dataset,
             config.batch_size,
             seed=config.seed,
             start=self.step,
-            part=part,
+            part=(processes.rank, processes.count),
             workers=config.workers,
             sampling=config.class_sampling,
         )
-        prefetched = prefetch(self.task, stream, config.seed, self.step, learner.device, processes)
-        with closing(prefetched), ExitStack() as stack:
-            tracker = stack.enter_context(closing(self._tracker())) if self.writes else None
-            if self.writes:
-                snapshots.remove_after(self.out, self.step)
-            while self.step < config.steps:
+        if tracker is not None:
+            snapshots.remove_after(self.out, self.step)
+            tracker.resume(self._unfinished_row)
+        with closing(prefetch(self.task, stream, config.seed, self.step, self.learner.device, processes)) as prefetched:
+            while self.step < config.steps and not self.stopped:
                 with self._guard():
-                    row = self._step(learner, prefetched)
+                    row = self._step(self.learner, prefetched)
+                    fp16 = "loss_scale" in row  # in which skipped steps are usual
+                    taken = math.isfinite(row["loss"]) if fp16 else not row["skipped"]
+                    if problem := self.health.add(row["loss"], taken):
+                        self._go_back(problem, tracker)
+                        return
+                    self.stopped = distributed.any_of(self._stop, processes, self.learner.device)
                     self._record(row, tracker)
                 yield {"step": self.step, **row}
-            with self._guard():
-                distributed.wait_for_all(processes)  # the first process may hold the store of the others
+
+    def _go_back(self, problem: str, tracker: Tracker | None) -> None:
+        """Restore the last good checkpoint; if the run fails again without a further one, the checkpoint before it."""
+        limit = self._returns[-1] if self._returns and self.saved <= self._returns[-1] else self.step
+        good = distributed.from_first(lambda: run_directory.go_back(self.out, limit), self.processes)
+        if good is None:
+            further = "further " if self._returns else ""
+            raise FloatingPointError(
+                f"{problem} at step {self.step}, and there is no {further}checkpoint to go back to: choose a smaller lr"
+            )
+        failed, factor = self.step, self.learner.lr_factor * self.config.rollback_lr
+        self._restore(good)
+        self.learner.lr_factor = factor
+        self._returns.append(self.step)
+        self.saved = self.step
+        if tracker is not None:
+            tracker.rewind(self.step)
+            slower = f", with the learning rate times {factor:g}" if factor < 1 else ""
+            warnings.warn(
+                f"{problem}: back from step {failed} to the checkpoint of step {self.step}{slower}", stacklevel=2
+            )
 
     def _step(self, learner: Learner, prefetched: Iterator[tuple[torch.Tensor, ...]]) -> dict[str, float]:
         """Take one step, and return its measurements."""
@@ -127,7 +217,6 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
         means = learner.step(self.step, drawn)
         self.step += 1
         row = dict(zip(means, torch.stack(list(means.values())).tolist()))  # waits for the GPU
-        check_finite(row["loss"], self.step - 1)
         return row | {"lr": learner.lr} | self._costs(waited, time.perf_counter() - started)
 
     def _guard(self) -> AbstractContextManager[None]:
@@ -162,7 +251,7 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
             tracker.write_row(self.step, self.step * config.batch_size)
         if config.ema_snapshots and self._due(config.ema_snapshots):
             snapshots.save(self.out, self.learner.averages, self.step, config.ema_snapshots, self.writes)
-        if self._due(config.checkpoint_every):
+        if (self._due(config.checkpoint_every) and self.health.is_good) or self.stopped:
             self._save(tracker)
 
     def _measure(self, tracker: Tracker | None) -> None:
@@ -178,30 +267,21 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
             tracker.add_pictures(self.out / "samples", self.step)
 
     def _save(self, tracker: Tracker | None) -> None:
-        """Write the models with their cards, the checkpoint and the curves."""
-        learner = self.learner
+        """Write a checkpoint, and then the curves and the models with their cards, which never stop the training."""
+        config, learner = self.config, self.learner
         self.metrics = {} if tracker is None else tracker.latest
-        saved: dict[Path, M] = {}
-        for average in learner.averages[: len(self.config.profiles)]:
-            model, folder = self.model_of(average), self.out / averages.folder_of(average, learner.average)
-            if tracker is not None:
-                model.save(folder)
-                saved[folder] = model
-        if tracker is not None or self.config.shard:  # then every process writes its part
-            checkpointing.save(self.out, checkpointing.state_of(learner, self.step), self.processes)
-        if tracker is not None:
-            tracker.plot()
-            self._write_cards(saved)
+        if tracker is not None or config.shard:  # then every process writes its part
+            state = checkpointing.state_of(learner, self.step) | {"health": self.health.state_dict()}
+            state |= {} if tracker is None else {"row": tracker.state_dict()}
+            checkpointing.save(self.out, state, self.processes, config.keep_checkpoints, config.keep_every)
         self.saved = self.step
-
-    def _write_cards(self, saved: Mapping[Path, M]) -> None:
-        """Write the cards of models; what goes wrong never stops the training."""
-        run = RunDetails(self.out, self.dataset, self.learner.device, self.processes.count)
-        try:
-            for folder, model in saved.items():
-                write_card(folder, model, run)
-        except Exception as error:  # such as a picture that cannot be read
-            warnings.warn(f"no model card: {error}", stacklevel=2)
+        if tracker is not None:
+            not_fatal("curves.png", tracker.plot)
+        details = RunDetails(self.out, self.dataset, learner.device, self.processes.count)
+        for average in learner.averages[: len(config.profiles)]:
+            model, folder = self.model_of(average), self.out / averages.folder_of(average, learner.average)
+            if tracker is not None and not_fatal(f"the model in {folder}", partial(model.save, folder)):
+                not_fatal(f"the model card in {folder}", partial(write_card, folder, model, details))
 
     def _measured(self, measured: Measured, network: nn.Module) -> dict[str, float]:
         """Return metrics of the averaged network; none if memory runs out, or if something becomes infinite."""
@@ -258,3 +338,13 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.out}: step {self.step} of {self.config.steps})"
+
+
+def not_fatal(what: str, action: Callable[[], object]) -> bool:
+    """Write something beside the checkpoint, which is there, and return whether that worked. An error is a warning."""
+    try:
+        action()
+    except Exception as error:  # such as a picture that cannot be read
+        warnings.warn(f"could not write {what}: {error}; the checkpoint is there", stacklevel=2)
+        return False
+    return True

@@ -22,7 +22,7 @@ from .wrappers import Weights
 CONTAINERS = ("state_dict", "model_state_dict", "model")
 """Keys under which a state dict is looked for that is not of one of our networks."""
 RESUMED = {"step", "optimizer", "network", "average"}
-"""Keys of the checkpoint.pt of an admg run directory."""
+"""Keys of the state.pt of a checkpoint in a run directory of admg."""
 
 
 def read_state(path: Path | str) -> dict[str, Tensor]:
@@ -81,10 +81,10 @@ def ema_beside(path: Path | str) -> Path | None:
 
 
 def _refuse_training_state(path: Path, content: Any) -> None:
-    """Raise CheckpointError if the content is that of an optimizer, or of a checkpoint.pt of admg."""
+    """Raise CheckpointError if the content is that of an optimizer, or the state of a training run of admg."""
     keys = set(content) if isinstance(content, dict) else set()
     if keys >= RESUMED:
-        model = path.parent / "model"
+        model = path.parent.parent.parent / "model"  # from run/checkpoints/0001000/state.pt
         use = f"the model is {model}" if model.is_dir() else "the model is the folder model/ of the run directory"
         raise CheckpointError(f"{path} is what admg resumes a training run from, not a model: {use}")
     if keys >= {"state", "param_groups"}:

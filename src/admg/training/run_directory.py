@@ -1,0 +1,66 @@
+"""The run directory: one process writes it, and a run that it holds is never begun anew without being told to."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from admg.files import LockError, held, remove, remove_leftovers
+
+from . import checkpointing, log, run_settings, services, snapshots
+
+LOCK = ".lock"
+
+
+@contextmanager
+def taken(out: Path) -> Iterator[None]:
+    """Create a run directory, keep other processes out of it, and remove what killed ones left half-written.
+
+    Raises ValueError if another process trains there.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(held(out / LOCK, f"the run directory {out}"))
+        except LockError as error:
+            warnings.warn(f"{error}: nothing keeps a second training out of {out}", stacklevel=2)
+        for folder in (out, out / checkpointing.FOLDER, out / "samples"):
+            remove_leftovers(folder)
+        yield
+
+
+def check_new(out: Path) -> None:
+    """Raise ValueError if the directory, which has no checkpoint, holds a model that a new run would replace."""
+    if (out / "model").exists():
+        raise ValueError(
+            f"{out} holds a model and no checkpoint to resume from: choose another directory, or --overwrite this one"
+        )
+
+
+def clear(out: Path) -> None:
+    """Remove a run, and nothing else, from a directory."""
+    names = ("model", checkpointing.FOLDER, log.CSV, log.JSONL, services.IDS, snapshots.FOLDER, run_settings.FILE,
+             "curves.png", "samples", "tensorboard")  # fmt: skip
+    for path in (*(out / name for name in names), *out.glob("model-ema-*")):
+        remove(path)
+
+
+def go_back(out: Path, limit: int) -> Path | None:
+    """Return the last good checkpoint of fewer steps than `limit`, or None, after removing those that are later.
+
+    The later ones would be resumed otherwise, although training failed after them.
+    """
+    found = [path for path in checkpointing.saved(out) if checkpointing.step_of(path) < limit]
+    good = next((path for path in reversed(found) if checkpointing.damage(path) is None), None)
+    if good is not None:
+        remove_after(out, checkpointing.step_of(good))
+    return good
+
+
+def remove_after(out: Path, step: int) -> None:
+    """Remove the checkpoints of more than this number of steps."""
+    for path in checkpointing.saved(out):
+        if checkpointing.step_of(path) > step:
+            remove(path)

@@ -1,0 +1,117 @@
+"""run.json of a run directory: what decides the meaning of a run's weights, and which options have been changed."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from admg.checkpoints.weights import CheckpointError
+from admg.data import Dataset, ImageDataset
+from admg.data.members import stamp
+from admg.files import atomic
+from admg.generation.run_record import differences
+
+from .config import TrainConfig
+
+FILE = "run.json"
+LASTING = ("seed", "batch_size", "sampling", "class_power", "class_weight")
+"""Options of TrainConfig that decide which images a step has. All others may change when a run is resumed."""
+CHANGEABLE = ("label_dropout",)
+"""Options of the objective that may change: the model records the largest share of labels that were dropped."""
+
+
+def settings_of(task: Any, dataset: ImageDataset, config: TrainConfig, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what must not change when a run is resumed, in JSON types.
+
+    provenance: how the model is trained; its entries "objective", "init" and "augment_blur" count
+    """
+    part = getattr(task, "model", None) or getattr(task, "classifier", None)
+    config_of, diffusion = getattr(task.network, "config", None), getattr(part, "config", None)
+    network: Any = type(task.network).__name__
+    if dataclasses.is_dataclass(config_of) and not isinstance(config_of, type):
+        network = dataclasses.asdict(config_of) | {"checkpoint": None}  # which changes no number
+    settings = {
+        "task": type(task).__name__,
+        "data": data_of(dataset),
+        "network": network,
+        "diffusion": dataclasses.asdict(diffusion) if diffusion is not None else None,
+        "objective": {k: v for k, v in provenance.get("objective", {}).items() if k not in CHANGEABLE},
+        **{name: provenance[name] for name in ("init", "augment_blur") if name in provenance},
+        **{name: getattr(config, name) for name in LASTING},
+    }
+    found: dict[str, Any] = json.loads(json.dumps(settings, default=str))
+    return found
+
+
+def data_of(dataset: ImageDataset) -> dict[str, Any]:
+    """Return the number and size of the images, their labels, and a checksum of their names and sizes in bytes.
+
+    The place of the files, and their time of change, do not count. Nothing is read of a data set that is not ours.
+    """
+    found: dict[str, Any] = {"images": len(dataset), "image_size": dataset.image_size, "channels": dataset.channels}
+    found |= {"labels": len(dataset.label_names), "names": checksum(json.dumps(dataset.label_names).encode())}
+    if isinstance(dataset, Dataset):
+        labels = b"" if dataset.labels is None else np.ascontiguousarray(dataset.labels).tobytes()
+        found |= {
+            "fit": dataset.fit,
+            "crop": dataset.crop,
+            "flip": dataset.flip,
+            "content": checksum(labels, *parts(dataset)),
+        }
+    return found
+
+
+def parts(dataset: Dataset) -> list[bytes]:
+    """Return what identifies the images: names and sizes of files, or the values of at most 1000 images of an array."""
+    images = dataset.images
+    if isinstance(images, np.ndarray):
+        return [np.ascontiguousarray(images[i]).tobytes() for i in range(0, len(images), max(1, len(images) // 1000))]
+    return [f"{name} {size}".encode(errors="surrogateescape") for name, size, _ in map(stamp, images)]
+
+
+def checksum(*contents: bytes) -> str:
+    digest = hashlib.sha256()
+    for content in contents:
+        digest.update(len(content).to_bytes(8, "little") + content)
+    return digest.hexdigest()[:16]
+
+
+def check_settings(out: Path, settings: Mapping[str, Any]) -> None:
+    """Raise CheckpointError, which names what differs, unless a run that is resumed has these settings."""
+    record = read(out)
+    if record is None:
+        return
+    before = {name: value for name, value in record["settings"].items() if name != "init" or name in settings}
+    if differing := differences(before, settings):
+        raise CheckpointError(
+            f"the run in {out} was begun with other settings: {'; '.join(differing)}; choose another --out, or "
+            f"--overwrite it"
+        )
+
+
+def write(out: Path, settings: Mapping[str, Any], config: TrainConfig, step: int) -> None:
+    """Write the settings of a new run, or what has changed of the options of a run that is resumed at this step."""
+    options: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    record = read(out) or {"settings": settings, "options": options, "changes": []}
+    if changed := differences(record["options"], options):
+        record["changes"].append({"step": step, "changed": changed})
+    record["options"] = options
+    with atomic(out / FILE) as temporary:
+        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def read(out: Path) -> dict[str, Any] | None:
+    """Return the record of the run, or None if there is none that can be read."""
+    try:
+        record = json.loads((out / FILE).read_text(encoding="utf-8"))
+        dict(record["settings"]), dict(record["options"]), list(record["changes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    found: dict[str, Any] = record
+    return found
