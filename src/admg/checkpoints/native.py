@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import shutil
 import time
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from admg.diffusion.config import DiffusionConfig
 from admg.diffusion.gaussian import Diffusion
-from admg.files import atomic, is_being_replaced
+from admg.files import atomic, is_being_replaced, sha256
 from admg.models.unet import EncoderConfig, attended
 
 from . import card
@@ -246,9 +245,3 @@ def read_state(folder: Path | str, checksum: str | None) -> dict[str, Tensor]:
     if _identity(folder) != before:  # it may not be the file whose checksum was computed
         raise CheckpointError(f"{path} was replaced while it was read")
     return state
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -5,7 +5,6 @@ A checkpoint holds state.pt or, if the network is sharded, the parts of the proc
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import warnings
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from admg.checkpoints import pickles
 from admg.checkpoints.weights import CheckpointError
 from admg.engine.device import ALONE, Processes
-from admg.files import atomic, remove
+from admg.files import atomic, remove, sha256
 
 from . import averages
 from .sharded_checkpoint import load_parts, load_rest, load_whole, save_parts
@@ -112,11 +111,6 @@ def write_checksums(path: Path) -> None:
     """Write the SHA-256 of each file of a checkpoint."""
     found = {file.name: sha256(file) for file in sorted(path.iterdir())}
     (path / CHECKSUMS).write_text(json.dumps(found, indent=1) + "\n")
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read(path: Path, mmap: bool = False) -> dict[str, Any]:
