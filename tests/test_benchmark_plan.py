@@ -40,7 +40,7 @@ def test_state_of_a_parameter(monkeypatch):
     assert BYTES_PER_PARAMETER == 20
 
 
-@pytest.mark.process
+@pytest.mark.slow
 def test_bytes_of_collectives(tmp_path, capsys, monkeypatch):
     """DDP gives 4 bytes per parameter to an all-reduce; FSDP2 gathers blocks twice, and all other weights once."""
     monkeypatch.chdir(tmp_path)

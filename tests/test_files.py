@@ -77,7 +77,7 @@ def numbered(model: Model, number: int) -> Model:
     return Model(model.network, model.diffusion, model.shape, model.labels, model.config, {"number": number})
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_model_that_is_replaced_again_and_again_is_always_read_whole(exchange, tiny_folders, tmp_path):
     model = admg.load(tiny_folders["model"])
     numbered(model, 0).save(tmp_path / "model")
@@ -128,7 +128,7 @@ with files.atomic(folder, durable=True) as temporary:
 """
 
 
-@pytest.mark.process
+@pytest.mark.slow
 @pytest.mark.parametrize("exchanges", EXCHANGES)
 def test_a_kill_at_any_operation_leaves_the_old_or_the_new(tmp_path, exchanges):
     """And the next start, which removes what is left over, finds one of them whole."""
@@ -168,7 +168,7 @@ with held(Path(sys.argv[1]), "the run"):
 """
 
 
-@pytest.mark.process
+@pytest.mark.slow
 def test_a_lock_names_its_holder_and_ends_with_it(tmp_path):
     lock = tmp_path / "lock"
     environment = os.environ | {"PYTHONPATH": str(Path(admg.__file__).parents[1])}

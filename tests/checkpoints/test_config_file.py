@@ -36,7 +36,7 @@ def with_value(content: dict[str, Any], place: list[str], value: Any) -> dict[st
     return changed
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["diffusion", "classifier", "upsampler"])
 def test_every_entry_with_any_value_loads_or_is_refused(kind, tiny_model, tiny_classifier, tiny_upsampler, tmp_path):
     """In one line that names the file or the value, and quickly: no entry makes the computer build a huge network."""

@@ -250,7 +250,7 @@ def test_data_alone_lists_its_commands(capsys):
     assert "info " in text and "pack " in text and "admg data pack photos" in text
 
 
-@pytest.mark.process
+@pytest.mark.slow
 def test_a_killed_pack_continues(photos, tmp_path):
     for i in range(9, 100):
         Image.fromarray(noise(200, 200, 3, seed=i)).save(photos / "n03888257" / f"{i}.png")

@@ -132,7 +132,7 @@ def test_losses_and_gradients_at_pure_noise_are_finite(predict, objective):
         np.testing.assert_allclose(terms["mse"].detach(), x.square().flatten(1).mean(1), rtol=1e-6)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_trained_and_sampled_by_the_commands(digits, tmp_path, capsys):
     """A model and a classifier, whose config.json says so; a run is not resumed without it."""
     common = [*SMALL, "--data", digits, "--noise-schedule", "cosine", "--steps", 2]
@@ -206,7 +206,7 @@ def test_ddim_of_diffusers_makes_our_images():
     )
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_model_with_zero_terminal_snr_is_diagnosed():
     """eps, which it cannot predict, is no candidate of its own process."""
     x0 = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1

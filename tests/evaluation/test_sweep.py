@@ -453,7 +453,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(capsys, models, metrics, t
         (["--steps", "3,banana"], "banana"),
         (["--steps", "101"], "cannot take 101 steps"),
         (["--scale", ""], "--scale must be a list such as"),
-        (["--scale", "1,nan"], "--scale must be a number, got nan"),
+        (["--scale", "1,nan"], "--scale must be a finite number, got nan"),
         (["--cfg", "1;2"], "--cfg: invalid list of float"),
         (["--num", "-4"], "--num must be at least 2 and at most 10,000,000, got -4"),
         (["--num", "1"], "--num must be at least 2 and at most 10,000,000, got 1"),

@@ -162,12 +162,12 @@ def test_processes_of_a_pipeline_wait_for_all_base_images(capsys, pipeline, tmp_
     succeed(capsys, *pipeline, "--out", tmp_path / "a")
     wait, others = job.wait_for_others, []
 
-    def start_the_other(shards, report):
+    def start_the_other(shards, report, *more, **options):
         if not others:
             arguments = [*map(str, pipeline), "--out", str(tmp_path / "b"), "--rank", "1", "--world-size", "2"]
             others.append(threading.Thread(target=admg.cli.main.main, args=(arguments,)))
             others[0].start()
-        wait(shards, report, seconds=0.01)
+        wait(shards, report, *more, **options | {"seconds": 0.01})
 
     monkeypatch.setattr(job, "wait_for_others", start_the_other)
     out = succeed(capsys, *pipeline, "--out", tmp_path / "b", "--rank", 0, "--world-size", 2)

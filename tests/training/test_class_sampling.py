@@ -32,7 +32,7 @@ class Watched:
         return self.dataset.batch(indices, seeds)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_run_draws_classes_by_their_shares(tmp_path):
     weights = ("cat=0", "dog=3")
     config = TrainConfig(steps=4, batch_size=10, log=("none",), sampling="weighted", class_weight=weights)

@@ -77,7 +77,7 @@ def test_an_upsampler_enlarges_small_copies_of_training_images(network):
     assert np.array_equal(drawn, expected.images)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_run_measures_the_distance_now_and_then(monkeypatch, network, tmp_path):
     monkeypatch.setattr(DiffusionTask, "preview", lambda *_: {})
     evaluation = EvaluationConfig(evaluate_every=2, evaluate_num=4, evaluate_network=network)

@@ -90,7 +90,7 @@ def test_two_processes_have_the_losses_of_one(runs, name):
     check_equal(runs[1], runs[2], name)
 
 
-@pytest.mark.process
+@pytest.mark.slow
 def test_processes_skip_the_same_steps_of_fp16(tmp_path):
     """The gradient overflows at the first scales, and then does not: both take the same steps, sharded or not."""
     plain, sharded = measured(2, [Segment(name) for name in distributed_worker.OVERFLOWING], tmp_path)
@@ -131,7 +131,7 @@ def check_elastic(tmp_path: Path, name: str, parts: list[tuple[int, bool]]) -> N
     check_equal({name: alone}, {name: found}, name, title)
 
 
-@pytest.mark.process
+@pytest.mark.slow
 def test_processes_that_shard_continue_as_one_and_again_as_two(tmp_path):
     """In float64. The checkpoint of parts is followed by one that is whole, and that by parts again."""
     check_elastic(tmp_path, "float64 sharded", [(2, True), (1, False)])
@@ -143,7 +143,7 @@ def test_processes_that_shard_continue_as_one_and_again_as_two(tmp_path):
     assert [path.name for path in checkpointing.saved(tmp_path / "run")] == ["0000003", "0000006", "0000009"]
 
 
-@pytest.mark.process
+@pytest.mark.slow
 def test_the_losses_of_timesteps_are_resumed_by_any_number_of_processes(tmp_path):
     """Timesteps drawn by their losses, whose history is full after a few steps."""
     check_elastic(tmp_path, "float64 importance", [(2, True), (1, False), (2, False)])
@@ -164,7 +164,7 @@ def test_any_number_of_processes_continues_a_run(tmp_path, name, parts):
     check_elastic(tmp_path, name, parts)
 
 
-@pytest.mark.process
+@pytest.mark.slow
 def test_a_run_continues_with_another_number_of_processes(digits, tmp_path):
     """Two steps by two processes that shard, two by one and two by two give the log and the averages of one."""
     averages = ["--ema", "10%,0.5", "--ema-snapshots", "2"]

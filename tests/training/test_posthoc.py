@@ -195,7 +195,7 @@ def test_every_average_of_the_snapshots_is_tracked_once(digits, kind):
     assert [str(average.profile) for average in learner.averages] == ["0.5", "10%", "5%"]
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_the_example_of_the_docstring(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     dataset = admg.data.from_arrays(np.zeros((4, 8, 8), np.uint8))

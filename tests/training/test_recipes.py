@@ -178,7 +178,7 @@ def test_time():
     assert cost.days(86_400_000, gpus=10, tflops=30.0) == pytest.approx(1.0)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adm-64-classifier", "cifar-10"])
 def test_costs_in_the_files_are_measured(name):
     check_cost(name)

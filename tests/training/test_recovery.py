@@ -263,7 +263,7 @@ COMMAND = ["train", "--image-size", "8", "--channels", "32", "--channel-mult", "
            "--precision", "fp32", "--checkpoint-every", "1000", "--log", "none", "--seed", "3"]  # fmt: skip
 
 
-@pytest.mark.process
+@pytest.mark.slow
 def test_the_command_exits_with_the_code_of_the_signal(capsys, digits, tmp_path):
     """So that a batch script can put it in the queue again, where the same command resumes."""
     out = tmp_path / "run"

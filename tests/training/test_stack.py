@@ -35,7 +35,7 @@ def nearest(images: np.ndarray) -> np.ndarray:
     return np.abs(images.mean((1, 2))[:, None] - colours).sum(2).argmin(1)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_stack_that_is_trained_from_nothing_makes_the_images_of_each_label(pictures, tmp_path, capsys, monkeypatch):
     """The base model is sampled by Algorithm 1 without labels, so that the classifier alone leads it to them."""
     monkeypatch.setattr("admg.training.DiffusionTask.preview", lambda *_: {})

@@ -128,7 +128,7 @@ def test_overfitting_is_seen(tmp_path):
     assert (tmp_path / "loss_0000007.png").stat().st_size > 1000
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_training_with_validation_has_the_same_steps_as_without(without_previews, tmp_path):
     """On the images that are not held out, with both losses in the log."""
     parts = divide("data", from_arrays(PIXELS, LABELS), 0.25, seed=0, resumed={})
@@ -148,7 +148,7 @@ def test_training_with_validation_has_the_same_steps_as_without(without_previews
     assert record["validation"] == {"fraction": 0.25, "seed": 0, "images": 10} and record["val_loss"] > 0
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_the_held_out_images_stay_the_same_when_a_run_is_resumed(without_previews, tmp_path):
     data, options = from_arrays(PIXELS, LABELS), {"network": SMALL, "diffusion": PROCESS}
 
@@ -178,7 +178,7 @@ def test_the_held_out_images_stay_the_same_when_a_run_is_resumed(without_preview
         train("a", 0.25, seed=3, steps=3, images=fewer)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_an_upsampler_and_a_classifier_hold_out_images_too(without_previews, tmp_path):
     options = {"network": SMALL, "diffusion": PROCESS, "validation": 0.25, "val_images": 3}
     config = TrainConfig(steps=1, **QUICK)
@@ -199,7 +199,7 @@ COMMAND = ["--image-size", 8, "--channels", 32, "--channel-mult", "1,1", "--num-
            "--val-images", 3]  # fmt: skip
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_the_test_split_of_idx_files_is_for_validation_unless_it_is_trained_on(
     without_previews, tmp_path, capsys, split
@@ -212,7 +212,7 @@ def test_the_test_split_of_idx_files_is_for_validation_unless_it_is_trained_on(
     assert found == ({"data": tmp_path.name, "images": 5} if split == "train" else None)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_idx_files_without_a_test_split_are_trained_on(without_previews, tmp_path, capsys):
     write_idx(tmp_path / "train-images-idx3-ubyte", PIXELS[:6, ..., 0])
     write_idx(tmp_path / "train-labels-idx1-ubyte", np.arange(6) % 2)
@@ -244,7 +244,7 @@ def test_validation_on_the_training_images_is_noted(without_previews, digits, tm
 # -- previews ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["diffusion", "upsampler"])
 def test_previews_show_the_same_images_from_step_to_step(monkeypatch, tmp_path, kind):
     """Weights that hardly move give hardly another picture, also in another precision and after resumption."""

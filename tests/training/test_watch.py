@@ -99,7 +99,7 @@ def check_intact(out: Path) -> None:
     assert admg.load(out).training["steps"] == 4
 
 
-@pytest.mark.process
+@pytest.mark.slow
 def test_torchrun_names_the_process_that_fails(digits, tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(WORKER)]
     command = [*launch, "error", "1", "5", *COMMAND, "--data", digits, "--out", str(tmp_path / "run")]
@@ -109,7 +109,7 @@ def test_torchrun_names_the_process_that_fails(digits, tmp_path):
     check_intact(tmp_path / "run")
 
 
-@pytest.mark.process
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "rank"),
     [("kill", 1), *(pytest.param(how, 0, marks=pytest.mark.slow) for how in ("kill", "error"))],

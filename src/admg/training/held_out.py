@@ -15,6 +15,7 @@ from admg.config import check, setting
 from admg.data import DataConfig, Dataset, ImageDataset
 from admg.data.classes import empty_classes, with_classes
 from admg.data.errors import listed
+from admg.data.layouts import to_channels
 from admg.data.split import split
 
 from .opening import Data, image_fields, name_of, open_data, size_of
@@ -139,9 +140,14 @@ def open_validation(data: Data, training: ImageDataset, name: str, unlabelled: b
 
 
 def with_channels(dataset: ImageDataset, channels: int) -> ImageDataset:
-    """Return grey images in colour, or colour files in grey, if there are to be so many channels."""
+    """Return grey images in colour, or colour ones in grey, with a note, if there are to be so many channels."""
     if not isinstance(dataset, Dataset) or {dataset.channels, channels} != {1, 3}:
         return dataset
-    if isinstance(dataset.images, np.ndarray) and channels == 1:
-        return dataset
-    return dataclasses.replace(dataset, channels=channels)
+    images = dataset.images
+    if isinstance(images, np.ndarray) and channels == 1:
+        if images.dtype != np.uint8:
+            return dataset
+        images = to_channels(images, channels)
+    made = "grey, as the training images are" if channels == 1 else "in colour, with three equal channels"
+    warnings.warn(f"the validation images are made {made}", stacklevel=3)
+    return dataclasses.replace(dataset, images=images, channels=channels)
