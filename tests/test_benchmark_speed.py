@@ -20,7 +20,7 @@ from admg.models.blocks import AttentionBlock, AttentionPool, Conv1x1
 TINY = cases.Setting("tiny", batch=2)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_the_table_of_a_tiny_model(tmp_path, capsys):
     options = [
         "--models",
@@ -131,7 +131,7 @@ def by_hand(network: nn.Module, *arguments: torch.Tensor) -> int:
     return total
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_flops_are_those_of_the_layers():
     """The gradient with respect to x costs as much as the convolution, and so does that of the weights in training."""
     (unet, _), (encoder, _) = cases.architectures("tiny")

@@ -95,7 +95,7 @@ def both(model: Model, folder) -> tuple[torch.Tensor, torch.Tensor]:
 # -- diffusers: the network ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_unet2d_computes_the_same(family, tmp_path):
     model = make(**FAMILIES[family])
@@ -112,7 +112,7 @@ def test_the_shipped_model_computes_the_same(tmp_path):
     assert error(theirs, ours) < 2e-5
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("new_order", [False, True])
 def test_weights_are_the_same_bits(new_order, tmp_path):
     """Each tensor by its name there, taken back to ours by hand."""
@@ -174,7 +174,7 @@ def test_upsampler_is_a_network_of_2c_channels(tmp_path):
     assert error(theirs, ours) < 2e-5
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", dict((k.flags, name) for name, k in openai.PUBLISHED_FLAGS.items() if k.kind != "classifier").values()
 )
@@ -300,7 +300,7 @@ def steps_of(model: Model, trajectory, x):
         x = step.x
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("process", PROCESSES, ids=str)
 def test_ddpm_steps_are_ours(process):
     """From the same x_t, output and noise, which comes from diffusers' generator.
@@ -319,7 +319,7 @@ def test_ddpm_steps_are_ours(process):
         assert error(theirs, after) < 2e-5
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize("process", [*PROCESSES[:1], *PROCESSES[2:]], ids=str)
 def test_ddim_steps_are_ours(process, eta):
@@ -334,7 +334,7 @@ def test_ddim_steps_are_ours(process, eta):
         assert error(scheduler.step(output[:, :3], t, x, **options).prev_sample, after) < 2e-5
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", ["ddpm", "ddim"])
 def test_whole_trajectory_is_ours(scheduler, tmp_path):
     """Network, scheduler and spacing together, as its user would write the loop."""
@@ -381,7 +381,7 @@ def run_readme(model: Model, folder, change=lambda script: script) -> tuple[torc
     return names["x"], names["samples"].x
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", ["ddpm", "ddim", "dpmpp_2m"])
 def test_the_script_of_the_readme_makes_our_images(scheduler, tmp_path, monkeypatch):
     monkeypatch.setattr(readme, "STEPS", 5)  # with 25, they differ by at most 1e-5
@@ -391,7 +391,7 @@ def test_the_script_of_the_readme_makes_our_images(scheduler, tmp_path, monkeypa
     assert (theirs - ours).abs().max() < EIGHTH_OF_A_GREY_LEVEL
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", ["ddim", "dpmpp_2m"])
 def test_the_defaults_of_diffusers_give_other_images(scheduler, tmp_path, monkeypatch):
     """Otherwise the README would have nothing to say."""
@@ -409,7 +409,7 @@ def test_the_defaults_of_diffusers_give_other_images(scheduler, tmp_path, monkey
     assert (theirs - ours).abs().max() > 2 / 255  # a grey level
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", ["ddpm", "ddim", "dpmpp_2m"])
 @pytest.mark.parametrize(
     "model",

@@ -64,7 +64,7 @@ def real_images(count: int) -> tuple[Tensor, Tensor]:
 # -- the shipped model -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_the_shipped_model_is_diagnosed_right_with_wrong_flags(shipped_pt, few_candidates):
     model = openai.load_diffusion(shipped_pt, WRONG)
     found = diagnose(model, *real_images(4))
@@ -94,7 +94,7 @@ def rearranged(model: Model) -> Model:
     return model
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_the_new_qkv_order_is_detected(few_candidates, monkeypatch):
     monkeypatch.setattr(candidates, "NUM_HEADS", ())
     model = rearranged(loading.load("fashion-mnist"))
@@ -124,7 +124,7 @@ def test_all_candidates_on_more_images(shipped_pt):
     assert found.process == DiffusionConfig()
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_the_command_names_the_fault_and_the_remedy(capsys, shipped_pt, few_candidates):
     arguments = ["diagnose", shipped_pt, "--images", IMAGES, "--num", 2, "--fit", "pad"]
     code, out, err = run(capsys, *arguments, "--flags", WRONG)
@@ -138,7 +138,7 @@ def test_the_command_names_the_fault_and_the_remedy(capsys, shipped_pt, few_cand
     assert out.index("linear 1000 ") < out.index("cosine 1000 ")  # the table's order
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_the_command_confirms_correct_flags(capsys, shipped_pt, few_candidates, monkeypatch):
     monkeypatch.setattr(candidates, "STEPS", (1000,))
     arguments = ["diagnose", shipped_pt, "--images", IMAGES, "--num", 2, "--fit", "pad", "--unconditional"]
@@ -148,7 +148,7 @@ def test_the_command_confirms_correct_flags(capsys, shipped_pt, few_candidates, 
     assert "The flags are right." in out and "The learned range of its variance fits" in out
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_prediction_type_without_a_flag(tiny_model):
     found = diagnose(tiny_model, torch.rand(2, 1, 8, 8), levels=(0.0,))
     found = dataclasses.replace(found, process=dataclasses.replace(found.process, predict="v"))
@@ -214,7 +214,7 @@ def test_rows_by_kind_match_the_attention_layout(heads, new):
         assert kind.tolist() == taken.flatten().int().tolist()
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_rows_identify_the_qkv_order_when_keys_are_unchanged():
     network = randomised(UNet(CONFIG), 0)
     truth = Attention(2, 0, False)
@@ -275,7 +275,7 @@ def test_the_noise_of_an_image_does_not_depend_on_the_others(tiny_model):
     assert len(outputs(tiny_model, tiny_model.config, chosen)) == len(LEVELS)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_labels_and_low_res_reach_the_network(tiny_upsampler):
     x0 = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     probe = noised(tiny_upsampler, x0, torch.tensor([0, 3]), LEVELS, seed=0)
@@ -291,7 +291,7 @@ def test_labels_and_low_res_reach_the_network(tiny_upsampler):
 # -- the verdict -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_an_untrained_network_fits_nothing_and_is_unchanged(tiny_model):
     x0 = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     before = [(block.heads, block.new_order) for block, _ in blocks(tiny_model.network)]
@@ -363,7 +363,7 @@ def test_impossible_models_are_refused(tiny_model):
 # -- the command -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_native_checkpoint_of_an_untrained_model(capsys, tiny_folders, digits):
     code, out, err = run(capsys, "diagnose", tiny_folders["model"], "--images", digits, "--num", 4)
     assert code == 0 and "No candidate fits" in out and "import-openai" not in out, err

@@ -39,7 +39,7 @@ def test_weights_are_small() -> None:
     assert (HERE.parent / "label_classifier" / "label_classifier.safetensors").stat().st_size < 600_000
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.skipif(DATA is None, reason="Fashion-MNIST is not installed")
 def test_accuracy_on_all_test_images(classifier: LabelClassifier) -> None:
     test = open_dataset(DATA, 32, fit="pad", split="test")
@@ -168,7 +168,7 @@ def command(tmp_path_factory) -> list[str]:
     return f"{arguments} --reference 100 --num 20 --samplers ddpm:2,ddim:1 --precision fp32".split()
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_table_continues_and_does_not_mix_settings(command: list[str], capsys, monkeypatch) -> None:
     out = Path(command[5])
     assert guidance_table.main([*command, "--scales", "0,1"]) == 0
@@ -200,7 +200,7 @@ def conditional_command(command: list[str], tmp_path) -> list[str]:
     return ["--model", f"{tmp_path}/conditional", *common, *sizes]
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_fewer_steps_continues_with_alternating_labels(conditional_command, capsys, monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(fewer_steps, "REFERENCE", ("ddpm", 3))
     made, sample = [], fewer_steps.admg.sample
@@ -231,7 +231,7 @@ def test_fewer_steps_continues_with_alternating_labels(conditional_command, caps
     assert "other settings (seed was 0, is now 5)" in capsys.readouterr().err
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_kinds_of_guidance_have_equal_cost(conditional_command, capsys, monkeypatch, tmp_path) -> None:
     made, sample = [], fewer_steps.admg.sample
     monkeypatch.setattr(

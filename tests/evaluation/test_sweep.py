@@ -160,7 +160,7 @@ def test_dry_run_lists_remaining_work_and_writes_nothing(capsys, command, tmp_pa
 # -- samples and figures ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_cells_equal_sample_followed_by_evaluate(capsys, command, models, metrics, tmp_path):
     out = tmp_path / "s"
     sampled = ["sample", *models, "--num", NUM, "--steps", "3", "--scale", 50, "--out", out / "ddim-3-scale-50"]
@@ -206,7 +206,7 @@ def test_cells_equal_sample_followed_by_evaluate(capsys, command, models, metric
     assert Image.open(out / "curves.png").size[0] > 1000
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_no_accuracy_without_labels(capsys, command, tmp_path):
     """An unconditional model without guidance is asked for nothing."""
     arguments = [*command, "--scale", "0,50", "--unconditional", "--labels", "balanced", "--no-interval"]
@@ -233,7 +233,7 @@ def without_times(table: str) -> list[str]:
     return [line.rsplit("|", 2)[0] if line.startswith("|") else line for line in table.splitlines()]
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_interrupted_and_continued(capsys, command, made, monkeypatch, tmp_path):
     """Ctrl-C inside the second of two cells: the first shard of three is there."""
     arguments = [*command, "--scale", "0,50", "--out"]
@@ -257,7 +257,7 @@ def interrupt():
     raise KeyboardInterrupt
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_continued_with_shards_of_another_size(capsys, command, made, monkeypatch, tmp_path):
     """What is there is of the recorded size: one shard of four, of 12 images."""
     out, make = tmp_path / "s", Maker.make
@@ -287,7 +287,7 @@ def test_killed_and_continued(capsys, command, tmp_path):
     assert (tmp_path / "s" / "sweep.csv").read_bytes() == (tmp_path / "whole" / "sweep.csv").read_bytes()
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_second_run_computes_nothing_and_a_longer_list_adds_cells(capsys, command, made, monkeypatch, tmp_path):
     out, looked, call = tmp_path / "s", [], FeatureNetwork.__call__
     monkeypatch.setattr(FeatureNetwork, "__call__", lambda self, x: looked.append(len(x)) or call(self, x))
@@ -307,7 +307,7 @@ def test_a_second_run_computes_nothing_and_a_longer_list_adds_cells(capsys, comm
     assert [lines[0], lines[1], lines[3]] == content.splitlines() and lines[2].startswith(b"ddim,3,classifier,20.0,")
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_metrics_are_cached_only_for_the_same_inputs(capsys, command, made, tmp_path):
     out, own = tmp_path / "s", tmp_path / "own.py"
     arguments = [*command, "--out", out, "--scale", "50"]
@@ -331,7 +331,7 @@ def rows_of_run(capsys, arguments, out) -> dict[str, str]:
     return rows_of(out)[0]
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_cells_of_other_settings_are_refused_or_overwritten(capsys, command, made, tmp_path):
     out = tmp_path / "s"
     succeed(capsys, *command, "--scale", "0", "--out", out)
@@ -441,7 +441,7 @@ def test_the_axis_of_curves(cells, axis, labels, tmp_path):
 # -- bad input -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_bad_input_is_one_line_and_nothing_is_written(capsys, models, metrics, tmp_path):
     out = tmp_path / "s"
     good = ["sweep", *models, *metrics, "--num", "4", "--out", out]

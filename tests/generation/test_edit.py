@@ -77,7 +77,7 @@ def test_an_edit_of_strength_1_equals_sample_from_the_highest_level(tiny_model):
     assert edited.labels.tolist() == labels and edited.label_names == ("one", "zero", "Ankle boot")
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_an_edit_does_not_depend_on_the_batch_size(tiny_model, tiny_classifier):
     images = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
     options = {"strength": 0.5, "steps": 8, "seed": 3, "guide": admg.guidance.ClassifierGuidance(tiny_classifier, 2.0),
@@ -125,7 +125,7 @@ def rmse(a: torch.Tensor, b: torch.Tensor) -> float:
     return (a - b).square().mean().sqrt().item()
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_the_distance_from_the_image_grows_with_the_strength(shipped, garments):
     labels = ["dress", "sneaker"]
     away = [rmse(admg.edit(shipped, garments, labels, strength=s, steps=25, progress=False).x, garments)
@@ -133,7 +133,7 @@ def test_the_distance_from_the_image_grows_with_the_strength(shipped, garments):
     assert away[0] < 0.03 and away[0] < away[1] < away[2] and away[2] > 0.2
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_inversion_leads_back_and_interpolation_ends_at_the_images(shipped, garments):
     back = admg.edit(shipped, garments, ["dress", "sneaker"], invert=True, from_labels=["dress", "sneaker"],
                      strength=0.5, steps=30, progress=False)  # fmt: skip
@@ -143,7 +143,7 @@ def test_inversion_leads_back_and_interpolation_ends_at_the_images(shipped, garm
     assert rmse(frames[[0, 2]], garments) < 0.08 and rmse(frames[1:2], garments[:1]) > 0.15
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_noise_at_the_lowest_level_makes_x_T_of_a_plain_background_normal(shipped, garments):
     """Without it, DDIM inversion leaves the background smooth, and interpolations between two such x_T fail."""
     noise, smooth = (admg.encode(shipped, garments[1:], steps=20, seed=seed)[:, :, :8] for seed in (0, None))
@@ -252,7 +252,7 @@ def test_a_run_of_edits_continues_only_with_the_same_settings(capsys, models, pi
     assert "start.images" in refused(capsys, *command)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_the_edit_command_with_inversion(capsys, models, tiny_folders, pictures, tmp_path):
     """The defaults are one edit per image and 100 steps; --from-label is for all images, or given once per image."""
     folder, x = pictures
@@ -278,7 +278,7 @@ def test_sample_with_init_equals_edit(capsys, models, tiny_folders, pictures, tm
     assert np.array_equal(stored(tmp_path / "out")["arr_0"], expected.images)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_the_interpolate_command_equals_interpolate(capsys, models, tiny_folders, pictures, tmp_path):
     folder, x = pictures
     model = admg.load(tiny_folders["model"])

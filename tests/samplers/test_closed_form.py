@@ -77,7 +77,7 @@ def assert_moments(mixture: Mixture, coarse: torch.Tensor, fine: torch.Tensor, i
         assert excess < 4, f"{name} are {excess:.1f} standard errors from the expected ones"
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["unguided", "guided", "conditional"])
 @pytest.mark.parametrize(
     "sampler, variance", [("ddim", "fixed_small"), ("ddpm", "fixed_small"), ("ddpm", "learned_range")]
@@ -118,7 +118,7 @@ def test_ddim_guided_at_scale_1_is_the_conditional_model(data, eta, alpha_bars):
         torch.testing.assert_close(a.x, b.x, atol=1e-4, rtol=0)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("variance", ["fixed_small", "learned_range"])
 @pytest.mark.parametrize("data", MIXTURES)
 def test_ddpm_guided_at_scale_1_tends_to_the_conditional_model(data, variance):
@@ -222,7 +222,7 @@ STRIDE = 37  # 28 steps of 1000 are 0, 37 .. 999, with no rounding that could di
 RANGE_V = 0.3
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha_bars", [EVEN, LINEAR], ids=["even", "linear"])
 @pytest.mark.parametrize("predict", ["eps", "x0", "v"])
 @pytest.mark.parametrize("guide", ["score", "classifier"])
@@ -348,7 +348,7 @@ def test_eta_outside_0_to_1_is_refused(eta):
 # -- timesteps and noise -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "steps, timesteps", [(28, range(0, 1000, 37)), ("ddim25", range(0, 1000, 40)), (1000, range(1000))]
 )

@@ -107,7 +107,7 @@ SOLVERS = {
 }
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("guided", [False, True], ids=["unguided", "guided"])
 @pytest.mark.parametrize(
     "name, order",
@@ -160,7 +160,7 @@ def test_a_single_gaussians_ode_in_closed_form(name):
     assert math.log2(errors[0] / errors[1]) > order - 0.2
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_2m_sde_has_the_datas_mean_and_variance():
     """Of 40 000 ends within 4 standard errors, of each component of a mixture."""
     n, mixture = 40_000, Mixture.of((1, 1, 1), [30, 70], [-0.6, 0.4], [0.15, 0.2], [0, 1], ALPHA_BARS)
@@ -189,7 +189,7 @@ def network(steps: int) -> Model:
     return Model(Network(MIXTURE), Diffusion(schedule, variance="fixed_small"), MIXTURE.shape)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_churned_heun_keeps_the_mixture():
     """Of 40 000 ends mean and variance are within 4 standard errors, as they were without it."""
     n = 40_000
@@ -293,7 +293,7 @@ def test_invalid_orders_are_refused(order):
 # -- inversion -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("guided", [False, True], ids=["unguided", "guided"])
 def test_inversion_and_back(guided):
     """From images to x_T and back; the error falls in proportion to the step."""
@@ -386,7 +386,7 @@ def test_equals_diffusers(name, steps):
         torch.testing.assert_close(a, b.double(), atol=1e-5, rtol=0)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_diffusers_third_order_converges_as_second():
     """The one that differs, so that it cannot be compared: its 3M gives the second difference half of the integral's
     weight, and converges to the same solution as 2M does."""

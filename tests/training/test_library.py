@@ -213,7 +213,7 @@ def test_an_upsampler_drops_labels_as_a_diffusion_model_does():
     assert dropped.float().mean().item() == pytest.approx(0.3, abs=0.04)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_an_upsampler_learns_to_enlarge(digits, tmp_path, capsys):
     """By the command, resumed once: the mean of enlarged digits is nearer to the originals than a bilinear copy."""
     small = ["--channels", 32, "--channel-mult", "1,2", "--num-res-blocks", 1, "--attention-resolutions", 4,

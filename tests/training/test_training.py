@@ -150,7 +150,7 @@ class Spy(torch.nn.Module):
         return self.network(x, timesteps, y)
 
 
-@pytest.mark.process
+@pytest.mark.slow
 def test_warmup_and_validation_by_noise_level(digits, tmp_path):
     """The learning rate grows linearly; validation accuracy at ten noise levels is lowest for pure noise."""
     arguments = ["train-classifier", "--data", digits, "--val-data", digits, "--val-images", 500, *NETWORK,
