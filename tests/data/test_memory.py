@@ -307,11 +307,11 @@ def test_held_out_images_of_a_data_config(tmp_path):
     config = DataConfig(data=str(tmp_path / "idx"), **options)
     opened = config.open()
     assert len(opened) == 5 and opened.flip and opened.crop == "random"
-    held_out = config.open_held_out()
+    held_out = config.held_out().open()
     assert len(held_out) == 3 and not held_out.flip and held_out.crop == "center"
     np.savez(tmp_path / "val.npz", arr_0=U8[:4], arr_1=[0, 1, 0, 1])
-    assert len(config.open_held_out(str(tmp_path / "val.npz"))) == 4
-    assert DataConfig(data=str(tmp_path / "val.npz"), **options).open_held_out() is None
+    assert len(config.held_out(str(tmp_path / "val.npz")).open()) == 4
+    assert DataConfig(data=str(tmp_path / "val.npz"), **options).held_out() is None
     with pytest.raises(ValueError, match="image_size must be at least 1, got 0"):
         DataConfig(data="x", image_size=0)
     with pytest.raises(ValueError, match="fit must be one of resize, pad, got 'stretch'"):

@@ -71,6 +71,13 @@ def test_one_infinite_step_is_skipped_and_the_run_goes_on(digits, tmp_path):
     assert losses(begin(digits, tmp_path / "again", broken(make(), {3}), steps=3)) == plain
 
 
+def test_a_run_whose_last_step_is_skipped_is_saved_all_the_same(digits, tmp_path):
+    with pytest.warns(UserWarning, match="step 5, the last one, had no finite loss"):
+        losses(begin(digits, tmp_path, broken(make(), {4}), steps=5))
+    assert checkpointing.step_of(checkpointing.saved(tmp_path)[-1]) == 5
+    assert admg.load(tmp_path / "model").training["steps"] == 5
+
+
 def test_ten_infinite_steps_bring_the_run_back_with_half_the_rate(digits, tmp_path):
     training = begin(digits, tmp_path, broken(make(), set(range(5, 15))), steps=17)
     with pytest.warns(
@@ -171,7 +178,7 @@ def test_what_may_change_is_recorded(digits, tmp_path):
 
 
 def test_a_finished_model_is_never_begun_anew_unless_told_to(digits, tmp_path):
-    losses(begin(digits, tmp_path, steps=2))
+    losses(begin(digits, tmp_path, steps=2, lr=5e-3))
     (tmp_path / "notes.txt").write_text("mine")
     for checkpoint in checkpointing.saved(tmp_path):
         for file in checkpoint.iterdir():
@@ -183,6 +190,7 @@ def test_a_finished_model_is_never_begun_anew_unless_told_to(digits, tmp_path):
     task, data = make(), open_dataset(digits, 8)
     again = TrainingRun(task, data, tmp_path, TrainConfig(**OPTIONS, steps=1, seed=1), overwrite=True)
     assert (tmp_path / "model" / "model.safetensors").read_bytes() == before  # until the first step
+    assert again.config.lr == begin(digits, tmp_path / "new").config.lr  # what is replaced decides nothing
     losses(again)
     assert (tmp_path / "model" / "model.safetensors").read_bytes() != before and (tmp_path / "notes.txt").exists()
     clear(tmp_path)

@@ -234,11 +234,18 @@ def test_options_that_do_not_fit(without_previews, digits, tmp_path, capsys):
         open_validation(from_arrays(PIXELS, ["cat", "fox"] * 20), from_arrays(PIXELS, LABELS), "data")
     grey = open_validation(from_arrays(PIXELS), from_arrays(np.repeat(PIXELS, 3, 3)), "data")
     assert grey.batch([0])[0].shape == (1, 3, 8, 8)
+    colour = np.repeat(PIXELS, 3, 3)
+    few = from_arrays(colour[:4], [LABELS[0]] * 4)  # lacks classes, so that its labels are renumbered
+    with pytest.warns(UserWarning, match="the validation images are made grey"):
+        made = open_validation(few, from_arrays(PIXELS, LABELS), "data")
+    x, y = made.batch(range(4))
+    assert torch.equal(x, from_arrays(PIXELS[:4]).batch(range(4))[0]) and made.channels == 1
+    assert [made.label_names[label] for label in y] == [LABELS[0]] * 4
 
 
 def test_validation_on_the_training_images_is_noted(without_previews, digits, tmp_path):
     with pytest.warns(UserWarning, match="has the training images, on which validation is too favourable"):
-        admg.data.DataConfig(data=digits, image_size=8).open_held_out(digits)
+        admg.data.DataConfig(data=digits, image_size=8).held_out(digits)
 
 
 # -- previews ----------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from .dataset import Batch, ImageDataset, Seed
+from .dataset import Batch, ImageDataset, Seed, View
 from .errors import DataError, listed
 
 ALL_SHOWN = 20
@@ -71,30 +71,21 @@ def with_classes(
 
 
 @dataclass(frozen=True)
-class Renumbered:
+class Renumbered(View):
     """A data set whose labels have other numbers. `with_classes` returns one.
 
     numbers: new number of each label
     label_names: names of the labels, in the order of the new numbers
     """
 
-    dataset: ImageDataset
     numbers: tuple[int, ...]
     label_names: tuple[str, ...]
 
     @property
-    def image_size(self) -> int:
-        return self.dataset.image_size
-
-    @property
-    def channels(self) -> int:
-        return self.dataset.channels
-
-    @property
     def labels(self) -> Int64[np.ndarray, " n"] | None:
         """The labels (N,), if they are known without reading every image."""
-        labels = getattr(self.dataset, "labels", None)
-        return np.array((*self.numbers, -1), np.int64)[labels] if isinstance(labels, np.ndarray) else None
+        labels = self.known_labels
+        return None if labels is None else np.array((*self.numbers, -1), np.int64)[labels]
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -101,11 +101,6 @@ class DataConfig:
             return replace(plain, split="test") if find_idx(folder, "test") else None
         return None
 
-    def open_held_out(self, path: str | None = None) -> Dataset | None:
-        """Open images for validation, see `held_out`."""
-        found = self.held_out(path)
-        return None if found is None else found.open()
-
 
 def check_value_range(value_range: tuple[float, ...]) -> None:
     """Raise ValueError unless this is empty, or two numbers in increasing order."""

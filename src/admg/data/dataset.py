@@ -140,6 +140,27 @@ class Dataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
         return Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
 
 
+@dataclass(frozen=True)
+class View:
+    """A data set that shows another one in part or with other labels: what stays the same."""
+
+    dataset: ImageDataset
+
+    @property
+    def image_size(self) -> int:
+        return self.dataset.image_size
+
+    @property
+    def channels(self) -> int:
+        return self.dataset.channels
+
+    @property
+    def known_labels(self) -> Int64[np.ndarray, " n"] | None:
+        """The labels of the other data set, if they are known without reading every image."""
+        labels = getattr(self.dataset, "labels", None)
+        return labels if isinstance(labels, np.ndarray) else None
+
+
 def summary(dataset: ImageDataset) -> str:
     """Return '60000 images of 1x28x28, labels: T-shirt/top, Trouser, ...'."""
     labels = f"labels: {listed(dataset.label_names)}" if dataset.label_names else "no labels"

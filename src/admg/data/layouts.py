@@ -264,6 +264,19 @@ def to_channels(
     return np.stack([np.asarray(Image.fromarray(image).convert("L"))[..., None] for image in images])
 
 
+def in_channels(dataset: Dataset, channels: int) -> Dataset:
+    """Return a data set of grey images in colour, with three equal channels, or one of colour images in grey.
+
+    Raises DataError for any other change of the number of channels of an array.
+    """
+    images = dataset.images
+    if isinstance(images, np.ndarray):
+        if channels < images.shape[3] and images.dtype != np.uint8:
+            images = to_8_bits(images, (-1.0, 1.0))
+        images = to_channels(images, channels)
+    return replace(dataset, images=images, channels=channels)
+
+
 def is_fashion_mnist(file: Path) -> bool:
     """Whether the file lies in a folder named fashion-mnist/, or FashionMNIST/raw/ as torchvision names it."""
     folders = file.resolve().parent.parts[-2:]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 
-from .dataset import Batch, Dataset, ImageDataset, Seed
+from .dataset import Batch, Dataset, ImageDataset, Seed, View
 from .errors import DataError
 
 SPLIT = 2  # stream of random numbers of a seed, beside those of stream.py
@@ -82,19 +82,10 @@ def subset(dataset: ImageDataset, indices: Sequence[int] | Int64[np.ndarray, " k
 
 
 @dataclass(frozen=True, eq=False)
-class Subset:
+class Subset(View):
     """Some images of a data set, by their numbers in it. `subset` returns one."""
 
-    dataset: ImageDataset
     indices: Int64[np.ndarray, " k"]
-
-    @property
-    def image_size(self) -> int:
-        return self.dataset.image_size
-
-    @property
-    def channels(self) -> int:
-        return self.dataset.channels
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -103,8 +94,8 @@ class Subset:
     @property
     def labels(self) -> Int64[np.ndarray, " k"] | None:
         """The labels, if they are known without reading every image."""
-        labels = getattr(self.dataset, "labels", None)
-        return labels[self.indices] if isinstance(labels, np.ndarray) else None
+        labels = self.known_labels
+        return None if labels is None else labels[self.indices]
 
     def __len__(self) -> int:
         return len(self.indices)

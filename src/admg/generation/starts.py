@@ -19,6 +19,7 @@ from admg.data import open as open_dataset
 from admg.data.dataset import Fit
 from admg.data.decoding import choose_decoding, note_frames
 from admg.data.folder import read_kind
+from admg.data.layouts import in_channels
 from admg.data.sources import COLLECTIONS
 from admg.data.transforms import check_pad
 from admg.data.value_range import ValueRange
@@ -154,9 +155,7 @@ def open_in_channels(path: Path | str, size: int, channels: int, **options: Any)
     if data.channels == channels:
         return data
     note_channels(path, data.channels, channels)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the same as before
-        return open_dataset(path, size, channels=channels, **options)
+    return in_channels(data, channels)
 
 
 def note_channels(path: Path | str, found: int, channels: int) -> None:

@@ -139,13 +139,3 @@ def any_of(flag: bool, processes: Processes, device: torch.device) -> bool:
     found = torch.tensor(float(flag), device=device)
     dist.all_reduce(found, dist.ReduceOp.MAX)
     return bool(found)
-
-
-def check_equal(value: int, name: str, processes: Processes) -> None:
-    """Raise ValueError if the processes have different values of this number."""
-    if processes.count == 1:
-        return
-    found: list[int | None] = [None] * processes.count
-    dist.all_gather_object(found, value)
-    if len(set(found)) > 1:
-        raise ValueError(f"the processes differ in the {name}: {found}; the run directory must be the same for all")

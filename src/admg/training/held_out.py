@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from admg.config import check, setting
 from admg.data import DataConfig, Dataset, ImageDataset
 from admg.data.classes import empty_classes, with_classes
 from admg.data.errors import listed
-from admg.data.layouts import to_channels
+from admg.data.layouts import in_channels
 from admg.data.split import split
 
 from .opening import Data, image_fields, name_of, open_data, size_of
@@ -126,14 +123,13 @@ def open_validation(data: Data, training: ImageDataset, name: str, unlabelled: b
 
     Raises ValueError if an image is of another class, or if the images have another size or other channels.
     """
-    held_out = open_data(data, unlabelled)
+    held_out = with_channels(open_data(data, unlabelled), training.channels)
     if training.label_names and not unlabelled:
         held_out = with_classes(held_out, training.label_names, "validation images", name)
         if empty := empty_classes(held_out):
             warnings.warn(
                 f"no validation image is of the class{'es' if len(empty) > 1 else ''} {listed(empty)}", stacklevel=2
             )
-    held_out = with_channels(held_out, training.channels)
     if image_fields(held_out) != image_fields(training):
         raise ValueError(f"the validation images are {size_of(held_out)}, and the training images {size_of(training)}")
     return held_out
@@ -143,11 +139,6 @@ def with_channels(dataset: ImageDataset, channels: int) -> ImageDataset:
     """Return grey images in colour, or colour ones in grey, with a note, if there are to be so many channels."""
     if not isinstance(dataset, Dataset) or {dataset.channels, channels} != {1, 3}:
         return dataset
-    images = dataset.images
-    if isinstance(images, np.ndarray) and channels == 1:
-        if images.dtype != np.uint8:
-            return dataset
-        images = to_channels(images, channels)
     made = "grey, as the training images are" if channels == 1 else "in colour, with three equal channels"
     warnings.warn(f"the validation images are made {made}", stacklevel=3)
-    return dataclasses.replace(dataset, images=images, channels=channels)
+    return in_channels(dataset, channels)

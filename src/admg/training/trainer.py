@@ -81,7 +81,7 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
     ):
         self.measures = tuple(measures)
         self.task, self.dataset, self.out = task, dataset, Path(out)
-        self.config = settle(config or TrainConfig(), record_of(self.out))
+        self.config = settle(config or TrainConfig(), {} if overwrite else record_of(self.out))
         device = choose_device(self.config.device)
         distributed.share_of(self.config.batch_size, self.config.accumulate, Processes.from_environment())
         self._group_is_ours = not dist.is_initialized()
@@ -94,6 +94,7 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
         self._overwrite = overwrite
         self._returns: list[int] = []
         self._found: list[Path] = []
+        self.settings: Mapping[str, Any] = {}
         self._unfinished_row: Mapping[str, Any] | None = None
         try:
             with self._guard():
@@ -107,13 +108,13 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
 
     def _begin(self, device: torch.device) -> None:
         """Make what is trained, and restore the last checkpoint of the run directory, if it has one."""
-        settings = run_settings.settings_of(self.task, self.dataset, self.config, self.provenance)
 
         def look() -> Path | None:
+            self.settings = run_settings.settings_of(self.task, self.dataset, self.config, self.provenance)
             self._found = checkpointing.saved(self.out)
             found = None if self._overwrite else checkpointing.latest(self.out)
             if found is not None:
-                run_settings.check_settings(self.out, settings)
+                run_settings.check_settings(self.out, self.settings)
             elif not self._overwrite:
                 run_directory.check_new(self.out)
             return found
@@ -122,7 +123,7 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
         state = None if found is None else checkpointing.read(found, mmap=True)
         self.config = averages.continued(self.config, state, self.out)
         self.learner = Learner(self.task, self.config, device, self.processes)
-        self.settings, self.step = settings, 0
+        self.step = 0
         if found is not None:
             self._restore(found)
 
@@ -251,7 +252,10 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
             tracker.write_row(self.step, self.step * config.batch_size)
         if config.ema_snapshots and self._due(config.ema_snapshots):
             snapshots.save(self.out, self.learner.averages, self.step, config.ema_snapshots, self.writes)
-        if (self._due(config.checkpoint_every) and self.health.is_good) or self.stopped:
+        ends = self.stopped or self.step == config.steps
+        if ends or (self._due(config.checkpoint_every) and self.health.is_good):
+            if not self.health.is_good:
+                warnings.warn(f"step {self.step}, the last one, had no finite loss, or one far too high", stacklevel=2)
             self._save(tracker)
 
     def _measure(self, tracker: Tracker | None) -> None:
