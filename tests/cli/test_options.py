@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import pytest
 from helpers import admg, run
+from PIL import Image
 
 from admg import config
 from admg.cli import main as cli
@@ -179,3 +180,13 @@ def test_python_m_admg():
 def test_a_completion_script_knows_commands_and_options(capsys):
     code, out, _ = run(capsys, "completion", "bash")
     assert code == 0 and "train-classifier" in out and "--steps" in out
+
+
+def test_control_characters_in_names_never_reach_the_terminal(capsys, tmp_path):
+    for name in ("a\x1b[31mred", "b\x07"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / "data" / name / "1.png")
+        (tmp_path / "data" / name / "broken\x1b[2J.png").write_bytes(b"no image")
+    for words in (["info"], ["pack", "--image-size", "8", "--workers", "0", "--out", tmp_path / "a.zip"]):
+        code, out, err = run(capsys, "data", words[0], tmp_path / "data", *words[1:])
+        assert code == 0 and "\\x1b[" in out + err and not {"\x1b", "\x07"} & set(out + err.replace("\x1b[A", ""))

@@ -10,7 +10,7 @@ from typing import Literal
 
 from tqdm.auto import tqdm
 
-from admg.config import check, setting
+from admg.config import check, printable, setting
 from admg.data import DataConfig, pack
 from admg.data.arrays import Split
 from admg.data.config import Background, check_value_range
@@ -97,7 +97,7 @@ def run(options: Options) -> None:
             problems += [] if step.problem is None else [step.problem]
             bar.update(step.position - bar.n)
     for problem in problems[:10]:
-        print(f"left out {problem}", file=sys.stderr)
+        print(printable(f"left out {problem}"), file=sys.stderr)
     if problems:
         print(f"left out {len(problems)} files that cannot be read as images", file=sys.stderr)
     size = size_text(options.out.expanduser().stat().st_size)

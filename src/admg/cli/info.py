@@ -10,7 +10,7 @@ from typing import Any
 
 from admg.checkpoints.describe import ModelDescription, describe
 from admg.checkpoints.published import INTENDED_USE, LICENSE, MODEL_CARD, PUBLISHED, PublishedModel, SamplingSettings
-from admg.config import printable, setting
+from admg.config import setting
 
 from .tables import size_text
 
@@ -98,7 +98,7 @@ def entry(key: str, text: str, indent: int = 2) -> list[str]:
     """Return `key  text`, wrapped between words at 110 characters."""
     head = " " * indent + key.ljust(26 - indent) + " "
     wrapper = textwrap.TextWrapper(110, head, " " * len(head), break_long_words=False, break_on_hyphens=False)
-    return wrapper.wrap(printable(text))
+    return wrapper.wrap(text)
 
 
 def shown(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import platform
 import shlex
@@ -10,8 +11,9 @@ import sys
 import tempfile
 import traceback
 import warnings
+from contextlib import redirect_stdout
 from types import ModuleType
-from typing import Any
+from typing import Any, TextIO
 
 from admg.config import did_you_mean, printable
 
@@ -79,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog=f"admg {name}")
     arguments = argv[len(name.split()) :]
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(Escaping(sys.stdout)):
             warnings.showwarning = show_warning
             _run(parser, name, module, arguments)
     except (ValueError, OSError, FloatingPointError) as error:
@@ -99,6 +101,19 @@ def main(argv: list[str] | None = None) -> int:
         print(f"admg {name}: {of_process()}{unforeseen(error, argv)}", file=sys.stderr)
         return 1
     return 0
+
+
+class Escaping(io.TextIOBase):
+    """A stream that escapes control characters, for names of files and labels that come from elsewhere."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        return self.stream.write(printable(text))
+
+    def flush(self) -> None:
+        self.stream.flush()
 
 
 def unforeseen(error: Exception, argv: list[str]) -> str:
