@@ -116,7 +116,7 @@ def test_commands_need_no_flags_and_print_what_was_chosen(capsys, tmp_path):
     words = ("--data", tmp_path / "images.npz", "--image-size", 8, "--unlabelled", "--out", tmp_path / "run")
     code, out, err = run(capsys, "train", *words, "--channels", 32, "--steps", 1)
     assert code == 0, err
-    line = next(line for line in out.splitlines() if line.startswith("chosen"))
+    line = next(line for line in out.splitlines() if line.startswith("defaults chosen for this data: "))
     assert f"--batch-size {BATCH_SIZE}, --lr {LR}, --warmup {WARMUP}, --predict v, --noise-schedule cosine" in line
     assert line.endswith("--num-res-blocks 1, --head-channels 32")
     _, out, _ = run(capsys, "train", "--help")

@@ -15,6 +15,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from admg.checkpoints.transfer import describe as describe_start
+from admg.config import printable
 from admg.data.classes import describe_classes, empty_classes
 from admg.data.errors import listed
 from admg.training import TrainingRun
@@ -131,18 +132,21 @@ def describe(run: TrainingRun[Any]) -> None:
     data = run.dataset
     skipped = getattr(data, "skipped", [])
     for path, reason in skipped[:10]:
-        print(f"skipped {path}: {reason}", file=sys.stderr)
+        print(printable(f"skipped {path}: {reason}"), file=sys.stderr)
     if skipped:
         print(f"skipped {len(skipped)} files that are not images; {len(data)} are", file=sys.stderr)
     parameters = f"{run.parameters / 1e6:.2f} M parameters, {attention(run.learner.network.config)}"
     print(f"{len(data)} images, {len(data.label_names)} labels; {parameters}; run directory {run.out}")
     if chosen := run.provenance.get("chosen"):
         values = ", ".join(f"--{name.replace('_', '-')} {shown(value)}" for name, value in chosen.items())
-        print(f"chosen, as not given: {values}")
+        print(f"defaults chosen for this data: {values}")
     if data.label_names:
         print(f"classes: {describe_classes(data)}")
     if empty := empty_classes(data):
-        print(f"note: no image is of the class{'es' if len(empty) > 1 else ''} {listed(empty)}", file=sys.stderr)
+        print(
+            printable(f"note: no image is of the class{'es' if len(empty) > 1 else ''} {listed(empty)}"),
+            file=sys.stderr,
+        )
     count = run.processes.count
     if count > 1:
         graphs = "; steps run without CUDA graphs" if run.learner.device.type == "cuda" else ""
