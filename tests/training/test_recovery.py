@@ -18,6 +18,7 @@ import admg
 from admg.data import open as open_dataset
 from admg.files import atomic
 from admg.training import TrainConfig, TrainingRun, checkpointing
+from admg.training.defaults import LR
 from admg.training.run_directory import clear
 from admg.training.stopping import StopSignals
 
@@ -190,11 +191,17 @@ def test_a_finished_model_is_never_begun_anew_unless_told_to(digits, tmp_path):
     task, data = make(), open_dataset(digits, 8)
     again = TrainingRun(task, data, tmp_path, TrainConfig(**OPTIONS, steps=1, seed=1), overwrite=True)
     assert (tmp_path / "model" / "model.safetensors").read_bytes() == before  # until the first step
-    assert again.config.lr == begin(digits, tmp_path / "new").config.lr  # what is replaced decides nothing
     losses(again)
     assert (tmp_path / "model" / "model.safetensors").read_bytes() != before and (tmp_path / "notes.txt").exists()
     clear(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "notes.txt"]
+
+
+def test_a_run_that_is_replaced_decides_no_option(digits, tmp_path):
+    losses(begin(digits, tmp_path, steps=1, lr=5e-3))
+    config, data = TrainConfig(**OPTIONS, steps=1), open_dataset(digits, 8)
+    assert TrainingRun(make(), data, tmp_path, config).config.lr == 5e-3
+    assert TrainingRun(make(), data, tmp_path, config, overwrite=True).config.lr == LR
 
 
 def test_two_runs_do_not_share_a_directory(digits, tmp_path):
