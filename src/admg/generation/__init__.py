@@ -8,6 +8,7 @@ from .job import Generated, Job, JobOptions
 from .progress import Progress
 from .recipe import Recipe
 from .sample import sample
+from .sampler_specs import Watched
 from .samples import Samples
 from .scale_sheet import generate_scale_sheet
 from .upsample import upsample
@@ -20,6 +21,7 @@ __all__ = [
     "Progress",
     "Recipe",
     "Samples",
+    "Watched",
     "edit",
     "encode",
     "generate",

@@ -27,7 +27,7 @@ from admg.checkpoints.weights import digest_of
 
 from .guide_specs import UserGuide
 from .run_record import UNIDENTIFIED
-from .sampler_specs import SAMPLERS, UserSampler
+from .sampler_specs import SAMPLERS, UserSampler, Watched
 
 INSTALLED = tuple(sysconfig.get_paths()[key] for key in ("stdlib", "purelib", "platlib"))
 
@@ -62,6 +62,8 @@ def describe_sampler(sampler: Any) -> Any:
         return sampler
     if isinstance(sampler, functools.partial) and not sampler.args:
         return describe_sampler(sampler.func)
+    if isinstance(sampler, Watched):  # watching changes no image
+        return describe_sampler(sampler.sampler)
     name = next((name for name, function in SAMPLERS.items() if function is sampler), None)
     return name or describe_or_mark(sampler)
 

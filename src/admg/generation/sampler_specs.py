@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,8 @@ def sampler_options(sampler: str | Sampler) -> dict[str, Any]:
     {'eta': 0.0}
     """
     function = find_sampler(sampler)
+    if isinstance(function, Watched):
+        return sampler_options(function.sampler)
     function = function.function if isinstance(function, UserSampler) else function
     parameters = inspect.signature(function).parameters.values()
     common = inspect.signature(samplers.ddpm).parameters
@@ -93,6 +95,8 @@ def sampler_name(sampler: str | Sampler) -> str:
         return sampler
     if isinstance(sampler, functools.partial):
         return sampler_name(sampler.func)
+    if isinstance(sampler, Watched):
+        return sampler_name(sampler.sampler)
     if isinstance(sampler, UserSampler):
         return sampler.name
     return str(getattr(sampler, "__name__", type(sampler).__name__))
@@ -100,6 +104,8 @@ def sampler_name(sampler: str | Sampler) -> str:
 
 def set_options(sampler: str | Sampler) -> dict[str, Any]:
     """Return the options that functools.partial has set on a sampler."""
+    if isinstance(sampler, Watched):
+        return set_options(sampler.sampler)
     if not isinstance(sampler, functools.partial):
         return {}
     return {**set_options(sampler.func), **sampler.keywords}
@@ -125,6 +131,38 @@ class UserSampler:
             if is_out_of_memory(error):  # the caller retries with a smaller batch
                 raise
             raise ValueError(f"{self.path}:{self.name}: {described(error, self.path)}") from error
+
+
+@dataclass(eq=False)
+class Watched:
+    """A sampler that calls a function with each step of another one: to show, record or stop the sampling.
+
+    sampler: name of a sampler, or a sampler
+    on_step: called as on_step(step, images) after each step, with the numbers of the images of the batch as a range;
+        an exception that it raises ends the sampling. The tensors of a step may be overwritten later: copy what is kept
+    done: number of images that are finished; the next batch begins there. Use a new object for each call
+    Raises ValueError for an unknown sampler.
+
+    >>> import admg
+    >>> watched = Watched("ddim", lambda step, images: print(step.t, tuple(step.x0.shape), images))
+    >>> samples = admg.sample("fashion-mnist", "coat", num=2, sampler=watched, steps=2, progress=False)
+    999 (2, 1, 32, 32) range(0, 2)
+    0 (2, 1, 32, 32) range(0, 2)
+    """
+
+    sampler: str | Sampler
+    on_step: Callable[[Step, range], Any]
+    done: int = 0
+
+    def __post_init__(self) -> None:
+        find_sampler(self.sampler)
+
+    def __call__(self, model: Any, x_T: Images, **options: Any) -> Iterator[Step]:
+        images = range(self.done, self.done + len(x_T))
+        for step in find_sampler(self.sampler)(model, x_T, **options):
+            self.on_step(step, images)
+            yield step
+        self.done = images.stop  # only now: a batch that ran out of memory begins again in halves
 
 
 def load_sampler(spec: str) -> UserSampler:
