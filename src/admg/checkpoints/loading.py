@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from . import native, openai
+from . import hub, native, openai
 from .model import Classifier, Model
 from .networks import NETWORK_KINDS, Kind
 from .published import LICENSE, MODEL_CARD, PUBLISHED, PublishedModel, SamplingSettings
@@ -18,6 +18,7 @@ SHIPPED_SETTINGS = SamplingSettings(scale=4.0, sampler="ddim", steps="25")
 FILE_ENDINGS = (".pt", ".pth", ".ckpt", ".bin", ".tar", ".safetensors")
 Part = Literal["diffusion", "classifier"]
 AnyModel = TypeVar("AnyModel", Model, Classifier)
+AnyPretrained = TypeVar("AnyPretrained", bound=hub.Pretrained)
 
 
 def names() -> list[str]:
@@ -37,14 +38,17 @@ def load(name: str | Path, offline: bool = False) -> Model:
         >>> model.shape
         (1, 32, 32)
 
-    name: name of a shipped or published model, folder written by Model.save, run directory of a training run, or a
+    name: name of a shipped or published model, folder written by Model.save, run directory of a training run, a
         file of weights with any ending, in the format of torch.save or safetensors (its flags are inferred;
-        admg.openai.load_diffusion takes them explicitly)
+        admg.openai.load_diffusion takes them explicitly), or a model of the Hugging Face Hub: "hf:user/name",
+        "hf:user/name/folder", each with or without "@revision"
     offline: if True, nothing is downloaded
 
     Raises ValueError if there is no such model (the message suggests similar names) or the checkpoint cannot be used,
     and OSError if a published model cannot be downloaded.
     """
+    if place := hub.named(name):
+        return hub.loaded(place, load, hub.Access(offline))
     if model := published(name, "diffusion"):
         return _with_source(openai.load_diffusion(model.fetch(offline), flags=model.flags), model)
     if file := weights_file(name):
@@ -60,6 +64,8 @@ def load_classifier(name: str | Path, offline: bool = False) -> Classifier:
 
     The name of a diffusion model that has a classifier of its own loads that classifier.
     """
+    if place := hub.named(name):
+        return hub.loaded(place, load_classifier, hub.Access(offline))
     if str(name) in PUBLISHED and (own := PUBLISHED[str(name)].classifier):
         name = own
     if model := published(name, "classifier"):
@@ -71,6 +77,8 @@ def load_classifier(name: str | Path, offline: bool = False) -> Classifier:
 
 def load_upsampler(name: str | Path, offline: bool = False) -> Model:
     """Load an upsampler: a model whose `upsamples` is True. The arguments and errors are those of `load`."""
+    if place := hub.named(name):
+        return hub.loaded(place, load_upsampler, hub.Access(offline))
     if model := published(name, "upsampler"):
         return _with_source(openai.load_upsampler(model.fetch(offline), flags=model.flags), model)
     if file := weights_file(name):
@@ -94,7 +102,16 @@ def load_any(name: str | Path, part: Part | None = None, offline: bool = False) 
     return loaded
 
 
+def load_kind(folder: Path, kind: type[AnyPretrained]) -> AnyPretrained:
+    """Load the model in a folder as a Model or a Classifier. Raises ValueError if it is of another kind."""
+    found = load_any(folder, "classifier" if issubclass(kind, Classifier) else "diffusion")
+    assert isinstance(found, kind)
+    return found
+
+
 def _load_any(name: str | Path, part: Part, offline: bool) -> Model | Classifier:
+    if place := hub.named(name):
+        return hub.loaded(place, lambda folder: _load_any(folder, part, offline), hub.Access(offline))
     if model := PUBLISHED.get(str(name)):
         kind: Kind = "classifier" if part == "classifier" else model.kind
         if kind == "classifier":
@@ -143,6 +160,8 @@ def find(name: str | Path, part: str) -> Path:
 
     Raises ValueError if there is none, or if the name is that of a published model, which has no such folder.
     """
+    if place := hub.named(name):
+        return hub.fetch(place, hub.Access())
     if str(name) in names():
         return SHIPPED / str(name) / part
     folder = Path(name).expanduser()
@@ -158,7 +177,7 @@ def find(name: str | Path, part: str) -> Path:
     hint = f"did you mean {' or '.join(map(repr, similar))}? " if similar else ""
     raise ValueError(
         f"unknown model {str(name)!r}: {hint}shipped models are {', '.join(names())}; `admg models` lists the "
-        "published ones; a checkpoint folder or a file of weights may be given, too"
+        "published ones; a checkpoint folder, a file of weights or hf:user/name of the Hugging Face Hub may be given, too"
     )
 
 

@@ -16,6 +16,7 @@ from admg.diffusion.gaussian import Diffusion, Images, Index, Prediction
 from admg.models import SuperResUNet, UNet
 
 from . import native
+from .hub import Pretrained
 from .labels import Labels
 from .networks import NETWORK_KINDS, check_classifier, check_labels, our_networks, takes_labels, unwrapped
 from .provenance import label_dropout
@@ -28,7 +29,7 @@ NOT_KNOWN = (
 
 
 @dataclass(repr=False)
-class Model:
+class Model(Pretrained):
     """A diffusion model: a network, the diffusion process it was trained on, and its labels.
 
     network: called as `network(x, timesteps)` or `network(x, timesteps, y=labels)`, returns (N, C or 2C, H, W)
@@ -169,7 +170,7 @@ class Model:
 
 
 @dataclass(repr=False)
-class Classifier:
+class Classifier(Pretrained):
     """A noisy classifier p(y | x_t, t): a network, the diffusion process it was trained on, and its labels.
 
     It is called as `classifier(x, timesteps)` and returns logits (N, K), as any function used for guidance does.

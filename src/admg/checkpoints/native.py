@@ -26,7 +26,7 @@ from . import card
 from .config_file import check_types, read_json, section
 from .labels import Labels
 from .networks import NETWORK_KINDS, Kind, kind_of
-from .weights import CheckpointError, build_network, check_values
+from .weights import CheckpointError, DamagedError, build_network, check_values
 
 FORMAT = "admg"
 FILES = frozenset({"config.json", "model.safetensors"})
@@ -238,10 +238,10 @@ def read_state(folder: Path | str, checksum: str | None) -> dict[str, Tensor]:
     before = _identity(folder)
     try:
         if checksum is not None and sha256(path) != checksum:
-            raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one in config.json")
+            raise DamagedError(f"{path} is damaged: its SHA-256 is not the one in config.json")
         state = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is truncated or not a safetensors file: {error}") from None
+        raise DamagedError(f"{path} is truncated or not a safetensors file: {error}") from None
     if _identity(folder) != before:  # it may not be the file whose checksum was computed
         raise CheckpointError(f"{path} was replaced while it was read")
     return state

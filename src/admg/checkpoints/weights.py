@@ -16,6 +16,10 @@ class CheckpointError(ValueError):
     """A checkpoint cannot be used. The message is one line that says which and why."""
 
 
+class DamagedError(CheckpointError):
+    """The file of a checkpoint is not as it was written: truncated, or with other bytes."""
+
+
 def build_network(network_type: type[nn.Module], config: Any, state: dict[str, Tensor], source: Path | str) -> Any:
     """Return the network of this config with these weights, in float32 and eval mode, without gradients.
 

@@ -87,7 +87,7 @@ class UpsamplerOptions:
 class Options:
     """Generate images of chosen labels, guided by a classifier.
 
-    model: name, folder or file of weights of a diffusion model
+    model: name, folder or file of weights of a diffusion model, or hf:user/name for one of the Hugging Face Hub
     label: name of a label, or else its number; in a TOML file, an integer is always its number
     labels: balanced (each label equally often), random (drawn with the seed), or a list A,B,...; a label whose name has
         a comma or is one of these two words is given with --label

@@ -5,10 +5,7 @@ It is Markdown with a block of YAML in front, as the Hugging Face Hub reads it.
 
 from __future__ import annotations
 
-import html
-import json
 import platform
-import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,14 +15,13 @@ from typing import Any
 import torch
 
 from admg.checkpoints.card import CARD, CURVES, MARK, SAMPLES, is_users
+from admg.checkpoints.card_text import LICENCE, code, front_matter, one_line, plain, summary, table, usage
 from admg.checkpoints.model import Classifier, Model
 from admg.data import ImageDataset
 from admg.data.classes import describe_classes
 from admg.evaluation.kept import installed_version
 from admg.files import atomic
 
-TASKS = {"diffusion model": "unconditional-image-generation", "upsampler": "image-to-image"}
-"""Task of each kind of model on the Hub; that of a classifier is image-classification."""
 SHOWN = ("loss", "mse", "vb", "accuracy", "train_loss", "val_loss", "val_accuracy", "fd", "fid")
 """Measurements that are shown, if there are any."""
 TEXTS = {
@@ -100,54 +96,9 @@ def card_text(model: Model | Classifier, run: RunDetails, pictures: set[str]) ->
         "## Environment",
         table(("", ""), environment(run, training)),
         "## Licence",
-        "The owner of the model has not stated a licence. State it here, and as `license:` in the first lines.",
+        LICENCE,
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
-
-
-def front_matter(model: Model | Classifier) -> str:
-    """Return the block of YAML that the Hub reads."""
-    task = TASKS.get(model.kind_name, "image-classification")
-    lines = ["library_name: admg", f"pipeline_tag: {task}", "tags:", "- diffusion", "- guided-diffusion", "- pytorch"]
-    return "\n".join(["---", *lines, "# license: to be chosen by the owner of the model", "---"])
-
-
-def summary(model: Model | Classifier) -> str:
-    """Return what the model is in a sentence, and how long it was trained."""
-    training, config = model.training, getattr(model.network, "config", None)
-    kind = model.kind_name
-    if isinstance(model, Model) and model.conditional:
-        kind = f"class-conditional {kind}"
-    if config is not None:
-        channels = {1: "grey", 3: "colour"}.get(config.image_channels, f"{config.image_channels}-channel")
-        kind += f" for {channels} images of {config.image_size} x {config.image_size} pixels"
-    labels = f" with {model.labels.count} labels" if model.labels.count else ""
-    parameters = sum(p.numel() for p in model.network.parameters()) / 1e6
-    steps = "1 step" if training["steps"] == 1 else f"{training['steps']:,} steps"
-    average = f" (ema {plain(training['average'])})" if training.get("average") else ""
-    return (
-        f"A {kind}{labels}. The network has {parameters:.2f} M parameters and was trained for {steps} "
-        f"({training['images']:,} images); its weights are an average over the training{average}."
-    )
-
-
-def usage(model: Model | Classifier) -> list[str]:
-    """Return how the model is used in Python and on the command line."""
-    name = next(iter(model.label_names), None)
-    if isinstance(model, Classifier):
-        lines = ['classifier = admg.load_classifier("this-folder")']
-        lines += ["guide = admg.guidance.ClassifierGuidance(classifier, scale=2.0)"]
-        shell = "admg sample --model MODEL --classifier this-folder --scale 2 --num 8 --out out"
-    elif model.upsamples:
-        lines = ['model = admg.load_upsampler("this-folder")', "samples = admg.upsample(model, images)"]
-        shell = "admg upsample --model this-folder --base samples.npz --out large"
-    else:
-        label = "None" if name is None else json.dumps(name, ensure_ascii=False)
-        lines = ['model = admg.load("this-folder")', f"samples = admg.sample(model, {label}, num=8)"]
-        option = "" if name is None else f" --label {shlex.quote(name)}"
-        shell = f"admg sample --model this-folder{option} --num 8 --out out"
-    python = "\n".join(f"    {line}" for line in ["import admg", *lines])
-    return [python, f"    {one_line(shell)}"]
 
 
 def images_text(training: Mapping[str, Any], dataset: ImageDataset) -> str:
@@ -207,28 +158,3 @@ def environment(run: RunDetails, training: Mapping[str, Any]) -> Iterator[tuple[
     yield "system", platform.system()
     yield "seed", str(training["train"]["seed"])
     yield "date", str(training.get("date", ""))
-
-
-# -- Markdown ---------------------------------------------------------------------------------------------------------
-
-
-def table(head: tuple[str, ...], rows: Any) -> str:
-    """Return a table, or "" if it has no rows."""
-    lines = [f"| {' | '.join(cells)} |" for cells in (head, ("---",) * len(head), *rows)]
-    return "\n".join(lines) if len(lines) > 2 else ""
-
-
-def plain(text: object) -> str:
-    """Return a text that Markdown shows as it is, in one line."""
-    escaped = html.escape(one_line(text), quote=False)
-    return "".join(f"\\{letter}" if letter in "\\`*_[]|#" else letter for letter in escaped)
-
-
-def code(text: object) -> str:
-    """Return a text for the inside of backticks in a table."""
-    return one_line(text).replace("`", "'").replace("|", "\\|")
-
-
-def one_line(text: object) -> str:
-    """Return a text with letters that cannot be printed replaced, so that it is one line."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in str(text))
