@@ -177,7 +177,7 @@ def find(name: str | Path, part: str) -> Path:
     hint = f"did you mean {' or '.join(map(repr, similar))}? " if similar else ""
     raise ValueError(
         f"unknown model {str(name)!r}: {hint}shipped models are {', '.join(names())}; `admg models` lists the "
-        "published ones; a checkpoint folder, a file of weights or hf:user/name of the Hugging Face Hub may be given, too"
+        "published ones; a checkpoint folder, a file of weights or hf:user/name (Hugging Face Hub) may be given, too"
     )
 
 
