@@ -54,6 +54,7 @@ class Setting:
     objective: str = "hybrid"
     variance: str = "learned_range"
     dropout: float = 0.0
+    ema: str = "10%"
 
     @property
     def name(self) -> str:
@@ -80,7 +81,7 @@ def digits() -> ImageDataset:
 
 
 BASE = Setting()
-PAPER = Setting(predict="eps", schedule="linear", batch=64, lr=3e-4, warmup=500)
+PAPER = Setting(predict="eps", schedule="linear", batch=64, lr=3e-4, warmup=500, ema="0.9999")
 PREDICTION = (Setting(predict="eps", schedule="linear"), Setting(predict="eps"), Setting(schedule="linear"))
 RATE = (Setting(batch=64), Setting(batch=64, lr=2e-3), Setting(lr=5e-4), Setting(lr=2e-3), Setting(batch=64, lr=4e-3))
 MORE = (
@@ -103,9 +104,16 @@ def cases(emoji: str, fashion: str) -> list[Case]:
             "fashion 16",
             lambda: admg.data.open(fashion, 16),
             *(4_800, 300, (1, 2, 2)),
-            (BASE, PAPER, *PREDICTION, Setting(batch=64), Setting(batch=64, lr=2e-3), Setting(channels=64)),
+            (BASE, PAPER, *PREDICTION, Setting(batch=64), Setting(batch=64, lr=2e-3), Setting(lr=5e-4)),
         ),
-        Case("emoji 32", lambda: admg.data.open(emoji, 32), 4_800, 128, (1, 2, 2, 2), (BASE, PAPER)),
+        Case(
+            "emoji 32",
+            lambda: admg.data.open(emoji, 32),
+            4_800,
+            128,
+            (1, 2, 2, 2),
+            (BASE, PAPER, *PREDICTION, Setting(batch=64, lr=2e-3)),
+        ),
     ]
 
 
@@ -136,7 +144,7 @@ class Judge:
 def train(case: Case, setting: Setting, dataset: ImageDataset, folder: Path) -> admg.Model:
     steps = case.images // setting.batch
     config = admg.TrainConfig(
-        steps=steps, batch_size=setting.batch, lr=setting.lr, warmup=setting.warmup, ema=0.9999,
+        steps=steps, batch_size=setting.batch, lr=setting.lr, warmup=setting.warmup, ema=setting.ema,
         checkpoint_every=10**9, preview_every=10**9, log_every=10**9, seed=0, device="cpu",
     )  # fmt: skip
     network = {

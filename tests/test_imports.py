@@ -13,7 +13,7 @@ from admg.cli.main import COMMANDS
 
 ROOT = Path(admg.__file__).parent
 LAYERS = [  # from low to high: a part imports only itself and lower layers
-    {"config", "files", "userfile"},
+    {"config", "files", "threads", "userfile"},
     {"data"},
     {"models", "diffusion"},
     {"engine"},

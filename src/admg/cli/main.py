@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any, TextIO
 
 from admg.config import did_you_mean, printable
+from admg.threads import available_cores, calm_barriers
 
 from .options import Parser, add_options, parse
 
@@ -77,6 +78,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         return 2
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a process that is lost gets one line of ours, no C++ frames
+    calm_barriers()  # before torch is imported
     module = importlib.import_module(f"admg.cli.{name.replace('-', '_').replace(' ', '_')}")
     parser = Parser(prog=f"admg {name}")
     arguments = argv[len(name.split()) :]
@@ -171,8 +173,8 @@ def _without_command(argv: list[str]) -> int:
 
 def _run(parser: Parser, name: str, module: ModuleType, argv: list[str]) -> None:
     add_options(parser, module)
-    options, offline = parse(parser, module, argv)
-    if offline:
+    options, common = parse(parser, module, argv)
+    if common.offline:
         os.environ["ADMG_OFFLINE"] = "1"
     from admg.engine import configure_process  # imports torch, for which --help need not wait
     from admg.engine.device import Processes
@@ -182,8 +184,15 @@ def _run(parser: Parser, name: str, module: ModuleType, argv: list[str]) -> None
         raise ValueError(f"this command is for one process, and {processes.count} were started: leave out the launcher")
     if processes.rank > 0:
         warnings.showwarning = lambda *args, **options: None  # the first process prints them
-    configure_process()
+    configure_process(threads=common.threads or thread_count())
     module.run(options)
+
+
+def thread_count() -> int | None:
+    """Return the number of threads for the cores that this process may use; None if OMP_NUM_THREADS decides."""
+    import torch
+
+    return None if "OMP_NUM_THREADS" in os.environ else min(torch.get_num_threads(), available_cores())
 
 
 def of_process() -> str:

@@ -10,7 +10,7 @@ import argparse
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn, get_args, get_origin
@@ -20,6 +20,15 @@ from admg.config import Option
 
 WIDTH = 78
 """Columns of the descriptions in the help, which argparse leaves as they are."""
+MAX_THREADS = 1024
+
+
+@dataclass(frozen=True)
+class Common:
+    """The options of every command that its Options do not have."""
+
+    offline: bool
+    threads: int | None
 
 
 class Parser(argparse.ArgumentParser):
@@ -48,10 +57,12 @@ def add_options(parser: argparse.ArgumentParser, command: ModuleType) -> None:
     common.add_argument("--config", metavar="FILE", dest="config_file", help=text)
     common.add_argument("--print-config", action="store_true", help="print the options as TOML and exit")
     common.add_argument("--offline", action="store_true", help="do not download models; use those on disk")
+    text = "number of CPU threads (at least 1; default: the cores that the process may use, or OMP_NUM_THREADS)"
+    common.add_argument("--threads", metavar="N", type=int, help=text)
 
 
-def parse(parser: argparse.ArgumentParser, command: ModuleType, argv: list[str]) -> Any:
-    """Parse the arguments of a command into its Options. Exits after --help and --print-config.
+def parse(parser: argparse.ArgumentParser, command: ModuleType, argv: list[str]) -> tuple[Any, Common]:
+    """Parse the arguments of a command into its Options and the common ones. Exits after --help and --print-config.
 
     Raises ValueError if an option is unknown, missing or out of range; the message names the option, and the file that
     it stands in if that is the one of --config.
@@ -59,7 +70,9 @@ def parse(parser: argparse.ArgumentParser, command: ModuleType, argv: list[str])
     known = {option.name: option for option in config.options(command.Options)}
     given = vars(_parse_known(parser, join_dashes(argv, known.values())))
     file, printing = given.pop("config_file", None), given.pop("print_config", False)
-    offline = given.pop("offline", False)
+    common = Common(given.pop("offline", False), given.pop("threads", None))
+    if common.threads is not None and not 1 <= common.threads <= MAX_THREADS:
+        raise ValueError(f"--threads must be at least 1 and at most {MAX_THREADS:,}, got {common.threads}")
     if file is not None:
         given = _from_file(parser, file, known) | {name: value for name, value in given.items() if value is not None}
     values = {name: value for name, value in given.items() if name in known and value is not None}
@@ -69,7 +82,7 @@ def parse(parser: argparse.ArgumentParser, command: ModuleType, argv: list[str])
         print(config.to_toml(command.Options, values), end="")
         parser.exit()
     try:
-        return config.build(command.Options, values), offline
+        return config.build(command.Options, values), common
     except ValueError as error:
         raise ValueError(as_option(str(error), known)) from None
 

@@ -9,15 +9,19 @@ from contextlib import suppress
 import torch
 
 
-def configure_process(device: torch.device | str | None = None) -> None:
+def configure_process(device: torch.device | str | None = None, threads: int | None = None) -> None:
     """Set what makes networks fast and exact on this device (default: on any), for the whole process.
 
     On a CPU under Linux, freed memory is kept for later use instead of being given back to the system. On a GPU,
     convolutions in float32 do not use TF32, which has three digits and is cuDNN's default. It may be called twice.
+
+    threads: number of CPU threads; None leaves it as it is (`admg.threads.available_cores` has a number for containers)
     """
     kind = None if device is None else torch.device(device).type
     if kind in (None, "cpu"):
         keep_freed_memory()
+    if threads is not None:
+        torch.set_num_threads(threads)
     if kind in (None, "cuda"):
         with suppress(RuntimeError):  # set by torch's newer switch (fp32_precision), which is left as it is
             torch.backends.cudnn.allow_tf32 = False
