@@ -1,7 +1,6 @@
 """Compare training settings on three small data sets, for the defaults of `admg train`.
 
-    python benchmarks/emoji.py --out runs/emoji
-    OMP_NUM_THREADS=1 python benchmarks/defaults.py --emoji runs/emoji --out runs/defaults
+    OMP_NUM_THREADS=1 python benchmarks/defaults.py --emoji data/emoji/train --out runs/defaults
 
 Digits of scikit-learn at 8 pixels, Fashion-MNIST at 16 and colour emoji at 32, each with a tiny network. Every setting
 sees the same number of images of a data set. FD is the Fréchet distance between 20-step DDIM samples with the labels of
@@ -209,7 +208,7 @@ def table(all_cases: list[Case], results: dict[str, dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--emoji", required=True, metavar="FOLDER", help="data set of benchmarks/emoji.py")
+    parser.add_argument("--emoji", required=True, metavar="FOLDER", help="data set of tools/models/emoji.py")
     parser.add_argument("--fashion", default="data/fashion-mnist", metavar="FOLDER")
     parser.add_argument("--only", default="", metavar="NAME", help="data sets whose name contains it (default: all)")
     parser.add_argument("--out", type=Path, required=True)
