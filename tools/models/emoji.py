@@ -7,9 +7,9 @@
     python tools/models/emoji.py --noto noto --twemoji twemoji --out data/emoji
 
 Noto Emoji is copyright Google, under the Apache License 2.0; Twemoji is copyright Twitter and others, under CC BY 4.0.
-The classes are Unicode's groups, some of them divided. Emoji that differ in skin tone alone are left out. A tenth of the
-emoji, chosen by their code points and so the same ones of both sets, is for testing: the training images have no picture
-of them.
+The classes are Unicode's groups, some of them divided. Emoji that differ in skin tone alone are left out. A tenth of
+the emoji, chosen by their code points and so the same ones of both sets, is for testing: the training images have no
+picture of them.
 """
 
 from __future__ import annotations
