@@ -10,9 +10,9 @@ The parts are the guided step and the training step of the shipped model, as in 
     reference         an unmodified checkout of guided-diffusion, with the default of OpenMP
 
 Each side runs in a process of its own, and the sides take turns. Busy processes compute without pause, with the same
-priority. The fair share of a side is the time alone, on as many threads as there are cores, times the number of runnable
-threads over that of cores; the table shows that time divided by the measured one. Measure on a machine that does
-nothing else.
+priority. The fair share of a side is its time alone, on as many threads as there are cores, times the number of
+runnable threads over that of cores; the table shows that time divided by the measured one. Measure on a machine that
+does nothing else.
 """
 
 from __future__ import annotations
