@@ -15,6 +15,7 @@ from admg.models import ClassifierConfig, SuperResConfig, UNetConfig
 
 from . import loading, native, openai
 from .compatibility import Facts, facts_from
+from .diffusers import loading as diffusers
 from .labels import Labels
 from .model import Classifier, Model
 from .networks import NETWORK_KINDS, Kind, kind_of, unwrapped
@@ -93,6 +94,8 @@ def load_initial(init: str | Path | Model | Classifier, kind: Kind, flags: str |
     if file:
         return _of_file(file, kind, name, flags)
     folder = loading.find(name, "classifier" if kind == "classifier" else "diffusion")
+    if diffusers.is_folder(folder):
+        return _of_model(diffusers.load(folder), kind, name)
     parts = native.load(folder, kind)
     assert parts.config is not None
     config, state = cast(Architecture, parts.network.config), parts.network.state_dict()

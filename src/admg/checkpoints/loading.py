@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from . import hub, native, openai
+from .diffusers import loading as diffusers
 from .model import Classifier, Model
 from .networks import NETWORK_KINDS, Kind
 from .published import LICENSE, MODEL_CARD, PUBLISHED, PublishedModel, SamplingSettings
@@ -41,7 +42,8 @@ def load(name: str | Path, offline: bool = False) -> Model:
     name: name of a shipped or published model, folder written by Model.save, run directory of a training run, a
         file of weights with any ending, in the format of torch.save or safetensors (its flags are inferred;
         admg.openai.load_diffusion takes them explicitly), or a model of the Hugging Face Hub: "hf:user/name",
-        "hf:user/name/folder", each with or without "@revision"
+        "hf:user/name/folder", each with or without "@revision". A folder may also be one of diffusers: a UNet2DModel,
+        or a DDPMPipeline or DDIMPipeline with one
     offline: if True, nothing is downloaded
 
     Raises ValueError if there is no such model (the message suggests similar names) or the checkpoint cannot be used,
@@ -56,7 +58,7 @@ def load(name: str | Path, offline: bool = False) -> Model:
         if isinstance(loaded, Classifier):
             raise ValueError(f"{name} is a classifier, not a diffusion model")
         return loaded
-    return Model.load(find(name, "diffusion"))
+    return _load_folder(find(name, "diffusion"))
 
 
 def load_classifier(name: str | Path, offline: bool = False) -> Classifier:
@@ -83,7 +85,7 @@ def load_upsampler(name: str | Path, offline: bool = False) -> Model:
         return _with_source(openai.load_upsampler(model.fetch(offline), flags=model.flags), model)
     if file := weights_file(name):
         return openai.load_upsampler(file)
-    loaded = Model.load(find(name, "diffusion"))
+    loaded = _load_folder(find(name, "diffusion"))
     if not loaded.upsamples:
         raise ValueError(f"{name} generates images from noise: it is a diffusion model, not an upsampler")
     return loaded
@@ -120,7 +122,14 @@ def _load_any(name: str | Path, part: Part, offline: bool) -> Model | Classifier
     if file := weights_file(name):
         return openai.load_classifier(file) if part == "classifier" else openai.load(file)
     folder = find(name, part)
+    if diffusers.is_folder(folder):
+        return diffusers.load(folder)
     return Classifier.load(folder) if native.read_config(folder)["kind"] == "classifier" else Model.load(folder)
+
+
+def _load_folder(folder: Path) -> Model:
+    """Load a diffusion model or an upsampler from a native checkpoint or a folder of diffusers."""
+    return diffusers.load(folder) if diffusers.is_folder(folder) else Model.load(folder)
 
 
 def default_classifier(name: str | Path) -> str | None:

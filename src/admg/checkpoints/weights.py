@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 Shapes = dict[str, tuple[int, ...]]
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class CheckpointError(ValueError):
@@ -28,7 +29,7 @@ def build_network(network_type: type[nn.Module], config: Any, state: dict[str, T
 
     Raises CheckpointError if names or shapes differ, and ValueError if the config is invalid.
     """
-    network = _on_meta(network_type, config)
+    network = on_meta(network_type, config)
     check_state(source, state, network)
     network.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
     return network.eval().requires_grad_(False)
@@ -36,7 +37,7 @@ def build_network(network_type: type[nn.Module], config: Any, state: dict[str, T
 
 def shapes_of(network_type: type[nn.Module], config: Any) -> Shapes:
     """Return the shape of every parameter of the network of this config, without allocating it."""
-    return shapes_in(_on_meta(network_type, config).state_dict())
+    return shapes_in(on_meta(network_type, config).state_dict())
 
 
 def shapes_in(state: dict[str, Tensor]) -> Shapes:
@@ -80,6 +81,7 @@ def difference(expected: Shapes, found: Shapes) -> str:
     return "; ".join(parts)
 
 
-def _on_meta(network_type: type[nn.Module], config: Any) -> nn.Module:
+def on_meta(network_type: type[Network], config: Any) -> Network:
+    """Return the network of this config without memory for its weights."""
     with torch.device("meta"):
         return network_type(config)

@@ -25,7 +25,7 @@ EXAMPLES = """\
   torchrun --nproc-per-node 8 -m admg train --data photos --image-size 64 --batch-size 512 --out runs/photos    8 GPUs
   srun --ntasks 16 admg train --config runs/photos.toml --shard     with SLURM; weights divided among processes"""
 
-FROM_DATA = ("image_size", "image_channels", "num_classes", "learn_variance", "num_heads_upsample")
+FROM_DATA = ("image_size", "image_channels", "num_classes", "learn_variance", "num_heads_upsample", "ddpm_layers")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,8 +28,8 @@ EXAMPLES = """\
   admg train-upsampler --data photos --image-size 256 --augment-noise 0.3 --augment-blur 0.5 --out runs/upsampler
   admg upsample --model runs/upsampler --base samples_1000x64x64x3.npz --out large"""
 
-FROM_DATA = ("image_size", "image_channels", "num_classes", "learn_variance", "num_heads_upsample", "small_size",
-             "augment_noise")  # fmt: skip
+FROM_DATA = ("image_size", "image_channels", "num_classes", "learn_variance", "num_heads_upsample", "ddpm_layers",
+             "small_size", "augment_noise")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,15 +18,22 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def timestep_embedding(
-    timesteps: Tensor, dim: int, max_period: float = 10_000.0, dtype: torch.dtype = torch.float32
+    timesteps: Tensor,
+    dim: int,
+    max_period: float = 10_000.0,
+    dtype: torch.dtype = torch.float32,
+    closed: bool = False,
 ) -> Tensor:
     """Return the sinusoidal embedding (N, dim) of timesteps (N,): cosines, then sines (DDPM, appendix B).
 
     Frequencies fall geometrically from 1 to 1/max_period. Timesteps may be fractional. An odd `dim` ends with a zero.
+
+    closed: whether the last frequency is 1/max_period itself, as in DDPM's own code; otherwise it is the one before
     """
     half = dim // 2
     steps = torch.arange(half, dtype=dtype, device=timesteps.device)
-    angles = timesteps.to(dtype)[:, None] * torch.exp(-math.log(max_period) * steps / half)[None]
+    intervals = max(half - 1, 1) if closed else half
+    angles = timesteps.to(dtype)[:, None] * torch.exp(-math.log(max_period) * steps / intervals)[None]
     embedding = torch.cat([angles.cos(), angles.sin()], dim=-1)
     return F.pad(embedding, (0, dim % 2))
 
@@ -78,6 +85,17 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.op(x) if hasattr(self, "op") else F.avg_pool2d(x, 2)
+
+
+class PaddedDownsample(Downsample):
+    """Halving by a strided 3x3 convolution that pads at the bottom and right alone, as TensorFlow does (DDPM)."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels, conv=False)
+        self.op = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(F.pad(x, (0, 1, 0, 1)))
 
 
 class ModulatedSequential(nn.Sequential):

@@ -15,6 +15,7 @@ from .blocks import (
     AttentionBlock,
     Downsample,
     GroupNorm32,
+    PaddedDownsample,
     ResBlock,
     TimestepSequential,
     Upsample,
@@ -32,6 +33,8 @@ CHANNEL_MULT: dict[int, tuple[float, ...]] = {
 """Width of each level as a multiple of the base width, by image size: guided-diffusion's; Improved DDPM's for 32."""
 ATTENTION = (32, 16, 8)
 """Sides in pixels at which the paper's networks have attention."""
+DDPM_EPSILON = 1e-6
+"""Epsilon of the group norms with `ddpm_layers`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,11 +196,14 @@ class UNetConfig(EncoderConfig):
     num_classes: number of labels that the network can be conditioned on; 0 for an unconditional one
     learn_variance: learned variance: 2C output channels, the prediction and then v
     num_heads_upsample: number of attention heads in the decoder; 0 for `num_heads`
+    ddpm_layers: the details of DDPM's own network (Ho et al. 2020), which some checkpoints of diffusers have: 1e-6 as
+        epsilon of group norm, 1/10,000 as last time frequency, strided convolutions padded at the bottom and right
     """
 
     num_classes: int = 0
     learn_variance: bool = True
     num_heads_upsample: int = 0
+    ddpm_layers: bool = False
 
 
 class UNetEncoder(nn.Module):
@@ -251,7 +257,9 @@ class UNetEncoder(nn.Module):
     def embed(self, timesteps: Tensor) -> Float[Tensor, "n d"]:
         """Return the embedding of timesteps (N,), which conditions every residual block."""
         wide = torch.promote_types(self.dtype, torch.float32)
-        return self.time_embed(timestep_embedding(timesteps, self.config.channels, dtype=wide).to(self.dtype))
+        closed = getattr(self.config, "ddpm_layers", False)
+        embedding = timestep_embedding(timesteps, self.config.channels, dtype=wide, closed=closed)
+        return self.time_embed(embedding.to(self.dtype))
 
     def encode(self, x: Tensor, emb: Tensor) -> list[Tensor]:
         """Return the features after each input block and, last, after the middle block."""
@@ -289,6 +297,16 @@ class UNet(UNetEncoder):
                 self.output_blocks.append(self._stage(*layers))
         out_channels = c.image_channels * (2 if c.learn_variance else 1)
         self.out = nn.Sequential(GroupNorm32(width), nn.SiLU(), zero(nn.Conv2d(width, out_channels, 3, padding=1)))
+        if c.ddpm_layers:
+            for module in self.modules():
+                if isinstance(module, GroupNorm32):
+                    module.eps = DDPM_EPSILON
+
+    def _resample(self, width: int, kind: type[Upsample] | type[Downsample]) -> nn.Module:
+        c = self.config
+        if c.ddpm_layers and kind is Downsample and c.conv_resample and not c.resblock_updown:
+            return PaddedDownsample(width)
+        return super()._resample(width, kind)
 
     def forward(
         self,

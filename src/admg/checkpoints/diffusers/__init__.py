@@ -1,1 +1,1 @@
-"""Export to the library diffusers."""
+"""Export to the library diffusers, and loading of its folders."""

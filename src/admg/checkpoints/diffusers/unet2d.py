@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from admg.models import UNet, UNetConfig
 from admg.models.blocks import AttentionBlock, Downsample, GroupNorm32, ResBlock, Upsample, timestep_embedding, zero
+from admg.models.unet import DDPM_EPSILON
 
 RES_BLOCK = {
     "in_layers.0": "norm1",
@@ -45,7 +46,7 @@ def unet2d_config(network: UNet, timesteps: Tensor, mean_only: bool = False) -> 
         "time_embedding_type": "learned" if by_table else "positional",
         "time_embedding_dim": c.emb_dim,
         "num_train_timesteps": len(timesteps) if by_table else None,
-        "freq_shift": 0,
+        "freq_shift": int(c.ddpm_layers),
         "flip_sin_to_cos": True,  # cosines first
         "down_block_types": ["AttnDownBlock2D" if attends[level] else plain[0] for level in levels],
         "mid_block_type": "UNetMidBlock2D",
@@ -53,7 +54,7 @@ def unet2d_config(network: UNet, timesteps: Tensor, mean_only: bool = False) -> 
         "block_out_channels": [c.width(level) for level in levels],
         "layers_per_block": c.num_res_blocks,
         "mid_block_scale_factor": 1,
-        "downsample_padding": 1,
+        "downsample_padding": 0 if c.ddpm_layers else 1,
         "downsample_type": resample,
         "upsample_type": resample,
         "dropout": c.dropout,
@@ -61,7 +62,7 @@ def unet2d_config(network: UNet, timesteps: Tensor, mean_only: bool = False) -> 
         "attention_head_dim": head_dim(c),
         "norm_num_groups": 32,
         "attn_norm_num_groups": 32,
-        "norm_eps": 1e-5,
+        "norm_eps": DDPM_EPSILON if c.ddpm_layers else 1e-5,
         "resnet_time_scale_shift": "scale_shift" if c.scale_shift_norm else "default",
         "add_attention": True,
         "class_embed_type": None,
@@ -77,7 +78,7 @@ def unet2d_state(network: UNet, timesteps: Tensor, mean_only: bool = False) -> d
     if needs_table(network.config, timesteps):
         weight = state["time_embedding.linear_1.weight"]
         state["time_proj.weight"], state["time_embedding.linear_1.weight"] = time_table(
-            timesteps, weight, network.config.width(0)
+            timesteps, weight, network.config.width(0), network.config.ddpm_layers
         )
     if mean_only:
         for key in ("conv_out.weight", "conv_out.bias"):
@@ -122,10 +123,11 @@ def needs_table(c: UNetConfig, timesteps: Tensor) -> bool:
     return c.width(0) != c.channels or not torch.equal(timesteps.double(), torch.arange(len(timesteps)).double())
 
 
-def time_table(timesteps: Tensor, weight: Tensor, width: int) -> tuple[Tensor, Tensor]:
+def time_table(timesteps: Tensor, weight: Tensor, width: int, closed: bool = False) -> tuple[Tensor, Tensor]:
     """Return a table (T, width) and a matrix (4C, width) whose product equals sinusoids (T, C) @ weight.T.
 
     weight: (4C, C) weight of the first linear layer of the time embedding
+    closed: see timestep_embedding
 
     If width < C, the table holds the leading singular vectors of the sinusoids. The low frequencies of T steps are
     almost linearly dependent, so slightly more than half of the vectors can be enough, as for the 256 sinusoids of
@@ -134,7 +136,7 @@ def time_table(timesteps: Tensor, weight: Tensor, width: int) -> tuple[Tensor, T
     Raises ValueError if they are not enough.
     """
     weight = weight.detach().cpu().float()
-    table = timestep_embedding(timesteps.cpu(), weight.shape[1])
+    table = timestep_embedding(timesteps.cpu(), weight.shape[1], closed=closed)
     missing = width - table.shape[1]
     if missing >= 0:
         return nn.functional.pad(table, (0, missing)), nn.functional.pad(weight, (0, missing))

@@ -65,6 +65,8 @@ def openai_config(model: Model | Classifier) -> OpenAIConfig:
         raise ValueError("only a model with its DiffusionConfig can be exported to openai")
     if getattr(network.config, "augment_noise", 0):
         raise ValueError("guided-diffusion has no upsampler that is conditioned on noise of the low-resolution images")
+    if getattr(network.config, "ddpm_layers", False):
+        raise ValueError("guided-diffusion has no counterpart of ddpm_layers, the details of DDPM's own network")
     diffusion = model.config
     if kind.name == "classifier":  # it predicts neither x_0 nor a variance
         default = DiffusionConfig()
