@@ -15,6 +15,7 @@ from .classifier_options import ExtendedClassifierGuidance
 from .divergence import Divergence
 from .embedding import EmbeddingDistance
 from .gradient_free import GradientFreeGuidance
+from .guider import diffusers_guider
 from .ilvr import ILVR
 from .interval import Interval
 from .inverse import DPS, LinearInverse
@@ -23,6 +24,7 @@ from .operators import Blur, Downsample, Grey, Mask
 from .perturbed import PerturbedAttentionGuidance
 from .recorded import Recorded
 from .rescaled import Rescaled
+from .scheduler import SchedulerGuidance
 from .state import DiffusionModel, State
 
 __all__ = [
@@ -54,10 +56,12 @@ __all__ = [
     "Recorded",
     "Rescaled",
     "Scaled",
+    "SchedulerGuidance",
     "State",
     "Sum",
     "Wrapper",
     "calibrated",
+    "diffusers_guider",
     "expected_calibration_error",
     "fit_temperature",
     "guide",
