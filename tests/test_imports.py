@@ -13,7 +13,8 @@ from admg.cli.main import COMMANDS
 
 ROOT = Path(admg.__file__).parent
 LAYERS = [  # from low to high: a part imports only itself and lower layers
-    {"config", "files", "threads", "userfile"},
+    {"config", "files", "threads", "checksums", "userfile"},
+    {"disk"},
     {"data"},
     {"models", "diffusion"},
     {"engine"},
@@ -23,11 +24,12 @@ LAYERS = [  # from low to high: a part imports only itself and lower layers
     {"generation"},
     {"evaluation"},
     {"training"},
+    {"verification"},
     {"cli"},
     {"__main__"},
 ]
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
-UTILITIES = {"config", "files", "userfile"}
+UTILITIES = {"config", "files", "checksums", "disk", "userfile"}
 ALLOWED = {"models": set(), "diffusion": UTILITIES, "data": UTILITIES}
 """Parts that import nothing else of the package, although it may be in a lower layer."""
 FILES = {str(path.relative_to(ROOT)): path for path in sorted(ROOT.rglob("*.py"))}

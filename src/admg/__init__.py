@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .generation.samples import Samples
     from .generation.upsample import upsample
     from .training import TrainConfig, TrainingRun, reconstruct_ema, train_classifier, train_diffusion, train_upsampler
+    from .verification import verify
 
 __version__ = "0.1.0"
 
@@ -62,6 +63,7 @@ _WHERE = {
     "train_diffusion": "training",
     "train_upsampler": "training",
     "upsample": "generation.upsample",
+    "verify": "verification",
 }
 _MODULES = {
     "data": "data",
@@ -91,6 +93,7 @@ __all__ = [  # noqa: RUF022 (what people call first, then what it is made of)
     "encode",
     "interpolate",
     "upsample",
+    "verify",
     "train_diffusion",
     "train_classifier",
     "train_upsampler",

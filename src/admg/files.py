@@ -11,8 +11,8 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -32,14 +32,14 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2
 def atomic(path: Path | str, *, durable: bool = False) -> Iterator[Path]:
     """Yield a temporary path next to `path` with the same suffix; on success, move it (a file or folder) to `path`.
 
-    After an exception, the temporary path is removed and `path` is unchanged.
+    After an exception, the temporary path is removed and `path` is unchanged. An OSError that names no file, such as
+    that of a full disk, gets the name of this one.
 
     durable: wait until the data is on the disk before the name changes, so that a power cut leaves the old or the new
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    token = f"{os.getpid()}-{secrets.token_hex(4)}"  # machines that share a disk may use the same process id
-    temporary = path.with_name(f".{path.stem}.{token}.tmp{path.suffix}")
+    temporary = temporary_beside(path)
     try:
         yield temporary
         if durable:
@@ -48,14 +48,27 @@ def atomic(path: Path | str, *, durable: bool = False) -> Iterator[Path]:
         if not (temporary.is_dir() and path.exists()):
             temporary.replace(path)
         elif not _exchange(temporary, path):  # then the old one has the temporary name
-            old = path.with_name(f".{path.name}.{token}.old")
+            old = path.with_name(f".{path.name}.{_token()}.old")
             path.rename(old)
             temporary.rename(path)
             remove(old)
         if durable:
             _flush(path.parent)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
     finally:
         remove(temporary)
+
+
+def temporary_beside(path: Path) -> Path:
+    """Return the path of a temporary file for `path`, which `remove_leftovers` recognises."""
+    return path.with_name(f".{path.stem}.{_token()}.tmp{path.suffix}")
+
+
+def _token() -> str:
+    return f"{os.getpid()}-{secrets.token_hex(4)}"  # machines that share a disk may use the same process id
 
 
 def _exchange(a: Path, b: Path) -> bool:
@@ -150,6 +163,22 @@ def held(path: Path, what: str) -> Iterator[None]:
             yield
         finally:
             file.truncate(0)
+
+
+@contextmanager
+def shared(path: Path, alone: Callable[[], object]) -> Iterator[None]:
+    """Hold a shared lock of a file that exists, as processes do that write into the same folder.
+
+    alone: called first if no other process holds it; not on Windows, nor where the file system does not support locks
+    """
+    with path.open("rb") as file:
+        with suppress(LockError, ImportError):
+            import fcntl
+
+            if _try_lock(file.fileno(), path):
+                alone()
+            fcntl.flock(file.fileno(), fcntl.LOCK_SH)
+        yield
 
 
 def _try_lock(descriptor: int, path: Path) -> bool:

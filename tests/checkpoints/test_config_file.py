@@ -33,6 +33,7 @@ def with_value(content: dict[str, Any], place: list[str], value: Any) -> dict[st
     for key in place[:-1]:
         inner = inner[key]
     inner[place[-1]] = value
+    changed.pop("checksum", None)  # as for a file that was changed by hand
     return changed
 
 

@@ -22,6 +22,7 @@ from admg.checkpoints.diffusers.readme import readme
 from admg.checkpoints.export import to_openai
 from admg.checkpoints.labels import Labels
 from admg.checkpoints.model import Model
+from admg.checksums import write_json
 from admg.diffusion import DiffusionConfig, NoiseSchedule
 from admg.diffusion.losses import prior_bpd
 from admg.evaluation.diagnose import diagnose
@@ -173,7 +174,7 @@ def test_an_older_config_has_no_zero_terminal_snr(tmp_path):
     path = tmp_path / "m" / "config.json"
     config = json.loads(path.read_text())
     assert config["diffusion"].pop("zero_terminal_snr") is False
-    path.write_text(json.dumps(config))
+    write_json(path, config)
     assert admg.load(tmp_path / "m").config == DiffusionConfig()
 
 

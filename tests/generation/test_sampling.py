@@ -222,7 +222,7 @@ def test_saving_and_loading_keeps_weights_and_configuration(tiny_model, tiny_cla
 def test_a_save_that_fails_leaves_the_old_checkpoint(tiny_model, tmp_path, monkeypatch):
     tiny_model.save(tmp_path / "m")
     before = {p.name: p.read_bytes() for p in (tmp_path / "m").iterdir()}
-    monkeypatch.setattr("admg.checkpoints.native.json.dumps", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr("admg.checksums.json.dumps", lambda *a, **k: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         tiny_model.save(tmp_path / "m")
     assert {p.name: p.read_bytes() for p in (tmp_path / "m").iterdir()} == before

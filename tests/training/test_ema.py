@@ -13,6 +13,7 @@ from helpers import CPU, learned, make, refused, run, snapshot
 from torch import nn
 
 import admg
+from admg.checksums import write_json
 from admg.training import EMA, TrainConfig, TrainingRun, checkpointing
 from admg.training.profiles import Decay, Power, parse_profiles
 from admg.training.step import Learner
@@ -157,7 +158,7 @@ def old_checkpoint(folder, learner: Learner, decay: float | None) -> None:
     path = folder / "model" / "config.json"
     config = json.loads(path.read_text())
     config["training"]["train"] = {} if decay is None else {"ema": decay}
-    path.write_text(json.dumps(config))
+    write_json(path, config)
 
 
 @pytest.mark.parametrize(("recorded", "expected"), [(0.98, 0.98), (None, 0.9999)])

@@ -23,7 +23,7 @@ from admg.generation.images import save_png
 from admg.training import DiffusionTask, TrainConfig
 from admg.training.curves import grouped
 from admg.training.log import Log
-from admg.training.services import RunFacts, open_services, services_of
+from admg.training.services import RunFacts, open_services, read_ids, services_of
 from admg.training.trackers import Tracker
 
 SMALL = {name: value for name, value in TRUNK.items() if name not in ("image_size", "image_channels")}
@@ -222,7 +222,7 @@ def test_wandb_gets_rows_pictures_and_options_and_a_resumed_run_is_the_same_run(
     assert last == 2 and second["grad_norm"] > 0 and end == "finished"
     list(start(out, 3, log=("wandb",)))
     assert wandb.started[1]["id"] == "abc123" and wandb.calls[4][0] == 3
-    assert json.loads((out / "services.json").read_text()) == {"wandb": "abc123"}
+    assert read_ids(out) == {"wandb": "abc123"}
 
 
 def test_mlflow_gets_rows_pictures_and_options_and_a_resumed_run_is_the_same_run(mlflow, tmp_path):

@@ -227,6 +227,11 @@ def one_call_is_faster(x: Images) -> bool:
     return x.is_cuda and len(x) <= SMALL_BATCH
 
 
+def content_of(model: Model | Classifier) -> dict[str, Any]:
+    """Return what the config.json of a model says, without checksums. Raises ValueError if it cannot be saved."""
+    return native.with_format(native.content_of(tuple(NETWORK_KINDS), _parts(model)))
+
+
 def _parts(model: Model | Classifier) -> native.Parts:
     return native.Parts(unwrapped(model.network), model.diffusion, model.labels, model.config, model.training)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 import time
 from collections.abc import Sequence
@@ -17,8 +16,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from admg.checksums import damaged, is_damaged, write_json
 from admg.diffusion.config import DiffusionConfig
 from admg.diffusion.gaussian import Diffusion
+from admg.disk import cannot_write
 from admg.files import atomic, is_being_replaced, sha256
 from admg.models.unet import EncoderConfig, attended
 
@@ -29,7 +30,8 @@ from .networks import NETWORK_KINDS, Kind, kind_of
 from .weights import CheckpointError, DamagedError, build_network, check_values
 
 FORMAT = "admg"
-FILES = frozenset({"config.json", "model.safetensors"})
+CONFIG = "config.json"
+FILES = frozenset({CONFIG, "model.safetensors"})
 VERSION = 1
 READS = 20
 """Number of times that a checkpoint is read again if it has changed meanwhile, in a second."""
@@ -70,20 +72,24 @@ def save(folder: Path | str, kinds: Sequence[Kind], parts: Parts, dtype: torch.d
 
     Raises ValueError if the network is of another kind or `parts.config` is None.
     """
+    write(folder, content_of(kinds, parts), parts.network, dtype)
+
+
+def content_of(kinds: Sequence[Kind], parts: Parts) -> dict[str, Any]:
+    """Return what config.json says of a checkpoint, without format and checksums. Raises ValueError as `save` does."""
     kind = kind_of(parts.network)
     if kind is None or kind.name not in kinds:
         allowed = " or ".join(NETWORK_KINDS[name].network.__name__ for name in kinds)
         raise ValueError(f"only a {allowed} can be saved as a native checkpoint, not a {type(parts.network).__name__}")
     if parts.config is None:
         raise ValueError("only a model with its DiffusionConfig can be saved as a native checkpoint")
-    config = {
+    return {
         "kind": kind.name,
         "network": dataclasses.asdict(cast(EncoderConfig, parts.network.config)),
         "diffusion": dataclasses.asdict(parts.config),
         "labels": parts.labels.names or parts.labels.count,
         "training": parts.training,
     }
-    write(folder, config, parts.network, dtype)
 
 
 def load(folder: Path | str, *kinds: Kind) -> Parts:
@@ -169,7 +175,13 @@ def check_target(folder: Path | str) -> None:
         raise CheckpointError(
             f"{folder} exists and is not (only) an admg checkpoint, so it is not replaced: choose another folder"
         )
-    read_config(folder)
+    if not is_ours(folder / "config.json"):
+        read_config(folder)
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a config.json was written by admg, even if it is damaged."""
+    return path.is_file() and f'"format": "{FORMAT}"'.encode() in path.read_bytes()[:1000]
 
 
 def write(folder: Path | str, config: dict[str, Any], network: nn.Module, dtype: torch.dtype | None = None) -> None:
@@ -188,19 +200,23 @@ def write(folder: Path | str, config: dict[str, Any], network: nn.Module, dtype:
         try:
             save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
         except SafetensorError as error:  # which it raises for a full disk
-            raise OSError(f"cannot write {folder}: {error}") from None
-        about = {"format": FORMAT, "version": VERSION, **config, "sha256": sha256(temporary / "model.safetensors")}
-        text = json.dumps(about, indent=2, ensure_ascii=False)
-        (temporary / "config.json").write_text(text + "\n", encoding="utf-8")
+            raise cannot_write(Path(folder), temporary, error) from None
+        about = {**with_format(config), "sha256": sha256(temporary / "model.safetensors")}
+        write_json(temporary / CONFIG, about, indent=2)
         card.keep(Path(folder), temporary)
         shutil.copymode(temporary / "config.json", temporary / "model.safetensors")  # readable by others, too
+
+
+def with_format(config: dict[str, Any]) -> dict[str, Any]:
+    """Return what config.json says, with the format that it is recognised by."""
+    return {"format": FORMAT, "version": VERSION, **config}
 
 
 def read_config(folder: Path | str, *kinds: str) -> dict[str, Any]:
     """Return the contents of config.json.
 
-    Raises CheckpointError if it is missing, not ours, of a newer version, of none of the given kinds, or if an entry
-    has another type than it must have.
+    Raises CheckpointError if it is missing, not ours, of a newer version, of none of the given kinds, damaged, or if an
+    entry has another type than it must have.
     """
     folder = Path(folder)
     path = folder / "config.json"
@@ -217,12 +233,33 @@ def read_config(folder: Path | str, *kinds: str) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} has version {version!r}; this admg reads up to version {VERSION}: update admg to load it"
         )
+    unchanged = not is_damaged(config)
     config = {name: value for name, value in config.items() if value is not None}
     check_types(path, config)
+    if not unchanged:
+        raise DamagedError(damaged(path))
     if kinds and config.get("kind") not in kinds:
         needed = " or ".join(map(repr, kinds))
         raise CheckpointError(f"{folder} holds a {config.get('kind')!r} checkpoint where a {needed} one is needed")
     return config
+
+
+def verify(folder: Path | str) -> bool:
+    """Read all of a checkpoint, and return whether its weights have a checksum, as all but old ones have.
+
+    Raises CheckpointError if it is damaged.
+    """
+    checksum = read_about(folder).sha256
+    path = Path(folder) / "model.safetensors"
+    if not path.is_file():
+        raise CheckpointError(f"{folder} has no model.safetensors")
+    _check_weights(path, checksum)
+    return checksum is not None
+
+
+def _check_weights(path: Path, checksum: str | None) -> None:
+    if checksum is not None and sha256(path) != checksum:
+        raise DamagedError(f"{path} is damaged: its SHA-256 is not the one in config.json")
 
 
 def read_state(folder: Path | str, checksum: str | None) -> dict[str, Tensor]:
@@ -237,8 +274,7 @@ def read_state(folder: Path | str, checksum: str | None) -> dict[str, Tensor]:
         raise CheckpointError(f"{folder} has no model.safetensors")
     before = _identity(folder)
     try:
-        if checksum is not None and sha256(path) != checksum:
-            raise DamagedError(f"{path} is damaged: its SHA-256 is not the one in config.json")
+        _check_weights(path, checksum)
         state = load_file(path)
     except (SafetensorError, OSError) as error:
         raise DamagedError(f"{path} is truncated or not a safetensors file: {error}") from None

@@ -74,6 +74,7 @@ def end_process(reason: str) -> None:
 def train_and_print(run: TrainingRun[Any]) -> None:
     describe(run)
     if run.step >= run.config.steps:
+        deque(run, maxlen=0)  # which writes the model if a kill came before that
         print(f"nothing to do: {run.out} has been trained for {run.step} steps already; raise --steps to train on")
         return
     if run.first_step:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from admg.checksums import read_json, write_json
 from admg.data.members import stamp
 from admg.files import atomic
 from admg.generation.shards import NpzImages, Shards
@@ -41,7 +42,7 @@ class Keeper:
 
     def kept(self, shards: Shards) -> tuple[list[MetricValue], float | None] | None:
         """Return the metrics of the samples as they are now, and seconds per image; None if they are not kept."""
-        record = read_json(shards.folder / KEPT)
+        record = read_record(shards.folder / KEPT)
         if record is None or not shards.target.is_file():
             return None
         about = json.loads(json.dumps(self.about(shards)))
@@ -61,10 +62,10 @@ class Keeper:
         if not values and self.comparison.extractor.processes.rank:
             return
         if seconds is None:
-            seconds = (read_json(shards.folder / KEPT) or {}).get("seconds_per_image")
+            seconds = (read_record(shards.folder / KEPT) or {}).get("seconds_per_image")
         content = self.about(shards) | {"seconds_per_image": seconds, "metrics": to_rows(values)}
         with atomic(shards.folder / KEPT) as temporary:
-            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            write_json(temporary, content)
 
     def about(self, shards: Shards) -> dict[str, Any]:
         """Return everything that determines the metrics."""
@@ -120,11 +121,10 @@ def fingerprint(source: Source) -> str:
     return digest.hexdigest()[:24]
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """Return the content of a JSON file, or None if it cannot be read."""
+def read_record(path: Path) -> dict[str, Any] | None:
+    """Return the content of a JSON file, or None if it cannot be read or is damaged."""
     with suppress(OSError, ValueError):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return content if isinstance(content, dict) else None
+        return read_json(path)
     return None
 
 

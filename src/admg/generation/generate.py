@@ -55,6 +55,7 @@ def generate(
     upsampler_recipe: Recipe | None = None,
     shard_size: int | None = None,
     keep_shards: bool = False,
+    disk_wait: float = 0.0,
     rank: int | None = None,
     world_size: int | None = None,
     images: bool | None = None,
@@ -80,6 +81,7 @@ def generate(
     upsampler_recipe: how the upsampler is sampled; by default as the model, with ddim in 25 steps and no guide
     shard_size: images per file in out/shards; None: at most 256 images and 64 MB
     keep_shards: keep out/shards after merging
+    disk_wait: minutes to wait for space when the disk is full, before the run ends
     rank, world_size: number of this process and of all that share the run; None: those that torchrun sets, or 0 and 1
     images: write a PNG file per image; None: for up to 1,000 images
     overwrite: remove the run that the folder holds, and start again
@@ -100,7 +102,7 @@ def generate(
     )  # fmt: skip
     options = JobOptions(
         shard_size=shard_size, keep_shards=keep_shards, rank=rank, world_size=world_size, images=images,
-        overwrite=overwrite,
+        overwrite=overwrite, disk_wait=disk_wait,
     )  # fmt: skip
     stage = plan(model, labels, recipe, out=out, num=num, init=init, strength=strength)
     stages = (stage,) if upsampler is None else enlarged(stage, upsampler, upsampler_recipe)

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
 
 from admg.config import check, setting
+from admg.disk import when_there_is_space
 from admg.engine.device import Processes
-from admg.files import LockError, check_output_folder, locked, remove
+from admg.files import LockError, check_output_folder, locked, remove, remove_leftovers, shared
 
 from .fonts import label_title
 from .images import save_images, save_png
 from .progress import Activity, OnProgress, Progress, reporting
-from .run_record import OtherRun, find_run, open_run, run_files
+from .run_record import RUN, OtherRun, find_run, open_run, run_files
 from .shards import NpzImages, Shards
 from .stage import Stage
 
@@ -37,6 +41,7 @@ class JobOptions:
     images: write a PNG file per image
     shard_size: images per file in OUT/shards
     keep_shards: keep OUT/shards after merging
+    disk_wait: minutes to wait for space when the disk is full, with a note every minute, before the run ends
     rank: number of this process, which makes every WORLD_SIZE-th shard
     world_size: number of processes that share the work
     """
@@ -45,6 +50,7 @@ class JobOptions:
     images: bool | None = setting(None, default_text=f"for up to {MAX_PNGS:,} images")
     shard_size: int | None = setting(None, min=1, default_text="by number and size of the images")
     keep_shards: bool = False
+    disk_wait: float = setting(0.0, min=0, metavar="MINUTES")
     rank: int | None = setting(None, min=0, default_text="that of torchrun or srun, or 0")
     world_size: int | None = setting(None, min=1, default_text="that of torchrun or srun, or 1")
 
@@ -150,7 +156,14 @@ class Job:
         wait: wait for other processes to finish the last stage as well
         Raises ValueError if the folder holds another run or other files, or if it holds the base images.
         """
-        last, runs = self.stages[-1], self._begin()
+        runs = self._begin()
+        with ExitStack() as stack:
+            for shards in runs:
+                stack.enter_context(shared(shards.folder / RUN, partial(sweep, shards)))
+            return self._run(runs, progress, wait)
+
+    def _run(self, runs: list[Shards], progress: bool | OnProgress, wait: bool) -> Generated:
+        last = self.stages[-1]
         if runs[-1].target.exists():
             if not self.options.merges:  # the first process draws what is missing
                 return Generated(last.out, runs[-1].num, runs[-1].target, resumed=True)
@@ -167,16 +180,19 @@ class Job:
         merged = False
         for stage, shards in zip(self.stages, runs):
             produce(stage, shards, self.options, report)
-            merged = self.options.merges and merge(shards)
+            merged = self.options.merges and self._merge(shards)
             if stage is self.stages[-1] and not wait:
                 break
             while not shards.target.exists():
                 wait_for_others(shards, report, self.options.merges)
-                merged = self.options.merges and merge(shards)
+                merged = self.options.merges and self._merge(shards)
             if merged and stage is not self.stages[-1]:
                 draw_sheet(stage, shards, redraw=True)
                 discard(shards, self.options)
         return merged
+
+    def _merge(self, shards: Shards) -> bool:
+        return when_there_is_space(partial(merge, shards), self.options.disk_wait)
 
     def _begin(self) -> list[Shards]:
         """Return the shards of each stage. All folders are checked, the last stage's first, before any is changed."""
@@ -211,6 +227,12 @@ def check_run(record: Mapping[str, Any], shards: Shards, overwrite: bool) -> Sha
     return shards if found is None or overwrite else found
 
 
+def sweep(shards: Shards) -> None:
+    """Remove what processes that were killed left half-written."""
+    for folder in (shards.folder, shards.parts):
+        remove_leftovers(folder)
+
+
 def check_base(base: Path, out: Path) -> None:
     """Raise ValueError if the base images belong to a run that this one would have to replace."""
     path = base.resolve()
@@ -223,6 +245,10 @@ def produce(stage: Stage, shards: Shards, options: JobOptions, report: OnProgres
     """Make the missing shards of this process."""
     mine = range(options.process, len(shards), options.processes)
     missing = set() if shards.target.exists() else set(shards.missing())
+    for k in mine:
+        if k not in missing and not shards.target.exists() and shards.damaged(k):
+            warnings.warn(f"{shards.path(k)} is damaged, and is made again", stacklevel=2)
+            missing.add(k)
     todo = [k for k in mine if k in missing]
     if not todo:
         return
@@ -234,13 +260,16 @@ def produce(stage: Stage, shards: Shards, options: JobOptions, report: OnProgres
         report(Progress(shards.folder, activity, min(finished, total), total, total - left))
 
     say(done)
-    with stage.maker() as maker, ThreadPoolExecutor(1) as writer:  # a shard is written while the next one is made
+    ended = Event()  # by an exception, so that the thread does not wait for space any more
+    with stage.maker() as maker, ThreadPoolExecutor(1) as writer, ExitStack() as stack:
+        stack.callback(ended.set)
         writing: Future[None] | None = None
-        for k in todo:
+        for k in todo:  # a shard is written while the next one is made
             images = maker.make(shards.span(k), lambda n, before=done: say(before + n))  # type: ignore[misc]
             if writing is not None:
                 writing.result()
-            writing = writer.submit(shards.write, k, images, _labels(stage, shards, k))
+            write = partial(shards.write, k, images, _labels(stage, shards, k))
+            writing = writer.submit(when_there_is_space, write, options.disk_wait, ended.is_set)
             done += len(shards.span(k))
             say(done)
         if writing is not None:

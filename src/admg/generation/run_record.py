@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from admg.checksums import KEY, damaged, is_damaged, with_checksum
+from admg.files import temporary_beside
 
 from .shards import Shards
 
@@ -41,7 +43,7 @@ def open_run(settings: Mapping[str, Any], shards: Shards) -> Shards:
     found = find_run(settings, shards)
     if found is None:
         content = _content(settings, shards) | {"shard_size": shards.size}
-        _write_once(shards.folder / RUN, json.dumps(content, indent=2) + "\n")
+        _write_once(shards.folder / RUN, json.dumps(with_checksum(content), indent=2) + "\n")
         found = find_run(settings, shards)
     return found or shards
 
@@ -85,6 +87,11 @@ def read_record(folder: Path) -> dict[str, Any] | None:
         record: dict[str, Any] = json.loads(content)
         _recorded(folder, record)
         dict(record["settings"])
+        if is_damaged(record):
+            raise DamagedRecord(damaged(path))
+        record.pop(KEY, None)
+    except DamagedRecord:
+        raise
     except (ValueError, KeyError, TypeError) as error:
         ours = sum(content.count(b'"%s":' % key) for key in (b"settings", b"num", b"shape", b"labelled", b"shard_size"))
         kind = DamagedRecord if ours >= 3 else ValueError
@@ -141,9 +148,9 @@ def _shown(value: Any) -> str:
 
 def _write_once(path: Path, text: str) -> None:
     """Write a file unless another process is first. A link, unlike a rename, never replaces a file."""
-    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp")
-    temporary.write_text(text, encoding="utf-8")
+    temporary = temporary_beside(path)
     try:
+        temporary.write_text(text, encoding="utf-8")
         with suppress(FileExistsError):
             os.link(temporary, path)
     except OSError:  # a file system without links

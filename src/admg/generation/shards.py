@@ -85,6 +85,16 @@ class Shards:
             return False
         return shard.shape == (len(self.span(k)), *self.shape) and (shard.labels is not None) == self.labelled
 
+    def damaged(self, k: int) -> bool:
+        """Whether the images of shard k, which is there, have another checksum than when they were written."""
+        try:
+            NpzImages(self.path(k)).verify()
+        except FileNotFoundError:  # merged meanwhile
+            return False
+        except (OSError, ValueError):
+            return True
+        return False
+
     def merge(self) -> Path:
         """Copy all shards into `target`, a megabyte at a time; np.load reads arr_0 (N, H, W, C) and arr_1 (N,).
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from admg.checkpoints import pickles
 from admg.checkpoints.weights import CheckpointError
+from admg.checksums import write_json
+from admg.disk import cannot_write
 from admg.engine.device import ALONE, Processes
 from admg.files import atomic, remove, sha256
 
@@ -40,32 +42,51 @@ def state_of(learner: Learner, step: int) -> dict[str, Any]:
     return {"step": step, "optimizer": optimizer, "network": network, **kept, "learner": learner.state()}
 
 
-def save(folder: Path, state: dict[str, Any], processes: Processes = ALONE, keep: int = 3, keep_every: int = 0) -> Path:
+def save(
+    folder: Path,
+    state: dict[str, Any],
+    processes: Processes = ALONE,
+    keep: int = 3,
+    keep_every: int = 0,
+    beside: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Path:
     """Write the state of a run, and remove old checkpoints. Return the folder of the checkpoint.
 
     If the state is sharded, all processes must call this together; else, the first one does.
 
     keep: number of the last checkpoints that stay
     keep_every: those whose number of steps is a multiple of this stay as well; 0 for none
+    beside: content of JSON files in the checkpoint, by name, which say what the run is
 
     Raises OSError if the disk is full or cannot be written; then the checkpoints before are as they were.
     """
     path = folder / FOLDER / f"{state['step']:07d}"
+
+    def finish(temporary: Path) -> None:
+        for name, content in (beside or {}).items():
+            write_json(temporary / name, content)
+        write_checksums(temporary)
+
     if has_parts(state):
-        save_parts(path, state, processes, finish=write_checksums)
+        save_parts(path, state, processes, finish)
     else:
         with atomic(path, durable=True) as temporary:
             temporary.mkdir()
             try:
                 torch.save(state, temporary / STATE)
             except RuntimeError as error:  # which torch raises for a full disk
-                raise OSError(f"cannot write {path}: {str(error).splitlines()[0]}") from None
-            write_checksums(temporary)
+                raise cannot_write(path, temporary, error) from None
+            finish(temporary)
     if processes.rank == 0:
-        for other in saved(folder)[:-keep]:
-            if not (keep_every and step_of(other) % keep_every == 0):
-                remove(other)
+        remove_old(folder, keep, keep_every)
     return path
+
+
+def remove_old(folder: Path, keep: int, keep_every: int) -> None:
+    """Remove old checkpoints; the arguments are those of `save`."""
+    for other in saved(folder)[:-keep]:
+        if not (keep_every and step_of(other) % keep_every == 0):
+            remove(other)
 
 
 def saved(folder: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from admg.models import ClassifierConfig, SuperResConfig, UNetConfig
 
 from .config import SettledConfig, TrainConfig
 from .defaults import PROCESS, left_open, network_defaults, settle
-from .initialisation import is_resumed
+from .initialisation import described
 
 FROM_DATA = ("image_size", "image_channels", "num_classes", "learn_variance", "small_size")
 """Fields of a network that follow from the data and from other options."""
@@ -78,9 +78,9 @@ class Choices:
 
 
 def record_of(out: Path | str) -> Mapping[str, Any]:
-    """Return config.json of the run that a directory holds; {} if there is none to resume."""
-    folder = Path(out) / "model"
-    if not is_resumed(out):
+    """Return what config.json says of the run that a directory holds; {} if there is none to resume."""
+    folder = described(out)
+    if folder is None:
         return {}
     about = native.read_about(folder)
     return {

@@ -60,6 +60,8 @@ class TrainConfig:
     checkpoint_every: Steps between checkpoints
     keep_checkpoints: Number of the last checkpoints that are kept
     keep_every: Checkpoints whose number of steps is a multiple of this are kept for good; 0 for none
+    disk_wait: Minutes to wait for space when the disk is full, with a note every minute, before the run ends; with
+        several processes at most 20
     rollback_lr: Factor of the learning rate when a run goes back to a checkpoint because its loss was not finite or far
         too high for several steps; 1 leaves it
     preview_every: Steps between previews: pictures of samples, or validation accuracies
@@ -93,6 +95,7 @@ class TrainConfig:
     checkpoint_every: int = setting(500, min=1)
     keep_checkpoints: int = setting(3, min=1)
     keep_every: int = setting(0, min=0)
+    disk_wait: float = setting(0.0, min=0, metavar="MINUTES")
     rollback_lr: float = setting(0.5, above=0, max=1)
     preview_every: int = setting(1000, min=1)
 
@@ -103,6 +106,10 @@ class TrainConfig:
             object.__setattr__(self, "ema", specs_of(parse_profiles(self.ema)))  # 0.999 for "0.999"
         if self.shard and self.compile == "on":
             raise ValueError("shard and compile=on cannot be combined: a sharded network runs as it is")
+        if self.shard and self.disk_wait:
+            raise ValueError(
+                "shard and disk_wait cannot be combined: the processes of a sharded network write together"
+            )
         if self.batch_size is not None and self.accumulate > self.batch_size:
             raise ValueError(f"accumulate must be at most the batch size {self.batch_size}, got {self.accumulate}")
         check_schedule(self)

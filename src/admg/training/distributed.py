@@ -18,6 +18,8 @@ from .watch import Watch
 T = TypeVar("T")
 PATIENCE = timedelta(minutes=30)
 """Time that a process waits for the others, for example while the first one draws a preview."""
+LONGEST_WAIT = 20
+"""Minutes that the first process may wait for space on its disk, while the others wait for it."""
 
 
 def join(device: torch.device, alone: bool = False) -> Processes:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
+from admg.checkpoints import native
 from admg.checkpoints.compatibility import check_pair, facts_of
 from admg.checkpoints.initial import Initial, inherited, initial_of_run, load_initial
 from admg.checkpoints.model import Classifier, Model
 from admg.checkpoints.networks import Kind
 from admg.checkpoints.transfer import transfer
+from admg.checkpoints.weights import CheckpointError
 from admg.diffusion.config import DiffusionConfig
 from admg.models import ClassifierConfig, SuperResConfig, UNetConfig
 
@@ -39,14 +42,23 @@ def open_initial(init: Init | None, flags: str | None, kind: Kind, out: Path | s
         if flags is not None:
             raise ValueError("init_flags are the flags of init (--init), which is not given")
         return None
-    if out is not None and is_resumed(out):
-        return initial_of_run(Path(out) / "model", kind, f"the run in {out}")
+    if out is not None and (folder := described(out)) is not None:
+        return initial_of_run(folder, kind, f"the run in {out}")
     return load_initial(init, kind, flags)
 
 
-def is_resumed(out: Path | str) -> bool:
-    """Whether a run directory holds a run to resume, with a model that says what it is."""
-    return bool(checkpointing.saved(Path(out))) and (Path(out) / "model" / "config.json").is_file()
+def described(out: Path | str) -> Path | None:
+    """Return the folder in a run directory whose config.json says what the run to resume is; None if there is no run.
+
+    It is the last checkpoint whose config.json is not damaged, or else model/: older checkpoints have no config.json.
+    """
+    checkpoints = checkpointing.saved(Path(out))
+    for folder in reversed(checkpoints):
+        with suppress(CheckpointError):
+            native.read_about(folder)
+            return folder
+    model = Path(out) / "model"
+    return model if checkpoints and (model / native.CONFIG).is_file() else None
 
 
 def process_of(given: DiffusionConfig | Mapping[str, Any] | None, initial: Initial | None) -> DiffusionConfig:

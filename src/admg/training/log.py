@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import math
+import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from admg.files import atomic
@@ -24,42 +27,95 @@ class Log:
     """
 
     def __init__(self, out: Path, step: int = 0):
-        self.csv, self.jsonl = out / CSV, out / JSONL
+        self.csv, self.jsonl, self.step = out / CSV, out / JSONL, step
         self.rows = [row for row in read_rows(self.csv) if int(row["step"]) <= step] if step else []
         self.names: list[str] = []  # columns of the files as they are; they are written anew for the first row
 
     def rewind(self, step: int) -> None:
         """Drop the rows after a step; the files are written anew with the next row."""
         self.rows = [row for row in self.rows if int(row["step"]) <= step]
-        self.names = []
+        self.step, self.names = step, []
+
+    @property
+    def checksum(self) -> str:
+        """Checksum of the rows, for a checkpoint."""
+        return checksum(self.rows)
+
+    def check(self, recorded: str) -> None:
+        """Compare the rows with a checksum, and take those of metrics.jsonl if they have it and these have not."""
+        if not recorded or self.checksum == recorded:
+            return
+        others = [row for row in read_jsonl(self.jsonl) if int(row["step"]) <= self.step]
+        if checksum(others) == recorded:
+            warnings.warn(f"{self.csv} is damaged, and is written anew from {self.jsonl.name}", stacklevel=2)
+            self.rows = others
+        else:
+            warnings.warn(f"{self.csv} is damaged or was changed; what can be read of it stays", stacklevel=2)
 
     def append(self, step: int, images: int, values: Mapping[str, float]) -> None:
-        """Write a row. Both files are only appended to unless there is a new column."""
-        row = {"step": str(step), "images": str(images)} | {name: f"{value:.6g}" for name, value in values.items()}
-        self.rows.append(row)
-        if set(row) <= set(self.names):
+        """Write a row. Both files are only appended to unless there is a new column, or the last attempt failed."""
+        row = {"step": str(step), "images": str(images)} | {name: to_text(name, v) for name, v in values.items()}
+        whole = not set(row) <= set(self.names)
+        names, self.names = self.names, []  # until the row has been written
+        if whole:
+            names = list(dict.fromkeys(name for row in (*self.rows, row) for name in row))
+            with atomic(self.csv) as temporary, temporary.open("w", newline="") as file:
+                file.write(to_csv([dict(zip(names, names)), *self.rows, row], names))
+            with atomic(self.jsonl) as temporary:
+                temporary.write_text("".join(map(to_json, (*self.rows, row))))
+        else:
             with self.csv.open("a", newline="") as file:
-                file.write(to_csv([row], self.names))
+                file.write(to_csv([row], names))
             with self.jsonl.open("a") as file:
                 file.write(to_json(row))
-            return
-        self.names = list(dict.fromkeys(name for row in self.rows for name in row))
-        with atomic(self.csv) as temporary, temporary.open("w", newline="") as file:
-            file.write(to_csv([dict(zip(self.names, self.names)), *self.rows], self.names))
-        with atomic(self.jsonl) as temporary:
-            temporary.write_text("".join(map(to_json, self.rows)))
+        self.rows.append(row)
+        self.names = names
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
     """Return the rows of a log.csv, without their empty cells; [] if there is none.
 
-    A last line that was not written to its end is left out.
+    A last line that was not written to its end is left out, and so are lines that hold no numbers.
     """
     if not path.exists():
         return []
-    whole, newline, _ = path.read_text().rpartition("\n")
+    whole, newline, _ = path.read_text(encoding="utf-8", errors="replace").rpartition("\n")
     rows = csv.DictReader(io.StringIO(whole + newline))
-    return [{name: text for name, text in row.items() if text} for row in rows]
+    found: list[dict[str, str]] = []
+    with suppress(csv.Error):  # which ends the reading of a damaged file
+        for row in rows:
+            found.append({name: text for name, text in row.items() if text})
+    return [row for row in found if is_row(row)]
+
+
+def read_jsonl(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a metrics.jsonl as `read_rows` does those of log.csv."""
+    if not path.exists():
+        return []
+    found: list[dict[str, str]] = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with suppress(ValueError, AttributeError, TypeError):
+            found.append({name: to_text(name, value) for name, value in json.loads(line).items()})
+    return [row for row in found if is_row(row)]
+
+
+def is_row(row: Mapping[str, str]) -> bool:
+    """Whether the step and the images of a row are whole numbers, and all its other values numbers."""
+    try:
+        _ = [int(row[name]) for name in COUNTS] + [float(text) for text in row.values()]
+    except (KeyError, ValueError, TypeError):
+        return False
+    return True
+
+
+def to_text(name: str, value: float | None) -> str:
+    """Return a value as it stands in a row."""
+    return str(value) if name in COUNTS else f"{math.nan if value is None else value:.6g}"
+
+
+def checksum(rows: Sequence[Mapping[str, str]]) -> str:
+    """Return a checksum of rows, which is the same in both files."""
+    return hashlib.sha256("".join(map(to_json, rows)).encode()).hexdigest()[:16]
 
 
 def to_csv(rows: Sequence[Mapping[str, str]], names: Sequence[str]) -> str:

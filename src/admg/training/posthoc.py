@@ -236,6 +236,12 @@ class Reader:
         self.digest.update(snapshots.bytes_of(value))
         return value
 
+    def read_all(self) -> None:
+        """Read all tensors, for `check`."""
+        for key in sorted({name.partition("/")[2] for name in self.file.keys()}):  # noqa: SIM118 (no dictionary)
+            for profile in SNAPSHOT_PROFILES:
+                self.read(profile, key)
+
     @property
     def checksum(self) -> str:
         """The checksum that was written."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ from typing import Any
 import numpy as np
 
 from admg.checkpoints.weights import CheckpointError
+from admg.checksums import read_json, write_json
 from admg.data import Dataset, ImageDataset
 from admg.data.members import stamp
 from admg.files import atomic
 from admg.generation.run_record import differences
 
+from . import checkpointing
 from .config import TrainConfig
 
 FILE = "run.json"
@@ -103,15 +106,21 @@ def write(out: Path, settings: Mapping[str, Any], config: TrainConfig, step: int
         record["changes"].append({"step": step, "changed": changed})
     record["options"] = options
     with atomic(out / FILE) as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_json(temporary, record)
 
 
 def read(out: Path) -> dict[str, Any] | None:
-    """Return the record of the run, or None if there is none that can be read."""
-    try:
-        record = json.loads((out / FILE).read_text(encoding="utf-8"))
-        dict(record["settings"]), dict(record["options"]), list(record["changes"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    found: dict[str, Any] = record
-    return found
+    """Return the record of the run, or None if there is none that can be read.
+
+    If that in the run directory is missing or damaged, it is that of the last checkpoint that has one.
+    """
+    for folder in (out, *reversed(checkpointing.saved(out))):
+        try:
+            record = read_json(folder / FILE)
+            dict(record["settings"]), dict(record["options"]), list(record["changes"])
+            return record
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            warnings.warn(f"{folder / FILE} is passed over, and written anew: {error}", stacklevel=2)
+    return None

@@ -5,7 +5,6 @@ Each is used through its own API and configured as it usually is: WANDB_PROJECT,
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import sys
@@ -17,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
+from admg.checksums import read_json, write_json
 from admg.files import atomic
 
 ServiceName = Literal["tensorboard", "wandb", "mlflow"]
@@ -33,6 +33,8 @@ class Service(Protocol):
     def scalars(self, values: Mapping[str, float], step: int) -> None: ...
 
     def picture(self, name: str, path: Path, step: int) -> None: ...
+
+    def flush(self) -> None: ...
 
     def close(self) -> None: ...
 
@@ -99,6 +101,10 @@ class Guarded:
         if service := self.service:
             self._guarded(lambda: service.picture(name, path, step))
 
+    def flush(self) -> None:
+        if service := self.service:
+            self._guarded(service.flush)
+
     def close(self) -> None:
         if service := self.service:
             self._guarded(service.close)
@@ -132,6 +138,9 @@ class TensorBoard:
         with Image.open(path) as image:
             self.writer.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
+    def flush(self) -> None:
+        self.writer.flush()
+
     def close(self) -> None:
         self.writer.close()
 
@@ -161,6 +170,9 @@ class WeightsAndBiases:
 
     def picture(self, name: str, path: Path, step: int) -> None:
         self.run.log({name: self.wandb.Image(str(path))}, step=step)
+
+    def flush(self) -> None:
+        pass  # another process of wandb writes it
 
     def close(self) -> None:
         self.run.finish()
@@ -194,6 +206,9 @@ class MLflow:
     def picture(self, name: str, path: Path, step: int) -> None:
         self.client.log_artifact(self.id, str(path), "pictures")
 
+    def flush(self) -> None:
+        pass  # each call has written it
+
     def close(self) -> None:
         self.client.set_terminated(self.id)
 
@@ -207,12 +222,13 @@ def keep_id(facts: RunFacts, name: ServiceName, value: str) -> None:
     """Keep the identifier of the run in the run directory."""
     ids = read_ids(facts.out) | {name: value}
     with atomic(facts.out / IDS) as temporary:
-        temporary.write_text(json.dumps(ids, indent=1) + "\n")
+        write_json(temporary, ids)
 
 
 def read_ids(out: Path) -> dict[str, str]:
+    """Return the identifiers of the run. Raises ValueError if the file is damaged."""
     path = out / IDS
-    return dict(json.loads(path.read_text())) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -22,6 +22,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
 from admg.checkpoints import pickles
+from admg.disk import cannot_write
 from admg.engine.device import Processes
 from admg.files import atomic
 
@@ -45,7 +46,10 @@ def save_parts(
             dist.broadcast_object_list(place)
         if first:
             place[0].mkdir()
-            torch.save(without_parts(state), place[0] / REST)
+            try:
+                torch.save(without_parts(state), place[0] / REST)
+            except RuntimeError as error:  # which torch raises for a full disk
+                raise cannot_write(folder, place[0], error) from None
         # returns in the first process when all have written
         files = numbers_of_files(parts, FILE_BYTES * processes.count)
         with plain_errors():

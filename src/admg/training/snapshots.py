@@ -14,9 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from admg.disk import cannot_write
 from admg.files import atomic
 
 from .ema import EMA
@@ -45,8 +47,11 @@ def save(run: Path, averages: Sequence[EMA], step: int, every: int, writes: bool
             value = tensors[tensor_name(profile, key)] = state[key].detach().to("cpu").contiguous()
             digest.update(bytes_of(value))
     metadata = {"sha256": digest.hexdigest()}  # several entries would be written in random order
-    with atomic(path_of(run, step)) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+    with atomic(path_of(run, step), durable=True) as temporary:
+        try:
+            save_file(tensors, temporary, metadata=metadata)
+        except SafetensorError as error:  # which it raises for a full disk
+            raise cannot_write(path_of(run, step), temporary.parent, error) from None
         temporary.chmod(stat.S_IMODE(temporary.parent.stat().st_mode) & 0o666)  # readable by others, too
     for other in steps_of(run):
         if other not in kept_steps(step, every):

@@ -20,7 +20,6 @@ from admg.checkpoints.model import Classifier, Model
 from admg.checkpoints.provenance import label_dropout
 from admg.data import DataConfig, Dataset, ImageDataset
 from admg.diffusion.config import DiffusionConfig
-from admg.files import check_output_folder
 from admg.models import ClassifierConfig, NoisyClassifier, SuperResConfig, SuperResUNet, UNet, UNetConfig
 
 from .augmentation import AugmentConfig
@@ -29,7 +28,7 @@ from .config import ObjectiveConfig, TrainConfig
 from .defaults import CLASSIFIER_PROCESS, UPSAMPLER_PROCESS
 from .distance import EvaluationConfig, FrechetDistance
 from .held_out import Parts, divide
-from .initialisation import Init, fit_to_data, initialised, is_resumed, open_initial, process_of, start_from
+from .initialisation import Init, described, fit_to_data, initialised, open_initial, process_of, start_from
 from .opening import Data, image_fields, name_of, open_data
 from .tasks import ClassifierTask, DiffusionTask
 from .trainer import TrainingRun
@@ -113,7 +112,7 @@ def train_diffusion(
     record |= {"objective": dataclasses.asdict(objective)}
     record |= parts.record | evaluation_record(evaluation) | dropout_record(model, dataset, objective, resumed)
     config.class_sampling.order_of(parts.training, config.seed)  # raises before anything is written
-    return TrainingRun(task, parts.training, check_output_folder(out), config, record, measures, overwrite)
+    return TrainingRun(task, parts.training, out, config, record, measures, overwrite)
 
 
 def train_classifier(
@@ -176,7 +175,7 @@ def train_classifier(
     record |= start_from(classifier, initial, init, "classifier")
     record |= {} if noised else {"noised": False}
     config.class_sampling.order_of(parts.training, config.seed)  # raises before anything is written
-    return TrainingRun(task, parts.training, check_output_folder(out), config, record, overwrite=overwrite)
+    return TrainingRun(task, parts.training, out, config, record, overwrite=overwrite)
 
 
 def train_upsampler(
@@ -253,7 +252,7 @@ def train_upsampler(
     record |= {"objective": dataclasses.asdict(objective)}
     record |= parts.record | evaluation_record(evaluation) | dropout_record(model, dataset, objective, resumed)
     config.class_sampling.order_of(parts.training, config.seed)  # raises before anything is written
-    return TrainingRun(task, parts.training, check_output_folder(out), config, record, measures, overwrite)
+    return TrainingRun(task, parts.training, out, config, record, measures, overwrite)
 
 
 def measures_of(
@@ -338,8 +337,8 @@ def check_resumed(part: Model | Classifier, out: Path | str, overwrite: bool = F
 
     Raises ValueError if its weights mean something else.
     """
-    folder = Path(out) / "model"
-    if overwrite or not is_resumed(out):
+    folder = None if overwrite else described(out)
+    if folder is None:
         return {}
     check_pair("resume", facts_of(part, "this run"), facts_in(folder, f"the run in {out}"))
     training: Mapping[str, Any] = native.read_config(folder).get("training", {})

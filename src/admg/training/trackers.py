@@ -64,24 +64,34 @@ class Tracker:
         self.metrics = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the sums of the row that is not finished, for a checkpoint."""
-        return {"sums": dict(self.sums), "counts": dict(self.counts)}
+        """Return the sums of the row that is not finished, and what is needed to check the log, for a checkpoint."""
+        about = {"latest": dict(self.latest), "log": self.log.checksum}
+        return {"sums": dict(self.sums), "counts": dict(self.counts), "metrics": dict(self.metrics), **about}
 
     def resume(self, state: Mapping[str, Any] | None) -> None:
         """Restore what `state_dict` returned, so that the next row is that of a run without interruption."""
         if state is not None:
             self.sums.update(state["sums"])
             self.counts.update(state["counts"])
+            self.metrics |= state.get("metrics", {})  # measured before the row was due
+            self.latest |= state.get("latest", {})
+            self.log.check(state.get("log", ""))
 
     def rewind(self, step: int) -> None:
         """Drop the rows after a step, which are going to be repeated."""
         self.log.rewind(step)
         self.sums.clear()
         self.counts.clear()
+        self.metrics = {}
 
     def plot(self) -> None:
         """Draw curves.png."""
         plot_log(self.log.rows, self.out / "curves.png")
+
+    def flush(self) -> None:
+        """Have the services write what they were given, so that a checkpoint is never ahead of them."""
+        for service in self.services:
+            service.flush()
 
     def close(self) -> None:
         for service in self.services:

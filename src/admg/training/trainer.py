@@ -6,11 +6,12 @@ what an uninterrupted run would have computed.
 
 from __future__ import annotations
 
+import json
 import math
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -20,9 +21,15 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from admg.checkpoints import native
+from admg.checkpoints.card import CARD
+from admg.checkpoints.model import content_of
+from admg.checkpoints.weights import CheckpointError
 from admg.data import ImageDataset, batches
+from admg.disk import FULL, when_there_is_space
 from admg.engine.device import Processes, choose_device
 from admg.engine.memory import peak_memory
+from admg.files import check_output_folder
 
 from . import averages, checkpointing, distributed, run_directory, run_settings, snapshots
 from .card import RunDetails, write_card
@@ -84,6 +91,11 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
         self.config = settle(config or TrainConfig(), {} if overwrite else record_of(self.out))
         device = choose_device(self.config.device)
         distributed.share_of(self.config.batch_size, self.config.accumulate, Processes.from_environment())
+        if Processes.from_environment().count > 1 and self.config.disk_wait > distributed.LONGEST_WAIT:
+            raise ValueError(
+                f"disk_wait must be at most {distributed.LONGEST_WAIT} minutes with several processes, which wait for "
+                f"the first one, got {self.config.disk_wait:g}"
+            )
         self._group_is_ours = not dist.is_initialized()
         self.processes = distributed.join(device, alone=self.config.shard)
         self.watch = distributed.watch(self.processes)
@@ -126,6 +138,8 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
         self.step = 0
         if found is not None:
             self._restore(found)
+        if self.writes:
+            check_output_folder(self.out)  # last, so that what is refused leaves no empty directory
 
     def _restore(self, checkpoint: Path) -> None:
         state = checkpointing.resume(checkpoint, self.learner)
@@ -145,6 +159,8 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
             with self._guard():
                 distributed.from_first(lambda: self._take_directory(stack), self.processes)
             tracker = stack.enter_context(closing(self._tracker())) if self.writes else None
+            if self.step >= self.config.steps:
+                self._complete(tracker)
             while self.step < self.config.steps and not self.stopped:
                 yield from self._until_it_fails(tracker)
             with self._guard():
@@ -159,6 +175,7 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
             raise ValueError(f"another process has trained in {self.out} meanwhile: start again")
         else:
             run_directory.remove_after(self.out, self.step)  # what is damaged
+            checkpointing.remove_old(self.out, self.config.keep_checkpoints, self.config.keep_every)
         run_settings.write(self.out, self.settings, self.config, self.step)
 
     def _until_it_fails(self, tracker: Tracker | None) -> Generator[dict[str, float]]:
@@ -249,9 +266,9 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
             tracker.add(row)
         self._measure(tracker)
         if tracker is not None and self._due(config.log_every):
-            tracker.write_row(self.step, self.step * config.batch_size)
-        if config.ema_snapshots and self._due(config.ema_snapshots):
-            snapshots.save(self.out, self.learner.averages, self.step, config.ema_snapshots, self.writes)
+            self._patiently(partial(tracker.write_row, self.step, self.step * config.batch_size))
+        if (every := config.ema_snapshots) and self._due(every):
+            self._patiently(partial(snapshots.save, self.out, self.learner.averages, self.step, every, self.writes))
         ends = self.stopped or self.step == config.steps
         if ends or (self._due(config.checkpoint_every) and self.health.is_good):
             if not self.health.is_good:
@@ -274,11 +291,35 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
         """Write a checkpoint, and then the curves and the models with their cards, which never stop the training."""
         config, learner = self.config, self.learner
         self.metrics = {} if tracker is None else tracker.latest
+        if tracker is not None:
+            tracker.flush()
         if tracker is not None or config.shard:  # then every process writes its part
             state = checkpointing.state_of(learner, self.step) | {"health": self.health.state_dict()}
             state |= {} if tracker is None else {"row": tracker.state_dict()}
-            checkpointing.save(self.out, state, self.processes, config.keep_checkpoints, config.keep_every)
+            kept = config.keep_checkpoints, config.keep_every
+            self._patiently(partial(checkpointing.save, self.out, state, self.processes, *kept, self._descriptions()))
         self.saved = self.step
+        self._write_models(tracker)
+
+    def _patiently(self, write: Callable[[], object]) -> None:
+        """Write something that the run does not go on without, once there is space for it."""
+        when_there_is_space(write, self.config.disk_wait, lambda: self._stop)
+
+    def _complete(self, tracker: Tracker | None) -> None:
+        """Write what is missing of a finished run that was killed after its last checkpoint."""
+        first, *_ = named = self.learner.averages[: len(self.config.profiles)]
+        folders = [self.out / averages.folder_of(average, first) for average in named]
+        with self._guard():
+            whole = distributed.from_first(lambda: all(is_of_step(f, self.step) for f in folders), self.processes)
+            if not whole:
+                if tracker is not None:
+                    tracker.resume(self._unfinished_row)
+                    self.metrics = tracker.latest
+                self._write_models(tracker)
+
+    def _write_models(self, tracker: Tracker | None) -> None:
+        """Write the curves and the models with their cards. If the network is sharded, all processes must call this."""
+        config, learner = self.config, self.learner
         if tracker is not None:
             not_fatal("curves.png", tracker.plot)
         details = RunDetails(self.out, self.dataset, learner.device, self.processes.count)
@@ -287,11 +328,22 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
             if tracker is not None and not_fatal(f"the model in {folder}", partial(model.save, folder)):
                 not_fatal(f"the model card in {folder}", partial(write_card, folder, model, details))
 
+    def _descriptions(self) -> dict[str, Mapping[str, Any]]:
+        """Return what a checkpoint says of the run, in case that the files that say it outside are damaged."""
+        found: dict[str, Mapping[str, Any]] = {}
+        with suppress(ValueError, TypeError):  # of a task or of provenance that cannot be written
+            model = self.task.as_model(self.learner.plain, self._training_record(self.learner.average))
+            found[native.CONFIG] = json.loads(json.dumps(content_of(model)))
+        record = run_settings.read(self.out)
+        return found if record is None else found | {run_settings.FILE: record}
+
     def _measured(self, measured: Measured, network: nn.Module) -> dict[str, float]:
-        """Return metrics of the averaged network; none if memory runs out, or if something becomes infinite."""
+        """Return metrics of the averaged network; none if memory or the disk is full, or a number is infinite."""
         try:
             return measured(network, self.out / "samples", self.step)
-        except (FloatingPointError, torch.OutOfMemoryError) as error:  # the loss is finite, so that training goes on
+        except (FloatingPointError, torch.OutOfMemoryError, OSError) as error:  # the training itself goes on
+            if isinstance(error, OSError) and error.errno not in FULL:
+                raise
             what = "preview" if measured == self.task.preview else "measurement"
             warnings.warn(f"no {what} at step {self.step}: {str(error).splitlines()[0]}", stacklevel=2)
             return {}
@@ -317,9 +369,12 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
 
     def model_of(self, average: EMA) -> M:
         """Return the model with the weights of one of `learner.averages`, as `model` does."""
+        return self.task.as_model(self.learner.averaged_network(average), self._training_record(average))
+
+    def _training_record(self, average: EMA) -> dict[str, Any]:
+        """Return how the weights of an average were trained."""
         state = {"steps": self.step, "images": self.step * self.config.batch_size, **self.metrics}
-        training = {**state, **self.provenance, "average": str(average.profile), "train": asdict(self.config)}
-        return self.task.as_model(self.learner.averaged_network(average), training)
+        return {**state, **self.provenance, "average": str(average.profile), "train": asdict(self.config)}
 
     @property
     def parameters(self) -> int:
@@ -342,6 +397,15 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.out}: step {self.step} of {self.config.steps})"
+
+
+def is_of_step(folder: Path, step: int) -> bool:
+    """Whether a folder holds a whole model of this step, and its card."""
+    try:
+        native.verify(folder)
+        return native.read_about(folder).training.get("steps") == step and (folder / CARD).exists()
+    except CheckpointError:
+        return False
 
 
 def not_fatal(what: str, action: Callable[[], object]) -> bool:

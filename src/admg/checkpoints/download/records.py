@@ -6,11 +6,11 @@ import contextlib
 import dataclasses
 import datetime
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from admg import checksums
 from admg.files import atomic
 
 from .errors import DownloadError
@@ -108,16 +108,16 @@ def read_record(path: Path) -> Record | None:
 
 
 def read_json(file: Path, kind: type) -> Any:
-    """Return the dataclass stored in a file, or None if it is missing or invalid."""
+    """Return the dataclass stored in a file, or None if it is missing, damaged or invalid."""
     try:
-        return kind(**json.loads(file.read_text(encoding="utf-8")))
+        return kind(**checksums.read_json(file))
     except (OSError, ValueError, TypeError):
         return None
 
 
 def write_json(file: Path, value: Any) -> None:
     with atomic(file) as temporary:
-        temporary.write_text(json.dumps(dataclasses.asdict(value), indent=1) + "\n", encoding="utf-8")
+        checksums.write_json(temporary, dataclasses.asdict(value))
 
 
 def today() -> str:

@@ -1,0 +1,59 @@
+"""JSON files that hold a checksum of their own content, so that damage is noticed when they are read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+KEY = "checksum"
+
+
+def write_json(path: Path, content: Mapping[str, Any], indent: int = 1) -> None:
+    """Write a JSON file that ends with the checksum of its content. Names that are not valid Unicode are escaped."""
+    content = with_checksum(content)
+    text = json.dumps(content, indent=indent, ensure_ascii=False)
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        text = json.dumps(content, indent=indent)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the content of a JSON file without its checksum.
+
+    Raises OSError if it cannot be read, and ValueError if it is not JSON, not a dictionary, or damaged.
+    """
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no dictionary")
+    if is_damaged(content):
+        raise ValueError(damaged(path))
+    content.pop(KEY, None)
+    return content
+
+
+def with_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content, of JSON types, with its checksum as the last entry."""
+    rest = {name: value for name, value in content.items() if name != KEY}
+    return rest | {KEY: _checksum(rest)}
+
+
+def is_damaged(content: Mapping[str, Any]) -> bool:
+    """Whether the content has a checksum that is not its own. Content without one, of older files, is not damaged."""
+    if KEY in content:
+        return with_checksum(content)[KEY] != content[KEY]
+    *others, (_, last) = content.items() or [("", "")]
+    return str(last) == _checksum(dict(others))  # its name is damaged
+
+
+def damaged(path: Path) -> str:
+    """Return what is wrong with a file of damaged content, and what to do if it was changed on purpose."""
+    return f"{path} is damaged, or was changed by hand: if you changed it, remove its entry {KEY!r}"
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of the values; spaces, line ends and the order of the entries do not count."""
+    read = json.loads(json.dumps(content))  # keys as they are read back, all of them strings
+    return hashlib.sha256(json.dumps(read, sort_keys=True, separators=(",", ":")).encode("ascii")).hexdigest()

@@ -1,0 +1,56 @@
+"""`admg verify`: read files again, and compare them with their checksums."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from admg.config import setting
+from admg.verification import Verified, units, verified
+
+EXAMPLES = """  admg verify runs/photos                  a run directory: checkpoints, model, log, pictures
+  admg verify runs/photos/model            a model
+  admg verify samples/samples_1000x64x64x3.npz
+  admg verify ~/.cache/admg                downloaded models, cached features and tables"""
+SHOWN = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Read files again, and compare them with the checksums that were written with them.
+
+    The exit code is 0 if no file is damaged, and 1 if one is. What is damaged is never changed or removed.
+
+    path: Model, run directory of a training or of samples, folder of cached features or downloads, or a single file
+    """
+
+    path: Path = setting(positional=True)
+
+
+def run(options: Options) -> None:
+    found: list[Verified] = []
+    for path, check in tqdm(units(options.path), desc="reading", unit=" files", delay=1, leave=False):
+        found.append(verified(path, check))
+    print("\n".join(lines(found)))
+    if any(entry.state == "damaged" for entry in found):
+        sys.exit(1)
+
+
+def lines(found: list[Verified]) -> list[str]:
+    """Return what is damaged, what has no checksum, and the number of each."""
+    count = Counter(entry.state for entry in found)
+    damaged = [f"damaged      {entry.path}: {reason(entry)}" for entry in found if entry.state == "damaged"]
+    unknown = [f"no checksum  {entry.path}" for entry in found if entry.state == "no checksum"]
+    if len(unknown) > SHOWN:
+        unknown = [*unknown[:SHOWN], f"no checksum  ... and {len(unknown) - SHOWN} more"]
+    total = f"{count['whole']} whole, {count['damaged']} damaged, {count['no checksum']} without a checksum"
+    return [*damaged, *unknown, total]
+
+
+def reason(entry: Verified) -> str:
+    """Return what is wrong with a file, without repeating its name."""
+    return entry.reason.removeprefix(f"{entry.path} ").removeprefix("is damaged: ")
