@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-fast test-slow test-gpu lint clean
+.PHONY: demo test test-fast test-slow test-gpu lint docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/admg demo --out demo
@@ -28,6 +28,11 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The documentation in build/site/index.html, which needs no server and no network.
+docs: $(VENV)/.installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	$(BIN)/python tests/doc_blocks.py
+
 KERNELS := $(wildcard src/admg/engine/cpu/*)
 
 $(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py $(filter %.c %.h %.py,$(KERNELS))
@@ -36,7 +41,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py $(filter %.c %
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[train,dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[train,dev,docs]"
 	touch $@
 
 clean:
