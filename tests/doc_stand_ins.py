@@ -15,7 +15,7 @@ from PIL import Image
 
 import admg
 from admg.checkpoints.labels import Labels
-from admg.cli.main import COMMANDS
+from admg.cli.main import COMMANDS, main
 from admg.diffusion.config import DiffusionConfig
 from admg.models import ClassifierConfig, NoisyClassifier, SuperResConfig, SuperResUNet, UNet, UNetConfig
 
@@ -81,6 +81,9 @@ class StandIns:
         if command in ("export", "info"):
             for value in positional(rest):
                 self.model(value, "model")
+        if command == "ema" and not Path(rest[0]).exists():
+            self.data("photos")
+            assert main(self.fitted(f"train --data photos --ema-snapshots 1 --out {rest[0]}".split())) == 0
         if command in ("evaluate", "neighbours", "sweep", "ema"):
             rest = limited(rest, "--network", FEATURES) if "efficientnet-lite0" not in rest else rest
         if command in ("sample", "edit", "interpolate", "upsample", "sweep", "ema", "evaluate nll"):
@@ -101,7 +104,7 @@ class StandIns:
             for option, value in options.items():
                 rest = limited(rest, option, value)
         for option, value in {"--evaluate-every": "2", "--evaluate-num": "4", "--evaluate-network": FEATURES,
-                              "--warmup": "1", "--lr-anneal-steps": "2", "--workers": "0", "--accumulate": "1",
+                              "--warmup": "1", "--log": "none", "--lr-anneal-steps": "2", "--workers": "0", "--accumulate": "1",
                               "--checkpoint-every": "2", "--val-images": "4"}.items():  # fmt: skip
             rest = limited(rest, option, value) if option in rest else rest
         if "--init" in rest:

@@ -19,7 +19,7 @@ from admg.cli import demo
 from admg.cli.main import main
 
 PAGES = [page for page in doc_blocks.pages() if any(doc_blocks.blocks(page))]
-SLOW: tuple[str, ...] = ()
+SLOW = ("README.md", "docs/openai.md", "docs/report.md", "docs/training.md")
 """Pages whose blocks take long."""
 
 
@@ -100,4 +100,4 @@ def test_the_numbers_of_blocks(capsys):
     print(text)
     found = [block for page in doc_blocks.pages() for block in doc_blocks.blocks(page)]
     assert text.startswith(f"{len(found)} blocks")
-    assert sum(block.language == "python" for block in found) > 20
+    assert sum(block.language == "python" for block in found) > 10
