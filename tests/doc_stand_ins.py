@@ -104,7 +104,8 @@ class StandIns:
             for option, value in options.items():
                 rest = limited(rest, option, value)
         for option, value in {"--evaluate-every": "2", "--evaluate-num": "4", "--evaluate-network": FEATURES,
-                              "--warmup": "1", "--log": "none", "--lr-anneal-steps": "2", "--workers": "0", "--accumulate": "1",
+                              "--warmup": "1", "--log": "none", "--lr-anneal-steps": "2", "--workers": "0",
+                              "--accumulate": "1",
                               "--checkpoint-every": "2", "--val-images": "4"}.items():  # fmt: skip
             rest = limited(rest, option, value) if option in rest else rest
         if "--init" in rest:
