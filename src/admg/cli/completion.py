@@ -36,7 +36,7 @@ def script(shell: str) -> str:
     """Return the completion script for a shell."""
     import shtab
 
-    from .main import COMMANDS
+    from .main import COMMANDS, TOGETHER
 
     parser = Parser(prog="admg")
     commands = parser.add_subparsers()
@@ -45,5 +45,5 @@ def script(shell: str) -> str:
             continue
         module = importlib.import_module(f"admg.cli.{name.replace('-', '_')}")
         command = commands.add_parser(name, help=text)
-        add_options(command, module)
+        add_options(command, module, together=name in TOGETHER)
     return str(shtab.complete(parser, shell))

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import traceback
 import warnings
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from types import ModuleType
 from typing import Any, TextIO
@@ -18,6 +19,7 @@ from typing import Any, TextIO
 from admg.config import did_you_mean, printable
 from admg.threads import available_cores, calm_barriers
 
+from . import launch
 from .options import Parser, add_options, parse
 
 COMMANDS = {
@@ -86,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with warnings.catch_warnings(), redirect_stdout(Escaping(sys.stdout)):
             warnings.showwarning = show_warning
-            _run(parser, name, module, arguments)
+            return _run(parser, name, module, arguments)
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("ADMG_TRACEBACK"):
             raise
@@ -103,7 +105,6 @@ def main(argv: list[str] | None = None) -> int:
             return 2
         print(f"admg {name}: {of_process()}{unforeseen(error, argv)}", file=sys.stderr)
         return 1
-    return 0
 
 
 class Escaping(io.TextIOBase):
@@ -172,8 +173,8 @@ def _without_command(argv: list[str]) -> int:
     return 2
 
 
-def _run(parser: Parser, name: str, module: ModuleType, argv: list[str]) -> None:
-    add_options(parser, module)
+def _run(parser: Parser, name: str, module: ModuleType, argv: list[str]) -> int:
+    add_options(parser, module, together=name in TOGETHER)
     options, common = parse(parser, module, argv)
     if common.offline:
         os.environ["ADMG_OFFLINE"] = "1"
@@ -183,10 +184,21 @@ def _run(parser: Parser, name: str, module: ModuleType, argv: list[str]) -> None
     processes = Processes.from_environment()
     if processes.count > 1 and name not in TOGETHER:
         raise ValueError(f"this command is for one process, and {processes.count} were started: leave out the launcher")
+    if common.gpus is not None and processes.count == 1 and (count := gpus(common.gpus, common.given)) > 1:
+        return launch.launch(count, [*name.split(), *argv])
     if processes.rank > 0:
         warnings.showwarning = lambda *args, **options: None  # the first process prints them
     configure_process(threads=common.threads or thread_count())
     module.run(options)
+    return 0
+
+
+def gpus(text: str, given: Mapping[str, Any]) -> int:
+    """Return the number of GPUs that --gpus asks for. Raises ValueError if another option says something else."""
+    for name, allowed in (("device", ("auto", "cuda")), ("rank", ()), ("world_size", ())):
+        if name in given and given[name] not in allowed:
+            raise ValueError(f"--gpus chooses the devices: leave out --{name.replace('_', '-')} {given[name]}")
+    return launch.gpu_count(text)
 
 
 def thread_count() -> int | None:

@@ -10,7 +10,7 @@ import argparse
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING, dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn, get_args, get_origin
@@ -25,10 +25,12 @@ MAX_THREADS = 1024
 
 @dataclass(frozen=True)
 class Common:
-    """The options of every command that its Options do not have."""
+    """The options of every command that its Options do not have; `given` are the values of all that were given."""
 
-    offline: bool
-    threads: int | None
+    offline: bool = False
+    threads: int | None = None
+    gpus: str | None = None
+    given: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Parser(argparse.ArgumentParser):
@@ -41,8 +43,11 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, config.printable(f"{self.prog}: error: {message} (see {self.prog} --help)\n"))
 
 
-def add_options(parser: argparse.ArgumentParser, command: ModuleType) -> None:
-    """Add the options of a command, its description and its examples to a parser."""
+def add_options(parser: argparse.ArgumentParser, command: ModuleType, together: bool = False) -> None:
+    """Add the options of a command, its description and its examples to a parser.
+
+    together: whether several processes can share the work of the command
+    """
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     paragraphs = config.summary(command.Options).split("\n\n")
     parser.description = "\n\n".join(textwrap.fill(paragraph, width=WIDTH) for paragraph in paragraphs)
@@ -59,6 +64,9 @@ def add_options(parser: argparse.ArgumentParser, command: ModuleType) -> None:
     common.add_argument("--offline", action="store_true", help="do not download models; use those on disk")
     text = "number of CPU threads (at least 1; default: the cores that the process may use, or OMP_NUM_THREADS)"
     common.add_argument("--threads", metavar="N", type=int, help=text)
+    if together:
+        text = "GPUs of this machine that share the work, one process each: a number, or all (default: one)"
+        common.add_argument("--gpus", metavar="N|all", help=text)
 
 
 def parse(parser: argparse.ArgumentParser, command: ModuleType, argv: list[str]) -> tuple[Any, Common]:
@@ -70,7 +78,7 @@ def parse(parser: argparse.ArgumentParser, command: ModuleType, argv: list[str])
     known = {option.name: option for option in config.options(command.Options)}
     given = vars(_parse_known(parser, join_dashes(argv, known.values())))
     file, printing = given.pop("config_file", None), given.pop("print_config", False)
-    common = Common(given.pop("offline", False), given.pop("threads", None))
+    common = Common(given.pop("offline", False), given.pop("threads", None), given.pop("gpus", None))
     if common.threads is not None and not 1 <= common.threads <= MAX_THREADS:
         raise ValueError(f"--threads must be at least 1 and at most {MAX_THREADS:,}, got {common.threads}")
     if file is not None:
@@ -82,7 +90,7 @@ def parse(parser: argparse.ArgumentParser, command: ModuleType, argv: list[str])
         print(config.to_toml(command.Options, values), end="")
         parser.exit()
     try:
-        return config.build(command.Options, values), common
+        return config.build(command.Options, values), replace(common, given=values)
     except ValueError as error:
         raise ValueError(as_option(str(error), known)) from None
 
