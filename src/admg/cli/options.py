@@ -78,7 +78,9 @@ def parse(parser: argparse.ArgumentParser, command: ModuleType, argv: list[str])
     known = {option.name: option for option in config.options(command.Options)}
     given = vars(_parse_known(parser, join_dashes(argv, known.values())))
     file, printing = given.pop("config_file", None), given.pop("print_config", False)
-    common = Common(given.pop("offline", False), given.pop("threads", None), given.pop("gpus", None))
+    common = Common(
+        given.pop("offline", False), given.pop("threads", None), None if "gpus" in known else given.pop("gpus", None)
+    )
     if common.threads is not None and not 1 <= common.threads <= MAX_THREADS:
         raise ValueError(f"--threads must be at least 1 and at most {MAX_THREADS:,}, got {common.threads}")
     if file is not None:
