@@ -31,7 +31,7 @@ from admg.evaluation.metrics import (
     wilson,
 )
 from admg.evaluation.metrics import fid as frechet
-from admg.evaluation.metrics.intervals import Estimate, draw_groups, student_t
+from admg.evaluation.metrics.intervals import Estimate, draw_groups, draw_halves, student_t
 
 kernel = import_module("admg.evaluation.metrics.kid")  # the package exports functions of these names
 manifold = import_module("admg.evaluation.metrics.precision_recall")
@@ -285,14 +285,20 @@ def direct(x: np.ndarray, y: np.ndarray, k: int, k_density: int) -> list[float]:
     return [inside.any(1).mean(), recalled.any(0).mean(), around.sum(1).mean() / k_density, around.any(0).mean()]
 
 
-def share_of_the_jackknife(reaches: np.ndarray, few: int) -> float:
-    """1 - (1 - 1/(1 + O_2/O_1)) n²/(n² + few²), with O_c and n by counting sets of samples one by one."""
-    sets = Counter(tuple(np.flatnonzero(column)) for column in reaches.T)
-    first, second = ([m**2 for who, m in sets.items() if len(who) == size] for size in (1, 2))
-    if not first:
-        return 1.0
-    n = sum(first) ** 2 / sum(m**2 for m in first)
-    return 1 - (1 - 1 / (1 + sum(second) / sum(first))) * n**2 / (n**2 + few**2)
+def share_of_the_jackknife(covers: np.ndarray) -> float:
+    """1/(1 + O_2/O_1), with O_c by counting sets of samples one by one."""
+    sets = Counter(tuple(np.flatnonzero(column)) for column in covers.T)
+    first, second = (sum(m**2 for who, m in sets.items() if len(who) == size) for size in (1, 2))
+    return 1 / (1 + second / first) if first else 1.0
+
+
+def error_by_halves(x: np.ndarray, y: np.ndarray, k: int, seed: int) -> float:
+    """Standard error of recall: half of the mean variance in halves, each of which is a pair of samples of two."""
+    variances = []
+    for side, part in zip(draw_halves(len(x), seed), draw_halves(len(y), seed + 1)):
+        for half in (y[part], y[~part]):
+            variances.append(np.var([direct(z, half, k, 1)[1] for z in (x[side], x[~side])], ddof=1))
+    return (1.2 * np.mean(variances) / 2) ** 0.5
 
 
 def values(found) -> list[float]:
@@ -347,23 +353,26 @@ def test_equal_images_have_distance_0(monkeypatch, entries):
 
 
 @pytest.mark.parametrize("count", [60, 61, 9])
-def test_the_manifolds_jackknife_leaves_each_group_out(count):
-    x, y = normal(count, 2, seed=5) * 1.3, normal(80, 2)
+def test_intervals_of_manifolds_by_their_formulas(count):
+    x, y = normal(count, 2, seed=5) * 1.3, normal(81, 2)
     group = draw_groups(count, seed=3)
     found = prdc(x, y, 3, 4, seed=3)
-    without = np.array([direct(x[group != g], y, 3, 4) for g in range(group.max() + 1)])
-    errors = np.sqrt((len(without) - 1) * without.var(0))
-    between, radii = cdist(x, y), [np.sort(cdist(z, z), 1) for z in (x, y)]
-    for estimate, error, reaches, few in (
-        (found.recall, errors[1], between <= radii[0][:, 3, None], 40),
-        (found.coverage, errors[3], between <= radii[1][:, 4], 0),
-    ):
-        assert estimate.error == pytest.approx(error * share_of_the_jackknife(reaches, few) ** 0.5, rel=1e-9)
-    assert errors[1] > 0
-    around = (cdist(x, y) <= np.sort(cdist(y, y), 1)[:, 4]).sum(1) / 4
-    assert found.density.error == pytest.approx(stats.sem(around), rel=1e-9)
+    without = np.array([direct(x[group != g], y, 1, 4)[3] for g in range(group.max() + 1)])
+    around = cdist(x, y) <= np.sort(cdist(y, y), 1)[:, 4]
+    error = ((len(without) - 1) * without.var() * share_of_the_jackknife(around)) ** 0.5
+    assert found.coverage.error == pytest.approx(error, rel=1e-9) and error > 0
+    assert found.recall.error == pytest.approx(error_by_halves(x, y, 3, seed=3), rel=1e-9) and found.recall.error > 0
+    half = stats.t.ppf(0.975, 40) * found.recall.error
+    assert found.recall.high - found.recall.value == pytest.approx(min(half, 1 - found.recall.value), rel=1e-4)
+    assert found.density.error == pytest.approx(stats.sem(around.sum(1) / 4), rel=1e-9)
     right = round(found.precision.value * count)
     assert (found.precision.low, found.precision.high) == wilson(right, count)
+
+
+def test_halves_are_halves():
+    halves = draw_halves(9, seed=1)
+    assert set(halves.sum(1)) == {5} and len({tuple(row) for row in halves}) > 30
+    assert halves.mean(0).min() > 0.3 and halves.mean(0).max() < 0.8
 
 
 def test_intervals_of_recall_and_coverage_are_not_too_narrow_and_not_far_too_wide():
@@ -373,7 +382,7 @@ def test_intervals_of_recall_and_coverage_are_not_too_narrow_and_not_far_too_wid
     """
     y = normal(200, 6)
     found = [prdc(normal(200, 6, seed=seed), y) for seed in range(1, 61)]
-    for name, limit in (("recall", 1.8), ("coverage", 1.4)):
+    for name, limit in (("recall", 1.4), ("coverage", 1.4)):
         estimates = [getattr(f, name) for f in found]
         value, error = (np.array([getattr(e, field) for e in estimates]) for field in ("value", "error"))
         ratio = np.sqrt((error**2).mean()) / value.std(ddof=1)

@@ -8,9 +8,14 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import init
+from torch.overrides import TorchFunctionMode
 
 Shapes = dict[str, tuple[int, ...]]
 Network = TypeVar("Network", bound=nn.Module)
+FILLS = {getattr(of, name) for of in (init, Tensor) for name in ("uniform_", "normal_")}
+FILLS |= {init.kaiming_uniform_, init.constant_, Tensor.fill_, Tensor.zero_, Tensor.div, Tensor.__truediv__}
+"""What initialises weights, and keeps their shape."""
 
 
 class CheckpointError(ValueError):
@@ -81,7 +86,20 @@ def difference(expected: Shapes, found: Shapes) -> str:
     return "; ".join(parts)
 
 
+class _Unfilled(TorchFunctionMode):
+    """Context in which weights are not initialised.
+
+    On the meta device they have no values anyway, but to find that out PyTorch imports its compiler, which takes a
+    second or more.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in FILLS:
+            return args[0] if args else kwargs["tensor"]
+        return (torch.empty if func is torch.randn else func)(*args, **(kwargs or {}))
+
+
 def on_meta(network_type: type[Network], config: Any) -> Network:
     """Return the network of this config without memory for its weights."""
-    with torch.device("meta"):
+    with torch.device("meta"), _Unfilled():
         return network_type(config)

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 
 GROUPS = 20
+HALVES = 40
 Z = NormalDist().inv_cdf(0.975)
 
 
@@ -66,6 +67,12 @@ def draw_groups(count: int, seed: int, groups: int = GROUPS) -> Int64[np.ndarray
     if groups < 2:
         raise ValueError(f"{groups} group of samples: the jackknife needs at least 2")
     return np.random.default_rng(seed).permutation(np.arange(count) % min(groups, count))
+
+
+def draw_halves(count: int, seed: int, times: int = HALVES) -> Bool[np.ndarray, "times n"]:
+    """Return which of `count` images are in one of two random halves, whose sizes differ by at most one, many times."""
+    random = np.random.default_rng(seed)
+    return np.stack([random.permutation(np.arange(count) % 2 == 0) for _ in range(times)])
 
 
 def jackknife(

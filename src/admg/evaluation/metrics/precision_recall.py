@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from .base import Inputs, Metric
-from .intervals import GROUPS, Estimate, draw_groups, jackknife
+from .intervals import GROUPS, HALVES, Estimate, draw_groups, draw_halves, jackknife
 from .statistics import Features, check_features, check_same_dim
 
 ENTRIES = 3 << 20  # distances per block, in float64: 24 MiB, which malloc reuses
 SLACK = 1e-12  # added to squared radii, relative to the largest squared norm: well above the products' rounding
-SPARE = 9  # neighbours beyond the k-th that are kept, for radii without a group of the samples
+MARGIN = 1.2  # of the variance of recall, for what differs between halves and the whole; see docs/results.md
 
 
 class PrecisionRecall(NamedTuple):
@@ -92,9 +92,8 @@ def prdc(
     Distances come from matrix products in float64, in blocks, so that memory grows only with N + M. Radii are enlarged
     by the rounding error of the products, so that points on a surface are inside and equal images have distance 0.
 
-    Precision has Wilson's interval, density that of a mean, and recall and coverage that of the delete-a-group
-    jackknife, in which the balls of the remaining samples grow as their neighbours are left out, corrected for
-    its excess; see `_jackknife`.
+    Precision has Wilson's interval, density that of a mean, recall one from halves of both sets (see `_Halves`), and
+    coverage that of the delete-a-group jackknife without most of its excess (see `_jackknife`).
 
     seed, groups: random groups of samples for the jackknife; with groups=0 there are no intervals
     device: where to compute; it must support float64
@@ -109,7 +108,11 @@ def prdc(
     order = np.argsort(group, kind="stable")  # so that a block of rows is of one group
     centre = reference.mean(0, dtype=np.float64)  # centred features have less cancellation in their products
     x, y = (_Points(torch.from_numpy(points - centre).to(device)) for points in (samples[order], reference))
-    counts = _count(x, y, torch.from_numpy(group[order]).to(device), k, k_density)
+    halves = None
+    if groups and len(x) // 2 > k:
+        side, part = draw_halves(len(x), seed)[:, order], draw_halves(len(y), seed + 1)
+        halves = _Halves(torch.from_numpy(side).to(device), torch.from_numpy(part).to(device), k)
+    counts = _count(x, y, torch.from_numpy(group[order]).to(device), k, k_density, halves)
     return _estimates(counts, len(samples), k_density)
 
 
@@ -133,21 +136,18 @@ class _Counts:
 
     inside: number of samples inside the reference's manifold
     balls: (N,), number of reference balls around each sample
-    recalled: (G, M), whether the reference image is in a ball of a sample of this group
-    grown: (G, M), whether it is in a ball of another group's sample that grows if this group is left out
+    recalled: (M,), whether the reference image is in a ball of a sample
     covered: (G, M), whether a sample of this group is in the ball of the reference image
-    recalled_by, covered_by: which samples do so, see _Sets
-    jackknifed: whether there are enough samples to leave out a group
+    covered_by: which samples are, see _Sets
+    halves: recall of halves; None if there are too few samples for intervals
     """
 
     inside: int
     balls: Tensor
     recalled: Tensor
-    grown: Tensor
     covered: Tensor
-    recalled_by: _Sets
     covered_by: _Sets
-    jackknifed: bool
+    halves: _Halves | None
 
 
 class _Sets:
@@ -169,96 +169,107 @@ class _Sets:
         return shares.double()
 
 
-def _count(x: _Points, y: _Points, group: Tensor, k: int, k_density: int) -> _Counts:
+class _Halves:
+    """Which reference images random halves of the samples recall, with balls that reach to neighbours in the same half.
+
+    side, part: (HALVES, N) and (HALVES, M), which of two halves each sample and each reference image is in
+
+    Recall depends on its neighbourhoods alone, which have the same k points in half of both sets, though they are
+    larger: the variance of recall in a half is twice that in the whole, and the difference between two disjoint halves
+    has twice the variance of either. This is only nearly so where a few images decide alone; hence MARGIN.
+    """
+
+    def __init__(self, side: Tensor, part: Tensor, k: int) -> None:
+        self.side, self.part, self.k = side, part, k
+        self.reached = torch.zeros(len(part), 2, part.shape[1], dtype=torch.bool, device=part.device)
+
+    @property
+    def neighbours(self) -> int:
+        """How many neighbours of a sample are looked at: fewer than k of them are in its half once in 100,000 times."""
+        return 2 * self.k + 18
+
+    def begin(self, nearest: Tensor, index: Tensor) -> None:
+        """Set the radii. nearest, index: squared distances and numbers (N, neighbours) of the nearest other samples"""
+        radii = []
+        for side in self.side:
+            rank = (side[index] == side[:, None]).cumsum(1)
+            at = (rank < self.k).sum(1).clamp_max(nearest.shape[1] - 1)
+            radii.append(nearest.gather(1, at[:, None])[:, 0])
+        self.radius = torch.stack(radii)
+
+    def add(self, rows: slice, d: Tensor) -> None:
+        """Add the samples of these rows. d: (n, M), squared distances to the reference images"""
+        radius, side = self.radius[:, rows], self.side[:, rows].long()
+        sample, image = (d <= radius.amax(0)[:, None]).nonzero(as_tuple=True)
+        near = d[sample, image]
+        for split in range(len(side)):
+            hit = near <= radius[split, sample]
+            self.reached[split, side[split, sample[hit]], image[hit]] = True
+
+    def variance(self) -> float:
+        """Return the variance of recall in the whole sets."""
+        difference = self.reached[:, 0].double() - self.reached[:, 1].double()
+        means = [(difference * part).sum(1) / part.sum(1) for part in (self.part.double(), 1 - self.part.double())]
+        return MARGIN * float(torch.stack(means).square().mean()) / 4
+
+
+def _count(x: _Points, y: _Points, group: Tensor, k: int, k_density: int, halves: _Halves | None) -> _Counts:
     sizes = torch.bincount(group)
-    g, jackknifed = len(sizes), len(sizes) > 1 and len(x) - int(sizes.max()) > k
     slack = SLACK * max(float(z.norms.max()) for z in (x, y))
-    radius, without = _radii_without(x, group, k, g if jackknifed else 0, slack)
-    reference = _radii(y, max(k, k_density), slack)[0]
+    nearest, index = _radii(x, min(halves.neighbours, len(x) - 1) if halves else k, slack)
+    radius, reference = nearest[:, k - 1], _radii(y, max(k, k_density), slack)[0]
     ball, ball_density = reference[:, k - 1], reference[:, k_density - 1]
+    if halves:
+        halves.begin(nearest, index)
     inside, balls = 0, []
-    recalled, grown, covered = torch.zeros(3, g, len(y), dtype=torch.bool, device=group.device)
-    recalled_by, covered_by = (_Sets(len(x), len(y), group.device) for _ in range(2))
+    recalled = torch.zeros(len(y), dtype=torch.bool, device=group.device)
+    covered = torch.zeros(len(sizes), len(y), dtype=torch.bool, device=group.device)
+    covered_by = _Sets(len(x), len(y), group.device)
     for rows in _rows(len(x), len(y), sizes.tolist()):
         d = x.squared_distances(rows, y)
-        own = int(group[rows.start])
         inside += int(_any(d <= ball, 1).sum())
-        here, reached = d <= ball_density, d <= radius[rows, None]
+        here = d <= ball_density
         balls.append(here.sum(1))
-        covered[own] |= _any(here, 0)
-        recalled[own] |= _any(reached, 0)
-        if jackknifed:
+        covered[int(group[rows.start])] |= _any(here, 0)
+        recalled |= _any(d <= radius[rows, None], 0)
+        if halves:
             covered_by.add(rows, here)
-            recalled_by.add(rows, reached)
-        for other in range(g if jackknifed else 0):
-            wider = without[rows, other] > radius[rows]  # rows that lose a neighbour: about k / G of them
-            if other != own and wider.any():
-                grown[other] |= _any(d[wider] <= without[rows, other][wider][:, None], 0)
-    return _Counts(inside, torch.cat(balls), recalled, grown, covered, recalled_by, covered_by, jackknifed)
+            halves.add(rows, d)
+    return _Counts(inside, torch.cat(balls), recalled, covered, covered_by, halves)
 
 
 def _estimates(counts: _Counts, n: int, k_density: int) -> Manifold:
     density = counts.balls.double() / k_density
     value, spread = float(density.mean()), float(density.std()) / math.sqrt(n)
-    recall, coverage = (float(c.any(0).double().mean()) for c in (counts.recalled, counts.covered))
-    if not counts.jackknifed:
+    recall, coverage = (float(c.double().mean()) for c in (counts.recalled, counts.covered.any(0)))
+    if counts.halves is None:
         return Manifold(*(Estimate(v) for v in (counts.inside / n, recall, value, coverage)))
     return Manifold(
         precision=Estimate.share(counts.inside, n),
-        recall=_jackknife(recall, counts.recalled, counts.grown, counts.recalled_by, few=40),
+        recall=Estimate.spread(recall, math.sqrt(counts.halves.variance()), HALVES, 0.0, 1.0),
         density=Estimate.spread(value, spread, n - 1, least=0.0),
-        coverage=_jackknife(coverage, counts.covered, torch.zeros_like(counts.covered), counts.covered_by),
+        coverage=_jackknife(coverage, counts.covered, counts.covered_by),
     )
 
 
-def _jackknife(value: float, reached: Tensor, grown: Tensor, sets: _Sets, few: float = 0.0) -> Estimate:
-    """Return the jackknife's interval of the fraction of the reference that is reached, without most of its excess.
+def _jackknife(value: float, covered: Tensor, sets: _Sets) -> Estimate:
+    """Return the jackknife's interval of the fraction of the reference that is covered, without most of its excess.
 
-    With a Poisson number of samples and balls of fixed sizes, the variance of M times that fraction is the expectation
-    of O_1 - O_2 + O_3 - ..., where O_c is the sum of m_S² over the sets S of c samples, with m_S the number of
-    reference images that all of S and no other sample reaches. (P(neither i nor j is reached) - P(i is not) P(j is not)
-    has an unbiased estimate: ±1 where i and j are reached by the same samples, + for an odd number of them, else 0.)
-    The jackknife's is O_1 alone, too large where most images are reached several times. The whole series is noisy, so
-    that it is summed as a geometric one, O_1/(1 + O_2/O_1).
-
-    few: number of sets in O_1 for which half of the excess is taken off: for recall, whose balls change too, a few sets
-        do not tell the excess
+    With a Poisson number of samples and the balls of the reference, the variance of M times that fraction is the
+    expectation of O_1 - O_2 + O_3 - ..., where O_c is the sum of m_S² over the sets S of c samples, with m_S the number
+    of reference images whose balls have all of S and no other sample. (P(neither i nor j is covered) - P(i is not)
+    P(j is not) has an unbiased estimate: ±1 where i and j are covered by the same samples, + for an odd number of them,
+    else 0.) The jackknife's is O_1 alone, too large where most balls have several samples. The whole series is noisy,
+    so that it is summed as a geometric one, O_1/(1 + O_2/O_1).
     """
-    without = _without(reached, grown)
-    first, second = (sets.shares(size).square() for size in (1, 2))
-    if not len(first):
-        return jackknife(value, without, 0.0, 1.0)
-    excess = 1 - 1 / (1 + float(second.sum() / first.sum()))
-    count = float(first.sum().square() / first.square().sum())  # of the sets, if all were of equal size
-    return jackknife(value, without, 0.0, 1.0, share=1 - excess * count**2 / (count**2 + few**2))
-
-
-def _without(reached: Tensor, grown: Tensor) -> list[float]:
-    """Return the fraction of the reference that is reached without each group, by another one or by balls that grew."""
-    times = reached.sum(0)
-    return [float(((times > reached[g].int()) | grown[g]).double().mean()) for g in range(len(reached))]
+    times = covered.sum(0)
+    without = [float((times > covered[g].int()).double().mean()) for g in range(len(covered))]
+    first, second = (float(sets.shares(size).square().sum()) for size in (1, 2))
+    return jackknife(value, without, 0.0, 1.0, share=1 / (1 + second / first) if first else 1.0)
 
 
 def _any(inside: Tensor, dim: int) -> Tensor:
     return inside.view(torch.uint8).amax(dim).bool()  # many times faster than any() on a CPU
-
-
-def _radii_without(x: _Points, group: Tensor, k: int, groups: int, slack: float) -> tuple[Tensor, Tensor]:
-    """Return squared radii to the k-th neighbour, (N,), and to the k-th one outside of each group, (N, G).
-
-    The latter is among the k + 9 nearest unless 10 of them are of one random group, which is very unlikely; then the
-    last of them is used.
-    """
-    nearest, index = _radii(x, min(k + SPARE, len(x) - 1) if groups else k, slack)
-    radius = nearest[:, k - 1]
-    if not groups:
-        return radius, radius[:, None]
-    columns = []
-    for g in range(groups):
-        rank = (group[index] != g).cumsum(1)  # rank among the neighbours that remain
-        at = (rank < k).sum(1).clamp_max(nearest.shape[1] - 1)
-        columns.append(nearest.gather(1, at[:, None])[:, 0])
-    return radius, torch.stack(columns, 1)
 
 
 def _radii(x: _Points, count: int, slack: float) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,40 @@
+"""Networks without values, which weights are loaded into."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from helpers import TRUNK
+
+from admg.checkpoints.weights import shapes_in, shapes_of
+from admg.models import ClassifierConfig, NoisyClassifier, SuperResConfig, SuperResUNet, UNet, UNetConfig
+
+
+@pytest.mark.parametrize(
+    "network, config",
+    [
+        (UNet, UNetConfig(**TRUNK, num_classes=3)),
+        (NoisyClassifier, ClassifierConfig(**TRUNK, num_classes=3)),
+        (NoisyClassifier, ClassifierConfig(**TRUNK, num_classes=3, pool="spatial")),
+        (SuperResUNet, SuperResConfig(**TRUNK, small_size=4)),
+    ],
+)
+def test_shapes_are_those_of_a_network_with_values(network, config):
+    found = shapes_of(network, config)
+    initialised = network(config).state_dict()
+    assert found == shapes_in(initialised)
+    assert all(value.isfinite().all() for value in initialised.values())
+    assert initialised["input_blocks.0.0.weight"].std() > 0.01
+
+
+@pytest.mark.process
+def test_loading_does_not_import_the_compiler_of_torch():
+    """It takes more than a second, and what makes weights on the meta device would import it."""
+    program = """if True:
+        import sys, admg
+        admg.load("fashion-mnist"), admg.load_classifier("fashion-mnist")
+        print([name for name in ("sympy", "torch._dynamo", "torch._inductor") if name in sys.modules])"""
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert found.stdout == "[]\n"
