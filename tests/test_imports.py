@@ -25,6 +25,7 @@ LAYERS = [  # from low to high: a part imports only itself and lower layers
     {"evaluation"},
     {"training"},
     {"verification"},
+    {"studio"},
     {"cli"},
     {"__main__"},
 ]

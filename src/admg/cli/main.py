@@ -24,6 +24,7 @@ from .options import Parser, add_options, parse
 
 COMMANDS = {
     "demo": "sample every label with guidance, and a sheet of guidance scales",
+    "studio": "play with guidance on a page in a browser",
     "sample": "generate images of chosen labels, guided by a classifier",
     "edit": "change images towards labels",
     "interpolate": "generate the images between two images or two seeds",

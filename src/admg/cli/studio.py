@@ -1,0 +1,60 @@
+"""`admg studio`: a page in a browser to play with guidance."""
+
+from __future__ import annotations
+
+import threading
+import webbrowser
+from dataclasses import dataclass
+from pathlib import Path
+
+from admg.config import check, group, setting
+from admg.studio import Limits, serving
+
+EXAMPLES = """  admg studio
+  admg studio --open --models fashion-mnist --models runs/photos,runs/photos-classifier
+  admg studio --runs runs --data pictures          watch the runs in runs/, and train on the folders in pictures/
+  admg studio --host 0.0.0.0 --port 8000 --max-images 16 --max-seconds 60          for visitors from elsewhere"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Serve a page to sample, edit, compare and train with, for a browser on this computer.
+
+    It needs the extra `studio` (pip install 'admg[studio]') and no network. Visitors can choose from the given models
+    only, and no file of this computer can be read through the page. One job runs at a time, and others wait. Ctrl-C
+    ends the studio.
+
+    models: model that visitors can choose: name, folder or file of weights, with a classifier if it has none of its
+        own: MODEL or MODEL,CLASSIFIER
+    runs: folder of run directories that the tab Train shows
+    data: folder of data sets to train on; with it, every visitor can start a training in the folder of --runs
+    host: address to listen at; 0.0.0.0 lets other computers in, without a password
+    port: port to listen at
+    device: cpu or cuda
+    open: open the page in the browser
+    """
+
+    models: tuple[str, ...] = setting((), repeat=True, metavar="MODEL", default_text="fashion-mnist")
+    runs: Path | None = setting(None, metavar="DIR")
+    data: Path | None = setting(None, metavar="DIR")
+    host: str = setting("127.0.0.1", metavar="ADDRESS")
+    port: int | None = setting(None, min=1, max=65535, default_text="the first free one from 7860")
+    device: str = setting("auto", default_text="cuda if there is a GPU")
+    open: bool = False
+    limits: Limits = group(Limits)
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.data is not None and self.runs is None:
+            raise ValueError("data is for trainings, which are written into the folder --runs: give it too")
+
+
+def run(options: Options) -> None:
+    with serving(
+        options.models or ("fashion-mnist",), host=options.host, port=options.port, limits=options.limits,
+        runs=options.runs, data=options.data, device=options.device,
+    ) as address:  # fmt: skip
+        print(f"admg studio: {address} (Ctrl-C ends it)", flush=True)
+        if options.open:
+            webbrowser.open(address)
+        threading.Event().wait()

@@ -1,0 +1,114 @@
+"""The command line and the Python code that make again what a page shows, bit for bit on the same machine."""
+
+from __future__ import annotations
+
+import shlex
+
+from admg.generation.guide_specs import guide_kinds
+
+from .catalog import Entry
+from .settings import CLASSIFIER, NO_GUIDANCE, Settings, number
+
+
+def sample_command(settings: Settings, entry: Entry, sheet: str = "") -> str:
+    """Return the `admg sample` command of these settings.
+
+    sheet: scales of a scale sheet, such as "scale=0,1,2"
+    """
+    parts = ["admg", "sample", "--model", settings.model, *label_options(settings), "--num", str(settings.num)]
+    parts += [*(["--sheet", sheet] if sheet else []), *drawing_options(settings, entry)]
+    return shlex.join([*parts, "--out", "samples"])
+
+
+def label_options(settings: Settings) -> list[str]:
+    """Return the options that choose the labels."""
+    return [part for label in settings.labels for part in ("--label", label)]
+
+
+def drawing_options(settings: Settings, entry: Entry) -> list[str]:
+    """Return the options of sampling and guidance that `admg sample` and the commands like it share."""
+    parts: list[str] = []
+    if settings.guidance == NO_GUIDANCE:
+        parts += ["--scale", "0"]
+    elif settings.guidance == CLASSIFIER:
+        parts += ["--scale", number(settings.scale)]
+    elif settings.guidance == "classifier-free":
+        parts += ["--cfg", number(settings.scale)]
+    else:
+        parts += ["--guide", settings.guide_spec]
+    if settings.needs_classifier and entry.classifier_name != settings.model:
+        parts += ["--classifier", entry.classifier_name]
+    if settings.interval:
+        parts += ["--interval", ",".join(map(number, settings.interval))]
+    parts += ["--sampler", settings.sampler, "--steps", settings.spec]
+    parts += ["--eta", number(settings.eta)] if settings.eta and settings.sampler == "ddim" else []
+    parts += ["--unconditional"] if settings.unconditional else []
+    return [*parts, "--seed", str(settings.seed), "--precision", precision(settings, entry)]
+
+
+def sample_code(settings: Settings, entry: Entry) -> str:
+    """Return Python code that draws the same images as `samples`."""
+    lines = [*heading(settings, entry)]
+    lines += ["samples = admg.sample(", f"    model, {labels_text(settings, entry)}, num={settings.num},"]
+    return "\n".join([*lines, *drawing_arguments(settings, entry), ")", 'samples.save("samples")', ""])
+
+
+def heading(settings: Settings, entry: Entry, *imports: str) -> list[str]:
+    """Return the lines that import admg and load the model, and its classifier if guidance needs it."""
+    device = entry.model.device.type
+    moved = "" if device == "cpu" else f'.to("{device}")'
+    own = ["import functools", ""] if settings.eta and settings.sampler == "ddim" else []
+    lines = [*own, "import admg", *imports, "", f"model = admg.load({settings.model!r}){moved}"]
+    if settings.needs_classifier:
+        lines.append(f"classifier = admg.load_classifier({entry.classifier_name!r}){moved}")
+    return lines
+
+
+def drawing_arguments(settings: Settings, entry: Entry, sampler: str = "", guide: str = "") -> list[str]:
+    """Return the arguments of sampling and guidance that admg.sample and admg.edit share, a line each.
+
+    sampler, guide: code of another sampler, or of another guide
+    """
+    guide = guide or ("" if settings.guidance == NO_GUIDANCE else guide_code(settings))
+    lines = [f"guide={guide},"] if guide else []
+    eta = settings.eta if settings.sampler == "ddim" else 0
+    own = f"functools.partial(admg.samplers.ddim, eta={number(eta)})" if eta else f'"{settings.sampler}"'
+    lines.append(f'sampler={sampler or own}, steps="{settings.spec}", seed={settings.seed},')
+    if settings.unconditional:
+        lines.append("unconditional=True,")
+    lines.append(f'precision="{precision(settings, entry)}",')
+    return [f"    {line}" for line in lines]
+
+
+def guide_code(settings: Settings) -> str:
+    """Return the code of the guide."""
+    scale = number(settings.scale)
+    if settings.guidance == CLASSIFIER:
+        guide = f"admg.guidance.ClassifierGuidance(classifier, scale={scale})"
+    else:
+        kind = guide_kinds()[settings.guidance]
+        first = "classifier, " if settings.needs_classifier else ""
+        guide = f"admg.guidance.{kind.__name__}({first}scale={scale})"
+    if settings.interval is None:
+        return guide
+    low, high = (number(value) if value != float("inf") else 'float("inf")' for value in settings.interval)
+    return f"admg.guidance.Interval({guide}, {low}, {high})"
+
+
+def labels_text(settings: Settings, entry: Entry) -> str:
+    """Return the labels as code: names, or numbers if they have no names; without `labels`, those that are chosen."""
+    if settings.labels:
+        return f"[{', '.join(label_text(label, entry) for label in settings.labels)}]"
+    numbers = settings.numbers(entry)
+    return "None" if numbers[0] is None else repr(numbers)
+
+
+def label_text(label: str, entry: Entry) -> str:
+    """Return a label as code."""
+    number = entry.labels.parse(label)
+    return repr(entry.labels.names[number] if entry.labels.names else number)
+
+
+def precision(settings: Settings, entry: Entry) -> str:
+    """Return the number format that the images were computed in."""
+    return str(settings.recipe(entry).precision)

@@ -1,0 +1,179 @@
+"""The tab Edit: inpaint a picture, change its label, interpolate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from .catalog import Entry
+from .edit_commands import edit_code, edit_command
+from .editing import INPAINTING, METHODS, EditSettings, Pictures, draw_edit, painted, prepared
+from .fields import drawing_fields, subject_fields, values_of
+from .jobs import Done
+from .pictures import enlarged, grid, save_npz
+from .sampling import Frame, Result
+from .settings import NO_GUIDANCE, read, real_number, whole_number
+from .shared import Studio
+from .visits import QUICK, STREAM, status_of, stopper, visitor, with_messages
+
+CANVAS = 384
+MASK, DRAWING = "the part to draw anew", "part of the picture"
+COLOURS: list[str | tuple[str, float]] = ["#ffffff", "#000000", "#808080", "#ff3b30"]
+
+
+class EditTab:
+    """Lays out the tab within the current gr.Tab, and connects its parts."""
+
+    def __init__(self, studio: Studio):
+        self.studio = studio
+        with gr.Row():
+            with gr.Column(scale=3, min_width=400):
+                self.lay_out_pictures()
+            with gr.Column(scale=2, min_width=300):
+                self.lay_out_settings()
+            with gr.Column(scale=3, min_width=400):
+                self.lay_out_result()
+        with gr.Tabs():
+            with gr.Tab("Python"):
+                self.code = gr.Code(language="python", show_label=False, elem_id="edit-code", interactive=False)
+            with gr.Tab("Command line"):
+                self.command = gr.Code(language="shell", show_label=False, elem_id="edit-command", interactive=False)
+            with gr.Tab("Download"):
+                self.files = gr.File(label="The images, and the pictures that the code reads", file_count="multiple",
+                                     interactive=False, elem_id="edit-files")  # fmt: skip
+        self.connect()
+
+    def lay_out_pictures(self) -> None:
+        self.editor = gr.ImageEditor(
+            type="pil", image_mode="RGBA", sources=["upload", "clipboard"], format="png", label="Upload, draw, mask",
+            canvas_size=(CANVAS, CANVAS), layers=False, transforms=["crop"], buttons=[], elem_id="edit-editor",
+            brush=gr.Brush(default_size=24, colors=COLOURS), height=520,
+        )  # fmt: skip
+        self.paint = gr.Radio([MASK, DRAWING], value=MASK, label="What you paint is", elem_id="edit-paint")
+        self.second = gr.Image(type="pil", image_mode="RGBA", sources=["upload"], label="Second picture", format="png",
+                               visible=False, elem_id="edit-second", height=240)  # fmt: skip
+
+    def lay_out_settings(self) -> None:
+        catalog, limits = self.studio.catalog, self.studio.limits
+        self.method = gr.Dropdown(list(METHODS), value=next(iter(METHODS)), label="What to do", elem_id="edit-method")
+        self.fields = subject_fields(catalog, limits, "edit", several=False)
+        self.own = {
+            "strength": gr.Slider(0.05, 1, value=0.6, step=0.05, label="Strength: share of the steps that is run",
+                                  visible=False, elem_id="edit-strength"),
+            "from_label": gr.Dropdown(["", *catalog.first.label_names], value="", label="Label of the picture, if any",
+                                      visible=False, elem_id="edit-from"),
+            "resamplings": gr.Slider(1, 20, value=4, step=1, label="Passes of RePaint", elem_id="edit-passes"),
+            "jump_length": gr.Slider(1, 50, value=5, step=1, label="Length of its jumps in steps", elem_id="edit-jump"),
+            "dps_scale": gr.Slider(0, 10, value=1, step=0.1, label="Step size of DPS", visible=False,
+                                   elem_id="edit-size"),
+            "second_seed": gr.Number(1, label="Seed of the other end", visible=False,
+                                     elem_id="edit-other"),
+        }  # fmt: skip
+        self.fields |= drawing_fields(catalog.first, limits, "edit", guidance=NO_GUIDANCE)
+        with gr.Row():
+            self.start = gr.Button("Edit", variant="primary", elem_id="edit-start")
+            self.stop = gr.Button("Stop", elem_id="edit-stop")
+        self.status = gr.Markdown("Ready", elem_id="edit-status")
+
+    def lay_out_result(self) -> None:
+        options: dict[str, Any] = {"format": "png", "type": "pil", "interactive": False}
+        self.before = gr.Image(**options, label="What the model is given, and in red what it draws anew", height=300,
+                               buttons=["fullscreen"], elem_id="edit-before")  # fmt: skip
+        self.after = gr.Image(**options, show_label=False, elem_id="edit-after", buttons=["download", "fullscreen"],
+                              height=430)  # fmt: skip
+
+    def connect(self) -> None:
+        inputs = [self.editor, self.paint, self.second, self.method, *self.fields.values(), *self.own.values()]
+        outputs = [self.status, self.before, self.after, self.command, self.code, self.files]
+        self.start.click(with_messages(self.edit), inputs, outputs, **STREAM)
+        self.stop.click(stopper(self.studio.queue), None, None, **QUICK)
+        self.method.change(visible_fields, self.method, [self.paint, self.second, *self.own.values()], **QUICK)
+        catalog = self.studio.catalog
+        self.fields["model"].change(
+            lambda name: gr.update(choices=["", *catalog[name].label_names], value=""),
+            self.fields["model"], self.own["from_label"], **QUICK,
+        )  # fmt: skip
+
+    def edit(self, request: gr.Request, drawn: Any, use: Any, second: Any, method: Any, *values: Any) -> Iterator[Any]:
+        """Draw the edits, and show each step."""
+        settings = read(values_of(self.fields, values), self.studio.limits)
+        own = edit_settings(method, values_of(self.own, values[len(self.fields) :]))
+        entry = self.studio.catalog[settings.model]
+        pictures = pictures_of(drawn, use, second, own, entry)
+        total = len(entry.model.respace(settings.spec).diffusion)
+        first = {self.before: given(pictures), self.command: edit_command(settings, own, pictures, entry),
+                 self.code: edit_code(settings, own, pictures, entry)}  # fmt: skip
+        for update in self.studio.queue.run(
+            visitor(request), lambda job: draw_edit(entry, settings, own, pictures, job)
+        ):
+            changed: dict[Any, Any] = {self.status: status_of(update, total)} | first
+            first = {}
+            if isinstance(update, Frame):
+                changed[self.after] = grid(update.x0, "predicted x0")
+            if isinstance(update, Done) and update.result is not None:
+                folder = self.studio.folders.new(visitor(request))
+                changed[self.after] = grid(update.result.samples.images, "images")
+                changed[self.files] = written(update.result, pictures, folder)
+            yield changed
+
+
+def visible_fields(title: Any) -> list[Any]:
+    """Return which fields are visible for a kind of edit: of the painting, the second picture, and of EditTab.own."""
+    method = METHODS.get(title, "repaint")
+    of_method = {
+        "strength": ("sdedit", "inversion"), "from_label": ("inversion",), "resamplings": ("repaint",),
+        "jump_length": ("repaint",), "dps_scale": ("dps",), "second_seed": ("interpolate",),
+    }  # fmt: skip
+    shown = [method in INPAINTING, method == "interpolate", *(method in methods for methods in of_method.values())]
+    return [gr.update(visible=visible) for visible in shown]
+
+
+def edit_settings(method: Any, values: Mapping[str, Any]) -> EditSettings:
+    """Return the options of the edit that the page holds. Raises ValueError for values out of range."""
+    if method not in METHODS:
+        raise ValueError(f"choose what to do: {', '.join(METHODS)}")
+    numbers: dict[str, Any] = {name: real_number(name, values[name]) for name in ("strength", "dps_scale")}
+    numbers |= {name: whole_number(name, values[name]) for name in ("resamplings", "jump_length", "second_seed")}
+    return EditSettings(method=METHODS[method], from_label=str(values["from_label"] or ""), **numbers)
+
+
+def pictures_of(drawn: Any, use: Any, second: Any, own: EditSettings, entry: Entry) -> Pictures:
+    """Return the pictures of the page at the size of the model.
+
+    drawn: value of the editor: the picture behind, the painted layers, and both together
+    use: what the painted layers are, MASK or DRAWING
+    second: the other picture of an interpolation
+    """
+    drawn = drawn or {}
+    layers = [layer for layer in drawn.get("layers") or [] if layer is not None]
+    mask = painted(layers, entry.model)
+    inpaints = own.method in INPAINTING
+    if drawn.get("background") is None and (mask is None or (inpaints and use != DRAWING)):
+        return Pictures()
+    picture = prepared(drawn["background" if inpaints and use != DRAWING else "composite"], entry.model)
+    other = prepared(second, entry.model) if own.method == "interpolate" else None
+    return Pictures(picture, mask if inpaints else None, other)
+
+
+def given(pictures: Pictures) -> Any:
+    """Return what the model is given as a picture, with the part to draw anew in red; None without a picture."""
+    if pictures.picture is None:
+        return None
+    image = enlarged(pictures.picture).convert("RGB")
+    if pictures.painted is not None:
+        red = enlarged(pictures.painted.astype("uint8")[..., None] * 255).convert("L")
+        image.paste((220, 40, 40), mask=red.point(lambda value: 255 if value == 255 else 0))
+    return image
+
+
+def written(result: Result, pictures: Pictures, folder: Path) -> list[str]:
+    """Write the files that are offered, and return their paths."""
+    paths = [save_npz(result.samples, folder), folder / "sheet.png"]
+    result.samples.sheet().save(paths[1])
+    for name, image in pictures.files().items():
+        image.save(folder / name)
+        paths.append(folder / name)
+    return [str(path) for path in paths]

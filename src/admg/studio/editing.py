@@ -1,0 +1,203 @@
+"""Edits of a picture that a visitor uploads or draws: inpainting, changes of the label, interpolation."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, UInt8
+from PIL import Image
+
+from admg.checkpoints.model import Model
+from admg.config import check, setting
+from admg.data.transforms import center_crop
+from admg.diffusion.gaussian import Images
+from admg.generation import Recipe, Samples, edit, interpolate, sample
+from admg.generation.images import to_float
+from admg.guidance import DPS, Mask, Sum
+from admg.samplers import repaint
+
+from .catalog import Entry, interruptible
+from .jobs import Job
+from .sampling import Recorder, Result, counting, watched
+from .settings import LARGEST_SEED, Settings
+
+Method = Literal["repaint", "dps", "sdedit", "inversion", "interpolate"]
+METHODS: dict[str, Method] = {
+    "Inpaint (RePaint)": "repaint",
+    "Inpaint (DPS)": "dps",
+    "Change the label (SDEdit)": "sdedit",
+    "Change the label (DDIM inversion)": "inversion",
+    "Interpolate": "interpolate",
+}
+INPAINTING = ("repaint", "dps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditSettings:
+    """What is done to the picture.
+
+    method: what is done
+    strength: share of the steps that is run, for changes of the label
+    from_label: label that the picture has, for the inversion; "" for none
+    resamplings: passes of RePaint over each part of the steps
+    jump_length: length of RePaint's jumps in steps
+    dps_scale: step size of DPS
+    second_seed: seed of the other end of an interpolation without pictures
+    """
+
+    method: Method = "repaint"
+    strength: float = setting(0.6, above=0, max=1)
+    from_label: str = ""
+    resamplings: int = setting(4, min=1, max=20)
+    jump_length: int = setting(5, min=1, max=100)
+    dps_scale: float = setting(1.0, min=0, max=100)
+    second_seed: int = setting(1, min=0, max=LARGEST_SEED)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """The pictures of an edit at the size of the model, as its files picture.png, mask.png and second.png hold them.
+
+    picture: uint8 (S, S, C), None without one
+    painted: bool (S, S), true where new pixels are to be drawn; None without a mask
+    second: uint8 (S, S, C), the other end of an interpolation
+    """
+
+    picture: UInt8[np.ndarray, "s s c"] | None = None
+    painted: Bool[np.ndarray, "s s"] | None = None
+    second: UInt8[np.ndarray, "s s c"] | None = None
+
+    def files(self) -> dict[str, Image.Image]:
+        """Return the pictures by the name of their file."""
+        found = {}
+        for name, pixels in (("picture.png", self.picture), ("second.png", self.second)):
+            if pixels is not None:
+                found[name] = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+        if self.painted is not None:
+            found["mask.png"] = Image.fromarray(self.painted.astype(np.uint8) * 255)
+        return found
+
+    def given(self) -> UInt8[np.ndarray, "s s c"]:
+        """Return the picture. Raises ValueError without one."""
+        if self.picture is None:
+            raise ValueError("a picture is needed: upload one, or draw one")
+        return self.picture
+
+
+def prepared(image: Image.Image | None, model: Model) -> UInt8[np.ndarray, "s s c"] | None:
+    """Return the square in the middle of a picture at the size of the model, or None without a picture."""
+    if image is None:
+        return None
+    channels, size, _ = model.shape
+    if channels not in (1, 3):
+        raise ValueError(f"this model's images have {channels} channels, and pictures of a browser 1 or 3")
+    if image.mode in ("RGBA", "LA", "P"):
+        image = image.convert("RGBA")
+        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+        image = Image.alpha_composite(black, image)
+    pixels = center_crop(image.convert("L" if channels == 1 else "RGB"), size)
+    return np.ascontiguousarray(pixels.reshape(size, size, channels))
+
+
+def painted(layers: Sequence[Image.Image], model: Model) -> Bool[np.ndarray, "s s"] | None:
+    """Return where the layers of an editor are painted, at the size of the model; None if nowhere."""
+    _, size, _ = model.shape
+    found = np.zeros((size, size), bool)
+    for layer in layers:
+        alpha = layer.convert("RGBA").getchannel("A")
+        found |= center_crop(alpha, size) >= 64  # a quarter of the pixel
+    return found if found.any() else None
+
+
+def check_edit(settings: Settings, own: EditSettings, pictures: Pictures, entry: Entry) -> None:
+    """Raise ValueError if something is missing for this edit, or would have no effect."""
+    if own.method == "interpolate":
+        if (pictures.picture is None) != (pictures.second is None):
+            raise ValueError("an interpolation is between two pictures, or without any between two seeds")
+        if settings.num < 2:
+            raise ValueError("an interpolation has at least 2 images, its ends")
+    else:
+        pictures.given()
+    if own.method in INPAINTING:
+        if pictures.painted is None:
+            raise ValueError("paint over the part of the picture that is to be drawn anew")
+        if pictures.painted.all():
+            raise ValueError("all of the picture is painted over: leave a part of it to go by")
+    if len(settings.labels) > 1:
+        raise ValueError("choose one label for an edit, or none")
+    if own.method in ("repaint", "dps") and settings.eta:
+        raise ValueError("eta is for changes of the label and interpolation; inpainting has its own sampler")
+    if own.from_label:
+        entry.labels.parse(own.from_label)
+
+
+def known_of(pictures: Pictures) -> tuple[Images, torch.Tensor]:
+    """Return the picture (1, C, S, S) in [-1, 1], and the mask (S, S) that is true where its pixels are kept."""
+    assert pictures.painted is not None
+    return to_float(pictures.given()[None]), torch.from_numpy(~pictures.painted)
+
+
+def edit_recipe(settings: Settings, own: EditSettings, pictures: Pictures, entry: Entry) -> Recipe:
+    """Return how the edits are drawn: with RePaint as the sampler, or DPS added to the guide."""
+    recipe = settings.recipe(entry)
+    if own.method not in INPAINTING:
+        return recipe
+    known, mask = known_of(pictures)
+    if own.method == "repaint":
+        sampler = repaint(known, mask, jump_length=own.jump_length, resamplings=own.resamplings)
+        return dataclasses.replace(recipe, sampler=sampler)
+    operator = Mask(mask)
+    dps = DPS(operator, operator(known), own.dps_scale)
+    guide: Any = dps if recipe.guide is None else Sum((recipe.guide, dps))
+    return dataclasses.replace(recipe, guide=guide)
+
+
+def draw_edit(entry: Entry, settings: Settings, own: EditSettings, pictures: Pictures, job: Job) -> Result:
+    """Draw the edits, and report a Frame or a Counted after each step.
+
+    Raises ValueError if the settings do not fit the picture or the model.
+    """
+    check_edit(settings, own, pictures, entry)
+    recipe = edit_recipe(settings, own, pictures, entry)
+    label = entry.labels.parse(settings.labels[0]) if settings.labels else None
+    if own.method == "interpolate":
+        return Result(settings, _interpolated(entry, settings, recipe, pictures, own, job, label), [])
+    model = interruptible(entry.model, job.check)
+    respaced = model.respace(settings.spec)
+    if own.method in INPAINTING:
+        recorder = Recorder(entry, job, len(respaced.diffusion), settings.num)
+        arguments = watched(recipe, respaced, recorder).arguments()
+        samples = sample(model, [label] * settings.num, progress=False, **arguments)
+        return Result(settings, samples, recorder.frames)
+    inverted = own.method == "inversion"
+    steps = max(1, int(own.strength * len(respaced.diffusion) + 0.5))
+    recorder = Recorder(entry, job, steps, settings.num)
+    samples = edit(
+        model, to_float(pictures.given()[None]), [label] * settings.num, strength=own.strength, invert=inverted,
+        from_labels=[entry.labels.parse(own.from_label)] * settings.num if inverted and own.from_label else None,
+        progress=False, **watched(recipe, respaced, recorder).arguments(),
+    )  # fmt: skip
+    return Result(settings, samples, recorder.frames)
+
+
+def _interpolated(
+    entry: Entry, settings: Settings, recipe: Recipe, pictures: Pictures, own: EditSettings, job: Job, label: int | None
+) -> Samples:
+    ends: Images | tuple[int, int] = (settings.seed, own.second_seed)
+    steps = len(entry.model.respace(settings.spec).diffusion)
+    if pictures.picture is not None and pictures.second is not None:
+        ends = to_float(np.stack([pictures.picture, pictures.second]))
+        steps *= 2  # the encoding comes first
+    arguments = recipe.arguments()
+    del arguments["compile"]
+    return interpolate(
+        counting(entry.model, job, steps), ends, label, frames=settings.num, progress=False, **arguments
+    )  # fmt: skip

@@ -1,0 +1,117 @@
+"""The web server of the studio: on loopback by default, without analytics, with limits on what it is sent."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from admg.engine.device import choose_device
+
+from .catalog import Catalog
+from .jobs import JobQueue
+from .limits import Limits
+from .runs import RunFolder, Trainer
+from .shared import Folders, Studio
+
+MISSING = "admg studio needs Gradio: pip install 'admg[studio]'"
+Message = dict[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+
+class BodyLimit:
+    """ASGI middleware that answers requests whose body is too large with 413, before they are read to the end."""
+
+    def __init__(self, app: Any, most: int):
+        self.app, self.most = app, most
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        sizes = [value for name, value in scope["headers"] if name == b"content-length"]
+        if sizes and not (sizes[0].isdigit() and int(sizes[0]) <= self.most):
+            await refuse(send, self.most)
+            return
+        received = 0
+
+        async def limited() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self.most:
+                return {"type": "http.disconnect"}
+            return message
+
+        await self.app(scope, limited, send)
+
+
+async def refuse(send: Send, most: int) -> None:
+    """Answer that the request is too large."""
+    text = f'{{"detail": "an upload may have at most {most >> 20} MiB"}}'.encode()
+    headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": 413, "headers": headers})
+    await send({"type": "http.response.body", "body": text})
+
+
+@contextmanager
+def serving(
+    models: Sequence[str],
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    limits: Limits | None = None,
+    runs: Path | str | None = None,
+    data: Path | str | None = None,
+    device: str = "auto",
+) -> Iterator[str]:
+    """Context manager that serves the studio in threads of this process, and returns its address.
+
+    models: that visitors can choose from, as for Catalog
+    host, port: address to listen at; port None: the first free one from 7860
+    runs: folder whose run directories the tab Train shows
+    data: folder of data sets that a visitor may train on; the runs then go into `runs`
+    Raises ValueError for models or folders that cannot be used, and without Gradio; OSError if the port is in use.
+    """
+    if data is not None and runs is None:
+        raise ValueError("data is for trainings, which are written into the folder --runs: give it too")
+    limits = limits or Limits()
+    folder = None if runs is None else RunFolder(runs)
+    trainer = None if data is None or folder is None else Trainer(folder, data)
+    with tempfile.TemporaryDirectory(prefix="admg-studio-") as scratch:
+        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "0", "GRADIO_TEMP_DIR": str(Path(scratch) / "cache"),
+                       "HF_HUB_DISABLE_TELEMETRY": "1", "GRADIO_NODE_SERVER_NAME": ""}  # fmt: skip
+        try:
+            import gradio as gr
+        except ImportError:
+            raise ValueError(MISSING) from None
+        from PIL import Image
+        from starlette.middleware import Middleware
+
+        from .page import CSS, FONTS, MONOSPACE, build
+
+        Image.MAX_IMAGE_PIXELS = limits.max_megapixels * 1_000_000 // 2  # Pillow refuses twice as many
+        catalog = Catalog(models, choose_device(device))
+        queue = JobQueue(limits.max_seconds, limits.max_waiting)
+        files = Path(scratch) / "files"
+        files.mkdir()
+        studio = Studio(catalog, limits, queue, Folders(files), folder, trainer)
+        page = build(studio)
+        page.queue(max_size=limits.max_waiting + 32, default_concurrency_limit=None)
+        theme = gr.themes.Default(font=FONTS, font_mono=MONOSPACE)
+        try:
+            _, address, _ = page.launch(
+                server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True, theme=theme,
+                css=CSS, allowed_paths=[], max_file_size=limits.max_upload << 20, footer_links=[], ssr_mode=False,
+                enable_monitoring=False, mcp_server=False, pwa=False, state_session_capacity=100, inbrowser=False,
+                strict_cors=True, max_threads=limits.max_waiting + 40, run_history=False,
+                app_kwargs={"middleware": [Middleware(BodyLimit, most=limits.max_upload << 20)], "openapi_url": None},
+            )  # fmt: skip
+            yield address
+        finally:
+            studio.close()
+            page.close(verbose=False)

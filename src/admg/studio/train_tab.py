@@ -1,0 +1,96 @@
+"""The tab Train: watch the run directories of a folder, and start a training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from .charts import log_chart
+from .runs import NewRun, RunFolder, Trainer, read_picture
+from .shared import Studio
+from .visits import QUICK, with_messages
+
+EVERY = 2.0
+"""Seconds between two looks at a run."""
+NO_RUNS = "No folder of runs was given when this studio was started: `admg studio --runs DIR`."
+NO_DATA = "Trainings can be started if the studio has a folder of data sets: `admg studio --runs DIR --data DIR`."
+
+
+class TrainTab:
+    """Lays out the tab within the current gr.Tab, and connects its parts."""
+
+    def __init__(self, studio: Studio):
+        if studio.runs is None:
+            gr.Markdown(NO_RUNS, elem_id="train-none")
+            return
+        self.runs: RunFolder = studio.runs
+        with gr.Row():
+            with gr.Column(scale=2, min_width=300):
+                names = self.runs.names()
+                self.chosen = gr.Dropdown(names, value=names[0] if names else None, label="Run", elem_id="train-run")
+                self.status = gr.Markdown("", elem_id="train-status")
+                if studio.trainer is None:
+                    gr.Markdown(NO_DATA)
+                else:
+                    self.lay_out_new(studio.trainer)
+            with gr.Column(scale=5, min_width=500):
+                options: dict[str, Any] = {"format": "png", "type": "pil", "interactive": False}
+                self.curves = gr.Image(**options, label="Curves", elem_id="train-curves")
+                self.preview = gr.Image(**options, label="Newest samples", elem_id="train-preview", height=420)
+        self.connect(studio.trainer)
+
+    def lay_out_new(self, trainer: Trainer) -> None:
+        with gr.Group():
+            data = gr.Dropdown(trainer.data_sets(), label="Data set to train on", elem_id="new-data")
+            name = gr.Textbox(label="Name of the new run", max_length=60, elem_id="new-name")
+            with gr.Row():
+                size = gr.Number(32, label="Image size", min_width=80,
+                                 elem_id="new-size")  # fmt: skip
+                steps = gr.Number(2000, label="Steps", min_width=80, elem_id="new-steps")
+                batch = gr.Number(32, label="Batch size", min_width=80, elem_id="new-batch")
+        with gr.Row():
+            self.start = gr.Button("Train", variant="primary", elem_id="new-start")
+            self.stop = gr.Button("Stop and save", elem_id="new-stop")
+        self.output = gr.Textbox(label="Messages of the training", lines=5, interactive=False, elem_id="new-output")
+        self.new = [name, data, size, steps, batch]
+
+    def connect(self, trainer: Trainer | None) -> None:
+        seen: Any = gr.State(None)
+        timer, look = gr.Timer(EVERY), with_messages(self.look)
+        outputs = [self.chosen, self.status, self.curves, self.preview, seen]
+        timer.tick(look, [self.chosen, seen], outputs, **QUICK)
+        self.chosen.input(look, [self.chosen, seen], outputs, **QUICK)
+        if trainer is None:
+            return
+
+        def start(name: Any, data: Any, size: Any, steps: Any, batch: Any) -> Any:
+            new = NewRun.read(name, data, image_size=size, steps=steps, batch_size=batch)
+            trainer.start(new)
+            return gr.update(choices=[new.name, *trainer.runs.names()], value=new.name)
+
+        def stop() -> None:
+            if not trainer.stop():
+                gr.Info("No training that was started here is running.")
+
+        self.start.click(with_messages(start), self.new, self.chosen, **QUICK)
+        self.stop.click(stop, None, None, **QUICK)
+        timer.tick(trainer.message, None, self.output, **QUICK)
+
+    def look(self, name: Any, seen: Any) -> Any:
+        """Show the run as it is now. Pictures are sent only when they have changed.
+
+        seen: the name, the number of rows and the preview that the page shows
+        """
+        known = self.runs.names()
+        if not name:
+            return gr.update(choices=known), "No run is chosen.", None, None, None
+        if name not in known:  # it has just been started
+            return gr.update(choices=[name, *known]), f"{name}: starting", None, None, None
+        view = self.runs.view(name)
+        now = (name, len(view.rows), str(view.preview))
+        before = seen or (None, None, None)
+        same = before[0] == name
+        curves = gr.skip() if same and before[1] == now[1] else log_chart(view.rows)
+        preview = gr.skip() if same and before[2] == now[2] else read_picture(view.preview)
+        return gr.update(choices=known), view.status, curves, preview, now
