@@ -98,7 +98,8 @@ class GuidanceOptions:
     cfg: guidance scale of classifier-free guidance, where 1 is the conditional model; it replaces the classifier unless
         --scale is given too
     guide: another kind of guidance, which replaces the classifier unless --scale is given too, such as apg:4,eta=0.5
-        ({", ".join(guide_kinds())}); or path/to/file.py:name, a guide of your own, which is added
+        ({", ".join(guide_kinds())}), or a network of another library, timm:MODEL,label=NAME,scale=S
+        (torchvision:, transformers:) or clip:TEXT,scale=S; or path/to/file.py:name, a guide of your own, which is added
     interval: noise levels in units of the image, from about 0.01 to 150, outside of which there is no guidance
     """
 

@@ -21,6 +21,7 @@ from admg.guidance import Guide, State
 from admg.userfile import described, load_object
 
 from .pairing import check_guide
+from .pretrained_specs import PRETRAINED, is_pretrained, load_pretrained
 
 
 @dataclass(frozen=True)
@@ -78,20 +79,22 @@ def load_guides(
     classifier: name, folder or file of weights; it is loaded if a guide needs it
     scale: guidance scale of the classifier; None: default_scale, or 0 if there is another kind of guidance
     cfg: guidance scale of classifier-free guidance
-    specs: kinds of admg.guidance such as "apg:4,eta=0.5", which take the place of the classifier's guidance, and
-        "path/to/file.py:name", which are added to it
+    specs: kinds of admg.guidance such as "apg:4,eta=0.5" and networks of other libraries such as "clip:a red coat",
+        which take the place of the classifier's guidance, and "path/to/file.py:name", which are added to it
     interval: "low,high", noise levels
     keep_classifier: load the classifier even at scale 0
     Raises ValueError for an unknown guide, an option out of range, or a classifier that does not fit the model.
     """
-    own = [spec for spec in specs if ".py" in spec]
-    others = [spec for spec in specs if ".py" not in spec]
+    pretrained = [spec for spec in specs if is_pretrained(spec)]
+    own = [spec for spec in specs if ".py" in spec and spec not in pretrained]
+    others = [spec for spec in specs if spec not in own and spec not in pretrained]
     kinds = [guide_kind(spec) for spec in others]
     if scale is None:
-        scale = 0.0 if cfg is not None or others else default_scale
+        scale = 0.0 if cfg is not None or others or pretrained else default_scale
     needed = keep_classifier or scale != 0 or any("classifier" in _required(kind) for kind in kinds)
     loaded = load_classifier_for(model, classifier) if needed else None
-    named: list[Guide] = [*(parse_guide(spec, loaded) for spec in others), *(load_user_guide(spec) for spec in own)]
+    named: list[Guide] = [*(parse_guide(spec, loaded) for spec in others), *map(load_pretrained, pretrained)]
+    named += [load_user_guide(spec) for spec in own]
     found = GuideSet(loaded, scale, cfg, tuple(named), parse_interval(interval) if interval else None)
     if found.build() is None and found.interval:
         raise ValueError("the interval limits guidance, and there is none: give a scale, cfg or a guide")
@@ -142,9 +145,8 @@ def guide_kind(spec: str) -> type[guidance.Guidance]:
     """Return the class that a text such as "apg:4" names. Raises ValueError if there is none."""
     name = spec.split(":")[0]
     if name not in guide_kinds():
-        raise ValueError(
-            f"guide {spec}: unknown guidance {name!r}: {', '.join(guide_kinds())}, or path/to/file.py:name"
-        )
+        known = ", ".join([*guide_kinds(), *PRETRAINED])
+        raise ValueError(f"guide {spec}: unknown guidance {name!r}: {known}, or path/to/file.py:name")
     return guide_kinds()[name]
 
 
@@ -187,6 +189,8 @@ def guide_title(guide: Guide | None) -> str:
         return f"{guide_title(guide.guide)}, noise {guide.low:g} to {guide.high:g}"
     if isinstance(guide, UserGuide):
         return guide.name
+    if isinstance(guide, guidance.PretrainedGuidance):
+        return guide.title
     if isinstance(guide, guidance.Scaled):
         return f"{guide.factor:g} x ({guide_title(guide.guide)})"
     if type(guide) is guidance.Wrapper:

@@ -22,6 +22,15 @@ from .inverse import DPS, LinearInverse
 from .loss import LossGuidance
 from .operators import Blur, Downsample, Grey, Mask
 from .perturbed import PerturbedAttentionGuidance
+from .preprocessing import Preprocessing
+from .pretrained import (
+    PretrainedGuidance,
+    PretrainedNetwork,
+    by_classifier,
+    from_timm,
+    from_torchvision,
+    from_transformers,
+)
 from .recorded import Recorded
 from .rescaled import Rescaled
 from .scheduler import SchedulerGuidance
@@ -53,6 +62,9 @@ __all__ = [
     "LossGuidance",
     "Mask",
     "PerturbedAttentionGuidance",
+    "Preprocessing",
+    "PretrainedGuidance",
+    "PretrainedNetwork",
     "Recorded",
     "Rescaled",
     "Scaled",
@@ -60,10 +72,14 @@ __all__ = [
     "State",
     "Sum",
     "Wrapper",
+    "by_classifier",
     "calibrated",
     "diffusers_guider",
     "expected_calibration_error",
     "fit_temperature",
+    "from_timm",
+    "from_torchvision",
+    "from_transformers",
     "guide",
     "log_prob_gradient",
 ]

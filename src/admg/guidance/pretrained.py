@@ -1,0 +1,289 @@
+"""Guidance by classifiers of clean images, and by texts, from timm, torchvision and transformers, at the predicted x0.
+
+Bansal et al. 2023, "Universal guidance": the gradient goes through the resize and the denoiser.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from admg.data import imagenet
+from admg.diffusion.gaussian import Images
+
+from .base import Wrapper
+from .classifier_options import ExtendedClassifierGuidance
+from .embedding import EmbeddingDistance
+from .loss import LossGuidance
+from .numbers import Scale
+from .preprocessing import Preprocessing
+from .state import State
+
+EXTRAS = {"timm": "timm", "torchvision": "torchvision", "transformers": "transformers"}
+"""The extra of admg that installs each library."""
+CLASSIFIER_SCALE, TEXT_SCALE = 10.0, 500.0
+
+
+class PretrainedNetwork:
+    """A network of another library as a function of images in [-1, 1]: prepared, in float32, on their device.
+
+    It is no module, so that nothing replaces parts of a network that admg does not know.
+
+    module: network; it is put into evaluation mode, and its weights get no gradients
+    preprocessing: images -> input of the network
+    call: (module, input) -> output, if it is not just module(input)
+    """
+
+    def __init__(
+        self, module: nn.Module, preprocessing: Preprocessing, call: Callable[[Any, Tensor], Tensor] | None = None
+    ) -> None:
+        self.module = module.eval().requires_grad_(False)
+        self.preprocessing, self.call = preprocessing, call
+
+    def __call__(self, images: Images) -> Tensor:
+        with torch.autocast(images.device.type, enabled=False):
+            prepared = self.preprocessing(images.float())
+            module = self.module.to(images.device)
+            return module(prepared) if self.call is None else self.call(module, prepared)
+
+
+@dataclass(frozen=True)
+class PretrainedGuidance(Wrapper):
+    """Guidance by a network of another library, with a text for titles of pictures.
+
+    guide: the guidance itself
+    title: short text, such as "clip: a red coat"
+    classes: number of classes of a classifier that is given the sampler's labels; 0 for any other guide
+    """
+
+    title: str = ""
+    classes: int = field(default=0, kw_only=True)
+
+    def __call__(self, state: State) -> Tensor | None:
+        count = getattr(getattr(state.model, "labels", None), "count", 0)
+        if self.classes and count and count != self.classes:
+            raise ValueError(
+                f"{self.title}: the model has {count} labels and the classifier {self.classes}, so that they are not "
+                "the same: name the target class, label=..."
+            )
+        return super().__call__(state)
+
+
+# -- in one line -------------------------------------------------------------------------------------------------------
+
+
+def from_timm(
+    model: str | nn.Module, label: str | int | None = None, *, scale: Scale = CLASSIFIER_SCALE
+) -> PretrainedGuidance:
+    """Return guidance by a classifier of timm: `from_timm("resnet50.a1_in1k", "golden retriever")`.
+
+    model: name of a model of timm, or a loaded one
+    label: target class, by name or number; None: the sampler's labels, for a model with the same ones
+    scale: guidance scale
+
+    Raises ValueError if timm is not installed, or if there is no such model or class.
+    """
+    timm = library("timm")
+    name = model if isinstance(model, str) else type(model).__name__
+    network = (
+        loaded("timm", model, lambda: timm.create_model(model, pretrained=True)) if isinstance(model, str) else model
+    )
+    config = import_module("timm.data").resolve_model_data_config(network)
+    names = tuple((getattr(network, "pretrained_cfg", None) or {}).get("label_names") or ())
+    return by_classifier(PretrainedNetwork(network, Preprocessing.of_timm(config)), label, scale, f"timm:{name}", names)
+
+
+def from_torchvision(
+    model: str | nn.Module, label: str | int | None = None, *, weights: Any = "DEFAULT", scale: Scale = CLASSIFIER_SCALE
+) -> PretrainedGuidance:
+    """Return guidance by a classifier of torchvision: `from_torchvision("resnet50", "golden retriever")`.
+
+    model: name of a model of torchvision, or a loaded one, whose weights are then given
+    weights: its weights: a name such as IMAGENET1K_V2, or an entry of torchvision's enumerations
+    label, scale: see from_timm
+
+    Raises ValueError if torchvision is not installed, or if there is no such model or class.
+    """
+    models = library("torchvision.models")
+    name = model if isinstance(model, str) else type(model).__name__
+    if isinstance(model, str):
+        entry = (
+            loaded("torchvision", model, lambda: models.get_model_weights(model)[weights])
+            if isinstance(weights, str)
+            else weights
+        )
+        network = loaded("torchvision", model, lambda: models.get_model(model, weights=entry))
+    else:
+        entry, network = weights, model
+    if not hasattr(entry, "transforms"):
+        raise ValueError(f"torchvision:{name}: weights must be an entry of torchvision's enumerations, got {weights!r}")
+    preprocessing = Preprocessing.of_torchvision(entry.transforms())
+    names = tuple(entry.meta.get("categories", ()))
+    return by_classifier(PretrainedNetwork(network, preprocessing), label, scale, f"torchvision:{name}", names)
+
+
+def from_transformers(
+    model: str | nn.Module,
+    text: str | Sequence[str] | None = None,
+    *,
+    label: str | int | None = None,
+    scale: Scale | None = None,
+    processor: Any = None,
+    tokenizer: Any = None,
+) -> PretrainedGuidance:
+    """Return guidance by a text, or by a classifier of images, of transformers.
+
+        from_transformers("openai/clip-vit-base-patch32", "a red coat")
+        from_transformers("google/vit-base-patch16-224", label="golden retriever")
+
+    model: name or folder of a model of transformers, or a loaded one, with `processor` and, for texts, `tokenizer`
+    text: target of a model of images and texts (CLIP, SigLIP): samples follow the angle between the embeddings of the
+        image and of the text; of several texts, the mean embedding is the target
+    label: target class of a classifier, see from_timm
+    scale: guidance scale (default: 500 for a text, 10 for a classifier)
+    processor: image processor, or the entries of its preprocessor_config.json
+
+    Raises ValueError if transformers is not installed, or if there is no such model or class.
+    """
+    transformers = library("transformers")
+    name = model if isinstance(model, str) else type(model).__name__
+    if text is not None and label is not None:
+        raise ValueError("give a text or a label, not both")
+    kind = transformers.AutoModelForImageClassification if text is None else transformers.AutoModel
+    network = loaded("transformers", model, lambda: kind.from_pretrained(model)) if isinstance(model, str) else model
+    if isinstance(model, str) and processor is None:
+        mixin = import_module("transformers.image_processing_base").ImageProcessingMixin
+        processor = loaded("transformers", model, lambda: mixin.get_image_processor_dict(model)[0])
+    if processor is None:
+        raise ValueError(f"{name}: give the image processor of a loaded model, processor=...")
+    preprocessing = Preprocessing.of_transformers(entries(processor))
+    if text is None:
+        config: Any = network.config
+        names = tuple(str(config.id2label[i]) for i in range(len(config.id2label)))
+        of_images = PretrainedNetwork(network, preprocessing, _logits)
+        return by_classifier(
+            of_images, label, CLASSIFIER_SCALE if scale is None else scale, f"transformers:{name}", names
+        )
+    if isinstance(model, str) and tokenizer is None:
+        tokenizer = loaded("transformers", model, lambda: transformers.AutoTokenizer.from_pretrained(model))
+    if tokenizer is None or not hasattr(network, "get_text_features"):
+        raise ValueError(f"{name}: a text needs a model of images and texts such as CLIP, with its tokenizer")
+    texts = [text] if isinstance(text, str) else list(text)
+    target = text_embedding(network, tokenizer, texts)
+    embed = PretrainedNetwork(network, preprocessing, _image_features)
+    guide = LossGuidance(EmbeddingDistance(embed, target), TEXT_SCALE if scale is None else scale)
+    return PretrainedGuidance(guide, f"clip: {', '.join(texts)}")
+
+
+def by_classifier(
+    classifier: PretrainedNetwork, label: str | int | None, scale: Scale, title: str, names: Sequence[str] = ()
+) -> PretrainedGuidance:
+    """Return guidance by a classifier of clean images at the predicted x0.
+
+    classifier: images in [-1, 1] -> logits (N, K)
+    label: target class, by name or number; None: the sampler's labels
+    title: text for titles of pictures and messages
+    names: names of the classes; for 1,000 classes without names, those of ImageNet
+
+    Raises ValueError if there is no such class.
+    """
+    classes = number_of_classes(classifier)
+    if label is None:
+        return PretrainedGuidance(ExtendedClassifierGuidance(classifier, scale, at="x0"), title, classes=classes)
+    target = class_number(label, classes, names, title)
+    guide = ExtendedClassifierGuidance(classifier, scale, at="x0", labels={target: 1.0})
+    return PretrainedGuidance(guide, f"{title}: {label}")
+
+
+# -- parts -------------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def number_of_classes(classifier: PretrainedNetwork) -> int:
+    """Return the number of logits. Raises ValueError if the network does not return (1, K) for an image."""
+    weight = next(classifier.module.parameters(), torch.zeros(1))
+    logits = classifier(torch.zeros(1, len(classifier.preprocessing.mean), 32, 32, device=weight.device))
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"{type(classifier.module).__name__} returned {found} for an image: needed are logits (1, K)")
+    return logits.shape[1]
+
+
+def class_number(label: str | int, classes: int, names: Sequence[str], title: str) -> int:
+    """Return the number of a class. Names are compared regardless of case; ImageNet's have synonyms.
+
+    Raises ValueError, with similar names, if there is none.
+    """
+    if isinstance(label, int) or (label.isdecimal() and label not in names):
+        if int(label) < classes and int(label) >= 0:
+            return int(label)
+        raise ValueError(f"{title}: class {label} is not one of 0 to {classes - 1}")
+    listed: list[tuple[str, ...]] = [(name,) for name in names]
+    if classes == 1000:
+        listed += [(name, *synonyms) for name, synonyms in zip(imagenet.names(), imagenet.synonyms())]
+    known: dict[str, int] = {}
+    for position, terms in enumerate(listed):
+        for term in {part for name in terms for part in (name, *name.split(", "))}:
+            known.setdefault(term.lower(), position % classes)
+    if label.lower() in known:
+        return known[label.lower()]
+    similar = difflib.get_close_matches(label.lower(), known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(map(repr, similar))}?" if similar else f"classes are 0 to {classes - 1}"
+    raise ValueError(f"{title}: unknown class {label!r}: {hint}")
+
+
+@torch.no_grad()
+def text_embedding(network: Any, tokenizer: Any, texts: Sequence[str]) -> Tensor:
+    """Return the mean of the normalised embeddings of texts (D,)."""
+    tokens = tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt").to(network.device)
+    features = _features(network.get_text_features(**tokens)).float()
+    return nn.functional.normalize(features, dim=-1).mean(0)
+
+
+def _image_features(network: Any, prepared: Tensor) -> Tensor:
+    return _features(network.get_image_features(pixel_values=prepared))
+
+
+def _features(output: Any) -> Tensor:
+    """Return the features, which older versions of transformers return as they are."""
+    found: Tensor = output if isinstance(output, Tensor) else output.pooler_output
+    return found
+
+
+def _logits(network: Any, prepared: Tensor) -> Tensor:
+    logits: Tensor = network(pixel_values=prepared).logits
+    return logits
+
+
+def entries(processor: Any) -> dict[str, Any]:
+    """Return the configuration of an image processor of transformers, or of one that holds it."""
+    if isinstance(processor, dict):
+        return processor
+    inner = getattr(processor, "image_processor", processor)
+    return dict(inner.to_dict())
+
+
+def library(name: str) -> Any:
+    """Import a library. Raises ValueError, which names the extra, if it is not installed."""
+    root = name.partition(".")[0]
+    try:
+        return import_module(name)
+    except ImportError as error:
+        missing = getattr(error, "name", None) or root
+        reason = "" if missing.partition(".")[0] == root else f" ({missing} is missing)"
+        raise ValueError(f"this guide needs {root}{reason}: pip install 'admg[{EXTRAS[root]}]'") from None
+
+
+def loaded(root: str, name: Any, load: Callable[[], Any]) -> Any:
+    """Return what a function of a library loads. Its errors become a ValueError of one line."""
+    try:
+        return load()
+    except Exception as error:  # libraries raise their own, and those of the Hub
+        text = " ".join(str(error).split())
+        raise ValueError(f"{root} cannot load {name!r}: {type(error).__name__}: {text[:300]}") from None
