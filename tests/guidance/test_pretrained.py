@@ -62,7 +62,7 @@ def state(x, y=None, index=100) -> State:
 )
 @pytest.mark.parametrize("size", [(64, 64), (48, 80)])
 def test_images_are_prepared_as_transformers_prepares_them(config, size):
-    """Pillow rounds rows to whole values, then columns, whose weights add up to at most 1.25: 1.25 / 2 + 1 / 2 in all."""
+    """Pillow rounds rows, then columns, whose weights add up to at most 1.25, to whole values: 1.25 / 2 + 1 / 2."""
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     processor, image = CLIPImageProcessorPil(**config), photo(*size)

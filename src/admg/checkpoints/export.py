@@ -1,21 +1,22 @@
-"""Export models to other libraries: diffusers' UNet2DModel and the state dicts of OpenAI's guided-diffusion."""
+"""Export models to other libraries: diffusers, OpenAI's guided-diffusion, ONNX and torch.export."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from .diffusers.export import to_diffusers
 from .diffusers.readme import Scheduler
 from .exported import Exported
+from .graph_export import to_graph
 from .loading import Part, load_any
 from .model import Classifier, Model
 from .openai.export import to_openai
 from .weights import check_values
 
-__all__ = ["Exported", "Library", "Scheduler", "export", "to_diffusers", "to_openai"]
+__all__ = ["Exported", "Library", "Scheduler", "export", "to_diffusers", "to_graph", "to_openai"]
 
-Library = Literal["diffusers", "openai"]
+Library = Literal["diffusers", "openai", "onnx", "torch-export"]
 
 
 def export(
@@ -28,8 +29,8 @@ def export(
 ) -> Exported:
     """Export a model, or the checkpoint of this name, to another library.
 
-    to: diffusers or openai
-    out: folder (diffusers) or .pt file (openai) to write
+    to: diffusers, openai, or the network alone as a graph: onnx or torch-export; see to_graph
+    out: folder (diffusers) or file (.pt for openai, .onnx, .pt2 for torch-export) to write
     part: diffusion or classifier, for a name that has both (default: diffusion)
     scheduler: ddpm, ddim or dpmpp_2m, for diffusers; see to_diffusers
 
@@ -39,8 +40,12 @@ def export(
     check_values("the network", loaded.network.state_dict())
     if to == "openai":
         return to_openai(loaded, out)
+    if to == "onnx" or to == "torch-export":
+        return to_graph(loaded, out, to)
     if to != "diffusers":
-        raise ValueError(f"unknown library {to!r}: diffusers or openai")
+        raise ValueError(f"unknown library {to!r}: {', '.join(get_args(Library))}")
     if isinstance(loaded, Classifier):
-        raise ValueError("diffusers has no noisy classifier: a classifier can only be exported to openai")
+        raise ValueError(
+            "diffusers has no noisy classifier: a classifier can only be exported to openai, onnx and torch-export"
+        )
     return to_diffusers(loaded, out, scheduler)

@@ -1,4 +1,4 @@
-"""`admg export`: write a model for another library."""
+"""`admg export`: write a model for another library, or its network as a graph."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from admg.checkpoints.loading import Part
 from admg.config import setting
 
 EXAMPLES = """  admg export fashion-mnist --to diffusers --out fashion-mnist-diffusers
-  admg export fashion-mnist --part classifier --to openai --out classifier.pt"""
+  admg export fashion-mnist --part classifier --to openai --out classifier.pt
+  admg export runs/mine --to onnx --out mine.onnx
+  admg export runs/mine-classifier --to torch-export --out classifier.pt2"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Write a model for diffusers or for guided-diffusion.
+    """Write a model for diffusers or for guided-diffusion, or its network alone as a graph of ONNX or torch.export.
 
     model: model name, checkpoint folder, run directory or file of weights
-    to: library that will load the model
-    out: folder (diffusers) or .pt file (openai) to write
+    to: library or format that the model is written for
+    out: folder (diffusers) or file (.pt for openai, .onnx, .pt2 for torch-export) to write
     part: network to export, for a name that has both (default: diffusion)
     scheduler: scheduler configuration to write, for diffusers; ddim and dpmpp_2m omit a learned variance
     """

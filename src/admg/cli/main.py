@@ -44,8 +44,8 @@ COMMANDS = {
     "models": "list the shipped and the published models",
     "info": "describe a model: architecture, parameters, labels, provenance",
     "import-openai": "convert a checkpoint of guided-diffusion, with or without its flags",
-    "export": "write a model for diffusers or for guided-diffusion",
     "verify": "read files again, and compare them with the checksums that were written with them",
+    "export": "write a model for diffusers or guided-diffusion, or as a graph of ONNX or torch.export",
     "diagnose": "infer the missing settings of a checkpoint from real images",
     "completion": "print a completion script for bash, zsh or tcsh",
 }
