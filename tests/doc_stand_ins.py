@@ -142,9 +142,9 @@ class StandIns:
     def fitted_python(self, code: str) -> str:
         """Return a block of Python with small settings, after making the files that it names and that are missing."""
         code = re.sub(r'"(openai/[\w-]+)"', lambda m: repr(self.openai(m[1])), code)
-        code = re.sub(r"\bsteps=\d{2,}", "steps=3", code)
-        code = re.sub(r"respace\(\d+\)", "respace(3)", code)
-        code = re.sub(r"\bnum=\d+", "num=2", code)
+        code = re.sub(r"\bsteps=\d[\d_]+", "steps=3", code).replace('-images", 64)', '-images", 16)')
+        code = code.replace("respace(25)", "respace(3)")
+        code = re.sub(r"\bnum=\d+", "num=4", code)
         code = re.sub(r'flags="[^"]*"', f"flags={(self.root / 'flags.txt').read_text()!r}", code)
         code = code.replace('recipe("adm-64")', 'recipe("small-32")').replace('"runs/adm-64"', '"runs/small-32"')
         code = re.sub(r'"([\w/.-]+\.npz)"', lambda m: repr(self.existing(m[1])), code)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+import sys
 import tomllib
 import warnings
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import doc_blocks
 import pytest
@@ -15,8 +17,9 @@ from doc_blocks import ROOT, Block
 from doc_stand_ins import StandIns
 
 import admg
+from admg import config
 from admg.cli import demo
-from admg.cli.main import main
+from admg.cli.main import COMMANDS, main
 
 PAGES = [page for page in doc_blocks.pages() if any(doc_blocks.blocks(page))]
 SLOW = ("README.md", "docs/openai.md", "docs/report.md", "docs/training.md")
@@ -39,8 +42,10 @@ def folder(tmp_path_factory, tmp_path, monkeypatch):
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("page", [pytest.param(p, marks=pytest.mark.slow if p in SLOW else ()) for p in PAGES])
-def test_the_blocks_of_a_page_run(page, folder, capsys):
-    scope: dict[str, object] = {"__name__": "page"}
+def test_the_blocks_of_a_page_run(page, folder, capsys, monkeypatch):
+    module = ModuleType("page")  # dataclasses look for it among the modules
+    monkeypatch.setitem(sys.modules, "page", module)
+    scope = vars(module)
     for block in doc_blocks.blocks(page):
         if block.language == "python":
             run_python(block, folder, scope)
@@ -100,4 +105,38 @@ def test_the_numbers_of_blocks(capsys):
     print(text)
     found = [block for page in doc_blocks.pages() for block in doc_blocks.blocks(page)]
     assert text.startswith(f"{len(found)} blocks")
-    assert sum(block.language == "python" for block in found) > 10
+    assert sum(block.language == "python" for block in found) > 20
+
+
+def test_every_option_that_a_page_names_exists():
+    """In the text; blocks are run. Options with underscores are those of guided-diffusion."""
+    known = {"--config", "--print-config", "--offline", "--help", "--version", "--threads"}
+    for command in COMMANDS:
+        module = importlib.import_module(f"admg.cli.{command.replace('-', '_').replace(' ', '_')}")
+        known |= {f"--{option.name.replace('_', '-')}" for option in config.options(module.Options)}
+    others = {"--nproc-per-node", "--kill-on-bad-exit", "--signal", "--exclude"}  # of torchrun, srun, SLURM, auditwheel
+    found = 0
+    for page in doc_blocks.pages():
+        text = re.sub(
+            r"^\s*```.*?^\s*```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL
+        )
+        text = re.sub(r"^\| [^|]*\|", "", text, flags=re.MULTILINE) if page == "docs/from-edm2.md" else text
+        for code in re.findall(r"`([^`\n]+)`", text):
+            for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", code):
+                ours = option in known | others or option.replace("--no-", "--") in known or "_" in option
+                benchmarks = (path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks").glob("*.py"))
+                assert ours or any(f'"{option}"' in script for script in benchmarks), f"{page}: {option}"
+                found += 1
+    assert found > 200
+
+
+def test_the_page_for_users_of_guided_diffusion_has_every_script_and_every_flag_of_sampling():
+    page = (ROOT / "docs" / "from-guided-diffusion.md").read_text(encoding="utf-8")
+    for script in ("image_train", "classifier_train", "super_res_train", "image_sample", "classifier_sample",
+                   "super_res_sample", "image_nll", "evaluations/evaluator"):  # fmt: skip
+        assert f"`{script}.py`" in page
+    for flag in (
+        "model_path", "classifier_path", "classifier_scale", "num_samples", "batch_size", "use_ddim", "use_fp16",
+        "timestep_respacing", "clip_denoised", "class_cond", "base_samples", "classifier_use_fp16",
+    ):  # fmt: skip
+        assert re.search(rf"^\|[^|]*`{flag}`", page, re.MULTILINE), flag

@@ -168,4 +168,4 @@ def excerpt(path: str, first: str, last: str) -> str:
 
 def mathml(formula: str, display: Any) -> str:
     """Return a formula in LaTeX as MathML."""
-    return convert(html.unescape(formula).strip(), display=display)
+    return convert(html.unescape(formula).strip().replace("\\log ", "\\log\\, "), display=display)
