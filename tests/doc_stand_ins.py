@@ -61,7 +61,7 @@ class StandIns:
         command = " ".join(words[:2]) if words[:2] in SUBCOMMANDS else words[0]
         rest = words[len(command.split()) :]
         rest = [self.openai(word) for word in rest] if command not in ("info", "models", "recipes") else rest
-        rest = [self.existing(word) for word in rest]
+        rest = without([self.existing(word) for word in rest], "--gpus")  # which starts processes
         for value in values(rest, "--config"):
             Path(value).write_text('data = "photos"\n')
             self.data("photos")

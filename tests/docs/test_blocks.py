@@ -22,7 +22,10 @@ from admg.cli import demo
 from admg.cli.main import COMMANDS, main
 
 PAGES = [page for page in doc_blocks.pages() if any(doc_blocks.blocks(page))]
-SLOW = ("README.md", "docs/openai.md", "docs/report.md", "docs/training.md")
+SLOW = (
+    "README.md", "docs/evaluation.md", "docs/from-guided-diffusion.md", "docs/guides.md", "docs/inverse-problems.md",
+    "docs/openai.md", "docs/own-images.md", "docs/report.md", "docs/training.md",
+)  # fmt: skip
 """Pages whose blocks take long."""
 
 
