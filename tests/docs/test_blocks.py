@@ -75,12 +75,15 @@ def run_command(block: Block, command: str, folder: StandIns, capsys) -> None:
         return
     words = doc_blocks.words(command)
     assert words[0] == "admg", f"{where}: neither run nor named in NOT_RUN"
+    words, redirection = (words[: words.index(">")], words[-1]) if ">" in words else (words, None)
     fitted = folder.fitted(words[1:]) if len(words) > 2 else words[1:]
     try:
         code = main(fitted)
     except SystemExit as end:
         code = int(end.code or 0)
     out, err = capsys.readouterr()
+    if redirection is not None:
+        Path(redirection).write_text(out, encoding="utf-8")
     assert code == 0, f"{where}\nadmg {' '.join(fitted)}\n{out[-500:]}\n{err[-2000:]}"
 
 
