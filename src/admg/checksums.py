@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from admg import files
+
 KEY = "checksum"
 
 
@@ -25,7 +27,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Raises OSError if it cannot be read, and ValueError if it is not JSON, not a dictionary, or damaged.
     """
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = files.read_json(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no dictionary")
     if is_damaged(content):
@@ -55,5 +57,9 @@ def damaged(path: Path) -> str:
 
 def _checksum(content: Mapping[str, Any]) -> str:
     """Return the SHA-256 of the values; spaces, line ends and the order of the entries do not count."""
-    read = json.loads(json.dumps(content))  # keys as they are read back, all of them strings
-    return hashlib.sha256(json.dumps(read, sort_keys=True, separators=(",", ":")).encode("ascii")).hexdigest()
+    try:
+        read = json.loads(json.dumps(content))  # keys as they are read back, all of them strings
+        text = json.dumps(read, sort_keys=True, separators=(",", ":"))
+    except RecursionError:
+        raise ValueError("the content is nested too deeply") from None
+    return hashlib.sha256(text.encode("ascii")).hexdigest()

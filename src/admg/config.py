@@ -19,6 +19,8 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 C = TypeVar("C")
 LARGEST_TOML = 1 << 20
+LONGEST = 1500
+"""Largest number of characters of a message."""
 
 
 @dataclass(frozen=True)
@@ -248,6 +250,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
+def shortened(text: str) -> str:
+    """Return a text without its middle if it is longer than any message need be, as that of a file may be."""
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
+
+
 def did_you_mean(text: str, known: Iterable[str]) -> str:
     """Return `did you mean 'x'?` for the nearest of the known words, or "" if none is near."""
     near = difflib.get_close_matches(text, list(known), n=1, cutoff=0.6)
@@ -275,12 +282,12 @@ def read_toml(path: Path | str) -> dict[str, Any]:
 def flat(content: Mapping[str, Any], source: str) -> dict[str, Any]:
     """Return the values of TOML tables by name. Raises ValueError, naming the source, if one is given twice."""
     values: dict[str, Any] = {}
-    pending = list(content.items())
+    pending = list(content.items())[::-1]
     while pending:
-        key, value = pending.pop(0)
+        key, value = pending.pop()
         name = key.replace("-", "_")
         if isinstance(value, dict):
-            pending[:0] = value.items()
+            pending += list(value.items())[::-1]
         elif name in values:
             raise ValueError(f"{source} sets {key!r} twice")
         else:

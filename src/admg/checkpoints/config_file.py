@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_type_hints
 
 import msgspec
 
+from admg import files
 from admg.config import literals
 
 from .weights import CheckpointError
 
 C = TypeVar("C")
-LARGEST = 64 << 20
-"""Largest size in bytes of a config.json; a million long label names have half of it."""
-
 Count = Annotated[int, msgspec.Meta(ge=0, le=10_000_000)]
 
 
@@ -34,13 +31,9 @@ class Content(TypedDict, total=False):
 def read_json(path: Path) -> Any:
     """Return the content of a JSON file. Raises CheckpointError if it is too large or not valid JSON."""
     try:
-        if path.stat().st_size > LARGEST:
-            raise CheckpointError(f"{path} has more than {LARGEST >> 20} MiB, so it is not the config.json of a model")
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from None
-    except RecursionError:
-        raise CheckpointError(f"{path} is not valid JSON: it is nested too deeply") from None
+        return files.read_json(path)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
 
 
 def check_types(path: Path, content: dict[str, Any]) -> None:

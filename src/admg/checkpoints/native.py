@@ -236,6 +236,8 @@ def read_config(folder: Path | str, *kinds: str) -> dict[str, Any]:
     unchanged = not is_damaged(config)
     config = {name: value for name, value in config.items() if value is not None}
     check_types(path, config)
+    if "kind" not in config:
+        raise CheckpointError(f"{path} has no 'kind'")
     if not unchanged:
         raise DamagedError(damaged(path))
     if kinds and config.get("kind") not in kinds:

@@ -61,10 +61,18 @@ def check_state(source: Path | str, state: dict[str, Tensor], network: nn.Module
 def check_values(source: Path | str, state: dict[str, Tensor]) -> None:
     """Raise CheckpointError if weights are not floating-point numbers, or not finite."""
     for name, value in state.items():
-        if not value.is_floating_point():
-            raise CheckpointError(f"{source} has {name} as {value.dtype}: weights are floating-point numbers")
+        if not value.is_floating_point() or value.is_quantized or value.layout is not torch.strided:
+            layout = "" if value.layout is torch.strided else " and sparse"
+            raise CheckpointError(f"{source} has {name} as {value.dtype}{layout}: weights are floating-point numbers")
         if not value.is_meta and not value.isfinite().all():
             raise CheckpointError(f"{source} has NaN or infinite numbers in {name}")
+
+
+def check_stored(name: str, value: Tensor, size: int) -> None:
+    """Raise CheckpointError if a tensor of a file of this size is larger than what the file stores of it."""
+    stored = 0 if value.device.type == "meta" else min(value.untyped_storage().nbytes(), size)
+    if value.nbytes > stored:
+        raise CheckpointError(f"is damaged: it stores {stored} bytes of {name}, which has shape {tuple(value.shape)}")
 
 
 def digest_of(network: nn.Module) -> str:

@@ -16,7 +16,7 @@ from contextlib import redirect_stdout
 from types import ModuleType
 from typing import Any, TextIO
 
-from admg.config import did_you_mean, printable
+from admg.config import did_you_mean, printable, shortened
 from admg.threads import available_cores, calm_barriers
 
 from . import launch
@@ -223,7 +223,7 @@ def of_process() -> str:
 def show_warning(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
     """Print a warning of admg as one line, and any other as Python shows it."""
     if category is UserWarning and "admg" in filename:
-        print(printable(f"note: {message}"), file=sys.stderr)
+        print(shortened(printable(f"note: {message}")), file=sys.stderr)
     else:
         print(warnings.formatwarning(message, category, filename, lineno, line), end="", file=sys.stderr)
 
@@ -231,8 +231,8 @@ def show_warning(message: Any, category: Any, filename: str, lineno: int, file: 
 def one_line(error: Exception) -> str:
     """Return the message on one line; that of an OSError of the system says what failed and where."""
     if isinstance(error, OSError) and error.strerror:
-        return printable(f"{error.strerror}: {error.filename}" if error.filename else error.strerror)
-    return printable(" ".join(str(error).split())) or type(error).__name__
+        return shortened(printable(f"{error.strerror}: {error.filename}" if error.filename else error.strerror))
+    return shortened(printable(" ".join(str(error).split()))) or type(error).__name__
 
 
 if __name__ == "__main__":

@@ -40,7 +40,9 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**kwargs, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, config.printable(f"{self.prog}: error: {message} (see {self.prog} --help)\n"))
+        self.exit(
+            2, config.shortened(config.printable(f"{self.prog}: error: {message}")) + f" (see {self.prog} --help)\n"
+        )
 
 
 def add_options(parser: argparse.ArgumentParser, command: ModuleType, together: bool = False) -> None:
@@ -123,7 +125,11 @@ def join_dashes(argv: list[str], known: Any) -> list[str]:
 
 def _parse_known(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
     flags = [string for action in parser._actions for string in action.option_strings]
-    misspelt = [word for word in argv if word.startswith("--") and word.partition("=")[0] not in (*flags, "--")]
+    misspelt = [
+        word for word in argv if re.match("--|-[A-Za-z].", word) and word.partition("=")[0] not in (*flags, "--")
+    ]
+    if empty := next((word for word in argv if word.startswith("--") and word.endswith("=--")), None):
+        parser.error(f"argument {empty[:-3]}: invalid value: '--'")  # which argparse takes for a list of no values
     found, unknown = (None, misspelt) if misspelt else parser.parse_known_args(argv)
     if found is None or unknown:
         word = unknown[0].partition("=")[0]

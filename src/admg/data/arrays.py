@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import zipfile
 import zlib
+from collections.abc import Collection
 from math import prod
 from pathlib import Path
 from typing import Literal
@@ -12,7 +13,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int64, Shaped, UInt8
 
-from .errors import DataError
+from .errors import DataError, listed
 
 Split = Literal["train", "test"]
 Arrays = tuple[Shaped[np.ndarray, "n h w c"], Int64[np.ndarray, " n"] | None]
@@ -93,26 +94,10 @@ def open_idx(path: Path, labels: bool) -> Arrays:
 
 def open_arrays_file(path: Path, labels: bool) -> Arrays:
     """Read an .npz with arr_0, (N, H, W) or (N, H, W, C), and optionally arr_1, integers (N,); or arr_0 as an .npy."""
-    images: np.ndarray | None
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                for member in archive.infolist():
-                    check_bomb(path, member.file_size, member.compress_size)
-        file = np.load(path, allow_pickle=False)  # an object array could run code: NumPy refuses it here
-        if isinstance(file, np.ndarray):
-            names, images, values = ["arr_0"], file, None
-        else:
-            with file:
-                names = file.files
-                images = file["arr_0"] if "arr_0" in names else None
-                values = file["arr_1"] if "arr_1" in names and labels else None
-    except DataError:
-        raise
-    except Exception as error:  # NumPy and zipfile raise many kinds: encryption, methods, sizes that no memory has
-        raise DataError(f"{path} is not an {path.suffix} of plain arrays: {error}".replace("\n", " ")) from error
-    if images is None:
-        raise DataError(f"{path} has no arr_0 (it has {', '.join(names) or 'nothing'}): allowed is arr_0, the images")
+    names, found = read_arrays(path, ("arr_0", "arr_1") if labels else ("arr_0",))
+    if "arr_0" not in found:
+        raise DataError(f"{path} has no arr_0 (it has {listed(names) or 'nothing'}): allowed is arr_0, the images")
+    images, values = found["arr_0"], found.get("arr_1")
     if images.ndim == 3:
         images = images[..., None]
     numeric = np.issubdtype(images.dtype, np.integer) or np.issubdtype(images.dtype, np.floating)
@@ -131,6 +116,33 @@ def open_arrays_file(path: Path, labels: bool) -> Arrays:
     if values.min() < 0:
         raise DataError(f"{path} has a label {values.min()} in arr_1: allowed are labels from 0 up")
     return images, values.astype(np.int64)
+
+
+def read_arrays(path: Path, names: Collection[str]) -> tuple[list[str], dict[str, np.ndarray]]:
+    """Return the names of all arrays in an .npz or .npy file, and those of the given names that are there.
+
+    The array of an .npy has the name arr_0. Raises DataError if the file cannot be read without running code, or would
+    fill the memory.
+    """
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                for member in archive.infolist():
+                    if member.filename.removesuffix(".npy") in names:
+                        check_bomb(path, member.file_size, member.compress_size)
+        file = np.load(path, allow_pickle=False)  # an object array could run code: NumPy refuses it here
+        if isinstance(file, np.ndarray):
+            return ["arr_0"], {"arr_0": file}
+        with file:
+            found = {name: file[name] for name in names if name in file.files}
+            if other := next((name for name, value in found.items() if not isinstance(value, np.ndarray)), None):
+                raise ValueError(f"{other} is no array")
+            return file.files, found
+    except (DataError, FileNotFoundError):
+        raise
+    except Exception as error:  # NumPy and zipfile raise many kinds: encryption, methods, sizes that no memory has
+        reason = " ".join(str(error).split()).partition(". ")[0] or type(error).__name__
+        raise DataError(f"{path} cannot be used, since it is not an {path.suffix} of plain arrays: {reason}") from error
 
 
 def channel_axes(shape: tuple[int, ...]) -> tuple[bool, bool]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -16,9 +15,11 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypedDict, cast
 
-from admg.files import LockError, atomic, cache_folder, locked, remove
+import msgspec
+
+from admg.files import LockError, atomic, cache_folder, locked, parse_json, read_json, remove
 
 from .arrays import Split
 from .errors import DataError, listed
@@ -37,6 +38,17 @@ ROWS = 256
 """Number of rows that are copied at once."""
 BAR_AFTER = 2.0
 """Seconds of copying after which a progress bar appears."""
+
+
+class _File(TypedDict):
+    filename: str
+
+
+class _State(TypedDict, total=False):
+    """What admg reads of state.json."""
+
+    _data_files: list[_File]
+    _indices_data_files: list[_File] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +145,10 @@ def list_saved(folder: Path, split: Split = "train") -> Listing:
     if (folder / SAVED_SPLITS).is_file():
         names = [entry.name for entry in sorted(folder.iterdir()) if (entry / SAVED).is_file()]
         folder = folder / choose_split(names, split, str(folder))
-    state = json.loads((folder / SAVED).read_text(encoding="utf-8"))
+    try:
+        state = msgspec.convert(read_json(folder / SAVED), _State)
+    except ValueError as error:
+        raise DataError(f"{folder / SAVED} is not that of a saved data set: {error}") from None
     if state.get("_indices_data_files"):
         raise DataError(f"{folder} holds a selection of rows: write it with flatten_indices() before save_to_disk")
     files = [folder / entry["filename"] for entry in state.get("_data_files", [])]
@@ -203,7 +218,7 @@ def find_columns(schema: Any, what: object) -> Columns:
 def _features(schema: Any) -> dict[str, dict[str, Any]]:
     """Return what `datasets` says about the columns, {} if the table is not of it."""
     try:
-        described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        described = parse_json((schema.metadata or {}).get(b"huggingface", b"{}"), "the schema")
         found: Mapping[str, Any] = described.get("info", {}).get("features", {})
     except (ValueError, AttributeError):
         return {}

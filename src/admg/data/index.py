@@ -37,7 +37,7 @@ def read_index(
     at: where the file of a name is, by default below the folder
     """
     at = at or root.joinpath
-    with suppress(OSError, ValueError, TypeError, KeyError, EOFError):  # an index is a help, never a reason to fail
+    with suppress(Exception):  # an index is a help, never a reason to fail
         content = json.loads(gzip.decompress(index_path(root).read_bytes()))
         if content["about"] != _about(root):
             return {}

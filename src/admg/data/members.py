@@ -20,6 +20,10 @@ LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 """Header in front of each member of a zip: signature, ..., lengths of the name and of the extra field."""
 
 
+PROGRAMS = frozenset({"EPS", "WMF"})
+"""Formats that Pillow leaves to Ghostscript or to Windows, which run what the file says."""
+
+
 @dataclass(frozen=True, slots=True)
 class Member:
     """An image inside a larger file. It is pickled and used in several processes and threads at once.
@@ -159,11 +163,16 @@ class ZipMember(Member):
 
 
 def open_image(file: ImagePath) -> Image.Image:
-    """Return the image as Pillow opens it: its header is read, its pixels are not."""
-    if isinstance(file, Path):
-        return Image.open(file)
-    image = Image.open(file.open())
-    image.filename = str(file)
+    """Return the image as Pillow opens it: its header is read, its pixels are not.
+
+    Raises DataError for a format that another program would draw.
+    """
+    image = Image.open(file if isinstance(file, Path) else file.open())
+    if image.format in PROGRAMS:
+        image.close()
+        raise DataError(f"it has the format {image.format}, which is a program that draws: convert it to PNG")
+    if not isinstance(file, Path):
+        image.filename = str(file)
     return image
 
 

@@ -35,6 +35,8 @@ LABELS = ("cls", "json", "txt")
 """Endings of the files that hold labels, in the order of precedence."""
 KEYS = ("label", "cls", "class", "class_name")
 """Entries of a .json that hold a label, in the order of precedence."""
+MOST_TARS = 1_000_000
+"""Largest number of files that a pattern may name."""
 LONGEST = 1 << 20
 """Largest number of bytes of a file that is read as a label."""
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
@@ -93,6 +95,8 @@ def expand(pattern: str) -> list[Path]:
     path = Path(pattern).expanduser()
     if match := NUMBERS.search(path.name):
         low, high = match.groups()
+        if (count := int(high) - int(low) + 1) > MOST_TARS:
+            raise DataError(f"{path} names {count:,} tars: allowed are {MOST_TARS:,}")
         numbers = range(int(low), int(high) + 1)
         paths = [path.with_name(NUMBERS.sub(f"{number:0{len(low)}}", path.name, 1)) for number in numbers]
         paths = [file for one in paths for file in (expand(str(one)) if NUMBERS.search(one.name) else [one])]
@@ -124,7 +128,7 @@ def _content(container: Container) -> Content:
     """Return the images of a tar, from its index or by reading it."""
     path = container.path
     about = [VERSION, _place(path), container.size, container.changed]
-    with suppress(OSError, ValueError, TypeError, KeyError, EOFError):  # an index is a help, never a reason to fail
+    with suppress(Exception):  # an index is a help, never a reason to fail
         content = json.loads(gzip.decompress(index_path(path).read_bytes()))
         if content["about"] == about:
             described = content["description"]

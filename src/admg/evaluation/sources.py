@@ -16,8 +16,9 @@ from PIL import Image
 
 from admg.data import DataError
 from admg.data import open as open_dataset
-from admg.data.arrays import channel_axes
+from admg.data.arrays import channel_axes, read_arrays
 from admg.data.decoding import Decoding, Kind, choose_decoding, note_frames
+from admg.data.errors import listed
 from admg.data.folder import read_image
 from admg.data.labelling import find_labels
 from admg.data.listing import Listing
@@ -27,9 +28,9 @@ from admg.data.sources import find_source
 from admg.data.transforms import Pixels, center_crop, pad
 from admg.data.value_range import ValueRange
 from admg.generation.run_record import read_record
-from admg.generation.shards import BROKEN, NpzImages, Shards
+from admg.generation.shards import NpzImages, Shards
 
-from .metrics.statistics import StoredStatistics, statistics_of
+from .metrics.statistics import STORED, StoredStatistics, statistics_of
 
 Fit = Literal["resize", "pad"]
 Array = UInt8[np.ndarray, "n h w c"]
@@ -188,19 +189,15 @@ def open_source(
 
 def _open_npz(path: Path, labels: bool) -> Source:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            names = file.files
-            statistics = StoredStatistics(*statistics_of(file, path)) if "mu" in names or "sigma" in names else None
+        names, stored = read_arrays(path, STORED)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist") from None
-    except (*BROKEN, KeyError) as error:
-        if str(error).startswith(str(path)):
-            raise
-        raise ValueError(f"{path} cannot be used: {error}".replace("\n", " ")) from None
+    has_statistics = "mu" in stored or "sigma" in stored
+    statistics = StoredStatistics(*statistics_of(path, names, stored)) if has_statistics else None
     if "arr_0" not in names:
         if statistics is None:
             raise ValueError(
-                f"{path} has neither images (arr_0) nor statistics (mu, sigma), but {', '.join(names) or 'nothing'}"
+                f"{path} has neither images (arr_0) nor statistics (mu, sigma), but {listed(names) or 'nothing'}"
             )
         return Source(str(path), None, None, 3, statistics=statistics)
     images = NpzImages(path).verify()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from admg.checksums import KEY, damaged, is_damaged, with_checksum
-from admg.files import temporary_beside
+from admg.files import parse_json, temporary_beside
 
 from .shards import Shards
 
@@ -84,7 +84,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
         return None
     content = path.read_bytes()
     try:
-        record: dict[str, Any] = json.loads(content)
+        record: dict[str, Any] = parse_json(content, path)
         _recorded(folder, record)
         dict(record["settings"])
         if is_damaged(record):

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import lzma
 import shutil
+import struct
 import zipfile
 import zlib
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO, Any, cast
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 
+from admg.data.arrays import read_arrays
+from admg.data.errors import listed
 from admg.files import atomic
 
 BROKEN = (
     OSError, EOFError, ValueError, RuntimeError, NotImplementedError, MemoryError, OverflowError, zipfile.BadZipFile,
-    zlib.error,
+    zlib.error, lzma.LZMAError, struct.error,
 )  # fmt: skip
 """Exceptions that reading a damaged, encrypted or hostile .npz raises."""
 
@@ -152,15 +157,16 @@ class NpzImages:
             self._archive = zipfile.ZipFile(self.path)
             names = self._archive.namelist()
             if "arr_0.npy" not in names:
-                raise ValueError(
-                    f"it has no arr_0, but {', '.join(n.removesuffix('.npy') for n in names) or 'nothing'}"
-                )
+                raise ValueError(f"it has no arr_0, but {listed([n.removesuffix('.npy') for n in names]) or 'nothing'}")
             self._images = self._archive.open("arr_0.npy")
             dtype, shape = _read_header(self._images)
             if dtype != np.uint8 or len(shape) not in (3, 4) or not prod(shape):
                 raise ValueError(f"arr_0 is {dtype} {shape}: allowed is uint8 (N, H, W, C) or (N, H, W)")
+            if self._archive.getinfo("arr_0.npy").file_size != self._images.tell() + prod(shape):
+                raise ValueError(f"the header of arr_0 announces another number of values than it has: {shape}")
             self.shape = cast(tuple[int, int, int, int], shape if len(shape) == 4 else (*shape, 1))
-            self.labels = self._read_labels() if "arr_1.npy" in names else None
+            found = read_arrays(self.path, ("arr_1",))[1].get("arr_1")
+            self.labels = None if found is None else self._labels(found)
         except BROKEN as error:
             raise ValueError(f"{self.path} cannot be used: {error}".replace("\n", " ")) from None
         self.crc = self._archive.getinfo("arr_0.npy").CRC
@@ -201,9 +207,7 @@ class NpzImages:
             lengths = [int.from_bytes(file.read(2), "little") for _ in range(2)]
         return begin + 30 + sum(lengths) + self._start
 
-    def _read_labels(self) -> Int64[np.ndarray, " n"]:
-        with self._archive.open("arr_1.npy") as member:
-            labels = np.lib.format.read_array(member, allow_pickle=False)
+    def _labels(self, labels: np.ndarray) -> Int64[np.ndarray, " n"]:
         if not np.issubdtype(labels.dtype, np.integer) or labels.shape != self.shape[:1]:
             raise ValueError(f"arr_1 is {labels.dtype} {labels.shape}: allowed are integers ({len(self)},)")
         if labels.min() < -1:
@@ -213,9 +217,12 @@ class NpzImages:
 
 def _read_header(member: IO[bytes]) -> tuple[np.dtype, tuple[int, ...]]:
     """Read the header of a .npy file, up to its values. Raises ValueError for Fortran order and other files."""
-    version = np.lib.format.read_magic(cast(Any, member))
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(cast(Any, member))
+    try:
+        version = np.lib.format.read_magic(cast(Any, member))
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(cast(Any, member))
+    except (*BROKEN, SyntaxError, TypeError, TokenError) as error:  # NumPy parses headers as Python
+        raise ValueError(f"it has no header of an array: {' '.join(str(error).split())[:200]}") from None
     if fortran and len(shape) > 1:
         raise ValueError("it is in Fortran order: allowed is C order, NumPy's default")
     return dtype, shape

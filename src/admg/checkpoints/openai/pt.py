@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from admg.checkpoints import pickles
-from admg.checkpoints.weights import CheckpointError, Shapes
+from admg.checkpoints.weights import CheckpointError, Shapes, check_stored
 
 from . import wrappers
 from .wrappers import Weights
@@ -50,7 +50,7 @@ def read(path: Path | str, fits: Callable[[Shapes], bool] = lambda shapes: True)
     try:
         weights = as_weights(content, fits)
         for name, value in weights.state.items():
-            _check_tensor(name, value, path.stat().st_size)
+            check_stored(name, value, path.stat().st_size)
     except CheckpointError as error:
         raise CheckpointError(f"{path} {error}") from None
     return weights
@@ -112,13 +112,6 @@ def _other_state(content: Any) -> dict[str, Tensor]:
         raise CheckpointError("holds a network of diffusers, whose parameters have other names: it is not read")
     prefix = "module." if all(name.startswith("module.") for name in content) else ""
     return {name.removeprefix(prefix): value for name, value in wrappers.tensors_in(content).items()}
-
-
-def _check_tensor(name: str, value: Tensor, size: int) -> None:
-    """Raise CheckpointError if a tensor of a file of this size is larger than what the file stores of it."""
-    stored = 0 if value.device.type == "meta" else min(value.untyped_storage().nbytes(), size)
-    if value.nbytes > stored:
-        raise CheckpointError(f"is damaged: it stores {stored} bytes of {name}, which has shape {tuple(value.shape)}")
 
 
 # -- files ------------------------------------------------------------------------------------------------------------

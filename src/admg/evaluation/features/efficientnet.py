@@ -14,6 +14,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from admg.checkpoints import pickles
+
 from .base import FeatureNetwork, Head, fingerprint, fold, ready
 
 SIZE = 224
@@ -117,7 +119,7 @@ def prepare(images: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 224 224"]:
 def load() -> FeatureNetwork:
     """Return the feature network. Raises ValueError if the package with its weights is not installed."""
     network = EfficientNetLite0()
-    network.load_state_dict(torch.load(weights_path(), map_location="cpu", weights_only=True))
+    network.load_state_dict(pickles.load(weights_path()))
     identity = fingerprint(network, "bicubic, antialiased 224, (x - 127) / 128")
     head = Head(network._fc.weight, network._fc.bias)
     return FeatureNetwork("EfficientNetLite0", ready(network.fold()), prepare, identity, head)

@@ -6,18 +6,17 @@ import hashlib
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from admg.checkpoints import download
+from admg.data.arrays import read_arrays
 from admg.engine.device import Processes
 from admg.evaluation.progress import Show, track
 from admg.evaluation.sources import Source
 from admg.files import atomic
-from admg.generation.shards import BROKEN
 
 from . import Activations, FeatureNetwork
 
@@ -177,13 +176,16 @@ def extract(source: Source, network: FeatureNetwork, cache: Path | None = None, 
 
 def read(path: Path) -> Activations | None:
     """Return a block of the cache, or None if it is absent, damaged, or not written here under this name."""
-    with suppress(KeyError, *BROKEN), np.load(path, allow_pickle=False) as file:
-        features, spatial = file["features"], file["spatial"] if "spatial" in file.files else None
-        if str(file["name"]) == path.stem and all(
-            map(_usable, (features,) if spatial is None else (features, spatial))
-        ):
-            return Activations(features, spatial)
-    return None
+    try:
+        _, found = read_arrays(path, ("features", "spatial", "name"))
+    except (OSError, ValueError):
+        return None
+    features, spatial = found.get("features"), found.get("spatial")
+    named = "name" in found and str(found["name"]) == path.stem
+    parts = [features] if spatial is None else [features, spatial]
+    if not named or not all(part is not None and _usable(part) and len(part) == len(parts[0]) for part in parts):
+        return None
+    return Activations(features, spatial)
 
 
 def _usable(features: np.ndarray) -> bool:

@@ -12,7 +12,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from admg.checkpoints import download
+from admg.checkpoints import download, pickles
+from admg.checkpoints.weights import CheckpointError, check_stored, check_values
 
 from .base import FeatureNetwork, Head, fingerprint, fold, ready
 
@@ -257,7 +258,13 @@ def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; the weights of Inception are at {URL}")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        return dict(state)
-    except Exception as error:  # pickle, zip and torch raise many kinds
-        raise ValueError(f"{path} cannot be read as weights: {' '.join(str(error).split())[:200]}") from None
+        state = pickles.load(path)
+        if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+            raise CheckpointError("it holds no names with tensors")
+        weights = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+        for name, value in weights.items():
+            check_stored(name, value, path.stat().st_size)
+        check_values(path, weights)
+    except (CheckpointError, RuntimeError) as error:  # torch raises RuntimeError for tensors of unusual kinds
+        raise ValueError(f"{path} cannot be read as weights: {str(error).removeprefix(f'{path} ')}") from None
+    return state

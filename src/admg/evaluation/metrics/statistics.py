@@ -6,17 +6,21 @@ float64. The files are those of the published reference batches.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
+from admg.data.arrays import read_arrays
+from admg.data.errors import listed
 from admg.files import atomic
 
 Features = Float[np.ndarray, "n d"]
 
+STORED = ("mu", "sigma", "mu_s", "sigma_s")
+"""Names of the arrays in a file of statistics."""
 ROWS = 4096  # features at a time, so that their copy in float64 stays small
 
 
@@ -131,18 +135,19 @@ def load_statistics(path: Path | str) -> tuple[Gaussian, Gaussian | None]:
 
     Raises ValueError if it has no mu and sigma, or if they are not finite arrays (D,) and (D, D).
     """
-    with np.load(path, allow_pickle=False) as file:
-        return statistics_of(file, path)
+    return statistics_of(path, *read_arrays(Path(path), STORED))
 
 
-def statistics_of(file: np.lib.npyio.NpzFile, path: Path | str) -> tuple[Gaussian, Gaussian | None]:
-    """Return what `load_statistics` does, from an open file. path: its name in error messages"""
-    if not {"mu", "sigma"} <= set(file.files):
-        raise ValueError(f"{path} has no mu and sigma, but {', '.join(file.files) or 'nothing'}")
-    features = as_gaussian(file["mu"], file["sigma"], f"{path}: mu and sigma")
-    if not {"mu_s", "sigma_s"} <= set(file.files):
+def statistics_of(
+    path: Path | str, names: Sequence[str], arrays: Mapping[str, np.ndarray]
+) -> tuple[Gaussian, Gaussian | None]:
+    """Return what `load_statistics` does, from the arrays that were read. names: of all arrays in the file"""
+    if not {"mu", "sigma"} <= arrays.keys():
+        raise ValueError(f"{path} has no mu and sigma, but {listed(names) or 'nothing'}")
+    features = as_gaussian(arrays["mu"], arrays["sigma"], f"{path}: mu and sigma")
+    if not {"mu_s", "sigma_s"} <= arrays.keys():
         return features, None
-    return features, as_gaussian(file["mu_s"], file["sigma_s"], f"{path}: mu_s and sigma_s")
+    return features, as_gaussian(arrays["mu_s"], arrays["sigma_s"], f"{path}: mu_s and sigma_s")
 
 
 def as_gaussian(mean: np.ndarray, cov: np.ndarray, name: str) -> Gaussian:
