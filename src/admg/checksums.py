@@ -8,9 +8,30 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from admg import files
-
 KEY = "checksum"
+LARGEST_JSON = 64 << 20
+"""Largest size in bytes of a JSON file that is read."""
+
+
+def read_any(path: Path) -> Any:
+    """Return the content of any JSON file. Raises ValueError, which names the file, if it is too large or not valid JSON,
+    and OSError if it cannot be read.
+    """
+    with path.open("rb") as file:
+        content = file.read(LARGEST_JSON + 1)
+    if len(content) > LARGEST_JSON:
+        raise ValueError(f"{path} has more than {LARGEST_JSON >> 20} MiB, which no JSON file of admg has")
+    return parse_json(content, path)
+
+
+def parse_json(text: str | bytes, source: object) -> Any:
+    """Return the value of a JSON text. Raises ValueError, which names the source, if it is not valid JSON."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError(f"{source} is not valid JSON: it is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"{source} is not valid JSON: {error}") from None
 
 
 def write_json(path: Path, content: Mapping[str, Any], indent: int = 1) -> None:
@@ -27,7 +48,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Raises OSError if it cannot be read, and ValueError if it is not JSON, not a dictionary, or damaged.
     """
-    content = files.read_json(path)
+    content = read_any(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no dictionary")
     if is_damaged(content):

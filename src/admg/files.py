@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import json
 import os
 import platform
 import re
@@ -15,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 
 def cache_folder() -> Path:
@@ -124,31 +122,6 @@ def sha256(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-LARGEST_JSON = 64 << 20
-"""Largest size in bytes of a JSON file that is read."""
-
-
-def read_json(path: Path) -> Any:
-    """Return the content of a JSON file. Raises ValueError, which names the file, if it is too large or not valid JSON,
-    and OSError if it cannot be read.
-    """
-    with path.open("rb") as file:
-        content = file.read(LARGEST_JSON + 1)
-    if len(content) > LARGEST_JSON:
-        raise ValueError(f"{path} has more than {LARGEST_JSON >> 20} MiB, which no JSON file of admg has")
-    return parse_json(content, path)
-
-
-def parse_json(text: str | bytes, source: object) -> Any:
-    """Return the value of a JSON text. Raises ValueError, which names the source, if it is not valid JSON."""
-    try:
-        return json.loads(text)
-    except RecursionError:
-        raise ValueError(f"{source} is not valid JSON: it is nested too deeply") from None
-    except ValueError as error:
-        raise ValueError(f"{source} is not valid JSON: {error}") from None
 
 
 class LockError(OSError):

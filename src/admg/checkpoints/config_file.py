@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_type_hints
 
 import msgspec
 
-from admg import files
+from admg.checksums import read_any
 from admg.config import literals
 
 from .weights import CheckpointError
@@ -31,7 +31,7 @@ class Content(TypedDict, total=False):
 def read_json(path: Path) -> Any:
     """Return the content of a JSON file. Raises CheckpointError if it is too large or not valid JSON."""
     try:
-        return files.read_json(path)
+        return read_any(path)
     except ValueError as error:
         raise CheckpointError(str(error)) from None
 

@@ -19,7 +19,8 @@ from typing import Any, BinaryIO, TypedDict, cast
 
 import msgspec
 
-from admg.files import LockError, atomic, cache_folder, locked, parse_json, read_json, remove
+from admg.checksums import parse_json, read_any
+from admg.files import LockError, atomic, cache_folder, locked, remove
 
 from .arrays import Split
 from .errors import DataError, listed
@@ -146,7 +147,7 @@ def list_saved(folder: Path, split: Split = "train") -> Listing:
         names = [entry.name for entry in sorted(folder.iterdir()) if (entry / SAVED).is_file()]
         folder = folder / choose_split(names, split, str(folder))
     try:
-        state = msgspec.convert(read_json(folder / SAVED), _State)
+        state = msgspec.convert(read_any(folder / SAVED), _State)
     except ValueError as error:
         raise DataError(f"{folder / SAVED} is not that of a saved data set: {error}") from None
     if state.get("_indices_data_files"):

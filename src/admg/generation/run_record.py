@@ -9,8 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from admg.checksums import KEY, damaged, is_damaged, with_checksum
-from admg.files import parse_json, temporary_beside
+from admg.checksums import KEY, damaged, is_damaged, parse_json, with_checksum
+from admg.files import temporary_beside
 
 from .shards import Shards
 

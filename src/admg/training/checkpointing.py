@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from admg.checkpoints import pickles
 from admg.checkpoints.weights import CheckpointError
-from admg.checksums import write_json
+from admg.checksums import read_any, write_json
 from admg.disk import cannot_write
 from admg.engine.device import ALONE, Processes
-from admg.files import atomic, read_json, remove, sha256
+from admg.files import atomic, remove, sha256
 
 from . import averages
 from .sharded_checkpoint import load_parts, load_rest, load_whole, save_parts
@@ -119,7 +119,7 @@ def latest(folder: Path) -> Path | None:
 def damage(path: Path) -> str | None:
     """Return what is wrong with a checkpoint, found by reading all its files, or None if it is as it was written."""
     try:
-        recorded = read_json(path / CHECKSUMS)
+        recorded = read_any(path / CHECKSUMS)
         names = {file.name for file in path.iterdir()} - {CHECKSUMS}
         if not isinstance(recorded, dict) or recorded.keys() != names:
             return "it has other files than its checksums"
