@@ -14,8 +14,9 @@ LARGEST_JSON = 64 << 20
 
 
 def read_any(path: Path) -> Any:
-    """Return the content of any JSON file. Raises ValueError, which names the file, if it is too large or not valid JSON,
-    and OSError if it cannot be read.
+    """Return the content of any JSON file.
+
+    Raises OSError if it cannot be read, and ValueError, which names the file, if it is too large or not valid JSON.
     """
     with path.open("rb") as file:
         content = file.read(LARGEST_JSON + 1)
