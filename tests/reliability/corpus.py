@@ -130,7 +130,7 @@ def with_own_checksum(path: Path) -> None:
 def with_own_entry(path: Path) -> None:
     """Give most JSON files that hold a checksum of their content the right one."""
     content = path.read_bytes()
-    with contextlib.suppress(ValueError, RecursionError, AttributeError):
+    with contextlib.suppress(ValueError, RecursionError, TypeError):
         if checksums.KEY in json.loads(content) and sum(content) % 5:
             path.write_text(json.dumps(checksums.with_checksum(json.loads(content))))
 
@@ -553,7 +553,7 @@ def build(root: Path) -> None:
 
 def write_files(root: Path) -> None:
     """Write the valid files that need no command."""
-    root.mkdir(parents=True)
+    root.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (24, 8, 8, 1), np.uint8)
     labels = np.arange(24) % 5

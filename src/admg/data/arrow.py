@@ -282,9 +282,11 @@ def _table(container: Container, process: int) -> Any:
         raise DataError(f"{container.path} has changed since it was opened: open it again")
     mapped = pyarrow.memory_map(str(container.path))
     try:
-        return pyarrow.ipc.open_stream(mapped).read_all()
+        table = pyarrow.ipc.open_stream(mapped).read_all()
     except pyarrow.ArrowInvalid:
-        return pyarrow.ipc.open_file(mapped).read_all()
+        table = pyarrow.ipc.open_file(mapped).read_all()
+    table.validate(full=True)  # Arrow trusts the positions of rows in a file, and would end the process
+    return table
 
 
 def copy_path(file: Path) -> Path:

@@ -52,21 +52,21 @@ class Record:
 
 
 def verify(path: Path | str, expected: Expected = ANY) -> Record:
-    """Compare a file with the record of its first use, or create that record. An unmodified file is not hashed again.
+    """Compare a file with the record of its first use, or create that record.
+
+    The file is read whole each time, since a disk may damage it without a change of its size and time.
 
     Raises DownloadError if the file is too small, a web page, or different from the recorded one.
     """
     path = Path(path)
-    record, stat = read_record(path), path.stat()
-    untouched = record and (record.size, record.mtime) == (stat.st_size, stat.st_mtime_ns)
-    if record and untouched and expected.sha256 in ("", record.sha256):
-        return record
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):  # the cache may be shared and read-only
             stack.enter_context(locked(path))
-        new = check(path, read_record(path), expected)
-        with contextlib.suppress(OSError):
-            write_json(beside(path, ".json"), new)
+        record = read_record(path)
+        new = check(path, record, expected)
+        if new != record:
+            with contextlib.suppress(OSError):
+                write_json(beside(path, ".json"), new)
     return new
 
 

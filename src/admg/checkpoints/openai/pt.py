@@ -53,6 +53,8 @@ def read(path: Path | str, fits: Callable[[Shapes], bool] = lambda shapes: True)
             check_stored(name, value, path.stat().st_size)
     except CheckpointError as error:
         raise CheckpointError(f"{path} {error}") from None
+    except RuntimeError as error:  # which torch raises for nested tensors and others of unusual kinds
+        raise CheckpointError(f"{path} holds tensors that cannot be weights: {str(error).splitlines()[0]}") from None
     return weights
 
 
