@@ -180,7 +180,8 @@ class StandIns:
         path.parent.mkdir(parents=True, exist_ok=True)
         rng = np.random.default_rng(0)
         grey = "digits" in name or "fashion" in name
-        images = rng.integers(0, 256, (24, SIZE, SIZE, 1 if grey else 3), dtype=np.uint8)
+        width = SIZE + 4 if name.startswith("my-") and not path.suffix else SIZE  # photographs are not square
+        images = rng.integers(0, 256, (24, SIZE, width, 1 if grey else 3), dtype=np.uint8)
         if path.suffix == ".npz":
             np.savez(path, arr_0=images, arr_1=np.arange(24) % 2)
         elif path.suffix == ".pt":

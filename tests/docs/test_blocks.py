@@ -146,3 +146,9 @@ def test_the_page_for_users_of_guided_diffusion_has_every_script_and_every_flag_
         "timestep_respacing", "clip_denoised", "class_cond", "base_samples", "classifier_use_fp16",
     ):  # fmt: skip
         assert re.search(rf"^\|[^|]*`{flag}`", page, re.MULTILINE), flag
+
+
+def test_every_extra_is_on_the_page_about_the_installation():
+    page = (ROOT / "docs" / "installation.md").read_text(encoding="utf-8")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    assert {extra for extra in extras if f'".[{extra}]"' not in page} == set()
