@@ -11,6 +11,19 @@ from admg.checkpoints.labels import Labels
 from admg.checkpoints.model import Classifier, Model
 from admg.diffusion.config import DiffusionConfig
 from admg.models import ClassifierConfig, NoisyClassifier, SuperResConfig, SuperResUNet, UNet, UNetConfig
+from admg.training import curves, tasks
+
+
+@pytest.fixture(autouse=True)
+def quick_pictures(request, monkeypatch):
+    """Pictures of training runs are made as always, but previews take two steps, and curves are not laid out twice.
+
+    Tests of several processes and slow ones make them as users do.
+    """
+    if not any(request.node.get_closest_marker(name) for name in ("process", "slow")):
+        monkeypatch.setattr(tasks, "PREVIEW_STEPS", 2)
+        monkeypatch.setattr(curves, "LAYOUT", None)
+
 
 TRAINING = {"seed": 0, "label_dropout": 0.1}
 

@@ -17,8 +17,7 @@ from admg.generation.labels import shares
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", functools.partial(samplers.ddim, eta=1.0)])
-@pytest.mark.parametrize("batch_size", [1, 7])
-def test_an_image_of_a_seed_does_not_depend_on_the_batch_size(tiny_model, tiny_classifier, sampler, batch_size):
+def test_an_image_of_a_seed_does_not_depend_on_the_batch_size(tiny_model, tiny_classifier, sampler):
     labels = [i % 5 for i in range(64)]
     options = {
         "guide": guidance.ClassifierGuidance(tiny_classifier, 2.0),
@@ -28,13 +27,14 @@ def test_an_image_of_a_seed_does_not_depend_on_the_batch_size(tiny_model, tiny_c
         "progress": False,
     }
     whole = admg.sample(tiny_model, labels, batch_size=64, **options)
-    parts = admg.sample(tiny_model, labels, batch_size=batch_size, **options)
     # float32 sums differ in order, which random weights amplify; one 8-bit level is 8e-3
-    assert (whole.x - parts.x).abs().max() < 2e-3
+    for batch_size, count in ((1, 6), (7, 16)):
+        parts = admg.sample(tiny_model, labels[:count], batch_size=batch_size, **options)
+        assert (whole.x[:count] - parts.x).abs().max() < 2e-3
     rest = admg.sample(tiny_model, labels[40:50], first=40, **options)  # as another process would make them
     assert (whole.x[40:50] - rest.x).abs().max() < 2e-3
-    other = admg.sample(tiny_model, labels, **options | {"seed": 4})
-    assert (whole.x - other.x).flatten(1).abs().amax(1).min() > 0.1
+    other = admg.sample(tiny_model, labels[:16], **options | {"seed": 4})
+    assert (whole.x[:16] - other.x).flatten(1).abs().amax(1).min() > 0.1
 
 
 def test_noise_is_standard_normal_and_independent_per_image():
@@ -232,15 +232,15 @@ def test_a_save_that_fails_leaves_the_old_checkpoint(tiny_model, tmp_path, monke
 @pytest.mark.thorough
 def test_samples_of_the_shipped_model_do_not_depend_on_the_batch_size():
     model, classifier = admg.load("fashion-mnist"), admg.load_classifier("fashion-mnist")
-    labels = [i % 10 for i in range(64)]
+    labels = [i % 10 for i in range(24)]
     options = {
         "guide": guidance.ClassifierGuidance(classifier, 4.0),
         "steps": 5,
         "unconditional": True,
         "progress": False,
     }
-    whole = admg.sample(model, labels, batch_size=64, **options)
-    for batch_size, count in ((1, 8), (7, 64)):
+    whole = admg.sample(model, labels, batch_size=24, **options)
+    for batch_size, count in ((1, 3), (7, 16)):
         parts = admg.sample(model, labels[:count], batch_size=batch_size, **options)
         assert (whole.x[:count] - parts.x).abs().max() < 1e-3
         assert np.abs(whole.images[:count].astype(int) - parts.images).max() <= 1

@@ -55,9 +55,9 @@ def measured(count: int, segments: list[Segment], folder: Path) -> list[list[dic
     return json.loads((folder / f"{count}.json").read_text())
 
 
-def losses_of(count: int, names: list[str], folder: Path, longer: int = 1) -> Measurements:
+def losses_of(count: int, names: list[str], folder: Path, **changes: int) -> Measurements:
     """Return the measurements of runs of the worker by so many processes."""
-    return dict(zip(names, measured(count, [Segment(name, longer) for name in names], folder)))
+    return dict(zip(names, measured(count, [Segment(name, **changes) for name in names], folder)))
 
 
 FAST = ["float64", "float64 accumulated", "float64 classifier", "float64 sharded", "float64 sharded, accumulated",
@@ -67,7 +67,7 @@ FAST = ["float64", "float64 accumulated", "float64 classifier", "float64 sharded
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> dict[int, Measurements]:
     folder = tmp_path_factory.mktemp("distributed")
-    return {count: losses_of(count, FAST, folder) for count in (1, 2)}
+    return {count: losses_of(count, FAST, folder, until=4) for count in (1, 2)}
 
 
 def check_equal(one: Measurements, several: Measurements, name: str, title: str = "") -> None:

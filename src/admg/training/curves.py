@@ -10,6 +10,7 @@ from typing import Any
 from admg.files import atomic
 
 HIDDEN = {"step", "images", "lr", "images_per_second", "grad_norm", "data_wait", "memory_gib", "loss_scale", "skipped"}
+LAYOUT = "constrained"
 AT_LEVEL = re.compile(r"(.+)_t(\d+)")
 PARTS = {"train": {"linestyle": "--"}, "val": {"linestyle": "-"}}
 """How values of training and of validation images are drawn, by the first part of a column's name."""
@@ -108,7 +109,7 @@ def new_figure(width: float, height: float) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout=LAYOUT)
     FigureCanvasAgg(figure)
     return figure
 

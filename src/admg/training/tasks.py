@@ -25,6 +25,8 @@ from .config import ObjectiveConfig
 from .curves import plot_accuracy
 from .timesteps import Timesteps
 
+PREVIEW_STEPS = 25
+"""Number of steps of the samples in previews."""
 M = TypeVar("M", bound=Model | Classifier)
 M_co = TypeVar("M_co", bound=Model | Classifier, covariant=True)
 
@@ -115,10 +117,10 @@ class DiffusionTask:
         )
 
     def preview(self, network: nn.Module, folder: Path, step: int) -> dict[str, float]:
-        """Draw four images of each of at most ten labels with 25 steps of DDIM, always from the same noise."""
+        """Draw four images of each of at most ten labels with a few steps of DDIM, always from the same noise."""
         model = Model(network, self.model.diffusion, self.model.shape, self.model.labels)
         shown = list(range(min(10, model.labels.count))) if model.conditional else [None] * 4
-        steps = min(25, len(model.diffusion))
+        steps = min(PREVIEW_STEPS, len(model.diffusion))
         samples = sample(model, [label for label in shown for _ in range(4)], steps=steps, progress=False)
         rows = [samples.images[4 * i : 4 * i + 4] for i in range(len(shown))]
         titles = [label_title(model.labels.name(label), label) for label in shown if label is not None]

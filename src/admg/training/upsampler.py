@@ -21,6 +21,7 @@ from admg.generation.images import save_png, to_uint8
 from admg.generation.sample import sample
 from admg.models import SuperResUNet
 
+from . import tasks
 from .augmentation import AugmentConfig, draw_augmentation
 from .tasks import DiffusionTask
 from .timesteps import Timesteps
@@ -82,14 +83,14 @@ class UpsamplerTask:
         return F.interpolate(x, self.small_size, mode="area")
 
     def preview(self, network: nn.Module, folder: Path, step: int) -> dict[str, float]:
-        """Draw up to eight images: the small copy, the copy enlarged with 25 steps of DDIM, and the original."""
+        """Draw up to eight images: the small copy, the copy enlarged with a few steps of DDIM, and the original."""
         if self.examples is None:
             return {}
         model = Model(network, self.model.diffusion, self.model.shape, self.model.labels)
         x, y = next(evaluation_batches(self.examples, 8))
         labels = [int(label) if model.conditional and label >= 0 else None for label in y]
         small = self.shrink(x)
-        steps = min(25, len(model.diffusion))
+        steps = min(tasks.PREVIEW_STEPS, len(model.diffusion))
         large = sample(model, labels, low_res=small, steps=steps, progress=False).images
         rows = [to_uint8(F.interpolate(small, x.shape[2:])), large, to_uint8(x)]
         titles = [f"{self.small_size} pixels", "enlarged", "original"]
