@@ -266,7 +266,17 @@ def test_a_classifier_is_measured_on_its_validation_images(tmp_path):
     )
     assert isinstance(training.task, ClassifierTask)
     list(training)
-    assert 0 <= training.model.training["val_accuracy"] <= 1
+    model, chosen = training.model, {"val": (PIXELS[:6], range(5)), "train": (PIXELS, [0, 2, 4, 7, 9])}
+    for name, (pixels, numbers) in chosen.items():
+        x = torch.from_numpy(pixels[numbers]).permute(0, 3, 1, 2) / 127.5 - 1
+        y = torch.tensor(LABELS)[numbers]
+        generator = torch.Generator().manual_seed(0)
+        expected = []
+        for t in (0, 5, 11, 16, 22, 27, 33, 38, 44, 49):
+            x_t = model.diffusion.q_sample(x, t, torch.randn(x.shape, generator=generator))
+            expected.append((model(x_t, torch.full((5,), t)).argmax(1) == y).float().mean().item())
+            assert model.training[f"{name}_accuracy_t{t}"] == pytest.approx(expected[-1], abs=1e-6)
+        assert model.training[f"{name}_accuracy"] == pytest.approx(np.mean(expected), abs=1e-6)
     x = torch.zeros(2, 1, 8, 8)
     assert training.model(x, torch.tensor([0, 10])).shape == (2, 3)
 

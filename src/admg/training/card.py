@@ -22,7 +22,7 @@ from admg.data.classes import describe_classes
 from admg.evaluation.kept import installed_version
 from admg.files import atomic
 
-SHOWN = ("loss", "mse", "vb", "accuracy", "train_loss", "val_loss", "val_accuracy", "fd", "fid")
+SHOWN = ("loss", "mse", "vb", "accuracy", "train_loss", "val_loss", "train_accuracy", "val_accuracy", "fd", "fid")
 """Measurements that are shown, if there are any."""
 TEXTS = {
     "loss": "training loss, mean over the last steps",
@@ -31,6 +31,7 @@ TEXTS = {
     "accuracy": "accuracy on noised training images, mean over the last steps",
     "train_loss": "mean squared error at ten noise levels, training images",
     "val_loss": "mean squared error at ten noise levels, held-out images",
+    "train_accuracy": "accuracy at ten noise levels, training images",
     "val_accuracy": "accuracy at ten noise levels, held-out images",
     "fd": "Fréchet distance to the training images in the features of {network}, {num} samples",
     "fid": "FID to the training images, {num} samples",

@@ -92,13 +92,15 @@ def plot_levels(series: Mapping[str, Mapping[int, float]], title: str, what: str
         figure.savefig(temporary, dpi=110)
 
 
-def plot_accuracy(accuracy: Mapping[int, float], classes: int, title: str, path: Path) -> None:
-    """Plot accuracy over the noise level, with the accuracy of guessing as a dotted line."""
+def plot_accuracy(accuracy: Mapping[str, Mapping[int, float]], classes: int, title: str, path: Path) -> None:
+    """Plot accuracy over the noise level, a line for each part of the data, with that of guessing as a dotted line."""
     figure = new_figure(5, 3.5)
     axes = figure.add_subplot()
-    axes.plot(list(accuracy), list(accuracy.values()), marker="o")
+    for name, values in accuracy.items():
+        axes.plot(list(values), list(values.values()), marker="o", label=name, **PARTS.get(name, {}))
     axes.axhline(1 / classes, linestyle=":", color="grey")
-    axes.set(title=title, xlabel="noise level t", ylabel="validation accuracy", ylim=(0, 1))
+    axes.set(title=title, xlabel="noise level t", ylabel="accuracy", ylim=(0, 1))
+    axes.legend()
     axes.grid(alpha=0.3)
     with atomic(path) as temporary:
         figure.savefig(temporary, dpi=110)

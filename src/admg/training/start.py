@@ -135,8 +135,8 @@ def train_classifier(
     data, out, config, init, init_flags, provenance, overwrite: see `train_diffusion`; the data must have labels
     network: architecture, or only some of its fields; see `train_diffusion`
     diffusion: process that noises the images, which should be that of the model to be guided
-    validation: images that the accuracy is measured on, whose classes are matched by name, and may be fewer; or the
-        share of the training images (a float below 1) that is held out for this
+    validation: images that the accuracy is measured on, as well as on as many training images; or the share of the
+        training images (a float below 1) that is held out for this. Classes are matched by name, and may be fewer
     val_images: number of those images, spread evenly over all
     noised: False to train on clean images alone, as a baseline: such a classifier guides badly
 
@@ -170,7 +170,8 @@ def train_classifier(
     module = initialised(NoisyClassifier, architecture, config.seed)
     classifier = Classifier(module, process.build(), labels, process)
     parts = divide(data, dataset, validation, seed=config.seed, resumed=check_resumed(classifier, out, overwrite))
-    task = ClassifierTask(classifier, parts.held_out, val_images, noised)
+    measured = None if parts.held_out is None else parts.training
+    task = ClassifierTask(classifier, parts.held_out, val_images, noised, measured)
     record = {**describe(data, dataset), **choices.record, **(provenance or {}), **parts.record}
     record |= start_from(classifier, initial, init, "classifier")
     record |= {} if noised else {"noised": False}

@@ -138,6 +138,7 @@ class ClassifierTask:
 
     validation: images that it is measured on (optional)
     val_images: number of those images, spread evenly over all
+    training: training images that it is measured on too (optional), as many: a higher accuracy there is overfitting
     noised: False for a classifier of clean images, at timestep 0 alone
     """
 
@@ -145,6 +146,7 @@ class ClassifierTask:
     validation: ImageDataset | None = None
     val_images: int = 1000
     noised: bool = True
+    training: ImageDataset | None = None
 
     @property
     def network(self) -> nn.Module:
@@ -162,27 +164,33 @@ class ClassifierTask:
         logits = self.network(x_t, diffusion.timestep(t, x.device)).to(x.dtype)
         return {"loss": F.cross_entropy(logits, y, reduction="none"), "accuracy": (logits.argmax(1) == y).float()}
 
-    @torch.no_grad()
     def preview(self, network: nn.Module, folder: Path, step: int) -> dict[str, float]:
-        """Measure the accuracy on validation images at ten noise levels, from clean images to pure noise."""
+        """Measure the accuracy on validation and training images at ten noise levels, from clean ones to pure noise."""
         if self.validation is None:
             return {}
+        accuracy = {"val": self._accuracy(network, self.validation, self.val_images)}
+        if self.training is not None:
+            accuracy["train"] = self._accuracy(network, self.training, min(self.val_images, len(self.validation)))
+        plot_accuracy(accuracy, self.classifier.labels.count, f"step {step}", folder / f"accuracy_{step:07d}.png")
+        means = {f"{name}_accuracy": sum(values.values()) / len(values) for name, values in accuracy.items()}
+        return means | {f"{name}_accuracy_t{t}": a for name, values in accuracy.items() for t, a in values.items()}
+
+    @torch.no_grad()
+    def _accuracy(self, network: nn.Module, images: ImageDataset, num: int) -> dict[int, float]:
+        """Return the accuracy on some images at each noise level. Their noise is the same at each call."""
         diffusion = self.classifier.diffusion
         device = next(network.parameters()).device
         levels = [round(k * (len(diffusion) - 1) / 9) for k in range(10)]
         right, count = dict.fromkeys(levels, 0), 0
         generator = torch.Generator().manual_seed(0)
-        for x, y in spread_batches(self.validation, self.val_images, 250):
+        for x, y in spread_batches(images, num, 250):
             for t in levels:
                 noise = torch.randn(x.shape, generator=generator)
                 x_t = diffusion.q_sample(x, t, noise).to(device)
                 logits = network(x_t, diffusion.timestep(t, device))
                 right[t] += int((logits.argmax(1).cpu() == y).sum())
             count += len(x)
-        accuracy = {t: r / count for t, r in right.items()}
-        plot_accuracy(accuracy, self.classifier.labels.count, f"step {step}", folder / f"accuracy_{step:07d}.png")
-        means = {f"val_accuracy_t{t}": a for t, a in accuracy.items()}
-        return {"val_accuracy": sum(accuracy.values()) / len(accuracy)} | means
+        return {t: r / count for t, r in right.items()}
 
     def as_model(self, network: nn.Module, training: dict[str, Any]) -> Classifier:
         c = self.classifier
