@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from admg.files import atomic
 
 HIDDEN = {"step", "images", "lr", "images_per_second", "grad_norm", "data_wait", "memory_gib", "loss_scale", "skipped"}
-LAYOUT = "constrained"
+LAYOUT: Literal["constrained"] | None = "constrained"  # which draws a figure three times, and keeps texts apart
 AT_LEVEL = re.compile(r"(.+)_t(\d+)")
 PARTS = {"train": {"linestyle": "--"}, "val": {"linestyle": "-"}}
 """How values of training and of validation images are drawn, by the first part of a column's name."""
