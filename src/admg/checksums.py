@@ -67,7 +67,7 @@ def with_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
 def is_damaged(content: Mapping[str, Any]) -> bool:
     """Whether the content has a checksum that is not its own. Content without one, of older files, is not damaged."""
     if KEY in content:
-        return str(content[KEY]) != with_checksum(content)[KEY]
+        return bool(content[KEY] != with_checksum(content)[KEY])
     *others, (_, last) = content.items() or [("", "")]
     return str(last) == _checksum(dict(others))  # its name is damaged
 

@@ -206,7 +206,7 @@ def check_output_folder(path: Path | str) -> Path:
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".write-test.{os.getpid()}"
+        probe = temporary_beside(path / "write-test")
         probe.touch()
         probe.unlink()
     except OSError as error:

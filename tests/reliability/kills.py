@@ -170,7 +170,7 @@ def write_model(folder: Path) -> Path:
     from admg.models import UNet, UNetConfig
 
     torch.manual_seed(0)
-    config = DiffusionConfig(diffusion_steps=20)
+    config = DiffusionConfig(diffusion_steps=20, predict="v")
     fields = {"image_size": 8, "image_channels": 1, "channels": 32, "channel_mult": (1, 1), "num_res_blocks": 1}
     network = UNet(UNetConfig(**fields, attention_resolutions=(4,), head_channels=32, num_classes=3))
     for parameter in network.parameters():

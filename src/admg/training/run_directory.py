@@ -26,9 +26,17 @@ def taken(out: Path) -> Iterator[None]:
             stack.enter_context(held(out / LOCK, f"the run directory {out}"))
         except LockError as error:
             warnings.warn(f"{error}: nothing keeps a second training out of {out}", stacklevel=2)
-        for folder in (out, out / checkpointing.FOLDER, out / "samples"):
-            remove_leftovers(folder)
+        sweep(out)
         yield
+
+
+def sweep(out: Path) -> None:
+    """Remove what processes that were killed left half-written."""
+    within = (checkpointing.FOLDER, snapshots.FOLDER, "samples", "model")
+    for folder in (out, *(out / name for name in within), *out.glob("model-ema-*")):
+        remove_leftovers(folder)
+    for path in (out / snapshots.FOLDER).glob(".tmp*"):  # of safetensors
+        remove(path)
 
 
 def check_new(out: Path) -> None:
