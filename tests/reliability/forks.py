@@ -30,6 +30,9 @@ AUDITED = {
 }
 """Events of Python that change files, and which of their arguments are paths."""
 
+ALONE = 30.0
+"""Seconds after which a launcher ends the others if one process was killed. Before they have met, they wait for it."""
+
 
 @dataclass
 class Operations:
@@ -121,7 +124,7 @@ class Job:
         after: seconds after which a process gets a signal
         number: that signal
         victim: rank of the process that is killed
-        alone: whether the other processes are left to find it out, rather than killed as well
+        alone: whether the other processes are left to find it out, for some seconds, rather than killed at once
         prepare: called in each process before the command
         """
         environment = self._environment()
@@ -134,7 +137,7 @@ class Job:
             with suppress(ProcessLookupError):
                 os.kill(pids[victim], number)
         try:
-            return self._wait(pids, victim, alone or number != signal.SIGKILL, patience)
+            return self._wait(pids, victim, alone, patience)
         finally:
             for pid in pids:  # and loader processes, whose group it is
                 with suppress(ProcessLookupError, PermissionError):
@@ -142,15 +145,17 @@ class Job:
 
     def _wait(self, pids: list[int], victim: int, alone: bool, patience: float) -> list[int]:
         ended: dict[int, int] = {}
+        lost = 0.0
         until = time.monotonic() + patience
         while len(ended) < len(pids):
             for pid in pids:
                 if pid not in ended and (found := os.waitpid(pid, os.WNOHANG))[0]:
                     ended[pid] = os.waitstatus_to_exitcode(found[1])
-            if ended.get(pids[victim]) == -signal.SIGKILL and not alone:
-                for pid in pids:
-                    with suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
+            if ended.get(pids[victim]) == -signal.SIGKILL:
+                lost = lost or time.monotonic()
+            if lost and (not alone or time.monotonic() > lost + ALONE):
+                for pid in set(pids) - ended.keys():
+                    os.kill(pid, signal.SIGKILL)
             if time.monotonic() > until:
                 raise TimeoutError(f"{self.argv[:1]} did not end: see {self.log}")
             time.sleep(0.005)

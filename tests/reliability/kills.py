@@ -33,20 +33,7 @@ NETWORK = ["--image-size", "8", "--channels", "32", "--channel-mult", "1", "--nu
 TRAIN = [*NETWORK, "--precision", "fp32", "--batch-size", "4", "--warmup", "2", "--steps", "5", "--checkpoint-every",
          "2", "--keep-checkpoints", "2", "--log-every", "2", "--preview-every", "3", "--ema-snapshots", "2", "--log",
          "tensorboard"]  # fmt: skip
-SAMPLE = [
-    "--num",
-    "10",
-    "--shard-size",
-    "3",
-    "--batch-size",
-    "3",
-    "--steps",
-    "3",
-    "--precision",
-    "fp32",
-    "--label",
-    "balanced",
-]
+SAMPLE = ["--num", "10", "--shard-size", "3", "--batch-size", "3", "--steps", "3", "--precision", "fp32"]
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ from admg.data import open as open_dataset
 from admg.files import atomic
 from admg.training import TrainConfig, TrainingRun, checkpointing
 from admg.training.defaults import LR
+from admg.training.log import Log
 from admg.training.run_directory import clear
 from admg.training.stopping import StopSignals
 
@@ -175,7 +177,8 @@ def test_what_may_change_is_recorded(digits, tmp_path):
     (change,) = record["changes"]
     assert change["step"] == 2 and "lr is 0.001 there, 1e-05 here" in change["changed"]
     (tmp_path / "run.json").write_text("{")  # a side file never stops the run
-    assert len(losses(begin(digits, tmp_path, steps=5, lr=1e-5))) == 1
+    with pytest.warns(UserWarning, match=r"run\.json is passed over"):
+        assert len(losses(begin(digits, tmp_path, steps=5, lr=1e-5))) == 1
 
 
 def test_a_finished_model_is_never_begun_anew_unless_told_to(digits, tmp_path):
@@ -319,3 +322,120 @@ def test_the_command_names_what_differs(capsys, digits, tmp_path):
     assert "seed is 3 there, 4 here" in refused(capsys, *arguments, "--steps", 3, "--seed", 4)
     assert "attention heads" in refused(capsys, *arguments, "--steps", 3, "--head-channels", 16)
     assert run(capsys, *arguments, "--steps", 2, "--seed", 4, "--overwrite")[0] == 0
+
+
+def test_damaged_descriptions_outside_the_checkpoints_never_stop_a_run(digits, tmp_path):
+    """model/config.json, run.json and log.csv: each checkpoint says what they said."""
+    whole = begin(digits, tmp_path / "whole", steps=8, lr=2e-3, log_every=1)
+    expected = losses(whole)
+    losses(begin(digits, tmp_path / "run", steps=6, lr=2e-3, log_every=1))
+    for name in ("model/config.json", "run.json"):
+        path = tmp_path / "run" / name
+        assert b'"seed": 0' in path.read_bytes()
+        path.write_bytes(path.read_bytes().replace(b'"seed": 0', b'"seed": 1'))
+    path = tmp_path / "run" / "log.csv"
+    path.write_bytes(path.read_bytes()[:60] + b"\x00\xff\n,\n" + path.read_bytes()[60:])
+    with pytest.warns(UserWarning) as warned:
+        resumed = begin(digits, tmp_path / "run", steps=8, log_every=1)
+        assert resumed.config.lr == 2e-3 and losses(resumed) == expected[6:]
+    texts = [str(w.message) for w in warned]
+    assert any("run.json is passed over, and written anew" in text for text in texts)
+    assert any("log.csv is damaged, and is written anew from metrics.jsonl" in text for text in texts)
+    rows = [[line.split(",")[:4] for line in (tmp_path / name / "log.csv").read_text().splitlines()]
+            for name in ("whole", "run")]  # fmt: skip
+    assert rows[0] == rows[1]
+    assert admg.load(tmp_path / "run" / "model").training["steps"] == 8
+
+
+def test_a_log_of_which_both_files_are_damaged_keeps_what_can_be_read(digits, tmp_path):
+    losses(begin(digits, tmp_path, steps=4, log_every=1))
+    for name in ("log.csv", "metrics.jsonl"):
+        text = (tmp_path / name).read_text()
+        lines = text.splitlines(keepends=True)
+        lines[2] = "\x00strange\n"
+        (tmp_path / name).write_text("".join(lines))
+    with pytest.warns(UserWarning, match=r"log\.csv is damaged or was changed; what can be read of it stays"):
+        losses(begin(digits, tmp_path, steps=5, log_every=1))
+    kept = [line.split(",")[0] for line in (tmp_path / "log.csv").read_text().splitlines()]
+    assert kept == ["step", "1", "3", "4", "5"]
+
+
+@pytest.mark.parametrize("how", ["missing", "older", "damaged"])
+def test_a_kill_after_the_last_checkpoint_leaves_a_run_that_is_completed(digits, tmp_path, how):
+    losses(begin(digits, tmp_path, steps=2))
+    older = snapshot(tmp_path / "model")
+    losses(begin(digits, tmp_path, steps=4))
+    whole = snapshot(tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    if how == "missing":
+        clear_folder(tmp_path / "model")
+    elif how == "older":
+        for name, content in older.items():
+            (tmp_path / "model" / name).write_bytes(content)
+    else:
+        weights.write_bytes(bytes([whole[Path("model.safetensors")][0] ^ 1]) + whole[Path("model.safetensors")][1:])
+    again = begin(digits, tmp_path, steps=4)
+    assert losses(again) == [] and snapshot(tmp_path / "model") == whole
+
+
+def clear_folder(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+
+
+def test_what_is_refused_leaves_no_empty_directory(capsys, digits, tmp_path):
+    for options in (["--freeze", "nothing.*"], ["--shard", "--disk-wait", 3], ["--class-weight", "cat=2"]):
+        refused(capsys, *COMMAND, "--data", digits, "--steps", 1, "--out", tmp_path / "run", *options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_waits_for_space_on_a_full_disk(digits, tmp_path, monkeypatch):
+    """It writes the checkpoint once there is space, and says so each time; the result is that of a run without."""
+    monkeypatch.setattr("admg.disk.PAUSE", 0.01)
+    expected = losses(begin(digits, tmp_path / "whole", steps=5))
+    save, left = torch.save, [3]
+
+    def full(*arguments, **options):
+        if left[0]:
+            left[0] -= 1
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(*arguments, **options)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.warns(UserWarning, match=r"THE DISK IS FULL: No space left .*0000002.*; waiting .* 2 more min") as told:
+        assert losses(begin(digits, tmp_path / "run", steps=5, disk_wait=2)) == expected
+    assert len([w for w in told if "FULL" in str(w.message)]) == 3
+    left[0] = 1
+    with pytest.raises(OSError, match=r"No space left on device: .*0000006"):
+        losses(begin(digits, tmp_path / "run", steps=6))
+    left[0] = 1000
+    training = begin(digits, tmp_path / "run", steps=6, disk_wait=1000)
+    training.stop()  # as the handler of a signal does: then it does not wait
+    with pytest.raises(OSError, match="No space left"):
+        losses(training)
+    left[0] = 0
+    assert len(losses(begin(digits, tmp_path / "run", steps=6))) == 1
+
+
+def test_a_row_that_could_not_be_written_is_written_later(tmp_path, monkeypatch):
+    log = Log(tmp_path)
+    for step in (1, 2):
+        log.append(step, step, {"loss": 0.5 * step})
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
+        patch.setattr("admg.training.log.to_json", lambda row: (_ for _ in ()).throw(OSError("full")))
+        log.append(3, 3, {"loss": 1.5})
+    log.append(3, 3, {"loss": 1.5})
+    assert (tmp_path / "log.csv").read_text().splitlines()[1:] == ["1,1,0.5", "2,2,1", "3,3,1.5"]
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_killed_processes_leave_nothing_in_any_folder(digits, tmp_path):
+    losses(begin(digits, tmp_path, steps=2, ema_snapshots=1))
+    before = {path for path in tmp_path.rglob("*") if path.is_file()}
+    for folder in ("", "model/", "ema/", "checkpoints/", "samples/"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / f"{folder}.x.1-0123abcd.tmp").touch()
+    (tmp_path / "ema" / ".tmpAb3dE6").touch()  # of safetensors
+    losses(begin(digits, tmp_path, steps=2, ema_snapshots=1))
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == before
