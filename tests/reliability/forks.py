@@ -57,7 +57,7 @@ class Operations:
         from admg.checkpoints import native
         from admg.training import snapshots
 
-        self.prefix = str(self.folder.resolve())
+        self.place = str(self.folder.resolve())
         sys.addaudithook(self._audit)
         os.fsync = self._before(os.fsync, "fsync")
         files._exchange = self._before(files._exchange, "exchange")
@@ -81,9 +81,10 @@ class Operations:
             self.note(f"{event} {os.path.basename(os.fspath(arguments[AUDITED[event][-1]]))}")
 
     def _is_below(self, path: object) -> bool:
-        return isinstance(path, str | bytes | os.PathLike) and os.path.abspath(os.fsdecode(path)).startswith(
-            self.prefix
-        )
+        if not isinstance(path, str | bytes | os.PathLike):
+            return False
+        found = os.path.abspath(os.fsdecode(path))
+        return found == self.place or found.startswith(self.place + os.sep)
 
     def _before(self, function: Callable[..., Any], name: str) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
@@ -116,7 +117,7 @@ class Job:
         victim: int = 0,
         alone: bool = False,
         prepare: Callable[[Operations], None] = lambda operations: None,
-        patience: float = 120.0,
+        patience: float = 600.0,
     ) -> list[int]:
         """Run the command, and return how each process ended, as `os.waitstatus_to_exitcode` says it.
 
@@ -142,6 +143,10 @@ class Job:
             for pid in pids:  # and loader processes, whose group it is
                 with suppress(ProcessLookupError, PermissionError):
                     os.killpg(pid, signal.SIGKILL)
+
+    def start(self, prepare: Callable[[Operations], None] = lambda operations: None) -> int:
+        """Start the command in one process, without waiting for it, and return the number of the process."""
+        return self._fork({}, None, prepare)
 
     def _wait(self, pids: list[int], victim: int, alone: bool, patience: float) -> list[int]:
         ended: dict[int, int] = {}

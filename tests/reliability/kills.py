@@ -43,11 +43,13 @@ class Kind:
     name: name in the report
     argv: its arguments, without --out
     processes: number of processes
+    notices: whether the others end if one is killed, rather than to wait for it
     """
 
     name: str
     argv: Sequence[str]
     processes: int = 1
+    notices: bool = True
 
     def job(self, out: Path) -> Job:
         return Job([*self.argv, "--out", str(out)], out, out.with_name(out.name + ".log"), self.processes)
@@ -82,7 +84,9 @@ def trial(kind: Kind, reference: Reference, out: Path, at: int | None, rng: rand
             at = rng.randrange(1, reference.operations + 1) if rng.random() < 0.5 else None
         after = rng.uniform(0, reference.seconds) if at is None else None
         victim = rng.randrange(kind.processes) if at is None else 0
-        codes = job.run(at=at, after=after, victim=victim, alone=rng.random() < 0.3, prepare=simple_pictures)
+        codes = job.run(
+            at=at, after=after, victim=victim, alone=kind.notices and rng.random() < 0.3, prepare=simple_pictures
+        )
         kills += -signal.SIGKILL in codes
     codes = job.run(prepare=simple_pictures)
     if set(codes) != {0}:
@@ -137,7 +141,7 @@ def training_kinds(data: Path) -> list[Kind]:
 
 def sampling_kinds(model: Path) -> list[Kind]:
     argv = ["sample", "--model", str(model), *SAMPLE]
-    return [Kind("sampling, 1 process", argv), Kind("sampling, 2 processes", argv, 2)]
+    return [Kind("sampling, 1 process", argv), Kind("sampling, 2 processes", argv, 2, False)]
 
 
 def write_data(path: Path) -> Path:
@@ -158,8 +162,8 @@ def write_model(folder: Path) -> Path:
 
     torch.manual_seed(0)
     config = DiffusionConfig(diffusion_steps=20, predict="v")
-    fields = {"image_size": 8, "image_channels": 1, "channels": 32, "channel_mult": (1, 1), "num_res_blocks": 1}
-    network = UNet(UNetConfig(**fields, attention_resolutions=(4,), head_channels=32, num_classes=3))
+    fields = {"image_size": 8, "image_channels": 1, "channels": 32, "channel_mult": (1,), "num_res_blocks": 1}
+    network = UNet(UNetConfig(**fields, attention_resolutions=(), head_channels=32, num_classes=3))
     for parameter in network.parameters():
         parameter.data.add_(0.02 * torch.randn(parameter.shape))
     Model(network, config.build(), (1, 8, 8), Labels(3), config, {"label_dropout": 0.1}).save(folder)

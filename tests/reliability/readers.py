@@ -1,0 +1,80 @@
+"""Read a model again and again while another process replaces it, and count the reads that are not whole.
+
+    python tests/reliability/readers.py --reads 10000
+
+The writer puts a number into the weights and into config.json; a read is whole if both are the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from kills import write_model
+
+
+def replace_for_ever(folder: Path) -> None:
+    """Replace the model in a folder, each time with the next number."""
+    import torch
+
+    import admg
+    from admg.checkpoints.model import Model
+
+    model = admg.load(folder)
+    number = 0
+    while True:
+        number += 1
+        with torch.no_grad():
+            model.network.out[2].bias.fill_(number)
+        part = Model(model.network, model.diffusion, model.shape, model.labels, model.config, {"number": number})
+        part.save(folder)
+
+
+def read(folder: Path, reads: int) -> tuple[int, int]:
+    """Return the number of reads that were whole, and the number of different models that they found."""
+    import admg
+
+    whole, seen = 0, set()
+    for _ in range(reads):
+        try:
+            found = admg.load(folder)
+        except (ValueError, OSError) as error:
+            print(f"{type(error).__name__}: {error}", flush=True)
+            continue
+        seen.add(found.training.get("number"))
+        whole += found.network.out[2].bias.unique().tolist() == [found.training.get("number", 0)]
+    return whole, len(seen)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--reads", type=int, default=1000)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as root:
+        folder = write_model(Path(root) / "model")
+        pid = os.fork()
+        if not pid:
+            try:
+                replace_for_ever(folder)
+            finally:
+                os._exit(1)
+        try:
+            while "number" not in (folder / "config.json").read_text():
+                time.sleep(0.01)
+            whole, models = read(folder, options.reads)
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        print(f"{whole} of {options.reads} reads whole, of {models} different models")
+        sys.exit(whole != options.reads)
+
+
+if __name__ == "__main__":
+    main()
