@@ -208,7 +208,7 @@ def check_output_folder(path: Path | str) -> Path:
         path.mkdir(parents=True, exist_ok=True)
         probe = temporary_beside(path / "write-test")
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another process may remove what it finds left over
     except OSError as error:
         raise type(error)(f"cannot write to the output folder {path}: {error.strerror or error}") from error
     return path

@@ -185,6 +185,7 @@ class Job:
             target = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(target, 1)
             os.dup2(target, 2)
+            sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
             if self.processes > 1:
                 os.environ.update(environment)
             code = self._main(Operations(self.folder, at), prepare)

@@ -53,27 +53,32 @@ def read(folder: Path, reads: int) -> tuple[int, int]:
     return whole, len(seen)
 
 
+def reads_while_replaced(root: Path, reads: int) -> tuple[int, int]:
+    """Return what `read` does of a model that another process replaces all the while."""
+    folder = write_model(root / "model")
+    pid = os.fork()
+    if not pid:
+        try:
+            replace_for_ever(folder)
+        finally:
+            os._exit(1)
+    try:
+        while "number" not in (folder / "config.json").read_text():
+            time.sleep(0.01)
+        return read(folder, reads)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reads", type=int, default=1000)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as root:
-        folder = write_model(Path(root) / "model")
-        pid = os.fork()
-        if not pid:
-            try:
-                replace_for_ever(folder)
-            finally:
-                os._exit(1)
-        try:
-            while "number" not in (folder / "config.json").read_text():
-                time.sleep(0.01)
-            whole, models = read(folder, options.reads)
-        finally:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-        print(f"{whole} of {options.reads} reads whole, of {models} different models")
-        sys.exit(whole != options.reads)
+        whole, models = reads_while_replaced(Path(root), options.reads)
+    print(f"{whole} of {options.reads} reads whole, of {models} different models")
+    sys.exit(whole != options.reads)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from helpers import make, refused, run, snapshot, state_file
 from safetensors import SafetensorError
 
 import admg
+from admg.checkpoints.card import MARK
 from admg.data import open as open_dataset
 from admg.files import atomic
 from admg.training import TrainConfig, TrainingRun, checkpointing
@@ -30,14 +31,17 @@ OPTIONS = {"batch_size": 10, "precision": "fp32", "warmup": 1, "log": ("none",),
 
 @pytest.fixture(autouse=True)
 def simple_pictures(monkeypatch):
-    """Curves and cards, which take longer than the steps here, are empty files."""
+    """Curves and cards, which take longer than the steps here, are empty files, and there are no previews."""
 
     def draw(rows, path):
         with atomic(path) as temporary:
             temporary.touch()
 
     monkeypatch.setattr("admg.training.trackers.plot_log", draw)
-    monkeypatch.setattr("admg.training.trainer.write_card", lambda *arguments: None)
+    monkeypatch.setattr(
+        "admg.training.trainer.write_card", lambda folder, *arguments: (folder / "README.md").write_text(MARK)
+    )
+    monkeypatch.setattr("admg.training.tasks.DiffusionTask.preview", lambda *arguments: {})
 
 
 def begin(digits: str, out: Path, task=None, **options) -> TrainingRun:

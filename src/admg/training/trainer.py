@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, 
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic
+from typing import Any, Generic, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -26,7 +26,7 @@ from admg.checkpoints.card import CARD
 from admg.checkpoints.model import content_of
 from admg.checkpoints.weights import CheckpointError
 from admg.data import ImageDataset, batches
-from admg.disk import FULL, when_there_is_space
+from admg.disk import when_there_is_space
 from admg.engine.device import Processes, choose_device
 from admg.engine.memory import peak_memory
 from admg.files import check_output_folder
@@ -45,6 +45,7 @@ from .tasks import M, Task
 from .trackers import Tracker
 from .validation import Measure
 
+T = TypeVar("T")
 Measured = Callable[[nn.Module, Path, int], dict[str, float]]
 """Draws or measures what a network has learned, given the folder of pictures and the step, and returns metrics."""
 
@@ -284,7 +285,7 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
         network = self.learner.averaged_network()
         if tracker is not None:
             for measured in due:
-                tracker.add_metrics(self._measured(measured, network))
+                tracker.add_metrics(self._patiently(partial(self._measured, measured, network)))
             tracker.add_pictures(self.out / "samples", self.step)
 
     def _save(self, tracker: Tracker | None) -> None:
@@ -301,9 +302,9 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
         self.saved = self.step
         self._write_models(tracker)
 
-    def _patiently(self, write: Callable[[], object]) -> None:
-        """Write something that the run does not go on without, once there is space for it."""
-        when_there_is_space(write, self.config.disk_wait, lambda: self._stop)
+    def _patiently(self, write: Callable[[], T]) -> T:
+        """Return what a function returns that writes something; it is called again when there is space for it."""
+        return when_there_is_space(write, self.config.disk_wait, lambda: self._stop)
 
     def _complete(self, tracker: Tracker | None) -> None:
         """Write what is missing of a finished run that was killed after its last checkpoint."""
@@ -341,9 +342,7 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
         """Return metrics of the averaged network; none if memory or the disk is full, or a number is infinite."""
         try:
             return measured(network, self.out / "samples", self.step)
-        except (FloatingPointError, torch.OutOfMemoryError, OSError) as error:  # the training itself goes on
-            if isinstance(error, OSError) and error.errno not in FULL:
-                raise
+        except (FloatingPointError, torch.OutOfMemoryError) as error:  # the loss is finite, so that training goes on
             what = "preview" if measured == self.task.preview else "measurement"
             warnings.warn(f"no {what} at step {self.step}: {str(error).splitlines()[0]}", stacklevel=2)
             return {}
