@@ -45,10 +45,12 @@ def faulty(signs: Path) -> Any:
     def prepare(operations: Operations) -> None:
         from admg import disk
         from admg.training import tasks
+        from admg.training.guard import SKIPPED
 
         simple_pictures(operations)
         disk.PAUSE = 1.0
         note, loss = operations.note, tasks.DiffusionTask.loss
+        row: list[int] = []
 
         def checked(operation: str) -> None:
             if (signs / FULL).exists() and not operation.startswith(("os.remove", "os.rmdir")):
@@ -58,7 +60,12 @@ def faulty(signs: Path) -> Any:
 
         def infinite(self: Any, *arguments: Any, **options: Any) -> Any:
             terms = loss(self, *arguments, **options)
-            return terms | {"loss": terms["loss"] * (float("inf") if (signs / INFINITE).exists() else 1.0)}
+            if not (signs / INFINITE).exists():
+                return terms
+            row.append(1)
+            if len(row) % SKIPPED == 0:  # after which the run goes back; a step alone would only be skipped
+                (signs / INFINITE).unlink()
+            return terms | {"loss": terms["loss"] * float("inf")}
 
         operations.note = checked  # type: ignore[method-assign]
         tasks.DiffusionTask.loss = infinite
@@ -134,7 +141,7 @@ class Soak:
         self.argv = train
 
     def soak(self, seconds: float, every: float) -> None:
-        start = time.monotonic()
+        self.start = start = time.monotonic()
         due = start + every
         while (now := time.monotonic()) < start + seconds:
             self.train.keep_running(now - start)
@@ -166,8 +173,12 @@ class Soak:
         else:
             sign = self.signs / (FULL if kind == "full disk" else INFINITE)
             sign.touch()
-            time.sleep(3.0 if kind == "full disk" else 5.0)
-            sign.unlink()
+            if kind == "full disk":
+                time.sleep(3.0)
+                sign.unlink()
+            while sign.exists():  # until the run has met it
+                self.train.keep_running(time.monotonic() - self.start)
+                time.sleep(0.05)
             lane = self.train
         self.faults[f"{kind}, {lane.name}"] += 1
 
