@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-fast test-slow test-gpu lint docs clean
+.PHONY: demo test test-fast test-slow test-gpu test-browser lint docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/admg demo --out demo
@@ -22,6 +22,11 @@ test-slow: $(VENV)/.installed-dev
 
 test-gpu: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m gpu
+
+# The studio in Debian's Chromium. --screenshots docs/studio writes the pictures of docs/studio.md.
+test-browser: $(VENV)/.installed-dev
+	command -v chromedriver > /dev/null || { apt-get update -qq && apt-get install -y -qq chromium chromium-driver; }
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/studio
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -28,6 +28,10 @@ def quick_pictures(request, monkeypatch):
 TRAINING = {"seed": 0, "label_dropout": 0.1}
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--screenshots", metavar="DIR", help="folder for the screenshots of the browser tests")
+
+
 @pytest.fixture(scope="session")
 def tiny_model() -> Model:
     config = DiffusionConfig(diffusion_steps=100)

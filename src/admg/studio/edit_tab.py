@@ -17,7 +17,7 @@ from .pictures import enlarged, grid, save_npz
 from .sampling import Frame, Result
 from .settings import NO_GUIDANCE, read, real_number, whole_number
 from .shared import Studio
-from .visits import QUICK, STREAM, status_of, stopper, visitor, with_messages
+from .visits import QUICK, STREAM, status_of, stopper, visitor, with_messages, with_picture_messages
 
 CANVAS = 384
 MASK, DRAWING = "the part to draw anew", "part of the picture"
@@ -44,6 +44,8 @@ class EditTab:
             with gr.Tab("Download"):
                 self.files = gr.File(label="The images, and the pictures that the code reads", file_count="multiple",
                                      interactive=False, elem_id="edit-files")  # fmt: skip
+        for component in (self.editor, self.second):
+            with_picture_messages(component)
         self.connect()
 
     def lay_out_pictures(self) -> None:

@@ -64,7 +64,7 @@ def drawing_fields(entry: Entry, limits: Limits, key: str, **preset: Any) -> Fie
             guidance_choices(), value=values["guidance"], label="Guidance", elem_id=f"{key}-guidance"
         )
         scale = gr.Slider(0, 20, value=values["scale"], step=0.25, label="Guidance scale", elem_id=f"{key}-scale")
-    with gr.Accordion("Sampler", open=False):
+    with gr.Accordion("Sampler", open=False, elem_id=f"{key}-steps-more"):
         with gr.Row():
             sampler = gr.Dropdown(sorted(SAMPLERS), value=values["sampler"], label="Sampler", min_width=110,
                                   elem_id=f"{key}-sampler")  # fmt: skip

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import gradio as gr
+from PIL import Image
 
 from .jobs import Done, JobQueue, Waiting
 from .sampling import Counted, Frame
@@ -76,6 +77,25 @@ def status_of(update: Any, total: int = 0) -> str:
         notes = "".join(f"  \nNote: {note}" for note in update.notes)
         return (f"Stopped: {update.stopped}" if update.stopped else "Done") + notes
     return str(update)
+
+
+def with_picture_messages(component: Any) -> Any:
+    """Return a component that takes pictures, whose errors name what is wrong with a file."""
+    read = component.preprocess
+
+    def preprocess(payload: Any) -> Any:
+        try:
+            return read(payload)
+        except Image.DecompressionBombError:
+            most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000
+            raise gr.Error(f"the picture has more than {most} megapixels", print_exception=False) from None
+        except (OSError, ValueError, SyntaxError) as error:
+            LOGGER.info("a picture that cannot be read: %s", one_line(error))
+            raise gr.Error("the file is no picture that can be read, such as a PNG or JPEG file",
+                           print_exception=False) from None  # fmt: skip
+
+    component.preprocess = preprocess  # on the object: a class of its own would be a component without a front end
+    return component
 
 
 def stopper(queue: JobQueue) -> Callable[..., None]:
