@@ -21,6 +21,8 @@ from selenium.webdriver.common.keys import Keys
 
 PATIENCE = 300.0
 """Seconds that a test waits for something to appear, for machines that do other work as well."""
+TOAST = "[data-testid=toast-text], .toast-message-text"
+"""Messages of the page."""
 ARGUMENTS = [
     "--headless=new",
     "--no-sandbox",
@@ -42,8 +44,9 @@ def new_driver() -> webdriver.Chrome:
     return webdriver.Chrome(options=options, service=Service(driver))
 
 
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
+def wait_for(condition: Callable[[], Any], what: str, seconds: float | None = None) -> Any:
     """Return what the condition returns once that is true."""
+    seconds = PATIENCE if seconds is None else seconds
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:
@@ -70,6 +73,7 @@ class Page:
 
     def click(self, selector: str) -> None:
         def clicked() -> bool:
+            self.driver.execute_script("document.activeElement.blur()")  # which closes a list that is open
             self.find(selector).click()
             return True
 
@@ -87,7 +91,7 @@ class Page:
     def text(self, element: str) -> str:
         return str(self.find(f"#{element}").text)
 
-    def wait_for_text(self, element: str, begin: str, seconds: float = PATIENCE) -> str:
+    def wait_for_text(self, element: str, begin: str, seconds: float | None = None) -> str:
         """Wait until the text of an element begins so, and return it."""
         return str(wait_for(lambda: (text := self.text(element)).startswith(begin) and text,
                             f"{element} with {begin!r}, which is {self.text(element)!r}", seconds))  # fmt: skip
@@ -96,7 +100,8 @@ class Page:
         """Type a value into a field."""
         field = self.find(f"#{element} input, #{element} textarea")
         field.send_keys(Keys.CONTROL, "a")
-        field.send_keys(str(value), Keys.TAB)
+        field.send_keys(str(value))
+        self.driver.execute_script("arguments[0].blur()", field)  # the tab key would open a list beside it
 
     def choose(self, element: str, value: str) -> None:
         """Choose a value of a drop-down list by typing its name."""
@@ -130,11 +135,14 @@ class Page:
         wait_for(lambda: not self.driver.find_elements(By.CSS_SELECTOR, TOAST), "the end of the message")
         return found
 
-    def save(self, folder: Path | None, name: str) -> None:
-        """Save a screenshot, if a folder is given."""
+    def save(self, folder: Path | None, name: str, element: str = "") -> None:
+        """Save a screenshot, if a folder is given. element: what is scrolled to"""
         if folder is not None:
+            if element:
+                self.driver.execute_script("arguments[0].scrollIntoView()", self.find(f"#{element}"))
             time.sleep(0.5)  # of animations
             self.driver.save_screenshot(str(folder / f"{name}.png"))
+            self.driver.execute_script("window.scrollTo(0, 0)")
 
     def console_errors(self) -> list[str]:
         return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]

@@ -97,6 +97,15 @@ def test_no_file_of_the_server_can_be_given_as_a_picture(address, config, tmp_pa
         assert str(tmp_path) not in str(error).replace(str(picture), "")
 
 
+def test_a_file_that_is_no_picture_is_named(address, config):
+    answer = httpx.post(f"{address}/gradio_api/upload", files={"files": ("a.png", b"this is no picture", "image/png")})
+    part = {"path": answer.json()[0], "meta": {"_type": "gradio.FileData"}, "orig_name": "a.png"}
+    given = {"edit-editor": {"background": part, "layers": [], "composite": part, "id": None},
+             "edit-method": "Change the label (SDEdit)"}  # fmt: skip
+    (error,) = errors(call(address, config, "edit-start", given))
+    assert "the file is no picture that can be read" in error
+
+
 def test_no_other_server_is_asked_for_a_picture(address, config):
     asked = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as server:

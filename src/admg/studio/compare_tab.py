@@ -54,7 +54,7 @@ class CompareTab:
         fields = drawing_fields(self.studio.catalog.first, self.studio.limits, side, **preset)
         picture = gr.Image(format="png", type="pil", interactive=False, show_label=False, elem_id=f"{side}-image",
                            buttons=["download", "fullscreen"], height=430)  # fmt: skip
-        return fields, picture, gr.Code(language="shell", show_label=False, interactive=False)
+        return fields, picture, gr.Code(language="shell", wrap_lines=True, show_label=False, interactive=False)
 
     def settings(self, values: Any) -> tuple[Settings, Settings]:
         """Return the settings of both sides. Raises ValueError if they are the same, or for values out of range."""

@@ -40,7 +40,9 @@ class EditTab:
             with gr.Tab("Python"):
                 self.code = gr.Code(language="python", show_label=False, elem_id="edit-code", interactive=False)
             with gr.Tab("Command line"):
-                self.command = gr.Code(language="shell", show_label=False, elem_id="edit-command", interactive=False)
+                self.command = gr.Code(
+                    language="shell", wrap_lines=True, show_label=False, elem_id="edit-command", interactive=False
+                )
             with gr.Tab("Download"):
                 self.files = gr.File(label="The images, and the pictures that the code reads", file_count="multiple",
                                      interactive=False, elem_id="edit-files")  # fmt: skip

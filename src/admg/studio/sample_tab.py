@@ -65,7 +65,9 @@ class SampleTab:
                 self.lay_out_images()
         with gr.Tabs():
             with gr.Tab("Command line"):
-                self.command = gr.Code(language="shell", show_label=False, elem_id="sample-command", interactive=False)
+                self.command = gr.Code(
+                    language="shell", wrap_lines=True, show_label=False, elem_id="sample-command", interactive=False
+                )
             with gr.Tab("Python"):
                 self.code = gr.Code(language="python", show_label=False, elem_id="sample-code", interactive=False)
             with gr.Tab("Scale sheet", elem_id="sheet-tab"):
@@ -101,7 +103,7 @@ class SampleTab:
         self.sheet_status = gr.Markdown("", elem_id="sheet-status")
         self.sheet = gr.Image(format="png", type="pil", interactive=False, show_label=False, elem_id="sheet",
                               buttons=["download", "fullscreen"])  # fmt: skip
-        self.sheet_command = gr.Code(language="shell", label="The same sheet", interactive=False)
+        self.sheet_command = gr.Code(language="shell", wrap_lines=True, label="The same sheet", interactive=False)
 
     def lay_out_downloads(self) -> None:
         self.files = {
