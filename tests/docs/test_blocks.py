@@ -130,8 +130,9 @@ def test_every_option_that_a_page_names_exists():
         for code in re.findall(r"`([^`\n]+)`", text):
             for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", code):
                 ours = option in known | others or option.replace("--no-", "--") in known or "_" in option
-                benchmarks = (path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks").glob("*.py"))
-                assert ours or any(f'"{option}"' in script for script in benchmarks), f"{page}: {option}"
+                files = [*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "tests" / "reliability").glob("*.py")]
+                scripts = (path.read_text(encoding="utf-8") for path in files)
+                assert ours or any(f'"{option}"' in script for script in scripts), f"{page}: {option}"
                 found += 1
     assert found > 200
 
