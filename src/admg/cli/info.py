@@ -11,13 +11,16 @@ from typing import Any
 from admg.checkpoints.describe import ModelDescription, describe
 from admg.checkpoints.published import INTENDED_USE, LICENSE, MODEL_CARD, PUBLISHED, PublishedModel, SamplingSettings
 from admg.config import setting
+from admg.models.unet import EncoderConfig
 
-from .tables import size_text
+from .tables import size_text, table
 
 EXAMPLES = """  admg info fashion-mnist
   admg info openai/imagenet-256            # nothing is downloaded
+  admg info openai/imagenet-256 --table    # layers, parameters, GFLOPs, memory
   admg info run"""
 SHOWN_LABELS = 20
+BATCHES = 1, 8, 32, 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,13 +28,44 @@ class Options:
     """Describe a model: architecture, parameters, labels and provenance.
 
     model: model name, checkpoint folder, run directory or file of weights
+    table: list the layers with their parameters and operations, and the memory of training by batch size
     """
 
     model: str = setting(positional=True)
+    table: bool = False
 
 
 def run(options: Options) -> None:
-    print("\n\n".join("\n".join(lines(found)) for found in describe(options.model)))
+    found = describe(options.model)
+    texts = ["\n".join(lines(part)) for part in found]
+    if options.table:
+        texts = [f"{text}\n{layer_table(part.architecture)}" for text, part in zip(texts, found)]
+    print("\n\n".join(texts))
+
+
+def layer_table(architecture: EncoderConfig) -> str:
+    """Return the layers of a network, for one image, and the memory that it needs by batch size."""
+    from admg.training.recipes.layers import layers  # with torch's counters, for which other descriptions need not wait
+    from admg.training.recipes.measure import measure
+
+    found, cost = layers(architecture), measure(architecture)
+    rows = [
+        (layer.name, layer.kind, "x".join(map(str, layer.shape)), f"{layer.parameters:,}", f"{layer.gflops:.4g}")
+        for layer in found
+    ]
+    rows.append(("total", "", "", f"{cost.parameters:,}", f"{cost.gflops:.4g}"))
+    memory = [
+        (str(batch), *(size_text(round(cost.memory(batch, precision))) for precision in ("fp32", "bf16")))
+        for batch in BATCHES
+    ]
+    return "\n".join(
+        [
+            "layers (operations of a forward pass for one image, two for each multiplication with addition)",
+            table(("layer", "kind", "output", "parameters", "GFLOPs"), rows, left=("layer", "kind", "output")),
+            "memory of training, without that of the allocator (weights, gradients, AdamW, average, activations)",
+            table(("batch", "fp32", "bf16"), memory),
+        ]
+    )
 
 
 def lines(found: ModelDescription) -> Iterator[str]:

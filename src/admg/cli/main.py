@@ -47,6 +47,7 @@ COMMANDS = {
     "verify": "read files again, and compare them with the checksums that were written with them",
     "export": "write a model for diffusers or guided-diffusion, or as a graph of ONNX or torch.export",
     "diagnose": "infer the missing settings of a checkpoint from real images",
+    "doctor": "examine the installation: device, kernels, memory, caches, speed, and what to do about each",
     "completion": "print a completion script for bash, zsh or tcsh",
 }
 

@@ -9,7 +9,8 @@ from admg.checkpoints.model import Model
 from admg.config import check, group, setting
 from admg.data.dataset import Fit
 from admg.diffusion.gaussian import Images
-from admg.generation import JobOptions, Recipe, generate, generate_scale_sheet
+from admg.generation import JobOptions, Recipe, generate, generate_denoising, generate_scale_sheet
+from admg.generation.denoising import AnimationFormat, ffmpeg
 from admg.generation.guide_specs import GuideSet
 from admg.generation.labels import MOST_IMAGES, Label, typed_labels
 from admg.generation.sample import as_model
@@ -22,6 +23,7 @@ from .sampling_options import GuidanceOptions, SamplingOptions, ShowProgress, pr
 EXAMPLES = """  admg sample --label sneaker --label 9 --scale 4 --num 32 --out sneakers
   admg sample --label coat --sheet scale=0,1,2,4,8 --num 6 --unconditional --out coats
   admg sample --label coat --cfg 3 --interval 0.3,10 --sampler unipc --steps karras10 --out coats
+  admg sample --label coat --num 4 --steps 50 --animate gif --trajectory --out steps
   admg sample --label coat --guide my_guides.py:darker --init shirt.png --strength 0.6 --out coats
   admg sample --model openai/imagenet-64 --labels balanced --num 50000 --no-images --out for-fid
   admg sample --model openai/imagenet-64 --upsampler openai/imagenet-64-to-256 --labels random --num 16 --out large
@@ -84,6 +86,23 @@ class UpsamplerOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DenoisingOptions:
+    """Denoising. Pictures of how the first images, at most 8, come out of noise; these are sampled a second time.
+
+    animate: write OUT/denoising.gif or .mp4: x_t and the predicted image at every step; mp4 needs ffmpeg
+    trajectory: write OUT/trajectory.png: nine steps of each image side by side
+    """
+
+    animate: AnimationFormat | None = setting(None, default_text="none")
+    trajectory: bool = False
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.animate == "mp4":
+            ffmpeg()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Options:
     """Generate images of chosen labels, guided by a classifier.
 
@@ -110,10 +129,14 @@ class Options:
     guidance: GuidanceOptions = group(GuidanceOptions)
     start: InitOptions = group(InitOptions)
     upsampling: UpsamplerOptions = group(UpsamplerOptions)
+    denoising: DenoisingOptions = group(DenoisingOptions)
     job: JobOptions = group(JobOptions)
 
     def __post_init__(self) -> None:
         check(self)
+        if (self.denoising.animate or self.denoising.trajectory) and (self.sheet or self.job.processes > 1):
+            what = "animate" if self.denoising.animate else "trajectory"
+            raise ValueError(f"{what} needs a run of one process, without --sheet")
         if self.label and self.labels is not None:
             raise ValueError("label cannot be combined with --labels")
         if self.sheet and (self.upsampling.upsampler or self.start.init):
@@ -151,6 +174,13 @@ def run(options: Options) -> None:
         progress=ShowProgress(options.job),
     )  # fmt: skip
     print_result(done, options.job)
+    if options.denoising.animate or options.denoising.trajectory:
+        pictures = generate_denoising(
+            model, labels, out=options.out, num=num, recipe=recipe, init=init, animate=options.denoising.animate,
+            trajectory=options.denoising.trajectory,
+            strength=0.6 if options.start.strength is None else options.start.strength,
+        )  # fmt: skip
+        print(f"Saved {' and '.join(map(str, pictures))}")
 
 
 def parse_sheet(text: str) -> tuple[str, list[float]]:

@@ -1,5 +1,6 @@
 """Sampling, editing, interpolation and upsampling, in memory or as resumable jobs that write a folder."""
 
+from .denoising import generate_denoising
 from .edit import edit, encode
 from .generate import generate, generate_edits, generate_interpolation, generate_upsampled, plan
 from .guide_specs import GuideSet
@@ -25,6 +26,7 @@ __all__ = [
     "edit",
     "encode",
     "generate",
+    "generate_denoising",
     "generate_edits",
     "generate_interpolation",
     "generate_scale_sheet",

@@ -20,7 +20,7 @@ from admg.engine.compiling import Compile
 from admg.engine.memory import in_batches
 from admg.engine.precision import Precision, resolve
 from admg.guidance import Bounded, Guide, Recorded
-from admg.samplers import NoiseSampler
+from admg.samplers import NoiseSampler, Step
 
 from .acceleration import batch_that_fits
 from .augmentation import augmented, check_level
@@ -182,11 +182,13 @@ class BatchSampler:
         first: int = 0,
         on_step: Callable[[int], Any] = lambda count: None,
         max_steps: int | None = None,
+        watch: Callable[[Step], Any] | None = None,
     ) -> Images:
         """Return the images (n, C, H, W) of one batch, on the CPU.
 
         labels: of all images, like the inputs
         max_steps: stop after this step, or later, once the guide has been evaluated; None: run all steps
+        watch: called with each step of the sampler
         Raises ValueError if the sampler never evaluates the guide, and FloatingPointError if an image is not finite.
         """
         model, recipe = self.model, self.recipe
@@ -214,6 +216,8 @@ class BatchSampler:
         for done, step in enumerate(steps, 1):
             x = step.x
             on_step(len(y))
+            if watch is not None:
+                watch(step)
             if max_steps is not None and done >= max_steps and (guide is None or guide.evaluated):
                 break
         if guide is not None and not guide.evaluated:

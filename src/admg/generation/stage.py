@@ -15,6 +15,7 @@ from jaxtyping import UInt8
 
 from admg.checkpoints.labels import Labels
 from admg.checkpoints.model import Model
+from admg.samplers import Step
 
 from .contact_sheet import Layout, contact_sheet
 from .describe import network_record
@@ -110,6 +111,11 @@ class Stage:
         inputs = self._inputs(images, base)
         with BatchSampler(self._respaced, recipe).ready(self.labels) as sampler:
             sampler.draw(self._labels(images), inputs, slice(0, 1), first=labelled, max_steps=1)
+
+    def watch(self, images: range, watch: Callable[[Step], Any]) -> None:
+        """Draw the images of these numbers, the first of which is 0, and call a function with each step."""
+        with BatchSampler(self._respaced, self._recipe).ready(self.labels) as sampler:
+            sampler.draw(self._labels(images), self._inputs(images, None), slice(0, len(images)), watch=watch)
 
     @contextmanager
     def maker(self) -> Iterator[Maker]:

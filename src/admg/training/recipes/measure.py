@@ -23,7 +23,7 @@ def measure(network: EncoderConfig) -> Cost:
     kind = next(kind for kind in NETWORK_KINDS.values() if type(network) is kind.config)
     with FakeTensorMode():
         module: nn.Module = kind.network(network)
-        one, two = _inputs(network, 1), _inputs(network, 2)
+        one, two = inputs_of(network, 1), inputs_of(network, 2)
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # others are not counted on CPUs
             module(*one)
         kept = {cast: (_kept(module, two, cast) - _kept(module, one, cast)) / 1e6 for cast in (False, True)}
@@ -35,7 +35,7 @@ def measure(network: EncoderConfig) -> Cost:
     )
 
 
-def _inputs(network: EncoderConfig, images: int) -> list[Tensor]:
+def inputs_of(network: EncoderConfig, images: int) -> list[Tensor]:
     """Return images, timesteps and, for an upsampler, small images."""
     channels, size = network.image_channels, network.image_size
     inputs = [torch.empty(images, channels, size, size), torch.zeros(images)]

@@ -1,0 +1,36 @@
+"""`admg doctor`: what this installation can do on this machine, and what to do about what it cannot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from admg.config import check, setting
+from admg.generation.doctor import examine
+
+EXAMPLES = """  admg doctor
+  admg doctor --seconds 0      # without the test of speed"""
+MARKS = {"ok": "ok", "note": "note", "problem": "PROBLEM"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Examine the installation: versions, device, precision, kernels, threads, memory, caches and speed, and what to
+    do about each problem.
+
+    seconds: length of the test of speed; 0 leaves it out
+    """
+
+    seconds: float = setting(5.0, min=0, max=600)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+def run(options: Options) -> None:
+    problems = 0
+    for finding in examine(options.seconds):
+        problems += finding.grade == "problem"
+        print(f"{MARKS[finding.grade]:8}{finding.what:18}{finding.text}")
+        if finding.advice:
+            print(f"{'':26}-> {finding.advice}")
+    print("no problem found" if not problems else f"{problems} problem{'s' if problems > 1 else ''} found")
