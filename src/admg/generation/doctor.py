@@ -15,7 +15,6 @@ from typing import Literal
 
 import torch
 
-import admg
 from admg.checkpoints import loading
 from admg.engine import accelerate
 from admg.engine import cpu as native
@@ -68,11 +67,18 @@ def examine(seconds: float = 5.0) -> Iterator[Finding]:
 
 
 def _versions() -> str:
-    found = [f"admg {admg.__version__}", f"Python {platform.python_version()}", f"torch {torch.__version__}"]
+    found = [f"admg {_version('admg')}", f"Python {platform.python_version()}", f"torch {torch.__version__}"]
     for name in EXTRAS:
         if find_spec(name):
-            found.append(f"{name} {importlib.metadata.version(name)}")
+            found.append(f"{name} {_version(name)}")
     return ", ".join(found)
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:  # a folder on the path, which pip has not installed
+        return "(not installed by pip)"
 
 
 def _device(device: torch.device) -> Iterator[Finding]:
