@@ -62,7 +62,7 @@ class StandIns:
         rest = words[len(command.split()) :]
         rest = [self.openai(word) for word in rest] if command not in ("info", "models", "recipes") else rest
         rest = without([self.existing(word) for word in rest], "--gpus")  # which starts processes
-        for value in values(rest, "--config"):
+        for value in [value for value in values(rest, "--config") if not Path(value).exists()]:
             Path(value).write_text('data = "photos"\n')
             self.data("photos")
         for option in DATA:
