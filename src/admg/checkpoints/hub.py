@@ -238,10 +238,9 @@ def _has_users_card(api: Any, repo: str, path: str, revision: str | None) -> boo
 def library() -> ModuleType:
     """Return huggingface_hub. Raises ValueError if it is not installed."""
     try:
-        import huggingface_hub
+        return import_module("huggingface_hub")
     except ImportError:
         raise ValueError("models of the Hugging Face Hub need huggingface_hub: pip install 'admg[hub]'") from None
-    return huggingface_hub
 
 
 @contextmanager

@@ -182,8 +182,10 @@ def read(path: Path) -> Activations | None:
         return None
     features, spatial = found.get("features"), found.get("spatial")
     named = "name" in found and str(found["name"]) == path.stem
+    if not named or features is None:
+        return None
     parts = [features] if spatial is None else [features, spatial]
-    if not named or not all(part is not None and _usable(part) and len(part) == len(parts[0]) for part in parts):
+    if not all(_usable(part) and len(part) == len(features) for part in parts):
         return None
     return Activations(features, spatial)
 
