@@ -69,7 +69,8 @@ def is_damaged(content: Mapping[str, Any]) -> bool:
     if KEY in content:
         return bool(content[KEY] != with_checksum(content)[KEY])
     *others, (_, last) = content.items() or [("", "")]
-    return str(last) == _checksum(dict(others))  # its name is damaged
+    same: bool = str(last) == _checksum(dict(others))  # its name is damaged
+    return same
 
 
 def damaged(path: Path) -> str:

@@ -15,6 +15,8 @@ import sandbox
 from corpus import NETWORK
 from helpers import write_npz
 
+from admg.checksums import with_checksum
+
 Build = Callable[[Path], None]
 TRAINING = [
     "--data",
@@ -102,7 +104,7 @@ def config(section: str, **values: object) -> Build:
         path = folder / "model" / "config.json"
         content = json.loads(path.read_text())
         (content if section == "" else content[section]).update(values)
-        path.write_text(json.dumps(content))
+        path.write_text(json.dumps(with_checksum(content)))
 
     return change
 

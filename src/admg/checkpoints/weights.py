@@ -61,11 +61,17 @@ def check_state(source: Path | str, state: dict[str, Tensor], network: nn.Module
 def check_values(source: Path | str, state: dict[str, Tensor]) -> None:
     """Raise CheckpointError if weights are not floating-point numbers, or not finite."""
     for name, value in state.items():
-        if not value.is_floating_point() or value.is_quantized or value.layout is not torch.strided:
+        if not is_plain(value):
             layout = "" if value.layout is torch.strided else " and sparse"
             raise CheckpointError(f"{source} has {name} as {value.dtype}{layout}: weights are floating-point numbers")
         if not value.is_meta and not value.isfinite().all():
             raise CheckpointError(f"{source} has NaN or infinite numbers in {name}")
+
+
+def is_plain(value: Tensor) -> bool:
+    """Whether a tensor holds floating-point numbers, one after the other."""
+    strided = value.layout is torch.strided and not value.is_nested
+    return strided and value.is_floating_point() and not value.is_quantized
 
 
 def check_stored(name: str, value: Tensor, size: int) -> None:

@@ -91,7 +91,7 @@ def run(options: Options) -> None:
         overwrite=options.overwrite,
     )
     count = 0
-    with tqdm(total=len(dataset), unit=" images", mininterval=1, desc=options.out.name) as bar:
+    with tqdm(total=len(dataset), unit=" images", mininterval=1, desc=printable(options.out.name)) as bar:
         for step in packed:
             count += step.problem is None
             problems += [] if step.problem is None else [step.problem]

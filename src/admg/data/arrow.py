@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, TypedDict, cast
 import msgspec
 
 from admg.checksums import parse_json, read_any
+from admg.config import printable
 from admg.files import LockError, atomic, cache_folder, locked, remove
 
 from .arrays import Split
@@ -335,7 +336,8 @@ def _write_copy(file: Path, target: Path, columns: Columns, progress: bool) -> N
     names = [columns.image, *([columns.label] if columns.label else [])]
     with pyarrow.parquet.ParquetFile(file) as table, atomic(target) as temporary:
         rows = table.metadata.num_rows
-        bar = tqdm(total=rows, desc=f"copying {file.name}", unit=" rows", delay=BAR_AFTER, disable=not progress)
+        name = printable(f"copying {file.name}")
+        bar = tqdm(total=rows, desc=name, unit=" rows", delay=BAR_AFTER, disable=not progress)
         schema = pyarrow.schema([table.schema_arrow.field(name) for name in names], table.schema_arrow.metadata)
         with bar, pyarrow.OSFile(str(temporary), "wb") as sink, pyarrow.ipc.new_stream(sink, schema) as writer:
             for batch in table.iter_batches(ROWS, columns=names):

@@ -12,6 +12,8 @@ from typing import Literal
 
 from PIL import Image
 
+from admg.config import printable
+
 from .errors import DataError, listed
 from .folder import ImageFile, check
 from .index import SMALLEST, read_index, write_index
@@ -100,7 +102,7 @@ def _read(listing: Listing, names: Sequence[str], decode: bool, progress: bool) 
 
     parts = [names[start : start + TOGETHER] for start in range(0, len(names), TOGETHER)]
     found: dict[str, Checked] = {}
-    desc = f"reading {listing.root.name}"
+    desc = printable(f"reading {listing.root.name}")
     bar = tqdm(total=len(names), desc=desc, unit=" files", delay=BAR_AFTER, disable=not progress)
     with warnings.catch_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, bar:
         warnings.simplefilter("ignore")

@@ -19,6 +19,7 @@ from typing import Any
 
 from PIL import Image
 
+from admg.config import printable
 from admg.files import atomic, cache_folder
 
 from .arrays import Split
@@ -66,7 +67,7 @@ def list_tars(root: Path, tars: Sequence[Path], split: Split = "train", *, progr
     members: dict[str, StoredMember] = {}
     left_out: list[str] = []
     description = None
-    bar = tqdm(chosen, desc=f"indexing {root.name}", unit=" tars", delay=BAR_AFTER, disable=not progress)
+    bar = tqdm(chosen, desc=printable(f"indexing {root.name}"), unit=" tars", delay=BAR_AFTER, disable=not progress)
     for tar in bar:
         container = Container.of(tar)
         images, description = _content(container)

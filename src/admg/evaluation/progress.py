@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from tqdm.auto import tqdm
 
+from admg.config import printable
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -44,7 +46,7 @@ def track(task: str, total: int, unit: str, show: Show) -> Iterator[Update]:
 
         yield call
         return
-    with tqdm(total=total, unit=unit, desc=task, disable=not show) as bar:
+    with tqdm(total=total, unit=unit, desc=printable(task), disable=not show) as bar:
 
         def advance(done: int, whole: int | None = None, note: str = "") -> None:
             bar.total = total if whole is None else whole

@@ -190,11 +190,12 @@ class NpzImages:
         return data.reshape(count, *self.shape[1:])
 
     def verify(self) -> NpzImages:
-        """Read all images, and return this object. Raises ValueError if they do not have the checksum of the file."""
+        """Read the whole file, and return this object. Raises ValueError if it does not have the checksums in it."""
         try:
-            with self._archive.open("arr_0.npy") as member:
-                while member.read(1 << 20):
-                    pass
+            for name in self._archive.namelist():  # also of arrays whose names may be damaged
+                with self._archive.open(name) as member:
+                    while member.read(1 << 20):
+                        pass
         except BROKEN as error:
             raise ValueError(f"{self.path} is damaged: {error}") from None
         return self

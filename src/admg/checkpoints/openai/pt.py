@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from admg.checkpoints import pickles
-from admg.checkpoints.weights import CheckpointError, Shapes, check_stored
+from admg.checkpoints.weights import CheckpointError, Shapes, check_stored, is_plain
 
 from . import wrappers
 from .wrappers import Weights
@@ -62,7 +62,7 @@ def as_weights(content: Any, fits: Callable[[Shapes], bool] = lambda shapes: Tru
     """Return the weights in what a file held, in float32. Raises CheckpointError if there are none."""
     weights = wrappers.find(content, fits) or Weights(_other_state(content))
     for name, value in weights.state.items():
-        if not value.is_floating_point() or value.is_quantized or value.layout is not torch.strided:
+        if not is_plain(value):
             raise CheckpointError(f"holds {name} as {_dtype_text(value)}: weights must be plain floating-point tensors")
     return replace(weights, state={name: value.float() for name, value in weights.state.items()})
 
@@ -155,5 +155,7 @@ def _type_text(value: object) -> str:
 
 
 def _dtype_text(value: Tensor) -> str:
+    if value.is_nested:
+        return "a nested tensor"
     kind = "quantized " if value.is_quantized else "" if value.layout is torch.strided else "sparse "
     return f"a {kind}tensor of {str(value.dtype).removeprefix('torch.')}"
