@@ -60,9 +60,12 @@ def screenshots(request):
 
 
 def generate(page):
+    """Generate images with settings that have changed, and return their sheet."""
+    from browser import wait_for
+
+    before = page.source("sample-x0")
     page.click("#sample-start")
-    page.wait_for_text("sample-status", "Step")
-    page.wait_for_text("sample-status", "Done")
+    wait_for(lambda: page.source("sample-x0") != before and page.text("sample-status").startswith("Done"), "new images")
     return page.picture("sample-x0")
 
 

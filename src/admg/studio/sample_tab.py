@@ -116,8 +116,9 @@ class SampleTab:
     def connect(self) -> None:
         inputs, pictures = [*self.fields.values()], [self.x_t, self.x_0, self.chart]
         outputs = [self.status, *pictures, self.command, self.code, self.done, self.step, self.which]
-        self.start.click(with_messages(self.generate), [self.which, *inputs], [*outputs, *self.files.values()],
-                         **STREAM)  # fmt: skip
+        generated = self.start.click(with_messages(self.generate), [self.which, *inputs], outputs, **STREAM)
+        # An event of its own: an animation takes a second, in which the button would do nothing.
+        generated.success(with_messages(self.offer), self.done, [*self.files.values()], **STREAM)
         self.draw_sheet.click(with_messages(self.generate_sheet), [self.scales, *inputs],
                               [self.sheet_status, self.sheet, self.sheet_command], **STREAM)  # fmt: skip
         self.stop.click(stopper(self.studio.queue), None, None, **QUICK)
@@ -144,9 +145,13 @@ class SampleTab:
                     changed[self.chart], drawn = chart_of(frames, which, entry), time.monotonic()
             result = update.result if isinstance(update, Done) else None
             yield changed if result is None else changed | self.finished(View(result, entry), which)
-            if result is not None:  # afterwards: an animation takes a second
-                paths = downloads(result, self.studio.folders.new(visitor(request)))
-                yield {self.files[kind]: gr.update(value=str(path), interactive=True) for kind, path in paths.items()}
+
+    def offer(self, request: gr.Request, view: View | None) -> dict[Any, Any]:
+        """Write the files of the finished images for the download."""
+        if view is None:
+            return {}
+        paths = downloads(view.result, self.studio.folders.new(visitor(request)))
+        return {self.files[kind]: gr.update(value=str(path), interactive=True) for kind, path in paths.items()}
 
     def finished(self, view: View, which: Any) -> dict[Any, Any]:
         """Return what changes once all images are there."""
