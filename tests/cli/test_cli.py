@@ -121,7 +121,7 @@ def spoil(folder, how: str) -> str:
         config.write_text("{")
         return "not valid JSON"
     if how == "foreign config":
-        config.write_text('{"_class_name": "UNet2DModel"}')
+        config.write_text('{"architectures": ["BertModel"]}')
         return "does not belong to an admg checkpoint"
     if how == "newer":
         config.write_text(json.dumps(values | {"version": 99}))

@@ -9,7 +9,7 @@ from admg.cli.main import COMMANDS
 
 NEEDED = {"admg", "torch", "torchgen", "functorch", "numpy", "PIL", "safetensors", "msgspec", "jaxtyping", "tqdm"}
 """Packages that every command may import at its start. Others take longer than the rest of the start."""
-TRAINING = {"train", "train-classifier", "train-upsampler", "ema", "recipes", "studio"}
+TRAINING = {"train", "train-classifier", "train-upsampler", "ema", "recipes", "studio", "verify"}
 """Commands that import admg.training, and so torch.distributed, which takes sympy along."""
 PROGRAM = """
 import sys

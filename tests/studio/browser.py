@@ -19,7 +19,7 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-PATIENCE = 100.0
+PATIENCE = 60.0
 """Seconds that a test waits for something to appear, for machines that do other work as well."""
 TOAST = "[data-testid=toast-text], .toast-message-text"
 """Messages of the page."""
@@ -129,7 +129,7 @@ class Page:
 
     def message(self) -> str:
         """Return the error that the page shows, and close it."""
-        found = str(self.find(TOAST).text)
+        found = str(wait_for(lambda: self.find(TOAST).text, "the text of a message"))  # which fades in
         for button in self.driver.find_elements(By.CSS_SELECTOR, ".toast-close"):
             button.click()
         wait_for(lambda: not self.driver.find_elements(By.CSS_SELECTOR, TOAST), "the end of the message")

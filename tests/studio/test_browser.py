@@ -1,8 +1,9 @@
-"""The studio in a real browser: images step by step, stopping, two visitors, the comparison, and no other host."""
+"""The studio in a real browser: every tab, errors, stopping, two visitors, no console errors and no other host."""
 
 from __future__ import annotations
 
 import io
+import shutil
 import time
 from pathlib import Path
 
@@ -92,14 +93,51 @@ def test_images_appear_and_change_with_the_scale(page, screenshots):
 
 
 def test_labels_are_found_by_typing(page):
+    page.tab("Sample")
     page.choose("sample-labels", "ankle")
     generate(page)
     assert "--label 'Ankle boot'" in page.text("sample-command")
 
 
+def test_the_scale_sheet(page, screenshots):
+    page.tab("Sample")
+    page.tab("Scale sheet")
+    page.fill("sheet-scales", "0, 2, 8" if screenshots is None else "0, 1, 4, 16")
+    page.click("#sheet-start")
+    page.wait_for_text("sheet-status", "Done")
+    assert len(page.picture("sheet")) > 5000
+    page.save(screenshots, "sheet", "sheet-scales")
+    page.fill("sheet-scales", "strong")
+    page.click("#sheet-start")
+    assert "the scales must be 1 to 12 numbers" in page.message()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "back", "message"),
+    [
+        ("sample-num", 10_000, 8, "the number of images must be from 1 to 64, got 10,000"),
+        ("sample-num", 0, 8, "the number of images must be from 1 to 64, got 0"),
+        ("sample-seed", -1, 0, "seed must be at least 0"),
+        ("sample-steps", 100_000, STEPS, "the number of steps must be from 1 to 250, got 100,000"),
+    ],
+)
+def test_errors_are_shown(page, screenshots, field, value, back, message):
+    from browser import TOAST
+
+    page.tab("Sample")
+    page.fill(field, value)
+    page.click("#sample-start")
+    if value == 10_000:
+        page.find(TOAST)
+        page.save(screenshots, "error")
+    assert message in page.message()
+    page.fill(field, back)
+
+
 def test_a_job_is_stopped_and_a_second_visitor_waits(page, address):
     from browser import Page
 
+    page.tab("Sample")
     page.fill("sample-num", 64)
     page.fill("sample-steps", 250)
     page.click("#sample-start")
@@ -122,6 +160,49 @@ def test_a_job_is_stopped_and_a_second_visitor_waits(page, address):
     generate(page)
 
 
+def test_edit(page, screenshots, tmp_path):
+    from browser import By, wait_for
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    page.tab("Edit")
+    page.click("#edit-start")
+    assert "a picture is needed" in page.message()
+    shipped = page.picture("sample-x0")
+    with Image.open(io.BytesIO(shipped)) as sheet:
+        sheet.crop((0, sheet.height // 3 + 20, sheet.width // 3, 2 * sheet.height // 3 + 8)).save(tmp_path / "boot.png")
+    upload = page.find("#edit-editor input[type=file]")
+    upload.send_keys(str(tmp_path / "boot.png"))
+    canvas = wait_for(lambda: page.driver.find_element(By.CSS_SELECTOR, "#edit-editor canvas"), "the canvas")
+    time.sleep(2)
+    page.click("#edit-start")
+    assert "paint over the part" in page.message()
+    page.click("#edit-editor button[aria-label='Brush']")
+    strokes = ActionChains(page.driver)
+    for y in range(-60, 61, 20):
+        strokes.move_to_element_with_offset(canvas, -60, y).click_and_hold().move_by_offset(70, 0).release()
+    strokes.perform()
+    page.click("#edit-start")
+    page.wait_for_text("edit-status", "Done")
+    assert len(page.picture("edit-after")) > 1000 and len(page.picture("edit-before")) > 300
+    page.save(screenshots, "edit")
+
+
+def test_files_that_are_no_pictures_and_large_ones_are_refused(page, tmp_path):
+    page.tab("Edit")
+    page.choose("edit-method", "Interpolate")
+    (tmp_path / "a.png").write_text("this is no picture")
+    page.find("#edit-second input[type=file]").send_keys(str(tmp_path / "a.png"))
+    time.sleep(1)
+    page.click("#edit-start")
+    assert "the file is no picture that can be read" in page.message()
+    page.driver.get(page.address)
+    page.find("#sample-start")
+    page.tab("Edit")
+    (tmp_path / "b.png").write_bytes(b"0" * (2 << 20))
+    page.find("#edit-editor input[type=file]").send_keys(str(tmp_path / "b.png"))
+    assert page.message()
+
+
 def test_compare(page, screenshots):
     page.tab("Compare")
     page.fill("compare-num", 4)
@@ -132,5 +213,27 @@ def test_compare(page, screenshots):
     page.save(screenshots, "compare")
 
 
-def test_the_page_asks_no_other_host(page):
+def test_a_training_is_started_and_watched(page, screenshots, folders):
+    page.tab("Train")
+    page.click("#new-start")
+    assert "choose a data set" in page.message()
+    page.choose("new-data", "grey")
+    page.fill("new-name", "first")
+    page.fill("new-size", 8)
+    page.fill("new-steps", 40)
+    page.fill("new-batch", 4)
+    page.click("#new-start")
+    page.wait_for_text("train-status", "first: running")
+    page.wait_for_text("train-status", "first: finished, step 40 of 40")
+    assert len(page.picture("train-curves")) > 1000 and len(page.picture("train-preview")) > 100
+    page.save(screenshots, "train")
+    page.fill("new-name", "../first")
+    page.click("#new-start")
+    assert "the name of a run has" in page.message()
+    shutil.rmtree(folders / "runs" / "first")
+
+
+def test_no_console_errors_and_no_other_host(page):
     assert page.hosts() == {"127.0.0.1"}
+    errors = page.console_errors()
+    assert errors == [], errors
