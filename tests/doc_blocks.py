@@ -21,7 +21,7 @@ NOT_RUN = {
     r"make |.*mkdocs ": "builds environments, or runs this test; the test looks for the target",
     r"python3? -m venv|source |cd ": "makes and enters an environment",
     r"python3? -m (pytest|build)": "runs other tests, or builds wheels",
-    r"(sudo )?python (benchmarks|tools|tests)/": "takes minutes to hours; the test compares the options with the script",
+    r"(sudo )?python (benchmarks|tools|tests)/": "takes minutes to hours; the test compares options with the script",
     r"python \$?examples/|for example in ": "run by tests/test_examples.py",
     r"\[ \$\? |#SBATCH|scontrol ": "needs SLURM",
     r".*\b(ATEN_CPU_CAPABILITY|ONEDNN_MAX_CPU_ISA|OMP_NUM_THREADS|TRITON_INTERPRET|FLIPPED_BITS)=": "runs other tests",

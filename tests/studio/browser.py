@@ -19,7 +19,7 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-PATIENCE = 60.0
+PATIENCE = 300.0
 """Seconds that a test waits for something to appear, for machines that do other work as well."""
 TOAST = "[data-testid=toast-text], .toast-message-text"
 """Messages of the page."""

@@ -1,0 +1,128 @@
+"""What the tabs share: who asks, errors as messages on the page, the status of a job in words."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from .jobs import Done, JobQueue, Waiting
+from .sampling import Counted, Frame
+
+STREAM: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
+"""How an event is connected that runs a job: JobQueue lets the jobs wait, and refuses what is too much."""
+QUICK: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
+"""How an event is connected that answers at once."""
+LOGGER = logging.getLogger("admg.studio")
+
+def visitor(request: gr.Request | None) -> str:
+    """Return a name for the page that asks: a visitor with two open pages counts twice."""
+    return str(getattr(request, "session_hash", None) or "a program")
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+def shown(error: Exception) -> gr.Error:
+    """Return an error as the message that the page shows. One that nobody foresaw goes to the log of the server."""
+    if isinstance(error, gr.Error):
+        return error
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "out of memory" in str(error)):
+        return gr.Error("not enough memory: ask for fewer images", print_exception=False)
+    if isinstance(error, ValueError | FloatingPointError):
+        return gr.Error(one_line(error), print_exception=False)
+    LOGGER.error("an error of the studio", exc_info=error)
+    return gr.Error("an error of the studio: the log of the server has the details", print_exception=False)
+
+def with_messages(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the event handler whose errors are messages on the page."""
+    if inspect.isgeneratorfunction(function):
+        @functools.wraps(function)
+        def generator(*args: Any) -> Iterator[Any]:
+            try:
+                yield from function(*args)
+            except Exception as error:
+                raise shown(error) from None
+
+        return generator
+
+    @functools.wraps(function)
+    def call(*args: Any) -> Any:
+        try:
+            return function(*args)
+        except Exception as error:
+            raise shown(error) from None
+
+    return call
+
+def status_of(update: Any, total: int = 0) -> str:
+    """Return an update of a job in words. total: number of steps"""
+    if isinstance(update, Waiting):
+        return f"Waiting: {update.ahead} job{'s' if update.ahead != 1 else ''} before yours"
+    if isinstance(update, Frame):
+        return f"Step {update.number} of {total}"
+    if isinstance(update, Counted):
+        return f"Step {update.done} of {update.total}"
+    if isinstance(update, Done):
+        notes = "".join(f"  \nNote: {note}" for note in update.notes)
+        return (f"Stopped: {update.stopped}" if update.stopped else "Done") + notes
+    return str(update)
+
+@contextmanager
+def picture_messages() -> Iterator[None]:
+    """Context manager that reads a picture, and whose errors are messages that name what is wrong with the file."""
+    try:
+        yield
+    except Image.DecompressionBombError:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000
+        raise gr.Error(f"the picture has more than {most} megapixels", print_exception=False) from None
+    except (OSError, ValueError, SyntaxError) as error:
+        LOGGER.info("a picture that cannot be read: %s", one_line(error))
+        message = "the file is no picture that can be read, such as a PNG or JPEG file"
+        raise gr.Error(message, print_exception=False) from None
+
+from gradio.events import Dependency
+
+class Picture(gr.Image):
+    """gr.Image with the messages of picture_messages."""
+
+    is_template = True  # it has the front end of its base
+
+    def preprocess(self, payload: Any) -> Any:
+        with picture_messages():
+            return super().preprocess(payload)
+    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
+    from gradio.blocks import Block
+
+    if TYPE_CHECKING:
+        from gradio.components import Timer
+        from gradio.components.base import Component
+
+class PictureEditor(gr.ImageEditor):
+    """gr.ImageEditor with the messages of picture_messages."""
+
+    is_template = True
+
+    def preprocess(self, payload: Any) -> Any:
+        with picture_messages():
+            return super().preprocess(payload)
+    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
+    from gradio.blocks import Block
+
+    if TYPE_CHECKING:
+        from gradio.components import Timer
+        from gradio.components.base import Component
+
+def stopper(queue: JobQueue) -> Callable[..., None]:
+    """Return the event handler of a button that stops the visitor's job."""
+
+    def stop(request: gr.Request) -> None:
+        if not queue.stop(visitor(request)):
+            gr.Info("No job of yours is running.")
+
+    return stop
