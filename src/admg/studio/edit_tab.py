@@ -17,7 +17,7 @@ from .pictures import enlarged, grid, save_npz
 from .sampling import Frame, Result
 from .settings import NO_GUIDANCE, read, real_number, whole_number
 from .shared import Studio
-from .visits import QUICK, STREAM, Picture, PictureEditor, status_of, stopper, visitor, with_messages
+from .visits import QUICK, STREAM, status_of, stopper, visitor, with_messages, with_picture_messages
 
 CANVAS = 384
 MASK, DRAWING = "the part to draw anew", "part of the picture"
@@ -46,17 +46,20 @@ class EditTab:
             with gr.Tab("Download"):
                 self.files = gr.File(label="The images, and the pictures that the code reads", file_count="multiple",
                                      interactive=False, elem_id="edit-files")  # fmt: skip
+        for component in (self.editor, self.second):
+            with_picture_messages(component)
         self.connect()
 
     def lay_out_pictures(self) -> None:
-        self.editor = PictureEditor(
+        self.editor = gr.ImageEditor(
             type="pil", image_mode="RGBA", sources=["upload", "clipboard"], format="png", label="Upload, draw, mask",
             canvas_size=(CANVAS, CANVAS), layers=False, transforms=["crop"], buttons=[], elem_id="edit-editor",
             brush=gr.Brush(default_size=24, colors=COLOURS), height=520,
         )  # fmt: skip
         self.paint = gr.Radio([MASK, DRAWING], value=MASK, label="What you paint is", elem_id="edit-paint")
-        self.second = Picture(type="pil", image_mode="RGBA", sources=["upload"], label="Second picture", format="png",
-                               visible=False, elem_id="edit-second", height=240)  # fmt: skip
+        with gr.Column(visible=False) as self.second_box:  # Gradio makes a new Image when its own visibility changes
+            self.second = gr.Image(type="pil", image_mode="RGBA", sources=["upload"], label="Second picture",
+                                   format="png", elem_id="edit-second", height=240)  # fmt: skip
 
     def lay_out_settings(self) -> None:
         catalog, limits = self.studio.catalog, self.studio.limits
@@ -92,7 +95,7 @@ class EditTab:
         outputs = [self.status, self.before, self.after, self.command, self.code, self.files]
         self.start.click(with_messages(self.edit), inputs, outputs, **STREAM)
         self.stop.click(stopper(self.studio.queue), None, None, **QUICK)
-        self.method.change(visible_fields, self.method, [self.paint, self.second, *self.own.values()], **QUICK)
+        self.method.change(visible_fields, self.method, [self.paint, self.second_box, *self.own.values()], **QUICK)
         catalog = self.studio.catalog
         self.fields["model"].change(
             lambda name: gr.update(choices=["", *catalog[name].label_names], value=""),
