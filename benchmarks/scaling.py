@@ -15,7 +15,6 @@ import dataclasses
 import json
 import math
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -33,6 +32,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from admg.checkpoints.labels import Labels
 from admg.checkpoints.model import Model
+from admg.cli.launch import free_port
 from admg.cli.main import one_line
 from admg.cli.options import Parser
 from admg.diffusion.config import DiffusionConfig
@@ -83,11 +83,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def launched(args: argparse.Namespace, count: int, argv: list[str]) -> dict[str, Any]:
     """Return what the first of so many processes measured."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     files = [Path(f".scaling-{os.getpid()}-{rank}.json").resolve() for rank in range(count)]
-    place = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    place = {
+        "WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "OMP_NUM_THREADS": "1",
+    }
     started = [
         subprocess.Popen(
             [sys.executable, __file__, *argv, "--worker", str(file)],

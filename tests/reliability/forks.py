@@ -10,7 +10,6 @@ from __future__ import annotations
 import builtins
 import os
 import signal
-import socket
 import sys
 import time
 import traceback
@@ -19,6 +18,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from admg.cli.launch import free_port
 
 AUDITED = {
     "os.rename": (0, 1),
@@ -169,10 +170,7 @@ class Job:
     def _environment(self) -> dict[str, str]:
         if self.processes == 1:
             return {}
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            port = found.getsockname()[1]
-        return {"WORLD_SIZE": str(self.processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        return {"WORLD_SIZE": str(self.processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
 
     def _fork(self, environment: Mapping[str, str], at: int | None, prepare: Callable[[Operations], None]) -> int:
         sys.stdout.flush()

@@ -11,6 +11,7 @@ import httpx
 import pytest
 from PIL import Image
 
+from admg.cli.launch import free_port
 from admg.cli.main import main
 from admg.studio import Limits, serving
 
@@ -26,12 +27,6 @@ def address(tiny_folders, tmp_path_factory):
     model = f"{tiny_folders['model']},{tiny_folders['classifier']}"
     with serving([model], port=free_port(), limits=limits, runs=runs) as address:
         yield address.rstrip("/")
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

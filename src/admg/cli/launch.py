@@ -61,6 +61,7 @@ def environment(rank: int, count: int, port: int) -> dict[str, str]:
 
 
 def free_port() -> int:
+    """Return a port of this machine that no program uses at the moment."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
