@@ -44,24 +44,35 @@ def compiler() -> list[str] | None:
     return command if shutil.which(command[0]) else None
 
 
-def build() -> Iterator[Path]:
-    """Build the libraries and yield their paths. Raises OSError, with the reason, if none can be built here."""
+def build(portable: bool = False) -> Iterator[Path]:
+    """Build the libraries and yield their paths. Raises OSError, with the reason, if none can be built here.
+
+    portable: Do not name libgomp as a dependency, for wheels: the functions of OpenMP are found in the library that
+        torch has loaded. Needs GCC.
+    """
     if sys.platform != "linux" or platform.machine() not in ("x86_64", "AMD64"):
         raise OSError("the kernels are for Linux on x86-64")
     command = compiler()
     if command is None:
         raise OSError("there is no C compiler (cc, or what $CC names)")
     for capability, flags in CAPABILITIES.items():
-        handle, temporary = tempfile.mkstemp(suffix=".so", dir=HERE)
-        os.close(handle)
-        try:
+        with tempfile.TemporaryDirectory(dir=HERE) as folder:
             line = [*command, *FLAGS.split(), *flags.split(), f'-D{SOURCE}="{digest()}"']
-            done = subprocess.run([*line, "-o", temporary, *map(str, sources()), "-lm"], capture_output=True, text=True)
-            if done.returncode:
-                said = [line for line in done.stderr.splitlines() if line.strip()]
-                raise OSError(": ".join([f"{command[0]} failed", *said[:1]]))
-            os.chmod(temporary, 0o755)
-            os.replace(temporary, library(capability))
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+            result = Path(folder, "kernels.so")
+            if portable:
+                _run([*line, "-c", *map(str, sources())], folder)
+                _run(
+                    [*command, "-shared", "-o", str(result), *map(str, sorted(Path(folder).glob("*.o"))), "-lm"], folder
+                )
+            else:
+                _run([*line, "-o", str(result), *map(str, sources()), "-lm"], folder)
+            os.replace(result, library(capability))
         yield library(capability)
+
+
+def _run(command: list[str], folder: str) -> None:
+    """Run a compiler in a folder. Raises OSError with the first line of what it says if it fails."""
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        said = [line for line in done.stderr.splitlines() if line.strip()]
+        raise OSError(": ".join([f"{command[0]} failed", *said[:1]]))
