@@ -47,7 +47,7 @@ def test_no_link_of_the_readme_is_relative_in_the_description(hooks, repository)
     links = [part.split(")")[0] for part in text.split("](")[1:]]
     assert len(links) > 0 and all(link.startswith(("https://", "#")) for link in links), links
     paths = [link.split("/main/")[1].split("#")[0] for link in links if "example.org" in link]
-    assert len(paths) > 30 * bool(repository) and all((ROOT / path).exists() for path in paths)
+    assert (len(paths) > 30) == bool(repository) and all((ROOT / path).exists() for path in paths)
 
 
 def test_every_extra_for_users_is_on_the_page_about_the_installation():
