@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from admg.cli.launch import gpu_count, launch
+from admg.cli.launch import gpu_count, launch, without_gpus
 from admg.cli.main import main
 
 pytestmark = pytest.mark.process
@@ -29,13 +29,14 @@ def test_each_process_is_told_its_place_and_the_first_one_prints(capfd):
     assert capfd.readouterr().err == "2 2 3 3\n"  # what the one that failed had printed
 
 
-def test_the_others_end_when_one_fails():
+def test_the_others_end_when_one_fails(capfd):
     started = time.monotonic()
     code = "import os, sys, time; sys.exit(2) if os.environ['RANK'] == '1' else time.sleep(60)"
     assert launch(2, [], program(code)) == 2
     assert time.monotonic() - started < 30
     killed = "import os, signal; os.kill(os.getpid(), signal.SIGKILL) if os.environ['RANK'] == '1' else None"
     assert launch(2, [], program(killed)) == 128 + signal.SIGKILL
+    assert capfd.readouterr().err == "admg: error: process 1 of 2 was ended by SIGKILL\n"
 
 
 def test_sigterm_reaches_every_process(tmp_path):
@@ -54,6 +55,37 @@ def test_sigterm_reaches_every_process(tmp_path):
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 143
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]
+
+
+def test_processes_that_ignore_sigterm_are_killed_after_a_grace(monkeypatch):
+    monkeypatch.setattr("admg.cli.launch.GRACE", 0.5)
+    deaf = (
+        "import os, signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(0.5);"
+        "sys.exit(3) if os.environ['RANK'] == '1' else time.sleep(60)"
+    )
+    started = time.monotonic()
+    assert launch(2, [], program(deaf)) == 3
+    assert time.monotonic() - started < 30
+
+
+def test_the_processes_of_a_launch_are_not_given_the_number_of_gpus(monkeypatch):
+    """They would otherwise start others, or refuse it as under torchrun."""
+    words = ["--gpus", "2", "--out", "x", "--gpus=all", "--num", "4"]
+    assert without_gpus(words) == ["--out", "x", "--num", "4"]
+    started = []
+    monkeypatch.setattr("admg.cli.launch.gpu_count", lambda text: 2)
+    monkeypatch.setattr("admg.cli.launch.launch", lambda count, argv: started.append((count, argv)) or 0)
+    assert main(["sample", "--num", "4", "--gpus", "all", "--out", "x"]) == 0
+    assert started == [(2, ["sample", "--num", "4", "--out", "x"])]
+
+
+@pytest.mark.parametrize("place", [{"RANK": "1", "WORLD_SIZE": "2"}, {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "1"}])
+def test_gpus_are_refused_under_a_launcher(place, monkeypatch, capsys):
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    assert main(["sample", "--gpus", "2", "--out", "x"]) == 2
+    line = "--gpus 2 starts processes itself: leave it out, or the launcher (torchrun, srun)\n"
+    assert capsys.readouterr().err.endswith(line)
 
 
 @pytest.mark.slow

@@ -17,6 +17,24 @@ GRACE = 30.0
 """Seconds that the other processes have to end after one has failed, before they are killed."""
 
 
+def without_gpus(argv: list[str]) -> list[str]:
+    """Return the words of a command without `--gpus N`, which is not for the processes that it starts."""
+    words = iter(argv)
+    kept = []
+    for word in words:
+        if word == "--gpus":
+            next(words, None)
+        elif not word.startswith("--gpus="):
+            kept.append(word)
+    return kept
+
+
+def refuse_launcher(text: str, count: int) -> None:
+    """Raise ValueError if torchrun or srun has started this process, of `count`: it chooses how many there are."""
+    if count > 1 or "TORCHELASTIC_RUN_ID" in os.environ:
+        raise ValueError(f"--gpus {text} starts processes itself: leave it out, or the launcher (torchrun, srun)")
+
+
 def gpu_count(text: str) -> int:
     """Return the number of GPUs that "all" or a number stands for. Raises ValueError if there are not so many."""
     import torch
@@ -35,7 +53,7 @@ def launch(count: int, argv: list[str], command: tuple[str, ...] = (sys.executab
     """Run a command in so many processes, which share its work, and return its exit code: that of the first to fail.
 
     The first process prints and shows the progress. What another one prints is shown if it fails first; the others are
-    then ended. Ctrl-C and SIGTERM reach all of them.
+    then sent SIGTERM, and killed if they still run after GRACE seconds. Ctrl-C and SIGTERM reach all of them.
     """
     port = free_port()
     with ExitStack() as stack:
@@ -51,7 +69,11 @@ def launch(count: int, argv: list[str], command: tuple[str, ...] = (sys.executab
                 return 0
             end([process for process in processes if process is not processes[failed]], GRACE)
             show(logs[failed])
-            return exit_code(processes[failed].returncode)
+            code = processes[failed].returncode
+            if code < 0:
+                name = signal.Signals(-code).name
+                print(f"admg: error: process {failed} of {count} was ended by {name}", file=sys.stderr)
+            return exit_code(code)
 
 
 def environment(rank: int, count: int, port: int) -> dict[str, str]:

@@ -186,8 +186,8 @@ def _run(parser: Parser, name: str, module: ModuleType, argv: list[str]) -> int:
     processes = Processes.from_environment()
     if processes.count > 1 and name not in TOGETHER:
         raise ValueError(f"this command is for one process, and {processes.count} were started: leave out the launcher")
-    if common.gpus is not None and processes.count == 1 and (count := gpus(common.gpus, common.given)) > 1:
-        return launch.launch(count, [*name.split(), *argv])
+    if common.gpus is not None and (count := gpus(common.gpus, common.given, processes.count)) > 1:
+        return launch.launch(count, [*name.split(), *launch.without_gpus(argv)])
     if processes.rank > 0:
         warnings.showwarning = lambda *args, **options: None  # the first process prints them
     configure_process(threads=common.threads or thread_count())
@@ -195,8 +195,12 @@ def _run(parser: Parser, name: str, module: ModuleType, argv: list[str]) -> int:
     return 0
 
 
-def gpus(text: str, given: Mapping[str, Any]) -> int:
-    """Return the number of GPUs that --gpus asks for. Raises ValueError if another option says something else."""
+def gpus(text: str, given: Mapping[str, Any], processes: int) -> int:
+    """Return the number of GPUs that --gpus asks for.
+
+    Raises ValueError if another option says something else, or if a launcher has started this process.
+    """
+    launch.refuse_launcher(text, processes)
     for name, allowed in (("device", ("auto", "cuda")), ("rank", ()), ("world_size", ())):
         if name in given and given[name] not in allowed:
             raise ValueError(f"--gpus chooses the devices: leave out --{name.replace('_', '-')} {given[name]}")
