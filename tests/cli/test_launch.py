@@ -79,7 +79,9 @@ def test_the_processes_of_a_launch_are_not_given_the_number_of_gpus(monkeypatch)
     assert started == [(2, ["sample", "--num", "4", "--out", "x"])]
 
 
-@pytest.mark.parametrize("place", [{"RANK": "1", "WORLD_SIZE": "2"}, {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "1"}])
+@pytest.mark.parametrize(
+    "place", [{"RANK": "1", "WORLD_SIZE": "2"}, {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "1"}]
+)
 def test_gpus_are_refused_under_a_launcher(place, monkeypatch, capsys):
     for name, value in place.items():
         monkeypatch.setenv(name, value)
