@@ -1,13 +1,17 @@
 """The number of threads: control groups, affinity, SLURM; and how threads wait."""
 
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from admg.cli.main import main
-from admg.threads import available_cores, calm_barriers, quotas
+from admg.engine import adapt_threads, follow_load, process
+from admg.threads import Reading, available_cores, busy_ticks, calm_barriers, quotas, threads_beside
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
@@ -105,3 +109,109 @@ def test_threads_of_a_command(monkeypatch, capsys):
             capsys.readouterr().err
             == f"admg models: error: --threads must be at least 1 and at most 1,024, got {bad}\n"
         )
+
+
+STAT = """cpu  999 999 999 999 999 999 999 999 0 0
+cpu0 100 20 30 5000 700 4 5 6 100 20
+cpu1 1 2 3 4 5 6 7 8 0 0
+cpu12 1000 0 0 0 0 0 0 0 0 0
+intr 12345 0 0
+procs_running 3
+"""
+
+
+def test_busy_ticks_of_the_cores_of_this_process():
+    assert busy_ticks(STAT, {0}) == 100 + 30 + 4 + 5 + 6  # neither idle nor waiting for a disk, and guests count once
+    assert busy_ticks(STAT, {0, 1}, polite=True) == (145 + 20) + (1 + 2 + 3 + 6 + 7 + 8)
+    assert busy_ticks(STAT, {1, 2}) == 1 + 3 + 6 + 7 + 8
+
+
+def test_others_are_what_this_process_did_not_use():
+    earlier, later = Reading(10.0, 4, 100.0, 7.0), Reading(12.0, 4, 106.0, 8.0)
+    assert earlier.others_until(later) == 2.5  # of 6 s in 2 s, 1 s was ours
+    assert earlier.others_until(Reading(12.0, 4, 100.5, 8.0)) == 0  # clocks that disagree
+
+
+@pytest.mark.parametrize(
+    ("others", "cores", "all_cores", "threads"),
+    [
+        (0.0, 2, 2, 2),
+        (0.4, 2, 2, 2),
+        (1.0, 2, 2, 1),
+        (2.0, 2, 2, 1),
+        (3.0, 16, 16, 13),
+        (16.0, 16, 16, 4),  # everything is shared: a quarter
+        (30.0, 4, 64, 4),  # a quota of 4 cores on a machine with 34 free ones
+        (62.0, 4, 64, 2),
+        (0.0, 1, 1, 1),
+    ],
+)
+def test_threads_are_as_many_as_free_cores(others, cores, all_cores, threads):
+    assert threads_beside(others, cores, all_cores) == threads
+
+
+def test_the_number_of_threads_follows_the_load(monkeypatch):
+    before, clock = torch.get_num_threads(), [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+
+    def step(seconds: float, others: float) -> int:
+        """Let time go by in which others use so many cores, and return the number of threads of the next step."""
+        clock[0] += seconds
+        used[0] += seconds * others
+        monkeypatch.setattr(Reading, "now", lambda: Reading(clock[0], 4, used[0], 0.0))
+        process.adapt_threads()
+        return torch.get_num_threads()
+
+    used = [50.0]
+    try:
+        torch.set_num_threads(4)
+        follow_load(Reading(clock[0], 4, used[0], 0.0))
+        assert step(0.1, 3.0) == 4  # too short to tell
+        with pytest.warns(
+            UserWarning, match=r"^other processes use 2\.7 of 4 cores: computing with 1 thread while they"
+        ):
+            assert step(0.9, 2.6667) == 1
+        assert step(4.0, 0.0) == 1  # the second measurement is longer
+        assert step(2.0, 0.0) == 4  # they have gone
+        assert step(6.0, 2.0) == 2
+        assert step(1000.0, 4.0) == 2  # nothing was computed for long
+        assert step(6.0, 0.0) == 4
+        follow_load(None)
+        assert step(6.0, 4.0) == 4
+    finally:
+        follow_load(None)
+        torch.set_num_threads(before)
+
+
+def test_without_readings_the_number_stays(monkeypatch, tmp_path):
+    assert Reading.now(tmp_path) is None
+    follow_load(None)
+    before = torch.get_num_threads()
+    adapt_threads()
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="Linux alone has /proc/stat")
+def test_a_busy_process_is_seen():
+    """What else runs on this machine counts too; together they use at most all cores."""
+    earlier = Reading.now()
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as spinning:
+        time.sleep(1)
+        spinning.kill()
+    later = Reading.now()
+    assert earlier is not None and later is not None and 0.1 < earlier.others_until(later) < earlier.cores + 0.2
+
+
+def test_commands_follow_the_load_unless_a_number_is_chosen(monkeypatch):
+    chosen = []
+    monkeypatch.setattr("admg.engine.follow_load", lambda since: chosen.append(since is not None))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    before = torch.get_num_threads()
+    try:
+        assert main(["models"]) == 0
+        monkeypatch.delenv("OMP_NUM_THREADS")
+        assert main(["models", "--threads", str(before)]) == 0
+        assert main(["models"]) == 0
+    finally:
+        torch.set_num_threads(before)
+    assert chosen == [False, False, Path("/proc/stat").exists()]

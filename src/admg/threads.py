@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass
 from pathlib import Path
 
 SPINS = "200"
@@ -43,6 +45,65 @@ def available_cores(environment: Mapping[str, str] = os.environ, root: Path = Pa
     elif together := _number(environment, "LOCAL_WORLD_SIZE") or _number(environment, "SLURM_NTASKS_PER_NODE"):
         cores /= together
     return max(1, math.floor(min([cores, *quotas(root)])))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Processor time that was used up to a moment, in seconds; the difference of two says how busy a machine was.
+
+    when: of a monotonic clock
+    cores: number of cores that this process may use
+    all: by every process, on these cores
+    own: by this process
+    """
+
+    when: float
+    cores: int
+    all: float
+    own: float
+
+    @classmethod
+    def now(cls, root: Path = Path("/")) -> Reading | None:
+        """Return the reading of this moment; None where the system does not say (other systems than Linux)."""
+        try:
+            cores = os.sched_getaffinity(0)
+            ticks = busy_ticks((root / "proc/stat").read_text(), cores, polite=os.nice(0) > 0)
+            return cls(time.monotonic(), len(cores), ticks / os.sysconf("SC_CLK_TCK"), time.process_time())
+        except (OSError, ValueError, AttributeError):
+            return None
+
+    def others_until(self, later: Reading) -> float:
+        """Return the number of cores that other processes used between two readings."""
+        used = (later.all - self.all) - (later.own - self.own)
+        return max(0.0, used / max(later.when - self.when, 1e-9))
+
+
+def busy_ticks(stat: str, cores: set[int], polite: bool = False) -> int:
+    """Return the clock ticks in which these cores were busy, from the text of /proc/stat.
+
+    polite: whether to count the time of processes of low priority (nice), which give way to one of normal priority
+    """
+    busy = 0
+    for line in stat.splitlines():
+        name, *counts = line.split()
+        if name[:3] == "cpu" and name[3:].isdecimal() and int(name[3:]) in cores:
+            user, nice, system, _idle, _disk, interrupts, soft_interrupts, stolen = map(int, counts[:8])
+            busy += user + nice * polite + system + interrupts + soft_interrupts + stolen
+    return busy
+
+
+def threads_beside(others: float, cores: int, all_cores: int) -> int:
+    """Return the number of threads that suits a process while others use so many of the cores.
+
+    Each operation waits for the slowest of its threads, so that one thread on a core that is shared holds up all the
+    others: only as many threads are used as there are free cores. At least a quarter of the cores is claimed, since
+    where every core is shared, one thread alone would leave the machine to the other processes.
+
+    cores: that the process may use, see `available_cores`
+    all_cores: that `others` was measured on
+    """
+    free = math.floor(all_cores - others + 0.5)
+    return max(1, min(cores, max(free, cores // 4)))
 
 
 def quotas(root: Path = Path("/")) -> Iterator[float]:

@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any, TextIO
 
 from admg.config import did_you_mean, printable, shortened
-from admg.threads import available_cores, calm_barriers
+from admg.threads import Reading, available_cores, calm_barriers
 
 from . import launch
 from .options import Parser, add_options, parse
@@ -84,13 +84,14 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a process that is lost gets one line of ours, no C++ frames
     calm_barriers()  # before torch is imported
+    started = Reading.now()
     module = importlib.import_module(f"admg.cli.{name.replace('-', '_').replace(' ', '_')}")
     parser = Parser(prog=f"admg {name}")
     arguments = argv[len(name.split()) :]
     try:
         with warnings.catch_warnings(), redirect_stdout(Escaping(sys.stdout)):
             warnings.showwarning = show_warning
-            return _run(parser, name, module, arguments)
+            return _run(parser, name, module, arguments, started)
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("ADMG_TRACEBACK"):
             raise
@@ -175,12 +176,12 @@ def _without_command(argv: list[str]) -> int:
     return 2
 
 
-def _run(parser: Parser, name: str, module: ModuleType, argv: list[str]) -> int:
+def _run(parser: Parser, name: str, module: ModuleType, argv: list[str], started: Reading | None) -> int:
     add_options(parser, module, together=name in TOGETHER)
     options, common = parse(parser, module, argv)
     if common.offline:
         os.environ["ADMG_OFFLINE"] = "1"
-    from admg.engine import configure_process  # imports torch, for which --help need not wait
+    from admg.engine import configure_process, follow_load  # imports torch, for which --help need not wait
     from admg.engine.device import Processes
 
     processes = Processes.from_environment()
@@ -191,6 +192,7 @@ def _run(parser: Parser, name: str, module: ModuleType, argv: list[str]) -> int:
     if processes.rank > 0:
         warnings.showwarning = lambda *args, **options: None  # the first process prints them
     configure_process(threads=common.threads or thread_count())
+    follow_load(None if common.threads or "OMP_NUM_THREADS" in os.environ else started)
     module.run(options)
     return 0
 

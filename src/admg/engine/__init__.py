@@ -1,6 +1,6 @@
 """How fast networks run: precision, memory, kernels for CPUs and GPUs. What they compute is in `admg.models`."""
 
 from .acceleration import accelerate, accelerate_parts
-from .process import configure_process
+from .process import adapt_threads, configure_process, follow_load
 
-__all__ = ["accelerate", "accelerate_parts", "configure_process"]
+__all__ = ["accelerate", "accelerate_parts", "adapt_threads", "configure_process", "follow_load"]

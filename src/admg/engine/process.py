@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import time
+import warnings
 from contextlib import suppress
+from dataclasses import dataclass
 
 import torch
+
+from admg.threads import Reading, threads_beside
+
+FIRST, INTERVAL, STALE = 0.5, 5.0, 600.0
+"""Seconds: the shortest first measurement of other processes, the shortest later one, and the longest."""
 
 
 def configure_process(device: torch.device | str | None = None, threads: int | None = None) -> None:
@@ -41,3 +49,61 @@ def keep_freed_memory() -> None:
         return
     if mallopt(-3, 1 << 30) or mallopt(-3, 32 << 20):  # M_MMAP_THRESHOLD; the second is the maximum of an older glibc
         mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
+
+
+@dataclass
+class Adapting:
+    """Chooses the number of threads of this process while other processes come and go.
+
+    most: number of threads on an idle machine
+    since: reading of processor time that the next measurement begins with
+    chosen: whether the first choice was made
+    """
+
+    most: int
+    since: Reading
+    chosen: bool = False
+
+    def adapt(self) -> None:
+        """Set the number of threads, if the last choice is some time ago. A first choice below `most` is shown."""
+        waited = time.monotonic() - self.since.when
+        if waited < (INTERVAL if self.chosen else FIRST) or (now := Reading.now()) is None:
+            return
+        before, self.since = self.since, now
+        if waited > STALE:  # a studio that was idle for hours
+            return
+        others = before.others_until(now)
+        threads = threads_beside(others, self.most, now.cores)
+        if threads != torch.get_num_threads():
+            torch.set_num_threads(threads)
+        if threads < self.most and not self.chosen:
+            number = "1 thread" if threads == 1 else f"{threads} threads"
+            warnings.warn(
+                f"other processes use {others:.1f} of {now.cores} cores: computing with {number} while they do "
+                "(--threads chooses a number)",
+                stacklevel=1,
+            )
+        self.chosen = True
+
+
+_adapting: Adapting | None = None
+
+
+def follow_load(since: Reading | None) -> None:
+    """Let the number of threads follow the load of the machine from now on, up to what it is now, in this process.
+
+    Results then depend on the load as they depend on the number of threads: by rounding.
+
+    since: a reading before the process began to compute; None: leave the number of threads as it is
+    """
+    global _adapting
+    _adapting = None if since is None else Adapting(torch.get_num_threads(), since)
+
+
+def adapt_threads() -> None:
+    """Adapt the number of threads to the load of the machine, between two steps; does nothing unless `follow_load` did.
+
+    It must be called in the thread that computes, since OpenMP counts the threads of each by itself.
+    """
+    if _adapting is not None:
+        _adapting.adapt()

@@ -15,7 +15,7 @@ import torch
 from admg.checkpoints.model import Model
 from admg.diffusion.gaussian import Images
 from admg.diffusion.noise import SeededNoise
-from admg.engine import accelerate_parts
+from admg.engine import accelerate_parts, adapt_threads
 from admg.engine.compiling import Compile
 from admg.engine.memory import in_batches
 from admg.engine.precision import Precision, resolve
@@ -205,6 +205,7 @@ class BatchSampler:
             model = dataclasses.replace(model, given={**model.given, **given})
         bounded = recipe.bounded_guide
         guide = None if bounded is None else Recorded(bounded)
+        adapt_threads()
         steps = find_sampler(recipe.sampler)(
             model,
             x,
@@ -214,6 +215,7 @@ class BatchSampler:
             unconditional=recipe.unconditional,
         )
         for done, step in enumerate(steps, 1):
+            adapt_threads()
             x = step.x
             on_step(len(y))
             if watch is not None:

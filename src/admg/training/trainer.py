@@ -27,6 +27,7 @@ from admg.checkpoints.model import content_of
 from admg.checkpoints.weights import CheckpointError
 from admg.data import ImageDataset, batches
 from admg.disk import when_there_is_space
+from admg.engine import adapt_threads
 from admg.engine.device import Processes, choose_device
 from admg.engine.memory import peak_memory
 from admg.files import check_output_folder
@@ -230,6 +231,7 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
 
     def _step(self, learner: Learner, prefetched: Iterator[tuple[torch.Tensor, ...]]) -> dict[str, float]:
         """Take one step, and return its measurements."""
+        adapt_threads()
         started = time.perf_counter()
         drawn = next(prefetched)
         waited = time.perf_counter() - started

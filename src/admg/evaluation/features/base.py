@@ -13,6 +13,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from admg.checkpoints.weights import digest_of
+from admg.engine import adapt_threads
 from admg.generation.modes import evaluation_mode
 
 Pixels = UInt8[Tensor, "n c h w"]  # C = 3, unless the network takes any channels
@@ -90,6 +91,7 @@ class FeatureNetwork:
         TF32 is off, since its lower precision changes FID. Raises ValueError if the network does not take images of so
         many channels, if the module does not return features (N, D), or if they are not finite.
         """
+        adapt_threads()
         check_channels(self, images.shape[3], "the images")
         images = np.broadcast_to(images, (*images.shape[:3], 3)) if images.shape[3] == 1 else images
         pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(self.device)
