@@ -199,6 +199,9 @@ class Job:
         from admg.training import watch
 
         watch.BEAT = 0.05
+        os.environ.setdefault(
+            "OMP_NUM_THREADS", "1"
+        )  # a number that does not follow the load, so that weights are equal
         prepare(operations)
         operations.install()
         try:
