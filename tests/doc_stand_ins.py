@@ -144,6 +144,7 @@ class StandIns:
         code = re.sub(r'"(openai/[\w-]+)"', lambda m: repr(self.openai(m[1])), code)
         code = re.sub(r"\bsteps=\d[\d_]+", "steps=3", code).replace('-images", 64)', '-images", 16)')
         code = code.replace("respace(25)", "respace(3)")
+        code = re.sub(r"\brange\(500\)", "range(2)", code)
         code = re.sub(r"\bnum=\d+", "num=4", code)
         code = re.sub(r'flags="[^"]*"', f"flags={(self.root / 'flags.txt').read_text()!r}", code)
         code = code.replace('recipe("adm-64")', 'recipe("small-32")').replace('"runs/adm-64"', '"runs/small-32"')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 import admg
 from admg.checkpoints.labels import Labels
 from admg.checkpoints.model import Classifier, Model
+from admg.checkpoints.weights import CheckpointError
 from admg.diffusion.config import DiffusionConfig
 
 
@@ -148,6 +150,15 @@ def test_replacing_the_network_decides_anew(tiny_model):
 def test_a_users_wrapper_is_not_saved_as_if_it_were_the_network(tiny_model, tmp_path):
     with pytest.raises(ValueError, match=r"only a UNet or SuperResUNet can be saved .* not a Forwarding"):
         replace(tiny_model, network=Forwarding(tiny_model.network)).save(tmp_path / "model")
+
+
+def test_a_network_with_other_parameters_than_its_architecture_is_not_saved(tiny_model, tmp_path):
+    """Adapters that were not merged, say: the folder could not be loaded."""
+    network = copy.deepcopy(tiny_model.network)
+    network.time_embed[0] = nn.Sequential(network.time_embed[0])
+    with pytest.raises(CheckpointError, match=r"to save .* 2 missing, first time_embed.0.bias; 2 unexpected"):
+        replace(tiny_model, network=network).save(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
 
 
 def test_repr_is_one_short_line(tiny_model, tiny_classifier, tiny_upsampler):

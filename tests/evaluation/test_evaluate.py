@@ -415,6 +415,7 @@ def test_neighbours_finds_a_memorised_sample(files, own, capsys, tmp_path):
 
 
 @pytest.mark.process
+@pytest.mark.slow
 def test_two_processes_of_torchrun_find_the_same(files, own, capsys, tmp_path, small_blocks):
     """Spawned as torchrun does it; blocks are of 500 there, so that each process has some of 1,100 images."""
     np.savez(tmp_path / "many.npz", arr_0=images(1100, 5))

@@ -428,7 +428,7 @@ def held(estimates: list[Estimate], truth: float | None = None) -> float:
     return float(np.mean([e.low <= truth <= e.high for e in estimates]))
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_intervals_have_their_stated_coverage():
     """Of 95 % intervals of 200 draws fewer than 88 % hold once in a hundred thousand times."""
     reference, draws = Gaussian(np.zeros(4), np.eye(4)), [1.2 * normal(400, 4, seed=i) + 0.3 for i in range(200)]

@@ -346,6 +346,7 @@ def test_cells_of_other_settings_are_refused_or_overwritten(capsys, command, mad
 
 
 @pytest.mark.process
+@pytest.mark.slow
 def test_two_processes_write_the_same(capsys, command, tmp_path):
     arguments = [*command, "--scale", "0,50"]
     succeed(capsys, *arguments, "--out", tmp_path / "one")

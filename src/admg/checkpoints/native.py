@@ -27,7 +27,7 @@ from . import card
 from .config_file import check_types, read_json, section
 from .labels import Labels
 from .networks import NETWORK_KINDS, Kind, kind_of
-from .weights import CheckpointError, DamagedError, build_network, check_values
+from .weights import CheckpointError, DamagedError, build_network, check_shapes, check_values, shapes_in
 
 FORMAT = "admg"
 CONFIG = "config.json"
@@ -70,9 +70,14 @@ def save(folder: Path | str, kinds: Sequence[Kind], parts: Parts, dtype: torch.d
     kinds: kinds of network that are allowed
     dtype: data type of the stored weights; None keeps the network's
 
-    Raises ValueError if the network is of another kind or `parts.config` is None.
+    Raises ValueError if the network is of another kind or has other parameters than its architecture (adapters that
+    were not merged), or if `parts.config` is None.
     """
-    write(folder, content_of(kinds, parts), parts.network, dtype)
+    content, network = content_of(kinds, parts), parts.network
+    check_shapes(
+        "the network to save", shapes_in(network.state_dict()), NETWORK_KINDS[content["kind"]].network, network.config
+    )
+    write(folder, content, network, dtype)
 
 
 def content_of(kinds: Sequence[Kind], parts: Parts) -> dict[str, Any]:

@@ -52,10 +52,19 @@ def shapes_in(state: dict[str, Tensor]) -> Shapes:
 
 def check_state(source: Path | str, state: dict[str, Tensor], network: nn.Module) -> None:
     """Raise CheckpointError if names or shapes are not those of the network, or values no finite floats."""
-    expected, found = shapes_in(network.state_dict()), shapes_in(state)
+    compare(source, shapes_in(network.state_dict()), shapes_in(state))
+    check_values(source, state)
+
+
+def check_shapes(source: Path | str, found: Shapes, network_type: type[nn.Module], config: Any) -> None:
+    """Raise CheckpointError if names or shapes are not those of the network of this config."""
+    compare(source, shapes_of(network_type, config), found)
+
+
+def compare(source: Path | str, expected: Shapes, found: Shapes) -> None:
+    """Raise CheckpointError if names or shapes differ."""
     if expected != found:
         raise CheckpointError(f"{source} does not fit its architecture: {difference(expected, found)}")
-    check_values(source, state)
 
 
 def check_values(source: Path | str, state: dict[str, Tensor]) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from admg.checkpoints.weights import CheckpointError, difference, shapes_in
+from admg.checkpoints.weights import compare, shapes_in
 from admg.models import UNet
 from admg.models.blocks import AttentionBlock, ResBlock, timestep_embedding
 
@@ -39,8 +39,7 @@ def our_state(network: UNet, theirs: dict[str, Tensor], *, cosines_first: bool, 
             tail = columns[:1] if isinstance(module, AttentionBlock) else columns  # without that of a 1x1 convolution
             parts[name] = [f"{there}.{source}" for source in sources]
             expected |= dict.fromkeys(parts[name], (rows // len(sources), *tail))
-    if (found := shapes_in(theirs)) != expected:
-        raise CheckpointError(f"{source} does not fit its architecture: {difference(expected, found)}")
+    compare(source, expected, shapes_in(theirs))
     state = {
         name: torch.cat([theirs[part] for part in of]).reshape(network.get_parameter(name).shape)
         for name, of in parts.items()
