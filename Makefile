@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-fast test-slow test-gpu test-browser lint docs clean
+.PHONY: demo test pytest test-fast test-slow test-gpu test-browser lint docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/admg demo --out demo
@@ -11,7 +11,11 @@ demo: $(VENV)/.installed
 # One test process per core, each with one thread: two threads in one process wait for each other more than they gain.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
-test: $(VENV)/.installed-dev lint
+# Types are checked beside the tests, on whichever core is idle.
+test: $(VENV)/.installed-dev
+	$(MAKE) --no-print-directory -j2 lint pytest
+
+pytest: $(VENV)/.installed-dev
 	$(PYTEST) --cov
 
 test-fast: $(VENV)/.installed-dev
