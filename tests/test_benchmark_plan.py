@@ -62,6 +62,7 @@ def test_bytes_of_collectives(tmp_path, capsys, monkeypatch):
     assert "| 2 | FSDP2 |" in table and "all-reduce 4.00" in table
 
 
+@pytest.mark.thorough
 def test_bytes_and_efficiency_by_hand():
     """Two GPUs exchange half of everything; one GPU's worth of work takes a second."""
     cost = measure(UNetConfig(**SMALL))
@@ -86,6 +87,7 @@ def test_the_largest_block():
     assert largest_block(network) == max(sizes) < sum(sizes)
 
 
+@pytest.mark.thorough
 def test_the_plan_of_adm_256(capsys):
     plan = plan_of("adm-256", 8, 256, 4)
     assert plan.cost.parameters == 553_838_086 and plan.images == 8

@@ -82,6 +82,7 @@ def test_a_users_guide_gives_the_same_images_on_the_command_line_and_in_python(e
     assert uneven[1] < uneven[0] / 5  # the guide makes images symmetric
 
 
+@pytest.mark.thorough
 def test_the_custom_sampler_is_ddim_with_eta_1(examples):
     """Euler ancestral in x/sqrt(ᾱ) and σ is DDIM's equation 12 with the noise of eta = 1."""
     euler_ancestral = examples("custom_sampler").euler_ancestral
@@ -94,6 +95,7 @@ def test_the_custom_sampler_is_ddim_with_eta_1(examples):
     torch.testing.assert_close(own.x, ddim.x, atol=1e-3, rtol=0)
 
 
+@pytest.mark.thorough
 def test_the_custom_sampler_on_the_command_line(examples, capsys, tmp_path):
     spec = f"{EXAMPLES / 'custom_sampler.py'}:euler_ancestral"
     code, _, err = run(capsys, "sample", "--label", "bag", "--num", 1, "--steps", 3, "--scale", 4,

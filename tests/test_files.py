@@ -49,6 +49,7 @@ def test_a_folder_or_file_is_replaced_whole(exchange, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file.txt", "folder"]
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems cannot exchange two names")
 def test_with_an_exchange_a_folder_is_never_missing(tmp_path):
     write(tmp_path / "folder", "0")

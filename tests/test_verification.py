@@ -47,6 +47,7 @@ def flip(path: Path, rng: np.random.Generator) -> None:
     path.write_bytes(bytes(content))
 
 
+@pytest.mark.thorough
 def test_what_was_not_touched_is_whole(capsys, everything):
     found = admg.verify(everything)
     states = {str(entry.path.relative_to(everything)): entry.state for entry in found}

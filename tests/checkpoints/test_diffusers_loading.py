@@ -87,6 +87,7 @@ def outputs(unet: UNet2DModel, model: Model) -> tuple[torch.Tensor, torch.Tensor
     return unet(x, steps, class_labels=y).sample, model.network(x, model.diffusion.timestep(steps), y=y)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_loaded_network_computes_the_same(family, tmp_path):
     unet = write(tmp_path, **FAMILIES[family])

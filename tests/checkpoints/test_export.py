@@ -582,6 +582,7 @@ def test_patches_are_named(tmp_path):
     assert any("out_channels=7 in create_classifier" in note for note in head.notes)
 
 
+@pytest.mark.thorough
 def test_openai_refusals(tmp_path):
     with pytest.raises(ValueError, match="predicts v"):
         to_openai(make(DiffusionConfig(predict="v")), tmp_path / "model.pt")

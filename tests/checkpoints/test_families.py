@@ -30,6 +30,7 @@ def inferred(config: openai.OpenAIConfig, **changes) -> openai.OpenAIConfig:
     return openai.infer(shapes_of(NETWORK_KINDS[config.kind].network, network), kind=config.kind)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", OTHERS)
 def test_known_models_are_recognised_by_their_shapes(name):
     size, millions, heads, process = EXPECTED[name]
@@ -42,6 +43,7 @@ def test_known_models_are_recognised_by_their_shapes(name):
     assert count / 1e6 == pytest.approx(millions, abs=0.06)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "classes"),
     [("imagenet-64", 10), ("imagenet-128", 0), ("imagenet-256-classifier", 37), ("imagenet-64-to-256", 5)],

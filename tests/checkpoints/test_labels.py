@@ -40,6 +40,7 @@ def test_known_numbers(number, name):
     assert LABELS.number(name) == LABELS.number(name.upper()) == LABELS.number(number) == LABELS.parse(str(number))
 
 
+@pytest.mark.thorough
 def test_each_label_is_found_by_its_name_and_its_wordnet_id():
     for i, (wordnet_id, _) in enumerate(imagenet.terms()):
         assert LABELS.number(LABELS.name(i)) == LABELS.number(wordnet_id) == i

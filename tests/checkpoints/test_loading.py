@@ -225,6 +225,7 @@ def test_a_file_that_is_too_small_is_refused(home):
         loading.load_classifier("openai/imagenet-64-classifier")
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore")  # of assumptions about the flags
 def test_files_load_without_flags(tiny, tmp_path):
     assert loading.load(tiny / "tiny.pt").shape == (3, 16, 16)
@@ -335,6 +336,7 @@ def test_load_any_loads_whichever_kind(tiny, tiny_folders):
         loading.load_any(tiny_folders["classifier"], "diffusion")
 
 
+@pytest.mark.thorough
 def test_convert_writes_a_native_checkpoint_and_returns_the_model(tmp_path):
     state = state_of("diffusion")
     model = openai.convert(state, tmp_path / "native", FLAGS["diffusion"])

@@ -69,6 +69,7 @@ def test_labels_begin_as_the_unconditional_prediction_or_are_dropped():
     assert torch.equal(third(x, T), first(x, T)) and record["dropped"] == ["label_emb.weight"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("pool", ["attention", "adaptive", "spatial", "spatial_v2"])
 def test_a_classifier_gives_a_new_label_the_mean_logit(pool):
     first = network(ClassifierConfig(**TRUNK, num_classes=3, pool=pool))

@@ -46,6 +46,7 @@ def reference(tmp_path, monkeypatch) -> list[object]:
             "--steps", 2, "--precision", "fp32"]  # fmt: skip
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["diffusion", "classifier"])
 def test_models_of_several_lengths_are_written(capsys, runs, tmp_path, kind):
     out = succeed(capsys, "ema", runs / kind, "--length", "5%,0.15,15%", "--out", tmp_path)
@@ -62,6 +63,7 @@ def test_models_of_several_lengths_are_written(capsys, runs, tmp_path, kind):
             assert torch.equal(p, q)
 
 
+@pytest.mark.thorough
 def test_the_lengths_without_an_option_are_those_that_the_snapshots_reach(capsys, runs, tmp_path):
     """Six snapshots reach from 4% to 18%."""
     succeed(capsys, "ema", runs / "diffusion", "--out", tmp_path)
@@ -70,6 +72,7 @@ def test_the_lengths_without_an_option_are_those_that_the_snapshots_reach(capsys
     assert sorted(path.name for path in (tmp_path / "first").iterdir()) == ["length-0.05", "length-0.1"]
 
 
+@pytest.mark.thorough
 def test_samples_of_each_length_are_compared_with_a_reference(capsys, runs, reference, tmp_path):
     command = ["ema", runs / "diffusion", "--length", "5%,15%", "--out", tmp_path / "out", *reference]
     out = succeed(capsys, *command)
@@ -86,6 +89,7 @@ def test_samples_of_each_length_are_compared_with_a_reference(capsys, runs, refe
     assert snapshot(tmp_path / "out") == before
 
 
+@pytest.mark.thorough
 def test_a_model_of_another_step_is_only_overwritten_on_request(capsys, runs, tmp_path):
     command = ["ema", runs / "diffusion", "--length", "10%", "--out", tmp_path]
     succeed(capsys, *command, "--step", 4)

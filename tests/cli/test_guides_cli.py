@@ -170,6 +170,7 @@ def test_a_file_that_changed_within_a_second_is_read_again(tmp_path):
     assert [value for value, _ in found] == [1, 2] and found[0][1] != found[1][1]
 
 
+@pytest.mark.thorough
 def test_run_json_records_what_decides_the_images(capsys, command, own, tmp_path):
     """A file with other content is another guide; a file that was moved is the same."""
     options = ["--guide", f"{own}:pull", "--cfg", 2, "--interval", "0.1,inf"]

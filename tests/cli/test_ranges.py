@@ -75,6 +75,7 @@ def test_there_are_many_cases():
     assert len(CASES) > 300 and len({case.values[0] for case in CASES}) > 10
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("command, name, text", CASES)
 def test_a_value_out_of_range_is_refused_first(capsys, tmp_path, monkeypatch, command, name, text):
     monkeypatch.chdir(tmp_path)

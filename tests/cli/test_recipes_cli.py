@@ -37,6 +37,7 @@ def test_a_recipe_fills_what_neither_the_command_line_nor_the_file_gives(capsys,
     assert again.replace("1.0, 2.0, 3.0, 4.0", "1, 2, 3, 4").replace('"0.9999"', "0.9999") == out
 
 
+@pytest.mark.thorough
 def test_the_recipe_is_recorded(capsys, tmp_path, images):
     words = ("train", "--recipe", "adm-256", *TINY, "--unlabelled", "--data", images, "--out", tmp_path / "run")
     assert run(capsys, *words)[0] == 0

@@ -231,6 +231,7 @@ def test_networks_and_gradients_in_bf16(plain):
         assert 0 < ours < 1.1 * theirs and ours != theirs
 
 
+@pytest.mark.thorough
 def test_images_of_a_seed_equal_the_plain_networks(plain, tiny_model, tiny_classifier):
     options = {"guide": guidance.ClassifierGuidance(tiny_classifier, 2.0), "steps": 5, "progress": False, "seed": 3}
     labels = [

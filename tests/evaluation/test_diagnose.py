@@ -384,6 +384,7 @@ def test_the_image_size_of_small_square_images(shipped_pt, tmp_path):
     assert size_of_images(str(tmp_path / "photos"), None, model) is None  # to be scaled down
 
 
+@pytest.mark.thorough
 def test_bad_input_is_one_line(capsys, tiny_folders, digits, shipped_pt, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken.pt").write_bytes(b"no checkpoint")

@@ -311,6 +311,7 @@ def test_only_inception_distances_are_called_fid(network):
     assert networks.load(InceptionV3()).distance == "FD-own-InceptionV3"
 
 
+@pytest.mark.thorough
 def test_weights_from_a_path(weights, network, tmp_path):
     path = tmp_path / "weights.pth"
     torch.save({name: value for name, value in weights.items() if "num_batches" not in name}, path)

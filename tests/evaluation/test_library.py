@@ -41,6 +41,7 @@ def test_examples_of_metrics(function):
     run_example(function, **names, **{function.__name__: function})
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("function", [admg.evaluate, admg.neighbours, admg.sweep, admg.nll])
 def test_examples_of_functions(function, names, tmp_path):
     folder = tmp_path / "images.npz" if function is admg.nll else tmp_path / "out"
@@ -84,6 +85,7 @@ def test_samples_of_sample_are_evaluated(tiny_model, names):
     assert report.images == 6 and report.reference_images == 16 and 0 <= report["precision"] <= 1
 
 
+@pytest.mark.thorough
 def test_guides_are_named(tiny_model, names, tmp_path):
     reference, metrics = names["images"][:, :8, :8], ["precision"]
     guides = {"none": None, "mine": lambda state: torch.zeros_like(state.x)}

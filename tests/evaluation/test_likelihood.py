@@ -207,6 +207,7 @@ def command(tiny_folders):
     return ["evaluate", "nll", "--model", tiny_folders["model"], "--unconditional", "--steps", "5"]
 
 
+@pytest.mark.thorough
 def test_the_command_reports_the_terms(capsys, command, tiny_model, digits, tmp_path):
     out = tmp_path / "nll"
     code, text, err = run(capsys, *command, "--data", digits, "--num", 6, "--batch-size", 4, "--out", out)
@@ -289,6 +290,7 @@ def image_folder(path, size: tuple[int, int], mode: str = "L"):
     return path
 
 
+@pytest.mark.thorough
 def test_bad_input_is_one_line(capsys, command, digits, tmp_path):
     grey = image_folder(tmp_path / "small", (6, 8))
     (tmp_path / "empty").mkdir()

@@ -375,6 +375,7 @@ def test_halves_are_halves():
     assert halves.mean(0).min() > 0.3 and halves.mean(0).max() < 0.8
 
 
+@pytest.mark.thorough
 def test_intervals_of_recall_and_coverage_are_not_too_narrow_and_not_far_too_wide():
     """Errors against the standard deviation of the values in 60 draws of the samples, which is known to 9 %.
 

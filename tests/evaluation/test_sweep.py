@@ -116,6 +116,7 @@ def planned(*arguments: str) -> Sweep:
     return plan_sweep(model, **options.plan(model))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
@@ -217,6 +218,7 @@ def test_no_accuracy_without_labels(capsys, command, tmp_path):
     assert rows[0]["FD-Quarters low"] == "" and float(rows[0]["FD-Quarters"]) > 0
 
 
+@pytest.mark.thorough
 def test_no_picture_without_metrics(capsys, command, tmp_path):
     """The first cell has no label, and only the accuracy is wanted: curves.png comes with the second."""
     out, arguments = tmp_path / "s", [*command, "--unconditional", "--metrics", "accuracy", "--out", tmp_path / "s"]
@@ -417,6 +419,7 @@ def test_curves_show_the_metrics_at_their_scales():
     ]  # fmt: skip
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("cells", "axis", "labels"),
     [

@@ -125,6 +125,7 @@ def test_files_of_samples_keep_all_channels(tmp_path):
     assert len(admg.data.open(tmp_path / "images", labels="none", frames="all")) == 12
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("model, data", [(1, 3), (3, 1)])
 def test_grey_and_colour_are_not_mixed(capsys, tmp_path, monkeypatch, model, data):
     monkeypatch.chdir(tmp_path)
@@ -167,6 +168,7 @@ def test_likelihoods_of_grey_and_colour_images(tmp_path, model, data):
             assert admg.nll(network, tmp_path / source, **options).total_by_image == expected
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("model, data", [(1, 3), (3, 1)])
 def test_diagnosis_by_grey_and_colour_images(capsys, tmp_path, monkeypatch, model, data):
     monkeypatch.chdir(tmp_path)

@@ -41,6 +41,7 @@ def steps(count: int) -> Denoising:
     return found
 
 
+@pytest.mark.thorough
 def test_frames_and_their_times(tmp_path):
     made = steps(100)
     assert made.some(3) == [0, 50, 99] and made.some(200) == [*range(100)] and steps(1).some(9) == [0]

@@ -82,6 +82,7 @@ def test_descriptions_are_json_and_differ_where_images_would(tiny_classifier, ti
     assert [json.dumps(text) for text in again] == [texts[13], texts[11], texts[15]]
 
 
+@pytest.mark.thorough
 def test_any_changed_weight_changes_the_fingerprint(tiny_model):
     """The last number of every tensor, and no sum of them: two that are swapped count too."""
     tiny_model = copy.deepcopy(tiny_model)

@@ -220,6 +220,7 @@ def stored(out) -> np.lib.npyio.NpzFile:
     return np.load(path)
 
 
+@pytest.mark.thorough
 def test_the_edit_command_equals_edit(capsys, models, tiny_folders, pictures, tmp_path):
     """The order is images, then labels, then the edits of each; a folder stands for its images."""
     out, (folder, x) = tmp_path / "out", pictures
@@ -241,6 +242,7 @@ def test_the_edit_command_equals_edit(capsys, models, tiny_folders, pictures, tm
         assert sheet.height == drawn.shape[0] + 28  # and a title
 
 
+@pytest.mark.thorough
 def test_a_run_of_edits_continues_only_with_the_same_settings(capsys, models, pictures, tmp_path):
     folder, _ = pictures
     command = ["edit", *models, "--image", folder / "a.png", "--num", 2, "--out", tmp_path / "out"]

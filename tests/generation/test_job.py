@@ -188,6 +188,7 @@ def test_a_finished_run_is_kept_and_other_settings_are_refused(capsys, sampling,
     assert len(list((tmp_path / "images").glob("*.png"))) == 4
 
 
+@pytest.mark.thorough
 def test_other_weights_under_the_same_name_are_another_run(capsys, sampling, folders, tiny_model, tmp_path):
     tiny_model.save(tmp_path / "model")
     arguments = [*sampling, "--model", tmp_path / "model", "--out", tmp_path / "out"]
@@ -259,6 +260,7 @@ def test_a_run_does_not_replace_the_run_of_its_base(capsys, sampling, pipeline, 
     succeed(capsys, *arguments, "--base", tmp_path / "s1" / name, "--out", tmp_path / "s1" / "large")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
 @pytest.mark.parametrize(
     "file",
@@ -273,6 +275,7 @@ def test_files_of_no_run_are_never_replaced(capsys, pipeline, tmp_path, overwrit
     assert snapshot(tmp_path) == {(tmp_path / file).relative_to(tmp_path): b"{}"}
 
 
+@pytest.mark.thorough
 def test_overwriting_removes_the_run_and_nothing_beside_it(capsys, sampling, tmp_path):
     succeed(capsys, *sampling, "--out", tmp_path)
     mine = ["samples_1x2x3x4.npz", "base/images/mine.png", "base/samples_1x2x3x4.npz", "notes.txt"]
@@ -291,6 +294,7 @@ def flip(path: Path, position: int) -> None:
     path.write_bytes(bytes(content))
 
 
+@pytest.mark.thorough
 def test_a_damaged_run_is_not_a_finished_one(capsys, sampling, tmp_path):
     succeed(capsys, *sampling, "--out", tmp_path)
     merged = tmp_path / "samples_10x8x8x1.npz"
@@ -306,6 +310,7 @@ def test_a_damaged_run_is_not_a_finished_one(capsys, sampling, tmp_path):
     assert merged.read_bytes() == whole
 
 
+@pytest.mark.thorough
 def test_a_damaged_record_can_be_overwritten(capsys, sampling, tmp_path):
     succeed(capsys, *sampling, "--out", tmp_path)
     record = tmp_path / "run.json"
@@ -376,6 +381,7 @@ def test_batches_and_shards_by_default(tiny_model):
     assert sizes((3, 1024, 1024), 10) == (1, 1)
 
 
+@pytest.mark.thorough
 def test_the_bound_of_gradients_is_an_option_and_belongs_to_the_run(capsys, sampling, tmp_path):
     succeed(capsys, *sampling, "--scale", 1, "--out", tmp_path, "--no-bound-guidance")
     assert '"bound_guidance": false' in (tmp_path / "run.json").read_text()

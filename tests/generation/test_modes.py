@@ -105,6 +105,7 @@ def test_each_module_is_found_once_and_cycles_end():
     assert modules_in([loop]) == [network]
 
 
+@pytest.mark.thorough
 def test_networks_that_evaluate_keep_their_mode_and_their_gradients(tiny_model):
     """Features, labels and likelihoods do not depend on the batch, and the user's module is left as it was."""
     network, coloured = batch_norm(), batch_norm(3)

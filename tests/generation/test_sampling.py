@@ -150,6 +150,7 @@ def test_x_T_and_noise_sampler_replace_the_seed(tiny_model):
         admg.sample(tiny_model, [0, 0, 0], x_T=x_T, progress=False)
 
 
+@pytest.mark.thorough
 def test_each_image_is_upsampled_from_its_own_small_image(tiny_upsampler, tiny_classifier):
     low_res = torch.rand(5, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
     labels, guide = [0, 1, 2, 3, 4], guidance.ClassifierGuidance(tiny_classifier, 2.0)

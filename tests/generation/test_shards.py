@@ -103,6 +103,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     assert list(shards.parts.iterdir()) == [] and shards.missing() == [0, 1]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("failing", [0, 1, 2])
 def test_a_run_continues_after_a_full_disk(tmp_path, tiny_folders, monkeypatch, capsys, failing):
     """A shard is written while the next one is made."""

@@ -21,6 +21,7 @@ from admg.generation.upsample import UPSAMPLER_SEED
 from admg.models import SuperResConfig, SuperResUNet
 
 
+@pytest.mark.thorough
 def test_upsample_enlarges_each_image_with_its_label(capsys, folders, upsampler, small, tmp_path):
     path, images = small
     out = tmp_path / "out"
@@ -41,6 +42,7 @@ def test_the_noise_of_an_upsampler_is_independent_of_its_base():
     assert abs(torch.corrcoef(torch.stack([base, large]))[0, 1]) < 0.05
 
 
+@pytest.mark.thorough
 def test_upsample_continues_and_does_not_depend_on_processes(capsys, folders, small, tmp_path):
     arguments = ["upsample", "--model", folders["upsampler"], "--base", small[0], "--steps", 2, "--batch-size", 2]
     succeed(capsys, *arguments, "--out", tmp_path / "a")
@@ -120,6 +122,7 @@ def test_each_kind_of_model_has_its_command(capsys, folders, small, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.thorough
 def test_the_pipeline_equals_sample_and_then_upsample(capsys, pipeline, sampling, folders, tmp_path):
     succeed(capsys, *pipeline, "--out", tmp_path / "one")
     succeed(capsys, *sampling, "--scale", 2, "--out", tmp_path / "first")
@@ -178,6 +181,7 @@ def test_processes_of_a_pipeline_wait_for_all_base_images(capsys, pipeline, tmp_
     assert json.loads((tmp_path / "b" / "run.json").read_text())["settings"]["base"]["guide"]["scale"] == 2.0
 
 
+@pytest.mark.thorough
 def test_a_pipeline_refuses_models_that_do_not_fit(capsys, sampling, folders, upsampler, tmp_path):
     trunk = TRUNK | {"image_size": 16, "attention_resolutions": ()}
     config = SuperResConfig(**trunk, num_classes=7, small_size=4)

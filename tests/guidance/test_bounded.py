@@ -90,6 +90,7 @@ def test_the_formula():
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("alpha_bars", SCHEDULES.values(), ids=SCHEDULES)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_an_exact_classifier_is_never_touched(sampler, alpha_bars):
@@ -99,6 +100,7 @@ def test_an_exact_classifier_is_never_touched(sampler, alpha_bars):
     assert torch.equal(free, bounded) and accuracy(bounded) > 0.95
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_an_almost_blind_classifier_destroys_nothing(sampler):
     """As no pixel of the data is saturated, next to none of the guided images is; larger scales reach more labels.
@@ -135,6 +137,7 @@ def test_sums_plain_functions_and_unclipped_samplers():
     assert torch.equal(run().x, run(bound_guidance=False).x)
 
 
+@pytest.mark.thorough
 def test_every_function_that_samples_takes_the_option(tmp_path):
     """With it, none of them gives the images that it gives without."""
     mixture = replace(IMAGES, alpha_bars=COSINE)

@@ -250,6 +250,7 @@ def posterior_by_ddim(prior_std: float, steps: str | int, v: float, noise: float
     return at_0, at_1 - at_0
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("v, noise, y", [(0.25, 0.5, 0.8), (0.25, 0.3, 0.8), (0.04, 0.3, -0.5)])
 def test_with_the_datas_own_variance_the_posterior_is_exact(v, noise, y):
     """v y/(v + σ_y²) and v σ_y²/(v + σ_y²); the error of DDIM, of first order, is extrapolated away.
@@ -262,6 +263,7 @@ def test_with_the_datas_own_variance_the_posterior_is_exact(v, noise, y):
     np.testing.assert_allclose(2 * fine - coarse, exact, atol=3e-4)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("v, noise, y", [(0.25, 0.5, 0.8), (0.25, 0.3, 0.8), (0.04, 0.3, -0.5)])
 def test_dps_has_its_known_bias(v, noise, y):
     """With r_t = 0, in w = v/(v + σ²): du/dw = -k u + (k y/sqrt(v)) w^(-1/2), k = v/(2 σ_y²), u = x/sqrt(v + σ²).

@@ -94,6 +94,7 @@ def test_pickle(name, prepare):
     assert torch.equal(call(clone), call(network)) and type(clone) is type(network)
 
 
+@pytest.mark.thorough
 @torch.no_grad()
 def test_state_dict_round_trip(name, prepare):
     network, other = prepare(build(name)), prepare(randomised(NETWORKS[name](), 7))
@@ -106,6 +107,7 @@ def test_state_dict_round_trip(name, prepare):
 # -- dtypes ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @torch.no_grad()
 def test_float64_computes_in_float64(name, prepare):
     """Its error is that of float64: float32 in a single layer would be 1e-7."""
@@ -130,6 +132,7 @@ def test_float64_gradients(name):
     assert slope == pytest.approx((above - below) / 2e-5, rel=1e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("sampler", [samplers.ddim, samplers.ddpm, samplers.heun], ids=lambda f: f.__name__)
 def test_a_sampling_run_in_float64(sampler):
     """All of it: halving the precision of the network's weights moves the result by 1e-8, not by 1e-4."""
@@ -231,7 +234,7 @@ def test_a_hook_may_change_the_output(name, prepare):
 
 @pytest.mark.thorough
 @torch.no_grad()
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("backend", [pytest.param("eager", marks=pytest.mark.slow), "aot_eager"])
 def test_torch_compile_without_graph_breaks(name, prepare, backend):
     torch._dynamo.reset()
     network = prepare(build(name))
@@ -252,6 +255,7 @@ def test_torch_export(name, prepare):
     assert set(program.state_dict) == set(network.state_dict())
 
 
+@pytest.mark.thorough
 @torch.no_grad()
 def test_functional_call(name, prepare):
     network, other = prepare(build(name)), randomised(NETWORKS[name](), 7)
@@ -260,6 +264,7 @@ def test_functional_call(name, prepare):
     assert (got - call(other)).abs().max() <= rounding(other)
 
 
+@pytest.mark.thorough
 def test_vmap_and_jvp(name, prepare):
     network = prepare(build(name))
     given = arguments(network)
@@ -316,6 +321,7 @@ class LowRank(nn.Module):
         return self.layer(tokens) + F.linear(F.linear(tokens, self.down), self.up)
 
 
+@pytest.mark.thorough
 def test_a_low_rank_layer_in_place_of_another(name, prepare):
     network = prepare(build(name))
     with torch.no_grad():

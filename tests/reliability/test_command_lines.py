@@ -22,6 +22,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.thorough
 def test_some_bad_command_lines_are_refused_in_one_line(capsys, folder):
     check(capsys, folder, command_lines.some(150, seed=0))
 

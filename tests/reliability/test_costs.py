@@ -253,6 +253,7 @@ def outcome(name: str, folder: Path, tiny_folders: dict[str, str], upsampler: ob
     return result
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", SHORT)
 def test_what_would_cost_much_is_refused_at_once(name, tmp_path, tiny_folders, tiny_upsampler):
     assert outcome(name, tmp_path, tiny_folders, tiny_upsampler).code == 2

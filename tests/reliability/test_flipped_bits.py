@@ -32,6 +32,7 @@ def test_no_flipped_bit_of_500_is_believed(tmp_path, monkeypatch):
     assert sum(outcome == "noticed" for _, outcome, *_ in found) > 0.75 * len(found)
 
 
+@pytest.mark.thorough
 def test_flipped_bits_of_files_that_need_no_command(tmp_path, monkeypatch, tiny_folders):
     """Models, samples, cached features, a packed data set and a download; and a check of the test itself."""
     monkeypatch.setenv("ADMG_HOME", str(tmp_path / "home"))

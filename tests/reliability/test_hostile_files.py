@@ -40,6 +40,7 @@ def test_hostile_files_are_read_or_refused(tmp_path):
     check(hostile.trials(NUM, 0, tmp_path / "base", tmp_path, coverage=True))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", QUICK)
 def test_some_hostile_files_are_read_or_refused(name, tmp_path, monkeypatch):
     corpus.write_files(tmp_path / "base")
@@ -49,6 +50,7 @@ def test_some_hostile_files_are_read_or_refused(name, tmp_path, monkeypatch):
     check(hostile.trials(14, 1, tmp_path / "base", tmp_path))
 
 
+@pytest.mark.thorough
 def test_the_sandbox_sees_what_goes_wrong(tmp_path, monkeypatch):
     """A command that writes a canary, raises, prints control characters, hangs or takes memory is reported."""
     from admg.cli import info

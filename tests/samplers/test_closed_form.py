@@ -104,6 +104,7 @@ def test_samples_follow_the_mixture(data, sampler, variance, way):
             assert_moments(mixture.given(y), coarse[labels == y], fine[labels == y], inflation)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("alpha_bars", [EVEN, LINEAR], ids=["even", "linear"])
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize("data", MIXTURES)
@@ -328,6 +329,7 @@ def test_algorithm_1_moves_the_mean_by_the_models_own_sigma():
         x = step.x
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("alpha_bars", [EVEN, LINEAR], ids=["even", "linear"])
 @pytest.mark.parametrize("steps", [200, 50, "ddim25", 1])
 def test_ddim_with_eta_1_is_ddpm_with_the_small_variance(steps, alpha_bars):

@@ -51,6 +51,7 @@ def check(run: str, images: Tensor) -> None:
     assert (wrong < 1e-4).mean() > 0.95
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("run", RUNS)
 def test_sampler_equals_the_reference(run, model, classifier):
     sampler, respacing, scale, _ = RUNS[run]
@@ -61,6 +62,7 @@ def test_sampler_equals_the_reference(run, model, classifier):
     check(run, last.x)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("run", RUNS)
 def test_sample_equals_the_reference(run, model, classifier):
     sampler, respacing, scale, _ = RUNS[run]

@@ -121,6 +121,7 @@ PURE = np.array([*BELOW, 0.0])
 PREDICTIONS = [pair for pair in itertools.product(SAMPLERS, predictions(PURE)) if works(*pair)]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("sampler, name", PREDICTIONS)
 def test_a_modified_prediction_is_the_limit_of_vanishing_signal(sampler, name):
     pure, limit = (
@@ -130,6 +131,7 @@ def test_a_modified_prediction_is_the_limit_of_vanishing_signal(sampler, name):
     assert_same_first_step(sampler, pure, limit)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("sampler, name", [*itertools.product(SAMPLERS, gradients(PURE))])
 def test_a_gradient_is_silent_at_pure_noise(sampler, name):
     """x_T says nothing about x_0 there: the run is that of a process with a vanishing signal, guided below the top."""
@@ -149,6 +151,7 @@ def test_ancestral_sampling_needs_no_exception():
     assert_same_first_step("ddpm", run(samplers.ddpm, gradients(PURE)["classifier"], 0.0), limit)
 
 
+@pytest.mark.thorough
 def test_perturbed_attention():
     torch.manual_seed(0)
     config = UNetConfig(image_size=4, image_channels=1, channels=32, channel_mult=(1, 1), num_res_blocks=1,

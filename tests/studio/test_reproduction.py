@@ -50,6 +50,7 @@ def run_code(text, folder, monkeypatch):
     return names["samples"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("choice", CHOICES)
 def test_samples(choice, entry, job, tmp_path, monkeypatch):
     settings = settings_for(entry, **CHOICES[choice])
@@ -60,6 +61,7 @@ def test_samples(choice, entry, job, tmp_path, monkeypatch):
     assert len(np.load(*(tmp_path / "samples").glob("*.npz"))["arr_0"]) == settings.num
 
 
+@pytest.mark.thorough
 def test_a_scale_sheet(entry, job, tmp_path):
     settings = settings_for(entry, labels=("two",))
     sheet = draw_sheet(entry, settings, [0.0, 8.0], job)
@@ -89,6 +91,7 @@ EDITS = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", EDITS)
 def test_edits(kind, entry, job, pictures, tmp_path, monkeypatch):
     options, changed = EDITS[kind]

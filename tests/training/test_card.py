@@ -50,6 +50,7 @@ def rows(text: str) -> dict[str, str]:
     return {row[0].removeprefix("| ").strip("`"): row[1].removesuffix(" |").strip("`") for row in cells}
 
 
+@pytest.mark.thorough
 def test_a_run_leaves_a_card_with_data_command_options_results_pictures_and_environment(tmp_path):
     provenance = {"command": "admg train --data pets", "recipe": "small-32"}
     run = train(tmp_path / "pets", 2, validation=0.17, val_images=2, provenance=provenance)
@@ -75,6 +76,7 @@ def test_a_run_leaves_a_card_with_data_command_options_results_pictures_and_envi
     assert admg.load(folder).training["steps"] == 2
 
 
+@pytest.mark.thorough
 def test_the_card_is_replaced_at_each_save_unless_the_user_has_changed_it(tmp_path):
     card = tmp_path / "model" / "README.md"
     train(tmp_path, 1)
@@ -104,6 +106,7 @@ def test_another_file_in_the_folder_is_still_not_overwritten_and_our_card_does_n
         tiny_model.save(tmp_path / "m")
 
 
+@pytest.mark.thorough
 def test_a_card_that_cannot_be_written_does_not_stop_the_training(monkeypatch, tmp_path):
     monkeypatch.setattr("admg.training.card.card_text", lambda *_: 1 / 0)
     with pytest.warns(UserWarning, match="could not write the model card in .*: division by zero"):
@@ -111,6 +114,7 @@ def test_a_card_that_cannot_be_written_does_not_stop_the_training(monkeypatch, t
     assert admg.load(tmp_path).training["steps"] == 2 and not list((tmp_path / "model").glob(".*"))
 
 
+@pytest.mark.thorough
 def test_names_of_any_kind_stay_on_one_line_and_do_not_format_the_card(tmp_path):
     names = ["a|b `c`\n# d", "<b>_x_</b>"]
     run = train(tmp_path, 1, from_arrays(PIXELS, [0, 1] * 6, label_names=names))

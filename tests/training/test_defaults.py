@@ -40,6 +40,7 @@ def test_what_is_given_is_kept_and_the_rest_settled():
     assert settle(given, recorded) == SettledConfig(steps=7, lr=2e-4, batch_size=64, warmup=500)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("given", "size", "count", "expected"),
     [
@@ -62,6 +63,7 @@ def test_architecture_by_number_of_images_with_heads_that_divide_its_widths(give
         UNet(config)
 
 
+@pytest.mark.thorough
 def test_a_new_run_records_what_was_chosen(tmp_path):
     config = trained(tmp_path, config=admg.TrainConfig(steps=1, lr=5e-4), network={"channels": 32})
     assert config["diffusion"]["predict"] == "v" and config["diffusion"]["noise_schedule"] == "cosine"
@@ -71,6 +73,7 @@ def test_a_new_run_records_what_was_chosen(tmp_path):
     assert config["training"]["train"]["lr"] == 5e-4 and config["training"]["train"]["batch_size"] == BATCH_SIZE
 
 
+@pytest.mark.thorough
 def test_a_run_without_recorded_choices_is_resumed_with_its_own_settings(tmp_path):
     """As one that was written when the defaults were others: linear, eps, batch 64, lr 3e-4, warm-up 500."""
     process = DiffusionConfig(diffusion_steps=50)
@@ -87,6 +90,7 @@ def test_a_run_without_recorded_choices_is_resumed_with_its_own_settings(tmp_pat
     assert all((weights[0][key] == weights[1][key]).all() for key in weights[0])
 
 
+@pytest.mark.thorough
 def test_choices_of_a_resumed_run_are_kept_and_shown_in_its_record(tmp_path):
     first = trained(tmp_path, config=admg.TrainConfig(steps=1), network={"channels": 32, "channel_mult": (1, 1)})
     again = trained(tmp_path, config=admg.TrainConfig(steps=2))
@@ -111,6 +115,7 @@ def test_classifiers_have_the_schedule_of_models_and_upsamplers_that_of_the_pape
     assert upsampler.model.config == DiffusionConfig()
 
 
+@pytest.mark.thorough
 def test_commands_need_no_flags_and_print_what_was_chosen(capsys, tmp_path):
     np.savez(tmp_path / "images.npz", np.zeros((4, 8, 8, 3), np.uint8))
     words = ("--data", tmp_path / "images.npz", "--image-size", 8, "--unlabelled", "--out", tmp_path / "run")

@@ -41,6 +41,7 @@ def network(tmp_path, monkeypatch):
     return f"{tmp_path / 'means.py'}:means"
 
 
+@pytest.mark.thorough
 def test_the_distance_is_that_of_evaluate_and_labels_are_in_proportion(tiny_model, network, tmp_path):
     data = from_arrays(PIXELS, LABELS, label_names=["cat", "cow", "dog"])
     measure = FrechetDistance(1, data, 8, features.load(network))
@@ -52,6 +53,7 @@ def test_the_distance_is_that_of_evaluate_and_labels_are_in_proportion(tiny_mode
     assert measure(task, tiny_model.network, tmp_path, 2) == found  # the same noise
 
 
+@pytest.mark.thorough
 def test_labels_of_any_data_set_and_images_without_a_label(tiny_model, network):
     x = torch.from_numpy(PIXELS).permute(0, 3, 1, 2)
     data = from_dataset(torch.utils.data.TensorDataset(x, torch.arange(24) % 2))
@@ -65,6 +67,7 @@ def test_labels_of_any_data_set_and_images_without_a_label(tiny_model, network):
     assert np.array_equal(drawn, expected.images)
 
 
+@pytest.mark.thorough
 def test_an_upsampler_enlarges_small_copies_of_training_images(network):
     torch.manual_seed(0)
     module = randomised(SuperResUNet(SuperResConfig(**TRUNK, num_classes=2, small_size=4)), 0)

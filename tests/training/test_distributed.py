@@ -223,6 +223,7 @@ def make_wide() -> Model:
     return Model(UNet(UNetConfig(**config, attention_resolutions=())), process.build(), (1, 16, 16), Labels(0), process)
 
 
+@pytest.mark.thorough
 def test_kernels_and_bf16_run_under_ddp(group, monkeypatch):
     """The same kernels are called as without it, with the same losses; bf16 differs from float32."""
     alone, called = steps_of(monkeypatch, "fp32", ddp=False)
@@ -234,6 +235,7 @@ def test_kernels_and_bf16_run_under_ddp(group, monkeypatch):
     assert half[2] != alone[2] and half == pytest.approx(alone, rel=0.1)  # the last layer begins at 0
 
 
+@pytest.mark.thorough
 def test_one_process_can_shard(digits, tmp_path, capsys):
     """With the losses of a run that does not; the process group of one is left at the end. A line names the cost."""
     command = [*COMMAND, "--data", digits, "--unlabelled", "--steps", "2"]
@@ -257,6 +259,7 @@ def test_a_batch_that_cannot_be_divided_is_refused_with_the_nearest(monkeypatch,
     assert distributed.share_of(8, 2, Processes(0, 4)) == 2
 
 
+@pytest.mark.thorough
 def test_dropout_differs_between_processes(digits, monkeypatch):
     """Equal masks on all processes would correlate the parts of a batch; those of one process and step are the same."""
     monkeypatch.setattr(distributed, "averaged", lambda means, processes: dict(means))  # there is no process group

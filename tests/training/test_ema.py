@@ -95,6 +95,7 @@ def test_what_names_an_average():
 # -- several averages --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_several_averages_are_what_each_is_alone(digits):
     _, several = learned(digits, make(), ema="0.5,10%,0.25", steps=4)
     for position, spec in enumerate((0.5, "10%", 0.25)):
@@ -103,6 +104,7 @@ def test_several_averages_are_what_each_is_alone(digits):
     assert not equal(several.averages[0], several.averages[2])
 
 
+@pytest.mark.thorough
 def test_the_first_average_is_the_model_and_the_others_have_folders(capsys, digits, tmp_path):
     command = ["train", "--data", digits, *SMALL, "--steps", 3, "--out", tmp_path / "a"]
     code, out, _ = run(capsys, *command, "--ema", "0.5,10%,0.25")
@@ -128,6 +130,7 @@ def trained(digits, out, steps: int, **changes) -> TrainingRun:
     return run
 
 
+@pytest.mark.thorough
 def test_a_resumed_run_keeps_all_averages(digits, tmp_path):
     """Without being told again, and with a rule of its own for each."""
     whole = trained(digits, tmp_path / "whole", 4, ema="5%,0.5")
@@ -140,6 +143,7 @@ def test_a_resumed_run_keeps_all_averages(digits, tmp_path):
         assert equal(a, b) and a.count == b.count == 4
 
 
+@pytest.mark.thorough
 def test_other_averages_begin_from_the_weights_and_are_named(digits, tmp_path):
     first = trained(digits, tmp_path / "a", 3, ema="5%,0.5")
     message = "the average 0.25 begins from the weights at step 3; the average 0.5 is not continued"
@@ -161,6 +165,7 @@ def old_checkpoint(folder, learner: Learner, decay: float | None) -> None:
     write_json(path, config)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("recorded", "expected"), [(0.98, 0.98), (None, 0.9999)])
 def test_an_older_run_keeps_its_exponential_average(digits, tmp_path, recorded, expected):
     first = trained(digits, tmp_path, 3, ema=0.98)
@@ -175,6 +180,7 @@ def test_an_older_run_keeps_its_exponential_average(digits, tmp_path, recorded, 
     assert admg.load(tmp_path).training["train"]["ema"] == expected
 
 
+@pytest.mark.thorough
 def test_snapshots_cannot_begin_in_the_middle_of_a_run(capsys, digits, tmp_path):
     command = ["train", "--data", digits, *SMALL, "--out", tmp_path]
     assert run(capsys, *command, "--steps", 2)[0] == 0
@@ -188,6 +194,7 @@ def test_snapshots_cannot_begin_in_the_middle_of_a_run(capsys, digits, tmp_path)
     assert "5% from its first step" in refused(capsys, *command, "--steps", 6, "--ema-snapshots", 2)
 
 
+@pytest.mark.thorough
 def test_bad_averages_are_refused_in_one_line(capsys, digits, tmp_path):
     command = ["train", "--data", digits, *SMALL, "--steps", 1, "--out", tmp_path / "a"]
     line = refused(capsys, *command, "--ema", "10")

@@ -39,6 +39,7 @@ def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
     return all(torch.equal(p, q) for p, q in zip(a, b, strict=True))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["diffusion", "classifier"])
 def test_losses_in_fp16_are_those_of_fp32(digits, kind, monkeypatch):
     """With 11 bits of matrix products. The scale of the loss cancels: without unscaling, gradients would be 65536 times
@@ -55,6 +56,7 @@ def test_losses_in_fp16_are_those_of_fp32(digits, kind, monkeypatch):
     assert all(p.dtype == torch.float32 for p in one.network.parameters())
 
 
+@pytest.mark.thorough
 def test_a_step_whose_gradient_overflows_is_skipped_and_halves_the_scale(digits):
     """Scales of 2^60 and 2^30: the gradients overflow in fp16 (65504), weights, average and moments stay.
 
@@ -78,6 +80,7 @@ def test_a_step_whose_gradient_overflows_is_skipped_and_halves_the_scale(digits)
     assert not same(weights(one), before) and counts(one) == [2, 3]
 
 
+@pytest.mark.thorough
 def test_the_scale_is_saved_and_resumed(digits, tmp_path):
     one = learner()
     drawn = batch(digits, one)
@@ -130,6 +133,7 @@ def test_auto_is_fp16_on_gpus_with_tensor_cores_but_without_bf16(monkeypatch, ca
     assert precision.resolve_training("auto", CPU) in ("fp32", "bf16")
 
 
+@pytest.mark.thorough
 def test_the_command_logs_the_scale(digits, tmp_path):
     command = ["train", "--data", digits, "--image-size", "8", "--channels", "32", "--channel-mult", "1,1",
                "--num-res-blocks", "1", "--head-channels", "32", "--diffusion-steps", "50", "--batch-size", "4",

@@ -31,6 +31,7 @@ def config(**changes) -> TrainConfig:
     return TrainConfig(**{"steps": 1, "batch_size": 2, "lr": 1e-12, "precision": "fp32"} | changes)
 
 
+@pytest.mark.thorough
 def test_a_diffusion_model_takes_over_the_architecture_the_process_and_labels_by_name(tiny_model, tmp_path):
     given = {"dropout": 0.1}
     run = admg.train_diffusion(ZOO, tmp_path / "a", config(), network=given, init=tiny_model)
@@ -60,6 +61,7 @@ def test_a_classifier_and_an_upsampler_start_from_theirs(tiny_classifier, tiny_u
     assert network.augment_noise == 0.2 and run.provenance["init"]["start"]["dropped"] == ["label_emb.weight"]
 
 
+@pytest.mark.thorough
 def test_a_model_that_was_never_conditional_counts_as_trained_without_labels(tiny_model, tmp_path):
     unlabelled = ObjectiveConfig(unlabelled=True)
     first = admg.train_diffusion(ZOO, tmp_path / "a", config(), init=tiny_model, objective=unlabelled)
@@ -69,6 +71,7 @@ def test_a_model_that_was_never_conditional_counts_as_trained_without_labels(tin
     assert second.conditional and second.label_dropout == 1.0 and not second.network.label_emb.weight.any()
 
 
+@pytest.mark.thorough
 def test_the_command_says_and_records_what_became_of_the_weights(tiny_folders, tmp_path, capsys):
     for i in range(4):
         folder = tmp_path / "data" / ("fox", "two")[i % 2]
@@ -95,6 +98,7 @@ def test_the_command_says_and_records_what_became_of_the_weights(tiny_folders, t
         assert message in line and not list((tmp_path / "b").glob("*"))
 
 
+@pytest.mark.thorough
 def test_a_resumed_run_does_not_read_what_it_started_from(tiny_folders, tmp_path):
     first = shutil.copytree(tiny_folders["model"], tmp_path / "first")
     options = {"init": first, "objective": ObjectiveConfig(label_dropout=0.5)}

@@ -40,6 +40,7 @@ NEW_ORDER = {"new_attention_order": True}
 MANY_HEADS = {"head_channels": 16}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "changes, message",
     [
@@ -64,6 +65,7 @@ def test_resuming_with_another_meaning_is_refused(tmp_path_factory, changes, mes
     assert state_file(out).read_bytes() == before
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "changes, message",
     [({"predict": "x0"}, "this run predicts x0, .* eps"), ({"network": NEW_ORDER}, "in new order, .* in old order"),
@@ -77,6 +79,7 @@ def test_weights_of_another_meaning_are_no_start(tmp_path, changes, message):
     assert not (tmp_path / "b").exists()
 
 
+@pytest.mark.thorough
 def test_weights_of_other_noise_are_a_start_and_that_is_said(tmp_path):
     trained(tmp_path / "a")
     with pytest.warns(UserWarning, match="of the variance is noise .* only a place to start from"):
