@@ -3,9 +3,9 @@
     python tests/reliability/soak.py --minutes 60 --out /tmp/soak
 
 Faults: a kill, SIGTERM, a flipped bit in the last checkpoint, a disk that is full for some seconds, gradients that are
-infinite for some steps. A command that ends is started again. At the end, the weights of the last checkpoint that is
-kept must be those of a run without faults, bit by bit; every sampling must have given the same images; and the memory
-of the processes must not grow.
+infinite for so many steps that the run goes back (fewer would be skipped for good). A command that ends is started
+again. At the end, the weights of all checkpoints that are kept must be those of a run without faults, bit by bit; every
+sampling must have given the same images; and the memory of the processes must not grow.
 """
 
 from __future__ import annotations
@@ -39,8 +39,11 @@ FULL, INFINITE = "disk-is-full", "gradients-are-infinite"
 """Files whose presence makes the processes fail."""
 
 
-def faulty(signs: Path) -> Any:
-    """Return what prepares a process to fail while there are certain files in the folder `signs`."""
+def faulty(signs: Path, pause: float = 0.0) -> Any:
+    """Return what prepares a process to fail while there are certain files in the folder `signs`.
+
+    pause: seconds of each training step, so that the run without faults, which has none, is soon made
+    """
 
     def prepare(operations: Operations) -> None:
         from admg import disk
@@ -59,6 +62,7 @@ def faulty(signs: Path) -> Any:
             operations.seen.clear()
 
         def infinite(self: Any, *arguments: Any, **options: Any) -> Any:
+            time.sleep(pause)
             terms = loss(self, *arguments, **options)
             if not (signs / INFINITE).exists():
                 return terms
@@ -84,6 +88,7 @@ class Lane:
     name: str
     job: Job
     signs: Path
+    pause: float = 0.0
     pid: int = 0
     started: int = 0
     finished: int = 0
@@ -99,16 +104,19 @@ class Lane:
             self.pid, ended = 0, code == 0
             self.finished += ended
         if not self.pid and not ended:
-            self.pid = self.job.start(faulty(self.signs))
+            self.pid = self.job.start(faulty(self.signs, self.pause))
             self.started += 1
         with suppress(OSError, IndexError, ValueError):
             text = Path(f"/proc/{self.pid}/status").read_text().split("VmRSS:")[1]
             self.memory.append((now, int(text.split()[0]) / 1024))
         return ended
 
-    def kill(self, number: int) -> None:
-        with suppress(ProcessLookupError):
+    def end(self, number: int) -> None:
+        """Send a signal, and wait for the end: an infinite step while the run stops would be skipped for good."""
+        if self.pid:
             os.kill(self.pid, number)
+            self.codes[os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])] += 1
+            self.pid = 0
 
 
 def flip(path: Path, rng: random.Random) -> None:
@@ -124,7 +132,7 @@ def flip(path: Path, rng: random.Random) -> None:
 class Soak:
     """Two commands, the faults that they meet, and what is found at the end."""
 
-    def __init__(self, out: Path, seed: int):
+    def __init__(self, out: Path, seed: int, pause: float = 0.0):
         self.out, self.rng, self.signs = out, random.Random(seed), out / "signs"
         out.mkdir(parents=True)
         self.signs.mkdir()
@@ -132,7 +140,7 @@ class Soak:
         self.run, self.samples = out / "run", out / "samples"
         train = ["train", "--data", str(self.data), *TRAIN]
         sample = ["sample", "--model", str(self.model), *SAMPLE, "--steps", "15", "--disk-wait", "1"]
-        self.train = Lane("train", Job([*train, "--out", str(self.run)], self.run, out / "run.log"), self.signs)
+        self.train = Lane("train", Job([*train, "--out", str(self.run)], self.run, out / "run.log"), self.signs, pause)
         job = Job([*sample, "--out", str(self.samples)], self.samples, out / "samples.log")
         self.sample = Lane("sample", job, self.signs)
         self.faults: Counter[str] = Counter()
@@ -152,16 +160,14 @@ class Soak:
                 self.fault()
             time.sleep(0.05)
         for lane in (self.train, self.sample):
-            lane.kill(signal.SIGTERM)
-            with suppress(ChildProcessError):
-                os.waitpid(lane.pid, 0)
+            lane.end(signal.SIGTERM)
 
     def fault(self) -> None:
         """Let something go wrong."""
         kind = self.rng.choice(["kill", "SIGTERM", "flipped bit", "full disk", "infinite gradients"])
         lane = self.rng.choice([self.train, self.train, self.sample])
         if kind in ("kill", "SIGTERM"):
-            lane.kill(signal.SIGKILL if kind == "kill" else signal.SIGTERM)
+            lane.end(signal.SIGKILL if kind == "kill" else signal.SIGTERM)
         elif kind == "flipped bit":
             lane = self.train
             saved = [path for path in sorted((self.run / "checkpoints").glob("*/state.pt")) if ".tmp" not in str(path)]
@@ -169,7 +175,7 @@ class Soak:
                 return
             with suppress(FileNotFoundError):  # replaced meanwhile
                 flip(saved[-1], self.rng)
-            lane.kill(signal.SIGKILL)  # so that it is read again
+            lane.end(signal.SIGKILL)  # so that it is read again
         else:
             sign = self.signs / (FULL if kind == "full disk" else INFINITE)
             sign.touch()
@@ -190,29 +196,31 @@ class Soak:
         shutil.rmtree(self.samples)
 
     def compare_weights(self, most: int) -> str:
-        """Compare the last checkpoint of at most so many steps that is kept with a run without faults."""
+        """Compare the checkpoints of at most so many steps that are kept with those of a run without faults."""
         from admg.training import checkpointing
 
         kept = [path for path in checkpointing.saved(self.run) if checkpointing.step_of(path) % KEEP == 0]
         kept = [path for path in kept if checkpointing.step_of(path) <= most and checkpointing.damage(path) is None]
         if not kept:
-            return "no checkpoint to compare"
+            self.wrong.append("no checkpoint to compare")
+            return "nothing"
         steps = checkpointing.step_of(kept[-1])
         plain = self.out / "plain"
         argv = [str(steps) if word == "1000000" else word for word in self.argv]
         codes = Job([*argv, "--out", str(plain)], plain, self.out / "plain.log").run(
-            prepare=simple_pictures, patience=3600.0
+            prepare=simple_pictures, patience=7200.0
         )
         if codes != [0]:
-            return f"the run without faults ended with {codes}"
-        a, b = content_of(plain / "checkpoints" / kept[-1].name), content_of(kept[-1])
-        problem = difference({"state.pt": a["state.pt"]}, {"state.pt": b["state.pt"]})
+            self.wrong.append(f"the run without faults ended with {codes}")
+        for path in kept:
+            a, b = content_of(plain / "checkpoints" / path.name), content_of(path)
+            if problem := difference({"state.pt": a["state.pt"]}, {"state.pt": b["state.pt"]}):
+                self.wrong.append(f"training, step {checkpointing.step_of(path)}: {problem}")
+                break
         rows = [content_of(folder)["log.csv"][: steps // 5] for folder in (plain, self.run)]
-        if not problem and [row["step"] for row in rows[0]] != [row["step"] for row in rows[1]]:
-            problem = "the steps of the log differ"
-        if problem:
-            self.wrong.append(f"training: {problem}")
-        return f"step {steps} {'differs' if problem else 'equal'}"
+        if [row["step"] for row in rows[0]] != [row["step"] for row in rows[1]]:
+            self.wrong.append("training: the steps of the log differ")
+        return f"{len(kept)} checkpoints, the last of step {steps}"
 
     def report(self, most: int) -> list[str]:
         compared = self.compare_weights(most)
@@ -229,7 +237,7 @@ class Soak:
                 self.wrong.append(f"a traceback in {lane.job.log}")
             if last > 1.1 * first:
                 self.wrong.append(f"the memory of {lane.name} has grown")
-        lines.append(f"{self.sample.finished} samplings finished; training and a run without faults: {compared}")
+        lines.append(f"{self.sample.finished} samplings finished; compared with a run without faults: {compared}")
         return [*lines, *self.wrong, f"{len(self.wrong)} wrong"]
 
 
@@ -239,10 +247,11 @@ def main() -> None:
     parser.add_argument("--every", type=float, default=20, help="seconds between two faults")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compare", type=int, default=5000, help="largest number of steps of the run without faults")
+    parser.add_argument("--pause", type=float, default=0.0, help="seconds that each training step is made longer")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     load_everything()
-    soak = Soak(options.out, options.seed)
+    soak = Soak(options.out, options.seed, options.pause)
     soak.soak(60 * options.minutes, options.every)
     print("\n".join(soak.report(options.compare)), flush=True)
     sys.exit(bool(soak.wrong))

@@ -146,6 +146,12 @@ def read(path: Path, mmap: bool = False) -> dict[str, Any]:
         return state
 
 
+def was_healthy(path: Path) -> bool:
+    """Whether the last step before a checkpoint had a finite loss that was not far too high; see `Guard.is_good`."""
+    health = read(path, mmap=True).get("health", {})
+    return not (health.get("skipped") or health.get("high"))
+
+
 def resume(path: Path, learner: Learner) -> dict[str, Any]:
     """Restore a checkpoint, and return its contents, of which "step" is the number of steps done.
 

@@ -58,10 +58,12 @@ def clear(out: Path) -> None:
 def go_back(out: Path, limit: int) -> Path | None:
     """Return the last good checkpoint of fewer steps than `limit`, or None, after removing those that are later.
 
-    The later ones would be resumed otherwise, although training failed after them.
+    The later ones would be resumed otherwise, although training failed after them. One that was saved while the run was
+    failing, because it was asked to stop, is taken only if there is no other.
     """
     found = [path for path in checkpointing.saved(out) if checkpointing.step_of(path) < limit]
-    good = next((path for path in reversed(found) if checkpointing.damage(path) is None), None)
+    whole = [path for path in found if checkpointing.damage(path) is None]
+    good = next((path for path in reversed(whole) if checkpointing.was_healthy(path)), whole[-1] if whole else None)
     if good is not None:
         remove_after(out, checkpointing.step_of(good))
     return good

@@ -29,7 +29,7 @@ from .lr import learning_rate
 from .prefetch import step_seed
 from .profiles import Power
 from .scaling import LossScaler
-from .sharding import network_state, shard, whole
+from .sharding import local, network_state, shard, whole
 from .tasks import Task
 
 LOSSES = "losses"
@@ -173,6 +173,16 @@ class Learner:
         elif isinstance(network, DistributedDataParallel) and not last:
             return network.no_sync()
         return nullcontext()
+
+    def spoilt(self) -> str | None:
+        """Return which part of the state holds NaN or an infinite number, which need not show in a loss, or None."""
+        moments = [value for state in self.optimizer.state.values() for value in state.values()]
+        parts = {
+            "weights": self.network.state_dict().values(),
+            "averaged weights": [t for average in self.averages for t in average.network.state_dict().values()],
+            "moments of the optimiser": [value for value in moments if isinstance(value, Tensor)],
+        }
+        return next((name for name, some in parts.items() if not all(local(t).isfinite().all() for t in some)), None)
 
     def averaged_network(self, average: EMA | None = None) -> nn.Module:
         """Return the network with averaged weights. If it is sharded, all processes must call this together.

@@ -69,8 +69,9 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
     measures: what is measured with the averaged weights now and then, such as the loss on held-out images
     overwrite: begin anew in a directory that holds another run, whose files are removed
 
-    A step without a finite loss or gradient is skipped. After ten of them in a row, or if the loss is far above its
-    level for 25 steps, the run goes back to its last good checkpoint by itself, with a warning.
+    A step without a finite loss or gradient is skipped. After ten of them in a row, if the loss is far above its level
+    for 25 steps, or if the state that is to be saved holds NaN, the run goes back to its last good checkpoint by
+    itself, with a warning.
 
     Raises CheckpointError, which is a ValueError, if `out` holds a run of another network or with other settings;
     ValueError if the batch cannot be divided among the processes, or if another process trains in `out`. When iterated:
@@ -201,12 +202,23 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
                     row = self._step(self.learner, prefetched)
                     fp16 = "loss_scale" in row  # in which skipped steps are usual
                     taken = math.isfinite(row["loss"]) if fp16 else not row["skipped"]
-                    if problem := self.health.add(row["loss"], taken):
+                    self.stopped = distributed.any_of(self._stop, processes, self.learner.device)
+                    if problem := self.health.add(row["loss"], taken) or self._spoilt():
                         self._go_back(problem, tracker)
                         return
-                    self.stopped = distributed.any_of(self._stop, processes, self.learner.device)
                     self._record(row, tracker)
                 yield {"step": self.step, **row}
+
+    def _spoilt(self) -> str | None:
+        """Return what is not finite of a state that would be saved after this step, or None."""
+        config = self.config
+        every = (config.checkpoint_every, *([config.ema_snapshots] if config.ema_snapshots else []))
+        if not (self.stopped or any(map(self._due, every))):
+            return None
+        found = self.learner.spoilt()
+        if not distributed.any_of(found is not None, self.processes, self.learner.device):
+            return None
+        return f"the {found or 'weights of another process'} are not finite"
 
     def _go_back(self, problem: str, tracker: Tracker | None) -> None:
         """Restore the last good checkpoint; if the run fails again without a further one, the checkpoint before it."""
