@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -308,3 +309,19 @@ def test_no_command_and_version(capsys):
     assert "sample" in run(capsys)[1]
     assert run(capsys, "--version")[1].startswith("admg 0.")
     assert "did you mean 'sample'?" in refused(capsys, "smaple")
+
+
+def test_warnings_of_libraries_are_one_line_without_control_characters(capsys, monkeypatch):
+    """Such as those of Pillow for damaged files, whose texts have several lines."""
+    from admg.cli import info
+
+    texts = {"/x/site-packages/PIL/TiffImagePlugin.py": "note: PIL: Metadata\\x1b[31m is bad\n",
+             "/x/site-packages/admg/data/scan.py": "note: Metadata\\x1b[31m is bad\n",
+             "/x/lib/python3.12/zipfile.py": "note: zipfile: Metadata\\x1b[31m is bad\n"}  # fmt: skip
+    for place, expected in texts.items():
+        kind = UserWarning if "site-packages" in place else RuntimeWarning
+        monkeypatch.setattr(
+            info, "run", lambda options, p=place, k=kind: warnings.warn_explicit("Metadata\x1b[31m\n is bad", k, p, 1)
+        )
+        code, out, err = run(capsys, "info", "x")
+        assert (code, out, err) == (0, "", expected)

@@ -185,6 +185,58 @@ def test_a_damaged_member_of_a_zip_is_skipped(tmp_path):
     assert len(dataset) == 1 and dataset.skipped[0][1] == "its header in the zip is damaged"
 
 
+def bmp(image: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "bmp")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_flipped_bit_in_the_pixels_of_a_member_is_noticed_by_its_checksum(tmp_path, method):
+    """The format BMP has none of its own."""
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", method) as file:
+        for i in range(3):
+            file.writestr(f"{i}.bmp", bmp(noise(8, 8, seed=i)))
+    content = bytearray((tmp_path / "a.zip").read_bytes())
+    if method == zipfile.ZIP_STORED:
+        content[content.index(bmp(noise(8, 8, seed=1))) + 1100] ^= 4
+    else:  # deflated noise is mostly stored; the checksum in the list of members is changed instead
+        content[content.rindex(b"1.bmp") - 46 + 16] ^= 4
+    (tmp_path / "a.zip").write_bytes(content)
+    dataset = open_dataset(tmp_path / "a.zip", 8)
+    dataset.batch([0, 2])
+    with pytest.raises(DataError, match=r"a\.zip/1\.bmp: it is damaged: its checksum is not the one in the zip"):
+        dataset.batch([1])
+    assert [file.name for file, _ in open_dataset(tmp_path / "a.zip", 8, verify="full").skipped] == ["1.bmp"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
+def test_pictures_of_too_many_pixels_are_refused_wherever_they_are(tmp_path, kind, monkeypatch):
+    """Also where no headers are read before training."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    names, path = [f"{i:02d}.png" for i in range(70)], tmp_path / f"d.{kind}"
+    contents = [png(noise(8, 8, seed=1))] * 69 + [png(noise(11, 12))]
+    if kind == "folder":
+        path.mkdir()
+        for name, content in zip(names, contents):
+            (path / name).write_bytes(content)
+    elif kind == "zip":
+        with zipfile.ZipFile(path, "w") as file:
+            for name, content in zip(names, contents):
+                file.writestr(name, content)
+    else:
+        with tarfile.open(path, "w") as file:
+            for name, content in zip(names, contents):
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                file.addfile(info, io.BytesIO(content))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dataset = open_dataset(path, 8, verify="none")
+        with pytest.raises(DataError, match=r"69\.png: it has 12x11 pixels: at most 0 million"):
+            dataset.batch([69])
+
+
 def test_members_with_extra_fields(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
         for i in range(3):
@@ -240,7 +292,7 @@ def test_members_that_decompress_without_end_are_refused(tmp_path, monkeypatch):
 def test_no_more_is_decompressed_than_the_zip_says(tmp_path):
     path = write_zip(tmp_path / "a.zip", {"1.png": png(noise(8, 8)) + bytes(300_000)}, zipfile.ZIP_DEFLATED)
     (member,) = list_zip(path).members.values()
-    assert len(replace(member, size=100).read_bytes()) == 100
+    assert len(replace(member, size=100).open().read()) == 100
 
 
 def webdataset(folder: Path, label=lambda i: {"cls": str(i % 3).encode()}, shards: int = 3, name="shards-{:03}.tar"):

@@ -310,6 +310,16 @@ def test_what_is_no_table_is_refused(tmp_path, ending):
         open_dataset(tmp_path / f"a.{ending}", 8)
 
 
+@pytest.mark.parametrize("write, ending", [(write_arrow, "arrow"), (write_parquet, "parquet")])
+def test_pictures_of_too_many_pixels_in_rows_are_refused(tmp_path, monkeypatch, write, ending):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    path = write(tmp_path / f"d.{ending}", table([IMAGES[0]] * 69 + [encoded(noise(11, 12))]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(DataError, match="12x11 pixels"):
+            open_dataset(path, 8, verify="none").batch([69])
+
+
 def test_several_columns_of_labels_are_noted(tmp_path):
     content = table(fine_label=[0, 1] * 5, coarse_label=[0] * 10)
     features = {name: {"names": NAMES, "_type": "ClassLabel"} for name in ("coarse_label", "fine_label")}

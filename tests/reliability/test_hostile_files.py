@@ -63,7 +63,7 @@ def test_the_sandbox_sees_what_goes_wrong(tmp_path, monkeypatch):
         "not one line": lambda options: (os.write(2, b"admg info: note\n"), int("x")),
         "hangs": lambda options: __import__("time").sleep(60),
         "exit code -9": lambda options: os.kill(os.getpid(), 9),
-        "a warning of Python": lambda options: __import__("warnings").warn("x", RuntimeWarning, stacklevel=1),
+        "a warning of Python": lambda options: os.write(2, b"x.py:1: RuntimeWarning: x\n"),
     }
     for problem, run in wrong.items():
         monkeypatch.setattr(info, "run", run)

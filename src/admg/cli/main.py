@@ -13,6 +13,7 @@ import traceback
 import warnings
 from collections.abc import Mapping
 from contextlib import redirect_stdout
+from pathlib import Path
 from types import ModuleType
 from typing import Any, TextIO
 
@@ -228,11 +229,13 @@ def of_process() -> str:
 
 
 def show_warning(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
-    """Print a warning of admg as one line, and any other as Python shows it."""
-    if category is UserWarning and "admg" in filename:
-        print(shortened(printable(f"note: {message}")), file=sys.stderr)
-    else:
+    """Print a warning as one line; that of a library, such as Pillow's of a damaged file, begins with its name."""
+    library = Path(filename.replace(os.sep, "/").rpartition("/site-packages/")[2].partition("/")[0]).stem
+    whose = "" if category is UserWarning and library in ("", "admg") else f"{library or Path(filename).stem}: "
+    if whose and os.environ.get("ADMG_TRACEBACK"):
         print(warnings.formatwarning(message, category, filename, lineno, line), end="", file=sys.stderr)
+        return
+    print(shortened(printable(f"note: {whose}{' '.join(str(message).split())}")), file=sys.stderr)
 
 
 def one_line(error: Exception) -> str:

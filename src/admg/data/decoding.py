@@ -13,7 +13,7 @@ from jaxtyping import Shaped
 from PIL import Image, ImageOps
 
 from .errors import DataError
-from .members import ImagePath, open_image
+from .members import ImagePath, check_pixels, open_image
 from .transforms import Pixels
 from .value_range import ValueRange, check_extremes, check_range, clear_range, extremes, infer_range, to_8_bits
 
@@ -126,6 +126,7 @@ def pages(image: Image.Image, count: int) -> Shaped[np.ndarray, "h w c"]:
     found = []
     for page in range(count):
         image.seek(page)
+        check_pixels(image)
         found.append(np.asarray(upright(image)))
     if len({(page.shape, page.dtype) for page in found}) > 1 or found[0].ndim != 2:
         raise DataError("its pages differ in size or type, and cannot be the channels of an image")

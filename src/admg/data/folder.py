@@ -8,7 +8,7 @@ from PIL import UnidentifiedImageError
 
 from .decoding import Decoding, Kind
 from .errors import DataError, UnreadableError
-from .members import ImagePath, open_image
+from .members import ImagePath, check_pixels, open_image
 from .transforms import Pixels
 
 
@@ -26,9 +26,10 @@ def read_image(
 ) -> Pixels:
     """Return the decoded image, see `Decoding.pixels`. Raises UnreadableError, or DataError if it does not fit."""
     try:
-        with open_image(path) as image:
+        with open_image(path, whole=True) as image:
             if frame:
                 image.seek(frame)
+                check_pixels(image)
             return (decoding or Decoding()).pixels(image, channels)
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
@@ -50,7 +51,7 @@ def check(path: ImagePath, decode: bool) -> ImageFile | str:
     decode: read the whole image, not only its header
     """
     try:
-        with open_image(path) as image:
+        with open_image(path, whole=decode) as image:
             found = ImageFile(path, image.size, Kind.of(image))
             if decode:
                 image.load()

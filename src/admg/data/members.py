@@ -144,11 +144,13 @@ class ZipMember(Member):
     header: position of its local header
     packed: number of bytes in the zip
     deflated: whether they are compressed
+    crc: CRC-32 of the content
     """
 
     header: int = 0
     packed: int = 0
     deflated: bool = False
+    crc: int = 0
 
     def open(self) -> BinaryIO:
         fields = self.container.read(self.header, LOCAL_HEADER.size)
@@ -161,19 +163,40 @@ class ZipMember(Member):
         whole = zlib.decompressobj(-zlib.MAX_WBITS).decompress(part.readall(), max(1, self.size))
         return io.BytesIO(whole)
 
+    def read_bytes(self) -> bytes:
+        """Return the content of the image. Raises DataError if it has another checksum than when it was written."""
+        content = Member.read_bytes(self)
+        if zlib.crc32(content) != self.crc:
+            raise DataError("it is damaged: its checksum is not the one in the zip")
+        return content
 
-def open_image(file: ImagePath) -> Image.Image:
+
+def open_image(file: ImagePath, whole: bool = False) -> Image.Image:
     """Return the image as Pillow opens it: its header is read, its pixels are not.
 
-    Raises DataError for a format that another program would draw.
+    whole: read all of a member, for its pixels, and compare its checksum if it has one
+
+    Raises DataError for a format that another program would draw, and for more pixels than a picture has.
     """
-    image = Image.open(file if isinstance(file, Path) else file.open())
+    if isinstance(file, Path):
+        image = Image.open(file)
+    else:
+        image = Image.open(io.BytesIO(file.read_bytes()) if whole else file.open())
     if image.format in PROGRAMS:
         image.close()
         raise DataError(f"it has the format {image.format}, which is a program that draws: convert it to PNG")
+    check_pixels(image)
     if not isinstance(file, Path):
         image.filename = str(file)
     return image
+
+
+def check_pixels(image: Image.Image) -> None:
+    """Raise DataError for an image, or its present frame, that is so large that Pillow warns of it."""
+    most = Image.MAX_IMAGE_PIXELS
+    if most is not None and image.width * image.height > most:
+        image.close()
+        raise DataError(f"it has {image.width}x{image.height} pixels: at most {most // 1_000_000} million are read")
 
 
 def stamp(file: ImagePath) -> tuple[str, int, int]:

@@ -59,4 +59,5 @@ def _member(container: Container, entry: zipfile.ZipInfo) -> ZipMember:
         header=entry.header_offset,
         packed=entry.compress_size,
         deflated=deflated,
+        crc=entry.CRC,
     )
