@@ -140,3 +140,9 @@ def test_the_example(digits, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     small = {"channels": 32, "channel_mult": (1, 1), "num_res_blocks": 1, "head_channels": 32}
     run_example(admg.verify, dataset=admg.data.open(digits, 8), small=small)
+
+
+def test_the_shipped_models_have_checksums_of_weights_and_descriptions():
+    folder = Path(admg.__file__).parent / "weights" / "fashion-mnist"
+    found = [check for part in ("diffusion", "classifier") for check in admg.verify(folder / part)]
+    assert [check.state for check in found] == ["whole", "whole"]

@@ -152,6 +152,16 @@ def test_an_export_comes_back(changes, tmp_path):
     assert back.config == process and torch.equal(back.diffusion.schedule.timesteps, model.diffusion.schedule.timesteps)
 
 
+def test_a_flipped_bit_in_an_export_is_noticed(tmp_path):
+    to_diffusers(make(DiffusionConfig(diffusion_steps=50)), tmp_path / "out")
+    path = tmp_path / "out" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"safetensors is damaged: its SHA-256 is not the one in config\.json"):
+        admg.load(tmp_path / "out")
+
+
 def test_an_upsampler_that_we_exported_comes_back(tmp_path):
     config = SuperResConfig(**dataclasses.asdict(SMALL), small_size=4)
     process = DiffusionConfig()

@@ -239,3 +239,22 @@ def test_torch_loads_as_before_afterwards(tmp_path):
     pickles.load_inert(tmp_path / "a.pt")
     with pytest.raises(pickle.UnpicklingError, match=r"argparse\.Namespace"):
         torch.load(tmp_path / "a.pt", weights_only=True)
+
+
+def test_a_flipped_bit_in_a_tensor_is_noticed_by_the_checksum_of_the_zip(tmp_path):
+    """torch.load does not compare it; a file whose checksums were not written is read as it is."""
+    path, weights = tmp_path / "m.pt", {"w": torch.arange(500.0)}
+    torch.save(weights, path)
+    pickles.check_members(path)
+    content = bytearray(path.read_bytes())
+    content[content.index(weights["w"].numpy().tobytes()) + 999] ^= 1
+    path.write_bytes(content)
+    assert not torch.equal(torch.load(path)["w"], weights["w"])
+    with pytest.raises(CheckpointError, match=r"m\.pt is damaged: m/data/0 in it has another checksum"):
+        openai.load_diffusion(path)
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(weights, path)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    pickles.check_members(path)

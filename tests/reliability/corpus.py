@@ -547,6 +547,7 @@ def _run_commands(root: Path) -> None:
         ["data", "info", "d.tar"],
         ["export", "model", "--to", "openai", "--out", "m.pt"],
         ["export", "classifier", "--to", "openai", "--out", "c.pt"],
+        ["export", "model", "--to", "diffusers", "--out", "exported"],
         next(kind for kind in KINDS if kind.name == "metrics of a sweep").commands[0],
     ]
     for command in commands:

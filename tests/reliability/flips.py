@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 import admg
-from admg.checkpoints import download, native
+from admg.checkpoints import download, native, openai
 from admg.checkpoints.weights import digest_of
 from admg.data.index import read_index
 from admg.data.pack import pack
@@ -115,6 +115,12 @@ def downloaded(path: Path) -> Any:
     return download.verify(name).sha256, name.read_bytes()
 
 
+def exported(path: Path) -> Any:
+    if path.suffix == ".pt":
+        return digest_of(openai.load_diffusion(path).network)
+    return digest_of(admg.load(path.parent).network)
+
+
 KINDS = {
     "weights of a model": Kind("model/model.safetensors", model),
     "config.json of a model": Kind("model/config.json", model),
@@ -133,6 +139,8 @@ KINDS = {
     "index of a folder": Kind("home/folders/*", folder_index),
     "index of a tar": Kind("home/tars/*", tar_index),
     "packed data set": Kind("packed.zip", packed),
+    "weights exported for guided-diffusion": Kind("m.pt", exported),
+    "weights exported for diffusers": Kind("exported/*.safetensors", exported),
     "download": Kind("download.bin", downloaded),
     "record of a download": Kind("download.bin.json", downloaded),
 }

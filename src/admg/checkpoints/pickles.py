@@ -17,8 +17,11 @@ from typing import Any
 
 import torch
 
-from .weights import CheckpointError
+from admg.config import printable
 
+from .weights import CheckpointError, DamagedError
+
+READ = 1 << 20
 MAX_NAMES = 100  # the file is read once more for each name
 _UNKNOWN = re.compile(r"Unsupported global: GLOBAL (\S+) was not an allowed global")
 _CONTAINER = re.compile(r"Can only (SETITEM|append|extend)[^\n]* but got <class '([^'\s]+)'>")
@@ -93,6 +96,26 @@ def load_inert(path: Path, mmap: bool = False) -> Any:
         except Exception as error:
             beside = f"; it holds Python objects ({', '.join(sorted(known)[:3])})" if known else ""
             raise CheckpointError(f"{path} {_damaged(error)}{beside}") from None
+
+
+def check_members(path: Path) -> None:
+    """Compare the parts of a file of torch.save with their CRC-32, which torch.load does not.
+
+    Raises DamagedError if one is another. Whatever else is wrong with the zip, torch.load says.
+    """
+    try:
+        with zipfile.ZipFile(path) as file:
+            entries = [entry for entry in file.infolist() if entry.compress_type == zipfile.ZIP_STORED]
+            if sum(entry.file_size for entry in entries) > path.stat().st_size:  # they overlap
+                return
+            for entry in entries:
+                with file.open(entry) as member:
+                    while entry.CRC and member.read(READ):  # it is 0 if none was written
+                        pass
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+        if "Bad CRC-32" in str(error):
+            part = printable(entry.filename)
+            raise DamagedError(f"{path} is damaged: {part} in it has another checksum than when written") from None
 
 
 def _load(path: Path, mmap: bool) -> Any:

@@ -39,11 +39,12 @@ from admg.checkpoints.exported import Exported
 from admg.checkpoints.model import Classifier, Model
 from admg.checkpoints.networks import unwrapped
 from admg.diffusion.gaussian import Diffusion
-from admg.files import atomic
+from admg.files import atomic, sha256
 from admg.models import UNet
 
 from .readme import CLASSES, HEADING, Scheduler, readme
 from .unet2d import needs_table, unet2d_config, unet2d_state
+from .unet2d_config import SHA256
 
 PREDICTION = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -86,11 +87,12 @@ def to_diffusers(model: Model, folder: Path | str, scheduler: Scheduler = "ddpm"
     remarks = notes(model, diffusion, scheduler)
     with atomic(folder) as temporary:
         temporary.mkdir()
-        for name, config in configs.items():
-            (temporary / name).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (temporary / "README.md").write_text(readme(model, scheduler, len(diffusion), remarks), encoding="utf-8")
         weights = temporary / WEIGHTS
         save_file(state, weights, metadata={"format": "pt"})
+        configs["config.json"][SHA256] = sha256(weights)
+        for name, config in configs.items():
+            (temporary / name).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         weights.chmod((temporary / "config.json").stat().st_mode)  # readable by others, too
     return Exported(folder, remarks)
 

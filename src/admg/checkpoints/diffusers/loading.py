@@ -20,16 +20,17 @@ from admg.checkpoints import pickles
 from admg.checkpoints.config_file import read_json
 from admg.checkpoints.labels import Labels
 from admg.checkpoints.model import Model
-from admg.checkpoints.weights import CheckpointError, build_network, on_meta
+from admg.checkpoints.weights import CheckpointError, DamagedError, build_network, on_meta
 from admg.diffusion.config import DiffusionConfig, ScheduleName
 from admg.diffusion.gaussian import Diffusion, Predict, Variance
 from admg.diffusion.schedule import NoiseSchedule
+from admg.files import sha256
 from admg.models import SuperResUNet, UNet
 
 from .export import LINEAR_BETAS
 from .readme import HEADING
 from .unet2d import TABLE_ERROR
-from .unet2d_config import UNet2D, network_config, read_config
+from .unet2d_config import SHA256, UNet2D, network_config, read_config
 from .unet2d_state import from_table, our_state
 
 NAME = "diffusion_pytorch_model"
@@ -79,20 +80,22 @@ def load(folder: Path) -> Model:
         raise CheckpointError(f"{folder}: a {name} of diffusers has no counterpart, only a UNet2DModel")
     config = read_config(found.unet / "config.json", content)
     try:
-        return _built(folder, found, config)
+        path = weights_file(found.unet)
+        if content.get(SHA256) not in (None, sha256(path)):
+            raise DamagedError(f"{path} is damaged: its SHA-256 is not the one in config.json")
+        return _built(folder, found, config, path)
     except CheckpointError:
         raise
     except ValueError as error:
         raise CheckpointError(f"{folder}: {error}") from None
 
 
-def _built(folder: Path, found: Folder, config: UNet2D) -> Model:
+def _built(folder: Path, found: Folder, config: UNet2D, path: Path) -> Model:
     scheduler = read_scheduler(found)
     channels = config.out_channels // (2 if scheduler.learns_variance else 1)
     upsamples = config.in_channels == 2 * channels and _is_our_upsampler(folder)
     architecture = network_config(config, scheduler.learns_variance, upsamples)
     kind = SuperResUNet if upsamples else UNet
-    path = weights_file(found.unet)
     theirs, rescaled = with_sinusoids(read_weights(path), config)
     cosines_first = config.flip_sin_to_cos or config.time_embedding_type == "learned"
     state = our_state(on_meta(kind, architecture), theirs, cosines_first=cosines_first, source=str(path))
@@ -175,6 +178,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} is truncated or not a safetensors file: {error}") from None
+    pickles.check_members(path)
     content = pickles.load(path)
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise CheckpointError(f"{path} is no state dict")

@@ -97,6 +97,10 @@ class UNet2D(msgspec.Struct, forbid_unknown_fields=True):
         return "resnet" in down | up
 
 
+SHA256 = "_admg_sha256"
+"""Entry of the config.json of our exports: the checksum of the weights. diffusers ignores names that begin with "_"."""
+
+
 def read_config(path: Path, content: dict[str, Any]) -> UNet2D:
     """Return the configuration in a config.json. Raises CheckpointError, naming the entry, if one is wrong."""
     given = {name: value for name, value in content.items() if not name.startswith("_")}

@@ -135,7 +135,10 @@ def _load(path: Path) -> Any:
             return load_file(path)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} is a safetensors file that is truncated or damaged: {error}") from None
-    return pickles.load_inert(path, mmap=start.startswith(b"PK"))
+    zipped = start.startswith(b"PK")
+    if zipped:
+        pickles.check_members(path)
+    return pickles.load_inert(path, mmap=zipped)
 
 
 def _foreign(start: bytes) -> str:
