@@ -15,7 +15,8 @@ from typing import Any, Literal
 import numpy as np
 
 import admg
-from admg.checkpoints import download, native, openai
+from admg.checkpoints import download, native
+from admg.checkpoints.openai import pt
 from admg.checkpoints.weights import digest_of
 from admg.data.index import read_index
 from admg.data.pack import pack
@@ -117,7 +118,7 @@ def downloaded(path: Path) -> Any:
 
 def exported(path: Path) -> Any:
     if path.suffix == ".pt":
-        return digest_of(openai.load_diffusion(path).network)
+        return {name: value.numpy().tobytes() for name, value in pt.read_state(path).items()}
     return digest_of(admg.load(path.parent).network)
 
 
