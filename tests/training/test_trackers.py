@@ -6,7 +6,11 @@ import csv
 import importlib.machinery
 import json
 import math
+import os
+import sqlite3
+import subprocess
 import sys
+from importlib.util import find_spec
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -202,6 +206,24 @@ def wandb(monkeypatch) -> FakeWandb:
     return fake
 
 
+class FakeTrackio(FakeWandb):
+    """Records what is called, as trackio.init() and its run, which greets."""
+
+    def init(self, **options):
+        print("* Trackio project initialized")
+        self.started.append(options)
+        self.name = options["name"]
+        return self
+
+
+@pytest.fixture
+def trackio(monkeypatch) -> FakeTrackio:
+    fake = FakeTrackio()
+    module(monkeypatch, "trackio", init=fake.init, Image=fake.Image, finish=fake.finish)
+    monkeypatch.delenv("TRACKIO_PROJECT", raising=False)
+    return fake
+
+
 @pytest.fixture
 def mlflow(monkeypatch) -> FakeMlflow:
     fake = FakeMlflow()
@@ -223,6 +245,45 @@ def test_wandb_gets_rows_pictures_and_options_and_a_resumed_run_is_the_same_run(
     list(start(out, 3, log=("wandb",)))
     assert wandb.started[1]["id"] == "abc123" and wandb.calls[4][0] == 3
     assert read_ids(out) == {"wandb": "abc123"}
+
+
+def test_trackio_gets_rows_pictures_and_options_and_a_resumed_run_is_the_same_run(trackio, capsys, tmp_path):
+    """Even if the run directory was renamed in between, since trackio knows runs by their names."""
+    list(start(tmp_path / "mine", 2, log=("trackio",), preview_every=2))
+    options = trackio.started[0]
+    assert (options["project"], options["name"], options["resume"]) == ("admg", "mine", "never")
+    assert options["config"]["train"]["batch_size"] == 2
+    (_, first), (at, picture), (last, second), end = trackio.calls
+    assert first["loss"] == pytest.approx(float(csv_rows(tmp_path / "mine")[0]["loss"]), rel=1e-5)
+    assert (at, picture) == (2, {"samples": f"picture of {tmp_path / 'mine' / 'samples' / 'step_0000002.png'}"})
+    assert last == 2 and second["grad_norm"] > 0 and end == "finished"
+    (tmp_path / "mine").rename(tmp_path / "renamed")
+    list(start(tmp_path / "renamed", 3, log=("trackio",)))
+    assert (trackio.started[1]["name"], trackio.started[1]["resume"]) == ("mine", "allow") and trackio.calls[4][0] == 3
+    assert "Trackio" not in capsys.readouterr().out
+
+
+@pytest.mark.process
+@pytest.mark.skipif(find_spec("trackio") is None, reason="needs trackio")
+def test_the_real_trackio_keeps_the_rows_of_both_parts_of_a_run(tmp_path):
+    """In a process of its own, since trackio reads its folder from the environment when it is imported."""
+    code = """if True:
+        import sys
+        from pathlib import Path
+        from admg.training.services import RunFacts, open_services
+        for step, loss in ((0, 2.0), (1, 1.0)):
+            (service,) = open_services(["trackio"], RunFacts(Path(sys.argv[1]), step, {"train": {"lr": 0.1}}))
+            service.scalars({"loss": loss}, step + 1)
+            service.close()
+    """
+    (tmp_path / "mine").mkdir()
+    done = subprocess.run([sys.executable, "-W", "error::UserWarning:admg", "-c", code, str(tmp_path / "mine")],
+                          env=os.environ | {"TRACKIO_DIR": str(tmp_path)}, capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0 and done.stdout == "", done.stdout + done.stderr
+    with sqlite3.connect(tmp_path / "admg.db") as connection:
+        rows = connection.execute("select run_name, step, metrics from metrics order by step").fetchall()
+    assert [(name, step, json.loads(metrics)) for name, step, metrics in rows] == [
+        ("mine", 1, {"loss": 2.0}), ("mine", 2, {"loss": 1.0})]  # fmt: skip
 
 
 def test_mlflow_gets_rows_pictures_and_options_and_a_resumed_run_is_the_same_run(mlflow, tmp_path):
@@ -289,9 +350,9 @@ def test_services_are_chosen_by_name(monkeypatch, tmp_path, capsys, digits):
     monkeypatch.setattr("admg.training.services.installed", lambda package: package == "wandb")
     assert services_of(("auto",)) == services_of(("none",)) == [] and services_of(("wandb",)) == ["wandb"]
     for log in ("wandb", (), ("none", "wandb"), ("wandb", "auto")):
-        with pytest.raises(ValueError, match="log must be auto or none alone, or some of tensorboard, wandb, mlflow"):
+        with pytest.raises(ValueError, match="log must be auto or none alone, or some of tensorboard, wandb, track"):
             TrainConfig(log=log)
-    with pytest.raises(ValueError, match="log must be one of auto, tensorboard, wandb, mlflow, none, got 'csv'"):
+    with pytest.raises(ValueError, match=r"log must be one of auto, .*, wandb, trackio, mlflow, none, got 'csv'"):
         TrainConfig(log=("csv",))
     train = ["train", "--data", digits, "--image-size", 8, "--out", tmp_path / "run"]
     line = refused(capsys, *train, "--log", "wandb,mlflow")

@@ -27,7 +27,17 @@ from admg.threads import available_cores
 
 Grade = Literal["ok", "note", "problem"]
 LITTLE_MEMORY, LITTLE_DISK = 2 << 30, 3 << 30
-EXTRAS = ("diffusers", "transformers", "timm", "huggingface_hub", "onnxruntime", "tensorboard", "wandb", "pyarrow")
+EXTRAS = (
+    "diffusers",
+    "transformers",
+    "timm",
+    "huggingface_hub",
+    "onnxruntime",
+    "tensorboard",
+    "wandb",
+    "trackio",
+    "pyarrow",
+)
 """Packages whose versions are listed where they are installed."""
 VARIABLES = ("ADMG_HOME", "ADMG_OFFLINE", "ADMG_MIRROR", "HF_ENDPOINT", "HF_HUB_OFFLINE", "OMP_NUM_THREADS",
              "CUDA_VISIBLE_DEVICES", "ATEN_CPU_CAPABILITY")  # fmt: skip

@@ -55,7 +55,7 @@ class TrainConfig:
     workers: Processes that load images; 0 loads them in the training process
     device: Device to train on: auto, cpu or cuda; auto uses the GPU if there is one
     log: Services that show the measurements, beside log.csv and metrics.jsonl: auto (TensorBoard if it is installed),
-        tensorboard, wandb (Weights & Biases), mlflow, or none
+        tensorboard, wandb (Weights & Biases), trackio, mlflow, or none
     log_every: Steps between rows of log.csv
     checkpoint_every: Steps between checkpoints
     keep_checkpoints: Number of the last checkpoints that are kept

@@ -1,16 +1,18 @@
-"""Services that show the measurements of a run: TensorBoard, Weights & Biases and MLflow, each an optional package.
+"""Services that show the measurements of a run: TensorBoard, Weights & Biases, trackio, MLflow, all optional packages.
 
 Each is used through its own API and configured as it usually is: WANDB_PROJECT, WANDB_MODE, MLFLOW_TRACKING_URI, ...
 """
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,9 +21,9 @@ from typing import Any, Literal, Protocol, get_args
 from admg.checksums import read_json, write_json
 from admg.files import atomic
 
-ServiceName = Literal["tensorboard", "wandb", "mlflow"]
-LogChoice = Literal["auto", "tensorboard", "wandb", "mlflow", "none"]
-EXTRAS: dict[ServiceName, str] = {"tensorboard": "train", "wandb": "wandb", "mlflow": "mlflow"}
+ServiceName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
+LogChoice = Literal["auto", "tensorboard", "wandb", "trackio", "mlflow", "none"]
+EXTRAS: dict[ServiceName, str] = {"tensorboard": "train", "wandb": "wandb", "trackio": "trackio", "mlflow": "mlflow"}
 """The extra of admg that installs the package of each service."""
 IDS = "services.json"
 """File in the run directory with the identifiers by which services know the run."""
@@ -78,7 +80,7 @@ def installed(package: str) -> bool:
 def open_services(names: Sequence[ServiceName], facts: RunFacts) -> list[Guarded]:
     """Start the services, or go on with the runs that they know if some steps are done."""
     kinds: dict[ServiceName, Callable[[RunFacts], Service]]
-    kinds = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases, "mlflow": MLflow}
+    kinds = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases, "trackio": Trackio, "mlflow": MLflow}
     return [Guarded(name, kinds[name], facts) for name in names]
 
 
@@ -176,6 +178,43 @@ class WeightsAndBiases:
 
     def close(self) -> None:
         self.run.finish()
+
+
+class Trackio:
+    """A run of trackio, in the project `admg` unless TRACKIO_PROJECT names another one.
+
+    It is kept on this machine, or sent to the Space or server that TRACKIO_SPACE_ID or TRACKIO_SERVER_URL names.
+    trackio knows runs by their names.
+    """
+
+    def __init__(self, facts: RunFacts):
+        import trackio
+
+        self.trackio: Any = trackio
+        with redirect_stdout(io.StringIO()):  # advice on how to look at it, in the middle of the progress bar
+            self.run: Any = trackio.init(
+                project=os.environ.get("TRACKIO_PROJECT", "admg"),
+                name=known_id(facts, "trackio") or facts.out.resolve().name,
+                resume="allow" if facts.step else "never",
+                config=dict(facts.settings),
+                embed=False,
+                auto_log_gpu=False,
+                auto_log_cpu=False,
+            )
+        keep_id(facts, "trackio", self.run.name)
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        self.run.log(dict(values), step=step)
+
+    def picture(self, name: str, path: Path, step: int) -> None:
+        self.run.log({name: self.trackio.Image(str(path))}, step=step)
+
+    def flush(self) -> None:
+        pass  # a thread of trackio writes it
+
+    def close(self) -> None:
+        with redirect_stdout(io.StringIO()):
+            self.trackio.finish()
 
 
 class MLflow:
