@@ -49,8 +49,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py $(filter %.c %
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 
+# Without compiling thousands of files of which the tests import few.
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[train,dev,docs]"
+	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e ".[train,dev,docs]"
 	touch $@
 
 clean:
