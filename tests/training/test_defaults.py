@@ -40,6 +40,13 @@ def test_what_is_given_is_kept_and_the_rest_settled():
     assert settle(given, recorded) == SettledConfig(steps=7, lr=2e-4, batch_size=64, warmup=500)
 
 
+@pytest.mark.parametrize(("batch_size", "lr"), [(1, 1e-3), (16, 1e-3), (36, 1.5e-3), (64, 2e-3), (2048, 2e-3)])
+def test_the_learning_rate_grows_with_the_batch_within_the_range_that_was_compared(batch_size, lr):
+    assert settle(admg.TrainConfig(batch_size=batch_size)).lr == pytest.approx(lr)
+    resumed = {"training": {"train": {"batch_size": batch_size}}}
+    assert settle(admg.TrainConfig(), resumed).lr == pytest.approx(lr)
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize(
     ("given", "size", "count", "expected"),

@@ -70,7 +70,7 @@ class TrainConfig:
     steps: int = setting(100_000, min=1)
     batch_size: int | None = setting(None, min=1, default_text="16")
     accumulate: int = setting(1, min=1)
-    lr: float | None = setting(None, above=0, default_text="1e-3")
+    lr: float | None = setting(None, above=0, default_text="1e-3, or up to 2e-3 for a batch of more than 16")
     warmup: int | None = setting(None, min=0, default_text="50")
     lr_schedule: LRSchedule = "constant"
     lr_anneal_steps: int | None = setting(None, min=1)

@@ -15,7 +15,7 @@ from admg.models.unet import default_channel_mult
 from .config import SettledConfig, TrainConfig
 
 BATCH_SIZE = 16
-LR = 1e-3
+LR, LARGEST_LR = 1e-3, 2e-3
 WARMUP = 50
 FEW = 20_000
 """Number of images below which networks are small."""
@@ -39,9 +39,15 @@ def settle(config: TrainConfig, resumed: Mapping[str, Any] | None = None) -> Set
     if isinstance(config, SettledConfig):
         return config
     recorded = (resumed or {}).get("training", {}).get("train", {})
-    defaults = {"batch_size": BATCH_SIZE, "lr": LR, "warmup": WARMUP}
+    batch_size = config.batch_size or recorded.get("batch_size", BATCH_SIZE)
+    defaults = {"batch_size": BATCH_SIZE, "lr": learning_rate(batch_size), "warmup": WARMUP}
     values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     return SettledConfig(**values | {name: recorded.get(name, defaults[name]) for name in left_open(config)})
+
+
+def learning_rate(batch_size: int) -> float:
+    """Return the learning rate for a batch size: it grows with the square root, within the range that was compared."""
+    return min(max(LR, LR * math.sqrt(batch_size / BATCH_SIZE)), LARGEST_LR)
 
 
 def network_defaults(given: Mapping[str, Any], image_size: int, images: int) -> dict[str, Any]:
