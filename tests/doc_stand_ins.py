@@ -88,6 +88,9 @@ class StandIns:
             rest = limited(rest, "--network", FEATURES) if "efficientnet-lite0" not in rest else rest
         if command in ("sample", "edit", "interpolate", "upsample", "sweep", "ema", "evaluate nll"):
             rest = self.sampling(command, rest)
+        if command == "tune-steps":
+            for option, value in {"--steps": "5", "--fine": "6", "--num": "1", "--precision": "fp32"}.items():
+                rest = limited(rest, option, value)
         if command == "diagnose":
             rest = limited(rest, "--num", "2")
         if "--flags" in rest:  # those of the stand-in

@@ -15,7 +15,7 @@ from admg.diffusion.config import DiffusionConfig
 from admg.diffusion.gaussian import Diffusion, Images, Index, Prediction
 from admg.models import SuperResUNet, UNet
 
-from . import native
+from . import native, tuned
 from .hub import Pretrained
 from .labels import Labels
 from .networks import NETWORK_KINDS, check_classifier, check_labels, our_networks, takes_labels, unwrapped
@@ -122,8 +122,18 @@ class Model(Pretrained):
         return self
 
     def respace(self, spec: int | str) -> Model:
-        """Return the model with fewer steps and the same network; see NoiseSchedule.respace."""
-        return dataclasses.replace(self, diffusion=self.diffusion.respace(spec))
+        """Return the model with fewer steps and the same network; see NoiseSchedule.respace.
+
+        spec: "tuned5" is the five steps that `admg tune-steps` has found for this model
+        """
+        return dataclasses.replace(self, diffusion=self.diffusion.respace(self.explicit(spec)))
+
+    def explicit(self, spec: int | str) -> int | str:
+        """Return a respacing such as "tuned5" as the steps that were found for this model, and any other as it is.
+
+        Raises ValueError if no such number of steps was found.
+        """
+        return tuned.explicit(spec, self.training)
 
     def predict(self, x: Images, t: Index, y: Tensor | None = None, clip: bool = True) -> Prediction:
         """Return p(x_{t-1} | x_t = x) at step t of `diffusion`.

@@ -46,6 +46,7 @@ COMMANDS = {
     "info": "describe a model: architecture, parameters, labels, provenance",
     "import-openai": "convert a checkpoint of guided-diffusion, with or without its flags",
     "verify": "read files again, and compare them with the checksums that were written with them",
+    "tune-steps": "find the best timesteps of a model for a few network evaluations",
     "export": "write a model for diffusers or guided-diffusion, or as a graph of ONNX or torch.export",
     "diagnose": "infer the missing settings of a checkpoint from real images",
     "doctor": "examine the installation: device, kernels, memory, caches, speed, and what to do about each",

@@ -115,16 +115,20 @@ class NoiseSchedule:
         spec: "ddim25" keeps every k-th step from 0, 25 in total (DDIM's rule), and "trailing25" those from the last
             downwards (Lin et al. 2023, table 2). 25, "25" or [25] keeps 25 evenly spaced steps, including the first and
             the last (Improved DDPM's rule). "10,15,20" keeps as many steps in each third of the process. See
-            spaced_timesteps for "uniform25", "quad25", "logsnr25" and "karras25".
+            spaced_timesteps for "uniform25", "quad25", "logsnr25" and "karras25". "at20+310+999" keeps these steps.
 
         Raises ValueError if spec has another form or asks for more steps than there are.
         """
-        named = re.fullmatch(rf"\s*({'|'.join(SPACINGS)})0*([1-9]\d*)\s*", spec) if isinstance(spec, str) else None
-        if named is None:
-            kept = torch.tensor(respaced_timesteps(len(self), spec))
-        else:
-            kept = torch.tensor(spaced_timesteps(self.alpha_bar, named[1], int(named[2])))
-        return self.keep(kept)
+        return self.keep(torch.tensor(self.indices(spec)))
+
+    def indices(self, spec: int | str | Sequence[int]) -> list[int]:
+        """Return the increasing indices of the steps that `respace` keeps. Raises ValueError as it does."""
+        text = spec.strip() if isinstance(spec, str) else ""
+        if named := re.fullmatch(rf"({'|'.join(SPACINGS)})0*([1-9]\d*)", text):
+            return spaced_timesteps(self.alpha_bar, named[1], int(named[2]))
+        if re.fullmatch(r"at\d+(\+\d+)*", text, re.ASCII):
+            return chosen_timesteps(len(self), text)
+        return respaced_timesteps(len(self), spec)
 
     def keep(self, kept: Tensor) -> NoiseSchedule:
         """Return the same process at some of its steps, given as increasing indices (S,)."""
@@ -164,6 +168,17 @@ def spaced_timesteps(alpha_bar: Float64[Tensor, " T"], spacing: str, count: int)
         low, high = math.exp(low / 7), math.exp(high / 7)
         targets = [7 * math.log(low + r * (high - low)) for r in ramp]
     return _distinct([int((log_sigma - w).abs().argmin()) for w in targets], steps)
+
+
+def chosen_timesteps(steps: int, spec: str) -> list[int]:
+    """Return the indices that are listed in a text such as "at20+310+999".
+
+    Raises ValueError unless they increase and are below `steps`.
+    """
+    kept = [int(part) for part in spec.removeprefix("at").split("+")]
+    if any(before >= after for before, after in itertools.pairwise(kept)) or kept[-1] >= steps:
+        raise ValueError(f"respacing {spec!r}: the steps must increase, from 0 to {steps - 1} at most")
+    return kept
 
 
 def _distinct(indices: list[int], steps: int) -> list[int]:
@@ -220,7 +235,7 @@ def _section_counts(spec: int | str | Sequence[int]) -> list[int] | str:
     if not counts or min(counts) < 1:
         raise ValueError(
             f"respacing {spec!r} is not a number of steps such as 25, nor 'ddim25', nor '10,15,20', "
-            f"nor 'trailing25', nor one of {', '.join(f'{name}25' for name in SPACINGS)}"
+            f"nor 'trailing25', nor 'at20+310+999', nor one of {', '.join(f'{name}25' for name in SPACINGS)}"
         )
     return counts
 

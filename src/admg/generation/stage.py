@@ -65,6 +65,7 @@ class Stage:
         return {
             "model": network_record(self.model, self.name),
             **self.recipe.record(self.model.device),
+            "steps": str(self.model.explicit(self.recipe.steps)),
             "labels": self.chosen,
             "base": self.origin,
             "start": self.starts and self.starts.record,

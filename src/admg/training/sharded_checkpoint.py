@@ -15,16 +15,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
-from torch.distributed.tensor import DTensor
 
 from admg.checkpoints import pickles
 from admg.disk import cannot_write
 from admg.engine.device import Processes
 from admg.files import atomic
+
+from .sharding import is_part
 
 REST = "rest.pt"
 FILE_BYTES = 256 << 20
@@ -38,7 +35,10 @@ def save_parts(
 
     finish: what the first process does with the folder before it appears
     """
-    parts = {name: value for name, value in flat(state) if isinstance(value, DTensor)}
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    parts = {name: value for name, value in flat(state) if is_part(value)}
     first = processes.rank == 0
     with atomic(folder, durable=True) if first else nullcontext(folder) as temporary:
         place = [temporary]
@@ -69,6 +69,9 @@ def numbers_of_files(parts: Mapping[str, Tensor], size: int) -> dict[str, int]:
 
 def load_whole(folder: Path) -> dict[str, Any]:
     """Return the state that save_parts() wrote, with whole tensors on the CPU, in this process alone."""
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load
+
     reader = HuggingFaceStorageReader(str(folder))
     known = reader.read_metadata().state_dict_metadata
     parts: dict[str, Any] = {
@@ -89,6 +92,9 @@ def load_parts(folder: Path, like: Callable[[str], Tensor]) -> dict[str, Any]:
 
     like: returns a sharded tensor of the same shape, given the key of a tensor in the flattened state
     """
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load
+
     reader = HuggingFaceStorageReader(str(folder))
     parts: dict[str, Any] = {key: torch.zeros_like(like(key)) for key in reader.read_metadata().state_dict_metadata}
     with plain_errors():
@@ -99,6 +105,8 @@ def load_parts(folder: Path, like: Callable[[str], Tensor]) -> dict[str, Any]:
 @contextmanager
 def plain_errors() -> Iterator[None]:
     """Context manager that raises the first error of a process, as an OSError, in place of the report of all errors."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
     try:
         yield
     except CheckpointException as report:  # which derives from BaseException
@@ -124,7 +132,7 @@ def flat(state: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 def without_parts(state: Mapping[Any, Any]) -> dict[Any, Any]:
     """Return nested dictionaries without the sharded tensors in them; the keys stay."""
     return {
-        key: without_parts(value) if isinstance(value, Mapping) else None if isinstance(value, DTensor) else value
+        key: without_parts(value) if isinstance(value, Mapping) else None if is_part(value) else value
         for key, value in state.items()
     }
 

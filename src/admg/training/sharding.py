@@ -6,28 +6,23 @@ sharded or not.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
 
 from admg.engine.device import Processes
 
-WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+# FSDP2 is imported where it is used: that takes longer than the rest of a command's start, and few runs are sharded.
 
 
 def shard(network: nn.Module, device: torch.device, processes: Processes) -> None:
     """Divide the weights of a network among all processes, block by block; its forward pass gathers each block."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     mesh = init_device_mesh(device.type, (processes.count,))
     for name in ("input_blocks", "middle_block", "output_blocks"):
         part = getattr(network, name, None)
@@ -39,24 +34,33 @@ def shard(network: nn.Module, device: torch.device, processes: Processes) -> Non
 
 def is_sharded(network: nn.Module) -> bool:
     """Whether `shard` has divided the network."""
-    return isinstance(network, FSDPModule)
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # without which nothing is sharded
+    return fsdp is not None and isinstance(network, fsdp.FSDPModule)
+
+
+def is_part(value: Any) -> bool:
+    """Whether a value is a sharded tensor, a DTensor."""
+    sharded = sys.modules.get("torch.distributed.tensor")
+    return sharded is not None and isinstance(value, sharded.DTensor)
 
 
 def local(tensor: Tensor) -> Tensor:
     """Return the part of a tensor that this process holds: all of it unless it is sharded."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    part: Tensor = tensor.to_local() if is_part(tensor) else tensor  # type: ignore[attr-defined]
+    return part
 
 
 def whole(tensor: Tensor) -> Tensor:
     """Return the whole of a tensor. If it is sharded, all processes must call this."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    full: Tensor = tensor.full_tensor() if is_part(tensor) else tensor  # type: ignore[attr-defined]
+    return full
 
 
 def has_parts(state: Any) -> bool:
     """Whether nested dictionaries hold a sharded tensor."""
     if isinstance(state, Mapping):
         return any(map(has_parts, state.values()))
-    return isinstance(state, DTensor)
+    return is_part(state)
 
 
 def network_state(network: nn.Module, whole: bool = True) -> dict[str, Any]:
@@ -64,14 +68,18 @@ def network_state(network: nn.Module, whole: bool = True) -> dict[str, Any]:
 
     whole: gather a sharded one in the first process, for which all must call this; otherwise return their parts
     """
-    if whole and is_sharded(network):
-        return get_model_state_dict(network, options=WHOLE)
-    return network.state_dict()
+    if not whole or not is_sharded(network):
+        return network.state_dict()
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    return get_model_state_dict(network, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
 
 def load_network(network: nn.Module, state: dict[str, Any]) -> None:
     """Load a state dict into the network: a whole one, sharded or not the network, or the parts of a sharded one."""
     if is_sharded(network) and not has_parts(state):
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
         set_model_state_dict(network, state, options=StateDictOptions(full_state_dict=True, strict=True))
     else:
         network.load_state_dict(state)
@@ -90,6 +98,8 @@ def load_optimizer(network: nn.Module, optimizer: torch.optim.Optimizer, state: 
     if not is_sharded(network) or has_parts(state):
         optimizer.load_state_dict(state)
         return
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
+
     names = trained_names(network)
     named = {names[number]: values for number, values in state["state"].items()}
     groups = [{**group, "params": [names[number] for number in group["params"]]} for group in state["param_groups"]]

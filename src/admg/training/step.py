@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from admg.engine import accelerate
@@ -29,7 +28,7 @@ from .lr import learning_rate
 from .prefetch import step_seed
 from .profiles import Power
 from .scaling import LossScaler
-from .sharding import local, network_state, shard, whole
+from .sharding import is_sharded, local, network_state, shard, whole
 from .tasks import Task
 
 LOSSES = "losses"
@@ -168,7 +167,7 @@ class Learner:
     def _gradients_exchanged(self, last: bool) -> AbstractContextManager[None]:
         """Return the context of one part of a batch: gradients are averaged over the processes after the last part."""
         network = self.fast_task.network
-        if isinstance(network, FSDPModule):
+        if is_sharded(network):
             network.set_requires_gradient_sync(last)
         elif isinstance(network, DistributedDataParallel) and not last:
             return network.no_sync()

@@ -1,0 +1,113 @@
+"""`admg tune-steps`: the timesteps at which few network evaluations lose least, kept with the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from admg.checkpoints import loading, tuned
+from admg.config import check, group, setting
+from admg.generation.labels import label_table
+from admg.generation.recipe import Recipe
+from admg.generation.sample import as_model
+from admg.generation.sampler_specs import sampler_name
+from admg.generation.step_search import Distance, FoundSteps, distance, search_steps
+
+from .sampling_options import GuidanceOptions, SamplingOptions
+from .tables import table
+
+EXAMPLES = """  admg tune-steps --model runs/photos --steps 5,8
+  admg sample --model runs/photos --sampler unipc --steps tuned5 --out samples
+  admg tune-steps --model fashion-mnist --steps 5 --scale 2 --sampler dpmpp_2m"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Find the timesteps at which a few network evaluations give nearly the images of many, for a model and its guide.
+
+    Images are drawn with many steps, and from the same noise with a few. The search begins with the best known spacing
+    and moves one timestep at a time as long as the images come closer. What it finds is written to the config.json of
+    the model, where `--steps tuned5` of the other commands reads it. It is best for the sampler and the guidance that
+    it was found with, and until the model is trained further. It needs a few thousand network evaluations.
+
+    model: checkpoint folder or run directory; for any other model, the steps are only printed
+    steps: numbers of steps to find timesteps for
+    num: number of images to compare, in equal shares of the labels
+    fine: number of steps of the images to come close to
+    no_store: print the steps, and do not write them to the model
+    """
+
+    model: str = setting("fashion-mnist", metavar="NAME")
+    steps: tuple[int, ...] = setting((5, 8), metavar="N1,N2,...")
+    num: int = setting(20, min=1, max=10_000)
+    fine: int = setting(60, min=2)
+    no_store: bool = False
+    sampling: SamplingOptions = group(SamplingOptions, omit=("steps", "eta", "compile"))
+    guidance: GuidanceOptions = group(GuidanceOptions)
+
+    def __post_init__(self) -> None:
+        check(self)
+        if not self.steps or min(self.steps) < 1 or max(self.steps) >= self.fine:
+            raise ValueError(f"steps must be numbers from 1 to {self.fine - 1}, fewer than --fine, such as 5,8")
+
+
+def run(options: Options) -> None:
+    """Search, print a table of what was found, and store it."""
+    model = as_model(options.model)
+    guides = options.guidance.load(model, options.model)
+    recipe = options.sampling.recipe(guides.build(), model=options.model, sampler="unipc")
+    options.sampling.to_device(model, guides)
+    folder = None if options.no_store else folder_of(options.model)
+    count = label_table(model, recipe.guide).count
+    labels = [i % count if count else None for i in range(options.num)]
+    found: dict[int, FoundSteps] = {}
+    with distance(model, recipe, labels, fine=f"karras{options.fine}") as measure:
+        for count in options.steps:
+            found[count] = searched(measure, count)
+    print(table_of(found))
+    if folder is not None:
+        tuned.store(folder, {count: record(steps, recipe) for count, steps in found.items()})
+        print(f"written to {folder}: use them as --steps tuned{options.steps[0]}")
+    else:
+        print(f"use them as --steps {found[options.steps[0]].spec}")
+
+
+def searched(measure: Distance, count: int) -> FoundSteps:
+    """Return the best timesteps, showing the progress."""
+    with tqdm(desc=f"{count} steps", unit=" trials") as bar:
+        for best in search_steps(measure, count):
+            bar.set_postfix_str(f"distance {best.error:.4f}, {best.start}: {best.start_error:.4f}", refresh=False)
+            bar.update()
+    return best
+
+
+def folder_of(name: str) -> Path | None:
+    """Return the folder of a native checkpoint of the user; None for shipped models, the Hub's, and other formats."""
+    if not Path(name).expanduser().is_dir():
+        return None
+    folder = loading.find(name, "diffusion")
+    return folder if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file() else None
+
+
+def record(found: FoundSteps, recipe: Recipe) -> Mapping[str, Any]:
+    """Return what config.json keeps of a search."""
+    known = {"steps": found.spec, "sampler": sampler_name(recipe.sampler), "distance": found.error}
+    return {
+        **known,
+        "recipe": recipe.title,
+        "known_spacing": found.start,
+        "distance_of_known_spacing": found.start_error,
+    }
+
+
+def table_of(found: Mapping[int, FoundSteps]) -> str:
+    """Return a table of the timesteps and their distances."""
+    heads = ["steps", "best known spacing", "distance", "found", "distance", "trials"]
+    rows = [
+        [str(n), f.start, f"{f.start_error:.4f}", f.spec, f"{f.error:.4f}", str(f.trials)] for n, f in found.items()
+    ]
+    return table(heads, rows)
