@@ -41,6 +41,7 @@ class Setting:
     precision: fp32, bf16 or fp16 ("auto" is resolved before)
     compile: on or off
     reference: folder of a checkout of guided-diffusion, "" if there is none
+    follow: whether the number of threads follows the load of the machine, as that of the commands does
     """
 
     model: str
@@ -51,6 +52,7 @@ class Setting:
     compile: str = "off"
     compile_diffusers: bool = False
     reference: str = ""
+    follow: bool = False
 
 
 @dataclass(frozen=True)

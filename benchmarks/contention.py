@@ -4,15 +4,17 @@
 
 The parts are the guided step and the training step of the shipped model, as in speed.py. The sides are:
 
-    admg              with barriers that sleep soon (admg.threads), as the commands set them
+    admg              as the commands: barriers sleep soon, and the number of threads follows the load (admg.threads)
+    admg, all cores   the same with one thread per core, whatever the load
     admg, 1 thread    the same with one thread
     admg, spinning    with the default of OpenMP
     reference         an unmodified checkout of guided-diffusion, with the default of OpenMP
 
 Each side runs in a process of its own, and the sides take turns. Busy processes compute without pause, with the same
 priority. The fair share of a side is its time alone, on as many threads as there are cores, times the number of
-runnable threads over that of cores; the table shows that time divided by the measured one. Measure on a machine that
-does nothing else.
+runnable threads over that of cores; the table shows that time divided by the measured one. With --quota, each side also
+runs in a control group that may use only so many cores, which needs root; the fair share is then the time alone with
+one thread, divided by the quota. Measure on a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import os
 import statistics
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -39,21 +41,26 @@ from admg.engine.precision import resolve
 from admg.files import atomic
 from admg.threads import available_cores, calm_barriers
 
+PERIOD = 100_000
+"""Microseconds of a period of the quota, Linux's default."""
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 
 @dataclass(frozen=True)
 class Side:
-    """What is measured: the side of speed.py, how its threads wait, and how many it has (0 for one per core)."""
+    """What is measured: the side of speed.py, how its threads wait, how many it has (0 for one per core), and whether
+    that follows the load."""
 
     name: str
     side: str
     calm: bool
     threads: int = 0
+    follow: bool = False
 
 
 SIDES = (
-    Side("admg", "admg", calm=True),
+    Side("admg", "admg", calm=True, follow=True),
+    Side("admg, all cores", "admg", calm=True),
     Side("admg, 1 thread", "admg", calm=True, threads=1),
     Side("admg, spinning", "admg", calm=False),
     Side("reference", "reference", calm=False),
@@ -70,6 +77,7 @@ def main(argv: list[str] | None = None) -> int:
         default="0,1,2,4",
         help="comma-separated numbers of busy processes; 0 must be there (default: 0,1,2,4)",
     )
+    add("--quota", type=float, default=0.0, metavar="CORES", help="quota of a further measurement (default: none)")
     add("--batch", type=int, default=16, help="batch size (default: 16)")
     add("--rounds", type=int, default=5, help="number of measurements per side (default: 5)")
     add("--seconds", type=float, default=2.0, help="minimum duration of a measurement in seconds (default: 2)")
@@ -79,8 +87,8 @@ def main(argv: list[str] | None = None) -> int:
         if args.reference:
             check_reference(args.reference)
         numbers = [int(number) for number in args.busy.split(",")]
-        if numbers[0] != 0 or args.rounds < 1 or args.batch < 1:
-            raise ValueError("--busy must begin with 0; --rounds and --batch must be at least 1")
+        if numbers[0] != 0 or args.rounds < 1 or args.batch < 1 or not 0 <= args.quota <= 1:
+            raise ValueError("--busy must begin with 0; --rounds and --batch must be at least 1, --quota from 0 to 1")
         device, cores = choose_device("cpu"), available_cores()
         setting = Setting("fashion-mnist", args.batch, "cpu", cores, resolve("auto", device), reference=args.reference)
         results = {part: measure(setting, part, numbers, args) for part in args.parts.split(",")}
@@ -111,17 +119,54 @@ def measure(
                 for _ in range(args.rounds):
                     for name, worker in processes.items():
                         seconds[name].setdefault(number, []).append(worker.seconds(args.seconds))
+        limited = quota_times(processes, args)
         for worker in processes.values():
             worker.finish()
     for side in chosen:
         print(line(side, seconds, setting.threads), flush=True)
+    alone = statistics.median(seconds["admg, 1 thread"][0])
+    for name, values in limited.items():
+        shares = [100 * alone / args.quota / value for value in values]
+        share = "" if name == "reference" else f" ({spread(shares, '{:.0f}')} % of {args.quota:g} of one thread alone)"
+        print(f"- {name}, a quota of {args.quota:g} cores: {statistics.median(values):.3g}{share}", flush=True)
     return seconds
+
+
+def quota_times(processes: dict[str, Worker], args: argparse.Namespace) -> dict[str, list[float]]:
+    """Return the seconds of each side in a control group with the quota; of none without --quota."""
+    found: dict[str, list[float]] = {}
+    for _ in range(args.rounds if args.quota else 0):
+        for name, worker in processes.items():
+            with quota(worker.process.pid or 0, args.quota):
+                found.setdefault(name, []).append(worker.seconds(args.seconds))
+    return found
+
+
+@contextmanager
+def quota(process: int, cores: float, root: Path = Path("/sys/fs/cgroup")) -> Iterator[None]:
+    """Context manager that lets a process use only so many cores. Raises OSError where control groups are read-only."""
+    version_1 = (root / "cpu").is_dir()
+    parent = root / "cpu" if version_1 else root
+    group = parent / f"admg-contention-{process}"
+    group.mkdir()
+    try:
+        if version_1:
+            (group / "cpu.cfs_quota_us").write_text(str(round(cores * PERIOD)))
+            (group / "cpu.cfs_period_us").write_text(str(PERIOD))
+        else:
+            (group / "cpu.max").write_text(f"{round(cores * PERIOD)} {PERIOD}")
+        (group / "cgroup.procs").write_text(str(process))
+        yield
+    finally:
+        with suppress(OSError):  # it has ended
+            (parent / "cgroup.procs").write_text(str(process))
+        group.rmdir()
 
 
 def line(side: Side, seconds: dict[str, dict[int, list[float]]], cores: int) -> str:
     """Return the row of a side: the median time, and the share of the fair speed."""
     found = seconds[side.name]
-    alone = statistics.median(seconds["admg" if side.side == "admg" else side.name][0])  # on all cores
+    alone = statistics.median(seconds["admg, all cores" if side.side == "admg" else side.name][0])
     cells = []
     for number, values in found.items():
         fair = alone * (cores + number) / cores
@@ -139,7 +184,9 @@ def workers(sides: list[Side], setting: Setting) -> Iterator[dict[str, Worker]]:
         for side in sides:
             if side.calm:
                 calm_barriers()
-            made[side.name] = Worker(side.side, replace(setting, threads=side.threads or setting.threads))
+            made[side.name] = Worker(
+                side.side, replace(setting, threads=side.threads or setting.threads, follow=side.follow)
+            )
             for name in WAITING:
                 os.environ.pop(name, None)
         yield made

@@ -8,6 +8,7 @@ import re
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -20,6 +21,10 @@ import ours
 import rivals
 import torch
 from cases import Part, Setting, Unable, Work
+
+from admg.engine import adapt_threads, follow_load
+from admg.engine.process import FIRST
+from admg.threads import Reading
 
 SIDES: dict[str, dict[str, Part]] = {"admg": ours.PARTS, "diffusers": rivals.DIFFUSERS, "reference": rivals.REFERENCE}
 
@@ -90,7 +95,7 @@ def _serve(side: str, setting: Setting, pipe: Connection) -> None:
         try:
             if part not in SIDES[side]:
                 raise Unable("no noisy classifier and no guidance")
-            SIDES[side][part](setting, lambda work: _answer(work, setting.device, memory, pipe))
+            SIDES[side][part](setting, lambda work: _answer(work, setting, memory, pipe))
             pipe.send(None)  # answers "finish"
         except (EOFError, OSError):
             return
@@ -100,14 +105,17 @@ def _serve(side: str, setting: Setting, pipe: Connection) -> None:
             pipe.send(error if isinstance(error, Unable) else ValueError(f"{side}, {part}: {text}"))
 
 
-def _answer(work: Work, device: str, memory: Memory, pipe: Connection) -> None:
+def _answer(work: Work, setting: Setting, memory: Memory, pipe: Connection) -> None:
     """Answer requests of the parent process about this work until it sends "finish"."""
+    device = setting.device
     pipe.send(None if work.check is None else work.check().detach().float().cpu().numpy())
     last = 0.0
     sizes: tuple[int, ...] = ()
     while (message := pipe.recv())[0] != "finish":
         match message:
             case ("seconds", at_least):
+                if setting.follow:
+                    follow(work.run, setting.threads)
                 calls = max(1, round(at_least / last)) if last else 1
                 last = timed(work.run, calls, device)
                 pipe.send(last)
@@ -117,6 +125,19 @@ def _answer(work: Work, device: str, memory: Memory, pipe: Connection) -> None:
                 pipe.send(fastest)
             case ("peak",):
                 pipe.send(memory.peak())
+
+
+def follow(run: Callable[[], Any], threads: int) -> None:
+    """Run until the number of threads, at most `threads`, has been chosen by the load of the machine."""
+    torch.set_num_threads(threads)
+    started = Reading.now()
+    follow_load(started)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is a smaller number
+        while started is not None and time.monotonic() < started.when + FIRST:
+            run()
+        adapt_threads()
+    follow_load(None)
 
 
 def timed(run: Callable[[], Any], calls: int, device: str) -> float:
