@@ -23,7 +23,7 @@ A = torch.randn(SUMS, 32 * 32, generator=random) / 32  # each sum has about the 
 # The images to find again are samples of another seed. Replace them by images of yours, (N, 1, 32, 32) in [-1, 1].
 
 # %%
-truth = admg.sample(model, ["pullover", "sneaker", "bag", "dress"], seed=100, steps=25, progress=False).x
+truth = admg.sample(model, ["pullover", "sneaker", "bag", "dress"], seed=100, steps=STEPS // 2, progress=False).x
 y = truth.flatten(1) @ A.T + NOISE * torch.randn(len(truth), SUMS, generator=random)
 
 # %% [markdown]
