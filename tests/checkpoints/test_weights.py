@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 
 import pytest
+import torch
 from helpers import TRUNK
 
-from admg.checkpoints.weights import shapes_in, shapes_of
+from admg.checkpoints.weights import is_finite, shapes_in, shapes_of
 from admg.models import ClassifierConfig, NoisyClassifier, SuperResConfig, SuperResUNet, UNet, UNetConfig
 
 
@@ -38,3 +40,13 @@ def test_loading_does_not_import_the_compiler_of_torch():
         print([name for name in ("sympy", "torch._dynamo", "torch._inductor") if name in sys.modules])"""
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert found.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+def test_numbers_are_finite_even_if_their_sum_is_not(dtype):
+    largest = torch.full((4,), torch.finfo(dtype).max, dtype=dtype)
+    assert is_finite(largest) and is_finite(-largest) and is_finite(torch.zeros(0, dtype=dtype))
+    for bad in (math.inf, -math.inf, math.nan):
+        for others in (largest, 0 * largest):
+            assert not is_finite(torch.cat([others, torch.tensor([bad, 0.0], dtype=dtype)]))
+    assert not is_finite(torch.tensor([math.inf, -math.inf], dtype=dtype))
