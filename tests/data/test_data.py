@@ -18,6 +18,7 @@ from PIL import Image
 from admg import data
 from admg.data import DataError, batches, center_crop, evaluation_batches, pad, random_crop
 from admg.data import open as open_dataset
+from admg.evaluation.sources import open_source
 
 BOX, BICUBIC = Image.Resampling.BOX, Image.Resampling.BICUBIC
 
@@ -634,3 +635,14 @@ def test_wrong_npz(tmp_path):
         path.write_bytes(content)
         with fails("a.npz", "plain arrays"):
             open_dataset(path, 4)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.JPG", "a.tif", "a.webp"])
+def test_a_single_picture_is_no_data_set(tmp_path, name):
+    Image.new("L", (8, 8)).save(tmp_path / name)
+    with pytest.raises(
+        DataError, match=rf"{name} is a single picture, and a set of images is needed: allow"
+    ):
+        open_dataset(tmp_path / name)
+    with pytest.raises(DataError, match="single picture"):
+        open_source(tmp_path / name)

@@ -55,6 +55,8 @@ def find_source(
         return list_tars(path, [path], split, progress=progress)
     if suffix in TABLES:
         return list_tables(path, [path], "table of images", progress=progress)
+    if suffix not in COLLECTIONS and is_image(path.name):
+        raise DataError(f"{path} is a single picture, and a set of images is needed: {ALLOWED}")
     return path
 
 

@@ -28,14 +28,17 @@ from .shards import NpzImages, Shards
 from .stage import Stage
 
 MAX_PNGS = 1000
+PATIENCE = 3600.0
+"""Seconds without a new shard after which a process no longer waits for others."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobOptions:
     """Output. An interrupted run continues when the same command is started again.
 
-    The processes of torchrun or srun share the images, and the first one merges them. Processes that are started one by
-    one are given a rank and a world_size, and the last one merges.
+    The processes of torchrun or srun share the images, and the first one merges them; it waits as long as the others
+    write a shard at least once an hour. Processes that are started one by one are given a rank and a world_size, and
+    the last one merges.
 
     overwrite: remove the run that the folder holds, and start again
     images: write a PNG file per image
@@ -303,9 +306,19 @@ def merge(shards: Shards) -> bool:
 
 
 def wait_for_others(shards: Shards, report: OnProgress, merges: bool = True, seconds: float = 1.0) -> None:
-    """Wait until the shards of the other processes are merged, or are there if this process can merge them."""
-    total = len(shards)
+    """Wait until the shards of the other processes are merged, or are there if this process can merge them.
+
+    Raises TimeoutError, which is an OSError, if nothing new comes in for PATIENCE: another process has ended.
+    """
+    total, before, since = len(shards), -1, 0.0
     while ((missing := shards.missing()) or not merges) and not shards.target.exists():
+        if len(missing) != before:
+            before, since = len(missing), time.monotonic()
+        elif time.monotonic() - since > PATIENCE:
+            raise TimeoutError(
+                f"{total - before} of {total} shards are in {shards.folder}, and no other came in {PATIENCE / 60:g} "
+                f"minutes: another process has ended; the same command, started again, makes the rest"
+            )
         report(Progress(shards.folder, "waiting", total - len(missing), total, 0))
         time.sleep(seconds)
 

@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 
 from admg.checkpoints.model import Model
+from admg.config import printable
 from admg.diffusion.schedule import respaced_timesteps
 
 Scheduler = Literal["ddpm", "ddim", "dpmpp_2m"]
@@ -39,7 +40,7 @@ def readme(model: Model, scheduler: Scheduler, steps: int, remarks: tuple[str, .
     lines += ["From the same noise, admg makes the same images, up to rounding:\n"]
     lines += ["```python", *ours(model, scheduler, steps), "```\n", *(f"- {remark}" for remark in remarks)]
     if model.labels.names:
-        lines += ["\nLabels:\n", *(f"- {i}: {label}" for i, label in enumerate(model.labels.names))]
+        lines += ["\nLabels:\n", *(f"- {i}: {printable(label)}" for i, label in enumerate(model.labels.names))]
     return "\n".join(lines).rstrip() + "\n"
 
 
