@@ -640,9 +640,7 @@ def test_wrong_npz(tmp_path):
 @pytest.mark.parametrize("name", ["a.png", "a.JPG", "a.tif", "a.webp"])
 def test_a_single_picture_is_no_data_set(tmp_path, name):
     Image.new("L", (8, 8)).save(tmp_path / name)
-    with pytest.raises(
-        DataError, match=rf"{name} is a single picture, and a set of images is needed: allow"
-    ):
+    with pytest.raises(DataError, match=rf"{name} is a single picture, and a set of images is needed: allow"):
         open_dataset(tmp_path / name)
     with pytest.raises(DataError, match="single picture"):
         open_source(tmp_path / name)

@@ -422,9 +422,7 @@ def test_a_process_does_not_wait_for_ever_for_one_that_has_ended(tmp_path, monke
     monkeypatch.setattr(job.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + 60))
     monkeypatch.setattr(Shards, "missing", lambda self: [k for k, end in left[0].items() if now[0] < end])
     shards = Shards(tmp_path, 4, 1, (8, 8, 1), False)
-    with pytest.raises(
-        TimeoutError, match=r"3 of 4 shards are in .*, and no other came in 60 minutes: another"
-    ):
+    with pytest.raises(TimeoutError, match=r"3 of 4 shards are in .*, and no other came in 60 minutes: another"):
         job.wait_for_others(shards, lambda progress: None)
     assert 6000 + 3600 < now[0] < 6000 + 3600 + 200
     left[0] = {1: now[0] + 3000}
