@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import TRUNK, randomised, refused, succeed
+from rounding import with_rounded_weights
 
 import admg
 from admg.data import from_arrays
@@ -75,10 +76,15 @@ def test_a_network_with_levels_begins_as_one_without_and_then_depends_on_the_lev
     state = randomised(plain, 1).double().state_dict()
     with_levels.load_state_dict(state | {name: with_levels.state_dict()[name] for name in own})
     a, b = (with_levels(x, t, low_res, level=level) for level in (None, torch.tensor([0.1, 0.5])))
-    assert torch.equal(a, plain(x, t, low_res)) and torch.equal(a, b)
+    expected, rounded = (network(x, t, low_res) for network in (plain, with_rounded_weights(plain, 9 * 64, 0)))
+    bound = (
+        2 * (rounded - expected).abs().max()
+    )  # sums are in another order where memory is aligned otherwise
+    assert (a - expected).abs().max() <= bound and (a - b).abs().max() <= bound
     randomised(with_levels, 1).double()
     none, zero, high = (with_levels(x, t, low_res, level=v) for v in (None, torch.zeros(2), torch.tensor([0.0, 0.5])))
-    assert torch.allclose(none, zero, atol=1e-12) and torch.allclose(none[0], high[0], atol=1e-12)
+    bound = 2 * (with_rounded_weights(with_levels, 9 * 64, 0)(x, t, low_res) - none).abs().max()
+    assert (none - zero).abs().max() <= bound and (none[0] - high[0]).abs().max() <= bound < 1e-10
     assert (none[1] - high[1]).abs().max() > 1e-3
     with pytest.raises(ValueError, match="not conditioned on the level of noise"):
         plain(x, t, low_res, level=torch.zeros(2))
