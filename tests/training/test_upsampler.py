@@ -77,9 +77,7 @@ def test_a_network_with_levels_begins_as_one_without_and_then_depends_on_the_lev
     with_levels.load_state_dict(state | {name: with_levels.state_dict()[name] for name in own})
     a, b = (with_levels(x, t, low_res, level=level) for level in (None, torch.tensor([0.1, 0.5])))
     expected, rounded = (network(x, t, low_res) for network in (plain, with_rounded_weights(plain, 9 * 64, 0)))
-    bound = (
-        2 * (rounded - expected).abs().max()
-    )  # sums are in another order where memory is aligned otherwise
+    bound = 2 * (rounded - expected).abs().max()  # sums are in another order where memory is aligned otherwise
     assert (a - expected).abs().max() <= bound and (a - b).abs().max() <= bound
     randomised(with_levels, 1).double()
     none, zero, high = (with_levels(x, t, low_res, level=v) for v in (None, torch.zeros(2), torch.tensor([0.0, 0.5])))
