@@ -298,7 +298,7 @@ def test_help_shows_every_default_of_training(capsys):
     assert code == 0
     text = " ".join(out[out.index("Training:") :].split())
     for option, default in (
-        ("--lr", "1e-3"),
+        ("--lr", "1e-3, or up to 2e-3 for a batch of more than 16"),
         ("--ema", "10%, or what the run to resume has"),
         ("--num-res-blocks", "1, or 2 from 20,000 images"),
     ):
