@@ -7,9 +7,11 @@ import pytest
 import torch
 from helpers import NAMES, TRUNK, randomised
 
+from admg.checkpoints.card import MARK
 from admg.checkpoints.labels import Labels
 from admg.checkpoints.model import Classifier, Model
 from admg.diffusion.config import DiffusionConfig
+from admg.files import atomic
 from admg.models import ClassifierConfig, NoisyClassifier, SuperResConfig, SuperResUNet, UNet, UNetConfig
 from admg.training import curves, tasks
 
@@ -23,6 +25,22 @@ def quick_pictures(request, monkeypatch):
     if not any(request.node.get_closest_marker(name) for name in ("process", "slow")):
         monkeypatch.setattr(tasks, "PREVIEW_STEPS", 2)
         monkeypatch.setattr(curves, "LAYOUT", None)
+
+
+@pytest.fixture
+def simple_pictures(monkeypatch):
+    """Curves and cards, which take longer than the steps of a tiny run, hold next to nothing; there are no previews."""
+
+    def draw(rows, path):
+        with atomic(path) as temporary:
+            temporary.touch()
+
+    def write(folder, *arguments):
+        (folder / "README.md").write_text(MARK)
+
+    monkeypatch.setattr("admg.training.trackers.plot_log", draw)
+    monkeypatch.setattr("admg.training.trainer.write_card", write)
+    monkeypatch.setattr("admg.training.tasks.DiffusionTask.preview", lambda *arguments: {})
 
 
 TRAINING = {"seed": 0, "label_dropout": 0.1}

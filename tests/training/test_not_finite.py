@@ -18,27 +18,16 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from admg.data import open as open_dataset
-from admg.files import atomic
 from admg.training import TrainConfig, TrainingRun, checkpointing
 from admg.training.step import Learner
 
+pytestmark = pytest.mark.usefixtures("simple_pictures")
 NAN, INF = float("nan"), float("inf")
 STEPS, AT = 18, 5
 """Steps of a run, and the step, counted from 0, at which something happens."""
 OPTIONS = {"batch_size": 10, "precision": "fp32", "warmup": 1, "log": ("none",), "checkpoint_every": 2, "log_every": 3,
            "preview_every": 1000, "steps": STEPS, "rollback_lr": 1.0}  # fmt: skip
 Event = Callable[[Learner], None]
-
-
-@pytest.fixture(autouse=True)
-def simple_pictures(monkeypatch):
-    def draw(rows, path):
-        with atomic(path) as temporary:
-            temporary.touch()
-
-    monkeypatch.setattr("admg.training.trackers.plot_log", draw)
-    monkeypatch.setattr("admg.training.trainer.write_card", lambda *arguments: None)
-    monkeypatch.setattr("admg.training.tasks.DiffusionTask.preview", lambda *arguments: {})
 
 
 def begin(digits: str, out: Path, **options) -> TrainingRun:

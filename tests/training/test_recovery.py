@@ -16,32 +16,16 @@ from helpers import make, refused, run, snapshot, state_file
 from safetensors import SafetensorError
 
 import admg
-from admg.checkpoints.card import MARK
 from admg.data import open as open_dataset
-from admg.files import atomic
 from admg.training import TrainConfig, TrainingRun, checkpointing
 from admg.training.defaults import LR
 from admg.training.log import Log
 from admg.training.run_directory import clear
 from admg.training.stopping import StopSignals
 
+pytestmark = pytest.mark.usefixtures("simple_pictures")
 OPTIONS = {"batch_size": 10, "precision": "fp32", "warmup": 1, "log": ("none",), "checkpoint_every": 2, "log_every": 3,
            "preview_every": 1000}  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def simple_pictures(monkeypatch):
-    """Curves and cards, which take longer than the steps here, are empty files, and there are no previews."""
-
-    def draw(rows, path):
-        with atomic(path) as temporary:
-            temporary.touch()
-
-    monkeypatch.setattr("admg.training.trackers.plot_log", draw)
-    monkeypatch.setattr(
-        "admg.training.trainer.write_card", lambda folder, *arguments: (folder / "README.md").write_text(MARK)
-    )
-    monkeypatch.setattr("admg.training.tasks.DiffusionTask.preview", lambda *arguments: {})
 
 
 def begin(digits: str, out: Path, task=None, **options) -> TrainingRun:

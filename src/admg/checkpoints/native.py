@@ -27,7 +27,7 @@ from . import card
 from .config_file import check_types, read_json, section
 from .labels import Labels
 from .networks import NETWORK_KINDS, Kind, kind_of
-from .weights import CheckpointError, DamagedError, build_network, check_shapes, check_values, shapes_in
+from .weights import CheckpointError, DamagedError, build_network, check_values, compare, shapes_in, shapes_of
 
 FORMAT = "admg"
 CONFIG = "config.json"
@@ -74,9 +74,8 @@ def save(folder: Path | str, kinds: Sequence[Kind], parts: Parts, dtype: torch.d
     were not merged), or if `parts.config` is None.
     """
     content, network = content_of(kinds, parts), parts.network
-    check_shapes(
-        "the network to save", shapes_in(network.state_dict()), NETWORK_KINDS[content["kind"]].network, network.config
-    )
+    expected = shapes_of(NETWORK_KINDS[content["kind"]].network, network.config)
+    compare("the network to save", expected, shapes_in(network.state_dict()))
     write(folder, content, network, dtype)
 
 

@@ -56,11 +56,6 @@ def check_state(source: Path | str, state: dict[str, Tensor], network: nn.Module
     check_values(source, state)
 
 
-def check_shapes(source: Path | str, found: Shapes, network_type: type[nn.Module], config: Any) -> None:
-    """Raise CheckpointError if names or shapes are not those of the network of this config."""
-    compare(source, shapes_of(network_type, config), found)
-
-
 def compare(source: Path | str, expected: Shapes, found: Shapes) -> None:
     """Raise CheckpointError if names or shapes differ."""
     if expected != found:

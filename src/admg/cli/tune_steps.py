@@ -62,8 +62,8 @@ def run(options: Options) -> None:
     recipe = options.sampling.recipe(guides.build(), model=options.model, sampler="unipc")
     options.sampling.to_device(model, guides)
     folder = None if options.no_store else folder_of(options.model)
-    count = label_table(model, recipe.guide).count
-    labels = [i % count if count else None for i in range(options.num)]
+    classes = label_table(model, recipe.guide).count
+    labels = [i % classes if classes else None for i in range(options.num)]
     found: dict[int, FoundSteps] = {}
     with distance(model, recipe, labels, fine=f"karras{options.fine}") as measure:
         for count in options.steps:
@@ -95,9 +95,10 @@ def folder_of(name: str) -> Path | None:
 
 def record(found: FoundSteps, recipe: Recipe) -> Mapping[str, Any]:
     """Return what config.json keeps of a search."""
-    known = {"steps": found.spec, "sampler": sampler_name(recipe.sampler), "distance": found.error}
     return {
-        **known,
+        "steps": found.spec,
+        "sampler": sampler_name(recipe.sampler),
+        "distance": found.error,
         "recipe": recipe.title,
         "known_spacing": found.start,
         "distance_of_known_spacing": found.start_error,

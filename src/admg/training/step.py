@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from admg.checkpoints.weights import is_finite
 from admg.engine import accelerate
 from admg.engine.compiling import compiles
 from admg.engine.cuda.graphed_backward import Backward, GraphedBackward
@@ -181,7 +182,7 @@ class Learner:
             "averaged weights": [t for average in self.averages for t in average.network.state_dict().values()],
             "moments of the optimiser": [value for value in moments if isinstance(value, Tensor)],
         }
-        return next((name for name, some in parts.items() if not all(local(t).isfinite().all() for t in some)), None)
+        return next((name for name, some in parts.items() if not all(is_finite(local(t)) for t in some)), None)
 
     def averaged_network(self, average: EMA | None = None) -> nn.Module:
         """Return the network with averaged weights. If it is sharded, all processes must call this together.
