@@ -19,7 +19,7 @@ pytest: $(VENV)/.installed-dev
 	$(PYTEST) --cov
 
 test-fast: $(VENV)/.installed-dev
-	$(PYTEST) -m "not slow and not gpu and not process and not thorough"
+	$(PYTEST) -m "not slow and not gpu and not browser and not process and not thorough"
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow

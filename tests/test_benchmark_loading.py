@@ -20,6 +20,7 @@ def test_the_plain_loader_reads_the_same_images(tmp_path):
         assert torch.equal(plain[i][0], dataset[i][0])
 
 
+@pytest.mark.thorough
 def test_the_table(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("ADMG_HOME", str(tmp_path))
     loading.main(["--num", "8", "--image-size", "16", "--batch-size", "2", "--rounds", "2", "--workers", "0"])

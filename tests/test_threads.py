@@ -191,6 +191,7 @@ def test_without_readings_the_number_stays(monkeypatch, tmp_path):
     assert torch.get_num_threads() == before
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not Path("/proc/stat").exists(), reason="Linux alone has /proc/stat")
 def test_a_busy_process_is_seen():
     """What else runs on this machine counts too; together they use at most all cores."""

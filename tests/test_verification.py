@@ -71,6 +71,7 @@ CONTENT = {  # file: where bits may be flipped without a change of the content, 
 }  # fmt: skip
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", CONTENT)
 def test_flipped_bits_are_found(everything, tmp_path, name):
     """In a .npz, bits of the dates and of other fields that nothing reads are left out: its arrays must be the same."""

@@ -190,6 +190,7 @@ def test_older_files_are_read(tmp_path):
     assert error(*outputs(unet, admg.load(tmp_path))) < 2e-5
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("zero", [False, True])
 @pytest.mark.parametrize(
     "given, config",

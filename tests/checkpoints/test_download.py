@@ -306,6 +306,7 @@ def test_a_full_disk_is_reported_before_anything_is_written(server, tmp_path, mo
     assert files_beside(tmp_path / "x.pt") == set()
 
 
+@pytest.mark.thorough
 def test_concurrent_threads_download_once(server, tmp_path):
     server.hold.clear()
     results: list[bytes] = []

@@ -105,6 +105,7 @@ def test_unet2d_computes_the_same(family, tmp_path):
     assert error(theirs, ours) < 2e-5  # far below 1e-4
 
 
+@pytest.mark.thorough
 def test_the_shipped_model_computes_the_same(tmp_path):
     model = loading.load("fashion-mnist")
     to_diffusers(model, tmp_path / "out")
@@ -527,6 +528,7 @@ PARTS = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", PARTS)
 def test_openai_round_trip_is_exact(name, tmp_path):
     part = PARTS[name]()

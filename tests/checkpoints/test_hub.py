@@ -98,6 +98,7 @@ def test_a_card_of_the_owner_stays_and_one_of_ours_is_renewed(hub):
     assert b"old" not in hub.files("me/other")["README.md"]
 
 
+@pytest.mark.thorough
 def test_revisions(hub):
     first, second = tiny(1), tiny(2)
     first.push_to_hub(REPO)
@@ -109,6 +110,7 @@ def test_revisions(hub):
         admg.load(f"hf:{REPO}@v7")
 
 
+@pytest.mark.thorough
 def test_a_folder_within_a_repository_and_other_kinds(hub, capsys):
     classifier, model = tiny_classifier(), tiny()
     model.push_to_hub(f"{REPO}/diffusion")
@@ -158,6 +160,7 @@ def test_a_damaged_file_is_refused(hub):
         admg.load(f"hf:{REPO}")
 
 
+@pytest.mark.thorough
 def test_what_cannot_be_had_is_said_in_one_line(hub, monkeypatch, capsys):
     hub.commit("me/closed", {})
     hub.gated.add("me/closed")

@@ -78,6 +78,7 @@ WRAPPERS = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_a_network_inside_a_wrapper_stays_conditional(wrapper, tiny_model, monkeypatch):
     model = replace(tiny_model, network=WRAPPERS[wrapper](tiny_model.network))

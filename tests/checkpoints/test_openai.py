@@ -266,6 +266,7 @@ def test_shapes_alone_give_the_architecture_of_the_flags(name):
         assert getattr(inferred.network, field, None) == getattr(config.network, field, None)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "name", ["imagenet-64", "imagenet-128", "imagenet-64-to-256", "imagenet-128-to-512", "lsun-cat"]
 )

@@ -206,6 +206,7 @@ def test_weights_in_integers_are_refused(tmp_path):
 # -- the schedule that a checkpoint holds ------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
 @pytest.mark.parametrize("process", [DiffusionConfig(noise_schedule="cosine", diffusion_steps=400), DiffusionConfig()])
 def test_betas_of_a_checkpoint_give_its_schedule(tmp_path, process, dtype):
@@ -238,6 +239,7 @@ def test_any_ending_is_read(tmp_path, ending):
     assert equal(admg.load(path), RAW)
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore")
 def test_the_commands_take_any_ending(tmp_path, capsys):
     path = tmp_path / "a.pth.tar"

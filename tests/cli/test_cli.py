@@ -21,6 +21,7 @@ def sample_arguments(tiny_folders):
     return ["sample", "--model", tiny_folders["model"], "--classifier", tiny_folders["classifier"], "--steps", "3"]
 
 
+@pytest.mark.thorough
 def test_training_reads_the_pictures_of_sample_with_the_same_labels(capsys, sample_arguments, tmp_path):
     out = tmp_path / "out"
     code, _, err = run(capsys, *sample_arguments, "--label", "ankle boot", "--label", 3, "--num", 5, "--out", out)

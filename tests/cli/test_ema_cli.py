@@ -103,6 +103,7 @@ def test_a_model_of_another_step_is_only_overwritten_on_request(capsys, runs, tm
     assert admg.load(tmp_path / "length-0.1").training["ema"]["step"] == 6
 
 
+@pytest.mark.thorough
 def test_what_is_refused_writes_nothing(capsys, runs, reference, tmp_path):
     out = tmp_path / "out"
     for arguments, message in (

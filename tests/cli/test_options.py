@@ -124,6 +124,7 @@ def test_bad_input_is_one_line_with_a_suggestion(capsys, command, words, line):
     assert code == 2 and line in err and len(err.splitlines()) == 1 and not command, err
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "content, part",
     [

@@ -65,6 +65,7 @@ def test_the_model_is_exactly_pure_noise_at_the_end():
     assert prior_bpd(DiffusionConfig(predict="v").build(), x0).min() > 0
 
 
+@pytest.mark.thorough
 def test_what_a_zero_terminal_snr_cannot_have_is_refused(digits, tmp_path, capsys):
     with pytest.raises(
         ValueError, match=r"zero_terminal_snr ends the noise schedule in pure noise.*: predict v or x0$"
@@ -186,6 +187,7 @@ def test_weightings_that_do_not_train_pure_noise_are_noted(digits, tmp_path):
                              objective=ObjectiveConfig(weighting="min-snr"))  # fmt: skip
 
 
+@pytest.mark.thorough
 @torch.no_grad()
 def test_ddim_of_diffusers_makes_our_images():
     """DDIMScheduler with our scheduler_config, which has rescale_betas_zero_snr and trailing timesteps."""

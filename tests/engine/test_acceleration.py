@@ -119,6 +119,7 @@ def test_parameters_are_shared_and_the_class_is_kept(name):
     assert isinstance(fast, type(network)) and fast.config is network.config and fast.plain is network
 
 
+@pytest.mark.thorough
 @torch.no_grad()
 def test_loading_moving_and_changing_either_is_seen_by_the_other():
     network, other = build("unet"), randomised(NETWORKS["unet"](), 9)

@@ -244,6 +244,7 @@ def test_each_quirk_of_the_graph_shows_in_the_features(weights, quirk):
     assert np.abs(Graph(weights, **quirk)(image)[0] - pool).max() > 1e-2 * pool.max()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("max_pooled", [False, True])
 def test_pooling_of_the_last_blocks(weights, max_pooled):
     """Mixed_7b and Mixed_7c have equal layers (but for the inputs) and differ in how they pool."""

@@ -50,6 +50,7 @@ def model_of(channels: int) -> Model:
     return Model(network, config.build(), (channels, 8, 8), Labels(0), config)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("channels", [2, 5])
 def test_functions_take_any_number_of_channels(channels, tmp_path, own_network):
     model, path = model_of(channels), write_npz(tmp_path / "data.npz", noise(4, channels))

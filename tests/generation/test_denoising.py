@@ -81,6 +81,7 @@ def test_what_cannot_be_drawn_is_refused(tmp_path, monkeypatch, capsys):
         generate_denoising("fashion-mnist", out=tmp_path, recipe=Recipe())
 
 
+@pytest.mark.thorough
 def test_the_command(tiny_folders, tmp_path, capsys):
     arguments = ["--model", tiny_folders["model"], "--num", 2, "--steps", 3, "--out", tmp_path / "out"]
     text = succeed(capsys, "sample", *arguments, "--animate", "gif", "--trajectory")

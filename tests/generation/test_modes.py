@@ -63,6 +63,7 @@ def guides(network: nn.Module) -> dict:
     }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", guides(GLOBAL))
 def test_images_do_not_depend_on_the_batch_size(tiny_model, name):
     """In training mode, batch norm and dropout would change them by up to the full range."""

@@ -34,6 +34,7 @@ def test_guides_that_do_not_belong_to_the_model_are_refused_wherever_they_are(ti
         admg.sample(unlabelled, [0], guide=guidance.ClassifierGuidance(tiny_classifier) + inner, **options)
 
 
+@pytest.mark.thorough
 def test_commands_refuse_and_say_it_in_one_line(capsys, tmp_path, tiny_folders, tiny_classifier):
     config = replace(tiny_classifier.config, noise_schedule="cosine")
     replace(tiny_classifier, config=config, diffusion=config.build()).save(tmp_path / "cosine")

@@ -49,6 +49,7 @@ def test_the_merged_file_is_what_savez_would_write(tmp_path, size, labelled):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["samples_10x4x6x3.npz", "whole.npz"]
 
 
+@pytest.mark.thorough
 def test_merging_and_reading_take_little_memory(tmp_path):
     shape, count = (128, 128, 3), 400  # 20 MB in shards of 1 MB
     shards = Shards(tmp_path, count, 20, shape, True)

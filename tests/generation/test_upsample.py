@@ -70,6 +70,7 @@ def test_upsample_of_the_first_images_and_with_a_classifier(capsys, folders, sma
     assert not (tmp_path / "guided").exists()
 
 
+@pytest.mark.thorough
 def test_a_base_without_labels(capsys, folders, small, tmp_path):
     np.savez(tmp_path / "bare.npz", arr_0=small[1])
     arguments = ["upsample", "--base", tmp_path / "bare.npz", "--steps", 2, "--out", tmp_path / "out", "--model"]
@@ -79,6 +80,7 @@ def test_a_base_without_labels(capsys, folders, small, tmp_path):
     succeed(capsys, *arguments, folders["upsampler"], "--unconditional", "--overwrite")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("content", "expected"),
     [

@@ -49,6 +49,7 @@ def test_one_call_gives_what_two_give(name, tiny_model, pays):
     torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)  # rounding, magnified at the noisiest step
 
 
+@pytest.mark.thorough
 def test_no_more_calls_than_the_guide_needs(tiny_model, pays):
     """Neither outside an interval, nor at scale 1, for other guides, or for an unconditional network."""
     pays()

@@ -70,6 +70,7 @@ def test_output_equals_the_references(file, name):
     assert reference.error_by_image(output, reference.arrays(f"{file}.npz")[name]) < 1e-5
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", PUBLISHED, ids=[name.removeprefix("openai/") for name in PUBLISHED])
 def test_parameters_of_the_published_models(name):
     with torch.device("meta"):  # no memory, no random numbers

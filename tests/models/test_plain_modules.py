@@ -87,6 +87,7 @@ def test_deepcopy_is_independent(name, prepare):
     assert torch.equal(call(network), expected) and not torch.equal(call(clone), expected)
 
 
+@pytest.mark.thorough
 @torch.no_grad()
 def test_pickle(name, prepare):
     network = prepare(build(name))

@@ -402,6 +402,7 @@ def test_scale_0_is_no_guidance_bit_for_bit(sampler):
             assert torch.equal(a.x, b.x)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("sampler", [samplers.ddpm, samplers.ddim])
 def test_guides_add_up(sampler):
     mixture, y = MIXTURES["images"], torch.arange(8) % 3

@@ -43,6 +43,7 @@ def test_accuracy_counts_what_the_classifier_says(entry):
     assert side.accuracy.startswith("80% (") and side.accuracy.endswith("4 of 5")
 
 
+@pytest.mark.thorough
 def test_both_sides_have_the_same_seeds(entry, job):
     a = Settings(model=entry.name, labels=("two",), num=2, steps=2, guidance="none")
     b = dataclasses.replace(a, guidance="classifier", scale=50.0)

@@ -34,6 +34,7 @@ def runs(tmp_path):
     return RunFolder(root)
 
 
+@pytest.mark.thorough
 def test_what_is_shown_of_a_run(runs):
     view = runs.view("clothes")
     assert (view.step, view.steps, view.rate, view.running) == (40, 100, 32, False)

@@ -95,6 +95,7 @@ def test_a_run_measures_the_distance_now_and_then(monkeypatch, network, tmp_path
     assert run.model.training["fd"] == pytest.approx(float(found[2]), rel=1e-5)
 
 
+@pytest.mark.thorough
 def test_what_cannot_be_measured_is_refused_before_training(digits, tmp_path, capsys, network):
     train = ["train", "--data", digits, "--image-size", 8, "--out", tmp_path / "run", "--evaluate-every"]
     assert "--evaluate-every must be at least 1, got 0" in refused(capsys, *train, 0)

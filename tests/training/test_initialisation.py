@@ -113,6 +113,7 @@ def test_a_resumed_run_does_not_read_what_it_started_from(tiny_folders, tmp_path
         admg.train_diffusion(ZOO, tmp_path / "a", config(steps=4), init="other")
 
 
+@pytest.mark.thorough
 def test_frozen_parameters_have_no_optimiser_state_and_stay_in_the_average_too(tiny_model, tmp_path):
     patterns = ("input_blocks.*", "middle_block.1.qkv.weight")
     options = {"init": tiny_model, "diffusion": {}}
@@ -145,6 +146,7 @@ def test_patterns_that_freeze_nothing_or_everything_are_refused(tiny_model):
         freeze(network, ["*"])
 
 
+@pytest.mark.thorough
 def test_a_sharded_network_may_have_frozen_parameters(tiny_model, tmp_path):
     """With the losses of one that is not sharded up to rounding, which Adam amplifies, and the same after resuming."""
 

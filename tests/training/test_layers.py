@@ -25,6 +25,7 @@ def test_layers_add_up_to_the_network(config):
     assert sum(layer.gflops for layer in found) == pytest.approx(whole.gflops, rel=1e-9)
 
 
+@pytest.mark.thorough
 def test_a_layer_by_its_formula():
     config = UNetConfig(**TRUNK, num_classes=3)
     found = {layer.name: layer for layer in layers(config)}
@@ -37,6 +38,7 @@ def test_a_layer_by_its_formula():
     assert found["label_emb"].gflops == 0 and found["label_emb"].parameters == 3 * 128
 
 
+@pytest.mark.thorough
 def test_the_command(tiny_folders, capsys):
     text = succeed(capsys, "info", tiny_folders["model"], "--table")
     assert "input_blocks.0" in text and "GFLOPs" in text and "memory of training" in text

@@ -82,6 +82,7 @@ def test_every_kind_of_data_set_trains_the_same_model(tmp_path):
     assert len(expected) == 3 and len(set(expected)) == 3
 
 
+@pytest.mark.thorough
 def test_the_model_of_a_run_is_the_saved_average_in_evaluation_mode(tmp_path):
     start = {"network": {**SMALL, "dropout": 0.5}, "diffusion": PROCESS}
     training = admg.train_diffusion(Pictures(), tmp_path, config(), **start)
@@ -118,6 +119,7 @@ def test_training_leaves_the_global_random_numbers_alone_until_it_is_iterated(tm
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.thorough
 def test_a_run_that_is_closed_keeps_its_checkpoint(tmp_path):
     training = admg.train_diffusion(Pictures(), tmp_path, config(steps=9, checkpoint_every=2), network=SMALL)
     for _ in range(3):

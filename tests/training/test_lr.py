@@ -61,6 +61,7 @@ def test_steps_that_do_not_fit_the_schedule_are_refused():
         TrainConfig(lr_schedule="step")
 
 
+@pytest.mark.thorough
 def test_the_options_of_the_loss_and_of_the_learning_rate_are_recorded_and_refused(digits, tmp_path, capsys):
     """By the commands: bad combinations are one line that begins with the option, and nothing is written."""
     small = ["--image-size", 8, "--channels", 32, "--channel-mult", "1,1", "--num-res-blocks", 1, "--head-channels", 32]

@@ -186,6 +186,7 @@ def test_nan_in_a_saved_checkpoint_brings_the_run_back_to_the_one_before(digits,
     assert all(torch.equal(a, b) for a, b in zip(weights(training), undisturbed, strict=True))
 
 
+@pytest.mark.thorough
 def test_a_run_that_stops_while_it_fails_goes_back_beyond_the_checkpoint_of_the_stop(digits, tmp_path, undisturbed):
     """That checkpoint lacks the steps that were skipped before the stop; the ten count across it."""
     training = disturbed(begin(digits, tmp_path), in_loss(INF), TEN)

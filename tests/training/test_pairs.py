@@ -87,6 +87,7 @@ def test_weights_of_other_noise_are_a_start_and_that_is_said(tmp_path):
     assert model.label_names == ("cat", "fox") and model.config.noise_schedule == "cosine"
 
 
+@pytest.mark.thorough
 def test_a_model_says_whether_labels_were_dropped(tmp_path):
     never = trained(tmp_path / "never", dropout=0.0)
     assert never.label_dropout == admg.load(tmp_path / "never").label_dropout == 0
@@ -111,6 +112,7 @@ def test_the_shipped_model_and_its_classifier_fit_without_a_note():
         admg.sample(model, ["coat"], guide=guide, steps=1, progress=False)
 
 
+@pytest.mark.thorough
 def test_training_at_96_pixels_has_attention_and_says_where(capsys, tmp_path):
     np.savez(tmp_path / "data.npz", arr_0=np.zeros((2, 96, 96, 1), np.uint8))
     train = ["train", "--data", tmp_path / "data.npz", "--image-size", 96, "--channels", 32, "--head-channels", 32,

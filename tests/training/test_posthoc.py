@@ -132,6 +132,7 @@ def whole(digits, tmp_path_factory):
     return folder
 
 
+@pytest.mark.thorough
 def test_snapshots_of_an_interrupted_run_are_those_of_an_undisturbed_one(digits, whole, tmp_path):
     """Stopped at step 5, after the checkpoint of step 3, and started for 7 steps at first."""
     trained(digits, tmp_path, 7, stop=5)
@@ -157,6 +158,7 @@ def test_the_model_of_a_run_with_an_average_of_another_length(whole):
     assert model.labels.names == tracked.labels.names and model.shape == tracked.shape and not model.network.training
 
 
+@pytest.mark.thorough
 def test_an_earlier_step(digits, whole, tmp_path):
     run = trained(digits, tmp_path, 5, ema="10%")
     model = reconstruct_ema(whole, 0.10, step=5)
@@ -177,6 +179,7 @@ def test_what_cannot_be_reconstructed_is_refused(whole, tmp_path):
         reconstruct_ema(tmp_path, 0.1)
 
 
+@pytest.mark.thorough
 def test_a_damaged_snapshot_is_refused(whole, digits, tmp_path):
     trained(digits, tmp_path, 3)
     path = snapshots.path_of(tmp_path, 2)

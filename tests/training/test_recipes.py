@@ -88,6 +88,7 @@ def test_every_value_is_an_option_and_cites_its_source(name):
         assert not re.match(r"\w+ = ", line) or re.search(r"  # \S", line), line
 
 
+@pytest.mark.thorough
 def test_the_parts_train(tmp_path):
     chosen = recipe("small-32")
     images = torch.rand(4, 3, 8, 8).numpy()
@@ -135,6 +136,7 @@ def operations(network: nn.Module, *inputs: torch.Tensor) -> int:
     return sum(counts)
 
 
+@pytest.mark.thorough
 def test_measured_operations_and_activations_are_those_of_a_real_forward_pass():
     network, cost = UNet(TINY), measure(TINY)
     x, t = torch.randn(1, 3, 8, 8), torch.zeros(1)
@@ -156,6 +158,7 @@ def test_measured_operations_and_activations_are_those_of_a_real_forward_pass():
     assert cost.activation_mb_bf16 < cost.activation_mb_fp32
 
 
+@pytest.mark.thorough
 def test_state_is_20_bytes_per_parameter(tmp_path):
     config = admg.TrainConfig(steps=1, batch_size=2, device="cpu")
     dataset = admg.data.from_arrays(torch.rand(4, 3, 8, 8).numpy())

@@ -51,6 +51,7 @@ def broken(task, at: set[int]):
     return task
 
 
+@pytest.mark.thorough
 def test_one_infinite_step_is_skipped_and_the_run_goes_on(digits, tmp_path):
     training = begin(digits, tmp_path, broken(make(), {3}), steps=8)
     skipped = [step["skipped"] for step in training]
@@ -62,6 +63,7 @@ def test_one_infinite_step_is_skipped_and_the_run_goes_on(digits, tmp_path):
     assert losses(begin(digits, tmp_path / "again", broken(make(), {3}), steps=3)) == plain
 
 
+@pytest.mark.thorough
 def test_a_run_whose_last_step_is_skipped_is_saved_all_the_same(digits, tmp_path):
     with pytest.warns(UserWarning, match="step 5, the last one, had no finite loss"):
         losses(begin(digits, tmp_path, broken(make(), {4}), steps=5))
@@ -69,6 +71,7 @@ def test_a_run_whose_last_step_is_skipped_is_saved_all_the_same(digits, tmp_path
     assert admg.load(tmp_path / "model").training["steps"] == 5
 
 
+@pytest.mark.thorough
 def test_ten_infinite_steps_bring_the_run_back_with_half_the_rate(digits, tmp_path):
     training = begin(digits, tmp_path, broken(make(), set(range(5, 15))), steps=17)
     with pytest.warns(
@@ -84,6 +87,7 @@ def test_ten_infinite_steps_bring_the_run_back_with_half_the_rate(digits, tmp_pa
     assert [step["lr"] for step in resumed] == [0.5 * training.config.lr]
 
 
+@pytest.mark.thorough
 def test_without_a_checkpoint_the_run_ends_with_one_line(capsys, digits, tmp_path):
     with pytest.raises(FloatingPointError, match="no checkpoint to go back to: choose a smaller lr"):
         losses(begin(digits, tmp_path, steps=30, lr=1e30, checkpoint_every=100))
@@ -91,6 +95,7 @@ def test_without_a_checkpoint_the_run_ends_with_one_line(capsys, digits, tmp_pat
     losses(begin(digits, tmp_path, steps=2))  # and can be begun again
 
 
+@pytest.mark.thorough
 def test_a_run_that_fails_again_goes_further_back(digits, tmp_path):
     """Until there is no checkpoint: each repetition would be the same, were it not for the learning rate."""
     losses(begin(digits, tmp_path, steps=6))
@@ -105,11 +110,13 @@ def test_a_run_that_fails_again_goes_further_back(digits, tmp_path):
     assert [path.name for path in checkpointing.saved(tmp_path)] == ["0000002"]
 
 
+@pytest.mark.thorough
 def test_the_last_checkpoints_and_every_tenth_stay(digits, tmp_path):
     losses(begin(digits, tmp_path, steps=9, checkpoint_every=1, keep_checkpoints=2, keep_every=4))
     assert [checkpointing.step_of(path) for path in checkpointing.saved(tmp_path)] == [4, 8, 9]
 
 
+@pytest.mark.thorough
 def test_every_flipped_bit_of_a_checkpoint_is_noticed_and_the_one_before_is_taken(digits, tmp_path):
     whole = losses(begin(digits, tmp_path / "whole", steps=8))
     losses(begin(digits, tmp_path, steps=6))
@@ -144,6 +151,7 @@ def test_what_decides_the_meaning_of_a_run_cannot_change(digits, tmp_path, chang
         begin(digits, tmp_path, steps=4, **change)
 
 
+@pytest.mark.thorough
 def test_other_data_are_refused_and_moved_data_are_not(digits, tmp_path):
     images = open_dataset(digits, 8)
     config = TrainConfig(**OPTIONS, steps=2)
@@ -158,6 +166,7 @@ def test_other_data_are_refused_and_moved_data_are_not(digits, tmp_path):
         TrainingRun(make(), other, tmp_path / "run", config)
 
 
+@pytest.mark.thorough
 def test_what_may_change_is_recorded(digits, tmp_path):
     losses(begin(digits, tmp_path, steps=2))
     losses(begin(digits, tmp_path, steps=4, lr=1e-5, accumulate=2))
@@ -169,6 +178,7 @@ def test_what_may_change_is_recorded(digits, tmp_path):
         assert len(losses(begin(digits, tmp_path, steps=5, lr=1e-5))) == 1
 
 
+@pytest.mark.thorough
 def test_a_finished_model_is_never_begun_anew_unless_told_to(digits, tmp_path):
     losses(begin(digits, tmp_path, steps=2, lr=5e-3))
     (tmp_path / "notes.txt").write_text("mine")
@@ -188,6 +198,7 @@ def test_a_finished_model_is_never_begun_anew_unless_told_to(digits, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "notes.txt"]
 
 
+@pytest.mark.thorough
 def test_a_run_that_is_replaced_decides_no_option(digits, tmp_path):
     losses(begin(digits, tmp_path, steps=1, lr=5e-3))
     config, data = TrainConfig(**OPTIONS, steps=1), open_dataset(digits, 8)
@@ -195,6 +206,7 @@ def test_a_run_that_is_replaced_decides_no_option(digits, tmp_path):
     assert TrainingRun(make(), data, tmp_path, config, overwrite=True).config.lr == LR
 
 
+@pytest.mark.thorough
 def test_two_runs_do_not_share_a_directory(digits, tmp_path):
     first = begin(digits, tmp_path, steps=5)
     next(first)
@@ -204,6 +216,7 @@ def test_two_runs_do_not_share_a_directory(digits, tmp_path):
     assert len(losses(begin(digits, tmp_path, steps=5))) == 5
 
 
+@pytest.mark.thorough
 def test_a_row_of_the_log_covers_the_steps_before_an_interruption(digits, tmp_path):
     """Rows are due every three steps and checkpoints every two."""
     whole = begin(digits, tmp_path / "whole", steps=9)
@@ -218,6 +231,7 @@ def test_a_row_of_the_log_covers_the_steps_before_an_interruption(digits, tmp_pa
     assert rows[0] == rows[1]
 
 
+@pytest.mark.thorough
 def test_side_files_never_stop_the_run(digits, tmp_path):
     (tmp_path / "curves.png").mkdir(parents=True)  # cannot be replaced by a file
     training = begin(digits, tmp_path, steps=2)
@@ -230,6 +244,7 @@ def test_side_files_never_stop_the_run(digits, tmp_path):
     assert (tmp_path / "model" / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.thorough
 def test_a_full_disk_leaves_what_was_saved_before(digits, tmp_path, monkeypatch):
     """torch.save and safetensors have errors of their own for it."""
     losses(begin(digits, tmp_path, steps=2))
@@ -256,6 +271,7 @@ def test_a_full_disk_leaves_what_was_saved_before(digits, tmp_path, monkeypatch)
     assert admg.load(tmp_path / "model").training["steps"] == 2
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint(digits, tmp_path, number):
     whole = losses(begin(digits, tmp_path / "whole", steps=6))
@@ -304,6 +320,7 @@ def test_the_command_exits_with_the_code_of_the_signal(capsys, digits, tmp_path)
     assert run(capsys, *arguments)[0] == 0
 
 
+@pytest.mark.thorough
 def test_the_command_names_what_differs(capsys, digits, tmp_path):
     arguments = [*COMMAND, "--data", digits, "--out", str(tmp_path / "run")]
     assert run(capsys, *arguments, "--steps", 2)[0] == 0
@@ -312,6 +329,7 @@ def test_the_command_names_what_differs(capsys, digits, tmp_path):
     assert run(capsys, *arguments, "--steps", 2, "--seed", 4, "--overwrite")[0] == 0
 
 
+@pytest.mark.thorough
 def test_damaged_descriptions_outside_the_checkpoints_never_stop_a_run(digits, tmp_path):
     """model/config.json, run.json and log.csv: each checkpoint says what they said."""
     whole = begin(digits, tmp_path / "whole", steps=8, lr=2e-3, log_every=1)
@@ -335,6 +353,7 @@ def test_damaged_descriptions_outside_the_checkpoints_never_stop_a_run(digits, t
     assert admg.load(tmp_path / "run" / "model").training["steps"] == 8
 
 
+@pytest.mark.thorough
 def test_a_log_of_which_both_files_are_damaged_keeps_what_can_be_read(digits, tmp_path):
     losses(begin(digits, tmp_path, steps=4, log_every=1))
     for name in ("log.csv", "metrics.jsonl"):
@@ -348,6 +367,7 @@ def test_a_log_of_which_both_files_are_damaged_keeps_what_can_be_read(digits, tm
     assert kept == ["step", "1", "3", "4", "5"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("how", ["missing", "older", "damaged"])
 def test_a_kill_after_the_last_checkpoint_leaves_a_run_that_is_completed(digits, tmp_path, how):
     losses(begin(digits, tmp_path, steps=2))
@@ -378,6 +398,7 @@ def test_what_is_refused_leaves_no_empty_directory(capsys, digits, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.thorough
 def test_a_run_waits_for_space_on_a_full_disk(digits, tmp_path, monkeypatch):
     """It writes the checkpoint once there is space, and says so each time; the result is that of a run without."""
     monkeypatch.setattr("admg.disk.PAUSE", 0.01)
@@ -418,6 +439,7 @@ def test_a_row_that_could_not_be_written_is_written_later(tmp_path, monkeypatch)
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
 
 
+@pytest.mark.thorough
 def test_killed_processes_leave_nothing_in_any_folder(digits, tmp_path):
     losses(begin(digits, tmp_path, steps=2, ema_snapshots=1))
     before = {path for path in tmp_path.rglob("*") if path.is_file()}

@@ -59,6 +59,7 @@ def test_a_file_holds_about_so_many_bytes():
     assert sharded_checkpoint.numbers_of_files(parts, 160) == {"a": 1, "b": 1, "c": 2, "d": 2, "e": 3}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("size", [1 << 30, 100_000])
 def test_parts_are_read_whole_and_in_parts(group, tmp_path, monkeypatch, size):
     """From one file of each process, or from several."""
@@ -77,6 +78,7 @@ def test_parts_are_read_whole_and_in_parts(group, tmp_path, monkeypatch, size):
     assert all(average.count == 3 for average in fresh.averages)
 
 
+@pytest.mark.thorough
 def test_no_pickle_holds_the_parts(group, tmp_path):
     checkpointing.save(tmp_path, checkpointing.state_of(learner(shard=True), 3))
     names = {path.name for path in (tmp_path / "checkpoints" / "0000003").iterdir()}
@@ -85,6 +87,7 @@ def test_no_pickle_holds_the_parts(group, tmp_path):
     assert rest["step"] == 3 and not any(torch.is_tensor(v) and v.ndim for v in rest["network"].values())
 
 
+@pytest.mark.thorough
 def test_a_save_that_fails_leaves_the_checkpoint_before(group, tmp_path, monkeypatch):
     made = learner(shard=True)
     checkpointing.save(tmp_path, checkpointing.state_of(made, 3))
@@ -95,6 +98,7 @@ def test_a_save_that_fails_leaves_the_checkpoint_before(group, tmp_path, monkeyp
     assert snapshot(tmp_path) == before and checkpointing.latest(tmp_path) == tmp_path / "checkpoints" / "0000003"
 
 
+@pytest.mark.thorough
 def test_of_several_checkpoints_the_latest_counts(group, tmp_path):
     """A run that is killed between writing a checkpoint and removing the one before has both."""
     made, plain = learner(shard=True), learner(shard=False)
@@ -111,6 +115,7 @@ def test_of_several_checkpoints_the_latest_counts(group, tmp_path):
     assert checkpointing.saved(tmp_path / "3") == [there / "0000005", there / "0000006"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("shard", [True, False])
 def test_parts_of_another_network_or_damaged_are_refused(group, tmp_path, shard):
     checkpointing.save(tmp_path, checkpointing.state_of(learner(shard=True), 3))

@@ -187,6 +187,7 @@ def test_a_step_weights_the_losses_and_remembers_them(digits):
     assert (one.importance.counts == before.counts).all() and one.importance.counts.sum() == 50
 
 
+@pytest.mark.thorough
 def test_the_history_is_resumed_and_does_not_depend_on_the_parts_of_a_batch(digits, tmp_path):
     whole, first = learner(), learner(accumulate=2)
     losses = trained(digits, whole, 0, 9)

@@ -111,6 +111,7 @@ def test_a_row_has_means_over_its_steps_and_the_last_memory(tmp_path):
     assert tracker.latest == {"loss": 4.0, "memory_gib": 7.5, "val_loss": 0.5, "fd": 9.0}
 
 
+@pytest.mark.thorough
 def test_a_run_logs_memory_and_the_share_of_waiting_for_data(tmp_path, monkeypatch):
     """The clock is that of the loop: each step waits 3 seconds for its images, and takes 4 in all."""
     run = start(tmp_path, 2)
@@ -123,6 +124,7 @@ def test_a_run_logs_memory_and_the_share_of_waiting_for_data(tmp_path, monkeypat
     assert [row["data_wait"] for row in logged] == ["0.75", "0.75"] and float(logged[1]["memory_gib"]) > 0.05
 
 
+@pytest.mark.thorough
 def test_peak_memory_grows_with_what_the_process_holds():
     before = peak_memory(torch.device("cpu"))
     held = torch.ones(before // 4 + 2**26)  # four bytes each: more than all that it has ever held
@@ -232,6 +234,7 @@ def mlflow(monkeypatch) -> FakeMlflow:
     return fake
 
 
+@pytest.mark.thorough
 def test_wandb_gets_rows_pictures_and_options_and_a_resumed_run_is_the_same_run(wandb, tmp_path):
     out = tmp_path / "mine"
     list(start(out, 2, log=("wandb",), preview_every=2))
@@ -247,6 +250,7 @@ def test_wandb_gets_rows_pictures_and_options_and_a_resumed_run_is_the_same_run(
     assert read_ids(out) == {"wandb": "abc123"}
 
 
+@pytest.mark.thorough
 def test_trackio_gets_rows_pictures_and_options_and_a_resumed_run_is_the_same_run(trackio, capsys, tmp_path):
     """Even if the run directory was renamed in between, since trackio knows runs by their names."""
     list(start(tmp_path / "mine", 2, log=("trackio",), preview_every=2))
@@ -286,6 +290,7 @@ def test_the_real_trackio_keeps_the_rows_of_both_parts_of_a_run(tmp_path):
         ("mine", 1, {"loss": 2.0}), ("mine", 2, {"loss": 1.0})]  # fmt: skip
 
 
+@pytest.mark.thorough
 def test_mlflow_gets_rows_pictures_and_options_and_a_resumed_run_is_the_same_run(mlflow, tmp_path):
     out = tmp_path / "mine"
     list(start(out, 2, log=("mlflow",), preview_every=2))
@@ -323,6 +328,7 @@ def test_a_service_that_fails_is_left_out_with_one_warning(wandb, monkeypatch, t
     assert len(notes) == 1
 
 
+@pytest.mark.thorough
 def test_a_failing_service_does_not_stop_the_training(wandb, monkeypatch, tmp_path):
     monkeypatch.setattr(wandb, "log", lambda *_, **__: 1 / 0)
     with pytest.warns(UserWarning, match="wandb failed and gets no further measurements: division by zero"):
@@ -330,6 +336,7 @@ def test_a_failing_service_does_not_stop_the_training(wandb, monkeypatch, tmp_pa
     assert len(csv_rows(tmp_path)) == 2
 
 
+@pytest.mark.thorough
 def test_tensorboard_has_the_rows_and_previews_of_a_killed_and_resumed_run_once(tmp_path):
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     run = start(tmp_path, 4, preview_every=3)
@@ -379,6 +386,7 @@ def test_each_save_is_one_line_and_at_most_one_a_minute(monkeypatch):
                     "saved step 60; the same command with more --steps trains on"]  # fmt: skip
 
 
+@pytest.mark.thorough
 def test_a_command_says_that_it_has_saved_the_run(capsys, digits, tmp_path):
     command = ["train", "--data", digits, "--image-size", 8, "--channels", 32, "--channel-mult", "1,1",
                "--num-res-blocks", 1, "--head-channels", 32, "--attention-resolutions", 4, "--batch-size", 2,

@@ -33,6 +33,7 @@ def difference(a: nn.Module, b: nn.Module) -> float:
     return (sum((p - q).square().sum() for p, q in pairs) / sum(p.square().sum() for p, _ in pairs)).sqrt().item()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["diffusion", "classifier"])
 def test_a_batch_computed_in_parts_gives_the_same_step(digits, kind):
     """Parts of 4, 4 and 2 of 10 images: the same noise, losses, gradients and weights as in one."""
@@ -58,6 +59,7 @@ def test_unknown_modes_are_refused():
         TrainConfig(compile=True)
 
 
+@pytest.mark.thorough
 def test_parts_are_computed_one_after_the_other(digits):
     task, sizes = make(), []
     task.network.register_forward_hook(lambda module, args, output: sizes.append(len(args[0])))
@@ -65,6 +67,7 @@ def test_parts_are_computed_one_after_the_other(digits):
     assert sizes == [4, 4, 2] * 2
 
 
+@pytest.mark.thorough
 def test_recomputing_activations_gives_the_same_steps(digits):
     """Dropout must draw the same random numbers the second time."""
     plain, small = (learned(digits, make(dropout=0.3, checkpoint=flag)) for flag in (False, True))
@@ -167,6 +170,7 @@ def test_random_numbers_depend_on_the_seed_and_the_step_alone(digits):
 # -- checkpoints -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_a_checkpoint_with_torchs_averaged_model_is_resumed(digits, tmp_path):
     """Older checkpoints hold an AveragedModel; its average of three updates is continued."""
     task = make()
@@ -208,6 +212,7 @@ def test_ema_equals_torchs_averaged_model():
         assert difference(average.network, torchs.module) < 1e-6 and average.count == n + 1
 
 
+@pytest.mark.thorough
 def test_a_run_is_resumed_in_another_memory_format(digits, tmp_path):
     """Weights are channels-last on a GPU, and AdamW pairs weights and moments by their place in memory."""
     measurements, _ = learned(digits, make(), steps=5)
@@ -224,6 +229,7 @@ def test_a_run_is_resumed_in_another_memory_format(digits, tmp_path):
         assert second.step(k, next(fed))["loss"].item() == pytest.approx(measurements[k]["loss"], rel=1e-4)
 
 
+@pytest.mark.thorough
 def test_a_loss_that_is_not_finite_stops_the_training(digits, tmp_path):
     with pytest.raises(
         FloatingPointError, match=r"10 steps in a row .* no checkpoint to go back to: choose a smaller lr"
@@ -232,6 +238,7 @@ def test_a_loss_that_is_not_finite_stops_the_training(digits, tmp_path):
     assert not checkpointing.saved(tmp_path)
 
 
+@pytest.mark.thorough
 def test_a_preview_that_is_not_finite_is_left_out(digits, tmp_path, monkeypatch):
     def overflow(*args, **options):
         raise FloatingPointError("pixels of image 0 are not finite numbers")

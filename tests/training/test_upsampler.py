@@ -66,6 +66,7 @@ def test_the_loss_is_that_of_the_area_average_blurred_and_noised_with_its_level(
     assert not torch.allclose(found["mse"], clean["mse"], rtol=1e-3)
 
 
+@pytest.mark.thorough
 def test_a_network_with_levels_begins_as_one_without_and_then_depends_on_the_level():
     torch.manual_seed(0)
     x, low_res, t = torch.randn(2, 1, 8, 8).double(), torch.randn(2, 1, 4, 4).double(), torch.tensor([3.0, 7.0])
@@ -135,6 +136,7 @@ def test_other_formats_have_no_level(tmp_path):
         assert not (tmp_path / to).exists()
 
 
+@pytest.mark.thorough
 def test_a_run_with_augmentation_resumes_exactly_and_records_it(tmp_path):
     data = from_arrays(np.random.default_rng(0).integers(0, 256, (12, 8, 8), dtype=np.uint8), [0, 1, 2] * 4)
 
@@ -154,6 +156,7 @@ def test_a_run_with_augmentation_resumes_exactly_and_records_it(tmp_path):
     assert admg.upsample(model, small, ["0", None], augment_level=0.3, **options).x.any()
 
 
+@pytest.mark.thorough
 def test_the_commands_take_levels_and_refuse_what_has_none(capsys, tmp_path, tiny_folders):
     for name, noise in (("levels", 0.5), ("plain", 0.0)):
         trunk = TRUNK | {"image_size": 16, "attention_resolutions": ()}

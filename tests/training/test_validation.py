@@ -64,6 +64,7 @@ def test_the_loss_of_a_network_that_predicts_zero_is_that_of_v_in_closed_form():
     assert list(found) == levels(50)
 
 
+@pytest.mark.thorough
 def test_the_loss_is_the_mean_square_at_each_level_and_does_not_depend_on_the_batch(monkeypatch):
     """Compare with the network called for one image at a time, with the noise of the image's number."""
     task = make()

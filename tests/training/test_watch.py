@@ -48,6 +48,7 @@ def raises_lost(message: str) -> Iterator[None]:
     assert str(caught.value) == message
 
 
+@pytest.mark.thorough
 def test_a_process_that_is_silent_is_named_to_all(three):
     """Rank 1 stops without a word; rank 0 watches it, and rank 2 learns of it. It takes 30 beats, not fewer."""
     three[1].stopped.set()
@@ -75,12 +76,14 @@ def test_the_reason_of_an_error_is_said_to_the_others(three):
             raise RuntimeError(GLOO)
 
 
+@pytest.mark.thorough
 def test_processes_that_leave_are_not_missed(three):
     for one in three[1:]:
         one.stop()
     assert not three[0].noticed.wait(40 * 0.02)
 
 
+@pytest.mark.thorough
 def test_a_process_that_cannot_be_interrupted_is_ended(three, monkeypatch):
     """Unless `guard` has raised in time."""
     monkeypatch.setattr(watch, "GRACE", 0.1)
