@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import loading
+import pytest
 import torch
 
 from admg.data import open as open_dataset

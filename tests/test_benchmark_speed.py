@@ -144,6 +144,7 @@ def test_flops_are_those_of_the_layers():
     assert cases.flops(TINY, "training") == pytest.approx(3 * forward, rel=0.03)
 
 
+@pytest.mark.thorough
 def test_models_are_the_same_in_every_process_and_nowhere_zero():
     a, b = (cases.build(TINY) for _ in range(2))
     for part in ("model", "classifier"):
@@ -153,6 +154,7 @@ def test_models_are_the_same_in_every_process_and_nowhere_zero():
     assert torch.equal(a.x, b.x) and a.y.tolist() == [0, 1]
 
 
+@pytest.mark.thorough
 def test_memory_is_the_most_since_it_began():
     memory, found = Memory("cpu"), []
     if memory.before is None:  # the system does not report it

@@ -54,6 +54,7 @@ def test_garments_without_the_data_set_are_samples(examples, monkeypatch):
     assert (x - admg.sample(model, ["bag", "coat"], seed=1, progress=False).x).abs().max() == 0
 
 
+@pytest.mark.thorough
 def test_garments_are_test_images_in_order(examples, monkeypatch, tmp_path):
     images = np.arange(5, dtype=np.uint8)[:, None, None, None].repeat(28, 1).repeat(28, 2)
     np.savez(tmp_path / "data.npz", arr_0=images, arr_1=np.array([8, 3, 8, 8, 3]))

@@ -100,6 +100,7 @@ def test_the_loaded_network_computes_the_same(family, tmp_path):
     )
 
 
+@pytest.mark.thorough
 def test_a_network_of_ddpm_stays_the_same_when_it_is_accelerated_saved_and_exported(tmp_path):
     unet = write(tmp_path / "theirs", **DDPM)
     model = admg.load(tmp_path / "theirs")
@@ -115,6 +116,7 @@ def test_a_network_of_ddpm_stays_the_same_when_it_is_accelerated_saved_and_expor
         admg.export.export(model, "openai", tmp_path / "x.pt")
 
 
+@pytest.mark.thorough
 def test_a_pipeline_gives_the_same_images(tmp_path):
     """From the same noise, with the scheduler of the pipeline and with ours."""
     unet = write(tmp_path / "unet", **DDPM)
@@ -133,6 +135,7 @@ def test_a_pipeline_gives_the_same_images(tmp_path):
     assert error(list(steps)[-1].x, theirs) < 1e-3  # theirs has ᾱ in float32
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "changes",
     [
@@ -162,6 +165,7 @@ def test_a_flipped_bit_in_an_export_is_noticed(tmp_path):
         admg.load(tmp_path / "out")
 
 
+@pytest.mark.thorough
 def test_an_upsampler_that_we_exported_comes_back(tmp_path):
     config = SuperResConfig(**dataclasses.asdict(SMALL), small_size=4)
     process = DiffusionConfig()
@@ -325,6 +329,7 @@ def test_half_as_many_channels_of_a_time_embedding_come_back():
     assert from_table(*time_table(steps, weight, 128), steps * 2, 256, closed=False).error > 0.1
 
 
+@pytest.mark.thorough
 def test_the_command_line(plain, tmp_path, capsys):
     assert "UNet" in succeed(capsys, "info", plain)
     succeed(

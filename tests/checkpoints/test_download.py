@@ -179,6 +179,7 @@ def test_a_file_that_changed_on_the_server_starts_over(server, tmp_path, honest)
     assert (tmp_path / "x.pt").read_bytes() == CONTENT[::-1]
 
 
+@pytest.mark.thorough
 def test_a_truncated_file_is_never_accepted(server, tmp_path):
     server.content, server.length, server.ranges = CONTENT[:-1], len(CONTENT), False
     assert "broke after 3,000,000 of 3,000,001 bytes, 6 times in a row" in refused(server, tmp_path / "x.pt")

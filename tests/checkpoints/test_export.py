@@ -160,6 +160,7 @@ def test_rows_of_qkv_are_those_that_attention_uses():
             assert torch.equal(rows, part.flatten())
 
 
+@pytest.mark.thorough
 def test_upsampler_is_a_network_of_2c_channels(tmp_path):
     model = upsampler(num_classes=5)
     exported = to_diffusers(model, tmp_path / "out")
@@ -220,6 +221,7 @@ def test_half_precision_torso_is_written_in_float32(tmp_path):
 # -- diffusers: the time embedding -----------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_rescaled_timesteps_become_a_table(tmp_path):
     model = make(DiffusionConfig(diffusion_steps=400, rescale_timesteps=True))
     exported = to_diffusers(model, tmp_path / "out")
@@ -233,6 +235,7 @@ def test_rescaling_1000_steps_changes_nothing(tmp_path):
     assert json.loads((tmp_path / "out" / "config.json").read_text())["time_embedding_type"] == "positional"
 
 
+@pytest.mark.thorough
 def test_imagenet_512s_narrow_first_level(tmp_path):
     """128 channels there for sinusoids of 256: the embeddings of 1000 steps have a rank of less than 128."""
     model = make(channels=256, channel_mult=(0.5, 0.25, 0.25))
@@ -358,6 +361,7 @@ def test_whole_trajectory_is_ours(scheduler, tmp_path):
     assert error(x, last.x) < 1e-3  # rounding, multiplied by 1/sqrt(ᾱ_T) = 158 at the first step
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("scheduler", "pipeline"), [("ddpm", DDPMPipeline), ("ddim", DDIMPipeline)])
 def test_pipelines_load_and_run(scheduler, pipeline, tmp_path):
     to_diffusers(make(), tmp_path / "out", scheduler)
@@ -447,6 +451,7 @@ def test_networks_that_unet2d_cannot_express(changes, message, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.thorough
 def test_other_refusals(tmp_path):
     with pytest.raises(ValueError, match="diffusers has no noisy classifier"):
         to_diffusers(classifier(), tmp_path / "out")
@@ -467,6 +472,7 @@ def test_learned_log_variance_can_go_with_ddim(tmp_path):
     assert UNet2DModel.from_pretrained(tmp_path / "out").config.out_channels == 3
 
 
+@pytest.mark.thorough
 def test_an_earlier_export_is_replaced(tmp_path):
     to_diffusers(make(), tmp_path / "out")
     to_diffusers(make(num_classes=5), tmp_path / "out", "ddim")
@@ -566,6 +572,7 @@ def test_openai_writes_no_more_than_the_tensors_of_a_mapped_file(tmp_path):
     assert (tmp_path / "model.pt").stat().st_size < size + 300_000
 
 
+@pytest.mark.thorough
 def test_patches_are_named(tmp_path):
     exported = to_openai(make(image_channels=1, num_classes=10, names=tuple("abcdefghij")), tmp_path / "model.pt")
     text = "\n".join(exported.notes)
@@ -610,6 +617,7 @@ def run(*arguments: object) -> int:
     return main(["export", *map(str, arguments)])
 
 
+@pytest.mark.thorough
 def test_command_exports_the_shipped_model(tmp_path, capsys):
     run("fashion-mnist", "--to", "diffusers", "--out", tmp_path / "out")
     assert UNet2DModel.from_pretrained(tmp_path / "out").config.num_class_embeds == 10
@@ -618,6 +626,7 @@ def test_command_exports_the_shipped_model(tmp_path, capsys):
     assert any(line.startswith("note: labels are numbers") for line in printed)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("part", ["diffusion", "classifier"])
 def test_command_exports_either_part_to_openai(part, tmp_path, capsys):
     run("fashion-mnist", "--to", "openai", "--out", tmp_path / "model.pt", "--part", part)
@@ -630,6 +639,7 @@ def test_command_exports_either_part_to_openai(part, tmp_path, capsys):
     assert back.config == shipped.config
 
 
+@pytest.mark.thorough
 def test_command_recognises_the_kind_of_a_checkpoint(tmp_path, capsys):
     classifier().save(tmp_path / "classifier")
     upsampler().save(tmp_path / "upsampler")
@@ -643,6 +653,7 @@ def test_command_recognises_the_kind_of_a_checkpoint(tmp_path, capsys):
     assert "unknown model" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_command_takes_openais_files(tmp_path, capsys):
     to_openai(make(), tmp_path / "model.pt")
     assert run(tmp_path / "model.pt", "--to", "diffusers", "--out", tmp_path / "out") == 0

@@ -56,6 +56,7 @@ def test_a_fine_tune_with_other_labels_has_the_settings_of_the_published_model(n
     assert found.config.diffusion == published.diffusion
 
 
+@pytest.mark.thorough
 def test_a_fine_tune_of_lsun_is_the_unconditional_network_of_256_pixels():
     found = family_of(inferred(known()["openai/lsun-cat"]))
     assert found.name == "openai/imagenet-256-uncond" and not found.relabelled
@@ -63,6 +64,7 @@ def test_a_fine_tune_of_lsun_is_the_unconditional_network_of_256_pixels():
     assert dataclasses.replace(settings.network, dropout=0.1) == lsun.network and settings.diffusion == lsun.diffusion
 
 
+@pytest.mark.thorough
 def test_the_note_names_the_model_and_that_the_labels_differ():
     config = dataclasses.replace(known()["openai/imagenet-64"].network, num_classes=7)
     state = {n: torch.empty(s, device="meta") for n, s in shapes_of(NETWORK_KINDS["diffusion"].network, config).items()}

@@ -70,6 +70,7 @@ def test_what_is_no_name_is_refused(text, capsys):
     assert "is no name of a model on the Hugging Face Hub: user/name" in refused(capsys, "info", f"hf:{text}")
 
 
+@pytest.mark.thorough
 def test_push_and_load_again(hub):
     model = tiny()
     url = model.push_to_hub(REPO, message="First version")
@@ -89,6 +90,7 @@ def test_the_card_says_how_to_load_it(hub):
     assert "class-conditional diffusion model for grey images of 8 x 8 pixels with 2 labels" in card
 
 
+@pytest.mark.thorough
 def test_a_card_of_the_owner_stays_and_one_of_ours_is_renewed(hub):
     hub.commit(REPO, {"README.md": b"# Mine\n"})
     tiny().push_to_hub(REPO)
@@ -125,6 +127,7 @@ def test_a_folder_within_a_repository_and_other_kinds(hub, capsys):
     assert "noisy classifier" in succeed(capsys, "info", f"hf:{REPO}/classifier")
 
 
+@pytest.mark.thorough
 def test_an_upsampler(hub):
     network = randomised(SuperResUNet(SuperResConfig(**TRUNK, small_size=4)), 3)
     Model(network, PROCESS.build(), (1, 8, 8), config=PROCESS).push_to_hub(REPO)
@@ -134,6 +137,7 @@ def test_an_upsampler(hub):
     assert Model.from_pretrained(REPO).upsamples
 
 
+@pytest.mark.thorough
 def test_the_cache_serves_without_the_hub(hub, monkeypatch):
     from huggingface_hub import constants
 
@@ -150,6 +154,7 @@ def test_the_cache_serves_without_the_hub(hub, monkeypatch):
         admg.load("hf:me/new")
 
 
+@pytest.mark.thorough
 def test_a_damaged_file_is_refused(hub):
     tiny().push_to_hub(REPO)
     files = hub.files(REPO)
@@ -183,6 +188,7 @@ def test_without_the_package(monkeypatch):
         admg.load("hf:me/tiny")
 
 
+@pytest.mark.thorough
 def test_save_pretrained_writes_a_card_and_keeps_the_owners(tmp_path):
     model = tiny()
     model.save_pretrained(tmp_path / "m")

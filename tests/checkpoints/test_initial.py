@@ -28,6 +28,7 @@ def file(tmp_path_factory) -> str:
     return str(path)
 
 
+@pytest.mark.thorough
 def test_a_file_without_flags_has_an_architecture_but_unknown_heads_and_process(file):
     with pytest.warns(UserWarning) as notes:
         found = load_initial(file, "diffusion")
@@ -41,6 +42,7 @@ def test_a_file_without_flags_has_an_architecture_but_unknown_heads_and_process(
     assert [given.heads(width) for width in (32, 64)] == [1, 2]
 
 
+@pytest.mark.thorough
 def test_a_file_with_flags_or_of_a_known_model_has_heads_and_process(file, monkeypatch):
     with pytest.warns(UserWarning, match="averaged"):
         found = load_initial(file, "diffusion", FLAGS + " --diffusion_steps 50 --rescale_timesteps False")

@@ -158,6 +158,7 @@ def test_the_name_of_a_model_loads_its_own_classifier(tiny):
     assert loading.load_upsampler("openai/tiny-upsampler").upsamples
 
 
+@pytest.mark.thorough
 def test_a_published_model_comes_from_the_mirror_at_first_use(tiny, tmp_path, monkeypatch):
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tiny))
     monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "log_message", lambda *args: None)
@@ -235,6 +236,7 @@ def test_files_load_without_flags(tiny, tmp_path):
         loading.load(tiny / "tiny-classifier.pt")
 
 
+@pytest.mark.thorough
 def test_a_run_starts_from_a_published_model(tiny):
     """With the flags that are known of it, its labels and where it comes from."""
     found = load_initial("openai/tiny", "diffusion")
@@ -284,6 +286,7 @@ def test_info_without_download(capsys, home, name):
     assert list((home / "openai").iterdir()) == []
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore")
 def test_info_of_a_file(capsys, tiny):
     out = run(capsys, "info", tiny / "tiny-upsampler.pt")
@@ -308,6 +311,7 @@ def test_listed_models_are_the_shipped_and_the_published_ones(home):
     assert (upsampler.small_size, upsampler.image_size, upsampler.on_disk) == (64, 256, False)
 
 
+@pytest.mark.thorough
 def test_a_shipped_name_describes_the_model_and_its_classifier():
     model, classifier = describe("fashion-mnist")
     assert (model.kind, classifier.kind) == ("diffusion model", "noisy classifier")
@@ -328,6 +332,7 @@ def test_a_network_inside_a_wrapper_is_described(tiny_model):
         describe_model(dataclasses.replace(tiny_model, network=torch.nn.Identity(), takes_labels=False))
 
 
+@pytest.mark.thorough
 def test_load_any_loads_whichever_kind(tiny, tiny_folders):
     assert loading.load_any("openai/tiny-upsampler").kind_name == "upsampler"
     assert loading.load_any("openai/tiny", "classifier").training["name"] == "openai/tiny-classifier"
@@ -345,6 +350,7 @@ def test_convert_writes_a_native_checkpoint_and_returns_the_model(tmp_path):
     assert all(torch.equal(value, state[name]) for name, value in loaded.network.state_dict().items())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", [None, torch.float16])
 def test_every_flipped_bit_of_the_weights_is_noticed(tiny_model, tmp_path, dtype):
     tiny_model.save(tmp_path / "model", dtype)
@@ -373,6 +379,7 @@ def test_the_shipped_weights_have_their_checksum(kind):
     assert recorded == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_weights_that_are_not_finite_are_neither_saved_nor_exported_nor_loaded(tiny_model, tmp_path, value):
     tiny_model = copy.deepcopy(tiny_model)

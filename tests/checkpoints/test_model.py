@@ -162,6 +162,7 @@ def test_a_network_with_other_parameters_than_its_architecture_is_not_saved(tiny
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.thorough
 def test_repr_is_one_short_line(tiny_model, tiny_classifier, tiny_upsampler):
     assert repr(admg.load("fashion-mnist")) == (
         "Model(diffusion model, grey images of 32x32, 10 labels, conditional, 6.1 M parameters, "

@@ -357,6 +357,7 @@ def test_loaded_models_give_the_output_of_guided_diffusion(name, quiet):
     assert len(model.labels.names) == (1000 if "label_emb.weight" in shapes(name) or kind == "classifier" else 0)
 
 
+@pytest.mark.thorough
 def test_the_kind_follows_from_the_checkpoint(quiet):
     upsampler = "--large_size 64 --small_size 16 --num_channels 32 --num_res_blocks 1"
     model = openai.load(zeros(upsampler, "upsampler"), upsampler)
@@ -381,6 +382,7 @@ def test_without_flags_one_line_lists_the_assumptions():
     assert caught[0].filename == __file__
 
 
+@pytest.mark.thorough
 def test_a_published_architecture_needs_no_flags_and_is_named():
     state = {k: torch.zeros(v, device="meta") for k, v in shapes("openai/imagenet-64").items()}
     with pytest.warns(UserWarning) as caught:
@@ -596,6 +598,7 @@ def test_a_raw_model_warns_that_there_is_an_ema(tmp_path, quiet):
 # -- the command -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_the_command_writes_a_native_checkpoint(tmp_path, capsys):
     state, out = random_state(), tmp_path / "out"
     torch.save(state, tmp_path / "ema_0.9999_000100.pt")

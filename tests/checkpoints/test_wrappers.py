@@ -157,6 +157,7 @@ def test_diagnose_says_which_weights_it_takes_and_not_what_it_will_try(tmp_path)
     assert equal(model, EMA) and len(notes) == 1 and "took the averaged weights (EMA), 'ema'" in str(notes[0].message)
 
 
+@pytest.mark.thorough
 def test_two_networks_are_refused_unless_the_kind_decides(tmp_path):
     classifier = state_of(2, CLASSIFIER, "classifier")
     torch.save({"model": RAW, "classifier": classifier, "copy": RAW}, tmp_path / "a.pt")
@@ -250,6 +251,7 @@ def test_the_commands_take_any_ending(tmp_path, capsys):
     assert helpers.run(capsys, "import-openai", path, "--out", tmp_path / "native")[0] == 0
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore")
 def test_classifiers_and_upsamplers_take_any_ending(tmp_path):
     classifier = state_of(2, CLASSIFIER, "classifier")

@@ -98,6 +98,7 @@ def test_sample_refuses_bad_input_and_writes_nothing(capsys, sample_arguments, t
     assert not out.exists()
 
 
+@pytest.mark.thorough
 def test_output_folder_that_cannot_be_written(capsys, sample_arguments, tmp_path):
     (tmp_path / "file").write_text("kept")
     assert "cannot write to the output folder" in refused(capsys, *sample_arguments, "--out", tmp_path / "file" / "out")
@@ -288,6 +289,7 @@ def test_info(capsys, tiny_folders):
     assert code == 0 and "NoisyClassifier" in out and "attention" in out
 
 
+@pytest.mark.thorough
 def test_info_of_the_shipped_model_tells_where_it_comes_from(capsys):
     code, out, _ = run(capsys, "info", "fashion-mnist")
     assert code == 0 and "admg train --data" in out and "admg train-classifier --data" in out and "Ankle boot" in out

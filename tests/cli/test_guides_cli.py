@@ -190,6 +190,7 @@ def test_run_json_records_what_decides_the_images(capsys, command, own, tmp_path
     assert "guide.low is 0.1 there, unset here" in refused(capsys, *command, *options[:4])
 
 
+@pytest.mark.thorough
 def test_settings_that_a_record_does_not_have_are_unset(capsys, command, tmp_path):
     """A run continues if its record lacks settings that are None here."""
     made(capsys, tmp_path, *command)
@@ -226,6 +227,7 @@ def test_titles_name_the_guide(own):
     assert GuideSet().build() is None and guide_title(None) == ""
 
 
+@pytest.mark.thorough
 def test_upsampling_with_a_guide(capsys, tiny_upsampler, own, tmp_path):
     tiny_upsampler.save(tmp_path / "up")
     small = np.random.default_rng(0).integers(256, size=(2, 4, 4, 1), dtype=np.uint8)

@@ -170,6 +170,7 @@ def test_an_unforeseen_error_is_one_line_and_a_report(capsys, monkeypatch):
         run(capsys, "models")
 
 
+@pytest.mark.thorough
 def test_python_m_admg():
     import subprocess
 

@@ -438,6 +438,7 @@ def test_a_file_that_was_replaced_is_refused(tmp_path):
         dataset.batch([1])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 def test_workers_and_threads_and_pickles_read_the_same(tmp_path, kind):
     content = {f"{i:03}.png": png(noise(8, 8, 3, seed=i)) for i in range(40)}

@@ -77,6 +77,7 @@ def pixels(dataset) -> np.ndarray:
     return ((x + 1) * 127.5).round().numpy().astype(np.uint8).transpose(0, 2, 3, 1)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("write, ending", [(write_parquet, "parquet"), (write_arrow, "arrow")])
 @pytest.mark.parametrize("plain", [False, True])
 def test_images_and_labels_of_a_table(tmp_path, write, ending, plain):
@@ -180,6 +181,7 @@ def test_a_parquet_file_is_copied_once(tmp_path, cache):
     assert not copy.exists() and [file.name for file in (cache / "tables").iterdir()] == [copy_path(path).name]
 
 
+@pytest.mark.thorough
 def test_processes_that_open_a_parquet_file_at_once_copy_it_once(tmp_path, cache, monkeypatch):
     path, original, copies = write_parquet(tmp_path / "a.parquet", table()), arrow._write_copy, []
 

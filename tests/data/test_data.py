@@ -401,6 +401,7 @@ def test_batches_resume_exactly(folder):
     assert not equal(take(batches(dataset, 3, seed=8), 9), whole)
 
 
+@pytest.mark.thorough
 def test_workers_change_nothing(folder):
     dataset = open_dataset(folder, 8, crop="random", flip=True)
     state = torch.get_rng_state()

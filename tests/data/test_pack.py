@@ -94,6 +94,7 @@ def test_floats_are_rounded_to_8_bits(tmp_path):
     assert np.array_equal(image.ravel(), np.round(np.arange(64) * 255 / 63))
 
 
+@pytest.mark.thorough
 def test_the_result_is_the_same_after_any_interruption_and_with_any_workers(photos, tmp_path):
     dataset = open_dataset(photos, 16)
     whole = packed(dataset, tmp_path / "whole.zip")

@@ -60,6 +60,7 @@ def test_uniform_is_what_it_was():
     assert plain == uniform == dataset.labels[order][:160].reshape(20, 8).tolist()
 
 
+@pytest.mark.thorough
 def test_batches_depend_on_the_seed_and_their_number_alone():
     dataset, sampling = long_tailed(), ClassSampling(0.0)
     whole = [x for x, _ in itertools.islice(batches(dataset, 8, seed=1, sampling=sampling), 30)]

@@ -68,6 +68,7 @@ def test_headers_are_read_once_and_then_those_that_changed(photos, reads):
     assert [path for path in open_dataset(photos, 8).images if path.name != "new.png"] == kept  # in the same order
 
 
+@pytest.mark.thorough
 def test_the_index_is_small_and_a_damaged_one_is_written_anew(photos, reads):
     again(photos, reads)
     index = index_path(photos)

@@ -99,6 +99,7 @@ def test_trailing_steps_are_those_of_diffusers(count):
     assert kept.tolist() == scheduler.timesteps.tolist()[::-1] and kept[-1] == 999
 
 
+@pytest.mark.thorough
 def test_spacings_that_keep_pure_noise_and_the_note_on_the_others():
     model = small_model(dataclasses.replace(V, variance="fixed_small"))
     for steps in (2, "trailing2", "uniform2", "karras2", "1,1,2"):

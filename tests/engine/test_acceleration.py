@@ -101,6 +101,7 @@ def test_gradients_of_weights_in_training(name):
     assert any(isinstance(m, FusedResBlock) for m in fast._function().modules())
 
 
+@pytest.mark.thorough
 def test_gradients_of_weights_without_training_are_those_of_the_plain_network():
     network = build("unet").requires_grad_(True)
     fast = accelerate(network, precision="fp32")
@@ -212,6 +213,7 @@ def test_an_accelerated_model_can_be_saved(tiny_model, tmp_path):
     assert all(torch.equal(value, loaded[name]) for name, value in tiny_model.network.state_dict().items())
 
 
+@pytest.mark.thorough
 @torch.no_grad()
 def test_a_networks_own_subclass_and_forward_are_respected():
     class Doubled(UNet):
@@ -257,6 +259,7 @@ def test_threads_share_one_network():
     assert not failures
 
 
+@pytest.mark.thorough
 @torch.no_grad()
 def test_identity_attention_of_an_accelerated_network():
     network, given = build("unet"), arguments(build("unet"))

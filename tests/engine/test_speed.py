@@ -338,6 +338,7 @@ def test_networks_of_a_guide_are_found(tiny_model, tiny_classifier):
     assert acceleration.networks_of(tiny_model, None) == [tiny_model.network]
 
 
+@pytest.mark.thorough
 def test_a_run_continues_with_another_batch_size_or_compile_mode(tiny_folders, tmp_path, capsys):
     """As the processor has it, which run.json names; another batch size or compiling continue the same run."""
     same = ["sample", "--model", tiny_folders["model"], "--num", "2", "--steps", "2", "--out", str(tmp_path / "out")]
@@ -366,6 +367,7 @@ class Limited(nn.Module):
         return self.network(x, timesteps, y)
 
 
+@pytest.mark.thorough
 def test_batches_are_halved_when_memory_runs_out(tiny_model, monkeypatch):
     limited = Limited(tiny_model.network, 3)
     model = Model(limited, tiny_model.diffusion, tiny_model.shape, tiny_model.labels)

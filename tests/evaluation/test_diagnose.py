@@ -370,6 +370,7 @@ def test_a_native_checkpoint_of_an_untrained_model(capsys, tiny_folders, digits)
     assert "not conditioned on labels: the data's 10 labels are not the model's 5" in out
 
 
+@pytest.mark.thorough
 def test_the_image_size_of_small_square_images(shipped_pt, tmp_path):
     """Shapes suggest 64 for the shipped model; images of 28 pixels with a border, or of 32, say that it is 32."""
     model = load(str(shipped_pt), None)

@@ -443,6 +443,7 @@ def test_two_processes_of_torchrun_find_the_same(files, own, capsys, tmp_path, s
     assert len(list((tmp_path / "cache").rglob("*.npz"))) == 3 + 1
 
 
+@pytest.mark.thorough
 def test_label_accuracy_of_custom_and_noisy_classifiers(files, own, tiny_folders, tmp_path):
     samples = open_source(files["samples"], labels=True)
     cpu = torch.device("cpu")

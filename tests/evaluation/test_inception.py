@@ -291,6 +291,7 @@ def test_grey_values_are_scaled_around_128():
     assert inception.prepare(torch.full((1, 3, 8, 8), 192, dtype=torch.uint8)).unique().tolist() == [0.5]
 
 
+@pytest.mark.thorough
 def test_inception_score_uses_logits_without_bias(weights, network):
     features = np.random.default_rng(4).random((3, 2048)).astype(np.float32)
     logits = features.astype(np.float64) @ weights["fc.weight"].double().numpy().T
@@ -298,6 +299,7 @@ def test_inception_score_uses_logits_without_bias(weights, network):
     np.testing.assert_allclose(network.probabilities(features), p / p.sum(1, keepdims=True), rtol=1e-6)
 
 
+@pytest.mark.thorough
 def test_grey_images_are_three_equal_channels(network):
     grey = np.random.default_rng(5).integers(0, 256, (1, 9, 9, 1), dtype=np.uint8)
     np.testing.assert_array_equal(network(grey).features, network(grey.repeat(3, 3)).features)
@@ -343,6 +345,7 @@ def lite0() -> networks.FeatureNetwork:
     return networks.load("efficientnet-lite0")
 
 
+@pytest.mark.thorough
 def test_efficientnet_lite0_knows_imagenet(lite0):
     """A temple at a lake, and a flower with a bee: the figures are those of the package's own code."""
     from sklearn.datasets import load_sample_images
@@ -363,6 +366,7 @@ def test_efficientnet_lite0_knows_imagenet(lite0):
     assert tops[1][0][1] == pytest.approx(0.146, abs=1e-3)
 
 
+@pytest.mark.thorough
 def test_folded_normalisation_changes_nothing(lite0):
     plain = efficientnet.EfficientNetLite0()
     plain.load_state_dict(torch.load(efficientnet.weights_path(), weights_only=True))

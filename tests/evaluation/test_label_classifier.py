@@ -252,6 +252,7 @@ def test_kinds_of_guidance_have_equal_cost(conditional_command, capsys, monkeypa
     assert "unknown kind 'magic'" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_cost_of_each_kind_of_guidance() -> None:
     kinds = guidance_kinds.kinds_of(admg.load("fashion-mnist"), admg.load_classifier("fashion-mnist"))
     cost = {kind.name: kind.cost for kind in kinds}

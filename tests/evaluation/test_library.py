@@ -35,6 +35,7 @@ def names(tmp_path) -> dict[str, object]:
     return {"admg": admg, "np": np, "torch": torch, "network": network, "images": images}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("function", [frechet_distance, kid, label_accuracy, precision_recall, bits_per_dim])
 def test_examples_of_metrics(function):
     names = {"np": np, "torch": torch, "admg": admg, "Gaussian": admg.evaluation.metrics.Gaussian}

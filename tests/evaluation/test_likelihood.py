@@ -151,6 +151,7 @@ def test_terms_of_the_true_process_are_closed_forms():
 # -- batches and noise -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_an_image_has_the_same_terms_in_any_batch(tiny_model):
     model = tiny_model.respace(6)
     x0, y = INPUT["x0"][:3, :1].clamp(-1, 1), torch.tensor([0, 3, -1])
@@ -248,6 +249,7 @@ def test_labels_are_given_by_name(capsys, tiny_folders, tiny_model, tmp_path):
     assert np.allclose(json.loads((tmp_path / "nll.json").read_text())["total_by_image"], expected, rtol=1e-3)
 
 
+@pytest.mark.thorough
 def test_samples_are_evaluated_under_their_labels(capsys, tiny_folders, tmp_path):
     """The files in images/ of `admg sample` are named T-shirt-top, and dataset.json there says T-shirt/top."""
     arguments = ["--model", tiny_folders["model"], "--steps", 2]

@@ -212,6 +212,7 @@ def test_kid_by_hand():
     assert math.isnan(kid(x, y).error)
 
 
+@pytest.mark.thorough
 def test_kid_is_unbiased():
     """Of equal distributions its mean is 0; the biased estimate's would be 0.6 here."""
     values = [kid(normal(20, 4, seed=2 * i), normal(30, 4, seed=2 * i + 1)).value for i in range(400)]
@@ -305,6 +306,7 @@ def values(found) -> list[float]:
     return [found.precision.value, found.recall.value, found.density.value, found.coverage.value]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("entries", [3 << 20, 500])
 @pytest.mark.parametrize("lattice", [True, False])
 def test_manifolds_equal_their_formulas(monkeypatch, entries, lattice):
@@ -341,6 +343,7 @@ def test_manifolds_on_a_line():
     assert values(found) == pytest.approx([2 / 3, 1.0, 4 / 3, 3 / 4])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("entries", [3 << 20, 600])
 def test_equal_images_have_distance_0(monkeypatch, entries):
     """A collapsed model: its balls are points, some far from all others, and hold the seven images that it copied."""

@@ -394,6 +394,7 @@ def test_the_best_value_of_each_column_is_bold():
     assert "| ddim | 5 | 2 |  |  |  | **1.0000** |" in SweepTable([*ROWS, nan], "", "").markdown()
 
 
+@pytest.mark.thorough
 def test_curves_show_the_metrics_at_their_scales():
     from matplotlib.figure import Figure as Picture
 

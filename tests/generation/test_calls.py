@@ -34,6 +34,7 @@ number = 3
 """
 
 
+@pytest.mark.thorough
 def test_one_label_and_a_number_of_images(tiny_model):
     for label in ("two", 2, torch.tensor(2), np.int64(2)):
         samples = admg.sample(tiny_model, label, num=3, steps=1, progress=False)
@@ -82,6 +83,7 @@ def test_the_progress_of_a_job(tiny_model, tmp_path):
     assert done.finished and not done.resumed and done.npz.exists() and done.images.is_dir()
 
 
+@pytest.mark.thorough
 def test_upsampling_in_memory_is_the_job(tiny_upsampler, tmp_path):
     small = np.random.default_rng(0).integers(256, size=(2, 4, 4, 1), dtype=np.uint8)
     np.savez(tmp_path / "small.npz", arr_0=small, arr_1=np.array([1, 2]))

@@ -150,6 +150,7 @@ def test_grey_and_colour_are_not_mixed(capsys, tmp_path, monkeypatch, model, dat
 WORDS = {1: "is in colour and the model's images are grey", 3: "is grey and the model's images are in colour"}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("model, data", [(1, 3), (3, 1)])
 def test_likelihoods_of_grey_and_colour_images(tmp_path, model, data):
     images, network = noise(4, data), model_of(model)

@@ -9,6 +9,7 @@ import admg
 from admg.generation import contact_sheet
 
 
+@pytest.mark.thorough
 def test_contact_sheets_of_many_labels_and_many_images():
     """Few labels get a row each, many get captions; a sheet has at most 200 images and 16 megapixels."""
     rng = np.random.default_rng(0)

@@ -14,6 +14,7 @@ from admg.generation.images import to_uint8
 from admg.samplers import Step
 
 
+@pytest.mark.thorough
 def test_the_steps_of_a_run_are_drawn(tiny_model, tmp_path, monkeypatch):
     """The last step has the images of the run itself."""
     seen = []

@@ -124,6 +124,7 @@ def test_samplers():
     assert describe_sampler(mine)["function"].endswith("mine")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("first", "second", "message"),
     [
@@ -140,6 +141,7 @@ def test_a_run_with_another_guide_is_refused(tiny_model, tmp_path, first, second
         admg.generate(tiny_model, [0, 1], guide=second, **options)
 
 
+@pytest.mark.thorough
 def test_the_command_and_python_make_one_run(capsys, tiny_folders, tmp_path):
     """The same settings from Python find the finished run of the command."""
     from helpers import run

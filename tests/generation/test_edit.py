@@ -54,6 +54,7 @@ def test_an_edit_follows_the_exact_flow_from_the_noisy_image(strength, kept):
     assert len(model.network.timesteps) == kept and max(model.network.timesteps) == at
 
 
+@pytest.mark.thorough
 def test_encoding_follows_the_exact_flow_more_closely_with_more_steps():
     std, x0 = 0.5, torch.tensor([0.4, -0.6, 0.1, 0.7]).view(1, 1, 2, 2)
     exact = x0 * stretch(EVEN[-1], std)
@@ -150,6 +151,7 @@ def test_noise_at_the_lowest_level_makes_x_T_of_a_plain_background_normal(shippe
     assert abs(noise.std().item() - 1) < 0.15 and smooth.std().item() < 0.6
 
 
+@pytest.mark.thorough
 def test_interpolation_between_seeds_ends_at_their_samples(tiny_model):
     way = admg.interpolate(tiny_model, (3, 8), "two", frames=4, steps=5, batch_size=3, progress=False)
     for seed, frame in ((3, 0), (8, 3)):
@@ -271,6 +273,7 @@ def test_the_edit_command_with_inversion(capsys, models, tiny_folders, pictures,
     assert json.loads((tmp_path / "long" / "run.json").read_text())["settings"]["steps"] == "100"
 
 
+@pytest.mark.thorough
 def test_sample_with_init_equals_edit(capsys, models, tiny_folders, pictures, tmp_path):
     folder, x = pictures
     code, _, err = run(capsys, "sample", *models, "--init", folder / "b.png", "--strength", 0.5, "--label", "two",

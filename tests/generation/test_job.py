@@ -203,6 +203,7 @@ def test_other_weights_under_the_same_name_are_another_run(capsys, sampling, fol
     assert "other settings: model.weights is" in failed(capsys, *arguments)  # after a note on the classifier
 
 
+@pytest.mark.thorough
 def test_exactly_one_of_several_processes_merges(tmp_path, monkeypatch):
     """Each finds all shards and no merged file; the one that merges removes the shards."""
     shards = Shards(tmp_path, 4, 2, (2, 2, 1), False)
@@ -323,6 +324,7 @@ def test_a_damaged_record_can_be_overwritten(capsys, sampling, tmp_path):
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("file", ["base", "shards", "base/shards"])
 def test_a_file_in_place_of_a_folder_leaves_no_partial_run(capsys, pipeline, tmp_path, file):
     (tmp_path / file).parent.mkdir(exist_ok=True)

@@ -31,6 +31,7 @@ def test_random_labels_depend_on_the_seed_but_not_on_the_number_of_images():
     assert shares(range(5), 12) == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 1]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -104,6 +105,7 @@ def test_text_waits_for_the_labels_of_a_classifier(numeric):
     assert [label_number(NUMERIC, label) for label in typed] == [1, 2]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "content, expected",
     [

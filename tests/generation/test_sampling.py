@@ -87,6 +87,7 @@ def test_one_label_for_each_image(tiny_model):
             next(sampler(tiny_model, torch.zeros(3, 1, 8, 8), y=torch.tensor([1])))
 
 
+@pytest.mark.thorough
 def test_images_without_a_label_among_others(tiny_model, tiny_classifier):
     """An image without a label is neither conditioned nor guided."""
     guide = guidance.ClassifierGuidance(tiny_classifier, 20.0)
@@ -184,6 +185,7 @@ def test_low_res_for_a_model_that_makes_images_from_noise(tiny_model):
         admg.sample(tiny_model, [0], low_res=torch.zeros(1, 1, 4, 4), steps=2, progress=False)
 
 
+@pytest.mark.thorough
 def test_an_upsampler_is_the_same_after_saving_and_loading(tiny_upsampler, tiny_model, tmp_path):
     tiny_upsampler.save(tmp_path / "up")
     again = admg.Model.load(tmp_path / "up")
@@ -203,6 +205,7 @@ def test_labels_in_equal_shares():
     assert shares([3, 1], 5) == [3, 1, 3, 1, 3]
 
 
+@pytest.mark.thorough
 def test_saving_and_loading_keeps_weights_and_configuration(tiny_model, tiny_classifier, tmp_path):
     tiny_model.save(tmp_path / "m")
     tiny_classifier.save(tmp_path / "c")

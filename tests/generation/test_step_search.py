@@ -51,6 +51,7 @@ def test_distances_are_those_by_hand(model):
             assert measure(timesteps) == pytest.approx(by_hand(timesteps), rel=1e-4)
 
 
+@pytest.mark.thorough
 def test_the_search_finds_the_best_pair_of_timesteps(model):
     """As good as the best of all pairs on a grid, and much better than the known spacings."""
     with distance(model, Recipe(sampler="ddim", seed=3), [None] * COUNT) as measure:

@@ -57,6 +57,7 @@ def test_upsample_continues_and_does_not_depend_on_processes(capsys, folders, sm
     assert "base is small.npz, checksum" in refused(capsys, *arguments, "--out", tmp_path / "a")
 
 
+@pytest.mark.thorough
 def test_upsample_of_the_first_images_and_with_a_classifier(capsys, folders, small, tmp_path):
     arguments = ["upsample", "--model", folders["any"], "--base", small[0], "--steps", 2, "--num", 3]
     succeed(capsys, *arguments, "--out", tmp_path / "out")

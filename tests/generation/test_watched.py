@@ -14,6 +14,7 @@ from admg.generation.describe import describe_sampler
 from admg.generation.sampler_specs import sampler_name, sampler_options, set_options
 
 
+@pytest.mark.thorough
 def test_each_step_of_each_batch_is_seen_with_its_images(tiny_model):
     seen, x = [], {}
 

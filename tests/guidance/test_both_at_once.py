@@ -39,6 +39,7 @@ def pays(monkeypatch):
     return lambda: monkeypatch.setattr("admg.checkpoints.model.one_call_is_faster", lambda x: True)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", GUIDES)
 def test_one_call_gives_what_two_give(name, tiny_model, pays):
     model, x = tiny_model.respace(4), torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -70,6 +71,7 @@ def test_no_more_calls_than_the_guide_needs(tiny_model, pays):
         calls_of(model, guidance.ClassifierFreeGuidance(3.0), x, None)
 
 
+@pytest.mark.thorough
 def test_further_inputs_of_the_network_are_doubled(tiny_upsampler, pays):
     low_res = torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(1)) * 2 - 1
     x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -124,6 +124,7 @@ def test_a_guide_records_whether_it_was_evaluated(tiny_model):
     assert recorded.evaluated and recorded.steps == [2, 1, 0]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("guide", [darker, lambda state: None, guidance.Interval(darker, 1e6)])
 def test_a_sampler_that_ignores_its_guide_is_refused(tiny_model, guide):
     def ignoring(model, x_T, *, y=None, guide=None, noise_sampler=None, clip=True, unconditional=False):

@@ -329,6 +329,7 @@ def test_every_step_of_dps_in_ddpm_is_the_papers(variance, alpha_bars):
             torch.testing.assert_close(p.variance * g, 0.7 * ascent, atol=1e-9, rtol=1e-9)
 
 
+@pytest.mark.thorough
 def test_samples_fit_what_was_measured():
     """Of the mask's pixels, in 50 steps of each sampler that takes scores; the other pixels stay as they were."""
     operator, x_T = OPERATORS["mask"], normal(6, SHAPE)

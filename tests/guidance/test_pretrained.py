@@ -242,6 +242,7 @@ def test_a_text_guides_to_images_whose_embedding_resembles_it(clip):
     assert several(state(x)).shape == x.shape
 
 
+@pytest.mark.thorough
 def test_a_classifier_of_transformers(tmp_path):
     """Saved with its processor and loaded by its folder, as it would be by its name."""
     from transformers import ViTConfig, ViTForImageClassification

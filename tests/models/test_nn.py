@@ -180,6 +180,7 @@ def test_new_networks_begin_as_the_identity():
 # -- the whole networks ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @torch.no_grad()
 def test_heads_by_count_and_by_width_agree():
     options = {"channel_mult": (2, 2)}  # 64 channels everywhere
@@ -216,6 +217,7 @@ def test_pools_of_means_take_any_size(pool):
         assert classifier(noise(2, 3, *size), T).shape == (2, 10)
 
 
+@pytest.mark.thorough
 @torch.no_grad()
 def test_null_label_adds_no_embedding():
     network = small(num_classes=10)
@@ -239,6 +241,7 @@ def test_null_label_trains_no_embedding():
     assert network.label_emb.weight.grad.abs().sum(1).gt(0).tolist() == [False, False, False, True, True]
 
 
+@pytest.mark.thorough
 @torch.no_grad()
 def test_one_timestep_serves_all_images():
     network, classifier, x = small(num_classes=5), small_classifier(), noise(3, 3, 16, 16)
@@ -249,6 +252,7 @@ def test_one_timestep_serves_all_images():
     assert reference.error(classifier(x, one), classifier(x, all_)) < 1e-5
 
 
+@pytest.mark.thorough
 @torch.no_grad()
 def test_dropout_only_while_training():
     network, x = small(dropout=0.5), noise(2, 3, 16, 16)
@@ -257,6 +261,7 @@ def test_dropout_only_while_training():
     assert reference.error(network(x, T), network(x, T)) > 1e-3
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("make", [small, small_classifier])
 def test_activation_checkpointing_gives_the_same_gradients(make):
     x, results, passes = noise(2, 3, 16, 16), [], []
@@ -276,6 +281,7 @@ def test_activation_checkpointing_gives_the_same_gradients(make):
     assert all(torch.equal(a, b) for a, b in zip(*results))
 
 
+@pytest.mark.thorough
 @torch.no_grad()
 def test_memory_format_does_not_matter():
     network, x = small(), noise(2, 3, 16, 16)
@@ -339,6 +345,7 @@ def test_low_res_is_upsampled_bilinearly_from_any_size():
     assert reference.error(network(x, T, low_res), plain(torch.cat([x, columns], dim=1), T)) < 1e-5
 
 
+@pytest.mark.thorough
 def test_channels_of_grey_images():
     for learn_variance, c_out in (True, 2), (False, 1):
         network = small(image_channels=1, learn_variance=learn_variance)

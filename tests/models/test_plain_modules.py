@@ -76,6 +76,7 @@ def rounding(network: nn.Module) -> float:
 # -- copies and parameters -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @torch.no_grad()
 def test_deepcopy_is_independent(name, prepare):
     network = prepare(build(name))

@@ -77,6 +77,7 @@ def test_soak(tmp_path):
     script("soak.py", "--minutes", 2, "--every", 8, "--compare", 100, "--out", tmp_path / "soak")
 
 
+@pytest.mark.thorough
 def test_the_harness_sees_kills_and_operations(tmp_path):
     """A command that fails at its options writes nothing; one that lists recipes has no operations either."""
     job = Job(["recipes"], tmp_path / "none", tmp_path / "log")

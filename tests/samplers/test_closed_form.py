@@ -306,6 +306,7 @@ def test_x0_is_clipped_before_the_guide_moves_it_and_not_after(sampler):
     assert beyond == 0 if sampler is samplers.ddpm else beyond > 1000
 
 
+@pytest.mark.thorough
 def test_algorithm_1_moves_the_mean_by_the_models_own_sigma():
     """Σ = exp(v' log β + (1 - v') log β̃), v' = (v + 1)/2, with a v of its own for each pixel: Σ g, sqrt(Σ) noise."""
     mixture, noise_sampler = MIXTURES["images"], noise_of(4)

@@ -122,6 +122,7 @@ def test_order_of_convergence(name, order, guided):
     assert abs(math.log2(coarse / fine) - order) < 0.2
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "options, order",
     [({"order": 2}, 3), ({"order": 3}, 3), ({"order": 3, "lower_order_final": False}, 4)],
@@ -143,6 +144,7 @@ def test_order_of_unipc_where_the_last_steps_matter(options, order):
     assert abs(math.log2(errors[0] / errors[1]) - order) < 0.2
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", SOLVERS)
 def test_a_single_gaussians_ode_in_closed_form(name):
     """x/sqrt(ᾱ) - m grows as sqrt(v + σ²), and the last step takes the fraction v/(v + σ²) of it."""
@@ -267,6 +269,7 @@ def test_one_step_is_the_prediction(name):
     torch.testing.assert_close(step.x, MIXTURE.posterior_mean(x_T, torch.tensor([T - 1])))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", SOLVERS)
 def test_from_pure_noise_where_the_highest_level_has_no_signal(name):
     """ᾱ_T = 0, where λ and EDM's σ are infinite: the same end as from a level with next to no signal.

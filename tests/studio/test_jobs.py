@@ -69,6 +69,7 @@ def test_a_job_is_stopped_at_its_next_check_and_the_visitor_can_begin_another(qu
     assert [*queue.run("a", lambda job: 1)][-1] == Done(1)
 
 
+@pytest.mark.thorough
 def test_a_waiting_job_that_is_stopped_never_runs(queue):
     first, free = blocked(queue, "a")
     ran = []

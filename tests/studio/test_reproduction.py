@@ -116,6 +116,7 @@ def test_edits(kind, entry, job, pictures, tmp_path, monkeypatch):
         assert np.array_equal(run_command(command, tmp_path / "out"), result.samples.images)
 
 
+@pytest.mark.thorough
 def test_the_frames_end_with_the_images(entry, job):
     result = draw(entry, settings_for(entry, labels=("two",), num=3), job)
     assert [frame.number for frame in result.frames] == [1, 2, 3]

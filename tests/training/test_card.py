@@ -91,6 +91,7 @@ def test_the_card_is_replaced_at_each_save_unless_the_user_has_changed_it(tmp_pa
     assert (tmp_path / "model" / "card-samples.png").is_file()
 
 
+@pytest.mark.thorough
 def test_another_file_in_the_folder_is_still_not_overwritten_and_our_card_does_not_outlive_its_weights(
     tiny_model, tmp_path
 ):

@@ -105,6 +105,7 @@ def test_the_model_of_a_run_is_the_saved_average_in_evaluation_mode(tmp_path):
     assert "step 3 of 3" in repr(again)
 
 
+@pytest.mark.thorough
 def test_the_fit_of_the_images_is_recorded_for_later_commands(tmp_path):
     padded = from_arrays(PIXELS[:, :6, :6], image_size=8, fit="pad")
     for data, fit in ((padded, "pad"), (from_arrays(PIXELS), "resize"), (Pictures(), "resize")):

@@ -200,6 +200,7 @@ def test_a_run_that_stops_while_it_fails_goes_back_beyond_the_checkpoint_of_the_
     assert all(torch.equal(a, b) for a, b in zip(weights(resumed), undisturbed, strict=True))
 
 
+@pytest.mark.thorough
 def test_nan_without_a_checkpoint_ends_with_one_line(digits, tmp_path):
     event = in_state(NAN, lambda learner: first(learner.average.network))
     with pytest.raises(FloatingPointError, match="the averaged weights are not finite at step 6, and there is no chec"):
@@ -220,6 +221,7 @@ def test_a_learning_rate_that_ruins_the_weights_ends_with_one_line_or_in_finite_
         assert all(value.isfinite().all() for part in ("network", "average") for value in state[part].values())
 
 
+@pytest.mark.thorough
 def test_weights_and_images_that_are_nan_are_refused(capsys, digits, tmp_path):
     list(begin(digits, tmp_path / "run", steps=1))
     model = tmp_path / "run" / "model"

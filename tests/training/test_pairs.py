@@ -103,6 +103,7 @@ def test_a_model_says_whether_labels_were_dropped(tmp_path):
     assert trained(tmp_path / "b", dropout=0.0, init=tmp_path / "never").label_dropout == 0.3
 
 
+@pytest.mark.thorough
 def test_the_shipped_model_and_its_classifier_fit_without_a_note():
     model, classifier = admg.load("fashion-mnist"), admg.load_classifier("fashion-mnist")
     assert model.label_dropout == 0.4

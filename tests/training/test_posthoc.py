@@ -144,6 +144,7 @@ def test_snapshots_of_an_interrupted_run_are_those_of_an_undisturbed_one(digits,
     assert snapshot(tmp_path / "ema") == snapshot(whole / "ema") and len(snapshot(whole / "ema")) == 8
 
 
+@pytest.mark.thorough
 def test_the_model_of_a_run_with_an_average_of_another_length(whole):
     """Its own 15% average; lengths that snapshots hold are exact; the provenance says what was done."""
     model, tracked = reconstruct_ema(whole, "15%"), admg.load(whole)
@@ -192,6 +193,7 @@ def test_a_damaged_snapshot_is_refused(whole, digits, tmp_path):
     reconstruct_ema(tmp_path, 0.1)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["diffusion", "classifier"])
 def test_every_average_of_the_snapshots_is_tracked_once(digits, kind):
     _, learner = learned(digits, make(kind), steps=1, ema="0.5,10%", ema_snapshots=2)

@@ -137,6 +137,7 @@ def test_every_flipped_bit_of_a_checkpoint_is_noticed_and_the_one_before_is_take
         begin(digits, tmp_path, steps=9)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "change, message",
     [

@@ -131,6 +131,7 @@ def test_parts_of_another_network_or_damaged_are_refused(group, tmp_path, shard)
         resume(tmp_path, learner(shard))
 
 
+@pytest.mark.thorough
 def test_one_process_writes_the_same_file_as_before(tmp_path):
     checkpointing.save(tmp_path, checkpointing.state_of(learner(shard=False), 3), ALONE)
     assert {path.name for path in (tmp_path / "checkpoints" / "0000003").iterdir()} == {"checksums.json", "state.pt"}

@@ -203,6 +203,7 @@ def test_the_history_is_resumed_and_does_not_depend_on_the_parts_of_a_batch(digi
     assert np.ptp(second.importance.probabilities()) > 0.01  # no longer uniform
 
 
+@pytest.mark.thorough
 def test_a_run_with_uniform_timesteps_may_continue_with_importance_sampling(digits, tmp_path):
     """Its checkpoint has no history, which then begins."""
     plain = Learner(make(), TrainConfig(batch_size=10, precision="fp32"), CPU)

@@ -123,6 +123,7 @@ def test_ema_is_the_weighted_sum_of_all_past_weights():
     assert network.weight.requires_grad and not average.network.weight.requires_grad
 
 
+@pytest.mark.thorough
 def test_labels_are_dropped_at_the_given_rate(tiny_model):
     """The network is given the label -1 where it is dropped."""
     given = []

@@ -76,6 +76,7 @@ def test_recomputing_activations_gives_the_same_steps(digits):
     assert difference(plain[1].network, small[1].network) < 1e-4
 
 
+@pytest.mark.thorough
 def test_one_step_is_adamw_of_the_clipped_mean_gradient(digits):
     """Compare with the formulas of AdamW (Loshchilov & Hutter 2019) and the gradient of autograd."""
     task, twin = make(), make()
@@ -249,6 +250,7 @@ def test_a_preview_that_is_not_finite_is_left_out(digits, tmp_path, monkeypatch)
     assert checkpointing.saved(tmp_path) and not list((tmp_path / "samples").glob("*.png"))
 
 
+@pytest.mark.thorough
 def test_a_loss_that_is_not_finite_leaves_the_weights_unchanged(digits):
     _, learner = learned(digits, make(), steps=1)
     before = {name: p.clone() for name, p in learner.network.state_dict().items()}

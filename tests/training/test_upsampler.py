@@ -89,6 +89,7 @@ def test_a_network_with_levels_begins_as_one_without_and_then_depends_on_the_lev
         plain(x, t, low_res, level=torch.zeros(2))
 
 
+@pytest.mark.thorough
 def test_sampling_adds_the_noise_of_each_image_and_gives_the_level(monkeypatch):
     model, low_res = task(0.5).model, torch.rand(5, 1, 4, 4) * 2 - 1
     calls = []

@@ -87,6 +87,7 @@ def test_the_loss_is_the_mean_square_at_each_level_and_does_not_depend_on_the_ba
     assert losses_by_level(model, data, 7) == pytest.approx(sums, rel=1e-5)
 
 
+@pytest.mark.thorough
 def test_an_upsampler_is_given_the_small_copy():
     torch.manual_seed(0)
     network = randomised(SuperResUNet(SuperResConfig(**TRUNK, num_classes=2, small_size=4)), 0)
@@ -104,6 +105,7 @@ def test_an_upsampler_is_given_the_small_copy():
         assert loss == pytest.approx((output[:, :1] - eps).square().mean().item(), rel=1e-5)
 
 
+@pytest.mark.thorough
 def test_overfitting_is_seen(tmp_path):
     """A network that knows four training images by heart predicts their noise, and not that of others."""
 
