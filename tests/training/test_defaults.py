@@ -10,6 +10,7 @@ import pytest
 from helpers import run
 
 import admg
+from admg.checksums import read_json, write_json
 from admg.diffusion.config import DiffusionConfig
 from admg.models import UNet, UNetConfig
 from admg.training.choices import Choices
@@ -105,6 +106,21 @@ def test_choices_of_a_resumed_run_are_kept_and_shown_in_its_record(tmp_path):
     assert again["training"]["train"]["batch_size"] == first["training"]["train"]["batch_size"]
     with pytest.raises(ValueError, match="begun with other settings"):
         admg.train_diffusion(images(), tmp_path, admg.TrainConfig(steps=3), network={"channels": 64})
+
+
+@pytest.mark.thorough
+def test_a_run_of_a_version_with_fewer_settings_has_the_defaults_of_the_new_ones(tmp_path):
+    small, process = {"channels": 32, "channel_mult": (1, 1)}, DiffusionConfig(diffusion_steps=50)
+    trained(tmp_path, config=admg.TrainConfig(steps=1), network=small, diffusion=process)
+    record = read_json(tmp_path / "run.json")
+    for part, name in (("network", "ddpm_layers"), ("diffusion", "zero_terminal_snr"), ("objective", "weighting_k")):
+        del record["settings"][part][name]
+    write_json(tmp_path / "run.json", record)
+    with pytest.raises(ValueError, match=r"network\.ddpm_layers is False there, True here"):
+        other = small | {"ddpm_layers": True}
+        trained(tmp_path, config=admg.TrainConfig(steps=2), network=other, diffusion=process)
+    config = trained(tmp_path, config=admg.TrainConfig(steps=2), network=small, diffusion=process)
+    assert config["training"]["steps"] == 2
 
 
 def test_a_run_that_starts_from_a_model_chooses_neither_network_nor_process():

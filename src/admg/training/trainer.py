@@ -129,7 +129,7 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
             self._found = checkpointing.saved(self.out)
             found = None if self._overwrite else checkpointing.latest(self.out)
             if found is not None:
-                run_settings.check_settings(self.out, self.settings)
+                run_settings.check_settings(self.out, self.settings, run_settings.defaults_of(self.task))
             elif not self._overwrite:
                 run_directory.check_new(self.out)
             return found
