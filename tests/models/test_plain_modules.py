@@ -31,6 +31,13 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "plain resampling": lambda: UNet(UNetConfig(**TRUNK, num_classes=5, resblock_updown=False)),
     "added embedding": lambda: UNet(UNetConfig(**TRUNK, num_classes=5, scale_shift_norm=False)),
 }
+
+
+def only(*quick: str) -> list[object]:
+    """Return all names; the tests of all but these are slow ones."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS]
+
+
 TERMS = 9 * 64
 """Products that are summed for one output of the largest convolution."""
 
@@ -236,6 +243,7 @@ def test_a_hook_may_change_the_output(name, prepare):
 
 @pytest.mark.thorough
 @torch.no_grad()
+@pytest.mark.parametrize("name", only("unet", "classifier"))
 @pytest.mark.parametrize("backend", [pytest.param("eager", marks=pytest.mark.slow), "aot_eager"])
 def test_torch_compile_without_graph_breaks(name, prepare, backend):
     torch._dynamo.reset()
@@ -250,6 +258,7 @@ def call_as(function: Callable[..., Tensor], network: nn.Module) -> Tensor:
 
 @pytest.mark.thorough
 @torch.no_grad()
+@pytest.mark.parametrize("name", only("upsampler", "classifier"))
 def test_torch_export(name, prepare):
     network = prepare(build(name))
     program = torch.export.export(network, (), kwargs=arguments(network))

@@ -60,8 +60,7 @@ def losses_of(count: int, names: list[str], folder: Path, **changes: int) -> Mea
     return dict(zip(names, measured(count, [Segment(name, **changes) for name in names], folder)))
 
 
-FAST = ["float64", "float64 accumulated", "float64 classifier", "float64 sharded", "float64 sharded, accumulated",
-        "float32"]  # fmt: skip
+FAST = ["float64 accumulated", "float64 classifier", "float64 sharded, accumulated", "float32"]
 
 
 @pytest.fixture(scope="module")

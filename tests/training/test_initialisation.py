@@ -146,7 +146,7 @@ def test_patterns_that_freeze_nothing_or_everything_are_refused(tiny_model):
         freeze(network, ["*"])
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_sharded_network_may_have_frozen_parameters(tiny_model, tmp_path):
     """With the losses of one that is not sharded up to rounding, which Adam amplifies, and the same after resuming."""
 

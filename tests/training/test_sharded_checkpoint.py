@@ -60,7 +60,7 @@ def test_a_file_holds_about_so_many_bytes():
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("size", [1 << 30, 100_000])
+@pytest.mark.parametrize("size", [pytest.param(1 << 30, marks=pytest.mark.slow), 100_000])
 def test_parts_are_read_whole_and_in_parts(group, tmp_path, monkeypatch, size):
     """From one file of each process, or from several."""
     monkeypatch.setattr(sharded_checkpoint, "FILE_BYTES", size)
