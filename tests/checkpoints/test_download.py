@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import dataclasses
 import hashlib
@@ -18,6 +19,7 @@ import pytest
 
 from admg.checkpoints import download
 from admg.checkpoints.download import DownloadError, Expected, connection
+from admg.checkpoints.download.records import write_json
 
 CONTENT = np.random.default_rng(0).bytes(3_000_001)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -38,6 +40,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.statuses: list[int] = []  # of the next responses
         self.length: int | None = None  # sent instead of the true length; -1: no length
         self.type = "application/octet-stream"
+        self.headers: dict[str, str] = {}  # further ones
         self.hold = threading.Event()  # the body is sent once this is set
         self.hold.set()
         self.requests: list[str] = []
@@ -70,8 +73,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if length >= 0:
             self.send_header("Content-Length", str(length))
         self.send_header("Content-Type", server.type)
-        if server.etag:
-            self.send_header("ETag", server.etag)
+        for name, value in (server.headers | ({"ETag": server.etag} if server.etag else {})).items():
+            self.send_header(name, value)
         self.end_headers()
         end = start + server.drop_after.pop(0) if server.drop_after else len(content)
         server.hold.wait(10)
@@ -285,6 +288,43 @@ def test_a_known_hash(server, tmp_path):
     message = refused(server, tmp_path / "x.pt", expected=Expected(sha256=other))
     assert f"is not the published file: its SHA-256 is {SHA256}, not {other}" in message
     assert fetch(server, tmp_path / "x.pt", expected=Expected(sha256=SHA256)) == CONTENT
+
+
+MD5 = base64.b64encode(hashlib.md5(CONTENT).digest()).decode()
+OTHER = base64.b64encode(hashlib.md5(b"other").digest()).decode()
+
+
+@pytest.mark.parametrize(
+    "headers, of_part",
+    [
+        ({"Content-MD5": "{}"}, True),
+        ({"x-ms-blob-content-md5": "{}"}, False),
+        ({"x-goog-hash": "crc32c=AAAAAA==,md5={}"}, False),
+    ],
+)
+def test_the_md5_that_the_server_states(server, tmp_path, headers, of_part):
+    """Compared with the whole file, also after an interruption; a Content-MD5 of the rest alone does not count."""
+    server.headers = {name: value.format(OTHER) for name, value in headers.items()}
+    message = refused(server, tmp_path / "x.pt")
+    stated, found = (hashlib.md5(content).hexdigest() for content in (b"other", CONTENT))
+    assert f"x.pt was damaged on its way: its MD5 is {found}, and the server states {stated}" in message
+    assert files_beside(tmp_path / "x.pt") == set()
+    server.headers, server.drop_after = {name: value.format(MD5) for name, value in headers.items()}, [1_000_000]
+    assert fetch(server, tmp_path / "x.pt") == CONTENT
+    server.headers, server.drop_after = {name: value.format(OTHER) for name, value in headers.items()}, []
+    part, known = (tmp_path / f"y.pt{suffix}" for suffix in (".part", ".part.json"))
+    part.write_bytes(CONTENT[:1000])
+    write_json(known, connection.Part(server.url, len(CONTENT), server.etag))
+    if of_part:
+        assert fetch(server, tmp_path / "y.pt") == CONTENT
+    else:
+        assert "was damaged on its way" in refused(server, tmp_path / "y.pt")
+
+
+@pytest.mark.parametrize("value", ["", "no base64", "AAAA"])
+def test_what_is_no_md5_is_ignored(server, tmp_path, value):
+    server.headers = {"Content-MD5": value, "x-goog-hash": f"md5={value}"}
+    assert fetch(server, tmp_path / "x.pt") == CONTENT
 
 
 @pytest.mark.parametrize("value", ["1", "true"])

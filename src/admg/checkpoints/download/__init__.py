@@ -1,5 +1,7 @@
 """Download large files once into the user's cache: interrupted downloads resume, and complete files are verified.
 
+What is compared: the size, the MD5 that the server states, the SHA-256 if it is known in advance.
+
 Next to the file `x.pt` are `x.pt.json` (its SHA-256, recorded at first use, and its source) and, during the download,
 `x.pt.part` with `x.pt.part.json`.
 """
@@ -17,7 +19,7 @@ from admg.files import cache_folder
 from .connection import Part, Progress, discard, receive
 from .errors import DownloadError, Refused
 from .locks import locked
-from .records import ANY, Expected, Record, beside, check, read_json, read_record, verify, write_json
+from .records import ANY, Expected, Record, beside, check, check_md5, read_json, read_record, verify, write_json
 
 __all__ = [
     "DownloadError",
@@ -100,6 +102,8 @@ def _finish(source: str, path: Path, expected: Expected) -> None:
     """Verify the complete part file, record its hash, and give it its name."""
     part, known = beside(path, ".part"), read_json(beside(path, ".part.json"), Part)
     try:
+        if known and known.md5:
+            check_md5(part, known.md5)
         record = check(part, read_record(path), expected)
     except DownloadError as error:
         discard(path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import http.client
 import os
 import shutil
@@ -10,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .errors import DownloadError, Refused
@@ -37,11 +39,15 @@ class Progress:
 
 @dataclass(frozen=True)
 class Part:
-    """Metadata of a partial download: its URL, total size, and the ETag or date that identifies its version."""
+    """Metadata of a partial download: its URL, total size, and the ETag or date that identifies its version.
+
+    md5: MD5 of the complete file in hexadecimal, if the server states it, or else ""
+    """
 
     url: str
     total: int
     validator: str
+    md5: str = ""
 
 
 def receive(source: str, path: Path) -> Iterator[Progress]:
@@ -80,9 +86,10 @@ def _connect(source: str, path: Path) -> Iterator[Progress]:
     if known and have:
         headers |= {"Range": f"bytes={have}-", "If-Range": known.validator}
     with urllib.request.urlopen(urllib.request.Request(source, headers=headers), timeout=TIMEOUT) as response:
-        now = Part(source, _total(response), _validator(response))
+        now = Part(source, _total(response), _validator(response), _md5(response))
         resumed = response.status == 206
-        if resumed and (now != known or _first_byte(response) != have):
+        same = known is not None and now == replace(known, md5=now.md5)
+        if resumed and not (same and _first_byte(response) == have):
             discard(path)
             raise ConnectionError("the file has changed on the server")
         if "text/html" in response.headers.get("Content-Type", ""):
@@ -91,6 +98,7 @@ def _connect(source: str, path: Path) -> Iterator[Progress]:
         _check_space(path, now.total - have)
         if not resumed:
             discard(path)  # the old part must not be mistaken for one of the new version
+        if not resumed or now.md5:
             write_json(beside(path, ".part.json"), now)
         yield from _copy(response, part, have, now.total)
 
@@ -131,6 +139,24 @@ def _validator(response: http.client.HTTPResponse) -> str:
     """Return a value for If-Range: a strong ETag, or else the date of the last change, or else "" (no resuming)."""
     etag = response.headers.get("ETag", "")
     return etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified", "")
+
+
+def _md5(response: http.client.HTTPResponse) -> str:
+    """Return the MD5 of the complete file that the server states, in hexadecimal, or "".
+
+    Content-MD5 (RFC 1864) is that of a part if a part is sent; the headers of Azure and Google are of the whole file.
+    """
+    values = [response.headers.get("x-ms-blob-content-md5", "")]
+    values += [
+        h.strip()[4:] for line in response.headers.get_all("x-goog-hash", []) for h in line.split(",") if "md5=" in h
+    ]
+    values += [response.headers.get("Content-MD5", "")] if response.status == 200 else []
+    for value in values:
+        with contextlib.suppress(ValueError):
+            digest = base64.b64decode(value, validate=True)
+            if len(digest) == 16:
+                return digest.hex()
+    return ""
 
 
 def known_part(source: str, path: Path) -> Part | None:

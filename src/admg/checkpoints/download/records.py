@@ -96,6 +96,15 @@ def check(file: Path, record: Record | None, expected: Expected) -> Record:
     return dataclasses.replace(record, size=stat.st_size, mtime=stat.st_mtime_ns)
 
 
+def check_md5(part: Path, md5: str) -> None:
+    """Raise DownloadError unless a complete download has the MD5 that its server stated."""
+    with part.open("rb") as stream:
+        found = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    if found != md5:
+        name = part.name.removesuffix(".part")
+        raise DownloadError(f"{name} was damaged on its way: its MD5 is {found}, and the server states {md5}")
+
+
 def beside(path: Path, suffix: str) -> Path:
     """Return the path with a suffix appended to its name."""
     return path.with_name(path.name + suffix)
