@@ -41,6 +41,11 @@ OVERFLOWING = {  # fp16, with a scale of the loss at which the first gradients o
     "fp16": ("diffusion", torch.float32, 8, {"precision": "fp16"}),
     "fp16 sharded": ("diffusion", torch.float32, 8, {"precision": "fp16", "shard": True}),
 }
+SPOILT = {  # an image of the last process is infinite at one step
+    "spoilt": ("diffusion", torch.float64, 7, {}),
+    "spoilt sharded": ("diffusion", torch.float64, 7, {"shard": True}),
+}
+SPOILT_AT = 3
 
 
 def resumed(folder: Path, learner: Learner) -> int:
@@ -82,7 +87,7 @@ class Segment:
 
 def losses(run: Segment, processes: Processes) -> list[dict[str, float]]:
     """Return the measurements of each step."""
-    kind, dtype, steps, options = (RUNS | OVERFLOWING)[run.name]
+    kind, dtype, steps, options = (RUNS | OVERFLOWING | SPOILT)[run.name]
     options = options | ({} if run.shard is None else {"shard": run.shard})
     if processes.count == 1:
         options = options | {"shard": False}
@@ -99,12 +104,14 @@ def losses(run: Segment, processes: Processes) -> list[dict[str, float]]:
     found = []
     for step, drawn in zip(range(first, until), prefetch(task, stream, 0, first, CPU, processes)):
         drawn = [part.to(dtype) if part.is_floating_point() else part for part in drawn]
+        if run.name in SPOILT and step == SPOILT_AT and processes.rank == processes.count - 1:
+            drawn[0][-1] = torch.inf
         found.append({key: value.item() for key, value in learner.step(step, drawn).items()})
     if run.folder:
         if config.shard or processes.rank == 0:
             checkpointing.save(Path(run.folder), checkpointing.state_of(learner, until), processes)
         distributed.wait_for_all(processes)
-    found[-1] |= weights_of(learner) if run.name in OVERFLOWING else {}
+    found[-1] |= weights_of(learner) if run.name in OVERFLOWING | SPOILT else {}
     return found
 
 
