@@ -260,6 +260,8 @@ def test_upsampling_with_a_guide(capsys, tiny_upsampler, own, tmp_path):
         (["--interval", "3"], "--interval must be two noise levels"),
         (["--interval", "3,1"], "0 <= low <= high"),
         (["--interval", "1,3", "--scale", 0], "the interval limits guidance, and there is none"),
+        (["--reuse", "2", "--scale", 0], "guidance is to be reused, and there is none"),
+        (["--reuse", "0"], "--reuse must be at least 1"),
         (["--sheet", "cfg=1,b"], "scale=0,1,2,4,8"),
         (["--sheet", "cfg=nan"], "finite"),
         (["--sampler", "ddpm", "--sampler-option", "order=2"], "ddpm has no option 'order': allowed are none"),

@@ -140,14 +140,15 @@ def test_lists_are_axes_and_pairs_are_pairs(options, expected):
 
 def test_options_apply_to_the_cells_that_take_them(models):
     text = "--num 4 --scale 0,2 --sampler ddim,unipc --steps 3 --eta 0.5 --sampler-option order=3 --interval 0.3,5"
-    text += " --compile off"
+    text += " --reuse 2 --compile off"
     sweep = planned(*models, *text.split())
     stages = {cell.name: sweep.stage(cell) for cell in sweep.jobs}
     ddim, unguided, other = (stages[name] for name in ("ddim-3-scale-2", "ddim-3-scale-0", "unipc-3-scale-2"))
     assert set_options(ddim.recipe.sampler) == {"eta": 0.5} and ddim.recipe.compile == "off"
     assert set_options(other.recipe.sampler) == {"order": 3} and sampler_name(other.recipe.sampler) == "unipc"
     guide = ddim.recipe.guide
-    assert (guide.low, guide.high) == (0.3, 5) and guide.guide.classifier is other.recipe.guide.guide.classifier
+    assert (guide.low, guide.high, guide.guide.every) == (0.3, 5, 2)
+    assert guide.classifier is other.recipe.guide.classifier
     assert unguided.recipe.guide is None
 
 

@@ -522,6 +522,7 @@ GUIDES = {
     "interval": lambda c: (
         guidance.Interval(guidance.ClassifierGuidance(c, 4.0), 0.5, 5.0) + guidance.ClassifierFreeGuidance(2.0)
     ),
+    "reused": lambda c: guidance.Reused(guidance.ClassifierGuidance(c, 4.0) + guidance.ClassifierFreeGuidance(2.0)),
     "apg": lambda c: guidance.APG(3.0, momentum=-0.5, max_norm=5.0),
     "rescaled": lambda c: guidance.Rescaled(guidance.ClassifierFreeGuidance(4.0)),
     "zero star": lambda c: guidance.CFGZeroStar(3.0),

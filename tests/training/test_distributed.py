@@ -117,30 +117,6 @@ def test_all_processes_skip_a_step_that_is_infinite_on_one(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4])
-def test_losses_of_20_steps_in_float32(tmp_path, count):
-    names = [name for name in distributed_worker.RUNS if name.startswith("float32")]
-    one, several = (losses_of(n, names, tmp_path) for n in (1, count))
-    for name in names:
-        check_equal(one, several, name, f"{count} processes")
-
-
-@pytest.mark.slow
-def test_all_processes_skip_a_step_that_is_infinite_on_one(tmp_path):
-    """Sharded or not, with the losses and weights of one process that skips it."""
-    names = list(distributed_worker.SPOILT)
-    first = measured(2, [Segment(name) for name in names], tmp_path)
-    second = json.loads((tmp_path / "2-1.json").read_text())
-    (alone,) = measured(1, [Segment("spoilt")], tmp_path)
-    expected = [float(step == distributed_worker.SPOILT_AT) for step in range(len(alone))]
-    for run in (alone, *first, *second):
-        assert [row["skipped"] for row in run] == expected
-        usual = [row for row, skipped in zip(run, expected) if not skipped]
-        for a, b in zip((row for row, skipped in zip(alone, expected) if not skipped), usual, strict=True):
-            assert b == pytest.approx(a, rel=1e-10)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("count", [2, 4])
 def test_losses_of_200_steps(tmp_path, count):
     names = [name for name in distributed_worker.RUNS if name.startswith("float64")]
     one, several = (losses_of(n, names, tmp_path, longer=20) for n in (1, count))

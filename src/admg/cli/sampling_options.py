@@ -102,6 +102,8 @@ class GuidanceOptions:
         ({", ".join(guide_kinds())}), or a network of another library, timm:MODEL,label=NAME,scale=S
         (torchvision:, transformers:) or clip:TEXT,scale=S; or path/to/file.py:name, a guide of your own, which is added
     interval: noise levels in units of the image, from about 0.01 to 150, outside of which there is no guidance
+    reuse: number of steps for which the guides are evaluated once; between, their effect is extrapolated, and 2 halves
+        their cost
     """
 
     classifier: str | None = setting(None, metavar="NAME", default_text="that of the model")
@@ -111,6 +113,7 @@ class GuidanceOptions:
     cfg: float | None = setting(None, metavar="W")
     guide: tuple[str, ...] = setting((), repeat=True, metavar="NAME:SCALE")
     interval: str | None = setting(None, metavar="LOW,HIGH", default_text="none")
+    reuse: int = setting(1, min=1, metavar="N")
 
     def __post_init__(self) -> None:
         if self.interval:
@@ -130,7 +133,7 @@ class GuidanceOptions:
             default_scale = (loading.recommended(name).scale or 4.0) if classifier else 0.0
         return load_guides(
             model, classifier=classifier, scale=self.scale, cfg=self.cfg, specs=self.guide, interval=self.interval,
-            default_scale=default_scale, keep_classifier=keep_classifier,
+            reuse=self.reuse, default_scale=default_scale, keep_classifier=keep_classifier,
         )  # fmt: skip
 
 

@@ -104,6 +104,7 @@ class Options:
         return {
             "out": self.out, "scales": self.scale, "cfgs": self.cfg, "classifier": self.guidance.classifier,
             "guide_specs": self.guidance.guide, "guide_interval": self.guidance.interval,
+            "guide_reuse": self.guidance.reuse,
             "samplers": self.sampler or (), "steps": self.steps, "sampler_options": [*sampling.sampler_option, *eta],
             "labels": self.chosen(model), "num": self.num, "seed": sampling.seed,
             "unconditional": sampling.unconditional, "bound_guidance": not sampling.no_bound_guidance,

@@ -120,13 +120,14 @@ def guides_over(
     classifier: Classifier | str | None = None,
     specs: Sequence[str] = (),
     interval: str | None = None,
+    reuse: int = 1,
 ) -> list[SweepGuide]:
     """Return the guides for all combinations of guidance scales.
 
     scales: guidance scales of the classifier; by default SCALES if there is a classifier and no other kind of guidance
     cfgs: guidance scales of classifier-free guidance
     classifier: a classifier, its name or its folder; by default the model's own
-    specs, interval: see `load_guides`
+    specs, interval, reuse: see `load_guides`
     Raises ValueError as `load_guides` does, or if an axis is empty.
     """
     name = classifier if isinstance(classifier, str) else loading.default_classifier(name_of(model))
@@ -144,10 +145,10 @@ def guides_over(
         if isinstance(classifier, Classifier):
             bare = load_guides(model, scale=0.0, cfg=cfg, specs=specs)
             bare = replace(bare, classifier=classifier if scale else bare.classifier, scale=scale)
-            return replace(bare, interval=load_interval(bare, interval))
+            return replace(bare, interval=load_interval(bare, interval), reuse=reuse)
         unlimited = not scale and cfg is None and not specs  # without guidance there is nothing to limit
-        limit = None if unlimited and any(axes[0]) else interval
-        return load_guides(model, classifier=name, scale=scale, cfg=cfg, specs=specs, interval=limit)
+        limit, n = (None, 1) if unlimited and any(axes[0]) else (interval, reuse)
+        return load_guides(model, classifier=name, scale=scale, cfg=cfg, specs=specs, interval=limit, reuse=n)
 
     guided = loaded(next(scale for scale in axes[0] if scale)) if any(axes[0]) else None
     unguided = None if all(axes[0]) else loaded(0.0)

@@ -78,6 +78,7 @@ def sweep(
     classifier: Classifier | str | None = None,
     guide_specs: Sequence[str] = (),
     guide_interval: str | None = None,
+    guide_reuse: int = 1,
     samplers: Sequence[str | tuple[str | Sampler, int | str]] = (),
     steps: Sequence[str] | None = None,
     sampler_options: Sequence[str] = (),
@@ -123,7 +124,8 @@ def sweep(
     scales, cfgs: guidance scales of the classifier and of classifier-free guidance, instead of guides; all combinations
         are sampled, since the two kinds add up
     classifier: the classifier of `scales`; by default the model's own
-    guide_specs, guide_interval: further guides and noise levels, as texts; see `generation.guide_specs.load_guides`
+    guide_specs, guide_interval, guide_reuse: further guides and noise levels, as texts, and the number of steps for one
+        evaluation of the guides; see `generation.guide_specs.load_guides`
     samplers: names of samplers, or pairs with their steps, "ddim:25" or ("ddim", 25); by default the model's own
     steps: respacings of the schedule, for samplers without steps of their own; by default the model's own, or 25
     sampler_options: options of samplers, "eta=0.5"; each applies to the samplers that have it
@@ -140,9 +142,10 @@ def sweep(
     """
     planned = plan_sweep(
         model, out=out, guides=guides, scales=scales, cfgs=cfgs, classifier=classifier, guide_specs=guide_specs,
-        guide_interval=guide_interval, samplers=samplers, steps=steps, sampler_options=sampler_options, labels=labels,
-        num=num, seed=seed, unconditional=unconditional, bound_guidance=bound_guidance,
-        sample_batch_size=sample_batch_size, precision=precision, compile=compile, device=device, options=options,
+        guide_interval=guide_interval, guide_reuse=guide_reuse, samplers=samplers, steps=steps,
+        sampler_options=sampler_options, labels=labels, num=num, seed=seed, unconditional=unconditional,
+        bound_guidance=bound_guidance, sample_batch_size=sample_batch_size, precision=precision, compile=compile,
+        device=device, options=options,
     )  # fmt: skip
     evaluation = Metrics(
         metrics=metrics, features=features, label_classifier=label_classifier, num_reference=num_reference, fit=fit,
@@ -161,6 +164,7 @@ def plan_sweep(
     classifier: Classifier | str | None = None,
     guide_specs: Sequence[str] = (),
     guide_interval: str | None = None,
+    guide_reuse: int = 1,
     samplers: Sequence[str | tuple[str | Sampler, int | str]] = (),
     steps: Sequence[str] | None = None,
     sampler_options: Sequence[str] = (),
@@ -187,7 +191,8 @@ def plan_sweep(
     if guides is not None and (scales is not None or cfgs is not None or guide_specs):
         raise ValueError("guides cannot be combined with scales, cfgs or guide_specs")
     found = named_guides(guides) if guides is not None else guides_over(
-        network, scales=scales, cfgs=cfgs, classifier=classifier, specs=guide_specs, interval=guide_interval
+        network, scales=scales, cfgs=cfgs, classifier=classifier, specs=guide_specs, interval=guide_interval,
+        reuse=guide_reuse,
     )  # fmt: skip
     chosen = choose_device(device)
     for module in (part for guide in found for part in networks_of(network, guide.guide)):

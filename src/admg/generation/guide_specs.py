@@ -33,6 +33,7 @@ class GuideSet:
     cfg: guidance scale of classifier-free guidance, or None
     others: further guides, which are added
     interval: noise levels (low, high) outside of which there is no guidance, or None
+    reuse: number of steps for one evaluation of the guides
     """
 
     classifier: Classifier | None = None
@@ -40,6 +41,7 @@ class GuideSet:
     cfg: float | None = None
     others: tuple[Guide, ...] = ()
     interval: tuple[float, float] | None = None
+    reuse: int = 1
 
     def build(self) -> Guide | None:
         """Return everything as one guide, or None. Raises ValueError for a scale or an interval out of range."""
@@ -52,6 +54,7 @@ class GuideSet:
         if not guides:
             return None
         guide = guides[0] if len(guides) == 1 else guidance.Sum(tuple(guides))
+        guide = guide if self.reuse == 1 else guidance.Reused(guide, self.reuse)
         return guide if self.interval is None else guidance.Interval(guide, *self.interval)
 
     def at(self, option: str, scale: float) -> GuideSet:
@@ -71,6 +74,7 @@ def load_guides(
     cfg: float | None = None,
     specs: Sequence[str] = (),
     interval: str | None = None,
+    reuse: int = 1,
     default_scale: float = 0.0,
     keep_classifier: bool = False,
 ) -> GuideSet:
@@ -82,6 +86,7 @@ def load_guides(
     specs: kinds of admg.guidance such as "apg:4,eta=0.5" and networks of other libraries such as "clip:a red coat",
         which take the place of the classifier's guidance, and "path/to/file.py:name", which are added to it
     interval: "low,high", noise levels
+    reuse: number of steps for one evaluation of the guides
     keep_classifier: load the classifier even at scale 0
     Raises ValueError for an unknown guide, an option out of range, or a classifier that does not fit the model.
     """
@@ -95,9 +100,11 @@ def load_guides(
     loaded = load_classifier_for(model, classifier) if needed else None
     named: list[Guide] = [*(parse_guide(spec, loaded) for spec in others), *map(load_pretrained, pretrained)]
     named += [load_user_guide(spec) for spec in own]
-    found = GuideSet(loaded, scale, cfg, tuple(named), parse_interval(interval) if interval else None)
+    found = GuideSet(loaded, scale, cfg, tuple(named), parse_interval(interval) if interval else None, reuse)
     if found.build() is None and found.interval:
         raise ValueError("the interval limits guidance, and there is none: give a scale, cfg or a guide")
+    if found.build() is None and found.reuse > 1:
+        raise ValueError("guidance is to be reused, and there is none: give a scale, cfg or a guide")
     return found
 
 
@@ -187,6 +194,8 @@ def guide_title(guide: Guide | None) -> str:
         return ", ".join(guide_title(part) for part in guide.guides)
     if isinstance(guide, guidance.Interval):
         return f"{guide_title(guide.guide)}, noise {guide.low:g} to {guide.high:g}"
+    if isinstance(guide, guidance.Reused):
+        return f"{guide_title(guide.guide)}, at one of {guide.every} steps"
     if isinstance(guide, UserGuide):
         return guide.name
     if isinstance(guide, guidance.PretrainedGuidance):

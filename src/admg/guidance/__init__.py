@@ -33,6 +33,7 @@ from .pretrained import (
 )
 from .recorded import Recorded
 from .rescaled import Rescaled
+from .reused import Reused
 from .scheduler import SchedulerGuidance
 from .state import DiffusionModel, State
 
@@ -67,6 +68,7 @@ __all__ = [
     "PretrainedNetwork",
     "Recorded",
     "Rescaled",
+    "Reused",
     "Scaled",
     "SchedulerGuidance",
     "State",

@@ -1,0 +1,103 @@
+"""Guidance that is computed at some steps and reused at those between.
+
+The idea is that of Dinh, Liu & Xu 2024, "Compress guidance in conditional diffusion sampling", who hold the gradient;
+extrapolating it is ours.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from admg.diffusion.gaussian import Prediction
+
+from .base import Guidance, Guide, Wrapper, begin, modified_prediction, uses_uncond
+from .state import State, check_consistent
+
+
+@dataclass(frozen=True)
+class Reused(Wrapper):
+    """A guide that is evaluated at every n-th step only. Between them, its effect on eps is extrapolated.
+
+    The effect of a guide on eps, -√(1-ᾱ) times its gradient, is nearly linear in log σ from step to step. It is
+    continued along the line through its last two values, by at most the distance of the two; after the first, it is
+    held.
+
+    guide: guide, whose modified predictions and gradients are both reused
+    every: number of steps n for one evaluation; 1 evaluates the guide at each step
+
+    Raises ValueError unless every >= 1.
+    """
+
+    every: int = 2
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"guidance can be reused from every step or more, got {self.every}")
+
+    def begin(self) -> Guidance:
+        return self if self.every == 1 else ReusedRun(begin(self.guide), self.every)
+
+
+@dataclass(eq=False)
+class Line:
+    """The effects on eps at the last two noise levels (log σ) at which a guide was evaluated."""
+
+    points: list[tuple[float, Tensor]] = field(default_factory=list)
+
+    def add(self, at: float, effect: Tensor) -> None:
+        self.points = [*self.points[-1:], (at, effect)]
+
+    def value(self, at: float) -> Tensor | None:
+        """Return the effect at a noise level, or None if the guide had none so far."""
+        if not self.points:
+            return None
+        (before, first), (last, effect) = self.points[0], self.points[-1]
+        if before == last:  # a single point, or two evaluations at the same level
+            return effect
+        ahead = max(-1.0, min(1.0, (at - last) / (last - before)))
+        return effect + ahead * (effect - first)
+
+
+@dataclass(eq=False)
+class ReusedRun(Guidance):
+    """Reused in one run of a sampler. Each evaluation of the model by the sampler counts as a step."""
+
+    guide: Guide
+    every: int
+    gradients: Line = field(default_factory=Line)
+    modifications: Line = field(default_factory=Line)
+    evaluations: int = 0
+
+    def uses_uncond(self, state: State) -> bool:
+        return self._is_fresh() and uses_uncond(self.guide, state)
+
+    def modify_prediction(self, state: State) -> Prediction:
+        if state.pure_noise:
+            return modified_prediction(self.guide, state)
+        if not self._is_fresh():
+            effect = self.modifications.value(math.log(state.sigma))
+            return state.pred if effect is None else state.with_eps(state.pred.eps + effect)
+        modified = modified_prediction(self.guide, state)
+        if modified is not state.pred:
+            check_consistent(modified)
+            self.modifications.add(math.log(state.sigma), modified.eps - state.pred.eps)
+        return modified
+
+    def __call__(self, state: State) -> Tensor | None:
+        if state.pure_noise:  # log σ is infinite
+            return self.guide(state)
+        fresh, factor = self._is_fresh(), -state.sigma / math.hypot(1, state.sigma)  # -√(1-ᾱ)
+        self.evaluations += 1  # the gradient is the last that a sampler asks for at a step
+        if not fresh:
+            effect = self.gradients.value(math.log(state.sigma))
+            return None if effect is None else effect / factor
+        gradient = self.guide(state)
+        if gradient is not None:
+            self.gradients.add(math.log(state.sigma), factor * gradient)
+        return gradient
+
+    def _is_fresh(self) -> bool:
+        return self.evaluations % self.every == 0
