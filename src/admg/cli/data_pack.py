@@ -18,6 +18,8 @@ from admg.data.decoding import Frames
 from admg.data.labelling import LabelSource
 from admg.data.pack import check_target
 from admg.data.scan import Verify
+from admg.data.workers import MOST_WORKERS
+from admg.models import UNetConfig
 
 from .tables import size_text
 
@@ -53,7 +55,7 @@ class Options:
     """
 
     source: str = setting(positional=True)
-    image_size: int = setting(min=1)
+    image_size: int = setting(min=1, max=UNetConfig.RANGES["image_size"][1])
     out: Path = setting(metavar="FILE")
     fit: Literal["resize", "pad"] = "resize"
     image_channels: int | None = setting(None, min=1, max=4, default_text="1 if all images are grey, else 3")
@@ -67,7 +69,7 @@ class Options:
     strict: bool = False
     verify: Verify = "headers"
     compression: int = setting(0, min=0, max=9)
-    workers: int | None = setting(None, min=0, default_text="one per processor")
+    workers: int | None = setting(None, min=0, max=MOST_WORKERS, default_text="one per processor")
     overwrite: bool = False
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ from admg.data.config import as_range, check_value_range
 from admg.data.dataset import Fit
 from admg.diffusion.gaussian import Images
 from admg.generation import JobOptions, generate_interpolation
+from admg.generation.interpolate import MOST_FRAMES
 from admg.generation.labels import typed_labels
 from admg.generation.sample import as_model
 from admg.generation.starts import load_images
@@ -41,7 +42,7 @@ class Options:
     image: tuple[str, ...] = setting((), repeat=True, metavar="IMAGE")
     seeds: tuple[int, ...] = setting((), min=0, metavar="A,B")
     label: tuple[int | str, ...] = setting((), repeat=True, metavar="LABEL")
-    frames: int = setting(8, min=2)
+    frames: int = setting(8, min=2, max=MOST_FRAMES)
     fit: Fit | None = None
     value_range: tuple[float, ...] = setting((), metavar="LOW,HIGH", dashes=True, default_text=RANGE_TEXT)
     out: str = setting("way", metavar="DIR")

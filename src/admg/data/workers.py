@@ -11,6 +11,8 @@ import torch
 from .errors import DataError
 
 T = TypeVar("T")
+MOST_WORKERS = 1024
+"""Largest number of processes that read images; each takes some 200 MB."""
 T_co = TypeVar("T_co", covariant=True)
 
 

@@ -23,7 +23,16 @@ from .edit import check_images, label_tensor
 from .images import to_uint8
 from .interpolate import frame_noise
 from .job import Generated, Job, JobOptions
-from .labels import LabelsArgument, check_num, choose_labels, label_list, label_table, resolve_labels, uses_labels
+from .labels import (
+    MOST_IMAGES,
+    LabelsArgument,
+    check_num,
+    choose_labels,
+    label_list,
+    label_table,
+    resolve_labels,
+    uses_labels,
+)
 from .pairing import check_guide, check_null_label
 from .progress import OnProgress
 from .recipe import Recipe
@@ -143,6 +152,9 @@ def generate_edits(
         raise ValueError("from_labels is for invert: adding noise to an image needs no label")
     check_images(model, images, len(images))
     targets, count = target_labels(model, recipe, labels), len(images)
+    if (total := num * count * len(targets)) > MOST_IMAGES:
+        made = f"{num:,} edits of {count:,} images towards {len(targets):,} labels make {total:,} images"
+        raise ValueError(f"{made}: at most {MOST_IMAGES:,} are made in one run")
     from_y = None
     if from_labels is not None:
         source = label_list(from_labels)

@@ -22,6 +22,8 @@ from .labels import Label
 from .sample import as_model, sample
 from .samples import Samples
 
+MOST_FRAMES = 10_000
+
 
 def interpolate(
     model: Model | str | Path,
@@ -87,8 +89,8 @@ def seed_noise(model: Model, seeds: Sequence[int]) -> Images:
 
 def between(ends: Images, frames: int) -> Images:
     """Return the slerp of two ends at `frames` evenly spaced places, both ends included."""
-    if frames < 2:
-        raise ValueError(f"interpolation has at least two frames, its ends; got {frames}")
+    if not 2 <= frames <= MOST_FRAMES:
+        raise ValueError(f"interpolation has from 2 frames, its ends, to {MOST_FRAMES:,}; got {frames:,}")
     return torch.stack([slerp(ends[0], ends[1], i / (frames - 1)) for i in range(frames)])
 
 

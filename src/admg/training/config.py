@@ -8,6 +8,7 @@ from typing import Any
 from admg.config import check, setting
 from admg.data import ClassSampling
 from admg.data.sampling import Sampling, parse_weights
+from admg.data.workers import MOST_WORKERS
 from admg.diffusion.losses import Objective
 from admg.diffusion.weighting import Weighting, WeightingName
 from admg.engine.compiling import Compile
@@ -17,6 +18,8 @@ from .lr import LRSchedule, check_schedule
 from .profiles import DEFAULT, SNAPSHOT_PROFILES, Profile, Spec, parse_profiles, specs_of
 from .services import LogChoice, services_of
 from .timesteps import Timesteps, TimestepsName
+
+LARGEST_BATCH = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +71,8 @@ class TrainConfig:
     """
 
     steps: int = setting(100_000, min=1)
-    batch_size: int | None = setting(None, min=1, default_text="16")
-    accumulate: int = setting(1, min=1)
+    batch_size: int | None = setting(None, min=1, max=LARGEST_BATCH, default_text="16")
+    accumulate: int = setting(1, min=1, max=LARGEST_BATCH)
     lr: float | None = setting(None, above=0, default_text="1e-3, or up to 2e-3 for a batch of more than 16")
     warmup: int | None = setting(None, min=0, default_text="50")
     lr_schedule: LRSchedule = "constant"
@@ -88,7 +91,7 @@ class TrainConfig:
     sampling: Sampling = "uniform"
     class_power: float | None = setting(None, min=0, max=2)
     class_weight: tuple[str, ...] = setting((), metavar="CLASS=W", repeat=True)
-    workers: int = setting(0, min=0)
+    workers: int = setting(0, min=0, max=MOST_WORKERS)
     device: str = "auto"
     log: tuple[LogChoice, ...] = ("auto",)
     log_every: int = setting(50, min=1)
@@ -142,7 +145,7 @@ class TrainConfig:
 class SettledConfig(TrainConfig):
     """A TrainConfig that leaves nothing open; `defaults.settle` makes it."""
 
-    batch_size: int = setting(min=1)
+    batch_size: int = setting(min=1, max=LARGEST_BATCH)
     lr: float = setting(above=0)
     warmup: int = setting(min=0)
 
