@@ -37,6 +37,7 @@ TRAINING = [
     "o",
 ]
 MANY = ",".join(map(str, range(20_000)))
+STEPS = ",".join(map(str, range(1, 90)))
 FEATURES = ["--network", "net.py:Network", "--metrics", "fid", "--no-interval"]
 
 
@@ -173,8 +174,7 @@ COSTLY: dict[str, tuple[Build, str]] = {
     "scales": (nothing, f"sample --model model --classifier classifier --sheet scale={MANY} --out o"),
     "cells": (
         nothing,
-        f"sweep --model model --classifier classifier --scale {MANY} --steps {','.join(map(str, range(1, 90)))} --reference data.npz --dry-run "
-        "--out o",
+        f"sweep --model model --classifier classifier --scale {MANY} --steps {STEPS} --reference data.npz --out o",
     ),
     "workers": (nothing, f"train {' '.join(TRAINING)} --workers 1000000"),
     "workers that pack": (nothing, "data pack data.npz --image-size 8 --out o.zip --workers 1000000"),

@@ -45,6 +45,7 @@ from .sources import Fit, Source
 from .table import SweepTable
 
 METRICS = ("fid", "is", "precision", "recall", "accuracy")  # those of the paper, and of the labels
+MOST_CELLS = 2000
 NEIGHBOURS = {"samples": 4, "reference images": 6}  # least numbers for metrics of nearest neighbours
 
 OnCell = Callable[[int, int, Cell | None], Any]
@@ -194,6 +195,11 @@ def plan_sweep(
         network, scales=scales, cfgs=cfgs, classifier=classifier, specs=guide_specs, interval=guide_interval,
         reuse=guide_reuse,
     )  # fmt: skip
+    if (count := len(found) * len(pairs)) > MOST_CELLS:
+        raise ValueError(
+            f"{len(found):,} guides and {len(pairs):,} samplers with their steps make {count:,} cells: at most "
+            f"{MOST_CELLS:,} are sampled in one sweep"
+        )
     chosen = choose_device(device)
     for module in (part for guide in found for part in networks_of(network, guide.guide)):
         module.to(chosen)

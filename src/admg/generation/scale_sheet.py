@@ -18,6 +18,8 @@ from .recipe import BatchSampler, Inputs, Recipe
 from .sample import as_model, draw_samples, name_of
 from .stage import Stage
 
+MOST_SCALES = 100
+
 
 def generate_scale_sheet(
     model: Model | str | Path,
@@ -51,6 +53,8 @@ def generate_scale_sheet(
     'scale-sheet.png'
     """
     model, recipe = as_model(model), recipe or Recipe(precision="auto")
+    if not 1 <= len(scales) <= MOST_SCALES:
+        raise ValueError(f"a sheet has from 1 to {MOST_SCALES} scales, got {len(scales):,}")
     recipes = [dataclasses.replace(recipe, guide=guides.at(option, scale).build()) for scale in scales]
     how = {"unconditional": recipe.unconditional, "seed": recipe.seed}
     numbers, _ = choose_labels(model, recipes[0].guide, labels, num, **how)  # type: ignore[arg-type]
