@@ -568,7 +568,7 @@ def test_a_truncated_legacy_file_is_refused(tmp_path):
 def test_a_missing_file_a_folder_and_other_contents_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match="cannot be read: no such file"):
         openai.load(tmp_path / "none.pt")
-    with pytest.raises(CheckpointError, match="cannot be read: Is a directory"):
+    with pytest.raises(CheckpointError, match="is a folder, not a file of weights"):
         openai.load(tmp_path)
     for content, message in (([1, 2], "but a list"), ({}, "an empty dict"), ({"a": 1}, "'a' is a int")):
         torch.save(content, tmp_path / "other.pt")
