@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -44,6 +46,20 @@ def simple_pictures(monkeypatch):
 
 
 TRAINING = {"seed": 0, "label_dropout": 0.1}
+
+
+UNMEASURED = (
+    "docs", "reliability", "checkpoints/test_graph_export", "evaluation/test_inception", "models/test_plain_modules",
+    "samplers/test_guided_reference", "test_examples", "test_notebooks",
+)  # fmt: skip
+"""Tests that are much slower while coverage is measured, of lines that other tests run too."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    root = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(root) and item.path.relative_to(root).as_posix().startswith(UNMEASURED):
+            item.add_marker(pytest.mark.no_cover)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -100,6 +100,7 @@ def test_one_step_is_adamw_of_the_clipped_mean_gradient(digits):
     assert difference(learner.average.network, task.network) == 0  # the first update of the average copies
 
 
+@pytest.mark.no_cover
 @pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["diffusion", "classifier"])
 def test_compiled_training_gives_the_same_steps(digits, monkeypatch, kind):
