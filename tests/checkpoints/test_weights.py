@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import subprocess
 import sys
@@ -10,7 +11,8 @@ import pytest
 import torch
 from helpers import TRUNK
 
-from admg.checkpoints.weights import is_finite, shapes_in, shapes_of
+import admg
+from admg.checkpoints.weights import digest_of, digests_kept, is_finite, shapes_in, shapes_of
 from admg.models import ClassifierConfig, NoisyClassifier, SuperResConfig, SuperResUNet, UNet, UNetConfig
 
 
@@ -50,3 +52,26 @@ def test_numbers_are_finite_even_if_their_sum_is_not(dtype):
         for others in (largest, 0 * largest):
             assert not is_finite(torch.cat([others, torch.tensor([bad, 0.0], dtype=dtype)]))
     assert not is_finite(torch.tensor([math.inf, -math.inf], dtype=dtype))
+
+
+def test_a_network_is_hashed_once_while_its_digest_is_kept_and_each_time_otherwise(monkeypatch):
+    """Changes through `.data`, which torch does not count, are always seen outside."""
+    networks, hashed = [torch.nn.Linear(2, 2) for _ in range(2)], []
+    real = hashlib.sha256
+    monkeypatch.setattr("admg.checkpoints.weights.hashlib.sha256", lambda: hashed.append(1) or real())
+    before = [digest_of(network) for network in networks]
+    with digests_kept(), digests_kept():
+        assert [digest_of(network) for network in networks * 3] == before * 3
+    assert len(hashed) == 4 and before[0] != before[1]
+    networks[0].weight.data.view(-1).numpy()[0] += 1
+    assert digest_of(networks[0]) != before[0] and digest_of(networks[1]) == before[1]
+
+
+@pytest.mark.thorough
+def test_a_sweep_hashes_the_weights_once(tiny_model, tiny_classifier, tmp_path, monkeypatch):
+    planned = admg.evaluation.plan_sweep(
+        tiny_model, classifier=tiny_classifier, scales=[1, 2, 3], steps=["2", "3"], num=4, out=tmp_path / "s"
+    )
+    hashed, real = [], hashlib.sha256
+    monkeypatch.setattr(hashlib, "sha256", lambda *data: (hashed.append(1) if not data else None) or real(*data))
+    assert repr(planned).endswith("6 cells, 60 network evaluations to sample") and len(hashed) == 2

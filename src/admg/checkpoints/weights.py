@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +19,7 @@ Network = TypeVar("Network", bound=nn.Module)
 FILLS = {getattr(of, name) for of in (init, Tensor) for name in ("uniform_", "normal_")}
 FILLS |= {init.kaiming_uniform_, init.constant_, Tensor.fill_, Tensor.zero_, Tensor.div, Tensor.__truediv__}
 """What initialises weights, and keeps their shape."""
+_DIGESTS: ContextVar[dict[int, tuple[nn.Module, str]] | None] = ContextVar("digests", default=None)
 
 
 class CheckpointError(ValueError):
@@ -92,11 +96,26 @@ def check_stored(name: str, value: Tensor, size: int) -> None:
 
 def digest_of(network: nn.Module) -> str:
     """Return the SHA-256 of the names, shapes and values of all parameters and buffers."""
+    kept = _DIGESTS.get()
+    if kept is not None and id(network) in kept:
+        return kept[id(network)][1]
     digest = hashlib.sha256()
     for name, tensor in network.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    if kept is not None:
+        kept[id(network)] = network, digest.hexdigest()  # the network, so that no other gets its id
     return digest.hexdigest()
+
+
+@contextmanager
+def digests_kept() -> Iterator[None]:
+    """Context in which the weights of no network change, and each is hashed once. Usable as decorator."""
+    token = _DIGESTS.set({} if _DIGESTS.get() is None else _DIGESTS.get())
+    try:
+        yield
+    finally:
+        _DIGESTS.reset(token)
 
 
 def difference(expected: Shapes, found: Shapes) -> str:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from admg.checkpoints.model import Classifier, Model
+from admg.checkpoints.weights import digests_kept
 from admg.data.arrays import Split
 from admg.engine.compiling import Compile
 from admg.engine.device import Processes, choose_device
@@ -253,6 +254,7 @@ class Sweep:
     options: JobOptions
     guidance: list[str]
 
+    @digests_kept()
     def __repr__(self) -> str:
         lines, left = [], 0
         for cell, job in self.jobs.items():
@@ -271,6 +273,7 @@ class Sweep:
         """The number of samples per cell."""
         return len(self.stage(next(iter(self.jobs))).labels)
 
+    @digests_kept()
     def run(
         self,
         reference: Images,
