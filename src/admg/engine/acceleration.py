@@ -84,24 +84,32 @@ def accelerate_parts(part: T, precision: Precision = "auto", compile: Compile = 
     Networks are looked for in fields, and in the dataclasses, lists and tuples that they hold. A network that occurs
     twice is accelerated once; one that is already accelerated stays as it is.
     """
-    return _accelerate_part(part, precision, compile, {})
+
+    def fast(network: nn.Module) -> nn.Module:
+        known = isinstance(network, Accelerated)
+        return network if known else _accelerate(network, precision, False, compile, images_only=True)
+
+    return with_networks(part, fast)
 
 
-def _accelerate_part(part: Any, precision: Precision, compile: Compile, done: dict[int, Any]) -> Any:
+def with_networks(part: T, replace: Callable[[nn.Module], nn.Module]) -> T:
+    """Return a dataclass, such as a Model or a guide, with each of its networks replaced; it is not changed itself."""
+    return cast(T, _with_networks(part, replace, {}))
+
+
+def _with_networks(part: Any, replace: Callable[[nn.Module], nn.Module], done: dict[int, Any]) -> Any:
     if id(part) in done:
         return done[id(part)]
     result = part
-    if isinstance(part, Accelerated):
-        pass
-    elif isinstance(part, nn.Module):
-        result = _accelerate(part, precision, False, compile, images_only=True)
+    if isinstance(part, nn.Module):
+        result = replace(part)
     elif type(part) in (list, tuple):
-        items = [_accelerate_part(item, precision, compile, done) for item in part]
+        items = [_with_networks(item, replace, done) for item in part]
         if any(new is not old for new, old in zip(items, part)):
             result = type(part)(items)
     elif dataclasses.is_dataclass(part) and not isinstance(part, type):
         values = {f.name: getattr(part, f.name, None) for f in dataclasses.fields(part) if f.init}
-        new = {name: _accelerate_part(value, precision, compile, done) for name, value in values.items()}
+        new = {name: _with_networks(value, replace, done) for name, value in values.items()}
         if changed := {name: value for name, value in new.items() if value is not values[name]}:
             result = dataclasses.replace(part, **changed)
     done[id(part)] = result

@@ -1,5 +1,6 @@
 """Sampling, editing, interpolation and upsampling, in memory or as resumable jobs that write a folder."""
 
+from .batcher import Batcher
 from .denoising import generate_denoising
 from .edit import edit, encode
 from .generate import generate, generate_edits, generate_interpolation, generate_upsampled, plan
@@ -15,6 +16,7 @@ from .scale_sheet import generate_scale_sheet
 from .upsample import upsample
 
 __all__ = [
+    "Batcher",
     "Generated",
     "GuideSet",
     "Job",

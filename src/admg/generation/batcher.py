@@ -1,0 +1,220 @@
+"""Requests that are sampled together, each with its own labels, guidance, steps, sampler and seed."""
+
+from __future__ import annotations
+
+import dataclasses
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from admg.checkpoints.model import Model
+from admg.diffusion.gaussian import Images
+from admg.engine.acceleration import accelerate_parts, with_networks
+from admg.engine.compiling import Compile
+from admg.engine.precision import Precision
+from admg.guidance import ClassifierGuidance, Guide, State, log_prob_gradient
+from admg.models.surgery import Replace, with_replaced
+
+from .labels import LabelsArgument, label_names, label_table, resolve_labels
+from .meeting import Call, Meeting
+from .modes import evaluation_mode
+from .pairing import check_guide, check_null_label
+from .recipe import BatchSampler, Inputs, Recipe
+from .sample import as_model
+from .samples import Samples
+
+
+class Batcher:
+    """Samples independent requests together: what they ask of the same network at the same time is one call of it.
+
+    Each request has a sampler of its own, which runs until it needs a network. When all have come to that point, the
+    network that most images wait for is called once for them, each with its own timestep and label. A request may
+    come at any time, and joins the others; its images are those of admg.sample() up to rounding.
+
+    Calls of the denoiser, and the gradients of ClassifierGuidance, are made together. Other guides that differentiate
+    (through the denoiser, or losses) are right too, and make these calls alone.
+
+    >>> import admg
+    >>> with admg.generation.Batcher("fashion-mnist") as batcher:
+    ...     requests = [batcher.submit(label, steps=steps) for label, steps in (("coat", 2), ("bag", 3))]
+    ...     [request.result() for request in requests]
+    [Samples(1 image of 32x32, 1 channel; labels: Coat), Samples(1 image of 32x32, 1 channel; labels: Bag)]
+
+    model: a Model, or anything that admg.load accepts
+    max_images: largest number of images in one call of a network
+    max_requests: number of requests that are sampled at the same time; more wait for one of these to end
+    precision, compile: as in admg.sample()
+    """
+
+    def __init__(
+        self,
+        model: Model | str | Path,
+        *,
+        max_images: int = 64,
+        max_requests: int = 64,
+        precision: Precision = "auto",
+        compile: Compile = "auto",
+    ) -> None:
+        for name, value in (("max_images", max_images), ("max_requests", max_requests)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.model, self.precision, self.compile = as_model(model), precision, compile
+        self.max_images = max_images
+        self._modes = ExitStack()  # in which networks stay in evaluation mode until the end
+        self._modes.enter_context(evaluation_mode(self.model))
+        self._meeting = Meeting(max_images)
+        self._networks: dict[int, tuple[nn.Module, Joined]] = {}
+        self._pool = ThreadPoolExecutor(max_requests, thread_name_prefix="request")
+
+    def submit(
+        self,
+        labels: LabelsArgument = None,
+        *,
+        num: int | None = None,
+        guide: Guide | None = None,
+        sampler: Any = "ddim",
+        steps: int | str = 25,
+        seed: int = 0,
+        unconditional: bool = False,
+        bound_guidance: bool = True,
+    ) -> Future[Samples]:
+        """Ask for images, and return the future Samples. The arguments are those of admg.sample().
+
+        Raises ValueError as admg.sample() does. What goes wrong later is raised by the result() of this request alone.
+        """
+        recipe = Recipe(
+            guide=guide, sampler=sampler, steps=steps, seed=seed, unconditional=unconditional,
+            bound_guidance=bound_guidance, batch_size=self.max_images, precision=self.precision,
+        )  # fmt: skip
+        model, numbers = self.model.respace(steps), resolve_labels(self.model, guide, labels, num)
+        check_guide(model, guide)
+        check_null_label(model, numbers, unconditional)
+        self._modes.enter_context(evaluation_mode(guide, recipe.sampler))
+        names = label_names(label_table(model, guide), numbers)
+        model = dataclasses.replace(with_networks(model, self._joined), takes_labels=model.conditional)
+        joined = None if guide is None else joined_guide(with_networks(guide, self._joined))
+        drawer = BatchSampler(model, dataclasses.replace(recipe, guide=joined))
+
+        def draw() -> Samples:
+            with self._meeting.attended():
+                x = torch.cat([*drawer.in_batches(numbers, Inputs(), halve=False)])
+            y = torch.tensor([-1 if number is None else number for number in numbers], dtype=torch.int64)
+            return Samples(x, y, tuple(names))
+
+        return self._pool.submit(draw)
+
+    def close(self) -> None:
+        """Wait for all requests, and leave the networks as they were."""
+        self._pool.shutdown()
+        self._meeting.close()
+        self._modes.close()
+
+    def __enter__(self) -> Batcher:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:  # give up what is not done
+            self._pool.shutdown(cancel_futures=True, wait=False)
+            self._meeting.close()
+        self.close()
+
+    def _joined(self, network: nn.Module) -> nn.Module:
+        """Return the network by which requests share the calls of this one; the same each time."""
+        if id(network) not in self._networks:
+            (fast,) = accelerate_parts((network,), precision=self.precision, compile=self.compile)
+            self._networks[id(network)] = network, Joined(network, fast, self._meeting)
+        return self._networks[id(network)][1]
+
+
+class Joined(nn.Module):
+    """Stands for a network whose calls without gradients are made together with those of other requests.
+
+    plain: the network
+    fast: the same network, accelerated
+    """
+
+    fast: nn.Module
+    meeting: Meeting
+
+    def __init__(self, plain: nn.Module, fast: nn.Module, meeting: Meeting) -> None:
+        super().__init__()
+        self.plain = plain
+        vars(self).update(fast=fast, meeting=meeting)  # not submodules: the weights are those of `plain`
+
+    def forward(self, x: Images, timesteps: Tensor, y: Tensor | None = None, **given: Tensor) -> Tensor:
+        labels = {} if y is None else {"y": y}
+        if torch.is_grad_enabled() and x.requires_grad:
+            return call(self.fast, x, timesteps, **labels, **given)
+
+        @torch.no_grad()
+        def compute(x: Tensor, t: Tensor, y: Tensor | None, given: dict[str, Tensor]) -> Tensor:
+            return call(self.fast, x, t, **({} if y is None else {"y": y}), **given)
+
+        shapes = tuple((name, value.shape[1:], value.dtype) for name, value in sorted(given.items()))
+        key = id(self), "forward", x.shape[1:], x.dtype, y is None, shapes
+        return self.meeting.ask(Call(key, x.detach(), each(timesteps, x), y, given, compute))
+
+    def with_replaced(self, replace: Replace) -> nn.Module:
+        """Return the fast network with other layers, as perturbed attention asks for; its calls are made alone."""
+        return with_replaced(self.fast, replace)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("plain"), name)
+
+    def gradient(self, x: Images, t: Tensor, y: Tensor) -> Tensor:
+        """Return ∇ log p(y | x_t), as guidance.log_prob_gradient does."""
+
+        def compute(x: Tensor, t: Tensor, y: Tensor | None, given: dict[str, Tensor]) -> Tensor:
+            assert y is not None
+            return log_prob_gradient(lambda x, t: call(self.fast, x, t), x, t, y)
+
+        key = id(self), "gradient", x.shape[1:], x.dtype
+        return self.meeting.ask(Call(key, x.detach(), each(t, x), y, {}, compute))
+
+
+@dataclass(frozen=True, eq=False)
+class JoinedClassifierGuidance(ClassifierGuidance):
+    """ClassifierGuidance of a Joined network, whose gradients are computed together with those of other requests."""
+
+    def __call__(self, state: State) -> Images | None:
+        if self.scale == 0:
+            return None
+        if state.y is None:
+            raise ValueError("classifier guidance needs labels: give the sampler y, one target label per image")
+        network: Any = self.classifier.network  # type: ignore[attr-defined]
+        gradient: Tensor = network.gradient(state.x, state.t, state.y)
+        return self.scale * gradient
+
+
+def joined_guide(guide: Any) -> Any:
+    """Return a guide with joined networks whose gradients of classifiers are computed together."""
+    if type(guide) is ClassifierGuidance and isinstance(getattr(guide.classifier, "network", None), Joined):
+        return JoinedClassifierGuidance(guide.classifier, guide.scale)
+    if isinstance(guide, list | tuple):
+        return type(guide)(joined_guide(part) for part in guide)
+    if dataclasses.is_dataclass(guide) and not isinstance(guide, type):
+        values = {f.name: getattr(guide, f.name) for f in dataclasses.fields(guide) if f.init}
+        new = {name: joined_guide(value) for name, value in values.items() if name in ("guide", "guides")}
+        return dataclasses.replace(guide, **new) if new else guide
+    return guide
+
+
+def each(t: Tensor, x: Images) -> Tensor:
+    """Return a timestep for each image."""
+    return t.expand(len(x)) if len(t) == 1 else t
+
+
+def call(network: nn.Module, *arguments: Tensor, **given: Tensor) -> Tensor:
+    output: Tensor = network(*arguments, **given)
+    return output

@@ -1,0 +1,161 @@
+"""A meeting: threads that run one at a time, and whose calls of networks are made together."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import CancelledError
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(eq=False)
+class Call:
+    """What one request asks for.
+
+    key: calls with the same key can be made as one
+    x, t, y: images (n, C, H, W), their timesteps (n,), and their labels (n,), -1 for none, or None
+    given: further tensors of n images
+    compute: function (x, t, y, given) -> tensor of as many images
+    """
+
+    key: tuple[Any, ...]
+    x: Tensor
+    t: Tensor
+    y: Tensor | None
+    given: dict[str, Tensor]
+    compute: Callable[..., Tensor]
+    result: Tensor | None = None
+    error: Exception | None = None
+    passed_over: bool = False
+
+    @property
+    def done(self) -> bool:
+        return self.result is not None or self.error is not None
+
+
+@dataclass(eq=False)
+class Meeting:
+    """Lets threads run one at a time, and makes their calls, in a thread of its own, when all of them wait for one.
+
+    Of the calls that wait, those of the key with most images are made, or those of a key that was passed over before.
+
+    max_images: largest number of images in one call
+    """
+
+    max_images: int
+    attending: int = 0
+    busy: bool = False
+    closed: bool = False
+    calls: list[Call] = field(default_factory=list)
+    changed: threading.Condition = field(default_factory=threading.Condition)
+
+    def __post_init__(self) -> None:
+        self.thread = threading.Thread(target=self._serve, name="batcher", daemon=True)
+        self.thread.start()
+
+    def attended(self) -> Attendance:
+        """Return the context in which a thread belongs to the meeting."""
+        return Attendance(self)
+
+    def ask(self, call: Call) -> Tensor:
+        """Return the result of a call, from a thread that belongs to the meeting.
+
+        Raises what the call raises, and CancelledError if the meeting is closed meanwhile.
+        """
+        with self.changed:
+            self.calls.append(call)
+            self._pass_on()
+            self.changed.wait_for(lambda: (call.done or self.closed) and not self.busy)
+            self.busy = True
+            if not call.done:
+                raise CancelledError("the request was given up")
+        if call.error is not None:
+            raise call.error
+        assert call.result is not None
+        return call.result
+
+    def close(self) -> None:
+        """End the meeting: threads that wait for a call get no result."""
+        with self.changed:
+            self.closed = True
+            self.changed.notify_all()
+        self.thread.join()
+
+    def _pass_on(self) -> None:
+        self.busy = False
+        self.changed.notify_all()
+
+    def _serve(self) -> None:
+        def ready() -> bool:
+            return self.closed or bool(not self.busy and self.calls and len(self.calls) == self.attending)
+
+        while True:
+            with self.changed:
+                self.changed.wait_for(ready)
+                if self.closed:
+                    return
+                chosen = self._chosen()
+                self.busy = True
+            make_together(chosen)
+            with self.changed:
+                self.calls = [call for call in self.calls if not call.done]
+                self._pass_on()
+
+    def _chosen(self) -> list[Call]:
+        """Return the calls to make now, as many as fit into one call: at least one."""
+        groups: dict[tuple[Any, ...], list[Call]] = {}
+        for call in self.calls:
+            groups.setdefault(call.key, []).append(call)
+
+        def urgency(group: list[Call]) -> tuple[bool, int]:
+            return any(call.passed_over for call in group), sum(len(call.x) for call in group)
+
+        group = max(groups.values(), key=urgency)
+        chosen, images = [group[0]], len(group[0].x)
+        for call in group[1:]:
+            if images + len(call.x) <= self.max_images:
+                chosen.append(call)
+                images += len(call.x)
+        for call in self.calls:
+            call.passed_over = call not in chosen
+        return chosen
+
+
+@dataclass
+class Attendance:
+    """Context of a thread that belongs to a meeting: it runs while no other does."""
+
+    meeting: Meeting
+
+    def __enter__(self) -> None:
+        meeting = self.meeting
+        with meeting.changed:
+            meeting.attending += 1
+            meeting.changed.wait_for(lambda: not meeting.busy)
+            meeting.busy = True
+
+    def __exit__(self, *exception: object) -> None:
+        with self.meeting.changed:
+            self.meeting.attending -= 1
+            self.meeting._pass_on()
+
+
+def make_together(calls: list[Call]) -> None:
+    """Make calls of the same key as one, and give each its result. If that fails, make each of them alone."""
+    try:
+        first, sizes = calls[0], [len(call.x) for call in calls]
+        y = None if first.y is None else torch.cat([call.y for call in calls if call.y is not None])
+        given = {name: torch.cat([call.given[name] for call in calls]) for name in first.given}
+        x, t = torch.cat([call.x for call in calls]), torch.cat([call.t for call in calls])
+        for call, result in zip(calls, torch.split(first.compute(x, t, y, given), sizes)):
+            call.result = result
+    except Exception as error:
+        if len(calls) == 1:
+            calls[0].error = error
+            return
+        for call in calls:
+            make_together([call])
