@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -394,7 +395,11 @@ def test_a_tar_is_read_through_once(tmp_path, monkeypatch):
     assert same(open_dataset(folder, 8), first) and opened == []
     os.utime(folder / "shards-001.tar", ns=(1, 1))
     assert same(open_dataset(folder, 8), first) and opened == ["shards-001.tar"]
-    for damaged in (b"", b"x", index_path(folder / "shards-000.tar").read_bytes()[:-9]):
+    content = json.loads(gzip.decompress(index_path(folder / "shards-002.tar").read_bytes()))
+    name, start, size, label = content["images"][0]
+    wrong = [[name, start, size, [label]], [name, -1.5, size, label], [7, start, size, label], [name, start, size]]
+    others = [gzip.compress(json.dumps(content | {"images": [row]}).encode()) for row in wrong]
+    for damaged in (b"", b"x", index_path(folder / "shards-000.tar").read_bytes()[:-9], *others):
         opened.clear()
         index_path(folder / "shards-002.tar").write_bytes(damaged)
         assert same(open_dataset(folder, 8), first) and opened == ["shards-002.tar"]

@@ -74,8 +74,15 @@ def test_the_index_is_small_and_a_damaged_one_is_written_anew(photos, reads):
     index = index_path(photos)
     content = index.read_bytes()
     assert len(content) < 70 * 40 and sorted(path.suffix for path in photos.rglob("*.*")) == [".png"] * 70
-    other = gzip.compress(json.dumps({"about": ["another folder"], "files": []}).encode())
-    for damaged in (b"", b"hello", content[:-20], gzip.compress(b"[1, 2]"), gzip.compress(b'{"about": 3}'), other):
+    found = json.loads(gzip.decompress(content))
+    name, *numbers, mode, deep, transparent, frames = found["files"][0]
+    wrong = [
+        [name, *numbers, [mode], deep, transparent, frames],
+        [name, *map(str, numbers), mode, deep, transparent, 1],
+    ]
+    others = [found | {"files": [row]} for row in wrong] + [{"about": ["another folder"], "files": []}]
+    others = [gzip.compress(json.dumps(other).encode()) for other in others]
+    for damaged in (b"", b"hello", content[:-20], gzip.compress(b"[1, 2]"), gzip.compress(b'{"about": 3}'), *others):
         index.write_bytes(damaged)
         assert len(again(photos, reads)[0]) == 70 and again(photos, reads)[0] == []
     moved = photos.rename(photos.with_name("moved"))

@@ -220,7 +220,11 @@ def test_a_folder_with_a_run_of_other_settings_is_refused_and_unchanged(tmp_path
 
 def test_run_records_that_cannot_be_read_and_files_without_one(tmp_path):
     shards = Shards(tmp_path, 10, 3, SHAPE, True)
-    for text in ("{", "[]", "{}", '"x"'):
+    open_run({}, shards)
+    record = json.loads((tmp_path / "run.json").read_text())
+    record.pop("checksum")  # as of a file that was changed by hand
+    wrong = [{"num": 10.5}, {"num": 0}, {"shard_size": "3"}, {"shape": [4, 6]}, {"labelled": 1}, {"settings": [1]}]
+    for text in ("{", "[]", "{}", '"x"', *(json.dumps(record | change) for change in wrong)):
         (tmp_path / "run.json").write_text(text)
         with pytest.raises(ValueError, match=r"run\.json is not the record of a run"):
             open_run({}, shards)

@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import PIL
 
 from admg.files import atomic, cache_folder
@@ -24,6 +25,8 @@ from .folder import ImageFile
 from .listing import ListedFile
 from .members import ImagePath
 
+Row = tuple[str, int, int, int, int, str, bool, bool, int]
+"""Name, size in bytes and time of change of a file, its width and height, and what a Kind holds."""
 SMALLEST = 64
 """Smallest number of files of a folder that gets an index; headers of fewer are read as fast."""
 
@@ -41,7 +44,8 @@ def read_index(
         content = json.loads(gzip.decompress(index_path(root).read_bytes()))
         if content["about"] != _about(root):
             return {}
-        stored = {name: (size, changed, header) for name, size, changed, *header in content["files"]}
+        rows = msgspec.convert(content["files"], list[Row])
+        stored = {name: (size, changed, header) for name, size, changed, *header in rows}
         found = ((file, stored.get(file.name)) for file in files)
         return {
             file.name: _image(at(file.name), entry[2])

@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import msgspec
 from PIL import Image
 
 from admg.config import printable
@@ -133,7 +134,7 @@ def _content(container: Container) -> Content:
         content = json.loads(gzip.decompress(index_path(path).read_bytes()))
         if content["about"] == about:
             described = content["description"]
-            rows = [(name, start, size, label) for name, start, size, label in content["images"]]
+            rows = msgspec.convert(content["images"], list[Row])
             return rows, None if described is None else Description(described[0].encode(), described[1])
     rows, description = _read(path)
     described = None if description is None else [description.content.decode("utf-8", "replace"), description.top]

@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from admg.checksums import read_json, write_json
@@ -49,10 +50,12 @@ class Keeper:
         if any(record.get(key) != value for key, value in about.items() if key != "reference"):
             return None
         try:
-            values = [MetricValue(**row | {"value": nan(row["value"])}) for row in record["metrics"]]
-        except (KeyError, TypeError):  # not written by this version
+            rows = [row | {"value": nan(row["value"])} for row in record["metrics"]]
+            values = msgspec.convert(rows, list[MetricValue])
+            seconds = msgspec.convert(record.get("seconds_per_image"), float | None)
+        except (KeyError, TypeError, msgspec.ValidationError):  # not written by this version
             return None
-        return values, record.get("seconds_per_image")
+        return values, seconds
 
     def compute(self, shards: Shards, seconds: float | None) -> None:
         """Compute and keep the metrics; process 0 writes them, and the others compute their share of the features."""

@@ -7,7 +7,9 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from admg.checksums import KEY, damaged, is_damaged, parse_json, with_checksum
 from admg.files import temporary_beside
@@ -29,6 +31,16 @@ class OtherRun(ValueError):
 
 class DamagedRecord(OtherRun):
     """run.json is a record of admg that cannot be read any more."""
+
+
+class Described(msgspec.Struct):
+    """Types and ranges of what run.json holds."""
+
+    settings: dict[str, Any]
+    num: Annotated[int, msgspec.Meta(ge=1)]
+    shape: tuple[int, int, int]
+    labelled: bool
+    shard_size: Annotated[int, msgspec.Meta(ge=1)]
 
 
 def open_run(settings: Mapping[str, Any], shards: Shards) -> Shards:
@@ -85,8 +97,8 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     content = path.read_bytes()
     try:
         record: dict[str, Any] = parse_json(content, path)
+        msgspec.convert(record, Described)
         _recorded(folder, record)
-        dict(record["settings"])
         if is_damaged(record):
             raise DamagedRecord(damaged(path))
         record.pop(KEY, None)

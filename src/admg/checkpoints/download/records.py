@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from admg import checksums
 from admg.files import atomic
 
@@ -119,7 +121,7 @@ def read_record(path: Path) -> Record | None:
 def read_json(file: Path, kind: type) -> Any:
     """Return the dataclass stored in a file, or None if it is missing, damaged or invalid."""
     try:
-        return kind(**checksums.read_json(file))
+        return msgspec.convert(checksums.read_json(file), kind)
     except (OSError, ValueError, TypeError):
         return None
 
