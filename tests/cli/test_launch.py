@@ -39,7 +39,8 @@ def test_the_others_end_when_one_fails(capfd):
     assert capfd.readouterr().err == "admg: error: process 1 of 2 was ended by SIGKILL\n"
 
 
-def test_sigterm_reaches_every_process(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_sigterm_reaches_every_process_also_when_the_launcher_is_killed(tmp_path, number):
     child = (
         "import os, signal, sys, time\n"
         "def stop(*_):\n"
@@ -52,8 +53,11 @@ def test_sigterm_reaches_every_process(tmp_path):
     process = subprocess.Popen(program(parent), stdout=subprocess.PIPE)
     assert process.stdout.readline() == b"ready\n"
     time.sleep(1)  # the other one is ready, too
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 143
+    process.send_signal(number)
+    assert process.wait(60) == (143 if number == signal.SIGTERM else -signal.SIGKILL)
+    until = time.monotonic() + 30
+    while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < until:
+        time.sleep(0.05)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]
 
 

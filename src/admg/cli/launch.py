@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import IO, Any
 
+PR_SET_PDEATHSIG = 1
 GRACE = 30.0
 """Seconds that the other processes have to end after one has failed, before they are killed."""
 
@@ -53,13 +55,20 @@ def launch(count: int, argv: list[str], command: tuple[str, ...] = (sys.executab
     """Run a command in so many processes, which share its work, and return its exit code: that of the first to fail.
 
     The first process prints and shows the progress. What another one prints is shown if it fails first; the others are
-    then sent SIGTERM, and killed if they still run after GRACE seconds. Ctrl-C and SIGTERM reach all of them.
+    then sent SIGTERM, and killed if they still run after GRACE seconds. Ctrl-C and SIGTERM reach all of them, and so
+    does SIGTERM when this process is killed.
     """
     port = free_port()
     with ExitStack() as stack:
         logs = [None, *(stack.enter_context(tempfile.TemporaryFile()) for _ in range(count - 1))]
         processes = [
-            subprocess.Popen([*command, *argv], env=environment(rank, count, port), stdout=log, stderr=log)
+            subprocess.Popen(
+                [*command, *argv],
+                env=environment(rank, count, port),
+                stdout=log,
+                stderr=log,
+                preexec_fn=end_with_parent,
+            )
             for rank, log in enumerate(logs)
         ]
         stack.callback(end, processes, 0.0)
@@ -80,6 +89,12 @@ def environment(rank: int, count: int, port: int) -> dict[str, str]:
     """Return the variables of torchrun for a process of a launch on this machine."""
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
     return os.environ | {name: str(value) for name, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"}
+
+
+def end_with_parent() -> None:
+    """Ask the kernel for SIGTERM when the process that started this one ends, however it does. Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def free_port() -> int:
