@@ -121,6 +121,8 @@ def remove(path: Path) -> None:
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal digits."""
     with path.open("rb") as file:
+        if hasattr(os, "posix_fadvise"):  # so that the disk reads ahead
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -123,8 +124,10 @@ def _identity(folder: Path | str) -> list[tuple[int, int, int]]:
 def _load(folder: Path | str, *kinds: Kind) -> Parts:
     about = read_about(folder, *kinds)
     kind = NETWORK_KINDS[about.kind]
+    with verified_state(folder, about.sha256) as state:
+        network = build_network(kind.network, about.network, state, folder)
     return Parts(
-        network=build_network(kind.network, about.network, read_state(folder, about.sha256), folder),
+        network=network,
         diffusion=about.diffusion.build(),
         labels=about.labels,
         config=about.diffusion,
@@ -268,22 +271,29 @@ def _check_weights(path: Path, checksum: str | None) -> None:
         raise DamagedError(f"{path} is damaged: its SHA-256 is not the one in config.json")
 
 
-def read_state(folder: Path | str, checksum: str | None) -> dict[str, Tensor]:
-    """Return the weights, memory-mapped.
+@contextmanager
+def verified_state(folder: Path | str, checksum: str | None) -> Iterator[dict[str, Tensor]]:
+    """Context manager of the weights, memory-mapped, which must not be used after an exception at its end.
+
+    Their checksum is computed in another thread, beside what is done with them in the context.
 
     checksum: their SHA-256 by config.json, or None if it has none
 
-    Raises CheckpointError if they are missing, truncated, damaged or unreadable.
+    Raises CheckpointError if they are missing, truncated, damaged or unreadable. That they are damaged is said rather
+    than what goes wrong with damaged weights in the context.
     """
     path = Path(folder) / "model.safetensors"
     if not path.is_file():
         raise CheckpointError(f"{folder} has no model.safetensors")
     before = _identity(folder)
-    try:
-        _check_weights(path, checksum)
-        state = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise DamagedError(f"{path} is truncated or not a safetensors file: {error}") from None
+    with ThreadPoolExecutor(1) as pool:
+        checked = pool.submit(_check_weights, path, checksum)
+        try:
+            try:
+                yield load_file(path)
+            finally:
+                checked.result()
+        except (SafetensorError, OSError) as error:
+            raise DamagedError(f"{path} is truncated or not a safetensors file: {error}") from None
     if _identity(folder) != before:  # it may not be the file whose checksum was computed
         raise CheckpointError(f"{path} was replaced while it was read")
-    return state
