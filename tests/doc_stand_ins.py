@@ -20,7 +20,7 @@ from admg.diffusion.config import DiffusionConfig
 from admg.models import ClassifierConfig, NoisyClassifier, SuperResConfig, SuperResUNet, UNet, UNetConfig
 
 SIZE = 16
-SMALL = "8"
+BELOW = "8"
 SMALL = {
     "channels": 32,
     "channel_mult": (1, 1),
@@ -117,8 +117,8 @@ class StandIns:
             rest = limited(rest, "--image-size", size)
             return without(rest, "--init-flags")
         below = any(name in rest for name in ("runs/base", "runs/classifier"))  # whose samples are enlarged
-        rest = limited(rest, "--image-size", SMALL if below else str(SIZE))
-        rest = limited(rest, "--small-size", SMALL) if command == "train-upsampler" else rest
+        rest = limited(rest, "--image-size", BELOW if below else str(SIZE))
+        rest = limited(rest, "--small-size", BELOW) if command == "train-upsampler" else rest
         for option, value in NETWORK.items():
             rest = limited(rest, option, value)
         return [word for word in rest if word != "--shard"]

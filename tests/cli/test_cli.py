@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import warnings
 
 import numpy as np
 import pytest
-from helpers import failed, refused, run, state_file
+from helpers import failed, refused, run, snapshot, state_file
 from PIL import Image
 
 from admg.checkpoints import loading
@@ -257,6 +260,35 @@ def test_resuming_a_foreign_run_is_refused_and_leaves_it(capsys, pictures, tmp_p
     assert "begun with other settings" in line and state_file(out).read_bytes() == before
     state_file(out).write_bytes(before[:-500])
     assert "are damaged" in failed(capsys, *tiny_training(pictures, out), "--steps", 4)
+
+
+@pytest.mark.thorough
+def test_a_directory_that_holds_something_else_is_refused_and_left(capsys, sample_arguments, pictures, tmp_path):
+    """Another kind of network, samples where training is to be, and training where samples are to be."""
+    trained, sampled = tmp_path / "trained", tmp_path / "sampled"
+    assert run(capsys, *tiny_training(pictures, trained))[0] == 0
+    assert run(capsys, *sample_arguments, "--num", 1, "--out", sampled)[0] == 0
+    before = snapshot(trained), snapshot(sampled)
+    words = tiny_training(pictures, trained)
+    line = refused(capsys, "train-classifier", *words[1:])
+    assert "holds the training of a diffusion model, not of a noisy classifier: choose another directory" in line
+    for more in ([], ["--overwrite"]):
+        line = refused(capsys, *tiny_training(pictures, sampled), *more)
+        assert "holds samples (run.json): choose another directory" in line
+        line = refused(capsys, *sample_arguments, "--num", 1, "--out", trained, *more)
+        assert "holds a training run: choose another folder" in line
+    assert (snapshot(trained), snapshot(sampled)) == before
+
+
+@pytest.mark.process
+def test_output_that_nobody_reads_ends_the_command_without_a_word(tmp_path):
+    """As by `admg models | head -1`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "admg", "models"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_a_pickle_in_place_of_a_training_checkpoint_is_not_executed(capsys, pictures, tmp_path):

@@ -32,7 +32,7 @@ def test_no_library_and_one_of_other_sources(monkeypatch, tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux" or os.uname().machine != "x86_64", reason="kernels are for Linux on x86-64")
 def test_kernels_are_built_where_there_is_a_compiler():
-    """Otherwise the tests of the kernels would be skipped without a word: run `python tools/build_kernels.py`."""
+    """Otherwise the tests of the kernels would be skipped without a word: run `admg doctor --build-kernels`."""
     if torch.backends.cpu.get_cpu_capability() not in build.CAPABILITIES:
         pytest.skip("there are no kernels for this processor")
     assert build.compiler() is None or native.available()

@@ -37,9 +37,9 @@ def test_the_speed_is_that_of_the_network(monkeypatch):
 
 
 @pytest.mark.parametrize("exists, compiler, reason, advice", [
-    (False, None, "were not built at installation, and there is no C compiler", "install one (apt-get install gcc)"),
-    (False, ["cc"], "were not built at installation: PyTorch", "pip install --force-reinstall --no-deps admg"),
-    (True, ["cc"], "are of other sources", "python tools/build_kernels.py"),
+    (False, None, "there are none, as in the wheel for any platform, and there is no C compiler", "install one"),
+    (False, ["cc"], "there are none, as in the wheel for any platform: PyTorch", "admg doctor --build-kernels"),
+    (True, ["cc"], "they are of other sources", "admg doctor --build-kernels"),
 ])  # fmt: skip
 def test_missing_kernels(exists, compiler, reason, advice, monkeypatch, tmp_path):
     monkeypatch.setattr(doctor.native, "available", lambda: False)

@@ -193,7 +193,7 @@ def test_a_file_that_is_no_picture_is_refused(page, tmp_path):
     page.find("#edit-second input[type=file]").send_keys(str(tmp_path / "a.png"))
     time.sleep(1)
     page.click("#edit-start")
-    assert "the file is no picture that can be read" in page.message()
+    assert "the file cannot be read as a picture" in page.message()
 
 
 def test_compare(page, screenshots):

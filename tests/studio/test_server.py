@@ -98,7 +98,7 @@ def test_a_file_that_is_no_picture_is_named(address, config):
     given = {"edit-editor": {"background": part, "layers": [], "composite": part, "id": None},
              "edit-method": "Change the label (SDEdit)"}  # fmt: skip
     (error,) = errors(call(address, config, "edit-start", given))
-    assert "the file is no picture that can be read" in error
+    assert "the file cannot be read as a picture" in error
 
 
 def test_no_other_server_is_asked_for_a_picture(address, config):

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from admg.config import check, setting
+from admg.engine.cpu.build import build
 from admg.generation.doctor import examine
 
 EXAMPLES = """  admg doctor
-  admg doctor --seconds 0      # without the test of speed"""
+  admg doctor --seconds 0      # without the test of speed
+  admg doctor --build-kernels  # after a change of the C sources, or in an installation that has none"""
 MARKS = {"ok": "ok", "note": "note", "problem": "PROBLEM"}
 
 
@@ -18,15 +20,20 @@ class Options:
     do about each problem.
 
     seconds: length of the test of speed; 0 leaves it out
+    build_kernels: compile the kernels for the CPU first, in the folder of the package
     """
 
     seconds: float = setting(5.0, min=0, max=600)
+    build_kernels: bool = False
 
     def __post_init__(self) -> None:
         check(self)
 
 
 def run(options: Options) -> None:
+    if options.build_kernels:
+        for path in build():
+            print(f"built {path}")
     problems = 0
     for finding in examine(options.seconds):
         problems += finding.grade == "problem"

@@ -6,7 +6,9 @@ import importlib
 import io
 import os
 import platform
+import select
 import shlex
+import signal
 import sys
 import tempfile
 import traceback
@@ -95,6 +97,8 @@ def main(argv: list[str] | None = None) -> int:
             warnings.showwarning = show_warning
             return _run(parser, name, module, arguments, started)
     except (ValueError, OSError, FloatingPointError) as error:
+        if isinstance(error, BrokenPipeError) and is_closed(sys.stdout):  # as by `| head`
+            return 128 + signal.SIGPIPE
         if os.environ.get("ADMG_TRACEBACK"):
             raise
         print(f"admg {name}: error: {of_process()}{one_line(error)}", file=sys.stderr)
@@ -110,6 +114,16 @@ def main(argv: list[str] | None = None) -> int:
             return 2
         print(f"admg {name}: {of_process()}{unforeseen(error, argv)}", file=sys.stderr)
         return 1
+
+
+def is_closed(stream: TextIO) -> bool:
+    """Whether nobody reads a stream any more; what is written to it from now on is lost without an error."""
+    poll = select.poll()
+    poll.register(stream.fileno(), select.POLLOUT)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return True
 
 
 class Escaping(io.TextIOBase):

@@ -15,5 +15,5 @@ from admg.engine.device import Processes
 def note_missing_kernels(device: torch.device) -> None:
     """Print a note, once in the first process, if the kernels for this CPU were not built."""
     if device.type == "cpu" and native.missing() and Processes.from_environment().rank == 0:
-        why = "were not built at installation, since there was no C compiler"
-        print(f"note: admg's kernels for this CPU {why}; torch is used, at about half the speed", file=sys.stderr)
+        what = "there are no kernels for this CPU, so PyTorch computes everything, at about half the speed"
+        print(f"note: {what}; `admg doctor` says what to do", file=sys.stderr)

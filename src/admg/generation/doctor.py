@@ -122,23 +122,23 @@ def _kernels(device: torch.device) -> Iterator[Finding]:
     if device.type == "cuda":
         missing = find_spec("triton") is None
         advice = "pip install triton" if missing else ""
-        text = "Triton is missing: PyTorch computes all" if missing else "Triton"
+        text = "Triton is missing: PyTorch computes everything" if missing else "Triton"
         yield Finding("kernels", text, advice, "problem" if missing else "ok")
         return
     capability = torch.backends.cpu.get_cpu_capability()
     if native.available():
         yield Finding("kernels", f"built for this processor ({capability})")
     elif capability not in build.CAPABILITIES:
-        yield Finding("kernels", f"none for {capability}: PyTorch computes all", "", "note")
+        yield Finding("kernels", f"none for {capability}: PyTorch computes everything", "", "note")
     else:
         exists = build.library(capability).is_file()
-        why = "are of other sources" if exists else "were not built at installation"
+        why = "they are of other sources" if exists else "there are none, as in the wheel for any platform"
         if build.compiler() is None:
             why, first = f"{why}, and there is no C compiler", "install one (apt-get install gcc), then "
         else:
             first = ""
-        advice = f"{first}pip install --force-reinstall --no-deps admg, or python tools/build_kernels.py in a clone"
-        yield Finding("kernels", f"they {why}: PyTorch computes all, at about half the speed", advice, "problem")
+        advice = f"{first}admg doctor --build-kernels, which builds them, or the wheel for manylinux_2_17_x86_64"
+        yield Finding("kernels", f"{why}: PyTorch computes everything, at about half the speed", advice, "problem")
 
 
 def _threads() -> Finding:

@@ -111,7 +111,10 @@ def load_guides(
 def load_classifier_for(model: Model, name: str | None) -> Classifier:
     """Load a classifier. Raises ValueError if it does not belong to the model."""
     if not name:
-        raise ValueError("guidance needs a classifier: the model comes without one")
+        raise ValueError(
+            "guidance needs a classifier, and the model comes without one: give classifier (--classifier NAME) or "
+            "cfg (--cfg W)"
+        )
     classifier = loading.load_classifier(name)
     check_guide(model, guidance.ClassifierGuidance(classifier))
     return dataclasses.replace(classifier, training={**classifier.training, "name": str(name)})

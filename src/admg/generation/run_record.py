@@ -105,6 +105,8 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     except DamagedRecord:
         raise
     except (ValueError, KeyError, TypeError) as error:
+        if all(b'"%s":' % key in content for key in (b"settings", b"options", b"changes")):
+            raise ValueError(f"{folder} holds a training run: choose another folder") from None
         ours = sum(content.count(b'"%s":' % key) for key in (b"settings", b"num", b"shape", b"labelled", b"shard_size"))
         kind = DamagedRecord if ours >= 3 else ValueError
         raise kind(f"{path} is not the record of a run: {type(error).__name__}: {error}") from None

@@ -74,7 +74,7 @@ class EditTab:
             "jump_length": gr.Slider(1, 50, value=5, step=1, label="Length of its jumps in steps", elem_id="edit-jump"),
             "dps_scale": gr.Slider(0, 10, value=1, step=0.1, label="Step size of DPS", visible=False,
                                    elem_id="edit-size"),
-            "second_seed": gr.Number(1, label="Seed of the other end", visible=False,
+            "second_seed": gr.Number(1, label="Second seed", visible=False,
                                      elem_id="edit-other"),
         }  # fmt: skip
         self.fields |= drawing_fields(catalog.first, limits, "edit", guidance=NO_GUIDANCE)

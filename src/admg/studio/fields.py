@@ -73,11 +73,11 @@ def drawing_fields(entry: Entry, limits: Limits, key: str, **preset: Any) -> Fie
             spacing = gr.Dropdown(list(SPACINGS), value="even", label="Spacing of the steps", min_width=110,
                                   elem_id=f"{key}-spacing")  # fmt: skip
         eta = gr.Slider(0, 1, value=0, step=0.05, label="Randomness of ddim (eta)", elem_id=f"{key}-eta")
-        unconditional = gr.Checkbox(False, label="Keep the labels from the network (the guide still uses them)",
+        unconditional = gr.Checkbox(False, label="Network without the labels (the guide still uses them)",
                                     elem_id=f"{key}-unconditional")  # fmt: skip
         with gr.Row():
-            low = gr.Number(0, label="Guide above noise level", min_width=110, elem_id=f"{key}-low")
-            high = gr.Number(0, label="and below (0: no limit)", min_width=110, elem_id=f"{key}-high")
+            low = gr.Number(0, label="Lowest guided noise level", min_width=110, elem_id=f"{key}-low")
+            high = gr.Number(0, label="Highest (0: no limit)", min_width=110, elem_id=f"{key}-high")
     return {
         "guidance": guidance, "scale": scale, "sampler": sampler, "steps": steps, "spacing": spacing, "eta": eta,
         "unconditional": unconditional, "low": low, "high": high,

@@ -91,7 +91,7 @@ def with_picture_messages(component: Any) -> Any:
             raise gr.Error(f"the picture has more than {most} megapixels", print_exception=False) from None
         except (OSError, ValueError, SyntaxError) as error:
             LOGGER.info("a picture that cannot be read: %s", one_line(error))
-            raise gr.Error("the file is no picture that can be read, such as a PNG or JPEG file",
+            raise gr.Error("the file cannot be read as a picture, such as a PNG or JPEG file",
                            print_exception=False) from None  # fmt: skip
 
     component.preprocess = preprocess  # on the object: a class of its own would be a component without a front end

@@ -16,7 +16,7 @@ from admg.checkpoints import native
 from admg.checkpoints.compatibility import check_pair, facts_of
 from admg.checkpoints.initial import Initial, inherited, initial_of_run, load_initial
 from admg.checkpoints.model import Classifier, Model
-from admg.checkpoints.networks import Kind
+from admg.checkpoints.networks import NETWORK_KINDS, Kind
 from admg.checkpoints.transfer import transfer
 from admg.checkpoints.weights import CheckpointError
 from admg.diffusion.config import DiffusionConfig
@@ -36,8 +36,10 @@ def open_initial(init: Init | None, flags: str | None, kind: Kind, out: Path | s
 
     out: run directory; a run that is resumed has its own weights, so that what it started from is not read again
 
-    Raises ValueError as load_initial() does, and for flags without a model.
+    Raises ValueError as load_initial() does, for flags without a model, and if the run trains another kind of network.
     """
+    if out is not None:
+        check_kind(out, kind)
     if init is None:
         if flags is not None:
             raise ValueError("init_flags are the flags of init (--init), which is not given")
@@ -45,6 +47,19 @@ def open_initial(init: Init | None, flags: str | None, kind: Kind, out: Path | s
     if out is not None and (folder := described(out)) is not None:
         return initial_of_run(folder, kind, f"the run in {out}")
     return load_initial(init, kind, flags)
+
+
+def check_kind(out: Path | str, kind: Kind) -> None:
+    """Raise ValueError if a run directory holds the run of another kind of network."""
+    with suppress(CheckpointError):
+        folder = described(out)
+        found = kind if folder is None else native.read_about(folder).kind
+        if found != kind:
+            wanted, there = (NETWORK_KINDS[k].title for k in (kind, found))
+            raise ValueError(
+                f"{out} holds the training of a {there}, not of a {wanted}: choose another directory, or "
+                f"--overwrite this one"
+            )
 
 
 def described(out: Path | str) -> Path | None:

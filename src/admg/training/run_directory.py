@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from admg.files import LockError, held, remove, remove_leftovers
+from admg.generation.run_record import DamagedRecord, read_record
 
 from . import checkpointing, log, run_settings, services, snapshots
 
@@ -45,6 +46,18 @@ def check_new(out: Path) -> None:
         raise ValueError(
             f"{out} holds a model and no checkpoint to resume from: choose another directory, or --overwrite this one"
         )
+
+
+def check_no_samples(out: Path) -> None:
+    """Raise ValueError if the directory holds samples, whose run.json a training run would replace."""
+    try:
+        holds_samples = read_record(out) is not None
+    except DamagedRecord:
+        holds_samples = True
+    except ValueError:  # that of a training run
+        holds_samples = False
+    if holds_samples:
+        raise ValueError(f"{out} holds samples ({run_settings.FILE}): choose another directory for the training run")
 
 
 def clear(out: Path) -> None:

@@ -128,6 +128,8 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
             self.settings = run_settings.settings_of(self.task, self.dataset, self.config, self.provenance)
             self._found = checkpointing.saved(self.out)
             found = None if self._overwrite else checkpointing.latest(self.out)
+            if not self._found:
+                run_directory.check_no_samples(self.out)
             if found is not None:
                 run_settings.check_settings(self.out, self.settings, run_settings.defaults_of(self.task))
             elif not self._overwrite:
