@@ -96,6 +96,22 @@ def test_a_call_has_no_more_images_than_allowed_and_a_large_request_is_divided(d
     assert max(model.network.sizes) <= 3 and sum(model.network.sizes) == 2 * (5 + 2 + 1)
 
 
+def test_images_with_and_without_labels_share_calls_of_our_networks(double):
+    model, _ = double
+    sizes = []
+    handle = model.network.register_forward_pre_hook(lambda module, given: sizes.append(len(given[0])))
+    guide = guidance.ClassifierFreeGuidance(2.0)
+    with Batcher(model) as batcher:
+        first = batcher.submit([1, None], steps=3, guide=guide)
+        second = batcher.submit(None, num=1, steps=3, unconditional=True)
+        found = first.result(), second.result()
+    handle.remove()
+    assert sum(sizes) == 3 * (2 + 2 + 1) and len(sizes) <= 2 * 3 + 1
+    for samples, options in zip(found, ({"labels": [1, None], "guide": guide}, {"num": 1, "unconditional": True})):
+        alone = admg.sample(model, **options, steps=3, progress=False)
+        assert (samples.x - alone.x).abs().max() < 1e-10
+
+
 def call(key: str, images: int = 1) -> Call:
     x = torch.zeros(images, 1)
     return Call((key,), x, torch.zeros(images), None, {}, lambda x, t, y, given: x)

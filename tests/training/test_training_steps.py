@@ -48,7 +48,7 @@ def test_a_batch_computed_in_parts_gives_the_same_step(digits, kind):
 def test_more_parts_than_images_are_refused(digits):
     with pytest.raises(ValueError, match="accumulate must be at most the batch size 2, got 3"):
         TrainConfig(batch_size=2, accumulate=3)
-    with pytest.raises(ValueError, match="accumulate must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="accumulate must be at least 1 and at most 1,048,576, got 0"):
         TrainConfig(accumulate=0)
 
 

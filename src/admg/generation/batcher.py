@@ -14,16 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from admg.checkpoints.model import Model
+from admg.checkpoints.networks import unwrapped
 from admg.diffusion.gaussian import Images
 from admg.engine.acceleration import accelerate_parts, with_networks
 from admg.engine.compiling import Compile
 from admg.engine.precision import Precision
 from admg.guidance import ClassifierGuidance, Guide, State, log_prob_gradient
+from admg.models import UNet
 from admg.models.surgery import Replace, with_replaced
 
 from .labels import LabelsArgument, label_names, label_table, resolve_labels
 from .meeting import Call, Meeting
-from .modes import evaluation_mode
+from .modes import evaluation_mode, modules_in
 from .pairing import check_guide, check_null_label
 from .recipe import BatchSampler, Inputs, Recipe
 from .sample import as_model
@@ -95,7 +97,10 @@ class Batcher:
         model, numbers = self.model.respace(steps), resolve_labels(self.model, guide, labels, num)
         check_guide(model, guide)
         check_null_label(model, numbers, unconditional)
-        self._modes.enter_context(evaluation_mode(guide, recipe.sampler))
+        with evaluation_mode(guide, recipe.sampler):  # which checks the modules
+            pass
+        if any(part.training for module in modules_in((guide, recipe.sampler)) for part in module.modules()):
+            self._modes.enter_context(evaluation_mode(guide, recipe.sampler))
         names = label_names(label_table(model, guide), numbers)
         model = dataclasses.replace(with_networks(model, self._joined), takes_labels=model.conditional)
         joined = None if guide is None else joined_guide(with_networks(guide, self._joined))
@@ -148,8 +153,12 @@ class Joined(nn.Module):
         super().__init__()
         self.plain = plain
         vars(self).update(fast=fast, meeting=meeting)  # not submodules: the weights are those of `plain`
+        own = unwrapped(plain)
+        self.knows_no_label = isinstance(own, UNet) and own.config.num_classes > 0  # -1
 
     def forward(self, x: Images, timesteps: Tensor, y: Tensor | None = None, **given: Tensor) -> Tensor:
+        if y is None and self.knows_no_label:  # so that images with and without labels are in one call
+            y = torch.full((len(x),), -1, device=x.device)
         labels = {} if y is None else {"y": y}
         if torch.is_grad_enabled() and x.requires_grad:
             return call(self.fast, x, timesteps, **labels, **given)
