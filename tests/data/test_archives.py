@@ -405,6 +405,16 @@ def test_a_tar_is_read_through_once(tmp_path, monkeypatch):
         assert same(open_dataset(folder, 8), first) and opened == ["shards-002.tar"]
 
 
+@pytest.mark.parametrize("size", [1025, 2**40, 2**70])
+@pytest.mark.parametrize("name", ["a.png", "dataset.json", "a.cls"])
+def test_a_member_that_would_be_larger_than_its_tar_is_refused(tmp_path, size, name):
+    info = tarfile.TarInfo(name)
+    info.size = size
+    (tmp_path / "a.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+    with pytest.raises(DataError, match=r"a\.tar (is truncated or damaged|cannot be read as a tar)"):
+        open_dataset(tmp_path / "a.tar", 8)
+
+
 @pytest.mark.parametrize("content, said", [(b"hello", "cannot be read as a tar"), (b"\x1f\x8b" + b"x" * 600, "unpack")])
 def test_what_is_no_tar_is_refused(tmp_path, content, said):
     (tmp_path / "a.tar").write_bytes(content)

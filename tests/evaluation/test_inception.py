@@ -324,6 +324,10 @@ def test_weights_from_a_path(weights, network, tmp_path):
     torch.save(weights | {"fc.weight": torch.zeros(1000, 2048)}, path)
     with pytest.raises(ValueError, match=r"not the weights of the 2015 Inception.*fc\.weight"):
         networks.load("inception", str(path))
+    for wrong in (3, {3: weights["fc.bias"]}, {None: weights["fc.bias"]}, {"fc.bias": 3}):
+        torch.save(wrong, path)
+        with pytest.raises(ValueError, match=r"cannot be read as weights: it holds no names with tensors"):
+            networks.load("inception", str(path))
     path.write_bytes(b"no weights")
     with pytest.raises(ValueError, match=r"weights\.pth cannot be read as weights"):
         networks.load("inception", str(path))

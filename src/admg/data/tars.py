@@ -149,6 +149,7 @@ def _read(path: Path) -> Content:
     images: list[tuple[str, int, int]] = []
     labels: dict[tuple[str, str], int | str | None] = {}
     others: list[str] = []
+    length = path.stat().st_size
     description: Description | None = None
     try:
         with tarfile.open(path, "r:") as file:
@@ -157,6 +158,8 @@ def _read(path: Path) -> Content:
                 key, ending = split_name(name)
                 if not entry.isreg() or entry.issparse():
                     continue
+                if entry.offset_data + entry.size > length:
+                    raise DataError(f"{path} is truncated or damaged: {name} would end beyond the end of the file")
                 if PurePosixPath(name).suffix.lower() in Image.registered_extensions():
                     images.append((name, entry.offset_data, entry.size))
                 elif PurePosixPath(name).name == DESCRIPTION:
@@ -165,7 +168,7 @@ def _read(path: Path) -> Content:
                     labels[key, ending] = _label(ending, _bytes(file, entry), f"{path}/{name}")
                 else:
                     others.append(name)
-    except tarfile.TarError as error:
+    except (tarfile.TarError, OverflowError) as error:  # sizes may be larger than any file
         with path.open("rb") as raw:
             packed = raw.read(6).startswith(COMPRESSED)
         hint = "it is compressed, which allows no access to single images: unpack it" if packed else error

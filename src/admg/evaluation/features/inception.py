@@ -258,8 +258,9 @@ def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; the weights of Inception are at {URL}")
     try:
-        state = pickles.load(path)
-        if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        state: dict[str, Tensor] = pickles.load(path)
+        pairs = state.items() if isinstance(state, dict) else [(None, None)]
+        if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in pairs):
             raise CheckpointError("it holds no names with tensors")
         weights = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
         for name, value in weights.items():
