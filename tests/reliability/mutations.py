@@ -399,7 +399,7 @@ def zip_bytes(rng: random.Random, members: dict[str, bytes]) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", method) as file:
         for name, member in members.items():
-            file.writestr(zipfile.ZipInfo(name.encode("utf-8", "replace").decode() or "x"), member, method)
+            file.writestr(zipfile.ZipInfo(name.encode("utf-8", "replace").decode()[:10_000] or "x"), member, method)
     return buffer.getvalue()
 
 
