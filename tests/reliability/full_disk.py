@@ -54,7 +54,9 @@ def problem(job: Job, codes: list[int], kind: Kind) -> str:
         return ""
     if codes != [2] or "Traceback" in text or "this is a bug" in text:
         return f"exit codes {codes}: {message(job.log)}"
-    return "" if message(job.log).startswith(f"admg {kind.argv[0]}: error: ") else f"no message: {message(job.log)}"
+    lines = text.replace("\r", "\n").splitlines()  # the order of what goes to stdout and stderr is not fixed
+    errors = [line for line in lines if line.startswith(f"admg {kind.argv[0]}: error: ")]
+    return "" if errors else f"no message: {message(job.log)}"
 
 
 def at_each_operation(kind: Kind, out: Path, every: int = 1) -> Iterator[str]:
