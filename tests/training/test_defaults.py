@@ -115,6 +115,7 @@ def test_a_run_of_a_version_with_fewer_settings_has_the_defaults_of_the_new_ones
     record = read_json(tmp_path / "run.json")
     for part, name in (("network", "ddpm_layers"), ("diffusion", "zero_terminal_snr"), ("objective", "weighting_k")):
         del record["settings"][part][name]
+    del record["settings"]["sampling"]
     write_json(tmp_path / "run.json", record)
     with pytest.raises(ValueError, match=r"network\.ddpm_layers is False there, True here"):
         other = small | {"ddpm_layers": True}

@@ -85,8 +85,8 @@ def checksum(*contents: bytes) -> str:
     return digest.hexdigest()[:16]
 
 
-def defaults_of(task: Any) -> dict[str, dict[str, Any]]:
-    """Return the defaults of the settings of the network, of the noise process and of the objective, in JSON types.
+def defaults_of(task: Any) -> dict[str, Any]:
+    """Return the defaults of the settings of a run and of its network, noise process and objective, in JSON types.
 
     They are what a setting was before admg had it, in the record of a run that an earlier version began.
     """
@@ -96,32 +96,30 @@ def defaults_of(task: Any) -> dict[str, dict[str, Any]]:
         "diffusion": getattr(part, "config", None),
         "objective": ObjectiveConfig(),
     }
-    defaults = {
-        name: {field.name: field.default for field in dataclasses.fields(config) if has_default(field)}
-        for name, config in configs.items()
-        if dataclasses.is_dataclass(config)
-    }
-    found: dict[str, dict[str, Any]] = json.loads(json.dumps(defaults, default=str))
+    defaults = {name: _defaults(config) for name, config in configs.items() if dataclasses.is_dataclass(config)}
+    defaults |= {name: value for name, value in _defaults(TrainConfig).items() if name in LASTING}
+    found: dict[str, Any] = json.loads(json.dumps(defaults, default=str))
     return found
 
 
-def has_default(field: dataclasses.Field[Any]) -> bool:
-    return field.default is not dataclasses.MISSING
+def _defaults(config: Any) -> dict[str, Any]:
+    return {f.name: f.default for f in dataclasses.fields(config) if f.default is not dataclasses.MISSING}
 
 
-def check_settings(out: Path, settings: Mapping[str, Any], defaults: Mapping[str, Mapping[str, Any]]) -> None:
+def check_settings(out: Path, settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     """Raise CheckpointError, which names what differs, unless a run that is resumed has these settings.
 
-    defaults: of the settings in each part, by `defaults_of`; those that the record lacks had these values
+    defaults: of the settings, by `defaults_of`; those that the record lacks had these values
     """
     record = read(out)
     if record is None:
         return
     before = {name: value for name, value in record["settings"].items() if name != "init" or name in settings}
-    for name, values in defaults.items():
-        if isinstance(before.get(name), Mapping) and isinstance(settings.get(name), Mapping):
-            known = {field: value for field, value in values.items() if field in settings[name]}
-            before[name] = known | before[name]
+    for name, value in defaults.items():
+        if not isinstance(value, Mapping):
+            before.setdefault(name, value)
+        elif isinstance(before.get(name), Mapping) and isinstance(settings.get(name), Mapping):
+            before[name] = {field: v for field, v in value.items() if field in settings[name]} | before[name]
     if differing := differences(before, settings):
         raise CheckpointError(
             f"the run in {out} was begun with other settings: {'; '.join(differing)}; choose another --out, or "
