@@ -170,6 +170,11 @@ def test_what_is_wrong_is_said_when_it_is_asked_for(double):
                 batcher.submit(**wrong)
 
 
+def test_an_upsampler_is_refused_without_small_images(tiny_upsampler):
+    with Batcher(tiny_upsampler) as batcher, pytest.raises(ValueError, match="needs low_res, the small images"):
+        batcher.submit(1, steps=2)
+
+
 def test_networks_are_in_evaluation_mode_until_the_end(double):
     model, classifier = double
     model.network.train()

@@ -28,7 +28,7 @@ from .meeting import Call, Meeting
 from .modes import evaluation_mode, modules_in
 from .pairing import check_guide, check_null_label
 from .recipe import BatchSampler, Inputs, Recipe
-from .sample import as_model
+from .sample import as_model, check_low_res
 from .samples import Samples
 
 
@@ -69,6 +69,7 @@ class Batcher:
         self.model, self.precision, self.compile = as_model(model), precision, compile
         self.max_images = max_images
         self._modes = ExitStack()  # in which networks stay in evaluation mode until the end
+        self._evaluated: set[nn.Module] = set()
         self._modes.enter_context(evaluation_mode(self.model))
         self._meeting = Meeting(max_images)
         self._networks: dict[int, tuple[nn.Module, Joined]] = {}
@@ -97,10 +98,10 @@ class Batcher:
         model, numbers = self.model.respace(steps), resolve_labels(self.model, guide, labels, num)
         check_guide(model, guide)
         check_null_label(model, numbers, unconditional)
-        with evaluation_mode(guide, recipe.sampler):  # which checks the modules
-            pass
-        if any(part.training for module in modules_in((guide, recipe.sampler)) for part in module.modules()):
-            self._modes.enter_context(evaluation_mode(guide, recipe.sampler))
+        check_low_res(model, None, len(numbers))
+        if new := set(modules_in((guide, recipe.sampler))) - self._evaluated:
+            self._modes.enter_context(evaluation_mode(*new))
+            self._evaluated |= new
         names = label_names(label_table(model, guide), numbers)
         model = dataclasses.replace(with_networks(model, self._joined), takes_labels=model.conditional)
         joined = None if guide is None else joined_guide(with_networks(guide, self._joined))
@@ -197,10 +198,8 @@ class JoinedClassifierGuidance(ClassifierGuidance):
     """ClassifierGuidance of a Joined network, whose gradients are computed together with those of other requests."""
 
     def __call__(self, state: State) -> Images | None:
-        if self.scale == 0:
-            return None
-        if state.y is None:
-            raise ValueError("classifier guidance needs labels: give the sampler y, one target label per image")
+        if self.scale == 0 or state.y is None:
+            return super().__call__(state)
         network: Any = self.classifier.network  # type: ignore[attr-defined]
         gradient: Tensor = network.gradient(state.x, state.t, state.y)
         return self.scale * gradient

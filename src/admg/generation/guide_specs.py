@@ -101,10 +101,9 @@ def load_guides(
     named: list[Guide] = [*(parse_guide(spec, loaded) for spec in others), *map(load_pretrained, pretrained)]
     named += [load_user_guide(spec) for spec in own]
     found = GuideSet(loaded, scale, cfg, tuple(named), parse_interval(interval) if interval else None, reuse)
-    if found.build() is None and found.interval:
-        raise ValueError("the interval limits guidance, and there is none: give a scale, cfg or a guide")
-    if found.build() is None and found.reuse > 1:
-        raise ValueError("guidance is to be reused, and there is none: give a scale, cfg or a guide")
+    asked = "the interval limits guidance" if found.interval else "guidance is to be reused" if reuse > 1 else ""
+    if found.build() is None and asked:
+        raise ValueError(f"{asked}, and there is none: give a scale, cfg or a guide")
     return found
 
 
