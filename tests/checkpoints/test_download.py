@@ -307,7 +307,7 @@ def test_the_md5_that_the_server_states(server, tmp_path, headers, of_part):
     server.headers = {name: value.format(OTHER) for name, value in headers.items()}
     message = refused(server, tmp_path / "x.pt")
     stated, found = (hashlib.md5(content).hexdigest() for content in (b"other", CONTENT))
-    assert f"x.pt was damaged on its way: its MD5 is {found}, and the server states {stated}" in message
+    assert f"x.pt was damaged in transit: its MD5 is {found}, and the server states {stated}" in message
     assert files_beside(tmp_path / "x.pt") == set()
     server.headers, server.drop_after = {name: value.format(MD5) for name, value in headers.items()}, [1_000_000]
     assert fetch(server, tmp_path / "x.pt") == CONTENT
@@ -318,7 +318,7 @@ def test_the_md5_that_the_server_states(server, tmp_path, headers, of_part):
     if of_part:
         assert fetch(server, tmp_path / "y.pt") == CONTENT
     else:
-        assert "was damaged on its way" in refused(server, tmp_path / "y.pt")
+        assert "was damaged in transit" in refused(server, tmp_path / "y.pt")
 
 
 @pytest.mark.parametrize("value", ["", "no base64", "AAAA"])

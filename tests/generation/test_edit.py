@@ -191,7 +191,7 @@ def test_edit_refuses_arguments_that_do_not_fit(tiny_model, tiny_upsampler):
         admg.edit(tiny_model, x[:0], [], steps=2, progress=False)
     with pytest.raises(ValueError, match="not for an upsampling one"):
         admg.edit(tiny_upsampler, x, [0, 1], steps=2, progress=False)
-    with pytest.raises(ValueError, match="has from 2 frames, its ends, to 10,000; got 1"):
+    with pytest.raises(ValueError, match="frames must be from 2, the two ends, to 10,000, got 1"):
         admg.interpolate(tiny_model, (0, 1), frames=1, steps=2, progress=False)
     with pytest.raises(ValueError, match="needs two ends, got 3"):
         admg.interpolate(tiny_model, torch.zeros(3, 1, 8, 8), steps=2, progress=False)

@@ -273,14 +273,14 @@ def _check_weights(path: Path, checksum: str | None) -> None:
 
 @contextmanager
 def verified_state(folder: Path | str, checksum: str | None) -> Iterator[dict[str, Tensor]]:
-    """Context manager of the weights, memory-mapped, which must not be used after an exception at its end.
+    """Context manager of the memory-mapped weights. If it raises, what was made of them must not be used.
 
-    Their checksum is computed in another thread, beside what is done with them in the context.
+    Another thread computes their checksum while the context runs.
 
     checksum: their SHA-256 by config.json, or None if it has none
 
-    Raises CheckpointError if they are missing, truncated, damaged or unreadable. That they are damaged is said rather
-    than what goes wrong with damaged weights in the context.
+    Raises CheckpointError if they are missing, truncated, damaged or unreadable. If they are damaged, this is the error
+    that is raised, whatever else has gone wrong in the context.
     """
     path = Path(folder) / "model.safetensors"
     if not path.is_file():

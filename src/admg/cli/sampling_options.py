@@ -102,8 +102,7 @@ class GuidanceOptions:
         ({", ".join(guide_kinds())}), or a network of another library, timm:MODEL,label=NAME,scale=S
         (torchvision:, transformers:) or clip:TEXT,scale=S; or path/to/file.py:name, a guide of your own, which is added
     interval: noise levels in units of the image, from about 0.01 to 150, outside of which there is no guidance
-    reuse: number of steps for which the guides are evaluated once; between, their effect is extrapolated, and 2 halves
-        their cost
+    reuse: evaluate the guides at every N-th step only, and extrapolate their effect in between; 2 halves their cost
     """
 
     classifier: str | None = setting(None, metavar="NAME", default_text="that of the model")

@@ -126,8 +126,8 @@ def sweep(
     scales, cfgs: guidance scales of the classifier and of classifier-free guidance, instead of guides; all combinations
         are sampled, since the two kinds add up
     classifier: the classifier of `scales`; by default the model's own
-    guide_specs, guide_interval, guide_reuse: further guides and noise levels, as texts, and the number of steps for one
-        evaluation of the guides; see `generation.guide_specs.load_guides`
+    guide_specs, guide_interval, guide_reuse: further guides and noise levels, as texts, and at every how many steps the
+        guides are evaluated; see `generation.guide_specs.load_guides`
     samplers: names of samplers, or pairs with their steps, "ddim:25" or ("ddim", 25); by default the model's own
     steps: respacings of the schedule, for samplers without steps of their own; by default the model's own, or 25
     sampler_options: options of samplers, "eta=0.5"; each applies to the samplers that have it

@@ -137,7 +137,7 @@ def _kernels(device: torch.device) -> Iterator[Finding]:
             why, first = f"{why}, and there is no C compiler", "install one (apt-get install gcc), then "
         else:
             first = ""
-        advice = f"{first}admg doctor --build-kernels, which builds them, or the wheel for manylinux_2_17_x86_64"
+        advice = f"{first}build them with `admg doctor --build-kernels`, or install the wheel for manylinux_2_17_x86_64"
         yield Finding("kernels", f"{why}: PyTorch computes everything, at about half the speed", advice, "problem")
 
 

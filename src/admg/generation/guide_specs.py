@@ -33,7 +33,7 @@ class GuideSet:
     cfg: guidance scale of classifier-free guidance, or None
     others: further guides, which are added
     interval: noise levels (low, high) outside of which there is no guidance, or None
-    reuse: number of steps for one evaluation of the guides
+    reuse: the guides are evaluated at every so many steps; see guidance.Reused
     """
 
     classifier: Classifier | None = None
@@ -86,7 +86,7 @@ def load_guides(
     specs: kinds of admg.guidance such as "apg:4,eta=0.5" and networks of other libraries such as "clip:a red coat",
         which take the place of the classifier's guidance, and "path/to/file.py:name", which are added to it
     interval: "low,high", noise levels
-    reuse: number of steps for one evaluation of the guides
+    reuse: the guides are evaluated at every so many steps; see guidance.Reused
     keep_classifier: load the classifier even at scale 0
     Raises ValueError for an unknown guide, an option out of range, or a classifier that does not fit the model.
     """
@@ -197,7 +197,7 @@ def guide_title(guide: Guide | None) -> str:
     if isinstance(guide, guidance.Interval):
         return f"{guide_title(guide.guide)}, noise {guide.low:g} to {guide.high:g}"
     if isinstance(guide, guidance.Reused):
-        return f"{guide_title(guide.guide)}, at one of {guide.every} steps"
+        return f"{guide_title(guide.guide)}, at one step in {guide.every}"
     if isinstance(guide, UserGuide):
         return guide.name
     if isinstance(guide, guidance.PretrainedGuidance):

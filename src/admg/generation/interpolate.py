@@ -90,7 +90,7 @@ def seed_noise(model: Model, seeds: Sequence[int]) -> Images:
 def between(ends: Images, frames: int) -> Images:
     """Return the slerp of two ends at `frames` evenly spaced places, both ends included."""
     if not 2 <= frames <= MOST_FRAMES:
-        raise ValueError(f"interpolation has from 2 frames, its ends, to {MOST_FRAMES:,}; got {frames:,}")
+        raise ValueError(f"frames must be from 2, the two ends, to {MOST_FRAMES:,}, got {frames:,}")
     return torch.stack([slerp(ends[0], ends[1], i / (frames - 1)) for i in range(frames)])
 
 

@@ -104,7 +104,7 @@ def check_md5(part: Path, md5: str) -> None:
         found = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     if found != md5:
         name = part.name.removesuffix(".part")
-        raise DownloadError(f"{name} was damaged on its way: its MD5 is {found}, and the server states {md5}")
+        raise DownloadError(f"{name} was damaged in transit: its MD5 is {found}, and the server states {md5}")
 
 
 def beside(path: Path, suffix: str) -> Path:

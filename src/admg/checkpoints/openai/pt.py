@@ -122,7 +122,7 @@ def _other_state(content: Any) -> dict[str, Tensor]:
 def _load(path: Path) -> Any:
     """Return the contents of a file. Raises CheckpointError if it cannot be read."""
     if path.exists() and not path.is_file():  # a device may have no end
-        raise CheckpointError(f"{path} is {'a folder' if path.is_dir() else 'no ordinary file'}, not a file of weights")
+        raise CheckpointError(f"{path} is {'a folder' if path.is_dir() else 'a special file'}, not a file of weights")
     try:
         with path.open("rb") as file:
             start = file.read(512)
