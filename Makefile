@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test pytest test-fast test-slow test-gpu test-browser lint docs clean
+.PHONY: demo test pytest test-fast test-slow test-gpu test-browser browser lint docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/admg demo --out demo
@@ -11,9 +11,9 @@ demo: $(VENV)/.installed
 # One test process per core, each with one thread: two threads in one process wait for each other more than they gain.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
-# Types are checked beside the tests, on whichever core is idle.
+# Types are checked beside the tests, on whichever core is idle, and then the studio, if there is a browser.
 test: $(VENV)/.installed-dev
-	$(MAKE) --no-print-directory -j2 lint pytest
+	$(MAKE) --no-print-directory -j2 lint pytest $(if $(shell command -v chromedriver),browser)
 
 pytest: $(VENV)/.installed-dev
 	$(PYTEST) --cov
@@ -30,6 +30,9 @@ test-gpu: $(VENV)/.installed-dev
 # The studio in Debian's Chromium. --screenshots docs/studio writes the pictures of docs/studio.md.
 test-browser: $(VENV)/.installed-dev
 	command -v chromedriver > /dev/null || { apt-get update -qq && apt-get install -y -qq chromium chromium-driver; }
+	$(MAKE) --no-print-directory browser
+
+browser: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/studio
 
 lint: $(VENV)/.installed-dev
@@ -42,16 +45,19 @@ docs: $(VENV)/.installed-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	$(BIN)/python tests/doc_blocks.py
 
+# Without compiling thousands of files of which few are imported.
+PIP := $(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 KERNELS := $(wildcard src/admg/engine/cpu/*)
 
 $(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py $(filter %.c %.h %.py,$(KERNELS))
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(PIP) -e .
 	touch $@
 
-# Without compiling thousands of files of which the tests import few.
+# By uv, which takes a fifth of pip's time for the many packages of the tests; the kernels are there already.
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e ".[train,dev,docs]"
+	$(PIP) uv && ADMG_WHEEL=pure $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e ".[train,dev,docs]" \
+		|| $(PIP) -e ".[train,dev,docs]"
 	touch $@
 
 clean:

@@ -7,8 +7,11 @@ import importlib.util
 import sys
 import traceback
 from pathlib import Path
-from types import ModuleType
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
+
+TYPING = ("typing", "types", "collections.abc")
+"""Modules of the types of aliases such as Callable[..., Tensor]."""
 
 
 def load_object(spec: str) -> tuple[Any, str]:
@@ -29,9 +32,17 @@ def load_object(spec: str) -> tuple[Any, str]:
     except (Exception, SystemExit) as error:  # the user's code may raise any exception
         raise ValueError(f"{path} cannot be imported: {described(error, path)}") from error
     if not hasattr(module, name):
-        there = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
+        there = [key for key, value in vars(module).items() if _is_own(key, value, module)]
         raise ValueError(f"{path} has no {name!r}" + (f": it has {', '.join(there)}" if there else ""))
     return getattr(module, name), digest
+
+
+def _is_own(name: str, value: Any, module: ModuleType) -> bool:
+    """Whether a name of a module is probably one that the file offers: defined in it, or an object made there."""
+    if getattr(value, "__module__", None) == module.__name__:
+        return True
+    imported = isinstance(value, type | FunctionType | BuiltinFunctionType) or type(value).__module__ in TYPING
+    return not name.startswith("_") and callable(value) and not imported
 
 
 def described(error: BaseException, path: Path) -> str:

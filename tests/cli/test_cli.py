@@ -67,7 +67,7 @@ def test_the_columns_of_a_sheet_are_the_samples_at_each_scale(capsys, sample_arg
         (["--label", "-1"], "unknown label '-1'"),
         (["--sampler", "ddpn"], "unknown sampler 'ddpn': did you mean 'ddpm'?"),
         (["--steps", "banana"], "respacing 'banana'"),
-        (["--steps", "101"], "cannot take 101 steps from a section of 100"),
+        (["--steps", "101"], "cannot take 101 steps from 100"),
         (["--steps", "ddim77"], "no integer stride"),
         (["--scale", "four"], "invalid float value: 'four'"),
         (["--scale", "nan"], "finite"),

@@ -270,7 +270,7 @@ def test_upsampling_with_a_guide(capsys, tiny_upsampler, own, tmp_path):
         (["--sampler", "unipc", "--sampler-option", "lower_order_final=2"], "must be true or false"),
         (["--sampler", "heun", "--sampler-option", "s_churn=-1"], "must not be negative"),
         (["--guide", "no/such.py:g"], "there is no file no/such.py"),
-        (["--guide", "OWN:nothing"], "own.py has no 'nothing': it has pull, Pull"),
+        (["--guide", "OWN:nothing"], "no 'nothing': it has pull, Pull, as_object, wrong_shape, fails, changing"),
         (["--guide", "OWN"], "is not of the form path/to/file.py:name"),
         (["--guide", "OWN:number"], "is no guide: a function of a guidance.State or a Guidance is needed, got int"),
         (["--guide", "OWN:Pull"], "is a class: name an object of it, such as my_guide = Pull()"),

@@ -75,3 +75,18 @@ def test_validation_that_lacks_a_class_is_named_and_one_of_another_class_is_refu
     (val / "dog").rename(val / "fox")
     line = refused(capsys, *command(train, tmp_path / "b", *options, name="train-classifier"))
     assert "fox is not among cat, cow, dog" in line and not (tmp_path / "b").exists()
+
+
+@pytest.mark.thorough
+def test_resuming_says_what_has_changed_and_the_end_what_was_measured(capsys, tmp_path):
+    data = put(tmp_path / "data", "a/1.png", "a/2.png", "b/3.png", "b/4.png")
+    options = [data, tmp_path / "out", "--val-data", data]
+    assert run(capsys, *command(*options, name="train-classifier"))[0] == 0
+    changed = [*options, "--lr", "0.0005", "--steps", 2, "--preview-every", 2]
+    code, out, _ = run(capsys, *command(*changed, name="train-classifier"))
+    assert code == 0 and "\nresumed at step 1; changed: steps 2 (was 1), lr 0.0005 (was 0.001)" in out
+    assert "--lr 0.001" not in out  # which was the default
+    assert "\nlast measured: val_accuracy 0.5, train_accuracy 0.5\n" in out  # all of one of two labels
+    other = command(*options, "--image-size", 16, "--attention-resolutions", 8, name="train-classifier")
+    code, _, err = run(capsys, *other)
+    assert code == 2 and err.endswith("choose another --out, or --overwrite it\n")

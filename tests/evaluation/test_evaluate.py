@@ -415,6 +415,16 @@ def test_neighbours_finds_a_memorised_sample(files, own, capsys, tmp_path):
     assert text.splitlines()[1].startswith("  sample 3: 20 (0.000)")
 
 
+def test_neighbours_names_the_files(own, capsys, tmp_path):
+    for i, pixels in enumerate(images(4)):
+        path = tmp_path / "data" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.squeeze()).save(path)
+    common = ["--network", f"{own}:Quarters", "--out", tmp_path / "n.png", "--k", 1]
+    text = run(capsys, "neighbours", tmp_path / "data", tmp_path / "data", *common)[1]
+    assert text.splitlines()[2] == "  sample a/2.png: a/2.png (0.000)"
+
+
 @pytest.mark.process
 @pytest.mark.slow
 def test_two_processes_of_torchrun_find_the_same(files, own, capsys, tmp_path, small_blocks):

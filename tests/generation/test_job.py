@@ -239,6 +239,24 @@ def test_shards_that_another_process_removes_before_the_lock_are_merged(tmp_path
     assert job.merge(shards) is False and shards.target.exists()
 
 
+@pytest.mark.parametrize("names", [["cat/1.png"], [f"{i}.JPG" for i in range(10)]])
+def test_samples_are_not_added_to_a_data_set(capsys, sampling, tmp_path, names):
+    """Which training would then read with the samples as another class."""
+    data = tmp_path / "data"
+    for name in names:
+        (data / name).parent.mkdir(parents=True, exist_ok=True)
+        (data / name).write_bytes(b"pixels")
+    before = snapshot(tmp_path)
+    for overwrite in ([], ["--overwrite"]):
+        line = refused(capsys, *sampling, "--out", data, *overwrite)
+        assert f"data looks like a data set ({min(names)}): choose another folder" in line
+    assert snapshot(tmp_path) == before
+    (tmp_path / "notes" / "plots").mkdir(parents=True)
+    (tmp_path / "notes" / "plan.png").write_bytes(b"one picture is no data set")
+    succeed(capsys, *sampling, "--out", tmp_path / "notes")
+    succeed(capsys, *sampling, "--out", tmp_path / "notes" / "plots")
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
 def test_a_run_does_not_replace_the_run_of_its_base(capsys, sampling, pipeline, folders, tmp_path, overwrite):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
+import re
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.datasets import load_digits
 
 from admg.studio import Limits, serving
+from admg.training import curves
 
 pytestmark = pytest.mark.browser
 STEPS = 6
@@ -18,12 +21,14 @@ STEPS = 6
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """A folder of runs, which is empty, and one with a data set of 8 small pictures."""
+    """A folder of runs, which is empty, and one with a data set of 8 small pictures and one of handwritten digits."""
     root = tmp_path_factory.mktemp("studio")
     (root / "runs").mkdir()
     (root / "data" / "grey").mkdir(parents=True)
     for i in range(8):
         Image.fromarray(np.full((8, 8), 30 * i, np.uint8)).save(root / "data" / "grey" / f"{i}.png")
+    digits = load_digits()
+    np.savez(root / "data" / "digits.npz", (16 * digits.images[..., None]).clip(0, 255).astype(np.uint8), digits.target)
     return root
 
 
@@ -154,6 +159,8 @@ def test_a_job_is_stopped_and_a_second_visitor_waits(page, address):
     other.wait_for_text("sample-status", "Step")
     page.driver.close()  # which stops the job of this visitor
     page.driver.switch_to.window(page.window)
+    page.click("#sample-stop")
+    assert "No job of yours is running" in page.message()
     page.fill("sample-num", 8)
     page.fill("sample-steps", STEPS)
     generate(page)
@@ -206,5 +213,55 @@ def test_compare(page, screenshots):
     page.save(screenshots, "compare")
 
 
-def test_the_page_asks_no_other_host(page):
+def test_a_large_upload_is_refused_and_the_page_goes_on(page, tmp_path):
+    from browser import By
+
+    page.tab("Edit")
+    page.choose("edit-method", "Interpolate")
+    noise = np.random.default_rng(0).integers(0, 256, (700, 700, 3), np.uint8)  # 1.5 MB as a PNG, over 1 MiB
+    Image.fromarray(noise).save(tmp_path / "large.png")
+    page.find("#edit-second input[type=file]").send_keys(str(tmp_path / "large.png"))
+    assert "exceed the maximum allowed size of 1.0 Mb" in page.message()  # Gradio's, before anything is sent
+    assert not page.driver.find_elements(By.CSS_SELECTOR, "#edit-second img")
+    page.tab("Sample")
+    page.fill("sample-seed", 1)
+    generate(page)
+
+
+def test_train(page, folders, screenshots, monkeypatch):
+    """A training is started, watched, and stopped with a checkpoint; one that cannot begin says why."""
+    page.tab("Train")
+    if screenshots is not None:
+        monkeypatch.setattr(curves, "LAYOUT", "constrained")  # which tests do without, as it is slow
+        page.choose("new-data", "digits.npz")
+        page.fill("new-name", "handwritten")
+        page.fill("new-size", 8)
+        page.fill("new-steps", 1500)
+        page.click("#new-start")
+        page.wait_for_text("train-status", "handwritten: finished")
+        time.sleep(5)
+        page.save(screenshots, "train")
+        page.choose("new-data", "grey")
+        page.fill("new-name", "")
+    page.click("#new-stop")
+    assert "No training that was started here is running" in page.message()
+    page.click("#new-start")
+    assert "the name of a run" in page.message()
+    page.fill("new-name", "first")
+    page.fill("new-size", 8)
+    page.fill("new-steps", 100_000)
+    page.fill("new-batch", 4)
+    page.click("#new-start")
+    page.wait_for_text("train-status", "first: running, step")
+    page.click("#new-stop")
+    page.wait_for_text("train-status", "first: not running")
+    assert list((folders / "runs" / "first" / "checkpoints").iterdir())
+    page.click("#new-start")
+    assert "first" in page.message()
+
+
+def test_the_page_asks_no_other_host_and_logs_no_errors(page):
     assert page.hosts() == {"127.0.0.1"}
+    # Gradio asks for the progress of an upload that is over already, and logs the 404 and the Response.
+    harmless = re.compile(r"upload_progress.* 404 |assets/index-\S+\.js \S+ Response$")
+    assert [error for error in page.console_errors() if not harmless.search(error)] == []

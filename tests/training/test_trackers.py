@@ -382,7 +382,7 @@ def test_each_save_is_one_line_and_at_most_one_a_minute(monkeypatch):
         run.saved, now[0] = saved, seconds
         said.append(saves.line())
     text = "saved step {}; the same command resumes"
-    assert said == ["", text.format(20), "", text.format(30), "", text.format(50),
+    assert said == ["", text.format(20), "", "saved step 30", "", "saved step 50",
                     "saved step 60; the same command with more --steps trains on"]  # fmt: skip
 
 

@@ -23,10 +23,10 @@ class Options:
     """Show what a data set holds: its kind, sizes and modes of its images, its classes, and files that are no images.
 
     path: data set: anything that --data of the commands that train takes
-    labels: Labels of a folder or archive, see --labels of admg train
-    split: Part of the data, where it has both
-    verify: What is read: the headers of images, or full, which decodes them and so finds damaged ones
-    all: List every class and every file that is no image, not the first 20
+    labels: labels of a folder or archive, see --labels of admg train
+    split: part of the data, where it has both
+    verify: what is read: the headers of images, or full, which decodes them and so finds damaged ones
+    all: list every class and every file that is no image, not the first 20
     """
 
     path: str = setting(positional=True)

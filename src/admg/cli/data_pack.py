@@ -38,20 +38,20 @@ class Options:
     names. When the command is started again, it continues where it stopped, and the zip is the same to the byte.
 
     source: data set: anything that --data of admg train takes
-    image_size: Side of the images in pixels
-    out: File to write, which ends in .zip
-    fit: Fitting of other sizes: resize scales the shorter side to the image size, pad adds a border
-    image_channels: Channels of the images, from 1 to 4; 2 and 4 keep the transparency of files as a channel
-    value_range: Values of black and white in all images
-    frames: Frames of animations and pages of TIFF files: first uses the first of each file, all every one
-    background: Colour behind transparent pixels and around padded images
-    split: Part of the data, where it has both
-    labels: Labels of a folder or archive, see --labels of admg train
-    strict: Stop at the first file that is not an image instead of leaving it out
-    verify: What is read of the images before they are packed, see --verify of admg train
-    compression: Compression of the PNG files: 0, as EDM's tool writes them, to 9
-    workers: Processes that read and resize images
-    overwrite: Replace an existing file
+    image_size: side of the images in pixels
+    out: file to write, which ends in .zip
+    fit: fitting of other sizes: resize scales the shorter side to the image size, pad adds a border
+    image_channels: channels of the images, from 1 to 4; 2 and 4 keep the transparency of files as a channel
+    value_range: values of black and white in all images
+    frames: frames of animations and pages of TIFF files: first uses the first of each file, all every one
+    background: colour behind transparent pixels and around padded images
+    split: part of the data, where it has both
+    labels: labels of a folder or archive, see --labels of admg train
+    strict: stop at the first file that is not an image instead of leaving it out
+    verify: what is read of the images before they are packed, see --verify of admg train
+    compression: compression of the PNG files: 0, as EDM's tool writes them, to 9
+    workers: processes that read and resize images
+    overwrite: replace an existing file
     """
 
     source: str = setting(positional=True)

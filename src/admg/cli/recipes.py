@@ -26,9 +26,9 @@ class Options:
     moving average (20 bytes per parameter, exact) and the activations of its images (measured for plain PyTorch,
     without fused kernels and without what CUDA needs itself). Training takes three forward passes per image.
 
-    name: Recipe to show: its values with their sources, and its memory by batch
-    gpus: Number of GPUs that train
-    tflops: Operations that each GPU achieves in training in 10^12 per second, a part of the peak in its data sheet
+    name: recipe to show: its values with their sources, and its memory by batch
+    gpus: number of GPUs that train
+    tflops: operations that each GPU achieves in training in 10^12 per second, a part of the peak in its data sheet
     """
 
     name: str | None = setting(None, positional=True, metavar="NAME")

@@ -50,6 +50,7 @@ class Options:
 
 
 def run(options: Options) -> None:
+    print("loading the models and the page ...", flush=True)
     with serving(
         options.models or ("fashion-mnist",), host=options.host, port=options.port, limits=options.limits,
         runs=options.runs, data=options.data, device=options.device,

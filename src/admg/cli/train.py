@@ -35,11 +35,11 @@ class Options:
     A run directory that holds a checkpoint is resumed, and gives the same result as a run without interruption. The
     model is conditional if the images have labels, and unconditional as well if labels are dropped during training.
 
-    out: Run directory for the model, its checkpoint, log and samples; an existing run is resumed
-    init: Model to start from, whose architecture and process are taken over: name, folder or file of weights
-    init_flags: Flags of OpenAI's scripts for a file in their format (default: inferred)
-    overwrite: Begin anew in a run directory that holds a run, whose files are removed
-    recipe: Name of a recipe, which sets all options that are not given; `admg recipes` lists them
+    out: run directory for the model, its checkpoint, log and samples; an existing run is resumed
+    init: model to start from, whose architecture and process are taken over: name, folder or file of weights
+    init_flags: flags of OpenAI's scripts for a file in their format (default: inferred)
+    overwrite: begin anew in a run directory that holds a run, whose files are removed
+    recipe: name of a recipe, which sets all options that are not given; `admg recipes` lists them
     """
 
     out: Path = setting(metavar="DIR")

@@ -30,12 +30,12 @@ class Options:
 
     Its diffusion process should be that of the model. A run directory that holds a checkpoint is resumed.
 
-    out: Run directory for the classifier, its checkpoint, log and accuracies; an existing run is resumed
-    init: Classifier to start from, whose architecture and process are taken over: name, folder or file of weights
-    init_flags: Flags of OpenAI's scripts for a file in their format (default: inferred)
-    noised: Add noise to the images; without it, the classifier learns clean images alone, and guides badly
-    overwrite: Begin anew in a run directory that holds a run, whose files are removed
-    recipe: Name of a recipe, which sets all options that are not given; `admg recipes` lists them
+    out: run directory for the classifier, its checkpoint, log and accuracies; an existing run is resumed
+    init: classifier to start from, whose architecture and process are taken over: name, folder or file of weights
+    init_flags: flags of OpenAI's scripts for a file in their format (default: inferred)
+    noised: add noise to the images; without it, the classifier learns clean images alone, and guides badly
+    overwrite: begin anew in a run directory that holds a run, whose files are removed
+    recipe: name of a recipe, which sets all options that are not given; `admg recipes` lists them
     """
 
     out: Path = setting(metavar="DIR")

@@ -39,12 +39,12 @@ class Options:
     The small images are made from those of the data by averaging areas of pixels, as in guided-diffusion. A run
     directory that holds a checkpoint is resumed.
 
-    out: Run directory for the model, its checkpoint, log and samples; an existing run is resumed
-    small_size: Side of the images to enlarge in pixels
-    init: Model to start from, whose architecture and process are taken over: name, folder or file of weights
-    init_flags: Flags of OpenAI's scripts for a file in their format (default: inferred)
-    overwrite: Begin anew in a run directory that holds a run, whose files are removed
-    recipe: Name of a recipe, which sets all options that are not given; `admg recipes` lists them
+    out: run directory for the model, its checkpoint, log and samples; an existing run is resumed
+    small_size: side of the images to enlarge in pixels
+    init: model to start from, whose architecture and process are taken over: name, folder or file of weights
+    init_flags: flags of OpenAI's scripts for a file in their format (default: inferred)
+    overwrite: begin anew in a run directory that holds a run, whose files are removed
+    recipe: name of a recipe, which sets all options that are not given; `admg recipes` lists them
     """
 
     out: Path = setting(metavar="DIR")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import sys
@@ -34,6 +35,8 @@ NEW_NETWORK = {
     "head_channels": "64, or less for fewer channels",
 }
 """Defaults that are chosen for the data, for the help; a run that is resumed keeps its own."""
+LEVEL = re.compile(r"_t\d+$")
+"""End of the names of metrics at a single noise level, of which there are too many to print."""
 PAUSE = 60.0
 """Least number of seconds between two lines that say that the run has been saved."""
 
@@ -78,11 +81,13 @@ def train_and_print(run: TrainingRun[Any]) -> None:
         print(f"nothing to do: {run.out} has been trained for {run.step} steps already; raise --steps to train on")
         return
     if run.first_step:
-        print(f"resumed at step {run.first_step}")
+        changed = ", ".join(f"{name} {shown(now)} (was {shown(before)})" for name, (before, now) in run.changes.items())
+        print(f"resumed at step {run.first_step}" + (f"; changed: {changed}" if changed else ""))
     elif start := describe_start(run.provenance.get("init", {})):
         print(start)
     bar = tqdm(total=run.config.steps, initial=run.first_step, unit="step", smoothing=0.05, mininterval=1)
     saves = Saves(run)
+    step: Mapping[str, float] = {}
     with bar:
         for step in run:
             bar.set_postfix_str(progress(step), refresh=False)
@@ -92,6 +97,9 @@ def train_and_print(run: TrainingRun[Any]) -> None:
     if run.stopped:
         print(f"stopped after step {run.step}, which is saved; the same command resumes")
         return
+    measured = {name: value for name, value in run.metrics.items() if name not in step and not LEVEL.search(name)}
+    if measured:
+        print("last measured: " + ", ".join(f"{name} {value:.4g}" for name, value in measured.items()))
     print(f"model: {run.out / 'model'}   curves: {run.out / 'curves.png'}   samples: {run.out / 'samples'}")
     for folder in run.other_models:
         print(f"another average: {folder}")
@@ -111,6 +119,7 @@ class Saves:
 
     def __init__(self, run: TrainingRun[Any]):
         self.run, self.said, self.time = run, run.saved, -PAUSE
+        self.explained = False
 
     def line(self) -> str:
         """Return what to print of a checkpoint that has been written since the last call, "" for nothing."""
@@ -118,8 +127,10 @@ class Saves:
         finished = saved == self.run.config.steps
         if saved == self.said or not (finished or now - self.time >= PAUSE):
             return ""
-        self.said, self.time = saved, now
-        return f"saved step {saved}; the same command " + ("with more --steps trains on" if finished else "resumes")
+        self.explained, self.said, self.time = self.time >= 0, saved, now
+        if finished:
+            return f"saved step {saved}; the same command with more --steps trains on"
+        return f"saved step {saved}" if self.explained else f"saved step {saved}; the same command resumes"
 
 
 def attention(network: Any) -> str:
@@ -138,7 +149,8 @@ def describe(run: TrainingRun[Any]) -> None:
         print(f"skipped {len(skipped)} files that are not images; {len(data)} are", file=sys.stderr)
     parameters = f"{run.parameters / 1e6:.2f} M parameters, {attention(run.learner.network.config)}"
     print(f"{len(data)} images, {len(data.label_names)} labels; {parameters}; run directory {run.out}")
-    if chosen := run.provenance.get("chosen"):
+    used = {name: getattr(run.config, name, value) for name, value in run.provenance.get("chosen", {}).items()}
+    if chosen := {name: value for name, value in run.provenance.get("chosen", {}).items() if value == used[name]}:
         values = ", ".join(f"--{name.replace('_', '-')} {shown(value)}" for name, value in chosen.items())
         print(f"defaults chosen for this data: {values}")
     if data.label_names:

@@ -25,7 +25,7 @@ class Options:
 
     The exit code is 0 if no file is damaged, and 1 if one is. What is damaged is never changed or removed.
 
-    path: Model, run directory of a training or of samples, folder of cached features or downloads, or a single file
+    path: model, run directory of a training or of samples, folder of cached features or downloads, or a single file
     """
 
     path: Path = setting(positional=True)

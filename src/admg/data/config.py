@@ -27,22 +27,22 @@ GREY_LEVELS: dict[Background, int] = {"black": 0, "white": 255}
 class DataConfig:
     """Training images.
 
-    data: Folder with a sub-folder per class, of files label_name.png or with dataset.json; a zip or tar of such a
+    data: folder with a sub-folder per class, of files label_name.png or with dataset.json; a zip or tar of such a
         folder; tars of WebDataset (a folder, or "shards-{000..099}.tar"); Parquet or Arrow files, or hf:NAME of Hugging
         Face's hub; IDX files, or .npz file
-    image_size: Side of the training images in pixels
-    fit: Fitting of other sizes: resize scales the shorter side to the image size, pad adds a border
-    crop: Position of the square that is cut out or, with --fit pad, of the image on its border
-    flip: Mirror a random half of the images left to right
-    image_channels: Channels of the images, 1 or 3; 2 and 4 keep the transparency of files as a channel
-    value_range: Values of black and white in all images
-    frames: Frames of animations and pages of TIFF files: first uses the first of each file, all every one
-    background: Colour behind transparent pixels and around padded images
-    split: Part of the data, where it has both
-    labels: Labels of a folder: folders, prefix (of file names, up to the first underscore), json (dataset.json of EDM),
+    image_size: side of the training images in pixels
+    fit: fitting of other sizes: resize scales the shorter side to the image size, pad adds a border
+    crop: position of the square that is cut out or, with --fit pad, of the image on its border
+    flip: mirror a random half of the images left to right
+    image_channels: channels of the images, 1 or 3; 2 and 4 keep the transparency of files as a channel
+    value_range: values of black and white in all images
+    frames: frames of animations and pages of TIFF files: first uses the first of each file, all every one
+    background: colour behind transparent pixels and around padded images
+    split: part of the data, where it has both
+    labels: labels of a folder: folders, prefix (of file names, up to the first underscore), json (dataset.json of EDM),
         none, or auto, which recognises them
-    strict: Stop at the first file that is not an image instead of skipping it
-    verify: What is read of a folder's images before training: full decodes them, headers reads their headers, none
+    strict: stop at the first file that is not an image instead of skipping it
+    verify: what is read of a folder's images before training: full decodes them, headers reads their headers, none
         reads 64 headers
     """
 

@@ -210,7 +210,8 @@ def respaced_timesteps(steps: int, spec: int | str | Sequence[int]) -> list[int]
     for section, count in enumerate(counts):
         length = size + (section < extra)
         if count > length:
-            raise ValueError(f"respacing {spec!r}: cannot take {count} steps from a section of {length}")
+            where = f"{steps} timesteps" if len(counts) == 1 else f"a section of {length} timesteps"
+            raise ValueError(f"respacing {spec!r}: cannot take {count} steps from {where}")
         spacing = (length - 1) / (count - 1) if count > 1 else 1.0
         position = 0.0  # summed, not multiplied, to round as guided-diffusion does
         for _ in range(count):

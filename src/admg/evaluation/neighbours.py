@@ -57,9 +57,9 @@ class Neighbours:
 
     def __repr__(self) -> str:
         lines = [f"nearest of {len(self.training):,} training images, distance in the features of {self.network}:"]
-        for number, row, distances in zip(self.samples.numbers, self.nearest.numbers, self.nearest.distances):
-            found = (f"{self.training.numbers[n]} ({d:.3f})" for n, d in zip(row, distances))
-            lines.append(f"  sample {number}: " + "  ".join(found))
+        for i, (row, distances) in enumerate(zip(self.nearest.numbers, self.nearest.distances)):
+            found = (f"{self.training.title(n)} ({d:.3f})" for n, d in zip(row, distances))
+            lines.append(f"  sample {self.samples.title(i)}: " + "  ".join(found))
         return "\n".join(lines)
 
     def picture(self) -> Image.Image:

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from PIL import Image
 
+from admg.config import printable
 from admg.data import DataError
 from admg.data import open as open_dataset
 from admg.data.arrays import channel_axes, read_arrays
@@ -84,6 +85,14 @@ class Source:
             return raw if raw.shape[1:3] == self.size else np.stack([self._fitted(_pixels(image)) for image in raw])
         with ThreadPoolExecutor(4) as pool:  # Pillow decodes without Python's lock
             return np.stack(list(pool.map(self._decoded, numbers)))
+
+    def title(self, at: int) -> str:
+        """Return the name of the image at a position: its file within the source, or its number in an array."""
+        number = self.numbers[at]
+        if self.images is None or isinstance(self.images, NpzImages | np.ndarray):
+            return str(number)
+        frame = f" frame {self.frames[number]}" if self.frames is not None else ""
+        return printable(str(self._path(number)).removeprefix(self.name).lstrip("/") + frame)
 
     def digest(self, chosen: slice) -> bytes:
         """Return the SHA-256 of a slice: of its pixels or files, and of how they are fitted."""

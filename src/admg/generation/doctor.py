@@ -152,7 +152,7 @@ def _threads() -> Finding:
     if threads > cores:
         advice = f"set OMP_NUM_THREADS={cores}: more threads than cores wait for each other"
         return Finding("threads", text, advice, "problem")
-    if busy > cores + 0.5:
+    if busy > cores + 0.5 and threads > 1:
         return Finding("threads", text, "other processes are busy; OMP_NUM_THREADS=1 shares cores better", "note")
     return Finding("threads", text)
 

@@ -19,8 +19,9 @@ from .shards import Shards
 RUN = "run.json"
 IGNORED = ("loaded_as",)
 """Keys of settings that are only for people to read: a network is identified by its weights, not by its name."""
-
-
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+MANY = 10
+"""Number of images in a folder that make it a data set."""
 UNIDENTIFIED = "unidentified"
 """Key of the description of an object that cannot be identified: no later run may continue with it."""
 
@@ -64,7 +65,7 @@ def find_run(settings: Mapping[str, Any], shards: Shards) -> Shards | None:
     """Return the shards of the run with these settings in the folder, with its shard size, or None if it has no run.
 
     Raises OtherRun, which names the differences, if the folder holds a run with other settings. Raises ValueError if it
-    holds files that a run would replace but no run.json, or a run.json that admg did not write.
+    holds files that a run would replace but no run.json, a run.json that admg did not write, or a data set.
     """
     present = [path.name for path in (shards.target, *_outputs(shards.folder)) if os.path.lexists(path)]
     record = read_record(shards.folder)  # after the listing: a process that begins this run writes its record first
@@ -72,6 +73,8 @@ def find_run(settings: Mapping[str, Any], shards: Shards) -> Shards | None:
         if present:
             missing = f"no {RUN} that says how it was made"
             raise ValueError(f"{shards.folder} holds {present[0]}, but {missing}: choose another folder")
+        if image := _image_of_a_data_set(shards.folder):
+            raise ValueError(f"{shards.folder} looks like a data set ({image}): choose another folder")
         return None
     run = _recorded(shards.folder, record)
     here = _content(settings, shards) | {"shard_size": run.size}
@@ -84,6 +87,19 @@ def find_run(settings: Mapping[str, Any], shards: Shards) -> Shards | None:
     if differing := differences(record, json.loads(json.dumps(here))):
         raise OtherRun(f"{shards.folder} holds a run with other settings: {'; '.join(differing)}")
     return run
+
+
+def _image_of_a_data_set(folder: Path) -> str | None:
+    """Return one of the images of a data set to which samples would be added: many, or some in a folder of a class."""
+    if not folder.is_dir():
+        return None
+    entries = sorted(folder.iterdir())
+    beside = [path.name for path in entries if path.suffix.lower() in IMAGES]
+    if len(beside) >= MANY:
+        return beside[0]
+    classes = (path for path in entries if path.is_dir() and not (path / RUN).exists())
+    inner = (f"{path.name}/{name}" for path in classes for name in os.listdir(path))
+    return next((name for name in inner if Path(name).suffix.lower() in IMAGES), None)
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from .pictures import grid
 from .sampling import Frame
 from .settings import NO_GUIDANCE, Settings, read
 from .shared import Studio
-from .visits import QUICK, STREAM, status_of, stopper, visitor, with_messages
+from .visits import STREAM, status_of, stopper, visitor, with_messages
 
 NOTE = """Label accuracy is by the model's own classifier, at its lowest noise level. With the guidance `classifier` it
 guided the images itself, so it flatters them; `admg evaluate` takes another classifier. Diversity is the root mean
@@ -38,7 +38,7 @@ class CompareTab:
         inputs = [*self.common.values(), *self.a.values(), *self.b.values()]
         outputs = [self.status, self.picture_a, self.picture_b, self.table, self.command_a, self.command_b]
         self.start.click(with_messages(self.run), inputs, outputs, **STREAM)
-        self.stop.click(stopper(studio.queue), None, None, **QUICK)
+        self.stop.click(stopper(studio.queue), None, None, **STREAM)
 
     def lay_out_common(self) -> None:
         self.common = subject_fields(self.studio.catalog, self.studio.limits, "compare")

@@ -94,7 +94,7 @@ class EditTab:
         inputs = [self.editor, self.paint, self.second, self.method, *self.fields.values(), *self.own.values()]
         outputs = [self.status, self.before, self.after, self.command, self.code, self.files]
         self.start.click(with_messages(self.edit), inputs, outputs, **STREAM)
-        self.stop.click(stopper(self.studio.queue), None, None, **QUICK)
+        self.stop.click(stopper(self.studio.queue), None, None, **STREAM)
         self.method.change(visible_fields, self.method, [self.paint, self.second_box, *self.own.values()], **QUICK)
         catalog = self.studio.catalog
         self.fields["model"].change(

@@ -11,12 +11,12 @@ from admg.config import check, setting
 class Limits:
     """Limits. What exceeds one of them is refused with a message that names it.
 
-    max_images: Images per job
-    max_steps: Sampling steps per job
-    max_seconds: Seconds of computation after which a job is stopped
-    max_waiting: Jobs that may wait for the one that is running
-    max_upload: Size of an upload in MiB
-    max_megapixels: Size of an uploaded picture in millions of pixels
+    max_images: images per job
+    max_steps: sampling steps per job
+    max_seconds: seconds of computation after which a job is stopped
+    max_waiting: jobs that may wait for the one that is running
+    max_upload: size of an upload in MiB
+    max_megapixels: size of an uploaded picture in millions of pixels
     """
 
     max_images: int = setting(64, min=1, max=1000)

@@ -172,7 +172,7 @@ class NewRun:
     def __post_init__(self) -> None:
         check(self)
         if not NAME.fullmatch(self.name):
-            raise ValueError("the name of a run has 1 to 60 letters, digits, - and _, and begins with one of the first")
+            raise ValueError("the name of a run has 1 to 60 letters, digits, - and _, and no - or _ at the beginning")
         if self.image_size % 8:
             raise ValueError(f"image_size must be a multiple of 8, got {self.image_size}")
 

@@ -121,7 +121,7 @@ class SampleTab:
         generated.success(with_messages(self.offer), self.done, [*self.files.values()], **STREAM)
         self.draw_sheet.click(with_messages(self.generate_sheet), [self.scales, *inputs],
                               [self.sheet_status, self.sheet, self.sheet_command], **STREAM)  # fmt: skip
-        self.stop.click(stopper(self.studio.queue), None, None, **QUICK)
+        self.stop.click(stopper(self.studio.queue), None, None, **STREAM)
         for event in (self.step.release, self.which.input):
             event(with_messages(self.look), [self.done, self.step, self.which], pictures, **QUICK)
 

@@ -9,7 +9,7 @@ import gradio as gr
 from .charts import log_chart
 from .runs import NewRun, RunFolder, Trainer, read_picture
 from .shared import Studio
-from .visits import QUICK, with_messages
+from .visits import QUICK, STREAM, with_messages
 
 EVERY = 2.0
 """Seconds between two looks at a run."""
@@ -73,8 +73,8 @@ class TrainTab:
             if not trainer.stop():
                 gr.Info("No training that was started here is running.")
 
-        self.start.click(with_messages(start), self.new, self.chosen, **QUICK)
-        self.stop.click(stop, None, None, **QUICK)
+        self.start.click(with_messages(start), self.new, self.chosen, **STREAM)
+        self.stop.click(stop, None, None, **STREAM)
         timer.tick(trainer.message, None, self.output, **QUICK)
 
     def look(self, name: Any, seen: Any) -> Any:

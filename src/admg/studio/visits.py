@@ -15,9 +15,9 @@ from .jobs import Done, JobQueue, Waiting
 from .sampling import Counted, Frame
 
 STREAM: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
-"""How an event is connected that runs a job: JobQueue lets the jobs wait, and refuses what is too much."""
+"""How an event is connected that runs a job or may raise a message. JobQueue lets the jobs wait, or refuses them."""
 QUICK: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
-"""How an event is connected that answers at once."""
+"""How an event is connected that answers at once and raises no messages, which need the queue."""
 LOGGER = logging.getLogger("admg.studio")
 
 

@@ -15,9 +15,9 @@ from admg.diffusion.augmentation import BLUR_SIGMA
 class AugmentConfig:
     """Augmentation of low-resolution images.
 
-    augment_noise: Highest standard deviation of Gaussian noise in the low-resolution images; that of each image is
+    augment_noise: highest standard deviation of Gaussian noise in the low-resolution images; that of each image is
         uniformly random, and the network is conditioned on it
-    augment_blur: Share of low-resolution images that are blurred by a 3x3 Gaussian of 0.4 to 0.6 pixels, half of them
+    augment_blur: share of low-resolution images that are blurred by a 3x3 Gaussian of 0.4 to 0.6 pixels, half of them
         in Ho et al. 2021
     """
 

@@ -26,48 +26,48 @@ LARGEST_BATCH = 1 << 20
 class TrainConfig:
     """Training. A run that is resumed keeps its batch size, learning rate and warm-up if they are not given.
 
-    steps: Number of optimiser steps, including those before the run was resumed
-    batch_size: Images per optimiser step
-    accumulate: Number of parts that a batch is computed in, one after the other, to save memory
-    lr: Learning rate of AdamW after the warm-up
-    warmup: Steps over which the learning rate rises linearly from 0
-    lr_schedule: Learning rate after the warm-up: constant, falling to 0 (linear or cosine), or, from a certain step on,
+    steps: number of optimiser steps, including those before the run was resumed
+    batch_size: images per optimiser step
+    accumulate: number of parts that a batch is computed in, one after the other, to save memory
+    lr: learning rate of AdamW after the warm-up
+    warmup: steps over which the learning rate rises linearly from 0
+    lr_schedule: learning rate after the warm-up: constant, falling to 0 (linear or cosine), or, from a certain step on,
         with the inverse square root of the number of steps (inverse-sqrt)
-    lr_anneal_steps: Steps until linear and cosine reach 0, or until inverse-sqrt begins to fall; without it, the
+    lr_anneal_steps: steps until linear and cosine reach 0, or until inverse-sqrt begins to fall; without it, the
         learning rate depends on --steps, and changes where a run is resumed with more (default: all of --steps; a tenth
         of them for inverse-sqrt)
-    weight_decay: Weight decay of AdamW
-    ema: Average of the weights, which is what samples are made with: a length such as 10%, the share of the run that it
+    weight_decay: weight decay of AdamW
+    ema: average of the weights, which is what samples are made with: a length such as 10%, the share of the run that it
         covers, or the decay of an exponential moving average such as 0.9999; or several, separated by commas, of which
         the first is written to model/ and each other one to a folder of its own, such as model-ema-0.999/
-    ema_snapshots: Steps between snapshots of two averages, from which admg ema makes averages of other lengths; they
+    ema_snapshots: steps between snapshots of two averages, from which admg ema makes averages of other lengths; they
         take 8 bytes of memory and up to 256 of disk per parameter; 0 for none
-    grad_clip: Largest norm of the gradient, above 0; longer gradients are scaled down
-    precision: Number format of matrix products; auto uses bf16 where the processor multiplies it natively, else fp16 on
+    grad_clip: largest norm of the gradient, above 0; longer gradients are scaled down
+    precision: number format of matrix products; auto uses bf16 where the processor multiplies it natively, else fp16 on
         a GPU with tensor cores, else fp32. fp16 scales the loss, and skips steps whose gradient overflows
-    freeze: Parameters that are not trained, by a pattern of their names such as 'input_blocks.*' or '*.qkv.*'
-    shard: Divide weights, gradients and optimiser state among the processes (FSDP2), for networks that do not fit
+    freeze: parameters that are not trained, by a pattern of their names such as 'input_blocks.*' or '*.qkv.*'
+    shard: divide weights, gradients and optimiser state among the processes (FSDP2), for networks that do not fit
         otherwise; steps then run without the kernels of admg
-    compile: Use of torch.compile, which takes minutes to build; auto does not use it
-    seed: Seed of all random numbers
-    sampling: How often each class is used: uniform uses all images equally often, balanced all classes, and weighted
+    compile: use of torch.compile, which takes minutes to build; auto does not use it
+    seed: seed of all random numbers
+    sampling: how often each class is used: uniform uses all images equally often, balanced all classes, and weighted
         classes by --class-power or --class-weight
-    class_power: With weighted: the share of a class is proportional to its number of images to this power: 1 is
+    class_power: with weighted: the share of a class is proportional to its number of images to this power: 1 is
         uniform, 0 balanced
-    class_weight: With weighted: share of a class relative to the others, which have 1; 0 leaves it out
-    workers: Processes that load images; 0 loads them in the training process
-    device: Device to train on: auto, cpu or cuda; auto uses the GPU if there is one
-    log: Services that show the measurements, beside log.csv and metrics.jsonl: auto (TensorBoard if it is installed),
+    class_weight: with weighted: share of a class relative to the others, which have 1; 0 leaves it out
+    workers: processes that load images; 0 loads them in the training process
+    device: device to train on: auto, cpu or cuda; auto uses the GPU if there is one
+    log: services that show the measurements, beside log.csv and metrics.jsonl: auto (TensorBoard if it is installed),
         tensorboard, wandb (Weights & Biases), trackio, mlflow, or none
-    log_every: Steps between rows of log.csv
-    checkpoint_every: Steps between checkpoints
-    keep_checkpoints: Number of the last checkpoints that are kept
-    keep_every: Checkpoints whose number of steps is a multiple of this are kept for good; 0 for none
-    disk_wait: Minutes to wait for space when the disk is full, with a note every minute, before the run ends; with
+    log_every: steps between rows of log.csv
+    checkpoint_every: steps between checkpoints
+    keep_checkpoints: number of the last checkpoints that are kept
+    keep_every: checkpoints whose number of steps is a multiple of this are kept for good; 0 for none
+    disk_wait: minutes to wait for space when the disk is full, with a note every minute, before the run ends; with
         several processes at most 20
-    rollback_lr: Factor of the learning rate when a run goes back to a checkpoint because its loss was not finite or far
+    rollback_lr: factor of the learning rate when a run goes back to a checkpoint because its loss was not finite or far
         too high for several steps; 1 leaves it
-    preview_every: Steps between previews: pictures of samples, or validation accuracies
+    preview_every: steps between previews: pictures of samples, or validation accuracies
     """
 
     steps: int = setting(100_000, min=1)
@@ -155,16 +155,16 @@ class ObjectiveConfig:
     """Objective and labels.
 
     objective: Loss: simple (mean squared error), hybrid (simple + vlb-weight * vlb) or vlb (variational bound)
-    vlb_weight: Weight of the variational bound in the hybrid loss, for networks that learn the variance
-    weighting: Weight of the mean squared error by noise level: uniform, min-snr or p2
-    weighting_gamma: Largest signal-to-noise ratio of min-snr, or exponent of p2 (default: 5 for min-snr, 1 for p2)
+    vlb_weight: weight of the variational bound in the hybrid loss, for networks that learn the variance
+    weighting: weight of the mean squared error by noise level: uniform, min-snr or p2
+    weighting_gamma: largest signal-to-noise ratio of min-snr, or exponent of p2 (default: 5 for min-snr, 1 for p2)
     weighting_k: Signal-to-noise ratio of p2 above which the weight falls
-    timesteps: How timesteps are drawn: uniform, by their losses (loss-second-moment), or by the noise level from a
+    timesteps: how timesteps are drawn: uniform, by their losses (loss-second-moment), or by the noise level from a
         logit-normal (of t) or log-normal (of sigma) density
-    timesteps_mean: Mean of the normal distribution (default: 0 for logit-normal, -1.2 for log-normal)
-    timesteps_std: Standard deviation of the normal distribution (default: 1 for logit-normal, 1.2 for log-normal)
-    label_dropout: Share of images that are trained without their label, so that the model is also unconditional
-    unlabelled: Train an unconditional model; labels are not looked for in files (as with --labels none)
+    timesteps_mean: mean of the normal distribution (default: 0 for logit-normal, -1.2 for log-normal)
+    timesteps_std: standard deviation of the normal distribution (default: 1 for logit-normal, 1.2 for log-normal)
+    label_dropout: share of images that are trained without their label, so that the model is also unconditional
+    unlabelled: train an unconditional model; labels are not looked for in files (as with --labels none)
     """
 
     objective: Objective = "hybrid"

@@ -35,10 +35,10 @@ READ = 64  # images that are read at a time
 class EvaluationConfig:
     """Evaluation during training.
 
-    evaluate_every: Steps between Fréchet distances of samples to training images, which are the column fd of the log,
+    evaluate_every: steps between Fréchet distances of samples to training images, which are the column fd of the log,
         or fid for the network inception
-    evaluate_num: Number of samples, drawn with 25 steps of DDIM, always from the same noise
-    evaluate_network: Feature network: efficientnet-lite0, which needs no download, inception, dinov2_vits14, ..., or
+    evaluate_num: number of samples, drawn with 25 steps of DDIM, always from the same noise
+    evaluate_network: feature network: efficientnet-lite0, which needs no download, inception, dinov2_vits14, ..., or
         file.py:name of a torch module
     """
 

@@ -22,9 +22,9 @@ from .opening import Data, image_fields, name_of, open_data, size_of
 class ValidationConfig:
     """Validation.
 
-    val_data: Validation images, in the layout of --data (default: the test split of IDX files, else none)
-    val_fraction: Share of the training images of each class that is held out for validation instead
-    val_images: Number of validation images, spread evenly over all
+    val_data: validation images, in the layout of --data (default: the test split of IDX files, else none)
+    val_fraction: share of the training images of each class that is held out for validation instead
+    val_images: number of validation images, spread evenly over all
     """
 
     val_data: str | None = setting(None, metavar="PATH")

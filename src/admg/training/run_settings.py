@@ -127,9 +127,23 @@ def check_settings(out: Path, settings: Mapping[str, Any], defaults: Mapping[str
         )
 
 
+def changes(out: Path, config: TrainConfig) -> dict[str, tuple[Any, Any]]:
+    """Return the options, before and now, that a run has when it is resumed and did not have before."""
+    record = read(out)
+    if record is None:
+        return {}
+    before, now = record["options"], _options(config)
+    return {name: (before[name], value) for name, value in now.items() if before.get(name, value) != value}
+
+
+def _options(config: TrainConfig) -> dict[str, Any]:
+    options: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    return options
+
+
 def write(out: Path, settings: Mapping[str, Any], config: TrainConfig, step: int) -> None:
     """Write the settings of a new run, or what has changed of the options of a run that is resumed at this step."""
-    options: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    options = _options(config)
     record = read(out) or {"settings": settings, "options": options, "changes": []}
     if changed := differences(record["options"], options):
         record["changes"].append({"step": step, "changed": changed})

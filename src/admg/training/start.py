@@ -341,7 +341,10 @@ def check_resumed(part: Model | Classifier, out: Path | str, overwrite: bool = F
     folder = None if overwrite else described(out)
     if folder is None:
         return {}
-    check_pair("resume", facts_of(part, "this run"), facts_in(folder, f"the run in {out}"))
+    try:
+        check_pair("resume", facts_of(part, "this run"), facts_in(folder, f"the run in {out}"))
+    except ValueError as error:
+        raise ValueError(f"{error}; choose another --out, or --overwrite it") from None
     training: Mapping[str, Any] = native.read_config(folder).get("training", {})
     return training
 

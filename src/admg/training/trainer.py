@@ -110,6 +110,8 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
         self._returns: list[int] = []
         self._found: list[Path] = []
         self.settings: Mapping[str, Any] = {}
+        self.changes: Mapping[str, tuple[Any, Any]] = {}
+        """Options, before and now, with which the run is resumed and was not begun; of the first process."""
         self._unfinished_row: Mapping[str, Any] | None = None
         try:
             with self._guard():
@@ -143,6 +145,7 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
         self.step = 0
         if found is not None:
             self._restore(found)
+            self.changes = run_settings.changes(self.out, self.config) if self.writes else {}
         if self.writes:
             check_output_folder(self.out)  # last, so that what is refused leaves no empty directory
 
