@@ -42,7 +42,7 @@ class Inert:
         pass
 
     def __setitem__(self, key: Any, value: Any) -> None:  # torch 2.8 does not ask first whether it is a dictionary
-        pass
+        raise pickle.UnpicklingError(f"Can only SETITEM for dictionaries, but got {type(self)}")
 
 
 class _InertDict(Inert):
