@@ -95,7 +95,7 @@ class GuidanceOptions:
     __doc__ = f"""Guidance.
 
     classifier: noisy classifier that guides the sampling: name, folder or file of weights
-    scale: guidance scale of the classifier; 0 is no guidance
+    scale: guidance scale of the classifier; 0 is no guidance, and a negative scale steers away from the label
     cfg: guidance scale of classifier-free guidance, where 1 is the conditional model; it replaces the classifier unless
         --scale is given too
     guide: another kind of guidance, which replaces the classifier unless --scale is given too, such as apg:4,eta=0.5
