@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+import admg
 from admg.studio import Limits, serving
 from admg.training import curves
 
@@ -173,9 +174,9 @@ def test_edit(page, screenshots, tmp_path):
     page.tab("Edit")
     page.click("#edit-start")
     assert "a picture is needed" in page.message()
-    shipped = page.picture("sample-x0")
-    with Image.open(io.BytesIO(shipped)) as sheet:
-        sheet.crop((0, sheet.height // 3 + 20, sheet.width // 3, 2 * sheet.height // 3 + 8)).save(tmp_path / "boot.png")
+    boot = admg.sample(admg.load("fashion-mnist"), "Ankle boot", num=1, steps=10, seed=1, progress=False)
+    small = Image.fromarray(boot.images[0, :, :, 0])
+    small.resize((256, 256), Image.Resampling.NEAREST).save(tmp_path / "boot.png")
     upload = page.find("#edit-editor input[type=file]")
     upload.send_keys(str(tmp_path / "boot.png"))
     canvas = wait_for(lambda: page.driver.find_element(By.CSS_SELECTOR, "#edit-editor canvas"), "the canvas")
@@ -187,6 +188,7 @@ def test_edit(page, screenshots, tmp_path):
     for y in range(-60, 61, 20):
         strokes.move_to_element_with_offset(canvas, -60, y).click_and_hold().move_by_offset(70, 0).release()
     strokes.perform()
+    page.choose("edit-labels", "ankle")
     page.click("#edit-start")
     page.wait_for_text("edit-status", "Done")
     assert len(page.picture("edit-after")) > 1000 and len(page.picture("edit-before")) > 300
@@ -242,7 +244,7 @@ def test_train(page, folders, screenshots, monkeypatch):
         time.sleep(5)
         page.save(screenshots, "train")
         page.choose("new-data", "grey")
-        page.fill("new-name", "")
+        page.fill("new-name", "-")
     page.click("#new-stop")
     assert "No training that was started here is running" in page.message()
     page.click("#new-start")

@@ -133,6 +133,11 @@ class Saves:
         return f"saved step {saved}" if self.explained else f"saved step {saved}; the same command resumes"
 
 
+def rounded(value: Any) -> str:
+    """Return a value as it would be typed, a number with four digits."""
+    return f"{value:.4g}" if isinstance(value, float) else shown(value)
+
+
 def attention(network: Any) -> str:
     """Return at which sides a network has attention, in words."""
     sides = [str(network.image_size >> level) for level in range(network.levels) if network.attends(level)]
@@ -149,9 +154,9 @@ def describe(run: TrainingRun[Any]) -> None:
         print(f"skipped {len(skipped)} files that are not images; {len(data)} are", file=sys.stderr)
     parameters = f"{run.parameters / 1e6:.2f} M parameters, {attention(run.learner.network.config)}"
     print(f"{len(data)} images, {len(data.label_names)} labels; {parameters}; run directory {run.out}")
-    used = {name: getattr(run.config, name, value) for name, value in run.provenance.get("chosen", {}).items()}
-    if chosen := {name: value for name, value in run.provenance.get("chosen", {}).items() if value == used[name]}:
-        values = ", ".join(f"--{name.replace('_', '-')} {shown(value)}" for name, value in chosen.items())
+    chosen = run.provenance.get("chosen", {})
+    if chosen := {name: value for name, value in chosen.items() if getattr(run.config, name, value) == value}:
+        values = ", ".join(f"--{name.replace('_', '-')} {rounded(value)}" for name, value in chosen.items())
         print(f"defaults chosen for this data: {values}")
     if data.label_names:
         print(f"classes: {describe_classes(data)}")
