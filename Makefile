@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test pytest test-fast test-slow test-gpu test-browser browser lint docs clean
+.PHONY: demo test pytest coverage test-fast test-slow test-gpu test-browser browser lint docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/admg demo --out demo
@@ -16,6 +16,9 @@ test: $(VENV)/.installed-dev
 	$(MAKE) --no-print-directory -j2 lint pytest $(if $(shell command -v chromedriver),browser)
 
 pytest: $(VENV)/.installed-dev
+	$(PYTEST)
+
+coverage: $(VENV)/.installed-dev
 	$(PYTEST) --cov
 
 test-fast: $(VENV)/.installed-dev

@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -131,7 +132,8 @@ class Page:
         """Return the error that the page shows, and close it."""
         found = str(wait_for(lambda: self.find(TOAST).text, "the text of a message"))  # which fades in
         for button in self.driver.find_elements(By.CSS_SELECTOR, ".toast-close"):
-            button.click()
+            with suppress(WebDriverException):  # it has just faded out
+                button.click()
         wait_for(lambda: not self.driver.find_elements(By.CSS_SELECTOR, TOAST), "the end of the message")
         return found
 
