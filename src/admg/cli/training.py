@@ -119,7 +119,6 @@ class Saves:
 
     def __init__(self, run: TrainingRun[Any]):
         self.run, self.said, self.time = run, run.saved, -PAUSE
-        self.explained = False
 
     def line(self) -> str:
         """Return what to print of a checkpoint that has been written since the last call, "" for nothing."""
@@ -127,10 +126,11 @@ class Saves:
         finished = saved == self.run.config.steps
         if saved == self.said or not (finished or now - self.time >= PAUSE):
             return ""
-        self.explained, self.said, self.time = self.time >= 0, saved, now
+        first = self.time < 0
+        self.said, self.time = saved, now
         if finished:
             return f"saved step {saved}; the same command with more --steps trains on"
-        return f"saved step {saved}" if self.explained else f"saved step {saved}; the same command resumes"
+        return f"saved step {saved}" + ("; the same command resumes" if first else "")
 
 
 def rounded(value: Any) -> str:

@@ -92,7 +92,7 @@ class Source:
         if self.images is None or isinstance(self.images, NpzImages | np.ndarray):
             return str(number)
         frame = f" frame {self.frames[number]}" if self.frames is not None else ""
-        return printable(str(self._path(number)).removeprefix(self.name).lstrip("/") + frame)
+        return printable(str(self._path(number)).removeprefix(f"{self.name}/") + frame)
 
     def digest(self, chosen: slice) -> bytes:
         """Return the SHA-256 of a slice: of its pixels or files, and of how they are fitted."""

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import msgspec
 
 from admg.checksums import KEY, damaged, is_damaged, parse_json, with_checksum
+from admg.data.sources import is_image
 from admg.files import temporary_beside
 
 from .shards import Shards
@@ -19,7 +20,6 @@ from .shards import Shards
 RUN = "run.json"
 IGNORED = ("loaded_as",)
 """Keys of settings that are only for people to read: a network is identified by its weights, not by its name."""
-IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 MANY = 10
 """Number of images in a folder that make it a data set."""
 UNIDENTIFIED = "unidentified"
@@ -93,13 +93,17 @@ def _image_of_a_data_set(folder: Path) -> str | None:
     """Return one of the images of a data set to which samples would be added: many, or some in a folder of a class."""
     if not folder.is_dir():
         return None
-    entries = sorted(folder.iterdir())
-    beside = [path.name for path in entries if path.suffix.lower() in IMAGES]
+    own = _outputs(folder)  # of a process that has begun this run in the meantime
+    entries = sorted(path for path in folder.iterdir() if path not in own)
+    beside = [path.name for path in entries if is_image(path.name)]
     if len(beside) >= MANY:
         return beside[0]
-    classes = (path for path in entries if path.is_dir() and not (path / RUN).exists())
-    inner = (f"{path.name}/{name}" for path in classes for name in os.listdir(path))
-    return next((name for name in inner if Path(name).suffix.lower() in IMAGES), None)
+    classes = [path for path in entries if path.is_dir() and not (path / RUN).exists()]
+    for path in classes:
+        with suppress(OSError):  # a folder that cannot be read
+            if inner := next(filter(is_image, os.listdir(path)), None):
+                return f"{path.name}/{inner}"
+    return None
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:

@@ -18,6 +18,7 @@ from typing import Any
 from PIL import Image
 
 from admg.config import check, setting
+from admg.data.sources import is_image
 from admg.training import log, run_settings
 from admg.training.run_directory import LOCK
 
@@ -207,7 +208,7 @@ class Trainer:
         kinds = (".zip", ".npz", ".tar", ".parquet")
         inner = [path for path in self.root.iterdir() if not path.name.startswith(".") and not path.is_symlink()]
         names = sorted(path.name for path in inner if path.is_dir() or path.suffix in kinds)
-        pictures = any(path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp", ".bmp") for path in inner)
+        pictures = any(is_image(path.name) for path in inner)
         return [*(["."] if pictures else []), *names]
 
     def command(self, new: NewRun) -> list[str]:

@@ -20,7 +20,7 @@ from .pictures import encoder, grid, in_steps, noisy_grid, predicted_grid, save_
 from .sampling import Frame, Result, draw, draw_sheet, parse_scales, sheet_option
 from .settings import Settings, number, read
 from .shared import Studio
-from .visits import QUICK, STREAM, status_of, stopper, visitor, with_messages
+from .visits import STREAM, status_of, stopper, visitor, with_messages
 
 MEAN = "mean of all images"
 CHART_SECONDS = 0.4
@@ -123,7 +123,7 @@ class SampleTab:
                               [self.sheet_status, self.sheet, self.sheet_command], **STREAM)  # fmt: skip
         self.stop.click(stopper(self.studio.queue), None, None, **STREAM)
         for event in (self.step.release, self.which.input):
-            event(with_messages(self.look), [self.done, self.step, self.which], pictures, **QUICK)
+            event(with_messages(self.look), [self.done, self.step, self.which], pictures, **STREAM)
 
     def settings(self, values: Any) -> tuple[Settings, Entry]:
         settings = read(values_of(self.fields, values), self.studio.limits)

@@ -60,7 +60,7 @@ class TrainTab:
         timer, look = gr.Timer(EVERY), with_messages(self.look)
         outputs = [self.chosen, self.status, self.curves, self.preview, seen]
         timer.tick(look, [self.chosen, seen], outputs, **QUICK)
-        self.chosen.input(look, [self.chosen, seen], outputs, **QUICK)
+        self.chosen.input(look, [self.chosen, seen], outputs, **STREAM)
         if trainer is None:
             return
 
