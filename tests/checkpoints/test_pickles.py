@@ -234,6 +234,14 @@ def test_containers_of_unknown_classes_are_read_as_plain_ones(tmp_path):
     assert content["a"]["b"].tolist() == [1.0, 1.0] and content["c"][0].tolist() == [0.0]
 
 
+def test_an_unknown_object_that_is_filled_as_a_dictionary_is_found_to_be_one():
+    """By torch 2.8, which does not ask first, and would fill it without a trace."""
+    known = {"own.Config": pickles._named(pickles.Inert, "own.Config")}
+    with pytest.raises(pickle.UnpicklingError) as error:
+        known["own.Config"]()["a"] = 1
+    assert pickles._learn(known, str(error.value)) and known["own.Config"]() == {}
+
+
 def test_torch_loads_as_before_afterwards(tmp_path):
     torch.save({"a": argparse.Namespace()}, tmp_path / "a.pt")
     pickles.load_inert(tmp_path / "a.pt")
