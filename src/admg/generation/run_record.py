@@ -90,7 +90,10 @@ def find_run(settings: Mapping[str, Any], shards: Shards) -> Shards | None:
 
 
 def _image_of_a_data_set(folder: Path) -> str | None:
-    """Return one of the images of a data set to which samples would be added: many, or some in a folder of a class."""
+    """Return the name of an image if the folder looks like a data set, to which no samples must be added, else None.
+
+    It does if it holds many images, or a folder with images that is not the folder of a run.
+    """
     if not folder.is_dir():
         return None
     own = _outputs(folder)  # of a process that has begun this run in the meantime

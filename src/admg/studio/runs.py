@@ -173,7 +173,9 @@ class NewRun:
     def __post_init__(self) -> None:
         check(self)
         if not NAME.fullmatch(self.name):
-            raise ValueError("the name of a run has 1 to 60 letters, digits, - and _, and no - or _ at the beginning")
+            raise ValueError(
+                "the name of a run has 1 to 60 letters, digits, - or _, and begins with a letter or a digit"
+            )
         if self.image_size % 8:
             raise ValueError(f"image_size must be a multiple of 8, got {self.image_size}")
 

@@ -15,9 +15,9 @@ from .jobs import Done, JobQueue, Waiting
 from .sampling import Counted, Frame
 
 STREAM: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
-"""How an event is connected that runs a job or may raise a message. JobQueue lets the jobs wait, or refuses them."""
+"""How to connect an event that runs a job or may show a message. JobQueue lets jobs wait, or refuses them."""
 QUICK: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
-"""How an event is connected that answers at once and raises no messages, which need the queue."""
+"""How to connect an event that answers at once and shows no message: messages need Gradio's queue."""
 LOGGER = logging.getLogger("admg.studio")
 
 

@@ -128,7 +128,7 @@ def check_settings(out: Path, settings: Mapping[str, Any], defaults: Mapping[str
 
 
 def changes(out: Path, config: TrainConfig) -> dict[str, tuple[Any, Any]]:
-    """Return the options, before and now, that a run has when it is resumed and did not have before."""
+    """Return the options that have changed since the run was last started, as (before, now)."""
     record = read(out)
     if record is None:
         return {}

@@ -111,7 +111,7 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
         self._found: list[Path] = []
         self.settings: Mapping[str, Any] = {}
         self.changes: Mapping[str, tuple[Any, Any]] = {}
-        """Options, before and now, with which the run is resumed and was not begun; of the first process."""
+        """Options that have changed since the run was last started, as (before, now); of the first process."""
         self._unfinished_row: Mapping[str, Any] | None = None
         try:
             with self._guard():
