@@ -79,7 +79,7 @@ def test_affinity_limits_the_cores(tmp_path):
 def test_what_the_user_set_about_waiting_is_kept():
     environment: dict[str, str] = {}
     calm_barriers(environment)
-    assert environment == {"GOMP_SPINCOUNT": "200", "KMP_BLOCKTIME": "0"}
+    assert environment == {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "0"}
     for name, value in {"OMP_WAIT_POLICY": "ACTIVE", "GOMP_SPINCOUNT": "7", "KMP_BLOCKTIME": "9"}.items():
         environment = {name: value}
         calm_barriers(environment)

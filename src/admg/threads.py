@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 
-SPINS = "200"
-"""Turns of the loop in which GNU OpenMP waits before a thread sleeps; its default of 300,000 takes milliseconds."""
+SPINS = "10000"
+"""Turns of the loop in which GNU OpenMP waits before a thread sleeps: 0.1 to 0.5 ms; its default is 300,000."""
 
 
 def calm_barriers(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Let threads that wait for others sleep after some microseconds. Call it before importing torch.
+    """Let threads that wait for others sleep within a millisecond. Call it before importing torch.
 
     By default, OpenMP spins for milliseconds. Where other processes use the same cores, it takes that time from the
     thread that is waited for, and steps take up to twenty times as long. Variables that are set already are kept

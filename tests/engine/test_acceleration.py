@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers import TRUNK, randomised
 from rounding import DRAWS, with_rounded_weights
+from small_networks import NETWORKS, arguments, build
 from torch import Tensor, nn
 
 import admg
@@ -19,39 +20,14 @@ from admg.engine.acceleration import Accelerated
 from admg.engine.blocks import FusedResBlock
 from admg.engine.cpu.prepack import PrepackedConv
 from admg.models import (
-    ClassifierConfig,
-    NoisyClassifier,
-    SuperResConfig,
-    SuperResUNet,
     UNet,
     UNetConfig,
     with_identity_attention,
 )
 from admg.models.blocks import ResBlock
 
-WIDE = TRUNK | {"image_size": 16, "channels": 64, "channel_mult": (1, 2), "attention_resolutions": (8,)}
-NETWORKS = {
-    "unet": lambda: UNet(UNetConfig(**WIDE, num_classes=5)),
-    "upsampler": lambda: SuperResUNet(SuperResConfig(**WIDE, num_classes=5)),
-    "classifier": lambda: NoisyClassifier(ClassifierConfig(**WIDE, num_classes=5)),
-    "plain resampling": lambda: UNet(UNetConfig(**WIDE, num_classes=5, resblock_updown=False)),
-    "added embedding": lambda: UNet(UNetConfig(**WIDE, num_classes=5, scale_shift_norm=False)),
-}
 TERMS = 9 * 256
 """Products that are summed for one output of the largest convolution."""
-
-
-def build(name: str) -> nn.Module:
-    torch.manual_seed(0)
-    return randomised(NETWORKS[name](), 0)
-
-
-def arguments(network: nn.Module, count: int = 3) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    given = {"x": torch.randn(count, 1, 16, 16, generator=generator), "timesteps": torch.tensor([50])}
-    if isinstance(network, SuperResUNet):
-        given["low_res"] = torch.randn(count, 1, 4, 4, generator=generator)
-    return given if isinstance(network, NoisyClassifier) else given | {"y": torch.arange(count) % 5}
 
 
 def results(network: nn.Module, weights: bool = False, count: int = 3) -> list[Tensor]:
@@ -86,7 +62,7 @@ def test_values_and_gradients_are_those_of_the_plain_network(name):
     bounds = amplified(network)
     for got, expected, bound in zip(results(fast), results(network), bounds, strict=True):
         assert 0 < (got - expected).abs().max() < bound
-    modules = list(fast._function().modules())
+    modules = list(fast._function().network.modules())
     assert any(isinstance(m, FusedResBlock) for m in modules) and any(isinstance(m, PrepackedConv) for m in modules)
 
 
@@ -269,7 +245,7 @@ def test_identity_attention_of_an_accelerated_network():
     assert (perturbed(**given) - expected).abs().max() < 1e-5 * expected.abs().max()
     assert (perturbed(**given) - network(**given)).abs().max() > 1e-4
     assert with_identity_attention(fast) is perturbed and isinstance(perturbed, Accelerated)
-    convs = [[m for m in n._function().modules() if isinstance(m, PrepackedConv)] for n in (fast, perturbed)]
+    convs = [[m for m in n._function().network.modules() if isinstance(m, PrepackedConv)] for n in (fast, perturbed)]
     assert len(convs[0]) == len(convs[1]) and all(a is b for a, b in zip(*convs))  # weights are prepacked once
 
 

@@ -87,7 +87,7 @@ def test_weights_are_prepacked_for_the_precision_that_is_computed_in():
 
     def dtypes(precision: str) -> tuple[torch.dtype, ...]:
         fast = accelerate(network, precision=precision)
-        return fast._function().input_blocks[1][0].in_layers[2].dtypes
+        return fast._function().network.input_blocks[1][0].in_layers[2].dtypes
 
     assert dtypes("fp32") == (torch.float32,)
     if torch.ops.mkldnn._is_mkldnn_bf16_supported():

@@ -17,6 +17,7 @@ from admg.models.surgery import Replace, with_replaced
 
 from .blocks import OURS, fused, has_fast_parts
 from .compiling import Compile, compiled, compiles
+from .cpu.parts import InParts
 from .cpu.prepack import prepacked
 from .cpu.training import trainable
 from .cuda.cast import with_cast_weights
@@ -258,8 +259,13 @@ def _build_of(plain: nn.Module, network: nn.Module | None, options: Options) -> 
     if network is None:
         return Build(Snapshot(plain), compiled(plain) if options.compile else plain)
     device = next(plain.parameters()).device
-    graphs = device.type == "cuda" and not options.training and isinstance(plain, OURS)  # others may do anything
-    return Build(Snapshot(plain), GraphedCalls(network, plain, _graph_fits) if graphs else network, network)
+    call: Callable[..., Tensor] = network
+    if not options.training and isinstance(plain, OURS):  # others may do anything
+        if device.type == "cuda":
+            call = GraphedCalls(network, plain, _graph_fits)
+        elif device.type == "cpu":
+            call = InParts(network, plain, options.precision)
+    return Build(Snapshot(plain), call, network)
 
 
 def _weights_fit(network: nn.Module, device: torch.device) -> bool:
