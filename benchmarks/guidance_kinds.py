@@ -11,7 +11,6 @@ stored, so an interrupted command can continue, and --num can be raised later. W
 from __future__ import annotations
 
 import argparse
-import copy
 import itertools
 import sys
 from collections.abc import Callable
@@ -35,6 +34,7 @@ from labelled import (
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+import admg
 from admg import guidance
 from admg.checkpoints.model import Classifier, Model
 from admg.cli.options import Parser
@@ -44,7 +44,6 @@ from admg.guidance import Guide
 
 LOW, HIGH = 0.3, 2.0  # noise levels between which an interval guides; half of the steps
 GRADIENT, FREE, OTHER = "guided by a classifier", "classifier-free guidance", "others"
-BAD = 0.1  # noise on the weights of autoguidance's bad model, relative to each tensor's standard deviation
 
 
 @dataclass(frozen=True)
@@ -77,10 +76,10 @@ class Cell:
     steps: int
 
 
-def kinds_of(model: Model, classifier: Classifier) -> list[Kind]:
-    """Return all kinds of guidance of this model and classifier."""
+def kinds_of(model: Model, classifier: Classifier, bad: Model) -> list[Kind]:
+    """Return all kinds of guidance of this model and classifier. bad: the worse model of autoguidance"""
     gradient = 2 * flops(classifier.network) / flops(model.network)  # forward pass, and backward pass to x
-    g, bad = guidance, worse(model)
+    g, small = guidance, flops(bad.network) / flops(model.network)
     half = share(model, LOW, HIGH)
     free = (1.5, 2.0, 3.0, 5.0)
     return [
@@ -107,7 +106,7 @@ def kinds_of(model: Model, classifier: Classifier) -> list[Kind]:
         Kind(OTHER, "gradient-free",
              lambda s: g.GradientFreeGuidance(classifier, s), (2.0, 4.0, 8.0, 16.0), 2 + gradient / 2),
         Kind(OTHER, "perturbed attention", g.PerturbedAttentionGuidance, free, 2.0),
-        Kind(OTHER, "autoguidance", lambda s: g.AutoGuidance(bad, s), free, 2.0),
+        Kind(OTHER, "autoguidance", lambda s: g.AutoGuidance(bad, s), free, 1 + small),
         Kind(OTHER, "classifier + classifier-free 1.5",
              lambda s: g.ClassifierFreeGuidance(1.5) + g.ClassifierGuidance(classifier, s),
              (0.5, 1.0, 2.0, 4.0), 2 + gradient),
@@ -120,16 +119,6 @@ def flops(network: torch.nn.Module) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(x, t.to(x.device))
     return counter.get_total_flops()
-
-
-def worse(model: Model) -> Model:
-    """Return a copy of the model with fixed random noise on its weights, which stands in for an earlier checkpoint."""
-    bad, generator = copy.deepcopy(model), torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in bad.network.parameters():
-            if p.ndim > 1:
-                p += BAD * p.std() * torch.randn(p.shape, generator=generator).to(p)
-    return bad
 
 
 def share(model: Model, low: float, high: float) -> float:
@@ -151,7 +140,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"model {args.model} is unconditional: most kinds of guidance need a conditional model")
     bench = Bench(real_images(args.data, model.shape[1], args.reference, args.num))
     store = open_store(args, model, classifier)
-    cells = cells_of(args, kinds_of(model, classifier))
+    cells = cells_of(args, kinds_of(model, classifier, admg.load(args.bad).to(args.device)))
     rows: dict[Cell, Metrics] = {}
     for i, cell in enumerate(cells, 1):
         tqdm.write(f"[{i}/{len(cells)}] {cell.kind.name}, scale {cell.scale:g}, {args.sampler} {cell.steps}")
@@ -193,7 +182,7 @@ def markdown(args: argparse.Namespace, rows: dict[Cell, Metrics], real: Metrics)
         f"interval. Distance: KID x 1000 to {args.reference} test images in the label classifier's features, with a "
         f"standard error of about {error:.1f}. Precision and recall (k = 3) use the same features, {args.num} samples "
         f"and {args.reference} test images; F1 is their harmonic mean. Intervals are noise levels {LOW:g} to {HIGH:g}. "
-        f"The bad model of autoguidance is the model itself with {BAD:.0%} noise on its weights.\n"
+        f"The bad model of autoguidance is {args.bad}.\n"
     )
 
 
@@ -275,6 +264,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--kinds", type=lambda s: s.split(";"), metavar="A;B", help="kinds of guidance; all if not given"
     )
     parser.add_argument("--num", type=int, default=100, metavar="N", help="samples per setting")
+    parser.add_argument("--bad", default="fashion-mnist-small", metavar="MODEL", help="bad model of autoguidance")
     add_common(parser)
     return parser.parse_args(argv)
 

@@ -32,11 +32,12 @@ def main() -> None:
     args = parser.parse_args()
     models = Path(__file__).parents[1] / "src" / "admg" / "weights" / args.name
     model = admg.load(args.diffusion or models / "diffusion")
-    classifier = admg.load_classifier(args.classifier or models / "classifier")
-    if model.label_names != classifier.label_names:
+    own = args.classifier or (models / "classifier" if (models / "classifier").is_dir() else None)
+    classifier = admg.load_classifier(own) if own else None
+    if classifier and model.label_names != classifier.label_names:
         sys.exit("the model and the classifier were trained on different labels")
     for part, run, kind in ((model, args.diffusion, "diffusion"), (classifier, args.classifier, "classifier")):
-        if run:
+        if run and part:
             stage = "" if (count := len(stages(part.training))) == 1 else f"-{count}"
             part.save(models / kind, dtype=torch.float16)
             thin(run / "log.csv", models / f"{kind}-log{stage}.csv")
@@ -61,21 +62,22 @@ def thin(log: Path, to: Path) -> None:
         csv.writer(file).writerows([rows[0], *reversed(body[::-1][::step])])
 
 
-def describe(name: str, model: admg.Model, classifier: admg.Classifier) -> str:
+def describe(name: str, model: admg.Model, classifier: admg.Classifier | None) -> str:
     """Return the text of README.md."""
     metrics = "final loss: mse {mse:.4f}, vb {vb:.5f} bits per dimension"
     texts = [stage_text(stage, metrics) for stage in stages(model.training)]
     metrics = (
         "validation accuracy: {val_accuracy:.3f} on average over all noise levels, {val_accuracy_t0:.3f} without noise"
     )
-    texts += [stage_text(stage, metrics) for stage in stages(classifier.training)]
+    texts += [stage_text(stage, metrics) for stage in stages(classifier.training)] if classifier else []
+    networks = "A diffusion model and a noisy classifier" if classifier else "A diffusion model"
     return f"""# {name}
 
-A diffusion model and a noisy classifier. They were trained with the commands below on the 60,000 training images of
-Fashion-MNIST (MIT licence); `data/fashion-mnist` is a folder with the four IDX files of the data set. A command with
-`--init {name}` continued from the weights of the previous command. The stored weights are the exponential moving
-average, in float16. Each command has a log, `*-log.csv`, and its curves, `*-curves.png`; those of the second command
-for the same network end in `-2`.
+{networks}, trained with the commands below on the 60,000 training images of Fashion-MNIST (MIT licence).
+`data/fashion-mnist` is a folder with the four IDX files of the data set. A command with `--init` continued from the weights
+of the previous command for the same network; `tools/models/with_process.py` made the folder of one whose name ends in
+`-as-v` or `-as-cosine`. The stored weights are the average over the training, in float16. Each command has a log,
+`*-log.csv`, and its curves, `*-curves.png`; those of the second command for the same network end in `-2`.
 
 {"".join(texts)}"""
 

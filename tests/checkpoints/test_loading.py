@@ -300,13 +300,17 @@ def test_the_example_of_load_runs():
     helpers.run_example(loading.load, load=loading.load)
 
 
+SHIPPED = ["fashion-mnist", "fashion-mnist", "fashion-mnist-small"]
+"""The shipped networks: a diffusion model, its classifier, and a smaller diffusion model."""
+
+
 def test_listed_models_are_the_shipped_and_the_published_ones(home):
     listed = list_models()
-    assert [model.name for model in listed] == ["fashion-mnist"] * 2 + loading.published_names()
+    assert [model.name for model in listed] == [*SHIPPED, *loading.published_names()]
     shipped = listed[0]
     assert (shipped.kind, shipped.image_size, shipped.classes, shipped.on_disk) == ("diffusion", 32, 10, True)
     assert shipped.parameters == sum(p.numel() for p in loading.load("fashion-mnist").network.parameters())
-    assert [model.name for model in list_models(only_on_disk=True)] == ["fashion-mnist"] * 2
+    assert [model.name for model in list_models(only_on_disk=True)] == SHIPPED
     upsampler = next(model for model in listed if model.name == "openai/imagenet-64-to-256")
     assert (upsampler.small_size, upsampler.image_size, upsampler.on_disk) == (64, 256, False)
 
@@ -410,3 +414,13 @@ def test_weights_that_are_no_floats_are_refused(tiny_model, tmp_path, dtype):
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="weights are floating-point numbers"):
         admg.load(tmp_path / "model")
+
+
+def test_the_small_model_fits_the_shipped_one_as_the_bad_model_of_autoguidance():
+    good, small = loading.load("fashion-mnist"), loading.load("fashion-mnist-small")
+    assert (small.config, small.labels, small.shape) == (good.config, good.labels, good.shape)
+    count = [sum(p.numel() for p in model.network.parameters()) for model in (small, good)]
+    assert 3 * count[0] < count[1]
+    assert small.training["images"] < good.training["images"]
+    assert loading.recommended("fashion-mnist-small").scale == 0  # it has no classifier of its own
+    assert loading.recommended("fashion-mnist").scale > 0

@@ -166,10 +166,10 @@ def test_a_network_with_other_parameters_than_its_architecture_is_not_saved(tiny
 def test_repr_is_one_short_line(tiny_model, tiny_classifier, tiny_upsampler):
     assert repr(admg.load("fashion-mnist")) == (
         "Model(diffusion model, grey images of 32x32, 10 labels, conditional, 6.1 M parameters, "
-        "linear schedule, 1000 steps)"
+        "cosine schedule, 1000 steps)"
     )
     assert repr(admg.load_classifier("fashion-mnist")) == (
-        "Classifier(noisy classifier, grey images of 32x32, 10 labels, 1.7 M parameters, linear schedule, 1000 steps)"
+        "Classifier(noisy classifier, grey images of 32x32, 10 labels, 1.7 M parameters, cosine schedule, 1000 steps)"
     )
     assert "linear schedule, 10 of 100 steps" in repr(tiny_model.respace(10))
     assert repr(tiny_upsampler).startswith("Model(upsampler, grey images of 8x8, 5 labels")

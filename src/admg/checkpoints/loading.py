@@ -147,7 +147,8 @@ def recommended(name: str | Path) -> SamplingSettings:
     model = PUBLISHED.get(str(name))
     if model and (settings := model.guided or model.best):
         return settings
-    return SHIPPED_SETTINGS if str(name) in names() else SamplingSettings(scale=0.0, sampler="ddim", steps="25")
+    own = str(name) in names() and default_classifier(name)
+    return SHIPPED_SETTINGS if own else SamplingSettings(scale=0.0, sampler="ddim", steps="25")
 
 
 def published(name: str | Path, kind: Kind) -> PublishedModel | None:
