@@ -74,10 +74,10 @@ def describe(name: str, model: admg.Model, classifier: admg.Classifier | None) -
     return f"""# {name}
 
 {networks}, trained with the commands below on the 60,000 training images of Fashion-MNIST (MIT licence).
-`data/fashion-mnist` is a folder with the four IDX files of the data set. A command with `--init` continued from the weights
-of the previous command for the same network; `tools/models/with_process.py` made the folder of one whose name ends in
-`-as-v` or `-as-cosine`. The stored weights are the average over the training, in float16. Each command has a log,
-`*-log.csv`, and its curves, `*-curves.png`; those of the second command for the same network end in `-2`.
+`data/fashion-mnist` is a folder with the four IDX files of the data set. A command with `--init` continued from the
+weights of the previous command for the same network; `tools/models/with_process.py` made the folder of one whose name
+ends in `-as-v` or `-as-cosine`. The stored weights are the average over the training, in float16. Each command has a
+log, `*-log.csv`, and its curves, `*-curves.png`; those of the second command for the same network end in `-2`.
 
 {"".join(texts)}"""
 
