@@ -55,6 +55,20 @@ def test_distinct_and_up_to_the_highest(spacing, schedule):
         np.testing.assert_allclose(respaced.alpha_bar, schedule.alpha_bar[chosen], rtol=1e-7)
 
 
+def test_steps_are_not_spent_on_levels_at_which_nothing_is_seen():
+    """The cosine schedule ends at σ = 20,000. Between the last step and σ = 160, there is none."""
+    cosine = NoiseSchedule.cosine()
+    sigma = (1 / cosine.alpha_bar.numpy() - 1) ** 0.5
+    low, high = sigma[0] ** (1 / 7), 160 ** (1 / 7)
+    chosen = sigma[kept("karras10", cosine)]
+    even = np.array([(low + i / 9 * (high - low)) ** 7 for i in range(9)])
+    spaced = even > 0.02  # below, the first few levels of the schedule lie far apart
+    assert np.abs(np.log(chosen[:-1] / even))[spaced].max() < 0.1 and chosen[-1] == sigma[-1] > 20_000
+    log_snr = -2 * np.log(sigma[kept("logsnr10", cosine)])
+    steps = np.diff(log_snr)[2:-1]
+    assert np.abs(steps / (2 * np.log(sigma[0] / 160) / 9) - 1).max() < 0.15
+
+
 @pytest.mark.parametrize("spacing", ["logsnr", "karras"])
 def test_a_highest_level_with_no_signal_is_kept(spacing):
     schedule = NoiseSchedule.from_betas([*LINEAR.betas.tolist(), 1.0])

@@ -39,8 +39,7 @@ def in_float64(name: str, count: int) -> tuple[nn.Module, dict[str, Tensor]]:
     return network, given
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("positional", [False, True])
+@pytest.mark.parametrize(("name", "positional"), [*((name, False) for name in NETWORKS), ("unet", True)])
 def test_values_and_gradients_of_any_order_are_those_of_the_whole_batch(name, positional, threads):
     network, given = in_float64(name, 12)
     given["timesteps"] = torch.arange(12) * 80

@@ -138,6 +138,9 @@ class NoiseSchedule:
 
 
 SPACINGS = ("uniform", "quad", "logsnr", "karras")
+LARGEST_SIGMA = 160.0
+"""Noise level from which on nothing is seen of an image in [-1, 1]: about the last one of the linear schedule, twice
+EDM's. The cosine schedule ends at 20,000."""
 
 
 def spaced_timesteps(alpha_bar: Float64[Tensor, " T"], spacing: str, count: int) -> list[int]:
@@ -146,8 +149,9 @@ def spaced_timesteps(alpha_bar: Float64[Tensor, " T"], spacing: str, count: int)
     spacing: `uniform` is even in t, `quad` in sqrt(t) (DDIM, appendix D), `logsnr` in the log signal-to-noise ratio
         (DPM-Solver), and `karras` in σ^(1/7) with σ = sqrt((1 - ᾱ)/ᾱ) (EDM, equation 5)
 
-    Positions are rounded to the nearest step (in log SNR for `logsnr` and `karras`). A step that would be chosen twice
-    is moved to the next free one, upwards, or downwards at the end.
+    `logsnr` and `karras` are spaced up to LARGEST_SIGMA; of the steps above it, only the last one is taken. Positions
+    are rounded to the nearest step (in log SNR for `logsnr` and `karras`). A step that would be chosen twice is moved
+    to the next free one, upwards, or downwards at the end.
 
     Raises ValueError if there are fewer than `count` steps.
     """
@@ -161,13 +165,14 @@ def spaced_timesteps(alpha_bar: Float64[Tensor, " T"], spacing: str, count: int)
     if spacing in ("uniform", "quad"):
         return _distinct([round((steps - 1) * r ** (2 if spacing == "quad" else 1)) for r in ramp], steps)
     log_sigma = (1 / alpha_bar - 1).log() / 2
-    low, high = log_sigma[0].item(), log_sigma[-1].item()
+    low, high = log_sigma[0].item(), min(log_sigma[-1].item(), math.log(LARGEST_SIGMA))
     if spacing == "logsnr":
         targets = [low + r * (high - low) for r in ramp]
     else:
         low, high = math.exp(low / 7), math.exp(high / 7)
         targets = [7 * math.log(low + r * (high - low)) for r in ramp]
-    return _distinct([int((log_sigma - w).abs().argmin()) for w in targets], steps)
+    nearest = [int((log_sigma - w).abs().argmin()) for w in targets]
+    return _distinct([*nearest[:-1], steps - 1], steps)
 
 
 def chosen_timesteps(steps: int, spec: str) -> list[int]:
