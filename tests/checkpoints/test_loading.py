@@ -418,7 +418,7 @@ def test_weights_that_are_no_floats_are_refused(tiny_model, tmp_path, dtype):
 
 def test_the_small_model_fits_the_shipped_one_as_the_bad_model_of_autoguidance():
     good, small = loading.load("fashion-mnist"), loading.load("fashion-mnist-small")
-    assert (small.config, small.labels, small.shape) == (good.config, good.labels, good.shape)
+    assert (small.config, small.label_names, small.shape) == (good.config, good.label_names, good.shape)
     count = [sum(p.numel() for p in model.network.parameters()) for model in (small, good)]
     assert 3 * count[0] < count[1]
     assert small.training["images"] < good.training["images"]
