@@ -254,7 +254,8 @@ def test_kinds_of_guidance_have_equal_cost(conditional_command, capsys, monkeypa
 
 @pytest.mark.thorough
 def test_cost_of_each_kind_of_guidance() -> None:
-    kinds = guidance_kinds.kinds_of(admg.load("fashion-mnist"), admg.load_classifier("fashion-mnist"))
+    model, classifier = admg.load("fashion-mnist"), admg.load_classifier("fashion-mnist")
+    kinds = guidance_kinds.kinds_of(model, classifier, admg.load("fashion-mnist-small"))
     cost = {kind.name: kind.cost for kind in kinds}
     gradient = cost["classifier"] - 1
     assert 0.3 < gradient < 1.0  # of the cost of the U-Net, whose encoder the classifier resembles
@@ -263,6 +264,7 @@ def test_cost_of_each_kind_of_guidance() -> None:
     )  # a second forward pass of the U-Net, and one of the classifier
     assert cost["classifier, divergence 1"] == cost["classifier, entropy 1"] == cost["classifier alone"]
     assert 1 < cost["classifier, in an interval"] < cost["classifier"]
+    assert 1 < cost["autoguidance"] < 1.7  # the bad model is a smaller network
     options = argparse.Namespace(kinds=None, budget=20.0, sampler="ddim")
     keys = [cell.key for cell in guidance_kinds.cells_of(options, kinds)]
     assert len(set(keys)) == len(keys) == sum(len(kind.scales) for kind in kinds)
