@@ -26,11 +26,12 @@ from labelled import (
     check_common,
     command,
     load_both,
-    open_store,
     real_images,
     sampling,
+    settings_of,
     write_report,
 )
+from store import Store, fingerprint
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
@@ -139,8 +140,9 @@ def run(args: argparse.Namespace) -> None:
     if not model.conditional:
         raise ValueError(f"model {args.model} is unconditional: most kinds of guidance need a conditional model")
     bench = Bench(real_images(args.data, model.shape[1], args.reference, args.num))
-    store = open_store(args, model, classifier)
-    cells = cells_of(args, kinds_of(model, classifier, admg.load(args.bad).to(args.device)))
+    bad = admg.load(args.bad).to(args.device)
+    store = Store(args.out, settings_of(args, model, classifier) | {"bad": fingerprint(bad.network)})
+    cells = cells_of(args, kinds_of(model, classifier, bad))
     rows: dict[Cell, Metrics] = {}
     for i, cell in enumerate(cells, 1):
         tqdm.write(f"[{i}/{len(cells)}] {cell.kind.name}, scale {cell.scale:g}, {args.sampler} {cell.steps}")

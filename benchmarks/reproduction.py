@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from labelled import CLASSES, LabelClassifier, command
 from measures import precision_recall
+from store import Store
 from torch import Tensor, nn
 
 import admg
@@ -36,7 +37,7 @@ from admg.cli.options import Parser
 from admg.data import ImageDataset
 from admg.evaluation.metrics.fid import frechet_distance
 from admg.evaluation.metrics.statistics import Gaussian
-from admg.files import atomic, check_output_folder
+from admg.files import atomic
 from admg.training import ObjectiveConfig
 
 SIZE = 16
@@ -92,8 +93,7 @@ class Judge:
     def __init__(self, data: str, size: int = SIZE):
         self.network = LabelClassifier()
         dataset = admg.data.open(data, size, split="test")
-        x, self.labels = dataset.batch(range(len(dataset)))
-        self.features = self._features(x)
+        self.features = self._features(dataset.batch(range(len(dataset)))[0])
         self.real = Gaussian.of(self.features)
 
     @staticmethod
@@ -368,9 +368,12 @@ def shown(values: Sequence[float], form: str) -> str:
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.seeds < 1 or not 0.01 <= args.size <= 10:
+        raise ValueError(f"--seeds must be at least 1 and --size from 0.01 to 10, got {args.seeds} and {args.size:g}")
     torch.set_num_threads(1)
     sizes = Sizes(*(max(20 * CLASSES, int(value * args.size)) for value in vars(Sizes()).values()))
-    bench = Bench(args.data, check_output_folder(args.out), range(args.seeds), sizes)
+    store = Store(args.out, {"data": args.data, **vars(sizes)})  # which refuses a folder of other sizes
+    bench = Bench(args.data, store.folder, range(args.seeds), sizes)
     for name in args.only or COMPARISONS:
         COMPARISONS[name](bench)
     for claim, text in tables(bench.results):
