@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import admg
-from admg.engine.cpu.parts import InParts, parts_of
+from admg.engine.cpu.parts import InParts, _pool, parts_of
 
 
 @pytest.fixture(params=[2, 3])
@@ -85,6 +85,7 @@ class Recorder(nn.Module):
 def test_each_part_has_a_thread_of_its_own_and_the_process_keeps_its_number(threads):
     network = Recorder().eval()
     call = InParts(network, network, "fp32")
+    _pool.cache_clear()  # threads that have not computed yet
     x = torch.arange(12.0)[:, None]
     assert torch.equal(call(x, torch.tensor([1])), x + 1)
     assert [call[:2] for call in network.calls] == [(12 // threads, 1)] * threads
