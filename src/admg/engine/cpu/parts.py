@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -85,8 +85,7 @@ class InParts:
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs.tensors):
             output: Tensor = _Differentiable.apply(self.network, inputs, run, *inputs.tensors)  # type: ignore[no-untyped-call]
             return output
-        divided = zip(*(tensor.tensor_split(parts) for tensor in inputs.tensors))
-        return torch.cat(run(lambda *tensors: inputs.call(self.network, tensors), list(divided)))
+        return torch.cat(run(lambda *tensors: inputs.call(self.network, tensors), run.divided(inputs.tensors)))
 
 
 class _Differentiable(torch.autograd.Function):
@@ -102,7 +101,7 @@ class _Differentiable(torch.autograd.Function):
         needs = ctx.needs_input_grad[3:]
         ctx.network, ctx.inputs, ctx.run = network, inputs, run
         ctx.save_for_backward(*tensors)
-        ctx.parts = run(part, list(zip(*(tensor.tensor_split(run.parts) for tensor in tensors))))
+        ctx.parts = run(part, run.divided(tensors))
         return torch.cat([output.detach() for _, output in ctx.parts])
 
     @staticmethod
@@ -136,6 +135,10 @@ class _Threads:
     threads: int
     precision: Resolved
 
+    def divided(self, tensors: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+        """Return the rows of the tensors for each call."""
+        return list(zip(*(tensor.tensor_split(self.parts) for tensor in tensors)))
+
     def __call__(self, function: Callable[..., Any], arguments: Sequence[Sequence[Any]]) -> list[Any]:
         inference, grad = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
         before, changed = torch.get_num_threads(), []
@@ -149,10 +152,10 @@ class _Threads:
                 return function(*given)
 
         futures = [_pool(self.parts).submit(in_thread, given) for given in arguments]
-        results = [future.result() for future in futures]
+        wait(futures)
         if changed:
             torch.set_num_threads(before)  # the number is of one thread, but also that of threads that begin later
-        return results
+        return [future.result() for future in futures]
 
 
 CPU = torch.device("cpu")
@@ -163,4 +166,5 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="admg-part")
 
 
-os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not outlive a fork
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not outlive a fork
