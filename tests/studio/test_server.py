@@ -18,10 +18,15 @@ pytestmark = pytest.mark.browser
 
 
 @pytest.fixture(scope="module")
-def address(tiny_folders, tmp_path_factory):
-    runs = tmp_path_factory.mktemp("runs")
-    (runs / "private").mkdir()
-    (runs / "private" / "run.json").write_text("{}")
+def runs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    (root / "private").mkdir()
+    (root / "private" / "run.json").write_text("{}")
+    return root
+
+
+@pytest.fixture(scope="module")
+def address(tiny_folders, runs):
     limits = Limits(max_images=4, max_steps=20, max_upload=1)
     model = f"{tiny_folders['model']},{tiny_folders['classifier']}"
     with serving([model], port=free_port(), limits=limits, runs=runs) as address:
@@ -31,6 +36,19 @@ def address(tiny_folders, tmp_path_factory):
 @pytest.fixture(scope="module")
 def config(address):
     return httpx.get(f"{address}/config").json()
+
+
+@pytest.mark.parametrize(
+    ("there", "status"), [(False, "There is no run 'begun' here."), (True, "no training has begun")]
+)
+def test_a_run_that_the_page_does_not_list_yet(address, config, runs, there, status):
+    """A training was started while the page looked at another run, which lists the runs without the new one."""
+    if there:
+        (runs / "begun").mkdir()
+        (runs / "begun" / "run.json").write_text("{}")
+    messages = call(address, config, "train-run", {"train-run": "begun"}, event="input")
+    assert errors(messages) == []
+    assert status in str(messages[-1]["output"]["data"])
 
 
 PATHS = ["/etc/passwd", "../../etc/passwd", "..%2f..%2fetc%2fpasswd", "file:///etc/passwd", "pyproject.toml"]
