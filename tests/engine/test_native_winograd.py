@@ -88,6 +88,23 @@ def test_results_depend_on_neither_batch_nor_threads(m):
             assert torch.equal(winograd.transformed(weight, m), u)
 
 
+@pytest.mark.parametrize("turned", [False, True], ids=["output", "gradient"])
+@pytest.mark.parametrize("m", [2, 4])
+@pytest.mark.parametrize("shape", [*SHAPES, (9, 64, 96, 16, 16)], ids=str)
+def test_weights_that_are_transformed_on_the_way(shape, m, turned):
+    """Bit for bit what packed ones give: any number of channels, several blocks of tiles, any number of threads."""
+    x, weight, bias = example(*shape)
+    if turned:
+        x, bias = torch.randn(shape[0], shape[2], *shape[3:]), torch.randn(shape[1])
+    for b in (bias, None):
+        expected = winograd.convolve(x, winograd.transformed(weight, m, turned), b)
+        for number in (1, 2, 3):
+            with threads(number):
+                assert torch.equal(winograd.convolve_unpacked(x, weight, b, m, turned), expected)
+    laid_out = weight.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(winograd.convolve_unpacked(x, laid_out, None, m, turned), expected)
+
+
 @pytest.mark.parametrize("m", [2, 4])
 def test_images_and_weights_in_any_layout(m):
     x, weight, bias = example(2, 64, 64, 6, 6)
@@ -127,11 +144,13 @@ def test_the_choice_of_tiles():
     assert tile(64, 64, 1, 64, 32, 32, kernel=1) == 0
 
 
-def test_derivatives_of_any_order():
+@pytest.mark.parametrize(("c", "k", "kernel"), [(64, 96, 3), (192, 256, 3), (192, 256, 1)])
+def test_derivatives_of_any_order(c, k, kernel):
     torch.manual_seed(0)
-    conv = nn.Conv2d(64, 96, 3, padding=1)
-    x, w = torch.randn(2, 64, 11, 12), torch.randn(2, 96, 11, 12)
-    assert winograd.tile(conv.weight, x) == 4
+    conv = nn.Conv2d(c, k, kernel, padding=kernel // 2)
+    x, w = torch.randn(2, c, 11, 12), torch.randn(2, k, 11, 12)
+    assert winograd.tile(conv.weight, x) == (4 if kernel == 3 else 0)
+    assert winograd.is_kept(conv.weight) == (c == 64)
 
     def results(layer: nn.Module, dtype: torch.dtype) -> list[Tensor]:
         """Of sum(w y³): the gradient, that of its square, and that of the square of this."""
@@ -170,20 +189,32 @@ def test_a_fused_network_equals_the_plain_one():
 def test_one_layout_for_batches_of_one_size():
     """Where batches of other sizes want another, it takes the place of the first."""
     torch.manual_seed(0)
-    conv = nn.Conv2d(288, 256, 3, padding=1).requires_grad_(False)
-    x = torch.randn(16, 288, 4, 4)
+    conv = nn.Conv2d(128, 96, 3, padding=1).requires_grad_(False)
+    x = torch.randn(16, 128, 4, 4)
     expected = conv(x)
     fast = prepacked(conv, torch.float32)
     there, _ = fast.layouts[torch.float32]
-    for n, layout in ((1, (1, 288, 4, 4)), (4, 2), (16, 4), (1, (1, 288, 4, 4))):
+    for n, layout in ((1, 2), (16, 4), (1, 2)):
         assert (fast(x[:n]) - expected[:n]).abs().max() < 1e-5
         assert there.kept[0] == layout
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_large_weights_are_not_copied(kernel):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(288, 256, kernel, padding=kernel // 2)
+    x = torch.randn(4, 288, 8, 8, requires_grad=True)
+    fast = prepacked(conv, torch.float32)
+    (got,) = torch.autograd.grad(fast(x).square().sum(), x)
+    (expected,) = torch.autograd.grad(conv(x).square().sum(), x)
+    assert (got - expected).abs().max() < 1e-5 * expected.abs().max()
+    assert [layout.kept for layout in fast.layouts[torch.float32]] == [None, None]
 
 
 PREPARED = {"prepacked": lambda conv: prepacked(conv, torch.float32), "trainable": trainable}
 
 
-@pytest.mark.parametrize("k", [64, 3])  # by winograd.c, by narrow.c
+@pytest.mark.parametrize("k", [64, 576, 3])  # by winograd.c, with packed weights and without, by narrow.c
 @pytest.mark.parametrize("prepare", PREPARED.values(), ids=PREPARED)
 def test_mismatches_are_refused(prepare, k):
     conv = nn.Conv2d(64, k, 3, padding=1)

@@ -20,6 +20,7 @@ from .compiling import Compile, compiled, compiles
 from .cpu.parts import InParts
 from .cpu.prepack import prepacked
 from .cpu.training import trainable
+from .cpu.winograd import LARGEST
 from .cuda.cast import with_cast_weights
 from .cuda.graphs import GraphedCalls
 from .memory import call_bytes, free_bytes
@@ -269,10 +270,11 @@ def _build_of(plain: nn.Module, network: nn.Module | None, options: Options) -> 
 
 
 def _weights_fit(network: nn.Module, device: torch.device) -> bool:
-    """Whether there is memory for prepared weights: up to four times their size, for outputs and for gradients."""
+    """Whether there is memory for prepared weights, for outputs and for gradients (see cpu.prepack)."""
     free = free_bytes(device)
-    size = sum(p.numel() * p.element_size() for p in network.parameters())
-    return free is None or 8 * size < free
+    sizes = ((p.numel(), p.element_size()) for p in network.parameters())
+    most = sum(2 * count * size * (4 if count <= 9 * LARGEST else 1) for count, size in sizes)
+    return free is None or most < free
 
 
 def _graph_fits(network: nn.Module, x: Tensor) -> bool:

@@ -24,7 +24,8 @@ def prepacked(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
 
     Convolutions are prepacked for float32 and, if `dtype` is bf16, for that too; linear layers for bf16 only. Results
     differ from those of the layer by rounding. They are differentiable in the images, to any order, and not in the
-    weights. Prepacked weights take up to four times the memory of the weights, and as much again for gradients.
+    weights. Prepacked weights take the memory of the weights, and as much again for gradients; small ones in float32
+    (winograd.LARGEST) up to four times as much.
     """
     mkldnn = torch.backends.mkldnn.is_available()
     in_bf16 = dtype == torch.bfloat16 and mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -110,8 +111,13 @@ class Layouts:
     def convolve(self, x: Tensor, bias: Tensor | None) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
         if self.dtype == torch.float32 and (m := winograd.tile(self.weight, x)):
+            if not winograd.is_kept(self.weight):
+                return winograd.convolve_unpacked(x, self.weight, bias, m, self.turned)
             transformed = self._arranged(m, lambda: winograd.transformed(self.weight, m, self.turned))
             return winograd.convolve(x, transformed, bias)
+        if self.dtype == torch.float32 and self.weight[0, 0].numel() == 1 and not winograd.is_small(self.weight):
+            weight = self._oriented().flatten(1)  # as fast as oneDNN's convolution, which needs a copy of it
+            return F.linear(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
         if self.dtype == torch.float32 and self.to_few:
             return narrow.convolve(x, self._arranged("few", lambda: narrow.arranged(self._oriented())), bias)
         same = [size // 2 for size in self.weight.shape[2:]], [1, 1], [1, 1], 1  # padding, stride, dilation, groups

@@ -70,5 +70,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, turned: bool = Fal
     """turned: for the gradient in x."""
     x = x.contiguous(memory_format=torch.channels_last)
     if m := winograd.tile(weight, x):
+        if not winograd.is_kept(weight):
+            return winograd.convolve_unpacked(x, weight, bias, m, turned)
         return winograd.convolve(x, winograd.transformed(weight, m, turned), bias)
     return torch.ops.aten.convolution(x, weight.flip(2, 3).transpose(0, 1) if turned else weight, bias, *SAME)

@@ -20,6 +20,9 @@ from . import available, call, scratch
 
 TILES = 1024
 """Number of values that PyTorch processes at a time, so that they stay in the cache."""
+LARGEST = 2**15
+"""Number of filters above which transformed weights, which take up to four times the memory, are not kept: transforming
+them at each call costs a tenth of the time for large images or batches, and half of it for a single small image."""
 G = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
 
 
@@ -35,6 +38,16 @@ def tile(weight: Float[Tensor, "k c 3 3"], x: Float[Tensor, "n c h w"]) -> int:
     if large >= 16 or k * c <= 64**2:
         return 4
     return 2 if small >= 8 or k * c <= 256**2 else 0  # more weights are read than of the direct one: 16/9 of them, or 4
+
+
+def is_kept(weight: Float[Tensor, "k c 3 3"]) -> bool:
+    """Whether to keep the transformed weight, for convolve(), rather than to call convolve_unpacked()."""
+    return not _is_native(weight) or is_small(weight)
+
+
+def is_small(weight: Tensor) -> bool:
+    """Whether layouts of a weight (K, C, ...) take little memory."""
+    return weight.shape[0] * weight.shape[1] <= LARGEST
 
 
 def transformed(weight: Float[Tensor, "k c 3 3"], m: int, turned: bool = False) -> Tensor:
@@ -53,11 +66,27 @@ def convolve(x: Float[Tensor, "n c h w"], weight: Tensor, bias: Float[Tensor, " 
         return _convolve(x, weight, bias)
     n, c, height, width = x.shape
     k, m = weight.shape[1] // c, math.isqrt(len(weight)) - 2
+    return _call(x, weight, None, bias, (n, height, width, c, k, m), False)
+
+
+def convolve_unpacked(
+    x: Float[Tensor, "n c h w"], weight: Float[Tensor, "k c 3 3"], bias: Tensor | None, m: int, turned: bool = False
+) -> Float[Tensor, "n k h w"]:
+    """As convolve(x, transformed(weight, m, turned), bias), transforming the weight as it goes, without storing it."""
+    n, _, height, width = x.shape
+    c, k = weight.shape[:2] if turned else weight.shape[1::-1]
+    return _call(x, None, weight.contiguous(), bias, (n, height, width, c, k, m), turned)
+
+
+def _call(
+    x: Tensor, u: Tensor | None, weight: Tensor | None, bias: Tensor | None, sizes: tuple[int, ...], turned: bool
+) -> Tensor:
+    n, height, width, _, k, _ = sizes
     x = x.permute(0, 2, 3, 1).contiguous()
     y = x.new_empty(n, height, width, k)
-    sizes = n, height, width, c, k, m
     bias = None if bias is None else bias.contiguous()
-    call("winograd_convolve", x, weight, bias, y, scratch("winograd", *sizes), *sizes)
+    work = scratch("winograd", *sizes, u is not None)
+    call("winograd_convolve", x, u, weight, bias, y, work, *sizes, turned)
     return y.permute(0, 3, 1, 2)
 
 
