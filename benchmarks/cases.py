@@ -24,9 +24,9 @@ from admg.models import ClassifierConfig, NoisyClassifier, UNet, UNetConfig
 from admg.training import DiffusionTask
 
 PARTS = ("forward", "gradient", "step", "training")
-RANDOM = {"adm-64": "openai/imagenet-64", "adm-128": "openai/imagenet-128", "adm-256": "openai/imagenet-256"}
-"""Published architectures that are measured with random weights."""
-MODELS = ("fashion-mnist", *RANDOM, "tiny")
+PUBLISHED = {"adm-64": "openai/imagenet-64", "adm-128": "openai/imagenet-128", "adm-256": "openai/imagenet-256"}
+"""Published architectures."""
+MODELS = ("fashion-mnist", *PUBLISHED, "tiny")
 STEPS = "ddim4"
 """Trajectory on which guided steps are timed; a step of a longer one takes the same time."""
 TIMESTEP, SCALE, LEARNING_RATE, EMA = 500, 1.0, 1e-4, 0.9999
@@ -88,16 +88,13 @@ class Case:
 
 def build(setting: Setting) -> Case:
     """Return the models, noise and labels of a setting, identical in every process."""
-    if setting.model in MODELS[1:]:
-        (network, process), (of_classifier, _) = architectures(setting.model)
-        torch.manual_seed(0)
-        with torch.device("meta" if setting.device == "meta" else "cpu"):
-            unet, encoder = random_weights(UNet(network)), random_weights(NoisyClassifier(of_classifier))
-        shape = (network.image_channels, network.image_size, network.image_size)
-        model = Model(unet, process.build(), shape, Labels(network.num_classes), process)
-        classifier = Classifier(encoder, process.build(), Labels(of_classifier.num_classes), process)
-    else:
-        model, classifier = admg.load(setting.model), admg.load_classifier(setting.model)
+    (network, process), (of_classifier, _) = architectures(setting.model)
+    torch.manual_seed(0)
+    with torch.device("meta" if setting.device == "meta" else "cpu"):
+        unet, encoder = random_weights(UNet(network)), random_weights(NoisyClassifier(of_classifier))
+    shape = (network.image_channels, network.image_size, network.image_size)
+    model = Model(unet, process.build(), shape, Labels(network.num_classes), process)
+    classifier = Classifier(encoder, process.build(), Labels(of_classifier.num_classes), process)
     x = torch.randn(setting.batch, *model.shape, generator=torch.Generator().manual_seed(1)).to(setting.device)
     y = (torch.arange(setting.batch) % classifier.labels.count).to(setting.device)
     return Case(model.to(setting.device), classifier.to(setting.device), x, y)
@@ -111,7 +108,10 @@ def architectures(
         trunk: dict[str, Any] = {"image_size": 16, "channels": 32, "channel_mult": (1, 2), "num_res_blocks": 1}
         trunk |= {"attention_resolutions": (8,), "head_channels": 32, "num_classes": 10}
         return (UNetConfig(**trunk), DiffusionConfig()), (ClassifierConfig(**trunk), DiffusionConfig())
-    found = [known()[f"{RANDOM[name]}{kind}"] for kind in ("", "-classifier")]
+    if name not in PUBLISHED:  # shipped ones; guided-diffusion has neither v nor their other options of the process
+        shipped = admg.load(name).network.config, admg.load_classifier(name).network.config
+        return tuple((config, DiffusionConfig()) for config in shipped)  # type: ignore[return-value]
+    found = [known()[f"{PUBLISHED[name]}{kind}"] for kind in ("", "-classifier")]
     return tuple((config.network, config.diffusion) for config in found)  # type: ignore[return-value]
 
 

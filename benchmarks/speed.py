@@ -3,7 +3,7 @@
     python benchmarks/speed.py --reference ../guided-diffusion                         # minutes to hours on a CPU
     python benchmarks/speed.py --models adm-256 --batch 32 --device cuda --reference ../guided-diffusion
 
-The models are the shipped fashion-mnist and the architectures of the paper with random weights. The parts are:
+The models have the architectures of the shipped fashion-mnist and of the paper, with random weights. The parts are:
 
     forward    output of the network
     gradient   ∇ log p(y | x_t) of the classifier

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from turns import Memory
 
+import admg
 from admg.models import NoisyClassifier, UNet
 from admg.models.blocks import AttentionBlock, AttentionPool, Conv1x1
 
@@ -155,6 +156,14 @@ def test_models_are_the_same_in_every_process_and_nowhere_zero():
 
 
 @pytest.mark.thorough
+def test_the_demo_model_is_the_shipped_one_with_the_process_of_the_other_sides():
+    case = cases.build(cases.Setting("fashion-mnist", batch=1))
+    shipped = admg.load("fashion-mnist"), admg.load_classifier("fashion-mnist")
+    for part, original in zip((case.model, case.classifier), shipped, strict=True):
+        assert part.network.config == original.network.config
+        assert (part.config.predict, part.config.noise_schedule) == ("eps", "linear")
+
+
 def test_memory_is_the_most_since_it_began():
     memory, found = Memory("cpu"), []
     if memory.before is None:  # the system does not report it
