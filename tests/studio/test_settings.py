@@ -20,6 +20,7 @@ def test_a_page_becomes_settings(limits):
     assert found == Settings(model="m", labels=("two",), num=4, spacing="karras", low=0.5)
     assert type(found.num) is int and type(found.scale) is float
     assert found.spec == "karras25" and found.interval == (0.5, math.inf)
+    assert read(PAGE | {"spacing": "tuned", "steps": 5}, limits).spec == "tuned5"  # of `admg tune-steps`
     assert read(PAGE, limits).interval is None and read(PAGE | {"labels": None}, limits).labels == ()
 
 

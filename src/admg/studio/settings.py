@@ -20,7 +20,7 @@ from .catalog import Entry
 from .limits import Limits
 
 NO_GUIDANCE, CLASSIFIER = "none", "classifier"
-SPACINGS = ("even", "ddim", "trailing", "uniform", "quad", "logsnr", "karras")
+SPACINGS = ("even", "ddim", "trailing", "uniform", "quad", "logsnr", "karras", "tuned")
 LARGEST_SEED = 2**32 - 1
 
 
