@@ -16,8 +16,6 @@
 #define PLACES(m) (EDGE(m) * EDGE(m)) /* values of its transform */
 #define ROOT 1.41421356237309504880   /* √2 */
 
-typedef double doubles __attribute__((vector_size(8 * LANES)));
-
 static inline long quotient(long a, long b) { return (a + b - 1) / b; } /* a / b rounded up */
 
 static inline long least(long a, long b) { return a < b ? a : b; }
