@@ -247,8 +247,8 @@ def scales(bench: Bench) -> None:
 
 def steps(bench: Bench) -> None:
     """Table 9's comparison: DDIM against DDPM with few steps."""
-    for sampler in ("ddim", "ddpm"):
-        for number in STEPS:
+    for number in STEPS:
+        for sampler in ("ddim", "ddpm"):
 
             def measure(seed: int, sampler: str = sampler, number: int = number) -> Metrics:
                 return bench.samples(bench.main_model(seed), seed, sampler=sampler, steps=number)
