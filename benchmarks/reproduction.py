@@ -246,7 +246,7 @@ def scales(bench: Bench) -> None:
 
 
 def steps(bench: Bench) -> None:
-    """Table 9's comparison: DDIM against DDPM with few steps."""
+    """Section 2: DDIM against DDPM with few steps."""
     for number in STEPS:
         for sampler in ("ddim", "ddpm"):
 
@@ -305,7 +305,7 @@ def noisy_accuracy(classifier: admg.Classifier, dataset: ImageDataset, images: i
 
 
 def upsampling(bench: Bench) -> None:
-    """Table 5: guidance of the small images, and an upsampler."""
+    """Section 5.3: guidance of the small images, and an upsampler."""
     for enlarge in ("interpolated", "upsampled"):
         for scale in (0.0, 1.0, 2.0, 4.0):
 
