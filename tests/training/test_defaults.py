@@ -130,13 +130,14 @@ def test_a_run_that_starts_from_a_model_chooses_neither_network_nor_process():
     assert choices.training(None).lr == LR and set(choices.made) == {"batch_size", "lr", "warmup"}
 
 
-def test_classifiers_have_the_schedule_of_models_and_upsamplers_that_of_the_paper(tmp_path):
+def test_classifiers_have_the_schedule_of_models_and_upsamplers_their_process(tmp_path):
     labelled = admg.data.from_arrays(np.zeros((4, 8, 8, 3), np.uint8), [0, 1, 0, 1])
     small = {"channels": 32, "channel_mult": (1, 1)}
     classifier = admg.train_classifier(labelled, tmp_path / "c", network=small)
     assert classifier.model.config.noise_schedule == "cosine" and "predict" not in classifier.provenance["chosen"]
     upsampler = admg.train_upsampler(images(), tmp_path / "u", network=small, small_size=4)
-    assert upsampler.model.config == DiffusionConfig()
+    assert upsampler.model.config == DiffusionConfig(predict="v", noise_schedule="cosine")
+    assert {"predict", "noise_schedule"} <= set(upsampler.provenance["chosen"])
 
 
 @pytest.mark.thorough
@@ -148,6 +149,7 @@ def test_commands_need_no_flags_and_print_what_was_chosen(capsys, tmp_path):
     line = next(line for line in out.splitlines() if line.startswith("defaults chosen for this data: "))
     assert f"--batch-size {BATCH_SIZE}, --lr {LR}, --warmup {WARMUP}, --predict v, --noise-schedule cosine" in line
     assert line.endswith("--num-res-blocks 1, --head-channels 32")
-    _, out, _ = run(capsys, "train", "--help")
-    text = " ".join(out.split())
-    assert "(default: v)" in text and "(default: cosine)" in text and f"from {FEW:,} images)" in text
+    for command in ("train", "train-upsampler"):
+        _, out, _ = run(capsys, command, "--help")
+        text = " ".join(out.split())
+        assert "(default: v)" in text and "(default: cosine)" in text and f"from {FEW:,} images)" in text

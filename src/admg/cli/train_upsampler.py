@@ -20,7 +20,7 @@ from admg.training import (
     train_upsampler,
 )
 
-from .training import NEW_NETWORK, provenance, recipe_values, train
+from .training import NEW_NETWORK, NEW_PROCESS, provenance, recipe_values, train
 
 EXAMPLES = """\
   admg train-upsampler --data photos --image-size 256 --small-size 64 --out runs/upsampler
@@ -59,7 +59,7 @@ class Options:
     objective: ObjectiveConfig = group(ObjectiveConfig)
     validation: ValidationConfig = group(ValidationConfig)
     evaluation: EvaluationConfig = group(EvaluationConfig)
-    diffusion: dict[str, Any] = overrides(DiffusionConfig, title="Diffusion process")
+    diffusion: dict[str, Any] = overrides(DiffusionConfig, chosen=NEW_PROCESS, title="Diffusion process")
     network: dict[str, Any] = overrides(SuperResConfig, omit=FROM_DATA, chosen=NEW_NETWORK, title="Network")
 
     def __post_init__(self) -> None:

@@ -21,8 +21,6 @@ FEW = 20_000
 """Number of images below which networks are small."""
 PROCESS: dict[str, Any] = {"predict": "v", "noise_schedule": "cosine"}
 CLASSIFIER_PROCESS: dict[str, Any] = {"noise_schedule": "cosine"}
-UPSAMPLER_PROCESS: dict[str, Any] = {"predict": "eps", "noise_schedule": "linear"}
-"""The paper's, table 13: the comparison is of diffusion models."""
 HEAD_CHANNELS = 64
 
 

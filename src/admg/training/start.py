@@ -25,7 +25,7 @@ from admg.models import ClassifierConfig, NoisyClassifier, SuperResConfig, Super
 from .augmentation import AugmentConfig
 from .choices import Choices, record_of
 from .config import ObjectiveConfig, TrainConfig
-from .defaults import CLASSIFIER_PROCESS, UPSAMPLER_PROCESS
+from .defaults import CLASSIFIER_PROCESS
 from .distance import EvaluationConfig, FrechetDistance
 from .held_out import Parts, divide
 from .initialisation import Init, described, fit_to_data, initialised, open_initial, process_of, start_from
@@ -234,7 +234,7 @@ def train_upsampler(
     if not 0 < small < dataset.image_size:
         raise ValueError(f"small_size must be from 1 to {dataset.image_size - 1}, got {small}")
     choices = choices_for(dataset, None if overwrite else out, initial)
-    config, process = choices.training(config), process_of(choices.process(diffusion, UPSAMPLER_PROCESS), initial)
+    config, process = choices.training(config), process_of(choices.process(diffusion), initial)
     fields: dict[str, Any] = {**unet_fields(dataset, process, objective), "small_size": small}
     if augment.augment_noise is not None:
         fields["augment_noise"] = augment.augment_noise
