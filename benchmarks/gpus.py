@@ -1,19 +1,18 @@
-"""What `--gpus` costs: sampling in several processes, against as many commands of their own.
+"""What `--gpus` costs: one command that samples in several processes, compared with as many independent commands.
 
     python benchmarks/gpus.py --processes 2 --rounds 3
 
-It runs on CPUs, a core for each process, which stands for a GPU. In turn: one command for some images; N such commands
-at once, which share nothing; and one command that starts N processes, as `--gpus N` does, for N times as many images.
-The processes of one launch divide the images, wait for each other at the end, and the first writes the file. So the
-third against the second is what sharing a command costs, and the second against the first what the machine loses when
-N processes are busy. The images of the launch are compared with those that one process makes.
+It runs on a CPU: each process has one core, which stands for a GPU. In turn, it times one command for some images; N
+such commands at once, which share nothing; and one command that starts N processes, as `--gpus N` does, for N times as
+many images. The processes of one launch divide the images and wait for each other at the end, and the first writes the
+file. The third time divided by the second is what sharing a command costs; the second divided by the first is what the
+machine loses when N processes are busy. The images of the launch are compared with those of one process.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from speed import spread
 
 from admg.cli.launch import launch
 
@@ -52,9 +52,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     n = args.processes
     print(f"| {args.images} images for each process, {args.steps} guided steps | seconds |\n| --- | ---: |")
     for name, values in zip(("one process", f"{n} commands at once", f"one command in {n} processes"), rows):
-        print(f"| {name} | {text(values)} |")
-    print(f"\none command / {n} commands: {text([c / b for _, b, c in rounds[1:]])}")
-    print(f"{n} commands / one process: {text([b / a for a, b, _ in rounds[1:]])}")
+        print(f"| {name} | {spread(list(values), '{:.2f}')} |")
+    print(f"\none command / {n} commands: {spread([c / b for _, b, c in rounds[1:]], '{:.2f}')}")
+    print(f"{n} commands / one process: {spread([b / a for a, b, _ in rounds[1:]], '{:.2f}')}")
     print(f"largest difference from the images of one process: {difference:.0f} levels of 255")
 
 
@@ -82,10 +82,6 @@ def pixels(folder: Path) -> np.ndarray:
     (file,) = folder.glob("samples_*.npz")
     with np.load(file) as content:
         return content["arr_0"].astype(int)
-
-
-def text(values: Sequence[float]) -> str:
-    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
 if __name__ == "__main__":

@@ -182,14 +182,15 @@ class Bench:
 
         return self.trained(f"classifier {name} {seed}", train, admg.load_classifier)
 
-    def upsampler(self, seed: int) -> admg.Model:
+    def upsampler(self, seed: int, name: str = "upsampler", process: Mapping[str, str] | None = None) -> admg.Model:
         def train(folder: Path) -> Any:
             return admg.train_upsampler(
                 self.dataset(2 * SIZE), folder, self.config(self.sizes.images, seed), small_size=SIZE,
-                network={**BASE, "channel_mult": (1, 1, 2, 2), "attention_resolutions": (8, 4)}, overwrite=True,
+                network={**BASE, "channel_mult": (1, 1, 2, 2), "attention_resolutions": (8, 4)},
+                diffusion=process, overwrite=True,
             )  # fmt: skip
 
-        return self.trained(f"upsampler {seed}", train, admg.load)
+        return self.trained(f"{name} {seed}", train, admg.load)
 
     def samples(self, model: admg.Model, seed: int, **options: Any) -> Metrics:
         labels = [i % CLASSES for i in range(self.sizes.samples)]
@@ -372,6 +373,8 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--seeds must be at least 1 and --size from 0.01 to 10, got {args.seeds} and {args.size:g}")
     torch.set_num_threads(1)
     sizes = Sizes(*(max(20 * CLASSES, int(value * args.size)) for value in vars(Sizes()).values()))
+    if Path(args.out, "results.json").exists() and not Path(args.out, "settings.json").exists():
+        raise ValueError(f"{args.out} has results.json but not the settings.json that belongs to it: copy both")
     store = Store(args.out, {"data": args.data, **vars(sizes)})  # which refuses a folder of other sizes
     bench = Bench(args.data, store.folder, range(args.seeds), sizes)
     for name in args.only or COMPARISONS:

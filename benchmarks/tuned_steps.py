@@ -20,7 +20,8 @@ from admg.cli.options import Parser
 from admg.generation.sampler_specs import find_sampler
 
 ROWS = (
-    "unipc:tuned5,dpmpp_2m:tuned5,dpmpp_2m:logsnr5,dpmpp_2m:trailing5,unipc:karras10,dpmpp_2m:karras10,ddim:10,ddim:25"
+    "unipc:tuned5,dpmpp_2m:tuned5,unipc:logsnr5,dpmpp_2m:logsnr5,dpmpp_2m:trailing5,"
+    "unipc:karras10,dpmpp_2m:karras10,ddim:10,ddim:25"
 )
 
 

@@ -155,7 +155,6 @@ def test_models_are_the_same_in_every_process_and_nowhere_zero():
     assert torch.equal(a.x, b.x) and a.y.tolist() == [0, 1]
 
 
-@pytest.mark.thorough
 def test_the_demo_model_is_the_shipped_one_with_the_process_of_the_other_sides():
     case = cases.build(cases.Setting("fashion-mnist", batch=1))
     shipped = admg.load("fashion-mnist"), admg.load_classifier("fashion-mnist")
@@ -164,6 +163,7 @@ def test_the_demo_model_is_the_shipped_one_with_the_process_of_the_other_sides()
         assert (part.config.predict, part.config.noise_schedule) == ("eps", "linear")
 
 
+@pytest.mark.thorough
 def test_memory_is_the_most_since_it_began():
     memory, found = Memory("cpu"), []
     if memory.before is None:  # the system does not report it

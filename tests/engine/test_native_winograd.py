@@ -199,6 +199,18 @@ def test_one_layout_for_batches_of_one_size():
         assert there.kept[0] == layout
 
 
+def test_large_weights_have_the_layout_of_onednn_for_one_small_image_and_no_other():
+    torch.manual_seed(0)
+    conv = nn.Conv2d(288, 256, 3, padding=1).requires_grad_(False)
+    x = torch.randn(16, 288, 4, 4)
+    expected = conv(x)
+    fast = prepacked(conv, torch.float32)
+    there, _ = fast.layouts[torch.float32]
+    for n in (1, 4, 16, 1):
+        assert (fast(x[:n]) - expected[:n]).abs().max() < 1e-5
+        assert there.kept[0] == (1, 288, 4, 4)
+
+
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_large_weights_are_not_copied(kernel):
     torch.manual_seed(0)

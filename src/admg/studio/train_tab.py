@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import gradio as gr
@@ -26,10 +25,11 @@ class TrainTab:
             gr.Markdown(NO_RUNS, elem_id="train-none")
             return
         self.runs: RunFolder = studio.runs
+        self.trainer = studio.trainer
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
                 names = self.runs.names()
-                # A look that began before a training was started may list the runs after it, without the new one.
+                # An update that began before a training was started may replace the choices by ones without its run.
                 self.chosen = gr.Dropdown(names, value=names[0] if names else None, label="Run", elem_id="train-run",
                                           allow_custom_value=True)  # fmt: skip
                 self.status = gr.Markdown("", elem_id="train-status")
@@ -60,7 +60,7 @@ class TrainTab:
 
     def connect(self, trainer: Trainer | None) -> None:
         seen: Any = gr.State(None)
-        timer, look = gr.Timer(EVERY), with_messages(functools.partial(self.look, trainer))
+        timer, look = gr.Timer(EVERY), with_messages(self.look)
         outputs = [self.chosen, self.status, self.curves, self.preview, seen]
         timer.tick(look, [self.chosen, seen], outputs, **QUICK)
         self.chosen.input(look, [self.chosen, seen], outputs, **STREAM)
@@ -80,16 +80,16 @@ class TrainTab:
         self.stop.click(stop, None, None, **STREAM)
         timer.tick(trainer.message, None, self.output, **QUICK)
 
-    def look(self, trainer: Trainer | None, name: Any, seen: Any) -> Any:
+    def look(self, name: Any, seen: Any) -> Any:
         """Show the run as it is now. Pictures are sent only when they have changed.
 
-        trainer: what may have started the run, before there is a directory
         seen: the name, the number of rows and the preview that the page shows
         """
         known = self.runs.names()
         if not name:
             return gr.update(choices=known), "No run is chosen.", None, None, None
         if name not in known:
+            trainer = self.trainer
             starting = trainer is not None and trainer.running and name == trainer.name
             status = f"{name}: starting" if starting else f"There is no run {str(name)[:80]!r} here."
             return gr.update(choices=known), status, None, None, None

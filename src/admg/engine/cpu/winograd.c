@@ -13,7 +13,7 @@
 #endif
 #define PANEL (2 * LANES)
 #define TERMS 16 /* terms summed at a time: sums of sums have smaller rounding errors */
-#define SOME 64   /* channels that are transformed at a time if weights are not packed */
+#define SOME 64  /* channels that are transformed at a time if weights are not packed */
 #define PAD 16   /* floats between rows and places, which at a distance of a power of two would share cache sets */
 
 /* s = G g for vectors with stride `by` */
@@ -204,10 +204,11 @@ typedef struct {
     long count, blocks, wide, parts, scratch;
 } Plan;
 
-/* Choose few tiles at a time if their transforms then fit in the cache, many if the weights do not fit there. Split
-   blocks into parts only if there are fewer blocks than threads. */
-static Plan plan(Convolution a, long threads) {
-    long channels = a.c + a.k, most = !a.u ? 64 : channels <= 128 ? 24 : channels <= 512 ? 48 : 96;
+/* Choose few tiles at a time if their transforms then fit in the cache, many if the weights do not fit there. Without
+   packed weights, whose transforms are repeated for each block, blocks are large. Split blocks into parts only if there
+   are fewer blocks than threads. */
+static Plan plan(Convolution a, int packed, long threads) {
+    long channels = a.c + a.k, most = !packed ? 64 : channels <= 128 ? 24 : channels <= 512 ? 48 : 96;
     long tiles = tiles_of(a.m, a.n, a.h, a.w), panels = a.k / PANEL, blocks = quotient(tiles, most), parts = 1;
     if (!tiles)
         return (Plan){0};
@@ -217,8 +218,8 @@ static Plan plan(Convolution a, long threads) {
         blocks = quotient(blocks, threads) * threads;
     Plan p = {.count = quotient(tiles, blocks), .wide = quotient(panels, parts)};
     p.blocks = quotient(tiles, p.count), p.parts = quotient(panels, p.wide);
-    long place = a.u ? p.count * (a.c + PAD + p.wide * PANEL + PAD) + 2 * PAD
-                     : p.count * (SOME + PAD + p.wide * PANEL) + SOME * PANEL + (p.wide + 2) * PAD;
+    long place = packed ? p.count * (a.c + PAD + p.wide * PANEL + PAD) + 2 * PAD
+                        : p.count * (SOME + PAD + p.wide * PANEL) + SOME * PANEL + (p.wide + 2) * PAD;
     p.scratch = PLACES(a.m) * place + a.c + a.k;
     return p;
 }
@@ -278,9 +279,8 @@ ALWAYS void convolve_tiles_unpacked(int m, Convolution a, long first, long count
 
 /* The number of floats of scratch that winograd_convolve() needs. packed: whether it gets u */
 EXPORT long winograd_scratch(long n, long h, long w, long c, long k, long m, long packed, long threads) {
-    static const float any;
-    Convolution a = {.u = packed ? &any : NULL, .n = n, .h = h, .w = w, .c = c, .k = k, .m = m};
-    return threads * plan(a, threads).scratch;
+    Convolution a = {.n = n, .h = h, .w = w, .c = c, .k = k, .m = m};
+    return threads * plan(a, packed, threads).scratch;
 }
 
 /* y (n, h, w, k) = x (n, h, w, c) convolved with weights, + bias (k) or NULL. The weights are transformed ones, u (see
@@ -290,7 +290,7 @@ EXPORT void winograd_convolve(const float *x, const float *u, const float *g, co
                               float *scratch, long n, long h, long w, long c, long k, long m, long turned,
                               long threads) {
     Convolution a = {x, u, {g, turned ? c : k, turned ? k : c, turned}, bias, y, n, h, w, c, k, m};
-    Plan p = plan(a, threads);
+    Plan p = plan(a, u != NULL, threads);
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
     for (long task = 0; task < p.blocks * p.parts; task++) {
         float *own = scratch + omp_get_thread_num() * p.scratch;
