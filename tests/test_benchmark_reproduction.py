@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from reproduction import Noised, loss, noisy_accuracy, shown, tables
+from reproduction import Noised, loss, main, noisy_accuracy, shown, tables
 from torch import nn
 
 import admg
@@ -63,3 +63,10 @@ def test_a_row_is_the_mean_over_the_seeds_with_its_standard_error():
         "| | FD | label accuracy |\n| --- | ---: | ---: |\n"
         "| ADM | 2.00 ± 1.00 | 50.0 % ± 0.0 |\n| none | 9.00 | 100.0 % |\n"
     )
+
+
+def test_results_whose_sizes_are_not_known_are_not_continued(tmp_path, capsys):
+    (tmp_path / "results.json").write_text("{}")
+    assert main(["--out", str(tmp_path), "--only", "steps"]) == 2
+    assert "has results.json but not the settings.json that belongs to it: copy both" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
