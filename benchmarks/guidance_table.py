@@ -27,10 +27,12 @@ from labelled import (
     add_common,
     check_common,
     check_recognised,
+    check_samplers,
     command,
     load_both,
     numbers,
     real_images,
+    samplers,
     settings_of,
 )
 from measures import precision_recall, wilson, within_class_distance
@@ -43,7 +45,6 @@ from admg.files import atomic, check_output_folder
 from admg.generation.contact_sheet import sheet
 from admg.generation.images import save_png
 from admg.generation.labels import shares
-from admg.generation.sampler_specs import find_sampler
 
 Metrics = dict[str, float]
 
@@ -305,21 +306,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def samplers(text: str) -> list[tuple[str, str]]:
-    """Parse samplers with their steps, such as ddpm:250,ddim:25."""
-    pairs = [tuple(part.strip().split(":")) for part in text.split(",")]
-    if any(len(pair) != 2 for pair in pairs):
-        raise argparse.ArgumentTypeError(f"{text!r} is not like ddpm:250,ddim:25")
-    return pairs
-
-
 def check(args: argparse.Namespace) -> None:
     """Raise ValueError for bad options that would otherwise fail only after minutes of sampling."""
     check_common(args)
-    schedule = admg.NoiseSchedule.linear()
-    for sampler, steps in args.samplers:
-        find_sampler(sampler)
-        schedule.respace(steps)
+    check_samplers(args.samplers, admg.NoiseSchedule.linear().respace)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from admg.data import FASHION_MNIST_LABELS
 from admg.data import open as open_dataset
 from admg.engine.precision import resolve
 from admg.files import atomic
+from admg.generation.sampler_specs import find_sampler
 from admg.guidance import Guide
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "label_classifier"))
@@ -202,6 +203,21 @@ def check_common(args: argparse.Namespace) -> None:
         torch.empty(0, device=args.device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {args.device}: {str(error).splitlines()[0]}") from None
+
+
+def samplers(text: str) -> list[tuple[str, str]]:
+    """Parse samplers with their steps, such as ddpm:250,ddim:25."""
+    pairs = [tuple(part.strip().split(":")) for part in text.split(",")]
+    if any(len(pair) != 2 for pair in pairs):
+        raise argparse.ArgumentTypeError(f"{text!r} is not like ddpm:250,ddim:25")
+    return pairs
+
+
+def check_samplers(pairs: list[tuple[str, str]], respace: Callable[[str], Any]) -> None:
+    """Raise ValueError if there is no such sampler, or if `respace`, of a model or a schedule, refuses its steps."""
+    for sampler, steps in pairs:
+        find_sampler(sampler)
+        respace(steps)
 
 
 def numbers(text: str) -> list[float]:

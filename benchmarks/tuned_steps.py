@@ -12,12 +12,22 @@ from __future__ import annotations
 import argparse
 import sys
 
-from labelled import CLASSES, Bench, Metrics, add_common, check_common, command, load_both, real_images
+from labelled import (
+    CLASSES,
+    Bench,
+    Metrics,
+    add_common,
+    check_common,
+    check_samplers,
+    command,
+    load_both,
+    real_images,
+    samplers,
+)
 
 import admg
 from admg import guidance
 from admg.cli.options import Parser
-from admg.generation.sampler_specs import find_sampler
 
 ROWS = (
     "unipc:tuned5,dpmpp_2m:tuned5,unipc:logsnr5,dpmpp_2m:logsnr5,dpmpp_2m:trailing5,"
@@ -34,16 +44,13 @@ def line(name: str, steps: str, found: Metrics) -> str:
 def run(args: argparse.Namespace) -> None:
     check_common(args)
     model, classifier = load_both(args)
-    cells = [tuple(cell.partition(":")[::2]) for cell in args.rows.split(",")]
-    for sampler, steps in cells:
-        find_sampler(sampler)
-        model.respace(steps)
+    check_samplers(args.rows, model.respace)
     bench = Bench(real_images(args.data, model.shape[1], args.reference, args.num))
     print("| sampler | steps | accuracy (95 % interval) | KID x 1000 | precision | recall |")
     print("| --- | --- | --- | --- | ---: | ---: |")
     print(line("test images", "", bench.real), flush=True)
     guide = guidance.ClassifierGuidance(classifier, args.scale)
-    for sampler, steps in cells:
+    for sampler, steps in args.rows:
         options = {"seed": args.seed, "precision": args.precision, "batch_size": args.batch_size, "progress": False}
         labels = [i % CLASSES for i in range(args.num)]
         samples = admg.sample(model, labels, guide=guide, sampler=sampler, steps=steps, **options)
@@ -52,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="tuned_steps", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", default=ROWS, metavar="SAMPLER:STEPS,...", help=f"(default: {ROWS})")
+    parser.add_argument("--rows", type=samplers, default=ROWS, metavar="SAMPLER:STEPS,...", help=f"(default: {ROWS})")
     parser.add_argument("--num", type=int, default=500, metavar="N", help="samples of each row")
     parser.add_argument("--scale", type=float, default=2.0, metavar="S", help="guidance scale (default: 2)")
     add_common(parser)
