@@ -52,9 +52,9 @@ docs: $(VENV)/.installed-dev
 PIP := $(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 KERNELS := $(wildcard src/admg/engine/cpu/*)
 
-$(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py $(filter %.c %.h %.py,$(KERNELS))
+$(VENV)/.installed: pyproject.toml models/pyproject.toml constraints.txt hatch_build.py $(filter %.c %.h %.py,$(KERNELS))
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) -e .
+	$(PIP) -e . -e models
 	touch $@
 
 # By uv, which takes a fifth of pip's time for the many packages of the tests; the kernels are there already.

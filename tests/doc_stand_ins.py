@@ -14,6 +14,7 @@ from helpers import randomised
 from PIL import Image
 
 import admg
+from admg.checkpoints import loading
 from admg.checkpoints.labels import Labels
 from admg.cli.main import COMMANDS, main
 from admg.diffusion.config import DiffusionConfig
@@ -154,7 +155,8 @@ class StandIns:
         code = re.sub(r'flags="[^"]*"', f"flags={(self.root / 'flags.txt').read_text()!r}", code)
         code = code.replace('recipe("adm-64")', 'recipe("small-32")').replace('"runs/adm-64"', '"runs/small-32"')
         code = re.sub(r'"([\w/.-]+\.npz)"', lambda m: repr(self.existing(m[1])), code)
-        for name in re.findall(r'"([\w/.-]+\.(?:npz|pt|png)|photos|my-images|imagenet/train|[\w-]*images)"', code):
+        folders = r"photos|my-images|imagenet/train|data/emoji/\w+|[\w-]*images"
+        for name in re.findall(rf'"([\w/.-]+\.(?:npz|pt|png)|{folders})"', code):
             self.data(name)
         return code
 
@@ -206,7 +208,7 @@ class StandIns:
     def model(self, name: str, kind: str) -> None:
         """Make a model under this name if it is a path that does not exist."""
         path = Path(name)
-        if path.exists() or name in ("fashion-mnist",) or name.startswith(("openai/", "hf:")):
+        if path.exists() or name in loading.names() or name.startswith(("openai/", "hf:")):
             return
         if path.suffix == ".pt":
             self.data(name)

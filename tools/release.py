@@ -1,4 +1,4 @@
-"""Build the source distribution and all wheels, and show what they hold: python tools/release.py --out dist
+"""Build the distributions of admg and of admg-models, and show what they hold: python tools/release.py --out dist
 
 Everything is built twice, and must be the same to the last bit. With --try VERSION, each wheel is also installed in a
 fresh virtual environment with this version of torch, where `admg demo` and tests run.
@@ -28,7 +28,7 @@ TESTS += ["engine/test_weight_gradient.py", "diffusion/test_diffusion.py", "samp
 
 
 def build(out: Path, environment: dict[str, str]) -> list[Path]:
-    """Build the source distribution, and the wheels from it; return their paths."""
+    """Build the source distributions, and the wheels from them; return their paths, those of admg first."""
     line = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out)]
     subprocess.run([*line, "--sdist", str(ROOT)], env=environment, check=True, stdout=subprocess.DEVNULL)
     (sdist,) = out.glob("*.tar.gz")
@@ -39,7 +39,9 @@ def build(out: Path, environment: dict[str, str]) -> list[Path]:
         for kind in WHEELS:
             wheel = environment | {"ADMG_WHEEL": kind}
             subprocess.run([*line, "--wheel", str(unpacked)], env=wheel, check=True, stdout=subprocess.DEVNULL)
-    return [sdist, *(next(out.glob(f"*{ending}")) for ending in WHEELS.values())]
+    wheels = [next(out.glob(f"*{ending}")) for ending in WHEELS.values()]
+    subprocess.run([*line, str(ROOT / "models")], env=environment, check=True, stdout=subprocess.DEVNULL)
+    return [sdist, *wheels, *sorted(out.glob("admg_models-*"))]
 
 
 def digest(path: Path) -> str:
@@ -116,10 +118,10 @@ def main() -> None:
                 sys.exit(f"{path.name} differs when it is built again")
     for path in built:
         describe(path)
-        if path.suffix == ".whl":
+        if path.suffix == ".whl" and not path.name.startswith("admg_models"):
             check(path)
     print("\nbuilt twice, with the same digests")
-    for wheel in built[1:]:
+    for wheel in built[1:3]:
         for version in args.versions:
             try_out(wheel.resolve(), version)
 

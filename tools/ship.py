@@ -1,9 +1,11 @@
-"""Copy the averaged weights of training runs into the package, as float16, with their logs and curves.
+"""Copy the averaged weights of training runs into a package, as float16, with their logs and curves.
 
 python tools/ship.py --diffusion runs/fashion-mnist --classifier runs/fashion-mnist-classifier
+python tools/ship.py --diffusion runs/emoji --classifier runs/emoji-classifier --name emoji
+python tools/ship.py --diffusion runs/emoji-upsampler --name emoji-x2
 
-A part that is not given stays unchanged. The log of a run that started from the shipped weights (--init) is stored as a
-further stage.
+The model's README.md begins with tools/models/NAME.md. A part that is not given stays unchanged. The log of a run that
+started from the shipped weights (--init) is stored as a further stage.
 """
 
 from __future__ import annotations
@@ -18,19 +20,24 @@ from typing import Any
 import torch
 
 import admg
+from admg.checkpoints.loading import MORE_MODELS
 from admg.files import atomic
 
+ROOT = Path(__file__).parents[1]
 ROWS = 100
 """Number of rows that are kept of each log."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--diffusion", type=Path, metavar="RUN", help="run directory of `admg train`")
+    parser.add_argument(
+        "--diffusion", type=Path, metavar="RUN", help="run directory of `admg train` or `admg train-upsampler`"
+    )
     parser.add_argument("--classifier", type=Path, metavar="RUN", help="run directory of `admg train-classifier`")
     parser.add_argument("--name", default="fashion-mnist", help="name of the shipped model (default: fashion-mnist)")
     args = parser.parse_args()
-    models = Path(__file__).parents[1] / "src" / "admg" / "weights" / args.name
+    package = ROOT / ("models/admg_models" if args.name in MORE_MODELS else "src/admg/weights")
+    models = package / args.name
     model = admg.load(args.diffusion or models / "diffusion")
     own = args.classifier or (models / "classifier" if (models / "classifier").is_dir() else None)
     classifier = admg.load_classifier(own) if own else None
@@ -70,23 +77,15 @@ def describe(name: str, model: admg.Model, classifier: admg.Classifier | None) -
         "validation accuracy: {val_accuracy:.3f} on average over all noise levels, {val_accuracy_t0:.3f} without noise"
     )
     texts += [stage_text(stage, metrics) for stage in stages(classifier.training)] if classifier else []
-    networks = "A diffusion model and a noisy classifier" if classifier else "A diffusion model"
-    return f"""# {name}
-
-{networks}, trained with the commands below on the 60,000 training images of Fashion-MNIST (MIT licence).
-`data/fashion-mnist` is a folder with the four IDX files of the data set. A command with `--init` continued from the
-weights of the previous command for the same network; `tools/models/with_process.py` made the folder of one whose name
-ends in `-as-v` or `-as-cosine`. The stored weights are the average over the training, in float16. Each command has a
-log, `*-log.csv`, and its curves, `*-curves.png`; those of the second command for the same network end in `-2`.
-
-{"".join(texts)}"""
+    introduction = (ROOT / "tools" / "models" / f"{name}.md").read_text(encoding="utf-8")
+    return "\n".join([introduction, *texts])
 
 
 def stage_text(training: dict[str, Any], metrics: str) -> str:
     """Return the command of a training run and what came of it. metrics: a format string of entries of the record"""
     t = training
     seen = f"{t['steps']:,} steps, {t['images']:,} images, seed {t['train']['seed']}, {t['date']}"
-    return f"    {t['command']}\n\n{seen}; {metrics.format(**t)}.\n\n"
+    return f"    {t['command']}\n\n{seen}; {metrics.format(**t)}.\n"
 
 
 if __name__ == "__main__":

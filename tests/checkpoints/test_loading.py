@@ -300,8 +300,8 @@ def test_the_example_of_load_runs():
     helpers.run_example(loading.load, load=loading.load)
 
 
-SHIPPED = ["fashion-mnist", "fashion-mnist", "fashion-mnist-small"]
-"""The shipped networks: a diffusion model, its classifier, and a smaller diffusion model."""
+SHIPPED = ["fashion-mnist", "fashion-mnist", "fashion-mnist-small", "emoji", "emoji", "emoji-x2"]
+"""The shipped networks, those of admg-models last: two diffusion models have a classifier each."""
 
 
 def test_listed_models_are_the_shipped_and_the_published_ones(home):
@@ -424,3 +424,24 @@ def test_the_small_model_fits_the_shipped_one_as_the_bad_model_of_autoguidance()
     assert small.training["images"] < good.training["images"]
     assert loading.recommended("fashion-mnist-small").scale == 0  # it has no classifier of its own
     assert loading.recommended("fashion-mnist").scale > 0
+
+
+def test_the_models_of_admg_models_fit_each_other():
+    model, classifier, upsampler = admg.load("emoji"), admg.load_classifier("emoji"), admg.load_upsampler("emoji-x2")
+    assert model.label_names == classifier.label_names == upsampler.label_names and len(model.label_names) == 12
+    assert model.shape == (3, 32, 32) and upsampler.shape == (3, 64, 64) and upsampler.upsamples
+    assert loading.default_classifier("emoji") == "emoji" and loading.default_classifier("emoji-x2") is None
+
+
+def test_without_admg_models_its_names_are_refused_with_the_package_to_install(monkeypatch, capsys):
+    monkeypatch.setattr(loading, "find_spec", lambda name: None)
+    assert loading.names() == ["fashion-mnist", "fashion-mnist-small"]
+    for load, name in ((admg.load, "emoji"), (admg.load_classifier, "emoji"), (admg.load_upsampler, "emoji-x2")):
+        with pytest.raises(ValueError, match=f"the model {name} is in a package of its own: pip install admg-models"):
+            load(name)
+    assert "pip install admg-models adds emoji, emoji-x2" in run(capsys, "models")
+
+
+def test_a_classifier_that_a_shipped_model_does_not_have():
+    with pytest.raises(ValueError, match="fashion-mnist-small has no classifier of its own"):
+        admg.load_classifier("fashion-mnist-small")

@@ -38,8 +38,12 @@ def folder(tmp_path_factory, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(demo, "SCALES", [0.0, 4.0])
     monkeypatch.setattr(demo, "Recipe", partial(demo.Recipe, steps=2))
-    monkeypatch.setattr(demo, "admg", SimpleNamespace(**{name: getattr(admg, name) for name in admg.__all__} | {
-        "sample": lambda model, labels, **options: admg.sample(model, labels[::8], steps=2, **options)}))  # fmt: skip
+
+    def few(model, labels, **options):
+        return admg.sample(model, labels[::8], **options | {"steps": 2})
+
+    names = {name: getattr(admg, name) for name in admg.__all__}
+    monkeypatch.setattr(demo, "admg", SimpleNamespace(**names | {"sample": few}))
     return StandIns(tmp_path_factory.getbasetemp() / "stand-ins")
 
 

@@ -80,8 +80,23 @@ def test_the_release_is_reproducible_and_its_wheels_hold_what_they_should(tmp_pa
     command = [sys.executable, str(ROOT / "tools" / "release.py"), "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(list(tmp_path.iterdir())) == 3 and "manylinux_2_17_x86_64" in done.stdout
-    with ZipFile(next(tmp_path.glob("*any.whl"))) as wheel:
+    assert len(list(tmp_path.iterdir())) == 5 and "manylinux_2_17_x86_64" in done.stdout
+    with ZipFile(next(tmp_path.glob("admg-*any.whl"))) as wheel:
         metadata = BytesParser().parsebytes(wheel.read(next(n for n in wheel.namelist() if n.endswith("/METADATA"))))
         assert metadata["Author"] and "guided-diffusion" in str(metadata.get_payload())
-        assert sum(entry.compress_size for entry in wheel.infolist()) < 16e6
+        assert sum(entry.compress_size for entry in wheel.infolist()) < 20e6
+
+
+@pytest.mark.thorough
+def test_the_wheel_of_admg_models_holds_models_and_no_records(tmp_path):
+    line = [sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", str(tmp_path), str(ROOT / "models")]
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = tmp_path.glob("admg_models-*-py3-none-any.whl")
+    with ZipFile(path) as wheel:
+        held = wheel.namelist()
+    folders = ("emoji/diffusion", "emoji/classifier", "emoji-x2/diffusion")
+    weights = [f"admg_models/{folder}/model.safetensors" for folder in folders]
+    assert {name for name in held if name.endswith(".safetensors")} == set(weights)
+    assert "admg_models/emoji/README.md" in held and not [name for name in held if name.endswith((".png", ".csv"))]
+    assert path.stat().st_size < 30e6

@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 
 import admg
+from admg.checkpoints import tuned
 
 
 def main() -> None:
@@ -26,7 +27,8 @@ def main() -> None:
     part = (admg.load_classifier if args.classifier else admg.load)(args.model)
     given = {"noise_schedule": args.schedule, "predict": args.predict}
     config = dataclasses.replace(part.config, **{name: value for name, value in given.items() if value})
-    dataclasses.replace(part, diffusion=config.build(), config=config).save(args.out)
+    training = {name: value for name, value in part.training.items() if name != tuned.KEY}  # of the other process
+    dataclasses.replace(part, diffusion=config.build(), config=config, training=training).save(args.out)
 
 
 if __name__ == "__main__":

@@ -138,8 +138,8 @@ def list_models(only_on_disk: bool = False) -> list[ListedModel]:
 
 
 def _shipped() -> Iterator[ListedModel]:
-    for name in loading.names():
-        for folder in sorted((loading.SHIPPED / name).iterdir(), reverse=True):
+    for name, parts in loading.shipped().items():
+        for folder in sorted(parts.iterdir(), reverse=True):
             if (folder / "config.json").is_file():
                 yield _shipped_part(name, folder)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -14,7 +15,8 @@ from .networks import NETWORK_KINDS, Kind
 from .published import LICENSE, MODEL_CARD, PUBLISHED, PublishedModel, SamplingSettings
 from .weights import CheckpointError
 
-SHIPPED = Path(str(files("admg"))) / "weights"
+MORE_MODELS = ("emoji", "emoji-x2")
+"""Models of the package admg-models, which need not be installed."""
 SHIPPED_SETTINGS = SamplingSettings(scale=4.0, sampler="ddim", steps="25")
 FILE_ENDINGS = (".pt", ".pth", ".ckpt", ".bin", ".tar", ".safetensors")
 Part = Literal["diffusion", "classifier"]
@@ -23,8 +25,17 @@ AnyPretrained = TypeVar("AnyPretrained", bound=hub.Pretrained)
 
 
 def names() -> list[str]:
-    """Return the names of the models that are shipped with the package."""
-    return sorted(folder.name for folder in SHIPPED.iterdir() if folder.is_dir()) if SHIPPED.is_dir() else []
+    """Return the names of the models of this package, then of those of admg-models if it is installed."""
+    return list(shipped())
+
+
+def shipped() -> dict[str, Path]:
+    """Return the folder of each model of this package and of admg-models by its name."""
+    roots = [Path(str(files("admg"))) / "weights"]
+    if find_spec("admg_models"):
+        roots.append(Path(str(files("admg_models"))))
+    found = [path.parents[1] for root in roots for path in sorted(root.glob("*/diffusion/config.json"))]
+    return {folder.name: folder for folder in found}
 
 
 def published_names() -> list[str]:
@@ -134,8 +145,8 @@ def _load_folder(folder: Path) -> Model:
 
 def default_classifier(name: str | Path) -> str | None:
     """Return the name of the classifier that belongs to this model, or None if it has none of its own."""
-    if str(name) in names():
-        return str(name) if (SHIPPED / str(name) / "classifier").is_dir() else None
+    if folder := shipped().get(str(name)):
+        return str(name) if (folder / "classifier").is_dir() else None
     return PUBLISHED[str(name)].classifier if str(name) in PUBLISHED else None
 
 
@@ -172,8 +183,10 @@ def find(name: str | Path, part: str) -> Path:
     """
     if place := hub.named(name):
         return hub.fetch(place, hub.Access())
-    if str(name) in names():
-        return SHIPPED / str(name) / part
+    if known := shipped().get(str(name)):
+        if not (known / part).is_dir():
+            raise ValueError(f"the model {name} has no {part} of its own")
+        return known / part
     folder = Path(name).expanduser()
     if (folder / "model" / "config.json").is_file():  # a run directory
         return folder / "model"
@@ -183,6 +196,8 @@ def find(name: str | Path, part: str) -> Path:
         raise ValueError(f"{name} is not a native checkpoint: convert its .pt file with admg import-openai first")
     if folder.suffix.lower() in FILE_ENDINGS:
         raise ValueError(f"{name}: no such file")
+    if str(name) in MORE_MODELS:
+        raise ValueError(f"the model {name} is in a package of its own: pip install admg-models")
     similar = _similar(str(name))
     hint = f"did you mean {' or '.join(map(repr, similar))}? " if similar else ""
     raise ValueError(
@@ -193,7 +208,7 @@ def find(name: str | Path, part: str) -> Path:
 
 def _similar(name: str) -> list[str]:
     """Return the most similar name, with or without the prefix `openai/`."""
-    full = {known.removeprefix("openai/"): known for known in [*names(), *PUBLISHED]}
+    full = {known.removeprefix("openai/"): known for known in [*names(), *MORE_MODELS, *PUBLISHED]}
     close = difflib.get_close_matches(name.lower().removeprefix("openai/"), full, n=1, cutoff=0.5)
     return [full[short] for short in close]
 

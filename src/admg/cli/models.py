@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from admg.checkpoints import loading
 from admg.checkpoints.describe import ListedModel, list_models
 from admg.files import cache_folder
 
@@ -27,6 +28,8 @@ class Options:
 def run(options: Options) -> None:
     print(table(COLUMNS, map(cells, list_models(options.on_disk)), left=("name", "kind", "on disk")))
     print(f"\nPublished models are downloaded at first use, to {cache_folder() / 'openai'}")
+    if missing := set(loading.MORE_MODELS) - set(loading.names()):
+        print(f"pip install admg-models adds {', '.join(sorted(missing))}")
     print("admg info NAME describes one of them.")
 
 

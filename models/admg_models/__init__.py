@@ -1,0 +1,1 @@
+"""Models for admg, which loads them by name: emoji and emoji-x2."""
