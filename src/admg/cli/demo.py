@@ -54,7 +54,7 @@ def run(options: Options) -> None:
     sheets = [out / "sheet.png", path]
 
     if colour:
-        print(f"3/{parts}  colour emoji of 32x32 pixels, and the same enlarged to 64x64")
+        print(f"3/{parts}  colour emoji of every label (classifier-free guidance), enlarged from 32x32 to 64x64 pixels")
         emoji(options.seed).save(out / "emoji", "emoji, classifier-free guidance, enlarged to 64 pixels")
         sheets.append(out / "emoji" / "sheet.png")
     seconds = time.perf_counter() - start
@@ -64,6 +64,6 @@ def run(options: Options) -> None:
 def emoji(seed: int) -> admg.Samples:
     """Return enlarged samples of every label of emoji: the paper's pipeline from a label to a larger image."""
     model, guide = admg.load("emoji"), admg.guidance.ClassifierFreeGuidance(3.0)
-    labels = [label for label in range(model.labels.count) for _ in range(8)]
+    labels = [label for label in range(model.labels.count) for _ in range(6)]
     small = admg.sample(model, labels, guide=guide, sampler="dpmpp_2m", steps="karras15", seed=seed)
     return admg.upsample("emoji-x2", small, augment_level=0.1, sampler="dpmpp_2m", steps="karras10", seed=seed)
