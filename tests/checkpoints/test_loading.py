@@ -20,14 +20,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import admg
-from admg.checkpoints import loading, openai
+from admg.checkpoints import loading, native, openai
 from admg.checkpoints.describe import describe, describe_model, list_models
 from admg.checkpoints.download import DownloadError
 from admg.checkpoints.initial import load_initial
 from admg.checkpoints.networks import NETWORK_KINDS
 from admg.checkpoints.openai import PUBLISHED_FLAGS, PublishedFlags
 from admg.checkpoints.published import PUBLISHED, PublishedModel, SamplingSettings
-from admg.checkpoints.weights import CheckpointError
+from admg.checkpoints.weights import CheckpointError, DamagedError
 from admg.checksums import with_checksum
 
 HERE = Path(__file__).parent
@@ -445,3 +445,19 @@ def test_without_admg_models_its_names_are_refused_with_the_package_to_install(m
 def test_a_classifier_that_a_shipped_model_does_not_have():
     with pytest.raises(ValueError, match="fashion-mnist-small has no classifier of its own"):
         admg.load_classifier("fashion-mnist-small")
+
+
+def test_weights_that_are_replaced_while_they_are_read_are_those_that_were_opened(tmp_path):
+    """Their checksum is computed meanwhile, and of the same file."""
+    model = loading.load("fashion-mnist-small")
+    model.save(tmp_path / "model")
+    before = {name: value.clone() for name, value in model.network.state_dict().items()}
+    checksum = native.read_about(tmp_path / "model").sha256
+    with native.verified_state(tmp_path / "model", checksum) as state:
+        with torch.no_grad():
+            for parameter in model.network.parameters():
+                parameter.zero_()
+        model.save(tmp_path / "model")
+        assert all(torch.equal(value, before[name]) for name, value in state.items())
+    with pytest.raises(DamagedError, match="is damaged"), native.verified_state(tmp_path / "model", checksum):
+        pass

@@ -266,8 +266,8 @@ def verify(folder: Path | str) -> bool:
     return checksum is not None
 
 
-def _check_weights(path: Path, checksum: str | None) -> None:
-    if checksum is not None and sha256(path) != checksum:
+def _check_weights(path: Path, checksum: str | None, opened: Path | None = None) -> None:
+    if checksum is not None and sha256(opened or path) != checksum:
         raise DamagedError(f"{path} is damaged: its SHA-256 is not the one in config.json")
 
 
@@ -286,14 +286,16 @@ def verified_state(folder: Path | str, checksum: str | None) -> Iterator[dict[st
     if not path.is_file():
         raise CheckpointError(f"{folder} has no model.safetensors")
     before = _identity(folder)
-    with ThreadPoolExecutor(1) as pool:
-        checked = pool.submit(_check_weights, path, checksum)
-        try:
+    try:
+        with path.open("rb") as file, ThreadPoolExecutor(1) as pool:
+            opened = Path(f"/proc/self/fd/{file.fileno()}")  # the same file, even if another one takes its place
+            opened = opened if opened.exists() else path
+            checked = pool.submit(_check_weights, path, checksum, opened)
             try:
-                yield load_file(path)
+                yield load_file(opened)
             finally:
                 checked.result()
-        except (SafetensorError, OSError) as error:
-            raise DamagedError(f"{path} is truncated or not a safetensors file: {error}") from None
-    if _identity(folder) != before:  # it may not be the file whose checksum was computed
+    except (SafetensorError, OSError) as error:
+        raise DamagedError(f"{path} is truncated or not a safetensors file: {error}") from None
+    if opened == path and _identity(folder) != before:  # it may not be the file whose checksum was computed
         raise CheckpointError(f"{path} was replaced while it was read")
