@@ -17,8 +17,10 @@ from labelled import CLASSES, LabelClassifier, add_common, check_common, check_s
 import admg
 from admg.cli.options import Parser
 from admg.evaluation import features
+from admg.evaluation.features.extraction import extract
 from admg.evaluation.metrics.fid import frechet_distance
 from admg.evaluation.metrics.statistics import Gaussian
+from admg.evaluation.opening import as_source
 from admg.generation.images import to_uint8
 
 
@@ -36,8 +38,8 @@ class Distances:
         return to_uint8(dataset.batch(range(0, len(dataset), len(dataset) // num)[:num])[0])
 
     def features(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        of_efficientnet = [self.efficientnet(part).features for part in np.array_split(images, -(-len(images) // 50))]
-        return np.concatenate(of_efficientnet).astype(float), self.label_classifier.features(images).astype(float)
+        of_efficientnet = extract(as_source(images), self.efficientnet).features
+        return of_efficientnet.astype(float), self.label_classifier.features(images).astype(float)
 
     def __call__(self, images: np.ndarray) -> tuple[float, float]:
         pairs = zip(self.features(images), self.reference)

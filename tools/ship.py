@@ -43,6 +43,7 @@ def main() -> None:
     classifier = admg.load_classifier(own) if own else None
     if classifier and model.label_names != classifier.label_names:
         sys.exit("the model and the classifier were trained on different labels")
+    text = describe(args.name, model, classifier)
     for part, run, kind in ((model, args.diffusion, "diffusion"), (classifier, args.classifier, "classifier")):
         if run and part:
             stage = "" if (count := len(stages(part.training))) == 1 else f"-{count}"
@@ -50,7 +51,7 @@ def main() -> None:
             thin(run / "log.csv", models / f"{kind}-log{stage}.csv")
             shutil.copyfile(run / "curves.png", models / f"{kind}-curves{stage}.png")
     with atomic(models / "README.md") as path:
-        path.write_text(describe(args.name, model, classifier), encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
     size = sum(f.stat().st_size for f in models.rglob("*") if f.is_file())
     print(f"{models}: {size / 1e6:.1f} MB")
 

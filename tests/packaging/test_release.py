@@ -84,7 +84,7 @@ def test_the_release_is_reproducible_and_its_wheels_hold_what_they_should(tmp_pa
     with ZipFile(next(tmp_path.glob("admg-*any.whl"))) as wheel:
         metadata = BytesParser().parsebytes(wheel.read(next(n for n in wheel.namelist() if n.endswith("/METADATA"))))
         assert metadata["Author"] and "guided-diffusion" in str(metadata.get_payload())
-        assert sum(entry.compress_size for entry in wheel.infolist()) < 20e6
+        assert sum(entry.compress_size for entry in wheel.infolist()) < 18e6
 
 
 @pytest.mark.thorough

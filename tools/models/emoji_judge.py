@@ -9,13 +9,17 @@ It sees images of 32x32 pixels. Its weights are in emoji_judge.npz beside this f
 from __future__ import annotations
 
 import argparse
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
 
 import admg
 from admg.evaluation import features
-from admg.generation.images import to_uint8
+from admg.evaluation.features.base import Head
+from admg.evaluation.features.extraction import extract
+from admg.evaluation.opening import as_source
 
 WEIGHTS = Path(__file__).with_suffix(".npz")
 SIZE = 32
@@ -27,14 +31,14 @@ class Judge:
     def __init__(self) -> None:
         self.network = features.load("efficientnet-lite0")
 
-    def features(self, images: np.ndarray) -> np.ndarray:
-        """Return the features (N, 1280) of uint8 images (N, 32, 32, 3)."""
-        return np.concatenate([self.network(part).features for part in np.array_split(images, -(-len(images) // 50))])
+    @cached_property
+    def head(self) -> Head:
+        with np.load(WEIGHTS) as stored:
+            return Head(torch.from_numpy(stored["weight"]), torch.from_numpy(stored["bias"]))
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """Return the label numbers (N,) of uint8 images (N, 32, 32, 3)."""
-        with np.load(WEIGHTS) as stored:
-            return (self.features(images) @ stored["weight"].T + stored["bias"]).argmax(1)
+        return self.head(self.network(images).features).argmax(1)
 
 
 judge = Judge()
@@ -49,7 +53,7 @@ def main() -> None:
     images, labels = {}, {}
     for split in ("train", "test"):
         dataset = admg.data.open(str(args.data / split), SIZE)
-        images[split] = judge.features(to_uint8(dataset.batch(range(len(dataset)))[0]))
+        images[split] = extract(as_source(dataset, split), judge.network).features
         labels[split] = dataset.labels
     fitted = LogisticRegression(C=0.01, max_iter=1000, class_weight="balanced").fit(images["train"], labels["train"])
     np.savez(WEIGHTS, weight=fitted.coef_.astype(np.float32), bias=fitted.intercept_.astype(np.float32))

@@ -29,6 +29,11 @@ def names() -> list[str]:
     return list(shipped())
 
 
+def missing() -> list[str]:
+    """Return the names of the models of admg-models that are not installed."""
+    return sorted(set(MORE_MODELS) - set(names()))
+
+
 def shipped() -> dict[str, Path]:
     """Return the folder of each model of this package and of admg-models by its name."""
     roots = [Path(str(files("admg"))) / "weights"]

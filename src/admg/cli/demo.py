@@ -37,7 +37,7 @@ class Options:
 
 def run(options: Options) -> None:
     start, out = time.perf_counter(), check_output_folder(options.out)
-    colour = set(loading.MORE_MODELS) <= set(loading.names())
+    colour = not loading.missing()
     parts = 3 if colour else 2
     model, classifier = admg.load("fashion-mnist"), admg.load_classifier("fashion-mnist")
     guide = admg.guidance.ClassifierGuidance(classifier, 8.0)

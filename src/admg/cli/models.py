@@ -28,8 +28,8 @@ class Options:
 def run(options: Options) -> None:
     print(table(COLUMNS, map(cells, list_models(options.on_disk)), left=("name", "kind", "on disk")))
     print(f"\nPublished models are downloaded at first use, to {cache_folder() / 'openai'}")
-    if missing := set(loading.MORE_MODELS) - set(loading.names()):
-        print(f"pip install admg-models adds {', '.join(sorted(missing))}")
+    if missing := loading.missing():
+        print(f"pip install admg-models adds {', '.join(missing)}")
     print("admg info NAME describes one of them.")
 
 
