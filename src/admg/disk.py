@@ -40,10 +40,10 @@ def cannot_write(path: Path, into: Path, error: Exception) -> OSError:
 def when_there_is_space(
     write: Callable[[], T], minutes: float = 0.0, given_up: Callable[[], bool] = lambda: False
 ) -> T:
-    """Return what a function that writes files returns; while the disk is full, call it again every minute.
+    """Call a function that writes files, and retry every minute while the disk is full. Return its result.
 
-    minutes: how long, each time with a warning, before the error is raised; 0 raises it at once
-    given_up: whether the user has asked to end the program meanwhile
+    minutes: how long to retry, with a warning each time, before the error is raised; 0 raises it at once
+    given_up: returns whether the user has asked to end the program in the meantime
     """
     start = time.monotonic()
     while True:

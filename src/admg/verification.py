@@ -45,7 +45,7 @@ class Verified:
 def verify(path: Path | str) -> list[Verified]:
     """Read all files below a path that admg writes and reads again, and compare them with their checksums.
 
-    path: model, run directory of a training or of samples, folder of cached features or downloads, or a single file
+    path: model, run directory of training or sampling, folder of cached features or downloads, or a single file
 
     Nothing that a file contains is run. Other files, such as a README.md, are left out.
 

@@ -159,7 +159,7 @@ def test_a_chosen_layout_that_the_folder_has_not_is_refused(tmp_path):
     assert "'auto', 'folders', 'prefix', 'json', 'none'" in refused(tmp_path, labels="folder")
     assert "--labels none" in refused(tmp_path)
     np.savez(tmp_path / "a.npz", arr_0=np.zeros((2, 2, 2), np.uint8))
-    assert "no folder of images" in refused(tmp_path / "a.npz", labels="folders")
+    assert "not a folder of images" in refused(tmp_path / "a.npz", labels="folders")
 
 
 def test_system_and_hidden_folders_are_left_out_and_named(tmp_path):

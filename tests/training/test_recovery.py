@@ -180,7 +180,7 @@ def test_what_may_change_is_recorded(digits, tmp_path):
 
 
 @pytest.mark.thorough
-def test_a_finished_model_is_never_begun_anew_unless_told_to(digits, tmp_path):
+def test_a_finished_model_is_not_overwritten_without_the_option(digits, tmp_path):
     losses(begin(digits, tmp_path, steps=2, lr=5e-3))
     (tmp_path / "notes.txt").write_text("mine")
     for checkpoint in checkpointing.saved(tmp_path):
@@ -346,8 +346,8 @@ def test_damaged_descriptions_outside_the_checkpoints_never_stop_a_run(digits, t
         resumed = begin(digits, tmp_path / "run", steps=8, log_every=1)
         assert resumed.config.lr == 2e-3 and losses(resumed) == expected[6:]
     texts = [str(w.message) for w in warned]
-    assert any("run.json is passed over, and written anew" in text for text in texts)
-    assert any("log.csv is damaged, and is written anew from metrics.jsonl" in text for text in texts)
+    assert any("run.json is ignored, and rewritten" in text for text in texts)
+    assert any("log.csv is damaged, and is rewritten from metrics.jsonl" in text for text in texts)
     rows = [[line.split(",")[:4] for line in (tmp_path / name / "log.csv").read_text().splitlines()]
             for name in ("whole", "run")]  # fmt: skip
     assert rows[0] == rows[1]

@@ -244,8 +244,8 @@ def _range(schedule: NoiseSchedule | None) -> tuple[float, float]:
 class Pair:
     """What must agree in a pair.
 
-    refused: a difference makes results wrong
-    noted: a difference can be right, and is said, with what follows from it
+    refused: properties whose difference makes results wrong and raises an error
+    noted: properties whose difference may be intended and gives a warning that states the consequence
     """
 
     refused: tuple[Check, ...]

@@ -57,9 +57,11 @@ def describe(init: Mapping[str, Any]) -> str:
 def transfer(initial: Initial, network: nn.Module, labels: Labels) -> Transfer:
     """Fill a network with the weights of a model of the same kind, and return what became of them.
 
-    Rows of labels are matched by name, and those of others start from the mean of all rows; without any, from 0. Images
-    of one channel are to images of C what their mean is: the first layer gives each channel 1/C of the weight, or adds
-    the weights of C; the last one repeats its channel, or takes the mean of C. For other channels, both are new.
+    Rows of labels are matched by name. Labels without a match start from the mean of all rows, or from 0 if the model
+    has no labels. Between 1 and C channels, a grey image is treated as the mean of the C channels: from 1 to C, the
+    first layer gives each channel 1/C of its weight and the last layer repeats its channel; from C to 1, the first
+    layer adds its weights over the channels and the last layer averages its channels. For any other change of the
+    number of channels, both layers are new.
 
     Raises CheckpointError if names or shapes differ in another way.
     """

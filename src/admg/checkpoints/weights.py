@@ -23,7 +23,7 @@ _DIGESTS: ContextVar[dict[int, tuple[nn.Module, str]] | None] = ContextVar("dige
 
 
 class CheckpointError(ValueError):
-    """A checkpoint cannot be used. The message is one line that says which and why."""
+    """Raised if a checkpoint cannot be used. The message is one line that names the checkpoint and the reason."""
 
 
 class DamagedError(CheckpointError):

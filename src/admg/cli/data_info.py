@@ -20,13 +20,13 @@ SHOWN = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Show what a data set holds: its kind, sizes and modes of its images, its classes, and files that are no images.
+    """Show the contents of a data set: kind, image sizes and modes, classes, and files that are not images.
 
-    path: data set: anything that --data of the commands that train takes
+    path: data set, in any form that admg train --data accepts
     labels: labels of a folder or archive, see --labels of admg train
-    split: part of the data, where it has both
-    verify: what is read: the headers of images, or full, which decodes them and so finds damaged ones
-    all: list every class and every file that is no image, not the first 20
+    split: which part of the data to read, if it has both
+    verify: headers (read the headers of the images) or full (decode them, which also finds damaged ones)
+    all: list all classes and all files that are not images, instead of the first 20
     """
 
     path: str = setting(positional=True)

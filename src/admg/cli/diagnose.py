@@ -17,10 +17,11 @@ EXAMPLES = """  admg diagnose ema_0.9999_200000.pt --images photos
 class Options:
     """Infer the settings of a checkpoint that its weights do not determine, from real images.
 
-    These are heads and order of the attention, noise schedule, number of steps, rescaled timesteps, and what is
-    predicted. Each candidate denoises the images at several noise levels. Its error is the squared error of the
-    predicted images, divided by that of a guess from mean and variance of all pixels: 1 means no knowledge of the
-    images. The right candidate stands out unless the model is hardly trained or the images are of another kind.
+    These settings are the number of attention heads and their order, the noise schedule, the number of steps, rescaled
+    timesteps, and the predicted quantity. Each candidate denoises the images at several noise levels. Its error is the
+    squared error of the predicted images relative to a guess from the mean and variance of all pixels: 1 means that the
+    network knows nothing about the images. The right candidate stands out unless the model is barely trained or the
+    images differ from its training data.
 
     checkpoint: a file of weights, a checkpoint folder, or a name
     images: a folder of images or IDX files, or an .npz, similar to the training data

@@ -24,13 +24,13 @@ EXAMPLES = """  admg edit --image shirt.png --label dress --strength 0.6 --out d
 class Options:
     """Change images towards labels: add noise to an image up to a level, then sample from there.
 
-    The less the strength, the more of the image stays. With --invert, DDIM inversion replaces the noise.
+    The lower the strength, the more of the image is kept. With --invert, DDIM inversion is used instead of noise.
 
     model: name, folder or file of weights of a diffusion model
     image: picture, or a folder, .npz or IDX file of pictures
     label: name of a label, or else its number; without one, there is no guidance by default
     num: edits of each image towards each label
-    strength: share of the steps that is run
+    strength: fraction of the steps to run
     fit: how images of another size are fitted: scaled and cropped, or padded (default: as in training, if known)
     value_range: values of black and white in the images
     invert: begin with the DDIM inversion of the image in place of a noisy copy; then the default is ddim in 100 steps

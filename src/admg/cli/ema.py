@@ -40,7 +40,7 @@ class Options:
     it afterwards. Each model is written to OUT/length-LENGTH/model. With --reference, images are sampled with each
     model and compared with the reference, as admg sweep does; OUT/lengths.csv holds the metrics.
 
-    run: run directory of a training with --ema-snapshots
+    run: run directory of a training run with --ema-snapshots
     length: lengths, such as 10% or 0.1
     step: step of the averages, one that has a snapshot (default: the last)
     out: folder of the models

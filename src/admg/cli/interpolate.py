@@ -29,9 +29,9 @@ class Options:
     images, the first and the last frame show the images again, more closely with more --steps.
 
     model: name, folder or file of weights of a diffusion model
-    image: picture at an end; give it twice
-    seeds: two seeds A,B, for the first image of each
-    label: name, or else number, of the label of all frames; each label gets a row
+    image: image at one end of the interpolation; give the option twice
+    seeds: two seeds A,B, whose first images are the ends
+    label: name or number of the label of all frames; each label gets a row of its own
     frames: number of images, both ends included
     fit: how images of another size are fitted: scaled and cropped, or padded (default: as in training, if known)
     value_range: values of black and white in the images

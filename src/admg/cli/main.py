@@ -47,8 +47,8 @@ COMMANDS = {
     "models": "list the shipped and the published models",
     "info": "describe a model: architecture, parameters, labels, provenance",
     "import-openai": "convert a checkpoint of guided-diffusion, with or without its flags",
-    "verify": "read files again, and compare them with the checksums that were written with them",
-    "tune-steps": "find the best timesteps of a model for a few network evaluations",
+    "verify": "verify files against the checksums that were stored with them",
+    "tune-steps": "find the best timesteps for sampling a model with few network evaluations",
     "export": "write a model for diffusers or guided-diffusion, or as a graph of ONNX or torch.export",
     "diagnose": "infer the missing settings of a checkpoint from real images",
     "doctor": "examine the installation: device, kernels, memory, caches, speed, and what to do about each",
@@ -140,7 +140,7 @@ class Escaping(io.TextIOBase):
 
 
 def unforeseen(error: Exception, argv: list[str]) -> str:
-    """Return one line on an error that nobody foresaw, after writing its traceback to a file."""
+    """Return one line about an unexpected error, after writing its traceback to a file."""
     from admg import __version__
 
     about = f"admg {__version__}, Python {platform.python_version()}, {platform.platform()}\n{shlex.join(argv)}\n\n"

@@ -22,13 +22,13 @@ BATCHES = (1, 4, 16, 32, 64, 128, 256)
 class Options:
     """List the recipes of training: the hyperparameters of published models. With a name, show one in full.
 
-    GFLOPs are those of a forward pass of one image. The memory is that of each GPU: weights, gradients, AdamW and the
-    moving average (20 bytes per parameter, exact) and the activations of its images (measured for plain PyTorch,
-    without fused kernels and without what CUDA needs itself). Training takes three forward passes per image.
+    GFLOPs are those of one forward pass per image; a training step costs as much as three. Memory is per GPU: weights,
+    gradients, AdamW and the moving average (exactly 20 bytes per parameter), and the activations (measured in plain
+    PyTorch, without fused kernels). The memory of CUDA itself is not included.
 
-    name: recipe to show: its values with their sources, and its memory by batch
-    gpus: number of GPUs that train
-    tflops: operations that each GPU achieves in training in 10^12 per second, a part of the peak in its data sheet
+    name: recipe to show, with the source of each value and the memory by batch size
+    gpus: number of GPUs
+    tflops: throughput of each GPU in training, in TFLOP/s; well below the peak in its data sheet
     """
 
     name: str | None = setting(None, positional=True, metavar="NAME")

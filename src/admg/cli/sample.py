@@ -35,7 +35,7 @@ class InitOptions:
     """Starting image. For several images, use admg edit.
 
     init: image to start from in place of noise
-    strength: share of the steps that is run, at most 1; with fewer steps, more of the image stays (default: 0.6)
+    strength: fraction of the steps to run, at most 1; the fewer the steps, the more of the image is kept (default: 0.6)
     fit: how an image of another size is fitted: scaled and cropped, or put on black (default: as in training, if known)
     """
 

@@ -18,16 +18,16 @@ EXAMPLES = """  admg studio
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Serve a page to sample, edit, compare and train with, for a browser on this computer.
+    """Serve a web page for sampling, editing, comparing and training, by default to this computer only.
 
-    It needs the extra `studio` (pip install 'admg[studio]') and no network. Visitors can choose from the given models
-    only, and no file of this computer can be read through the page. One job runs at a time, and others wait. Ctrl-C
-    ends the studio.
+    It needs the extra `studio` (pip install 'admg[studio]') and no network connection. Visitors can use only the given
+    models, and cannot read files of this computer through the page. One job runs at a time; the others wait. Ctrl-C
+    stops the studio.
 
     models: model that visitors can choose: name, folder or file of weights, with a classifier if it has none of its
         own: MODEL or MODEL,CLASSIFIER
     runs: folder of run directories that the tab Train shows
-    data: folder of data sets to train on; with it, every visitor can start a training in the folder of --runs
+    data: folder of data sets to train on; with it, every visitor can start a training run in the folder --runs
     host: address to listen at; 0.0.0.0 lets other computers in, without a password
     port: port to listen at
     device: cpu or cuda
@@ -46,7 +46,7 @@ class Options:
     def __post_init__(self) -> None:
         check(self)
         if self.data is not None and self.runs is None:
-            raise ValueError("data is for trainings, which are written into the folder --runs: give it too")
+            raise ValueError("data is for training runs, which are written to the folder --runs: give it, too")
 
 
 def run(options: Options) -> None:

@@ -32,10 +32,10 @@ EXAMPLES = """  admg sweep --scale 0,0.5,1,2,4,8 --sampler ddim,ddpm --steps 25,
 class Options:
     __doc__ = f"""Sample and evaluate over guidance scales, samplers and steps.
 
-    Every list is an axis: all combinations are sampled, each into a folder of OUT as admg sample makes it. Combinations
-    of --scale and --cfg too, since the two kinds of guidance add up. The same command continues an interrupted sweep,
-    and longer lists only add cells. OUT/sweep.csv, table.md and curves.png hold the cells of this command, and are
-    written after each of them.
+    Every list is an axis, and all combinations are sampled, each into its own folder in OUT, as with admg sample. Since
+    the two kinds of guidance add up, --scale and --cfg are combined as well. The same command continues an interrupted
+    sweep, and longer lists only add cells. OUT/sweep.csv, table.md and curves.png hold the cells of this command, and
+    are updated after each cell.
 
     model: name, folder or file of weights of a diffusion model
     num: number of samples per cell

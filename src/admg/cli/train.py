@@ -38,7 +38,7 @@ class Options:
     out: run directory for the model, its checkpoint, log and samples; an existing run is resumed
     init: model to start from, whose architecture and process are taken over: name, folder or file of weights
     init_flags: flags of OpenAI's scripts for a file in their format (default: inferred)
-    overwrite: begin anew in a run directory that holds a run, whose files are removed
+    overwrite: start over in a run directory that holds a run, whose files are removed
     recipe: name of a recipe, which sets all options that are not given; `admg recipes` lists them
     """
 

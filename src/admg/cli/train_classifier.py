@@ -34,7 +34,7 @@ class Options:
     init: classifier to start from, whose architecture and process are taken over: name, folder or file of weights
     init_flags: flags of OpenAI's scripts for a file in their format (default: inferred)
     noised: add noise to the images; without it, the classifier learns clean images alone, and guides badly
-    overwrite: begin anew in a run directory that holds a run, whose files are removed
+    overwrite: start over in a run directory that holds a run, whose files are removed
     recipe: name of a recipe, which sets all options that are not given; `admg recipes` lists them
     """
 

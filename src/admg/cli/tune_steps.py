@@ -27,12 +27,12 @@ EXAMPLES = """  admg tune-steps --model runs/photos --steps 5,8
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Find the timesteps at which a few network evaluations give nearly the images of many, for a model and its guide.
+    """Find the timesteps at which sampling with few network evaluations comes closest to sampling with many.
 
-    Images are drawn with many steps, and from the same noise with a few. The search begins with the best known spacing
-    and moves one timestep at a time as long as the images come closer. What it finds is written to the config.json of
-    the model, where `--steps tuned5` of the other commands reads it. It is best for the sampler and the guidance that
-    it was found with, and until the model is trained further. It needs a few thousand network evaluations.
+    Images are drawn from the same noise with many steps and with few. The search starts from the best known spacing and
+    moves the timesteps as long as the images come closer. The result is written to the config.json of the model, from
+    which other commands read it with `--steps tuned5`. It depends on the sampler, the guidance and the weights, so
+    search again if one of them changes. The search takes a few thousand network evaluations.
 
     model: checkpoint folder or run directory; for any other model, the steps are only printed
     steps: numbers of steps to find timesteps for

@@ -21,11 +21,11 @@ SHOWN = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Read files again, and compare them with the checksums that were written with them.
+    """Verify files against the checksums that were stored when they were written.
 
-    The exit code is 0 if no file is damaged, and 1 if one is. What is damaged is never changed or removed.
+    The exit code is 0 if no file is damaged, and 1 otherwise. Damaged files are never changed or removed.
 
-    path: model, run directory of a training or of samples, folder of cached features or downloads, or a single file
+    path: model, run directory of training or sampling, folder of cached features or downloads, or a single file
     """
 
     path: Path = setting(positional=True)

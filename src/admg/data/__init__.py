@@ -1,7 +1,7 @@
 """Images on disk or in memory -> x in [-1, 1] and labels y.
 
 `open` reads files, `from_arrays` takes arrays, and `from_dataset` wraps any `torch.utils.data.Dataset`. `batches` is
-the endless, exactly resumable stream that training reads. `survey` tells what a data set holds, and `pack` writes it
+the endless, exactly resumable stream that training reads. `survey` describes a data set, and `pack` writes it
 resized to one zip.
 """
 

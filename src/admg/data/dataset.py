@@ -59,7 +59,7 @@ class Dataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
     labels: int64 (N,), or None if there are no labels
     label_names: names of the labels, in the order of their numbers
     fit, crop, flip: see `open`
-    skipped: files that are no images and were left out, each with the reason
+    skipped: files that are not images and were left out, each with the reason
     decoding: how files become pixels
     frames: the frame of each file, or None for the first ones
     numbered: whether the labels were stored as numbers and have no names but these

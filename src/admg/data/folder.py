@@ -38,7 +38,7 @@ def read_image(
 
 
 def read_kind(path: ImagePath) -> tuple[Kind, tuple[int, int]]:
-    """Return what the header of an image says about its pixels, and its size. Raises DataError if it is no image."""
+    """Return the pixel format and the size from the header of an image. Raises DataError if it is not an image."""
     found = check(path, decode=False)
     if isinstance(found, str):
         raise DataError(f"{path} cannot be read as an image: {found}")

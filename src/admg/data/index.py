@@ -1,7 +1,7 @@
 """An index of the headers of a data set's images, in the cache folder, so that they are read only once.
 
-An entry counts only while the file has the size and the time of change that it had. An index that is damaged, or of
-another version, is ignored and written anew; processes that write it at once replace each other's whole file.
+An entry is valid only while the size and the modification time of the file are unchanged. An index that is damaged or
+has another version is ignored and rewritten. Processes that write it at the same time replace the whole file.
 """
 
 from __future__ import annotations

@@ -131,7 +131,7 @@ def open(
         dataset = replace(dataset, skipped=skipped, decoding=decoding)
     else:
         if source not in ("auto", "none"):
-            raise DataError(f"labels is {source!r}, but {file} is no folder of images: allowed are 'auto' and 'none'")
+            raise DataError(f"labels is {source!r}, but {file} is not a folder of images: choose 'auto' or 'none'")
         dataset = _open_arrays(
             file, image_size, channels, fit, crop, source == "auto", names, value_range, wide_range, background
         )

@@ -1,4 +1,4 @@
-"""`survey`: what a data set holds: its kind, the sizes and modes of its images, its classes, and what is no image."""
+"""`survey`: the contents of a data set: kind, image sizes and modes, classes, and files that are not images."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Survey:
     modes: number of images of each kind of pixels, in words
     classes: name and number of images of each class, in the order of their numbers; {} without labels
     numbered: whether the classes are numbers
-    skipped: files that are no images, each with the reason
+    skipped: files that are not images, each with the reason
     frames: number of frames and pages of files that have several
     """
 

@@ -30,7 +30,7 @@ from .members import Container, StoredMember
 from .parts import of_split
 
 VERSION = 1
-"""Of the index; other versions are written anew."""
+"""Of the index; other versions are rewritten."""
 NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")
 """A range in a pattern of names, such as {000..099}."""
 LABELS = ("cls", "json", "txt")

@@ -43,9 +43,9 @@ def accelerate(
         fast = admg.engine.accelerate(network, precision="bf16")
         fast(x, timesteps, y)
 
-    The given network is not changed. Both have the same Parameter objects under the same names, so that loading,
-    moving or training either is seen by the other; so are its submodules, through which hooks can be registered. The
-    accelerated network is of the same class too (`isinstance`), and has its attributes; `fast.plain` is the network.
+    The given network is not changed. Both networks share the same Parameter objects under the same names, so loading,
+    moving or training one affects the other. They also share submodules, on which hooks can be registered. The
+    accelerated network is an instance of the same class and has the same attributes; `fast.plain` is the given network.
 
     Blocks are fused, and weights are arranged for the device once: on a CPU for kernels in C and oneDNN, on a GPU cast
     to half precision, with CUDA graphs of whole calls. Outputs and gradients with respect to images differ from those

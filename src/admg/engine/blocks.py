@@ -74,7 +74,7 @@ class FusedAttention(Attention):
 
 
 class FusedResBlock(ResBlock):
-    """A residual block with norm, modulation and SiLU in one, and with biases added where something else is."""
+    """A residual block with fused norm, modulation and SiLU, whose biases are added by other fused operations."""
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         norm, act, conv = self.in_layers
@@ -97,7 +97,7 @@ class FusedResBlock(ResBlock):
 
 
 class FirstBlock(TimestepSequential):
-    """The first block of a network: its output has channels last where convolutions are faster so; the rest follows."""
+    """The first block of a network. Converts its output to channels-last where that makes convolutions faster."""
 
     def forward(self, h: Tensor, emb: Tensor) -> Tensor:
         h = super().forward(h, emb)

@@ -33,14 +33,14 @@ from .samples import Samples
 
 
 class Batcher:
-    """Samples independent requests together: what they ask of the same network at the same time is one call of it.
+    """Sample independent requests together: calls of the same network are combined into one batch.
 
-    Each request has a sampler of its own, which runs until it needs a network. When all have come to that point, the
-    network that most images wait for is called once for them, each with its own timestep and label. A request may
-    come at any time, and joins the others; its images are those of admg.sample() up to rounding.
+    Each request runs its own sampler until it needs a network. Once all requests are waiting, the network with the most
+    waiting images is called once for all of them, each image with its own timestep and label. A request can be
+    submitted at any time and joins the others. Its images equal those of admg.sample() up to rounding.
 
-    Calls of the denoiser, and the gradients of ClassifierGuidance, are made together. Other guides that differentiate
-    (through the denoiser, or losses) are right too, and make these calls alone.
+    Calls of the denoiser and the gradients of ClassifierGuidance are batched. Other guides that differentiate, through
+    the denoiser or through a loss, also work, but their calls are not batched.
 
     >>> import admg
     >>> with admg.generation.Batcher("fashion-mnist") as batcher:

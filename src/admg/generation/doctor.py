@@ -1,4 +1,4 @@
-"""What an installation can do on this machine, and what to do about what it cannot: `admg doctor`."""
+"""`admg doctor`: checks of the installation on this machine, with advice for each problem."""
 
 from __future__ import annotations
 

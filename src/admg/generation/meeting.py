@@ -1,4 +1,4 @@
-"""A meeting: threads that run one at a time, and whose calls of networks are made together."""
+"""Batched network calls of several threads, which run one at a time."""
 
 from __future__ import annotations
 
@@ -39,9 +39,10 @@ class Call:
 
 @dataclass(eq=False)
 class Meeting:
-    """Lets threads run one at a time, and makes their calls, in a thread of its own, when all of them wait for one.
+    """Run threads one at a time, and compute their network calls in batches once all threads are waiting.
 
-    Of the calls that wait, those of the key with most images are made, or those of a key that was passed over before.
+    A separate thread computes the batches. It chooses the key with the most waiting images, or a key that was passed
+    over before.
 
     max_images: largest number of images in one call
     """

@@ -18,15 +18,14 @@ from .state import State
 class Bounded(Wrapper):
     """A guide whose gradient has no entry that is impossible for images in [-1, 1].
 
-    Whatever is followed, log E[f(x_0) | x_t] for some f >= 0, such as p(y | x_0)^s or a product of several, its exact
-    gradient is sqrt(ᾱ)/(1 - ᾱ) (E_f[x_0 | x_t] - E[x_0 | x_t]), where E_f is weighted by f (Tweedie's formula). Both
-    means are in [-1, 1], so no entry is beyond ±2 sqrt(ᾱ)/(1 - ᾱ), at any guidance scale and for any sum of guides. An
-    entry beyond that is replaced by the largest of its sign that is possible for the predicted x0, for which the guided
-    x0, x0 + (1 - ᾱ)/sqrt(ᾱ) g, is ±1. All other entries stay as they are, bit for bit.
+    For any f(x_0) >= 0, such as p(y | x_0)^s or a product of several, the exact gradient of log E[f(x_0) | x_t] is
+    sqrt(ᾱ)/(1 - ᾱ) (E_f[x_0 | x_t] - E[x_0 | x_t]), where E_f is weighted by f (Tweedie's formula). Both means are in
+    [-1, 1], so no entry exceeds ±2 sqrt(ᾱ)/(1 - ᾱ), at any guidance scale and for any sum of guides. An entry that does
+    is replaced by the largest value of the same sign that is possible for the predicted x0, at which the guided x0,
+    x0 + (1 - ᾱ)/sqrt(ᾱ) g, is ±1. All other entries stay unchanged, bit for bit.
 
-    Near pure noise a classifier that is not exactly blind is magnified without limit otherwise: the guided x0 has the
-    factor 1/sqrt(ᾱ) in it, 20,000 at the first step of a cosine schedule. sample() and the commands bound their guides,
-    unless told not to.
+    Without the bound, any response of a classifier to near-pure noise is amplified by 1/sqrt(ᾱ) in the guided x0, a
+    factor of 20,000 at the first step of a cosine schedule. sample() and the commands bound their guides by default.
 
     guide: guide, which may be a plain function; a sum is bounded as a whole
 

@@ -25,8 +25,8 @@ class ClassifierGuidance(Guidance):
     """The gradient s ∇ log p(y | x_t) of a classifier trained on noised images.
 
     classifier: function (x_t, timesteps) -> logits (N, K), differentiable in x_t
-    scale: guidance scale s; 1 samples from p(x) p(y | x), larger values follow the label more closely and are less
-        diverse, 0 does not evaluate the classifier
+    scale: guidance scale s; 1 samples from p(x) p(y | x), larger values give samples that follow the label more closely
+        and are less diverse, and 0 does not evaluate the classifier
 
     Raises ValueError if the scale is not finite, if the sampler is given no labels y, or if the classifier takes no
     timesteps or does not return logits of the target labels.

@@ -24,7 +24,7 @@ def diffusers_guider(
 
     scheduler: scheduler of the pipeline
     y: target labels (N,) of the guide
-    start, stop: share of the steps after which the guide is followed, and after which it is not any more
+    start, stop: fractions of the steps at which guidance starts and stops
 
     Raises ValueError if diffusers is not installed, and as SchedulerGuidance does.
     """

@@ -26,7 +26,8 @@ class ILVR(Guidance):
     reference: image y in [-1, 1], (1, C, H, W) or (N, C, H, W)
     factor: factor N of φ_N, which averages blocks of N x N pixels; larger ones leave more to the model, and so does
         stopping at a noise level with Interval(ILVR(y, 8), low=...)
-    guide: further guide, of whose gradient only the high frequencies are used; one added with + moves the low ones too
+    guide: another guide; only the high frequencies of its gradient are used. A guide added with + changes the low
+        ones, too
 
     Where x0 is clipped, which happens later, pixels beyond [-1, 1] lose some of the low frequencies.
 

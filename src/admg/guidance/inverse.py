@@ -24,7 +24,7 @@ class LinearInverse(Guidance):
     σ_y makes the ODE stiff, so that it needs more steps, in particular with prior_std=0. If the sampler clips x0, the
     entries of the gradient are limited, since x0-hat is rough near pure noise; see gradient.bounded.
 
-    operator: linear operator A of images (N, C, H, W)
+    operator: operator A of images (N, C, H, W): linear with A Aᵀ = g I, or any differentiable function if prior_std=0
     measurement: y, with the shape of A(x), for each image or for one image
     noise_std: standard deviation σ_y of the measurement's noise, in the units of the measurement
     prior_std: standard deviation of the data. With the true one the gradient is exact for Gaussian data. 1 is ΠGDM's

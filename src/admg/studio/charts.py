@@ -1,4 +1,4 @@
-"""Charts of the page, drawn by Matplotlib: probabilities over t, and the log of a training."""
+"""Charts of the page, drawn by Matplotlib: probabilities over t, and the log of a training run."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def probability_chart(frames: Sequence[Frame], image: int | None, names: Sequenc
 
 
 def log_chart(rows: Sequence[Mapping[str, str]]) -> Image.Image | None:
-    """Return the curves of a training, as its curves.png shows them; None without any."""
+    """Return the curves of a training run, as its curves.png shows them; None without any."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "curves.png"
         plot_log(rows, path)

@@ -20,7 +20,7 @@ from .shared import Studio
 from .visits import QUICK, STREAM, status_of, stopper, visitor, with_messages, with_picture_messages
 
 CANVAS = 384
-MASK, DRAWING = "the part to draw anew", "part of the picture"
+MASK, DRAWING = "the part to redraw", "part of the picture"
 COLOURS: list[str | tuple[str, float]] = ["#ffffff", "#000000", "#808080", "#ff3b30"]
 
 
@@ -85,7 +85,7 @@ class EditTab:
 
     def lay_out_result(self) -> None:
         options: dict[str, Any] = {"format": "png", "type": "pil", "interactive": False}
-        self.before = gr.Image(**options, label="What the model is given, and in red what it draws anew", height=300,
+        self.before = gr.Image(**options, label="Input of the model, with the part to redraw in red", height=300,
                                buttons=["fullscreen"], elem_id="edit-before")  # fmt: skip
         self.after = gr.Image(**options, show_label=False, elem_id="edit-after", buttons=["download", "fullscreen"],
                               height=430)  # fmt: skip
@@ -164,7 +164,7 @@ def pictures_of(drawn: Any, use: Any, second: Any, own: EditSettings, entry: Ent
 
 
 def given(pictures: Pictures) -> Any:
-    """Return what the model is given as a picture, with the part to draw anew in red; None without a picture."""
+    """Return the input of the model as a picture, with the part to redraw in red; None without a picture."""
     if pictures.picture is None:
         return None
     image = enlarged(pictures.picture).convert("RGB")

@@ -128,7 +128,7 @@ def check_edit(settings: Settings, own: EditSettings, pictures: Pictures, entry:
         pictures.given()
     if own.method in INPAINTING:
         if pictures.painted is None:
-            raise ValueError("paint over the part of the picture that is to be drawn anew")
+            raise ValueError("paint over the part of the picture that should be redrawn")
         if pictures.painted.all():
             raise ValueError("all of the picture is painted over: leave a part of it to go by")
     if len(settings.labels) > 1:

@@ -1,4 +1,4 @@
-"""Jobs of the studio: one runs at a time, each visitor has at most one, and it stops at its next step when told to."""
+"""Jobs of the studio: one runs at a time, each visitor has at most one, and can be stopped at its next step."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Job:
         self.reason = self.reason or reason
 
     def check(self) -> None:
-        """Raise Stopped if the job was told to stop, or has taken too long."""
+        """Raise Stopped if the job is to be stopped, or has taken too long."""
         if self.began is not None and time.monotonic() - self.began > self.seconds:
             self.stop(f"stopped after {self.seconds:g} seconds, the limit of this studio")
         if self.reason:

@@ -30,11 +30,11 @@ class Limits:
         check(self)
 
     def check_images(self, num: int) -> None:
-        """Raise ValueError if this is no number of images that a job may have."""
+        """Raise ValueError if a job may not have this number of images."""
         if not 1 <= num <= self.max_images:
             raise ValueError(f"the number of images must be from 1 to {self.max_images}, got {num:,}")
 
     def check_steps(self, steps: int) -> None:
-        """Raise ValueError if this is no number of steps that a job may have."""
+        """Raise ValueError if a job may not have this number of steps."""
         if not 1 <= steps <= self.max_steps:
             raise ValueError(f"the number of steps must be from 1 to {self.max_steps}, got {steps:,}")

@@ -1,4 +1,4 @@
-"""Training runs: what their run directories show, and trainings that the studio starts as processes of their own."""
+"""Training runs: what their run directories show, and those that the studio starts as separate processes."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def read_picture(path: Path | None) -> Image.Image | None:
 
 @dataclass(frozen=True, kw_only=True)
 class NewRun:
-    """A training that a visitor starts.
+    """A training run that a visitor starts.
 
     name: of the run directory
     data: name of a data set
@@ -190,7 +190,7 @@ class NewRun:
 
 
 class Trainer:
-    """Starts trainings, one at a time, as processes that write into the folder of the runs.
+    """Starts training runs, one at a time, as processes that write into the folder of the runs.
 
     runs: folder of the run directories
     data: folder of data sets: each of its folders and archives, and the folder itself if it holds pictures
@@ -233,7 +233,7 @@ class Trainer:
         return self.process is not None and self.process.poll() is None
 
     def start(self, new: NewRun) -> None:
-        """Start a training. Raises ValueError if one is running, or as `command` does."""
+        """Start a training run. Raises ValueError if one is running, or as `command` does."""
         with self.lock:
             if self.running:
                 raise ValueError(f"{self.name} is being trained: wait until it is finished, or stop it first")

@@ -49,7 +49,7 @@ class Frame:
 class Recorder:
     """Keeps the steps of a job, and reports each. At most MOST_FRAMES evenly spaced ones are kept.
 
-    entry: the model, with the classifier that judges
+    entry: the model, with the label classifier
     total: number of steps
     num: number of images
     """

@@ -78,7 +78,7 @@ def serving(
     Raises ValueError for models or folders that cannot be used, and without Gradio; OSError if the port is in use.
     """
     if data is not None and runs is None:
-        raise ValueError("data is for trainings, which are written into the folder --runs: give it too")
+        raise ValueError("data is for training runs, which are written to the folder --runs: give it, too")
     limits = limits or Limits()
     folder = None if runs is None else RunFolder(runs)
     trainer = None if data is None or folder is None else Trainer(folder, data)

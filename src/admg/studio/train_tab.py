@@ -1,4 +1,4 @@
-"""The tab Train: watch the run directories of a folder, and start a training."""
+"""The tab Train: watch the run directories of a folder, and start a training run."""
 
 from __future__ import annotations
 

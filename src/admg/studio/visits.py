@@ -31,7 +31,7 @@ def one_line(error: BaseException) -> str:
 
 
 def shown(error: Exception) -> gr.Error:
-    """Return an error as the message that the page shows. One that nobody foresaw goes to the log of the server."""
+    """Return an error as the message that the page shows. An unexpected one goes to the log of the server."""
     if isinstance(error, gr.Error):
         return error
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "out of memory" in str(error)):

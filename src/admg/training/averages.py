@@ -70,7 +70,7 @@ def check_snapshots(averages: Sequence[EMA], step: int, folder: Path) -> None:
     if short:
         raise ValueError(
             f"ema_snapshots (--ema-snapshots) must be 0 for the run in {folder}, which is resumed at step {step}: it "
-            f"has not kept the average {' and '.join(short)} from its first step on; start it anew in another folder"
+            f"has not kept the average {' and '.join(short)} from its first step on; start over in another folder"
         )
 
 

@@ -33,13 +33,13 @@ class TrainConfig:
     warmup: steps over which the learning rate rises linearly from 0
     lr_schedule: learning rate after the warm-up: constant, falling to 0 (linear or cosine), or, from a certain step on,
         with the inverse square root of the number of steps (inverse-sqrt)
-    lr_anneal_steps: steps until linear and cosine reach 0, or until inverse-sqrt begins to fall; without it, the
-        learning rate depends on --steps, and changes where a run is resumed with more (default: all of --steps; a tenth
-        of them for inverse-sqrt)
+    lr_anneal_steps: steps until linear and cosine reach 0, or until inverse-sqrt begins to fall; if not given, the
+        learning rate depends on --steps and changes if a run is resumed with more steps (default: --steps; a tenth of
+        it for inverse-sqrt)
     weight_decay: weight decay of AdamW
-    ema: average of the weights, which is what samples are made with: a length such as 10%, the share of the run that it
-        covers, or the decay of an exponential moving average such as 0.9999; or several, separated by commas, of which
-        the first is written to model/ and each other one to a folder of its own, such as model-ema-0.999/
+    ema: average of the weights that is used for sampling: a length such as 10% (the share of the run that it covers) or
+        the decay of an exponential moving average such as 0.9999. Of several, separated by commas, the first is written
+        to model/ and each of the others to its own folder, such as model-ema-0.999/
     ema_snapshots: steps between snapshots of two averages, from which admg ema makes averages of other lengths; they
         take 8 bytes of memory and up to 256 of disk per parameter; 0 for none
     grad_clip: largest norm of the gradient, above 0; longer gradients are scaled down
@@ -48,7 +48,7 @@ class TrainConfig:
     freeze: parameters that are not trained, by a pattern of their names such as 'input_blocks.*' or '*.qkv.*'
     shard: divide weights, gradients and optimiser state among the processes (FSDP2), for networks that do not fit
         otherwise; steps then run without the kernels of admg
-    compile: use of torch.compile, which takes minutes to build; auto does not use it
+    compile: whether to compile the network with torch.compile, which takes minutes; auto does not compile
     seed: seed of all random numbers
     sampling: how often each class is used: uniform uses all images equally often, balanced all classes, and weighted
         classes by --class-power or --class-weight
@@ -65,8 +65,8 @@ class TrainConfig:
     keep_every: checkpoints whose number of steps is a multiple of this are kept for good; 0 for none
     disk_wait: minutes to wait for space when the disk is full, with a note every minute, before the run ends; with
         several processes at most 20
-    rollback_lr: factor of the learning rate when a run goes back to a checkpoint because its loss was not finite or far
-        too high for several steps; 1 leaves it
+    rollback_lr: factor by which the learning rate is multiplied when a run goes back to a checkpoint because its loss
+        was not finite or far too high for several steps; 1 keeps the learning rate
     preview_every: steps between previews: pictures of samples, or validation accuracies
     """
 
@@ -154,7 +154,7 @@ class SettledConfig(TrainConfig):
 class ObjectiveConfig:
     """Objective and labels.
 
-    objective: Loss: simple (mean squared error), hybrid (simple + vlb-weight * vlb) or vlb (variational bound)
+    objective: loss: simple (mean squared error), hybrid (simple + vlb-weight * vlb) or vlb (variational bound)
     vlb_weight: weight of the variational bound in the hybrid loss, for networks that learn the variance
     weighting: weight of the mean squared error by noise level: uniform, min-snr or p2
     weighting_gamma: largest signal-to-noise ratio of min-snr, or exponent of p2 (default: 5 for min-snr, 1 for p2)

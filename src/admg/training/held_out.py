@@ -85,7 +85,7 @@ def divide(
     data, dataset: the training images, as they were given and opened
     validation: other images, the share of the training images that is held out, or None
     seed: seed of the run, which decides the held-out images of a new run
-    resumed: how the run was trained that is resumed; {} for a new run
+    resumed: how the resumed run was trained; {} for a new run
     unlabelled: whether labels do not matter
 
     Raises ValueError if the images do not fit together, or if other images were held out before the run was resumed.

@@ -29,10 +29,10 @@ class Log:
     def __init__(self, out: Path, step: int = 0):
         self.csv, self.jsonl, self.step = out / CSV, out / JSONL, step
         self.rows = [row for row in read_rows(self.csv) if int(row["step"]) <= step] if step else []
-        self.names: list[str] = []  # columns of the files as they are; they are written anew for the first row
+        self.names: list[str] = []  # columns of the present files, which are rewritten with the first row
 
     def rewind(self, step: int) -> None:
-        """Drop the rows after a step; the files are written anew with the next row."""
+        """Drop the rows after a step; the files are rewritten with the next row."""
         self.rows = [row for row in self.rows if int(row["step"]) <= step]
         self.step, self.names = step, []
 
@@ -47,7 +47,7 @@ class Log:
             return
         others = [row for row in read_jsonl(self.jsonl) if int(row["step"]) <= self.step]
         if checksum(others) == recorded:
-            warnings.warn(f"{self.csv} is damaged, and is written anew from {self.jsonl.name}", stacklevel=2)
+            warnings.warn(f"{self.csv} is damaged, and is rewritten from {self.jsonl.name}", stacklevel=2)
             self.rows = others
         else:
             warnings.warn(f"{self.csv} is damaged or was changed; what can be read of it stays", stacklevel=2)

@@ -1,7 +1,7 @@
-"""Post-hoc EMA: after the training, averages of any length from snapshots of two (Karras et al. 2024, EDM2).
+"""Post-hoc EMA: reconstruct averages of any length from the snapshots of two averages (Karras et al. 2024, EDM2).
 
 Every snapshot is an average with a known profile p_i over the steps of the run. Least squares finds the coefficients c
-whose combination Σ c_i p_i is nearest to the profile of the wanted average (Algorithm 3); the same combination of the
+whose combination Σ c_i p_i is nearest to the profile of the target average (Algorithm 3); the same combination of the
 weights in the snapshots is the reconstructed network. Here the coefficients also sum to 1, so that weights which the
 training did not change stay as they are; without this, few snapshots would scale them by up to a few percent.
 """
@@ -142,7 +142,7 @@ def reconstruct_ema(run: Path | str, length: float | str, step: int | None = Non
     It is the average that training with `ema` of that length would have given, up to the error of the fit, which is
     recorded in `training["ema"]`.
 
-    run: run directory of a training with `ema_snapshots`
+    run: run directory of a training run with `ema_snapshots`
     length: relative length σ_rel, such as 0.15 or "15%"
     step: step of the average, one with a snapshot; by default the last
 

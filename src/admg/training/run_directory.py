@@ -1,4 +1,4 @@
-"""The run directory: one process writes it, and a run that it holds is never begun anew without being told to."""
+"""The run directory: written by one process only, and never overwritten unless that is requested."""
 
 from __future__ import annotations
 

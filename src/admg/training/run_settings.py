@@ -165,5 +165,5 @@ def read(out: Path) -> dict[str, Any] | None:
         except FileNotFoundError:
             continue
         except (OSError, ValueError, KeyError, TypeError) as error:
-            warnings.warn(f"{folder / FILE} is passed over, and written anew: {error}", stacklevel=2)
+            warnings.warn(f"{folder / FILE} is ignored, and rewritten: {error}", stacklevel=2)
     return None

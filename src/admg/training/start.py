@@ -71,7 +71,7 @@ def train_diffusion(
         and its process, and its weights as far as labels, channels and image size are the same; see transfer()
     init_flags: flags of OpenAI's scripts for a file in their format (default: inferred)
     provenance: further entries for the "training" section of the model's config.json
-    overwrite: begin anew if `out` holds a run, whose files are removed when the first step is taken
+    overwrite: start over if `out` holds a run, whose files are removed when the first step is taken
 
     Raises ValueError if the options or the data do not fit together, OSError if `out` cannot be written.
 
@@ -354,8 +354,8 @@ def dropout_record(
 ) -> dict[str, float]:
     """Return the share of images that the network is trained on without their label, for the provenance.
 
-    resumed: how the run was trained that is resumed; the larger share counts. Nothing is known if a data set that is
-    not ours may have images without a label.
+    resumed: how the resumed run was trained; the larger of both shares is returned. The result is {} if it is unknown
+    whether a data set that is not ours has images without a label.
     """
     if not model.conditional:
         return {}

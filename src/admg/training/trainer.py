@@ -67,7 +67,7 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
     out: run directory
     provenance: entries for the "training" section of the model's config.json, such as the name of the data
     measures: what is measured with the averaged weights now and then, such as the loss on held-out images
-    overwrite: begin anew in a directory that holds another run, whose files are removed
+    overwrite: start over in a directory that holds another run, whose files are removed
 
     A step without a finite loss or gradient is skipped. After ten of them in a row, if the loss is far above its level
     for 25 steps, or if the state that is to be saved holds NaN, the run goes back to its last good checkpoint by

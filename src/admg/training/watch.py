@@ -30,8 +30,8 @@ class ProcessLost(ConnectionError):
 class Watch:
     """A thread that gives signs of life of this process, and looks for those of the next one.
 
-    Every process is watched by the one before it, so that all are. Who finds that a process has ended says so to all;
-    then each aborts the exchange that it waits in, and `guard` raises ProcessLost.
+    Every process is watched by the one before it, so all processes are watched. A process that finds that another has
+    ended notifies all of them. Each then aborts the exchange that it is waiting for, and `guard` raises ProcessLost.
 
     on_stuck: called with the reason if the exchange cannot be aborted, as with gloo if a machine is lost
     """

@@ -48,8 +48,9 @@ class Folded(torch.autograd.Function):
 def _statistics(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
     """Return the mean and the inverse standard deviation, (N, groups).
 
-    By sums over pixels, which torch adds up in a tree, so a digit more exact on large images than its own kernel for
-    channels last. As in that one, a deviation below a three-hundredth of the mean is lost in rounding.
+    They are computed from sums over the pixels. PyTorch adds these up pairwise, which is one digit more accurate on
+    large images than its own channels-last kernel. As with that kernel, a standard deviation below 1/300 of the mean
+    is lost in rounding.
     """
     size = x[0].numel() // groups
     sums = x.sum((2, 3)), (x * x).sum((2, 3))
@@ -121,8 +122,9 @@ def by_formula(x: Tensor, weight: Rows, bias: Rows, groups: int, eps: float, sil
 class FoldedBF16(torch.autograd.Function):
     """Folded, for x in bf16 and weight and bias in float32.
 
-    By kernels of batch norm, which read and write bf16 channels last and compute in float32, each in one pass: of one
-    image that has the channels of all, their sums and factors for a channel of the batch are those of each image.
+    It uses the kernels of batch norm, which read and write bf16 in channels-last format, compute in float32, and make
+    one pass over memory. The batch (N, C, H, W) is viewed as one image with N·C channels, so that the per-channel
+    statistics of batch norm are those of each channel of each image.
     """
 
     @staticmethod

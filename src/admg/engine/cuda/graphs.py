@@ -140,7 +140,7 @@ class Graph:
 
 
 class _Replay(torch.autograd.Function):
-    """A replayed call. Its gradient is replayed once, unless another call came in between; else it is computed anew."""
+    """A replayed call. Its gradient is replayed once, or computed again if another call came in between."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, graph: Graph, inputs: list[Tensor]) -> Tensor:

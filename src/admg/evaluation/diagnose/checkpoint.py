@@ -93,7 +93,7 @@ def diagnose_checkpoint(
 
     >>> found = diagnose_checkpoint("fashion-mnist", folder, num=2, fit="pad", progress=False)
     >>> found.diagnosis.process.noise_schedule
-    'linear'
+    'cosine'
 
     checkpoint: a file of weights, a checkpoint folder, or a name
     images: a folder of images or IDX files, or an .npz, similar to the training data

@@ -48,7 +48,7 @@ class Inputs:
 
     samples, reference: features of the images that are compared
     network: the network that computed the features
-    interval: whether 95 % confidence intervals are wanted
+    interval: whether to compute 95 % confidence intervals
     seed: seed of the random groups that the intervals are computed from
     correct: the numbers of samples that a classifier assigns to their label, and of all labelled samples
     label_classifier: name of that classifier
