@@ -10,6 +10,7 @@ import hashlib
 import http.server
 import json
 import math
+import shutil
 import threading
 from pathlib import Path
 
@@ -437,9 +438,22 @@ def test_without_admg_models_its_names_are_refused_with_the_package_to_install(m
     monkeypatch.setattr(loading, "find_spec", lambda name: None)
     assert loading.names() == ["fashion-mnist", "fashion-mnist-small"]
     for load, name in ((admg.load, "emoji"), (admg.load_classifier, "emoji"), (admg.load_upsampler, "emoji-x2")):
-        with pytest.raises(ValueError, match=f"the model {name} is in a package of its own: pip install admg-models"):
+        with pytest.raises(
+            ValueError,
+            match=f"{name} is in the package admg-models, which is not .*pip install ./models",
+        ):
             load(name)
-    assert "pip install admg-models adds emoji, emoji-x2" in run(capsys, "models")
+    assert "The package admg-models adds emoji, emoji-x2 (in a clone" in run(capsys, "models")
+
+
+def test_a_name_that_is_also_a_folder_with_a_model_is_refused(capsys, tiny_folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fashion-mnist").mkdir()
+    assert admg.load("fashion-mnist").shape == (1, 32, 32)  # a folder of something else
+    shutil.copytree(tiny_folders["model"], tmp_path / "fashion-mnist" / "model")  # as in a run directory
+    with pytest.raises(ValueError, match=r"shipped model, and the folder ./fashion-mnist holds a model, too"):
+        admg.load("fashion-mnist")
+    assert admg.load("./fashion-mnist").shape == (1, 8, 8)
 
 
 def test_a_classifier_that_a_shipped_model_does_not_have():

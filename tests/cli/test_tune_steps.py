@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 
 import pytest
-from helpers import refused, snapshot, succeed
+from helpers import failed, refused, run, snapshot, succeed
 
 import admg
 from admg.checkpoints import native, tuned
+from admg.cli import tune_steps
 
 pytestmark = pytest.mark.thorough
 
@@ -58,3 +60,45 @@ def test_nothing_is_written_if_it_is_not_wanted_or_not_possible(capsys, search, 
     assert "draws no noise" in refused(capsys, *search, "--sampler", "ddpm")
     assert "cannot take 101 steps" in refused(capsys, *search, "--fine", 101)
     assert snapshot(model) == before
+
+
+def test_steps_are_not_stored_with_weights_that_they_were_not_found_for(capsys, search, model, tiny_model, monkeypatch):
+    """The model is trained on, and replaced, while the search runs."""
+    searched = tune_steps.searched
+
+    def slow(measure, count):
+        found = searched(measure, count)
+        dataclasses.replace(tiny_model, training={"steps": 14}).save(model)
+        return found
+
+    monkeypatch.setattr(tune_steps, "searched", slow)
+    line = failed(capsys, *search)
+    assert "was replaced during the search, so its steps are not stored: at" in line
+    assert tuned.KEY not in native.read_about(model).training
+
+
+def test_the_record_has_the_steps_that_were_found(capsys, search, model):
+    succeed(capsys, *search)
+    entry = native.read_about(model).training[tuned.KEY]["2"]
+    assert entry["steps"] in entry["recipe"] and "25" not in entry["recipe"].split("seed")[0].replace(
+        entry["steps"], ""
+    )
+
+
+def test_the_config_of_a_shipped_model_is_never_written_to(tmp_path, monkeypatch):
+    """Not even if the current directory has a folder of that name."""
+    (tmp_path / "fashion-mnist").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert tune_steps.folder_of("fashion-mnist") is None
+
+
+def test_upsamplers_are_refused(capsys, tiny_upsampler, tmp_path):
+    tiny_upsampler.save(tmp_path / "up")
+    for command in (
+        ["tune-steps", "--steps", 2, "--fine", 6, "--num", 2],
+        ["interpolate", "--seeds", "0,1", "--steps", 2, "--frames", 2, "--out", tmp_path / "way"],
+        ["sample", "--sheet", "cfg=1,2", "--steps", 2, "--num", 2, "--out", tmp_path / "sheet"],
+    ):
+        code, _, err = run(capsys, *command, "--model", tmp_path / "up", "--precision", "fp32")
+        assert code == 2 and "upsample" in err.splitlines()[-1] and "bug" not in err, err
+    assert not (tmp_path / "way").exists() and not (tmp_path / "sheet").exists()

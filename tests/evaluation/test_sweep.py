@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,9 @@ from admg.cli.options import Parser, add_options, parse
 from admg.evaluation import curves
 from admg.evaluation.cells import Cell, Row
 from admg.evaluation.features import FeatureNetwork
+from admg.evaluation.kept import fingerprint
 from admg.evaluation.report import MetricValue
-from admg.evaluation.sources import open_source
+from admg.evaluation.sources import Source, open_source
 from admg.evaluation.sweep import Sweep, plan_sweep
 from admg.evaluation.table import SweepTable
 from admg.generation.sample import as_model
@@ -327,6 +329,34 @@ def test_metrics_are_cached_only_for_the_same_inputs(capsys, command, made, tmp_
     fourth = rows_of_run(capsys, [*arguments, "--metrics", "kid,recall"], out)
     assert "KD-Quarters" in fourth and "FD-Quarters" not in fourth and fourth["Recall"] == third["Recall"]
     assert len(made) == 3  # the samples are those of the first run
+
+
+def test_metrics_are_computed_again_if_the_reference_is_read_otherwise(capsys, models, metrics, tmp_path):
+    """In the range that --value-range states, with the same figures as `admg evaluate`."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "dark").mkdir()
+    for i in range(20):
+        Image.fromarray(rng.integers(0, 60, (8, 8)).astype(np.uint8)).save(tmp_path / "dark" / f"{i}.png")
+    network = ["--network", metrics[3], "--metrics", "fid", "--no-cache"]
+    arguments = ["sweep", *models, *network, "--reference", tmp_path / "dark", "--scale", 0, "--sampler", "ddim:2"]
+    arguments += ["--num", NUM, "--out", tmp_path / "s"]
+    plain = rows_of_run(capsys, arguments, tmp_path / "s")["FD-Quarters"]
+    stretched = rows_of_run(capsys, [*arguments, "--value-range", "0,64"], tmp_path / "s")["FD-Quarters"]
+    (cell,) = (path for path in (tmp_path / "s").iterdir() if path.is_dir())
+    for ranged, expected in (([], plain), (["--value-range", "0,64"], stretched)):
+        succeed(capsys, "evaluate", cell, tmp_path / "dark", *network, *ranged, "--json", tmp_path / "e.json")
+        found = json.loads((tmp_path / "e.json").read_text())
+        values = found["metrics"] if isinstance(found, dict) else found
+        assert float(values[0]["value"]) == pytest.approx(float(expected), rel=1e-6)
+    assert plain != stretched
+    line = refused(capsys, *arguments[:-1], tmp_path / "t", "--reference", metrics[1], "--value-range", "0,64")
+    assert "value_range is for image files" in line
+
+
+def test_the_frames_of_a_reference_count(tmp_path):
+    reference = Source("a", [tmp_path / "a.gif"] * 2, (8, 8), 1, frames=[0, 1])
+    (tmp_path / "a.gif").write_bytes(b"")
+    assert fingerprint(reference) != fingerprint(replace(reference, frames=[0, 2]))
 
 
 def rows_of_run(capsys, arguments, out) -> dict[str, str]:

@@ -182,7 +182,10 @@ def test_a_finished_run_is_kept_and_other_settings_are_refused(capsys, sampling,
     succeed(capsys, *sampling, "--out", tmp_path)
     assert (tmp_path / "sheet.png").exists()
     (tmp_path / "mine.txt").write_text("kept")
+    for name in ("denoising.gif", "denoising.mp4", "trajectory.png"):  # as --animate and --trajectory write them
+        (tmp_path / name).write_bytes(b"of the old run")
     succeed(capsys, *sampling, "--out", tmp_path, "--scale", 3, "--num", 4, "--overwrite")
+    assert not {"denoising.gif", "denoising.mp4", "trajectory.png"} & {path.name for path in tmp_path.iterdir()}
     assert arrays(tmp_path / "samples_4x8x8x1.npz")[0].shape == (4, 8, 8, 1)
     assert not (tmp_path / "samples_10x8x8x1.npz").exists() and (tmp_path / "mine.txt").read_text() == "kept"
     assert len(list((tmp_path / "images").glob("*.png"))) == 4

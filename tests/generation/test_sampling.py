@@ -248,3 +248,16 @@ def test_samples_of_the_shipped_model_do_not_depend_on_the_batch_size():
         parts = admg.sample(model, labels[:count], batch_size=batch_size, **options)
         assert (whole.x[:count] - parts.x).abs().max() < 1e-3
         assert np.abs(whole.images[:count].astype(int) - parts.images).max() <= 1
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_images_without_a_label_beside_others_are_allowed_whatever_the_batch_size(
+    tiny_model, tiny_classifier, batch_size
+):
+    guide = guidance.ClassifierGuidance(tiny_classifier, 4.0)
+    options = {"guide": guide, "steps": 3, "progress": False}
+    images = admg.sample(tiny_model, [None, 3, None], batch_size=batch_size, **options).x
+    alone = admg.sample(tiny_model, [None], steps=3, progress=False).x  # for it, the gradient is 0
+    assert torch.allclose(images[:1], alone, atol=1e-4)
+    with pytest.raises(ValueError, match="needs labels"):
+        admg.sample(tiny_model, [None, None], batch_size=batch_size, **options)

@@ -259,7 +259,8 @@ def test_a_run_refuses_a_folder_that_holds_its_outputs(tmp_path, name):
 def test_the_files_of_a_run(tmp_path):
     assert run_files(tmp_path) == []
     shards = open_run({}, Shards(tmp_path, 10, 3, SHAPE, True))
-    names = ["images", "run.json", "samples_10x4x6x3.npz", "sheet.png", "shards"]
+    names = ["denoising.gif", "denoising.mp4", "images", "run.json", "samples_10x4x6x3.npz", "sheet.png", "shards"]
+    names.append("trajectory.png")
     assert sorted(p.name for p in run_files(tmp_path)) == sorted(names) and shards.target in run_files(tmp_path)
     (tmp_path / "run.json").write_text('{"shard_size": 3}')
     assert run_files(tmp_path) == []

@@ -85,8 +85,8 @@ def test_a_base_without_labels(capsys, folders, small, tmp_path):
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ({"arr_0": np.zeros((2, 4, 4, 1), np.uint8)}, "has images of 4x4 pixels and 1 channels"),
-        ({"arr_0": np.zeros((2, 8, 4, 1), np.uint8)}, "upsamples images of 8x8 pixels and 1 channels"),
+        ({"arr_0": np.zeros((2, 4, 4, 1), np.uint8)}, "has images of 4x4 pixels and 1 channel:"),
+        ({"arr_0": np.zeros((2, 8, 4, 1), np.uint8)}, "upsamples images of 8x8 pixels and 1 channel"),
         ({"arr_0": np.zeros((2, 8, 8, 3), np.uint8)}, "8x8 pixels and 3 channels"),
         ({"arr_0": np.zeros((2, 8, 8, 1), np.uint8), "arr_1": np.array([0, 5])}, "label 5 in arr_1: the model's are 0"),
         ({"arr_0": np.zeros((2, 8, 8, 1))}, "arr_0 is float64"),
@@ -192,7 +192,7 @@ def test_a_pipeline_refuses_models_that_do_not_fit(capsys, sampling, folders, up
     Model(network, upsampler.diffusion, (1, 16, 16), Labels(7), upsampler.config).save(tmp_path / "other")
     out = ["--out", tmp_path / "out"]
     line = refused(capsys, *sampling, "--upsampler", tmp_path / "other", *out)
-    assert "has images of 8x8 pixels and 1 channels" in line and "upsamples images of 4x4" in line
+    assert "has images of 8x8 pixels and 1 channel" in line and "upsamples images of 4x4" in line
     network.config = SuperResConfig(**trunk, num_classes=7, small_size=8)
     Model(network, upsampler.diffusion, (1, 16, 16), Labels(7), upsampler.config).save(tmp_path / "other")
     assert "has 7 labels" in refused(capsys, *sampling, "--upsampler", tmp_path / "other", *out)

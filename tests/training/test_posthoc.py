@@ -9,7 +9,8 @@ from helpers import TRUNK, learned, make, run_example, snapshot, state_file
 from torch import nn
 
 import admg
-from admg.training import EMA, TrainConfig, TrainingRun, posthoc, snapshots
+from admg.checkpoints import tuned
+from admg.training import EMA, TrainConfig, TrainingRun, posthoc, snapshots, start
 from admg.training.posthoc import Reconstruction, fit, inner_product, reconstruct_ema
 from admg.training.profiles import SNAPSHOT_PROFILES, Power
 
@@ -157,6 +158,29 @@ def test_the_model_of_a_run_with_an_average_of_another_length(whole):
     record = model.training["ema"]
     assert (record["length"], record["step"], record["snapshots"]) == (0.15, 8, 8) and 0 < record["error"] < 0.05
     assert model.labels.names == tracked.labels.names and model.shape == tracked.shape and not model.network.training
+
+
+@pytest.mark.thorough
+def test_nothing_that_was_measured_with_other_weights_is_said_of_an_average(digits, tmp_path):
+    """Neither of a reconstructed one, nor of the further ones that --ema names."""
+    measured = lambda self, task, network, *_: {"val_loss": 0.5, "mine": 1.0}  # noqa: E731
+    measure = type("Measure", (), {"every": 2, "__call__": measured})()
+    config = TrainConfig(steps=4, batch_size=4, ema="28%,0.01", ema_snapshots=1, log=("none",), checkpoint_every=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(start, "measures_of", lambda *_: [measure])
+        small = {"channels": 32, "channel_mult": (1, 1), "head_channels": 32}
+        for _ in admg.train_diffusion(admg.data.open(digits, 8), tmp_path, config, network=small):
+            pass
+    tuned.store(tmp_path / "model", {2: {"steps": "at1+2"}})
+    first, other = admg.load(tmp_path).training, admg.load(tmp_path / "model-ema-0.01").training
+    assert (first["val_loss"], first["mine"]) == (0.5, 1.0) and first["loss"] == other["loss"]
+    assert (
+        not {"val_loss", "mine"} & other.keys()
+        and "val_loss" not in (tmp_path / "model-ema-0.01/README.md").read_text()
+    )
+    made = reconstruct_ema(tmp_path, "10%", step=3).training
+    assert not {"val_loss", "mine", "loss", "lr", tuned.KEY} & made.keys() and made["steps"] == 3
+    assert made["label_dropout"] == first["label_dropout"] and made["train"] == first["train"]
 
 
 @pytest.mark.thorough

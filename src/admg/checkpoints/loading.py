@@ -17,6 +17,8 @@ from .weights import CheckpointError
 
 MORE_MODELS = ("emoji", "emoji-x2")
 """Models of the package admg-models, which need not be installed."""
+ADMG_MODELS = "in a clone of admg: pip install ./models"
+"""How to install it."""
 SHIPPED_SETTINGS = SamplingSettings(scale=4.0, sampler="ddim", steps="25")
 FILE_ENDINGS = (".pt", ".pth", ".ckpt", ".bin", ".tar", ".safetensors")
 Part = Literal["diffusion", "classifier"]
@@ -189,6 +191,7 @@ def find(name: str | Path, part: str) -> Path:
     if place := hub.named(name):
         return hub.fetch(place, hub.Access())
     if known := shipped().get(str(name)):
+        check_only_shipped(name)
         if not (known / part).is_dir():
             raise ValueError(f"the model {name} has no {part} of its own")
         return known / part
@@ -202,13 +205,22 @@ def find(name: str | Path, part: str) -> Path:
     if folder.suffix.lower() in FILE_ENDINGS:
         raise ValueError(f"{name}: no such file")
     if str(name) in MORE_MODELS:
-        raise ValueError(f"the model {name} is in a package of its own: pip install admg-models")
+        raise ValueError(f"the model {name} is in the package admg-models, which is not installed ({ADMG_MODELS})")
     similar = _similar(str(name))
     hint = f"did you mean {' or '.join(map(repr, similar))}? " if similar else ""
     raise ValueError(
         f"unknown model {str(name)!r}: {hint}shipped models are {', '.join(names())}; `admg models` lists the "
         "published ones; a checkpoint folder, a file of weights or hf:user/name (Hugging Face Hub) may be given, too"
     )
+
+
+def check_only_shipped(name: Path | str) -> None:
+    """Raise ValueError if the name of a shipped model is also that of a model's folder in the current directory."""
+    folder = Path(name)
+    if any((folder / part).is_file() for part in ("config.json", "model/config.json", "model_index.json")):
+        raise ValueError(
+            f"{name} is a shipped model, and the folder ./{name} holds a model, too: give ./{name}, or rename it"
+        )
 
 
 def _similar(name: str) -> list[str]:

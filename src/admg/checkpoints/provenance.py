@@ -10,6 +10,15 @@ DEFAULT_DROPOUT = 0.1
 """Share that `admg train` dropped by default before checkpoints recorded it."""
 
 
+MEASURED = re.compile(r"(train|val)_(loss|accuracy)(_t\d+)?|fd|fid")
+"""Names of what training measures with the averaged weights."""
+
+
+def without(training: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """Return the section without these entries, and without what was measured with the weights that it was made for."""
+    return {k: v for k, v in training.items() if k not in names and not MEASURED.fullmatch(k)}
+
+
 def label_dropout(training: Mapping[str, Any]) -> float | None:
     """Return the share of images that a network was trained on without their label; None if it is not known.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +13,7 @@ from admg.checksums import write_json
 from admg.files import atomic
 
 from .native import CONFIG, read_config
+from .weights import CheckpointError
 
 KEY = "tuned_steps"
 """Entry of the "training" section: from the number of steps to a dictionary with "steps", a respacing "at...", and
@@ -34,8 +37,25 @@ def explicit(spec: int | str, training: Mapping[str, Any]) -> int | str:
     return steps
 
 
-def store(folder: Path | str, found: Mapping[int, Mapping[str, Any]]) -> None:
-    """Add steps to the config.json of a checkpoint, by their number. Raises CheckpointError if it cannot be used."""
+def digest(folder: Path | str) -> str:
+    """Return what identifies the weights of a checkpoint, for `store`. Raises CheckpointError if it cannot be used."""
+    content = read_config(folder)
+    training = {k: v for k, v in content.get("training", {}).items() if k != KEY}
+    return hashlib.sha256(json.dumps({**content, "training": training}, sort_keys=True).encode()).hexdigest()
+
+
+def store(folder: Path | str, found: Mapping[int, Mapping[str, Any]], before: str | None = None) -> None:
+    """Add steps to the config.json of a checkpoint, by their number.
+
+    before: `digest` of the checkpoint that the steps were found for
+
+    Raises CheckpointError if the checkpoint cannot be used, or if it was replaced by another since then.
+    """
+    if before is not None and digest(folder) != before:
+        raise CheckpointError(
+            f"{folder} was replaced during the search, so its steps are not stored: "
+            f"{', '.join(str(entry['steps']) for entry in found.values())}"
+        )
     content = read_config(folder)
     training = dict(content.get("training", {}))
     before = training.get(KEY)

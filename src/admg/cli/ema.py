@@ -10,6 +10,7 @@ from typing import Literal
 
 from admg.checkpoints import native
 from admg.config import check, group, setting
+from admg.data.config import as_range
 from admg.evaluation.cells import Row
 from admg.evaluation.report import shown
 from admg.evaluation.sweep import METRICS, Metrics, Sweep, plan_sweep
@@ -67,7 +68,7 @@ class Options:
     no_interval: bool = False
     split: Literal["train", "test"] = "test"
     sampling: SamplingOptions = group(SamplingOptions, omit=("no_bound_guidance",))
-    features: FeatureOptions = group(FeatureOptions, omit=("batch_size", "device", "value_range"))
+    features: FeatureOptions = group(FeatureOptions, omit=("batch_size", "device"))
 
     def __post_init__(self) -> None:
         check(self)
@@ -102,7 +103,8 @@ class Options:
         features = self.features
         return Metrics(
             metrics=self.metrics, features=features.network, num_reference=self.num_reference, fit=features.fit,
-            split=self.split, interval=not self.no_interval, weights=features.weights,
+            split=self.split, value_range=as_range(features.value_range), interval=not self.no_interval,
+            weights=features.weights,
             cache=False if features.no_cache else features.cache or True,
         )  # fmt: skip
 

@@ -64,7 +64,7 @@ TOGETHER = (
 FIRST_STEPS = """Guided diffusion for pixel images.
 
 To begin:
-  admg demo                                          pictures of guided samples in about a minute
+  admg demo                                          pictures of guided samples in one to two minutes
   admg sample --label sneaker --num 8 --out sneakers
   admg train --data my-images --image-size 32 --out run
 

@@ -29,7 +29,7 @@ def run(options: Options) -> None:
     print(table(COLUMNS, map(cells, list_models(options.on_disk)), left=("name", "kind", "on disk")))
     print(f"\nPublished models are downloaded at first use, to {cache_folder() / 'openai'}")
     if missing := loading.missing():
-        print(f"pip install admg-models adds {', '.join(missing)}")
+        print(f"The package admg-models adds {', '.join(missing)} ({loading.ADMG_MODELS})")
     print("admg info NAME describes one of them.")
 
 

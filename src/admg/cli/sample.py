@@ -47,6 +47,8 @@ class InitOptions:
         check(self)
         if self.strength is not None and not self.init:
             raise ValueError("strength is for --init")
+        if self.fit is not None and not self.init:
+            raise ValueError("fit is for --init")
 
     def load(self, model: Model) -> Images | None:
         if not self.init:
@@ -77,6 +79,9 @@ class UpsamplerOptions:
 
     def __post_init__(self) -> None:
         check(self)
+        others = (f for f in dataclasses.fields(self) if f.name != "upsampler" and getattr(self, f.name) != f.default)
+        if not self.upsampler and (other := next(others, None)):
+            raise ValueError(f"{other.name} is for --upsampler")
 
     def recipe(self, base: Recipe) -> Recipe:
         return dataclasses.replace(
@@ -142,6 +147,9 @@ class Options:
         if self.sheet and (self.upsampling.upsampler or self.start.init):
             other = "--upsampler" if self.upsampling.upsampler else "--init"
             raise ValueError(f"sheet draws samples of the model from noise: leave out {other}")
+        varied = self.sheet.partition("=")[0].strip() if self.sheet else ""
+        if varied in ("scale", "cfg") and getattr(self.guidance, varied) is not None:
+            raise ValueError(f"sheet varies {varied}: leave out --{varied}")
         if self.sheet and self.job.processes > 1:
             raise ValueError(f"sheet is drawn by one process, and there are {self.job.processes}")
 

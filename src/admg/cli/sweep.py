@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from admg.checkpoints.model import Model
 from admg.config import check, group, setting
+from admg.data.config import as_range
 from admg.engine.device import choose_device
 from admg.evaluation.cells import SCALES, Cell
 from admg.evaluation.sweep import METRICS, Metrics, plan_sweep
@@ -117,9 +118,9 @@ class Options:
         features = self.features
         return Metrics(
             metrics=self.metrics, features=features.network, label_classifier=self.label_classifier,
-            num_reference=self.num_reference, fit=features.fit, split=self.split, interval=not self.no_interval,
-            weights=features.weights, batch_size=self.feature_batch_size,
-            cache=False if features.no_cache else features.cache or True,
+            num_reference=self.num_reference, fit=features.fit, split=self.split,
+            value_range=as_range(features.value_range), interval=not self.no_interval, weights=features.weights,
+            batch_size=self.feature_batch_size, cache=False if features.no_cache else features.cache or True,
         )  # fmt: skip
 
 

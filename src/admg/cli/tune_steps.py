@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,7 @@ def run(options: Options) -> None:
     recipe = options.sampling.recipe(guides.build(), model=options.model, sampler="unipc")
     options.sampling.to_device(model, guides)
     folder = None if options.no_store else folder_of(options.model)
+    before = None if folder is None else tuned.digest(folder)
     classes = label_table(model, recipe.guide).count
     labels = [i % classes if classes else None for i in range(options.num)]
     found: dict[int, FoundSteps] = {}
@@ -70,7 +72,7 @@ def run(options: Options) -> None:
             found[count] = searched(measure, count)
     print(table_of(found))
     if folder is not None:
-        tuned.store(folder, {count: record(steps, recipe) for count, steps in found.items()})
+        tuned.store(folder, {count: record(steps, recipe) for count, steps in found.items()}, before)
         print(f"written to {folder}: use them as --steps tuned{options.steps[0]}")
     else:
         print(f"use them as --steps {found[options.steps[0]].spec}")
@@ -87,7 +89,7 @@ def searched(measure: Distance, count: int) -> FoundSteps:
 
 def folder_of(name: str) -> Path | None:
     """Return the folder of a native checkpoint of the user; None for shipped models, the Hub's, and other formats."""
-    if not Path(name).expanduser().is_dir():
+    if name in loading.names() or not Path(name).expanduser().is_dir():
         return None
     folder = loading.find(name, "diffusion")
     return folder if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file() else None
@@ -99,7 +101,7 @@ def record(found: FoundSteps, recipe: Recipe) -> Mapping[str, Any]:
         "steps": found.spec,
         "sampler": sampler_name(recipe.sampler),
         "distance": found.error,
-        "recipe": recipe.title,
+        "recipe": dataclasses.replace(recipe, steps=found.spec).title,
         "known_spacing": found.start,
         "distance_of_known_spacing": found.start_error,
     }

@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 
 from admg.checksums import read_json, write_json
+from admg.data.decoding import Decoding
 from admg.data.members import stamp
 from admg.files import atomic
 from admg.generation.shards import NpzImages, Shards
@@ -108,6 +109,10 @@ def fingerprint(source: Source) -> str:
     """Return a fingerprint of a reference, without reading its images where something else shows a change."""
     digest = hashlib.sha256(f"{source.size} {source.channels} {source.fit}".encode())
     digest.update(np.asarray(source.numbers, np.int64).tobytes())
+    if source.decoding != Decoding():
+        digest.update(str(source.decoding).encode())
+    if source.frames is not None:
+        digest.update(np.asarray(source.frames, np.int64).tobytes())
     if isinstance(source.images, NpzImages):
         digest.update(fingerprint_npz(source.images).encode())
     elif isinstance(source.images, np.ndarray):

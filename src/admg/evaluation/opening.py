@@ -41,12 +41,15 @@ def as_source(
     labels: whether to read the labels of a path
     split: "train" or "test", of a path that has both
     value_range: values of black and white in the files of a folder
-    Raises ValueError if the type, shape or range is not one of these, or if there are fewer than two images.
+    Raises ValueError if the type, shape or range is not one of these, if there are fewer than two images, or if
+    `value_range` is given for images that are not in files.
     """
     if isinstance(images, Source):
         return images
     if isinstance(images, str | Path):
         return open_source(images, labels=labels, split=split, value_range=value_range)
+    if value_range is not None:
+        raise ValueError(f"value_range is for image files, and {name} are not in files")
     if isinstance(images, Samples):
         numbers = images.labels.numpy()
         return replace(of_array(images.images, name), labels=numbers if (numbers >= 0).any() else None)

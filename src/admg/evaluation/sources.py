@@ -178,10 +178,12 @@ def open_source(
 
     labels: whether to read labels: arr_1, or for a folder the names of sub-folders or the beginnings of file names
     value_range: values of black and white in files; by default as `admg.data.open` finds them
-    Raises ValueError if it is none of these or holds fewer than two images.
+    Raises ValueError if it is none of these, holds fewer than two images, or is an .npz and `value_range` is given.
     """
     path = _merged(Path(path).expanduser())
     if path.suffix.lower() == ".npz":
+        if value_range not in (None, (0, 255)):
+            raise ValueError(f"value_range is for image files, and {path} holds 8-bit images")
         source = _open_npz(path, labels)
     elif isinstance(listing := find_source(path, split), Listing):
         source = _open_listing(listing, labels, value_range)

@@ -16,6 +16,7 @@ from torch import nn
 from admg.checkpoints.model import Classifier, Model
 from admg.checkpoints.weights import digests_kept
 from admg.data.arrays import Split
+from admg.data.value_range import ValueRange
 from admg.engine.compiling import Compile
 from admg.engine.device import Processes, choose_device
 from admg.engine.precision import Precision
@@ -63,6 +64,7 @@ class Metrics:
     num_reference: int | None = None
     fit: Fit | None = None
     split: Split = "test"
+    value_range: ValueRange | None = None
     interval: bool = True
     weights: str | None = None
     batch_size: int = 50
@@ -102,6 +104,7 @@ def sweep(
     num_reference: int | None = None,
     fit: Fit | None = None,
     split: Split = "test",
+    value_range: ValueRange | None = None,
     interval: bool = True,
     weights: str | None = None,
     batch_size: int = 50,
@@ -139,7 +142,8 @@ def sweep(
     progress: True for bars, False for none, or a function that is called with the progress of each sampling job
     on_cell: a function that is called before each cell, see OnCell
     metrics: see `evaluate`; by default fid, is, precision, recall and accuracy, as far as possible
-    features, label_classifier, num_reference, fit, split, interval, weights, batch_size, cache: see `evaluate`
+    features, label_classifier, num_reference, fit, split, value_range, interval, weights, batch_size, cache: see
+        `evaluate`
     Raises ValueError before anything is written if a cell cannot be sampled or evaluated.
     """
     planned = plan_sweep(
@@ -151,7 +155,7 @@ def sweep(
     )  # fmt: skip
     evaluation = Metrics(
         metrics=metrics, features=features, label_classifier=label_classifier, num_reference=num_reference, fit=fit,
-        split=split, interval=interval, weights=weights, batch_size=batch_size, cache=cache,
+        split=split, value_range=value_range, interval=interval, weights=weights, batch_size=batch_size, cache=cache,
     )  # fmt: skip
     return planned.run(reference, evaluation, progress, on_cell)
 
@@ -347,7 +351,8 @@ class Sweep:
         channels, height, width = stage.model.shape
         samples = of_array(np.zeros((2, height, width, channels), np.uint8), "the samples")  # stand for those of a cell
         samples.labels = np.array([0, max(0, stage.table.count - 1)])
-        source = as_source(reference, "the reference", split=metrics.split).spread(metrics.num_reference)
+        source = as_source(reference, "the reference", split=metrics.split, value_range=metrics.value_range)
+        source = source.spread(metrics.num_reference)
         source = source.fitted((height, width), metrics.fit)
         compare_channels(samples, source, metrics.features)
         processes = Processes(self.options.process, self.options.processes, Processes.from_environment().local_rank)

@@ -74,6 +74,7 @@ class Batcher:
         self._meeting = Meeting(max_images)
         self._networks: dict[int, tuple[nn.Module, Joined]] = {}
         self._pool = ThreadPoolExecutor(max_requests, thread_name_prefix="request")
+        self._closed = False
 
     def submit(
         self,
@@ -89,8 +90,11 @@ class Batcher:
     ) -> Future[Samples]:
         """Ask for images, and return the future Samples. The arguments are those of admg.sample().
 
-        Raises ValueError as admg.sample() does. What goes wrong later is raised by the result() of this request alone.
+        Raises ValueError as admg.sample() does, and RuntimeError after close(). What goes wrong later is raised by the
+        result() of this request alone.
         """
+        if self._closed:
+            raise RuntimeError("this batcher is closed: it takes no more requests")
         recipe = Recipe(
             guide=guide, sampler=sampler, steps=steps, seed=seed, unconditional=unconditional,
             bound_guidance=bound_guidance, batch_size=self.max_images, precision=self.precision,
@@ -105,7 +109,8 @@ class Batcher:
         names = label_names(label_table(model, guide), numbers)
         model = dataclasses.replace(with_networks(model, self._joined), takes_labels=model.conditional)
         joined = None if guide is None else joined_guide(with_networks(guide, self._joined))
-        drawer = BatchSampler(model, dataclasses.replace(recipe, guide=joined))
+        labelled = any(number is not None for number in numbers)
+        drawer = BatchSampler(model, dataclasses.replace(recipe, guide=joined), labelled)
 
         def draw() -> Samples:
             with self._meeting.attended():
@@ -117,6 +122,7 @@ class Batcher:
 
     def close(self) -> None:
         """Wait for all requests, and leave the networks as they were."""
+        self._closed = True
         self._pool.shutdown()
         self._meeting.close()
         self._modes.close()

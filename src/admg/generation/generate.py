@@ -150,6 +150,8 @@ def generate_edits(
     check_num(num)
     if from_labels is not None and not invert:
         raise ValueError("from_labels is for invert: adding noise to an image needs no label")
+    if from_labels is not None and (recipe.unconditional or not model.conditional):
+        raise ValueError("from_labels is for inversion with labels, and this one is unconditional")
     check_images(model, images, len(images))
     targets, count = target_labels(model, recipe, labels), len(images)
     if (total := num * count * len(targets)) > MOST_IMAGES:

@@ -121,10 +121,14 @@ class Inputs:
 
 @dataclass(frozen=True)
 class BatchSampler:
-    """Draws batches of images. The model must already be at the steps of the recipe."""
+    """Draws batches of images. The model must already be at the steps of the recipe.
+
+    labelled: whether any image has a label; the samplers then get labels for every batch
+    """
 
     model: Model
     recipe: Recipe
+    labelled: bool = False
 
     @contextmanager
     def ready(self, labels: Sequence[int | None]) -> Iterator[BatchSampler]:
@@ -140,7 +144,8 @@ class BatchSampler:
         with evaluation_mode(self.model, recipe.guide, recipe.sampler):
             parts = self.model, recipe.guide
             model, guide = accelerate_parts(parts, precision=recipe.precision, compile=recipe.compile)
-            yield BatchSampler(model, dataclasses.replace(recipe, guide=guide))
+            labelled = any(label is not None for label in labels)
+            yield BatchSampler(model, dataclasses.replace(recipe, guide=guide), labelled)
 
     def in_batches(
         self,
@@ -189,9 +194,12 @@ class BatchSampler:
         labels: of all images, like the inputs
         max_steps: stop after this step, or later, once the guide has been evaluated; None: run all steps
         watch: called with each step of the sampler
-        Raises ValueError if the sampler never evaluates the guide, and FloatingPointError if an image is not finite.
+        Raises ValueError if the sampler never evaluates the guide, or if the model upsamples and there is no `low_res`,
+        and FloatingPointError if an image is not finite.
         """
         model, recipe = self.model, self.recipe
+        if inputs.low_res is None:
+            check_has_small_images(model)
         y = torch.tensor([-1 if label is None else label for label in labels[batch]], dtype=torch.int64)
         images = range(first + batch.start, first + batch.start + len(y))
         noise = SeededNoise(recipe.seed, images)
@@ -209,7 +217,7 @@ class BatchSampler:
         steps = find_sampler(recipe.sampler)(
             model,
             x,
-            y=y.to(model.device) if bool((y >= 0).any()) else None,
+            y=y.to(model.device) if self.labelled or bool((y >= 0).any()) else None,
             guide=guide,
             noise_sampler=inputs.noise_sampler or noise,
             unconditional=recipe.unconditional,
@@ -229,6 +237,12 @@ class BatchSampler:
             )
         check_finite(x, first + batch.start)
         return x.to("cpu", dtype_of(model))
+
+
+def check_has_small_images(model: Model) -> None:
+    """Raise ValueError if the model upsamples, and does not hold the small images yet."""
+    if model.upsamples and "low_res" not in model.given:
+        raise ValueError("this model upsamples: it needs low_res, the small images to enlarge")
 
 
 def note_missing_pure_noise(model: Model) -> None:

@@ -161,7 +161,8 @@ def _recorded(folder: Path, record: Mapping[str, Any]) -> Shards:
 
 
 def _outputs(folder: Path) -> list[Path]:
-    return [folder / name for name in ("shards", "images", "sheet.png")]
+    names = "shards", "images", "sheet.png", "denoising.gif", "denoising.mp4", "trajectory.png"
+    return [folder / name for name in names]
 
 
 def _content(settings: Mapping[str, Any], shards: Shards) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from admg.samplers import NoiseSampler, Sampler
 
 from .images import check_signed
 from .labels import LabelsArgument, label_names, label_table, resolve_labels
-from .recipe import BatchSampler, Inputs, Recipe
+from .recipe import BatchSampler, Inputs, Recipe, check_has_small_images
 from .samples import Samples
 
 
@@ -123,8 +123,7 @@ def name_of(model: Model) -> str:
 def check_low_res(model: Model, low_res: Images | None, count: int) -> None:
     """Raise ValueError unless low_res fits the model: None, or `count` images of its small size, in about [-1, 1]."""
     if low_res is None:
-        if model.upsamples and "low_res" not in model.given:
-            raise ValueError("this model upsamples: it needs low_res, the small images to enlarge")
+        check_has_small_images(model)
         return
     if not model.upsamples:
         raise ValueError("low_res is for an upsampling model; this one makes images from noise")

@@ -106,9 +106,13 @@ def check_base(model: Model, name: str, small: tuple[int, ...], source: str) -> 
         side = getattr(model.network.config, "small_size", 0)
         allowed = f"of {side}x{side}" if side else f"below {model.shape[1]}x{model.shape[2]}"
         raise ValueError(
-            f"{source} has images of {height}x{width} pixels and {channels} channels: "
-            f"{name} upsamples images {allowed} pixels and {model.shape[0]} channels"
+            f"{source} has images of {height}x{width} pixels and {plural(channels)}: "
+            f"{name} upsamples images {allowed} pixels and {plural(model.shape[0])}"
         ) from None
+
+
+def plural(channels: int) -> str:
+    return f"{channels} channel{'' if channels == 1 else 's'}"
 
 
 def base_labels(base: NpzImages, table: Labels, num: int) -> list[int | None]:

@@ -46,19 +46,21 @@ class RunDetails:
     dataset: training images
     device: device that the network was trained on
     processes: number of processes
+    samples: whether the pictures of samples were drawn with the weights of the model
     """
 
     out: Path
     dataset: ImageDataset
     device: torch.device
     processes: int
+    samples: bool = True
 
 
 def write_card(folder: Path, model: Model | Classifier, run: RunDetails) -> None:
     """Write the card of a model into its folder, with pictures of samples and curves; a README.md of the user stays."""
     if is_users(folder):
         return
-    samples = latest_picture(run.out / "samples", int(model.training["steps"]))
+    samples = latest_picture(run.out / "samples", int(model.training["steps"])) if run.samples else None
     for source, name in ((samples, SAMPLES), (run.out / "curves.png", CURVES)):
         if source is not None and source.is_file():
             with atomic(folder / name) as temporary:

@@ -12,7 +12,7 @@ from admg.checkpoints import native
 from admg.diffusion.config import DiffusionConfig
 from admg.models import ClassifierConfig, SuperResConfig, UNetConfig
 
-from .config import SettledConfig, TrainConfig
+from .config import LABEL_DROPOUT, ObjectiveConfig, SettledConfig, TrainConfig
 from .defaults import PROCESS, left_open, network_defaults, settle
 from .initialisation import described
 
@@ -42,6 +42,14 @@ class Choices:
         if not isinstance(config, SettledConfig):
             self._chose({name: getattr(settled, name) for name in left_open(config or TrainConfig())})
         return settled
+
+    def objective(self, given: ObjectiveConfig) -> ObjectiveConfig:
+        """Return the objective with a share of labels to drop: if it is not given, that of the run."""
+        if given.label_dropout is not None:
+            return given
+        training = self.resumed.get("training", {})
+        before = (training.get("objective") or {}).get("label_dropout", training.get("label_dropout"))
+        return dataclasses.replace(given, label_dropout=LABEL_DROPOUT if before is None else before)
 
     def process(
         self, given: DiffusionConfig | Mapping[str, Any] | None, defaults: Mapping[str, Any] = PROCESS

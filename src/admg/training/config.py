@@ -20,6 +20,8 @@ from .services import LogChoice, services_of
 from .timesteps import Timesteps, TimestepsName
 
 LARGEST_BATCH = 1 << 20
+LABEL_DROPOUT = 0.1
+"""Share of images that a new run trains on without their label."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +166,7 @@ class ObjectiveConfig:
     timesteps_mean: mean of the normal distribution (default: 0 for logit-normal, -1.2 for log-normal)
     timesteps_std: standard deviation of the normal distribution (default: 1 for logit-normal, 1.2 for log-normal)
     label_dropout: share of images that are trained without their label, so that the model is also unconditional
+        (default: 0.1, or that of the run to resume)
     unlabelled: train an unconditional model; labels are not looked for in files (as with --labels none)
     """
 
@@ -175,7 +178,7 @@ class ObjectiveConfig:
     timesteps: TimestepsName = "uniform"
     timesteps_mean: float | None = setting(None, min=-10, max=10)
     timesteps_std: float | None = setting(None, above=0)
-    label_dropout: float = setting(0.1, min=0, max=1)
+    label_dropout: float | None = setting(None, min=0, max=1)
     unlabelled: bool = False
 
     def __post_init__(self) -> None:
@@ -198,7 +201,7 @@ class ObjectiveConfig:
             raise ValueError(f"timesteps_{error}") from None
         return {
             "objective": self.objective,
-            "label_dropout": self.label_dropout,
+            "label_dropout": LABEL_DROPOUT if self.label_dropout is None else self.label_dropout,
             "vlb_weight": self.vlb_weight,
             "weighting": weighting,
             "timesteps": timesteps,

@@ -72,6 +72,13 @@ class Log:
         self.names = names
 
 
+def measurements(out: Path) -> frozenset[str]:
+    """Return the names of what a run has logged; none if its log cannot be read."""
+    with suppress(OSError, ValueError), (out / CSV).open(encoding="utf-8", newline="") as file:
+        return frozenset(next(csv.reader(file), [])) - {"step", "images"}
+    return frozenset()
+
+
 def read_rows(path: Path) -> list[dict[str, str]]:
     """Return the rows of a log.csv, without their empty cells; [] if there is none.
 

@@ -21,11 +21,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from admg.checkpoints import native
+from admg.checkpoints import native, tuned
 from admg.checkpoints.model import Classifier, Model
+from admg.checkpoints.provenance import without
 from admg.checkpoints.weights import CheckpointError
 
 from . import snapshots
+from .log import measurements
 from .profiles import LONGEST, SNAPSHOT_PROFILES, Power
 
 WORST = 0.1
@@ -124,7 +126,8 @@ class Reconstruction:
         batch_size = model.training.get("train", {}).get("batch_size")
         steps = {"steps": self.steps[-1]} | ({"images": self.steps[-1] * batch_size} if batch_size else {})
         about = steps | {"average": f"{100 * self.length:.10g}%", "ema": self.record}
-        return dataclasses.replace(model, training=model.training | about)
+        kept = without(model.training, tuned.KEY, *measurements(self.run))  # of these weights, neither is known
+        return dataclasses.replace(model, training=kept | about)
 
     def is_at(self, folder: Path) -> bool:
         """Whether a folder holds this model. Raises CheckpointError if it holds anything else."""

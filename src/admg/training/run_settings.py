@@ -27,6 +27,8 @@ LASTING = ("seed", "batch_size", "sampling", "class_power", "class_weight")
 """Options of TrainConfig that decide which images a step has. All others may change when a run is resumed."""
 CHANGEABLE = ("label_dropout",)
 """Options of the objective that may change: the model records the largest share of labels that were dropped."""
+UNKNOWN = {"data": ("value_range", "background", "frames"), "noised": ()}
+"""Settings that records of earlier versions lack, although a run may have had any value."""
 
 
 def settings_of(task: Any, dataset: ImageDataset, config: TrainConfig, provenance: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,6 +48,7 @@ def settings_of(task: Any, dataset: ImageDataset, config: TrainConfig, provenanc
         "diffusion": dataclasses.asdict(diffusion) if diffusion is not None else None,
         "objective": {k: v for k, v in provenance.get("objective", {}).items() if k not in CHANGEABLE},
         **{name: provenance[name] for name in ("init", "augment_blur") if name in provenance},
+        **({"noised": task.noised} if hasattr(task, "noised") else {}),
         **{name: getattr(config, name) for name in LASTING},
     }
     found: dict[str, Any] = json.loads(json.dumps(settings, default=str))
@@ -65,9 +68,21 @@ def data_of(dataset: ImageDataset) -> dict[str, Any]:
             "fit": dataset.fit,
             "crop": dataset.crop,
             "flip": dataset.flip,
+            **reading_of(dataset),
             "content": checksum(labels, *parts(dataset)),
         }
     return found
+
+
+def reading_of(dataset: Dataset) -> dict[str, Any]:
+    """Return how files become pixels, as far as it was stated or follows from the files."""
+    decoding = dataset.decoding
+    frames = None if dataset.frames is None else checksum(np.asarray(dataset.frames, np.int64).tobytes())
+    return {
+        "value_range": decoding.value_range or decoding.wide_range,
+        "background": decoding.background,
+        "frames": frames,
+    }
 
 
 def parts(dataset: Dataset) -> list[bytes]:
@@ -115,6 +130,12 @@ def check_settings(out: Path, settings: Mapping[str, Any], defaults: Mapping[str
     if record is None:
         return
     before = {name: value for name, value in record["settings"].items() if name != "init" or name in settings}
+    for name, fields in UNKNOWN.items():
+        if not fields and name in settings:
+            before.setdefault(name, settings[name])
+        elif isinstance(before.get(name), Mapping):
+            now = settings[name]
+            before[name] = {field: now[field] for field in fields if field in now} | before[name]
     for name, value in defaults.items():
         if not isinstance(value, Mapping):
             before.setdefault(name, value)
@@ -127,25 +148,31 @@ def check_settings(out: Path, settings: Mapping[str, Any], defaults: Mapping[str
         )
 
 
-def changes(out: Path, config: TrainConfig) -> dict[str, tuple[Any, Any]]:
+def changes(out: Path, config: TrainConfig, provenance: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Return the options that have changed since the run was last started, as (before, now)."""
     record = read(out)
     if record is None:
         return {}
-    before, now = record["options"], _options(config)
+    before, now = record["options"], _options(config, provenance)
     return {name: (before[name], value) for name, value in now.items() if before.get(name, value) != value}
 
 
-def _options(config: TrainConfig) -> dict[str, Any]:
-    options: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+def _options(config: TrainConfig, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that may change, in JSON types."""
+    objective = provenance.get("objective", {})
+    more = {name: objective[name] for name in CHANGEABLE if name in objective}
+    options: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config) | more, default=str))
     return options
 
 
-def write(out: Path, settings: Mapping[str, Any], config: TrainConfig, step: int) -> None:
+def write(
+    out: Path, settings: Mapping[str, Any], config: TrainConfig, provenance: Mapping[str, Any], step: int
+) -> None:
     """Write the settings of a new run, or what has changed of the options of a run that is resumed at this step."""
-    options = _options(config)
+    options = _options(config, provenance)
     record = read(out) or {"settings": settings, "options": options, "changes": []}
-    if changed := differences(record["options"], options):
+    known = {name: options[name] for name in CHANGEABLE if name in options} | record["options"]
+    if changed := differences(known, options):
         record["changes"].append({"step": step, "changed": changed})
     record["options"] = options
     with atomic(out / FILE) as temporary:

@@ -30,6 +30,7 @@ from .distance import EvaluationConfig, FrechetDistance
 from .held_out import Parts, divide
 from .initialisation import Init, described, fit_to_data, initialised, open_initial, process_of, start_from
 from .opening import Data, image_fields, name_of, open_data
+from .run_settings import reading_of
 from .tasks import ClassifierTask, DiffusionTask
 from .trainer import TrainingRun
 from .upsampler import UpsamplerTask
@@ -99,6 +100,7 @@ def train_diffusion(
     initial = open_initial(init, init_flags, "diffusion", None if overwrite else out)
     choices = choices_for(dataset, None if overwrite else out, initial)
     config, process = choices.training(config), process_of(choices.process(diffusion), initial)
+    objective = choices.objective(objective)
     fields = unet_fields(dataset, process, objective)
     unet = initialised(UNet, fit_to_data(UNetConfig, choices.network(network), initial, **fields), config.seed)
     model = as_model(unet, process, dataset)
@@ -235,6 +237,7 @@ def train_upsampler(
         raise ValueError(f"small_size must be from 1 to {dataset.image_size - 1}, got {small}")
     choices = choices_for(dataset, None if overwrite else out, initial)
     config, process = choices.training(config), process_of(choices.process(diffusion), initial)
+    objective = choices.objective(objective)
     fields: dict[str, Any] = {**unet_fields(dataset, process, objective), "small_size": small}
     if augment.augment_noise is not None:
         fields["augment_noise"] = augment.augment_noise
@@ -295,9 +298,8 @@ def describe(data: Data, dataset: ImageDataset) -> dict[str, Any]:
     named = isinstance(data, str | Path | DataConfig)
     reading: dict[str, Any] = {}
     if isinstance(dataset, Dataset):
-        decoding = dataset.decoding
-        known = {"value_range": decoding.value_range or decoding.wide_range, "background": decoding.background}
-        reading = {"fit": dataset.fit} | {name: value for name, value in known.items() if value is not None}
+        known = {name: value for name, value in reading_of(dataset).items() if value is not None and name != "frames"}
+        reading = {"fit": dataset.fit} | known
     name = Path(name_of(data)).name if named else type(data).__name__
     return {"data": name, **reading, "date": time.strftime("%Y-%m-%d")}
 
@@ -359,7 +361,7 @@ def dropout_record(
     """
     if not model.conditional:
         return {}
-    share = max(objective.label_dropout, label_dropout(resumed) or 0.0)
+    share = max(objective.label_dropout or 0.0, label_dropout(resumed) or 0.0)
     if share == 0 and isinstance(dataset, Dataset) and dataset.labels is not None:
         share = float((np.asarray(dataset.labels) < 0).mean())
     return {"label_dropout": share} if share or isinstance(dataset, Dataset) else {}

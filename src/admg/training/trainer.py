@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -24,6 +24,7 @@ from torch import nn
 from admg.checkpoints import native
 from admg.checkpoints.card import CARD
 from admg.checkpoints.model import content_of
+from admg.checkpoints.provenance import without
 from admg.checkpoints.weights import CheckpointError
 from admg.data import ImageDataset, batches
 from admg.disk import when_there_is_space
@@ -104,6 +105,7 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
         self.watch = distributed.watch(self.processes)
         self.provenance = dict(provenance or {})
         self.metrics: dict[str, float] = {}
+        self._names_measured: set[str] = set()
         self.health = Guard()
         self.stopped = self._stop = False
         self._overwrite = overwrite
@@ -145,7 +147,7 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
         self.step = 0
         if found is not None:
             self._restore(found)
-            self.changes = run_settings.changes(self.out, self.config) if self.writes else {}
+            self.changes = run_settings.changes(self.out, self.config, self.provenance) if self.writes else {}
         if self.writes:
             check_output_folder(self.out)  # last, so that what is refused leaves no empty directory
 
@@ -184,7 +186,7 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
         else:
             run_directory.remove_after(self.out, self.step)  # what is damaged
             checkpointing.remove_old(self.out, self.config.keep_checkpoints, self.config.keep_every)
-        run_settings.write(self.out, self.settings, self.config, self.step)
+        run_settings.write(self.out, self.settings, self.config, self.provenance, self.step)
 
     def _until_it_fails(self, tracker: Tracker | None) -> Generator[dict[str, float]]:
         """Take steps to the end, or until the run has gone back to a checkpoint."""
@@ -345,6 +347,7 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
         details = RunDetails(self.out, self.dataset, learner.device, self.processes.count)
         for average in learner.averages[: len(config.profiles)]:
             model, folder = self.model_of(average), self.out / averages.folder_of(average, learner.average)
+            details = replace(details, samples=average is learner.average)
             if tracker is not None and not_fatal(f"the model in {folder}", partial(model.save, folder)):
                 not_fatal(f"the model card in {folder}", partial(write_card, folder, model, details))
 
@@ -360,7 +363,9 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
     def _measured(self, measured: Measured, network: nn.Module) -> dict[str, float]:
         """Return metrics of the averaged network; none if memory or the disk is full, or a number is infinite."""
         try:
-            return measured(network, self.out / "samples", self.step)
+            found = measured(network, self.out / "samples", self.step)
+            self._names_measured |= found.keys()
+            return found
         except (FloatingPointError, torch.OutOfMemoryError) as error:  # the loss is finite, so that training goes on
             what = "preview" if measured == self.task.preview else "measurement"
             warnings.warn(f"no {what} at step {self.step}: {str(error).splitlines()[0]}", stacklevel=2)
@@ -391,7 +396,10 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
 
     def _training_record(self, average: EMA) -> dict[str, Any]:
         """Return how the weights of an average were trained."""
-        state = {"steps": self.step, "images": self.step * self.config.batch_size, **self.metrics}
+        metrics = self.metrics
+        if average is not self.learner.average:  # it was not measured
+            metrics = without(metrics, *self._names_measured)
+        state = {"steps": self.step, "images": self.step * self.config.batch_size, **metrics}
         return {**state, **self.provenance, "average": str(average.profile), "train": asdict(self.config)}
 
     @property
