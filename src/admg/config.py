@@ -207,6 +207,16 @@ def check(config: Any) -> None:
         check_value(field.name, getattr(config, field.name), declared, hints[field.name])
 
 
+def check_used(config: Any, by: str, *names: str) -> None:
+    """Raise ValueError for a field without effect: one that is not at its default while the field `by` is not given."""
+    if getattr(config, by):
+        return
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    for name in names:
+        if getattr(config, name) != defaults[name]:
+            raise ValueError(f"{name} is for --{by.replace('_', '-')}")
+
+
 def check_value(name: str, value: Any, declared: Setting, hint: Any) -> None:
     """Raise ValueError, naming the field, if a value is out of its range. Numbers without a range must be finite."""
     if value is None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from admg.checkpoints import native
-from admg.config import check, group, setting
+from admg.config import check, check_used, group, setting
 from admg.data.config import as_range
 from admg.evaluation.cells import Row
 from admg.evaluation.report import shown
@@ -76,6 +77,11 @@ class Options:
             raise ValueError("length must be a list such as 5%,10%,15%")
         for length in self.length or ():
             as_length(length)
+        check_used(self, "reference", "num", "num_reference", "metrics", "no_interval", "split")
+        for given, default in ((self.sampling, SamplingOptions()), (self.features, FeatureOptions())):
+            for field in dataclasses.fields(given):
+                if self.reference is None and getattr(given, field.name) != getattr(default, field.name):
+                    raise ValueError(f"{field.name} is for --reference")
 
     def plans(self) -> dict[float, Reconstruction]:
         """Return the averages to make, by their length."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from admg.config import check, group, setting
+from admg.config import check, check_used, group, setting
 from admg.data.config import as_range, check_value_range
 from admg.data.dataset import Fit
 from admg.diffusion.gaussian import Images
@@ -59,6 +59,7 @@ class Options:
             raise ValueError(f"image must be given twice, for the two ends, got {len(self.image)}")
         if self.seeds and len(self.seeds) != 2:
             raise ValueError(f"seeds must be two whole numbers such as 0,1, got {len(self.seeds)}")
+        check_used(self, "image", "fit", "value_range")
 
 
 def run(options: Options) -> None:

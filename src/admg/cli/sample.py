@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from admg.checkpoints.model import Model
-from admg.config import check, group, setting
+from admg.config import check, check_used, group, setting
 from admg.data.dataset import Fit
 from admg.diffusion.gaussian import Images
 from admg.generation import JobOptions, Recipe, generate, generate_denoising, generate_scale_sheet
@@ -45,10 +45,7 @@ class InitOptions:
 
     def __post_init__(self) -> None:
         check(self)
-        if self.strength is not None and not self.init:
-            raise ValueError("strength is for --init")
-        if self.fit is not None and not self.init:
-            raise ValueError("fit is for --init")
+        check_used(self, "init", "strength", "fit")
 
     def load(self, model: Model) -> Images | None:
         if not self.init:
@@ -79,9 +76,8 @@ class UpsamplerOptions:
 
     def __post_init__(self) -> None:
         check(self)
-        others = (f for f in dataclasses.fields(self) if f.name != "upsampler" and getattr(self, f.name) != f.default)
-        if not self.upsampler and (other := next(others, None)):
-            raise ValueError(f"{other.name} is for --upsampler")
+        others = (field.name for field in dataclasses.fields(self) if field.name != "upsampler")
+        check_used(self, "upsampler", *others)
 
     def recipe(self, base: Recipe) -> Recipe:
         return dataclasses.replace(

@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from torch import nn
 
 from admg.checkpoints.model import Model
-from admg.config import check, setting
+from admg.config import check, check_used, setting
 from admg.data import ImageDataset
 from admg.data.split import subset
 from admg.data.stream import spread
@@ -48,6 +48,7 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         check(self)
+        check_used(self, "evaluate_every", "evaluate_num", "evaluate_network")
 
 
 @dataclass(eq=False)
