@@ -29,6 +29,13 @@ def test_each_process_is_told_its_place_and_the_first_one_prints(capfd):
     assert capfd.readouterr().err == "2 2 3 3\n"  # what the one that failed had printed
 
 
+def test_files_in_the_current_directory_are_not_imported(tmp_path, monkeypatch, capfd):
+    (tmp_path / "random.py").write_text("raise SystemExit('not this one')")
+    monkeypatch.chdir(tmp_path)
+    assert launch(1, ["--version"]) == 0
+    assert capfd.readouterr().out.startswith("admg ")
+
+
 def test_the_others_end_when_one_fails(capfd):
     started = time.monotonic()
     code = "import os, sys, time; sys.exit(2) if os.environ['RANK'] == '1' else time.sleep(60)"

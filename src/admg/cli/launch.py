@@ -19,6 +19,10 @@ GRACE = 30.0
 """Seconds that the other processes have to end after one has failed, before they are killed."""
 
 
+ADMG = sys.executable, "-P", "-m", "admg"
+"""This program. Without -P, modules in the current directory would hide those of the same name that it imports."""
+
+
 def without_gpus(argv: list[str]) -> list[str]:
     """Return the words of a command without `--gpus N`, which is not for the processes that it starts."""
     words = iter(argv)
@@ -51,7 +55,7 @@ def gpu_count(text: str) -> int:
     return int(text)
 
 
-def launch(count: int, argv: list[str], command: tuple[str, ...] = (sys.executable, "-m", "admg")) -> int:
+def launch(count: int, argv: list[str], command: tuple[str, ...] = ADMG) -> int:
     """Run a command in so many processes, which share its work, and return its exit code: that of the first to fail.
 
     The first process prints and shows the progress. What another one prints is shown if it fails first; the others are

@@ -241,7 +241,7 @@ class Trainer:
             self.name = new.name
             self.lines.clear()
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "admg", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                [sys.executable, "-P", "-m", "admg", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL, text=True, errors="replace", start_new_session=True,
             )  # fmt: skip
             threading.Thread(target=self._read, args=(self.process,), daemon=True).start()
