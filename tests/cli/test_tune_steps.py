@@ -102,3 +102,5 @@ def test_upsamplers_are_refused(capsys, tiny_upsampler, tmp_path):
         code, _, err = run(capsys, *command, "--model", tmp_path / "up", "--precision", "fp32")
         assert code == 2 and "upsample" in err.splitlines()[-1] and "bug" not in err, err
     assert not (tmp_path / "way").exists() and not (tmp_path / "sheet").exists()
+    with pytest.raises(ValueError, match=r"steps 'tuned5': this upsampler has no tuned steps$"):
+        tiny_upsampler.respace("tuned5")

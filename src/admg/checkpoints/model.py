@@ -133,7 +133,7 @@ class Model(Pretrained):
 
         Raises ValueError if no such number of steps was found.
         """
-        return tuned.explicit(spec, self.training)
+        return tuned.explicit(spec, self.training, "upsampler" if self.upsamples else "model")
 
     def predict(self, x: Images, t: Index, y: Tensor | None = None, clip: bool = True) -> Prediction:
         """Return p(x_{t-1} | x_t = x) at step t of `diffusion`.

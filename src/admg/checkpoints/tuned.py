@@ -20,8 +20,10 @@ KEY = "tuned_steps"
 "sampler", "guide" and the errors, for people to read."""
 
 
-def explicit(spec: int | str, training: Mapping[str, Any]) -> int | str:
+def explicit(spec: int | str, training: Mapping[str, Any], kind: str = "model") -> int | str:
     """Return a respacing "tunedN" as the steps that a model's "training" section has, and any other as it is.
+
+    kind: "model" or "upsampler", for which steps cannot be tuned
 
     Raises ValueError if it has none for so many steps.
     """
@@ -33,7 +35,8 @@ def explicit(spec: int | str, training: Mapping[str, Any]) -> int | str:
     steps = entry.get("steps") if isinstance(entry, Mapping) else None
     if not isinstance(steps, str) or steps.count("+") + 1 != int(named[1]) or not steps.startswith("at"):
         known = ", ".join(f"tuned{count}" for count in sorted(found, key=str)) if isinstance(found, Mapping) else ""
-        raise ValueError(f"steps {spec!r}: this model has {known or 'no tuned steps'}; `admg tune-steps` finds some")
+        hint = "" if kind == "upsampler" else "; `admg tune-steps` finds some"
+        raise ValueError(f"steps {spec!r}: this {kind} has {known or 'no tuned steps'}{hint}")
     return steps
 
 
