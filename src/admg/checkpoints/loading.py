@@ -13,7 +13,6 @@ from .diffusers import loading as diffusers
 from .model import Classifier, Model
 from .networks import NETWORK_KINDS, Kind
 from .published import LICENSE, MODEL_CARD, PUBLISHED, PublishedModel, SamplingSettings
-from .weights import CheckpointError
 
 MORE_MODELS = ("emoji", "emoji-x2")
 """Models of the package admg-models, which need not be installed."""
@@ -239,13 +238,7 @@ def weights_file(name: str | Path) -> Path | None:
 
 def _native_folder(path: Path) -> Path | None:
     """Return the native checkpoint that a file belongs to, or None."""
-    if path.name not in native.FILES:
-        return None
-    try:
-        native.read_config(path.parent)
-    except CheckpointError:
-        return None
-    return path.parent
+    return path.parent if native.is_part(path) else None
 
 
 def _with_source(loaded: AnyModel, model: PublishedModel) -> AnyModel:

@@ -219,6 +219,18 @@ def with_format(config: dict[str, Any]) -> dict[str, Any]:
     return {"format": FORMAT, "version": VERSION, **config}
 
 
+def is_part(path: Path | str) -> bool:
+    """Whether a file belongs to a checkpoint of admg."""
+    path = Path(path)
+    if path.name not in FILES or not path.is_file():
+        return False
+    try:
+        read_config(path.parent)
+    except CheckpointError:
+        return False
+    return True
+
+
 def read_config(folder: Path | str, *kinds: str) -> dict[str, Any]:
     """Return the contents of config.json.
 

@@ -56,11 +56,17 @@ class Options:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.classifier and self.metrics is not None and "accuracy" not in self.metrics:
+            raise ValueError("classifier is for the metric accuracy")
+        if self.infinite and self.metrics is not None and "fid" not in self.metrics:
+            raise ValueError("infinite is for the metric fid")
 
 
 def run(options: Options) -> None:
     """Print the report, and write it as JSON if a file is given."""
     if options.json:
+        if options.json.is_dir():
+            raise ValueError(f"--json {options.json} is a folder: give the name of a file")
         check_output_folder(options.json.parent)
     report = evaluate(
         options.samples,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from admg.checkpoints.export import Library, Scheduler, export
 from admg.checkpoints.loading import Part
-from admg.config import setting
+from admg.config import check, setting
 
 EXAMPLES = """  admg export fashion-mnist --to diffusers --out fashion-mnist-diffusers
   admg export fashion-mnist --part classifier --to openai --out classifier.pt
@@ -31,6 +31,11 @@ class Options:
     out: Path = setting()
     part: Part | None = None
     scheduler: Scheduler = "ddpm"
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.to != "diffusers" and self.scheduler != "ddpm":
+            raise ValueError("scheduler is for --to diffusers")
 
 
 def run(options: Options) -> None:

@@ -40,6 +40,8 @@ class FeatureOptions:
     def __post_init__(self) -> None:
         check(self)
         check_value_range(self.value_range)
+        if self.no_cache and self.cache is not None:
+            raise ValueError("no_cache cannot be combined with --cache")
         if self.no_cache and Processes.from_environment().count > 1:
             raise ValueError("no_cache is for one process: several share their features through the cache")
 

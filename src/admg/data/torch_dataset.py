@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -75,7 +75,9 @@ def from_dataset(
     count = len(dataset)
     if not count:
         raise DataError(f"the {type(dataset).__name__} is empty")
-    probes = [_read(dataset, i * count // min(count, PROBED), channels, labels) for i in range(min(count, PROBED))]
+    probed = [i * count // min(count, PROBED) for i in range(min(count, PROBED))]
+    probes = [_read(dataset, i, channels, labels) for i in probed]
+    has_targets = _are_labels(getattr(dataset, "targets", None), {i: label for i, (_, label) in zip(probed, probes)})
     first = probes[0][0]
     if image_size is None and first.shape[0] != first.shape[1]:
         raise DataError(f"the first image is {first.shape[1]}x{first.shape[0]}, not square: give image_size")
@@ -86,10 +88,12 @@ def from_dataset(
         check_range(value_range)
     names, numbered = checked_names(label_names), False
     if names is None:
-        names, numbered = ((), False) if all(label is None for _, label in probes) else _label_names(dataset)
+        names, numbered = (
+            ((), False) if all(label is None for _, label in probes) else _label_names(dataset, has_targets)
+        )
     channels = first.shape[2] if channels is None else channels
     size = image_size or first.shape[0]
-    return TorchDataset(dataset, size, channels, names, value_range, stated, numbered, labels)
+    return TorchDataset(dataset, size, channels, names, value_range, stated, numbered, labels, has_targets)
 
 
 @dataclass(eq=False, repr=False)
@@ -97,6 +101,7 @@ class TorchDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
     """A map-style data set of (image, label) as square images in [-1, 1]. `from_dataset` returns one.
 
     value_range: values of black and white; those of 8-bit images are 0 and 255 unless it was `stated`
+    has_targets: whether the attribute `targets` of the data set, if it has one, holds the labels of its items
     """
 
     dataset: Any
@@ -107,6 +112,7 @@ class TorchDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
     stated: bool = False
     numbered: bool = False
     labelled: bool = True
+    has_targets: bool = True
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -218,7 +224,15 @@ def _label(label: Any, index: int) -> int | None:
         ) from None
 
 
-def _label_names(dataset: Any) -> tuple[tuple[str, ...], bool]:
+def _are_labels(targets: Any, labels: Mapping[int, int | None]) -> bool:
+    """Whether these targets have the labels of some items, by number; they differ if a transform changes them."""
+    try:
+        return targets is None or all(label is None or int(targets[i]) == label for i, label in labels.items())
+    except (TypeError, ValueError, IndexError, KeyError):  # not one number for each item
+        return False
+
+
+def _label_names(dataset: Any, has_targets: bool) -> tuple[tuple[str, ...], bool]:
     """Return the classes that the data set names, or the numbers up to its largest label; and whether it is these."""
     source = dataset
     while not hasattr(source, "classes") and isinstance(source, torch.utils.data.Subset):
@@ -227,7 +241,7 @@ def _label_names(dataset: Any) -> tuple[tuple[str, ...], bool]:
     names = [nfc(str(name)) for name in classes] if isinstance(classes, list | tuple) else []
     if names and len(set(names)) == len(names):
         return tuple(names), False
-    targets = getattr(source, "targets", None)
+    targets = getattr(source, "targets", None) if has_targets else None
     known = np.asarray(targets) if isinstance(targets, list | tuple | Tensor | np.ndarray) else np.empty(0)
     if known.ndim != 1 or not known.size or not np.issubdtype(known.dtype, np.integer):
         found = [label for _, label in (_read(dataset, i) for i in range(len(dataset))) if label is not None]

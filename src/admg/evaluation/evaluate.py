@@ -108,7 +108,7 @@ def evaluate(
     extractor = Extractor(network, cache_path(cache), batch_size, processes, progress)
     comparison = Comparison(theirs, extractor, tuple(chosen), interval, seed)
     values = comparison(ours, classifier)
-    if values and ours.images is not None:
+    if values and ours.images is not None and any(metric.name in ("fid", "sfid") for metric in chosen):
         warn_if_few(len(ours))
     return comparison.report(ours, values, notes)
 

@@ -55,11 +55,21 @@ class LabelClassifier:
             target = source.labels[chosen]
             target = target if self.numbers is None else np.array([self.numbers[k] if k >= 0 else -1 for k in target])
             labelled = target >= 0
-            correct += int((self.predict(source[chosen]) == target)[labelled].sum())
+            correct += int((self._predicted(source[chosen]) == target)[labelled].sum())
             count += int(labelled.sum())
         if not count:
             raise ValueError(f"{source.name} has only the label -1, which stands for no label")
         return correct, count
+
+    def _predicted(self, images: UInt8[np.ndarray, "n h w c"]) -> Int64[np.ndarray, " n"]:
+        """Return the labels of the images. Raises ValueError unless they are one whole number for each."""
+        found = np.asarray(self.predict(images))
+        if found.shape != (len(images),) or not np.issubdtype(found.dtype, np.integer):
+            raise ValueError(
+                f"{self.name} returned {found.dtype} of shape {found.shape} for {len(images)} images: one whole number "
+                "for each is needed, its label"
+            )
+        return found
 
 
 def load_label_classifier(
@@ -115,7 +125,8 @@ def _noisy(name: str, classifier: Classifier, source: Source, device: torch.devi
     def predict(images: np.ndarray) -> np.ndarray:
         return _labels(classifier(to_x(images, device), timestep.expand(len(images))))
 
-    numbers = label_numbers(classifier.labels, source.label_names) if source.label_names else None
+    names = source.label_names or (source.names_of_numbers if classifier.labels.names else ())
+    numbers = label_numbers(classifier.labels, names) if names else None
     return LabelClassifier(
         name, _evaluated(torch.inference_mode()(predict), classifier), numbers, fingerprint(classifier.network)
     )
@@ -136,6 +147,10 @@ def to_x(images: UInt8[np.ndarray, "n h w c"], device: torch.device) -> torch.Te
 
 
 def _labels(logits: torch.Tensor) -> np.ndarray:
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        raise ValueError(
+            f"the label classifier returned {tuple(logits.shape)}: logits (N, K) of at least 2 labels are needed"
+        )
     return logits.argmax(1).cpu().numpy()
 
 

@@ -17,9 +17,9 @@ from admg.checkpoints.model import Model
 from admg.diffusion.gaussian import Images
 from admg.diffusion.losses import prior_bpd, vb_bpd
 from admg.diffusion.noise import SeededNoise
+from admg.diffusion.signed import check_signed
 from admg.engine.acceleration import accelerate_parts
 from admg.engine.precision import Precision
-from admg.generation.images import check_signed
 from admg.generation.modes import evaluation_mode
 
 NoiseAt = Callable[[Images, int], Images]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import itertools
 import json
 import math
@@ -216,13 +217,15 @@ def nll(
         raise ValueError(f"seed must be at least 0, got {seed}")
     name = model if isinstance(model, str) else "model"
     network = (loading.load(model) if isinstance(model, str) else model).to(choose_device(device))
-    network = network.respace(steps) if steps else network
+    network = network if steps is None else network.respace(steps)
     conditional = network.conditional and not unconditional
     labels = network.labels if conditional else None
     images = data if isinstance(data, RealImages) else None
     reading = {"split": split, "value_range": value_range, "trained": TrainedReading.of(network)}
     images = images or open_real_images(data, network.shape, labels, num=num, fit=fit, **reading)  # type: ignore[arg-type]
     where = str(data) if isinstance(data, str | Path) else "the data"
+    if not conditional:
+        images = dataclasses.replace(images, labels=None)
     if conditional and images.labels is None:
         raise ValueError(f"{where} has no labels, and {name} is conditional: choose --unconditional")
     result = _measure(network, images, seed, batch_size, precision, progress)

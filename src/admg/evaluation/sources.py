@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -54,6 +55,7 @@ class Source:
     decoding: how files become pixels
     kinds: the files of a folder, with what their headers say
     frames: the frame of each file, or None for the first ones
+    names_of_numbers: names of all labels of the model that made the images, if they are known
     """
 
     name: str
@@ -68,6 +70,7 @@ class Source:
     decoding: Decoding = field(default_factory=Decoding)
     kinds: Sequence[tuple[ImagePath, Kind]] = ()
     frames: Sequence[int] | None = None
+    names_of_numbers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.numbers and self.images is not None:
@@ -185,6 +188,7 @@ def open_source(
         if value_range not in (None, (0, 255)):
             raise ValueError(f"value_range is for image files, and {path} holds 8-bit images")
         source = _open_npz(path, labels)
+        source.names_of_numbers = _names_of_run(path) if labels else ()
     elif isinstance(listing := find_source(path, split), Listing):
         source = _open_listing(listing, labels, value_range)
     else:
@@ -249,6 +253,15 @@ def _merged(path: Path) -> Path:
     if not merged.is_file():
         raise ValueError(f"{path} holds a run that is not finished: {merged.name} does not exist yet")
     return merged
+
+
+def _names_of_run(npz: Path) -> tuple[str, ...]:
+    """Return the names of the labels of the run that wrote this file, or () if they are not known."""
+    with suppress(ValueError, OSError):
+        names = (read_record(npz.parent) or {}).get("label_names", ())
+        if MERGED.fullmatch(npz.name) and all(isinstance(name, str) for name in names):
+            return tuple(names)
+    return ()
 
 
 def _rows(images: NpzImages | Array, numbers: Sequence[int]) -> Array:

@@ -351,6 +351,7 @@ class Sweep:
         channels, height, width = stage.model.shape
         samples = of_array(np.zeros((2, height, width, channels), np.uint8), "the samples")  # stand for those of a cell
         samples.labels = np.array([0, max(0, stage.table.count - 1)])
+        samples.names_of_numbers = stage.table.names
         source = as_source(reference, "the reference", split=metrics.split, value_range=metrics.value_range)
         source = source.spread(metrics.num_reference)
         source = source.fitted((height, width), metrics.fit)

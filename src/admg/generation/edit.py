@@ -14,12 +14,12 @@ from torch import Tensor
 from admg.checkpoints.model import Model
 from admg.diffusion.gaussian import Images
 from admg.diffusion.noise import SeededNoise
+from admg.diffusion.signed import check_signed
 from admg.engine.compiling import Compile
 from admg.engine.precision import Precision
 from admg.guidance import Bounded, Guide
 from admg.samplers import Sampler, Step, ddim_inversion
 
-from .images import check_signed
 from .labels import LabelsArgument, is_single, resolve_labels
 from .recipe import BatchSampler, Inputs, Recipe, Start, check_finite, dtype_of
 from .sample import as_model, draw_samples

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
 import os
-import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,8 +21,6 @@ from admg.diffusion.gaussian import Images
 from admg.files import atomic
 
 IMAGES_AT_A_TIME = 64
-FAR = 3.0
-"""Magnitude of values that generated images, which may leave [-1, 1] a little, do not reach."""
 
 
 class ImageArray(Protocol):
@@ -47,28 +43,6 @@ def to_uint8(x: Images) -> UInt8[np.ndarray, "n h w c"]:
 def to_float(images: UInt8[np.ndarray, "n h w c"]) -> Images:
     """Return 8-bit images (N, H, W, C) as x (N, C, H, W) in [-1, 1]."""
     return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def check_signed(images: Images, what: str = "images") -> None:
-    """Check that images that a user gives are in about [-1, 1], as models make and take them.
-
-    Raises ValueError for integers, for values that are not finite, and for values that a model's are far from, such as
-    0 to 255. Warns of images that are probably in [0, 1], since black is -1.
-    """
-    if not images.is_floating_point():
-        raise ValueError(f"{what} are of type {images.dtype}: expected are floats in [-1, 1], such as x / 127.5 - 1")
-    if images.is_meta or not images.numel():
-        return
-    low, high = (float(value) for value in images.aminmax())
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError(f"{what} have values that are not finite")
-    if low < -FAR or high > FAR:
-        raise ValueError(f"{what} have values from {low:.4g} to {high:.4g}: expected are floats in [-1, 1]")
-    if low >= 0 and 0.5 < high <= 1:
-        warnings.warn(
-            f"{what} have values from {low:.4g} to {high:.4g}, none below 0: expected is [-1, 1], where -1 is black",
-            stacklevel=3,
-        )
 
 
 def to_pil(image: UInt8[np.ndarray, "h w c"]) -> Image.Image:

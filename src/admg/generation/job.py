@@ -210,7 +210,7 @@ class Job:
             self.clear()
         for stage in reversed(self.stages):
             check_output_folder(stage.out)
-        return [open_run(*run) for run in planned][::-1]
+        return [open_run(*run, stage.table.names) for run, stage in zip(planned, reversed(self.stages))][::-1]
 
     def _shards(self, stage: Stage) -> Shards:
         return stage.shards(self.options.shard_size, self.options.processes)

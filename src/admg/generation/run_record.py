@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,8 +18,8 @@ from admg.files import temporary_beside
 from .shards import Shards
 
 RUN = "run.json"
-IGNORED = ("loaded_as",)
-"""Keys of settings that are only for people to read: a network is identified by its weights, not by its name."""
+IGNORED = ("loaded_as", "label_names")
+"""Keys that do not decide the images: a network is identified by its weights, not by its name."""
 MANY = 10
 """Number of images in a folder that make it a data set."""
 UNIDENTIFIED = "unidentified"
@@ -44,18 +44,20 @@ class Described(msgspec.Struct):
     shard_size: Annotated[int, msgspec.Meta(ge=1)]
 
 
-def open_run(settings: Mapping[str, Any], shards: Shards) -> Shards:
+def open_run(settings: Mapping[str, Any], shards: Shards, label_names: Sequence[str] = ()) -> Shards:
     """Begin the run with these settings in the folder of the shards, or find it there. Return its shards.
 
     A run that exists keeps its shard size. run.json is written before anything else, and only once: processes that
     share a run may call this function at the same time.
 
     settings: everything that decides the images, in JSON types
+    label_names: names of all labels of the model, by which the labels of the images can be read
     Raises ValueError as find_run does.
     """
     found = find_run(settings, shards)
     if found is None:
         content = _content(settings, shards) | {"shard_size": shards.size}
+        content |= {"label_names": [*label_names]} if label_names else {}
         _write_once(shards.folder / RUN, json.dumps(with_checksum(content), indent=2) + "\n")
         found = find_run(settings, shards)
     return found or shards

@@ -11,12 +11,12 @@ import torch
 from admg.checkpoints import loading
 from admg.checkpoints.model import Model
 from admg.diffusion.gaussian import Images
+from admg.diffusion.signed import check_signed
 from admg.engine.compiling import Compile
 from admg.engine.precision import Precision
 from admg.guidance import Guide
 from admg.samplers import NoiseSampler, Sampler
 
-from .images import check_signed
 from .labels import LabelsArgument, label_names, label_table, resolve_labels
 from .recipe import BatchSampler, Inputs, Recipe, check_has_small_images
 from .samples import Samples

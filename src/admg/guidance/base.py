@@ -76,7 +76,7 @@ class Sum(Guidance):
         return state.pred
 
     def __call__(self, state: State) -> Tensor | None:
-        gradients = [gradient for guide in self.guides if (gradient := guide(state)) is not None]
+        gradients = [gradient for guide in self.guides if (gradient := gradient_of(guide, state)) is not None]
         if not gradients:
             return None
         check_consistent(state.pred)
@@ -107,7 +107,7 @@ class Wrapper(Guidance):
         return modified_prediction(self.guide, state)
 
     def __call__(self, state: State) -> Tensor | None:
-        return self.guide(state)
+        return gradient_of(self.guide, state)
 
     def uses_uncond(self, state: State) -> bool:
         return uses_uncond(self.guide, state)
@@ -138,7 +138,7 @@ class Scaled(Wrapper):
         return state.moved(self.factor, modified, state.pred)
 
     def __call__(self, state: State) -> Tensor | None:
-        gradient = None if self.factor == 0 else self.guide(state)
+        gradient = None if self.factor == 0 else gradient_of(self.guide, state)
         return None if gradient is None else self.factor * gradient
 
     def uses_uncond(self, state: State) -> bool:
@@ -151,6 +151,16 @@ def guide(function: Guide) -> Guidance:
 
 
 # -- guides that may be plain functions ------------------------------------------------------------------------------
+
+
+def gradient_of(guide: Guide, state: State) -> Tensor | None:
+    """Return guide(state). Raises ValueError if it is neither None nor a tensor with the shape of state.x."""
+    found: Any = guide(state)
+    if found is None or (isinstance(found, Tensor) and found.shape == state.x.shape):
+        return found
+    what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"type {type(found).__name__}"
+    name = getattr(guide, "__name__", type(guide).__name__)
+    raise ValueError(f"{name} returned a gradient of {what}: one like x is needed, {tuple(state.x.shape)}")
 
 
 def modified_prediction(guide: Guide, state: State) -> Prediction:

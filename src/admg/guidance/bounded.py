@@ -10,7 +10,7 @@ from torch import Tensor
 
 from admg.diffusion.gaussian import Images
 
-from .base import Wrapper
+from .base import Wrapper, gradient_of
 from .state import State
 
 
@@ -33,7 +33,7 @@ class Bounded(Wrapper):
     """
 
     def __call__(self, state: State) -> Tensor | None:
-        g = self.guide(state)
+        g = gradient_of(self.guide, state)
         if g is None or not state.clip or state.pure_noise:
             return g
         return bounded_by_x0(g, state.prediction.x0, state.diffusion.schedule.alpha_bar[state.index].item())

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from admg.diffusion.gaussian import Diffusion, Images
+from admg.diffusion.signed import check_signed
 
 from .numbers import at_least_float32
 
@@ -73,10 +74,11 @@ def calibrated(
     seed: seed of the noise
     batch_size: number of images at a time
 
-    Raises ValueError if the labels do not fit the images or if `levels` is out of range.
+    Raises ValueError if the labels do not fit the images, if these are not in [-1, 1], or if `levels` is out of range.
     """
     if len(images) != len(labels) or len(labels) == 0:
         raise ValueError(f"calibration needs one label for each image, got {len(images)} images, {len(labels)} labels")
+    check_signed(images)
     if not 1 <= levels <= len(diffusion) or batch_size < 1:
         raise ValueError(f"calibration takes 1 to {len(diffusion)} noise levels in batches, got {levels}, {batch_size}")
     indices = torch.linspace(0, len(diffusion) - 1, levels).round().long().tolist()

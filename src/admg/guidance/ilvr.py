@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from admg.diffusion.gaussian import Images, Prediction
+from admg.diffusion.signed import check_signed
 
-from .base import Guidance, Guide, begin, modified_prediction, uses_uncond
+from .base import Guidance, Guide, begin, gradient_of, modified_prediction, uses_uncond
 from .operators import Downsample
 from .state import State
 
@@ -31,7 +32,7 @@ class ILVR(Guidance):
 
     Where x0 is clipped, which happens later, pixels beyond [-1, 1] lose some of the low frequencies.
 
-    Raises ValueError if the factor does not divide the sides, or if the reference has another shape.
+    Raises ValueError if the factor does not divide the sides, or if the reference has another shape or range.
     """
 
     reference: Images
@@ -41,6 +42,7 @@ class ILVR(Guidance):
     def __post_init__(self) -> None:
         if self.reference.ndim != 4:
             raise ValueError(f"a reference has shape (1 or N, C, H, W), not {tuple(self.reference.shape)}")
+        check_signed(self.reference, "the reference")
         self.low(self.reference)
 
     def low(self, x: Images) -> Images:
@@ -62,7 +64,7 @@ class ILVR(Guidance):
         return state.with_x0(x0 + self.low(y - x0))
 
     def __call__(self, state: State) -> Tensor | None:
-        gradient = None if self.guide is None else self.guide(state)
+        gradient = None if self.guide is None else gradient_of(self.guide, state)
         return None if gradient is None else gradient - self.low(gradient)
 
     @property

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from admg.diffusion.gaussian import Prediction
 
-from .base import Wrapper
+from .base import Wrapper, gradient_of
 from .state import State
 
 
@@ -40,7 +40,7 @@ class Interval(Wrapper):
         return super().modify_prediction(state) if self.contains(state.sigma) else state.pred
 
     def __call__(self, state: State) -> Tensor | None:
-        return self.guide(state) if self.contains(state.sigma) else None
+        return gradient_of(self.guide, state) if self.contains(state.sigma) else None
 
     def contains(self, sigma: float) -> bool:
         """Whether the noise level is in the interval."""

@@ -98,6 +98,8 @@ class DPS(Guidance):
 def residual(operator: Callable[[Images], Tensor], measurement: Tensor, x0: Images) -> Tensor:
     """Return y - A(x0) of each image, (N, M). Raises ValueError if the shapes do not agree."""
     predicted = operator(x0)
+    if not measurement.is_floating_point():
+        raise ValueError(f"the measurement is of type {measurement.dtype}: expected are floats, as of the operator")
     y = measurement.to(predicted)
     if y.shape[1:] != predicted.shape[1:] or len(y) not in (1, len(predicted)):
         raise ValueError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -60,13 +61,18 @@ class PretrainedGuidance(Wrapper):
     guide: the guidance itself
     title: short text, such as "clip: a red coat"
     classes: number of classes of a classifier that is given the sampler's labels; 0 for any other guide
+    names: names of these classes, if they are known
     """
 
     title: str = ""
     classes: int = field(default=0, kw_only=True)
+    names: tuple[str, ...] = field(default=(), kw_only=True)
 
     def __call__(self, state: State) -> Tensor | None:
-        count = getattr(getattr(state.model, "labels", None), "count", 0)
+        labels = getattr(state.model, "labels", None)
+        count, ours = getattr(labels, "count", 0), tuple(getattr(labels, "names", ()))
+        if self.classes and ours and (differing := differing_label(ours, self.names, self.classes)):
+            raise ValueError(f"{self.title}: {differing}: name the target class, label=...")
         if self.classes and count and count != self.classes:
             raise ValueError(
                 f"{self.title}: the model has {count} labels and the classifier {self.classes}, so that they are not "
@@ -195,7 +201,8 @@ def by_classifier(
     """
     classes = number_of_classes(classifier)
     if label is None:
-        return PretrainedGuidance(ExtendedClassifierGuidance(classifier, scale, at="x0"), title, classes=classes)
+        guide = ExtendedClassifierGuidance(classifier, scale, at="x0")
+        return PretrainedGuidance(guide, title, classes=classes, names=tuple(names))
     target = class_number(label, classes, names, title)
     guide = ExtendedClassifierGuidance(classifier, scale, at="x0", labels={target: 1.0})
     return PretrainedGuidance(guide, f"{title}: {label}")
@@ -215,6 +222,18 @@ def number_of_classes(classifier: PretrainedNetwork) -> int:
     return logits.shape[1]
 
 
+def known_names(names: Sequence[str], classes: int) -> dict[str, int]:
+    """Return the number of each name, in lower case; ImageNet's have synonyms."""
+    listed: list[tuple[str, ...]] = [(name,) for name in names]
+    if classes == 1000:
+        listed += [(name, *synonyms) for name, synonyms in zip(imagenet.names(), imagenet.synonyms())]
+    known: dict[str, int] = {}
+    for position, terms in enumerate(listed):
+        for term in {part for name in terms for part in (name, *name.split(", "))}:
+            known.setdefault(term.lower(), position % classes)
+    return known
+
+
 def class_number(label: str | int, classes: int, names: Sequence[str], title: str) -> int:
     """Return the number of a class. Names are compared regardless of case; ImageNet's have synonyms.
 
@@ -224,18 +243,30 @@ def class_number(label: str | int, classes: int, names: Sequence[str], title: st
         if int(label) < classes and int(label) >= 0:
             return int(label)
         raise ValueError(f"{title}: class {label} is not one of 0 to {classes - 1}")
-    listed: list[tuple[str, ...]] = [(name,) for name in names]
-    if classes == 1000:
-        listed += [(name, *synonyms) for name, synonyms in zip(imagenet.names(), imagenet.synonyms())]
-    known: dict[str, int] = {}
-    for position, terms in enumerate(listed):
-        for term in {part for name in terms for part in (name, *name.split(", "))}:
-            known.setdefault(term.lower(), position % classes)
+    known = known_names(names, classes)
     if label.lower() in known:
         return known[label.lower()]
     similar = difflib.get_close_matches(label.lower(), known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(map(repr, similar))}?" if similar else f"classes are 0 to {classes - 1}"
     raise ValueError(f"{title}: unknown class {label!r}: {hint}")
+
+
+@cache
+def differing_label(ours: tuple[str, ...], theirs: tuple[str, ...], classes: int) -> str | None:
+    """Return how the labels of a model differ from the classes of a classifier with the same numbers; None if not.
+
+    Names that the classifier does not have may be others for the same classes, unless none of them is known.
+    """
+    if len(ours) != classes or not (theirs or classes == 1000):
+        return None
+    known = known_names(theirs, classes)
+    found = [known.get(name.lower()) for name in ours]
+    for k, number in enumerate(found):
+        if number not in (None, k):
+            return f"label {k} of the model is {ours[k]!r}, which is class {number} of the classifier"
+    if not any(number is not None for number in found):
+        return f"the model's labels, such as {ours[0]!r}, are not among the classes of the classifier"
+    return None
 
 
 @torch.no_grad()

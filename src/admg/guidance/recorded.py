@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from .base import Wrapper
+from .base import Wrapper, gradient_of
 from .state import State
 
 
@@ -27,4 +27,4 @@ class Recorded(Wrapper):
 
     def __call__(self, state: State) -> Tensor | None:
         self.steps.append(state.index)
-        return self.guide(state)
+        return gradient_of(self.guide, state)

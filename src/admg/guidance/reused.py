@@ -13,7 +13,7 @@ from torch import Tensor
 
 from admg.diffusion.gaussian import Prediction
 
-from .base import Guidance, Guide, Wrapper, begin, modified_prediction, uses_uncond
+from .base import Guidance, Guide, Wrapper, begin, gradient_of, modified_prediction, uses_uncond
 from .state import State, check_consistent
 
 
@@ -88,13 +88,13 @@ class ReusedRun(Guidance):
 
     def __call__(self, state: State) -> Tensor | None:
         if state.pure_noise:  # log σ is infinite
-            return self.guide(state)
+            return gradient_of(self.guide, state)
         fresh, factor = self._is_fresh(), -state.sigma / math.hypot(1, state.sigma)  # -√(1-ᾱ)
         self.evaluations += 1  # the gradient is the last that a sampler asks for at a step
         if not fresh:
             effect = self.gradients.value(math.log(state.sigma))
             return None if effect is None else effect / factor
-        gradient = self.guide(state)
+        gradient = gradient_of(self.guide, state)
         if gradient is not None:
             self.gradients.add(math.log(state.sigma), factor * gradient)
         return gradient

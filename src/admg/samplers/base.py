@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from admg.diffusion.gaussian import Images, Prediction
-from admg.guidance.base import Guide, begin, modified_prediction
+from admg.guidance.base import Guide, begin, gradient_of, modified_prediction
 from admg.guidance.state import DiffusionModel, State, check_consistent
 
 NoiseSampler = Callable[[Images, int], Images]
@@ -79,7 +79,7 @@ class GuidedModel:
             return self.model.predict(x, index, self.model_y, clip=self.clip), None
         state = self.state(x, index)
         state = state.with_pred(modified_prediction(self.guide, state))  # for example classifier-free guidance
-        g = self.guide(state)
+        g = gradient_of(self.guide, state)
         return state.prediction, None if state.pure_noise else g
 
     def predict_guided(self, x: Images, index: int) -> Prediction:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from admg.diffusion.gaussian import Diffusion, Images
+from admg.diffusion.signed import check_signed
 from admg.guidance import DiffusionModel, Guide
 from admg.guidance.operators import Mask
 
@@ -55,6 +56,7 @@ def _repaint(
 ) -> Iterator[Step]:
     if known.shape[1:] != x_T.shape[1:] or len(known) not in (1, len(x_T)):
         raise ValueError(f"known images of shape {tuple(known.shape)} for samples {tuple(x_T.shape)}")
+    check_signed(known, "the known images")
     x, guided, diffusion = x_T, guided_model(model, x_T, y, guide, clip, unconditional), model.diffusion
     known, mask = known.to(x_T), mask.to(x_T.device)
     for i, rise, last in path(len(diffusion), jump_length, resamplings):

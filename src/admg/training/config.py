@@ -119,6 +119,8 @@ class TrainConfig:
             raise ValueError(f"accumulate must be at most the batch size {self.batch_size}, got {self.accumulate}")
         check_schedule(self)
         given = (self.class_power is not None) + bool(self.class_weight)
+        if self.sampling == "weighted" and not given:
+            raise ValueError("sampling weighted needs class_power or class_weight")
         if given != (self.sampling == "weighted"):
             raise ValueError(
                 "sampling must be weighted, with either class_power or class_weight, if one of them is given"
