@@ -46,7 +46,7 @@ class ClassSampling:
         if labels is None:
             raise DataError(
                 f"the labels of a {type(dataset).__name__} are known only when its images are read: allowed is "
-                f'sampling="uniform", a data set of admg.data.open or from_arrays, or one whose `targets` are its labels'
+                f'sampling="uniform", a data set of admg.data.open or from_arrays, or one whose targets are its labels'
             )
         return WeightedOrder(seed, labels, self.shares(labels, dataset.label_names))
 
