@@ -180,3 +180,36 @@ def files_of_samples(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1)).astype(np.uint8)
     np.savez(tmp_path / "samples.npz", arr_0=images, arr_1=np.arange(20) % 2)
     return tmp_path / "samples.npz"
+
+
+def test_labels_without_effect(tiny_model):
+    message = "labels would have no effect: neither the model nor a guide uses them"
+    images = torch.zeros(1, 1, 8, 8)
+    for call in (
+        lambda: admg.sample(tiny_model, [1], steps=2, unconditional=True, progress=False),
+        lambda: admg.edit(tiny_model, images, [1], steps=2, unconditional=True, progress=False),
+        lambda: admg.interpolate(tiny_model, (0, 1), 1, steps=2, unconditional=True, progress=False),
+        lambda: admg.generation.Batcher(tiny_model).submit([1], steps=2, unconditional=True),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+class Flipped(torch.utils.data.Dataset):
+    """Whose items are flipped at random."""
+
+    def __len__(self):
+        return 24
+
+    def __getitem__(self, i):
+        image = torch.arange(64.0).view(1, 8, 8) / 64
+        return (image.flip(2) if torch.rand(()) < 0.5 else image), 0
+
+
+def test_random_transforms_do_not_depend_on_the_number_of_processes_or_the_batch():
+    dataset = from_dataset(Flipped())
+    parts = [next(batches(dataset, 12, seed=0, part=(rank, 3)))[0] for rank in range(3)]
+    whole = next(batches(dataset, 12, seed=0))[0]
+    assert torch.equal(whole, torch.cat(parts)) and len(whole[:, 0, 0, 0].unique()) == 2  # some are flipped
+    one, two = dataset.batch(range(6))[0], torch.cat([dataset.batch(range(i, i + 2))[0] for i in (0, 2, 4)])
+    assert torch.equal(one, two)

@@ -214,7 +214,8 @@ def test_label_names_of_a_torch_data_set():
     named = Pairs(items, classes=["cat", "dog", "cow"])
     assert from_dataset(named).label_names == ("cat", "dog", "cow")
     assert from_dataset(Subset(named, [0, 2])).label_names == ("cat", "dog", "cow")
-    assert from_dataset(Pairs(items, targets=[0, 1, 0, 1, 4])).label_names == tuple("01234")
+    few = [*items[:4], (items[4][0], 4)]
+    assert from_dataset(Pairs(few, targets=[0, 1, 0, 1, 4])).label_names == tuple("01234")
     assert from_dataset(Pairs(items)).label_names == ("0", "1")
     assert from_dataset(Pairs(items), label_names=["a", "b"]).label_names == ("a", "b")
     many = [(image, 0) for image in U8.repeat(8, axis=0)] + [(U8[0], 6)]  # the last label is not among the first items

@@ -106,7 +106,7 @@ def test_labels_of_the_network_during_inversion(tiny_model):
     admg.edit(model, image, ["two"], invert=True, from_labels=["zero"], strength=0.5, steps=4, progress=False)
     assert told == [(0, [0]), (33, [2]), (0, [2])]  # two of four levels: one step up between them, two down
     told.clear()
-    admg.edit(model, image, ["two"], invert=True, strength=0.5, steps=4, unconditional=True, progress=False)
+    admg.edit(model, image, [None], invert=True, strength=0.5, steps=4, unconditional=True, progress=False)
     assert [y for _, y in told] == [None] * 3
 
 

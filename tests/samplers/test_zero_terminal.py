@@ -32,6 +32,7 @@ MIXTURE = Mixture.of(SHAPE, [20, 10, 25, 15], rng.uniform(-0.5, 0.5, (4, *SHAPE)
 WORSE = replace(MIXTURE, means=0.7 * MIXTURE.means, variances=1.5 * MIXTURE.variances)
 Y = torch.tensor([0, 1, 2])
 X_T, KNOWN = (torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(i), dtype=torch.float64) for i in (0, 1))
+KNOWN = KNOWN.clamp(-1, 1)
 
 SAMPLERS = {
     "ddpm": samplers.ddpm,

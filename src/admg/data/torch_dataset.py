@@ -51,7 +51,8 @@ def from_dataset(
     labels: False leaves labels out, whatever they are.
 
     The items' random transforms may draw from the global generators of torch, NumPy and Python: these are seeded for
-    each batch, so that a resumed run reads the same images, and restored afterwards. Raises DataError, which is a
+    each item, so that a resumed run, and one on another number of processes, reads the same images, and restored
+    afterwards. Raises DataError, which is a
     ValueError, if the items are anything else.
 
     Example::
@@ -127,10 +128,12 @@ class TorchDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
     def batch(self, indices: Sequence[int], seeds: Sequence[Seed] | None = None) -> Batch:
         """Return images (n, C, S, S) in [-1, 1] and labels (n,), -1 for none.
 
-        Random transforms of the items follow from the first seed; without seeds they are the same each time.
+        Random transforms of an item follow from its seed, or without seeds from its number.
         """
-        with _seeded(seeds[0] if seeds else 0):
-            items = [_read(self.dataset, index, self.channels, self.labelled) for index in indices]
+        items = []
+        for index, seed in zip(indices, seeds or map(int, indices)):
+            with _seeded(seed):
+                items.append(_read(self.dataset, index, self.channels, self.labelled))
         x = np.stack([self._fitted(image, index) for (image, _), index in zip(items, indices)])
         y = [self._checked(label, index) for (_, label), index in zip(items, indices)]
         return torch.from_numpy(x), torch.tensor(y)

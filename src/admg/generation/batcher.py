@@ -23,7 +23,7 @@ from admg.guidance import ClassifierGuidance, Guide, State, log_prob_gradient
 from admg.models import UNet
 from admg.models.surgery import Replace, with_replaced
 
-from .labels import LabelsArgument, label_names, label_table, resolve_labels
+from .labels import LabelsArgument, check_labels_used, label_names, label_table, resolve_labels
 from .meeting import Call, Meeting
 from .modes import evaluation_mode, modules_in
 from .pairing import check_guide, check_null_label
@@ -101,6 +101,7 @@ class Batcher:
         )  # fmt: skip
         model, numbers = self.model.respace(steps), resolve_labels(self.model, guide, labels, num)
         check_guide(model, guide)
+        check_labels_used(model, guide, unconditional, numbers)
         check_null_label(model, numbers, unconditional)
         check_low_res(model, None, len(numbers))
         if new := set(modules_in((guide, recipe.sampler))) - self._evaluated:

@@ -20,7 +20,7 @@ from admg.engine.precision import Precision
 from admg.guidance import Bounded, Guide
 from admg.samplers import Sampler, Step, ddim_inversion
 
-from .labels import LabelsArgument, is_single, resolve_labels
+from .labels import LabelsArgument, check_labels_used, is_single, resolve_labels
 from .recipe import BatchSampler, Inputs, Recipe, Start, check_finite, dtype_of
 from .sample import as_model, draw_samples
 from .samples import Samples
@@ -68,6 +68,7 @@ def edit(
     """
     model = as_model(model)
     numbers = resolve_labels(model, guide, labels, len(images) if is_single(labels) else None)
+    check_labels_used(model, guide, unconditional, numbers)
     count = len(numbers)
     images = images.expand(count, -1, -1, -1) if len(images) == 1 else images
     check_images(model, images, count)

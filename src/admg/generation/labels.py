@@ -36,6 +36,13 @@ def uses_labels(model: Model, guide: Guide | None, unconditional: bool) -> bool:
     return guide is not None or (model.conditional and not unconditional)
 
 
+def check_labels_used(model: Model, guide: Guide | None, unconditional: bool, labels: Sequence[int | None]) -> None:
+    """Raise ValueError if images have labels that would have no effect."""
+    if any(label is not None for label in labels) and not uses_labels(model, guide, unconditional):
+        why = "neither the model nor a guide uses them" if model.labels.count else "this model has no labels"
+        raise ValueError(f"labels would have no effect: {why}")
+
+
 def check_num(num: int | None) -> None:
     """Raise ValueError unless a number of images is None or in its range."""
     if num is not None and not 1 <= num <= MOST_IMAGES:

@@ -17,7 +17,7 @@ from admg.engine.precision import Precision
 from admg.guidance import Guide
 from admg.samplers import NoiseSampler, Sampler
 
-from .labels import LabelsArgument, label_names, label_table, resolve_labels
+from .labels import LabelsArgument, check_labels_used, label_names, label_table, resolve_labels
 from .recipe import BatchSampler, Inputs, Recipe, check_has_small_images
 from .samples import Samples
 
@@ -76,6 +76,8 @@ def sample(
     """
     model = as_model(model)
     numbers = resolve_labels(model, guide, labels, num)
+    if not model.upsamples:  # whose images may keep the labels of the small ones
+        check_labels_used(model, guide, unconditional, numbers)
     recipe = Recipe(
         guide=guide, sampler=sampler, steps=steps, seed=seed, unconditional=unconditional,
         bound_guidance=bound_guidance, batch_size=batch_size, precision=precision, compile=compile,
