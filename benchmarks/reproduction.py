@@ -195,7 +195,10 @@ class Bench:
     def samples(self, model: admg.Model, seed: int, **options: Any) -> Metrics:
         labels = [i % CLASSES for i in range(self.sizes.samples)]
         options = {"sampler": "ddim", "steps": 25, "seed": seed, "batch_size": 100, "progress": False, **options}
-        return self.judge(model.shape[1])(admg.sample(model, labels, **options).x, labels)
+        used = not options.get("unconditional") or options.get("guide") is not None
+        return self.judge(model.shape[1])(
+            admg.sample(model, labels if used else [None] * len(labels), **options).x, labels
+        )
 
     def cell(self, claim: str, row: str, measure: Callable[[int], Metrics]) -> None:
         """Measure a row of a table with each seed, unless it is there."""

@@ -86,9 +86,12 @@ class StandIns:
         if command == "ema" and not Path(rest[0]).exists():
             self.data("photos")
             assert main(self.fitted(f"train --data photos --ema-snapshots 1 --out {rest[0]}".split())) == 0
-        if command in ("evaluate", "neighbours", "sweep", "ema"):
+        if command == "ema" and "--step" in rest:
+            rest = limited(rest, "--step", "6")
+        compares = command != "ema" or "--reference" in rest
+        if command in ("evaluate", "neighbours", "sweep", "ema") and compares:
             rest = limited(rest, "--network", FEATURES) if "efficientnet-lite0" not in rest else rest
-        if command in ("sample", "edit", "interpolate", "upsample", "sweep", "ema", "evaluate nll"):
+        if command in ("sample", "edit", "interpolate", "upsample", "sweep", "ema", "evaluate nll") and compares:
             rest = self.sampling(command, rest)
         if command == "tune-steps":
             for option, value in {"--steps": "5", "--fine": "6", "--num": "1", "--precision": "fp32"}.items():
@@ -137,7 +140,6 @@ class StandIns:
         rest = [*rest, "--overwrite"] if command in REPLACING and Path(*values(rest, "--out")).exists() else rest
         rest = limited(rest, "--frames", "3") if command == "interpolate" else rest
         rest = limited(rest, "--num-reference", "8") if command in ("sweep", "ema") else rest
-        rest = limited(rest, "--step", "6") if "--step" in rest else rest
         published = any(str(self.root) in value for value in values(rest, "--model"))
         if published and command == "sample" and not {"--classifier", "--cfg", "--upsampler"} & set(rest):
             rest = [*rest, "--classifier", str(self.root / "classifier")]

@@ -213,3 +213,40 @@ def test_random_transforms_do_not_depend_on_the_number_of_processes_or_the_batch
     assert torch.equal(whole, torch.cat(parts)) and len(whole[:, 0, 0, 0].unique()) == 2  # some are flipped
     one, two = dataset.batch(range(6))[0], torch.cat([dataset.batch(range(i, i + 2))[0] for i in (0, 2, 4)])
     assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 4])
+def test_what_a_guide_has_for_each_image_belongs_to_it_in_every_batch(tiny_model, tiny_classifier, batch_size):
+    images = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    small, weights = guidance.Downsample(2)(images), torch.eye(5)[[0, 3, 1, 1]] * 4
+
+    def embed(x):
+        return x.flatten(1)[:, :7]
+
+    guides = {
+        "DPS": guidance.DPS(guidance.Downsample(2), small),
+        "LinearInverse": guidance.LinearInverse(guidance.Downsample(2), small, 0.1),
+        "ILVR": guidance.ILVR(images, 2),
+        "labels": guidance.ExtendedClassifierGuidance(tiny_classifier, labels=weights),
+        "embedding": guidance.LossGuidance(guidance.EmbeddingDistance(embed, embed(images)), 10.0),
+    }
+    samplers = {"repaint": admg.samplers.repaint(images, torch.eye(8) > 0, jump_length=2, resamplings=2)}
+    options = {"steps": 4, "progress": False}
+    for name in (*guides, *samplers):
+        chosen = {"guide": guides.get(name), "sampler": samplers.get(name, "ddim"), **options}
+        whole = admg.sample(tiny_model, [1] * 4, batch_size=4, **chosen).x
+        parts = admg.sample(tiny_model, [1] * 4, batch_size=batch_size, **chosen).x
+        assert torch.allclose(whole, parts, atol=2e-3), name
+        if batch_size in (1, 2):  # as many rows as a batch, or between
+            with pytest.raises(ValueError, match=r"has 4 rows for 6 images: give one, or one for each image"):
+                admg.sample(tiny_model, [1] * 6, batch_size=batch_size, **chosen)
+
+
+@pytest.mark.thorough
+def test_a_row_for_each_image_of_a_run_with_shards(tiny_model, tmp_path):
+    images = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    guide = guidance.DPS(guidance.Downsample(2), guidance.Downsample(2)(images))
+    whole = admg.sample(tiny_model, [1] * 4, guide=guide, steps=3, progress=False).images
+    options = {"guide": guide, "steps": 3, "batch_size": 2, "shard_size": 2, "precision": "fp32"}
+    done = admg.generate(tiny_model, [1] * 4, out=tmp_path, progress=False, **options)
+    assert np.abs(done.read()[0:4].astype(int) - whole.astype(int)).max() <= 1

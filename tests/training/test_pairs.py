@@ -93,9 +93,9 @@ def test_a_model_says_whether_labels_were_dropped(tmp_path):
     assert never.label_dropout == admg.load(tmp_path / "never").label_dropout == 0
     options = {"steps": 1, "progress": False}
     admg.sample(never, ["cat"], **options)
-    for more in ({"guide": guidance.ClassifierFreeGuidance(2.0)}, {"unconditional": True}):
+    for label, more in (("cat", {"guide": guidance.ClassifierFreeGuidance(2.0)}), (None, {"unconditional": True})):
         with pytest.raises(ValueError, match="was never trained without labels"):
-            admg.sample(never, ["cat"], **options, **more)
+            admg.sample(never, [label], **options, **more)
     with pytest.raises(ValueError, match="was never trained without labels"):
         admg.sample(never, ["cat", None], **options)
     assert trained(tmp_path / "never", dropout=0.3, steps=2).label_dropout == 0.3

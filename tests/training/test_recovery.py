@@ -175,7 +175,7 @@ def test_what_may_change_is_recorded(digits, tmp_path):
     (change,) = record["changes"]
     assert change["step"] == 2 and "lr is 0.001 there, 1e-05 here" in change["changed"]
     (tmp_path / "run.json").write_text("{")  # a side file never stops the run
-    with pytest.warns(UserWarning, match=r"run\.json is passed over"):
+    with pytest.warns(UserWarning, match=r"run\.json is ignored"):
         assert len(losses(begin(digits, tmp_path, steps=5, lr=1e-5))) == 1
 
 

@@ -20,6 +20,7 @@ from admg.engine.compiling import Compile
 from admg.engine.memory import in_batches
 from admg.engine.precision import Precision, resolve
 from admg.guidance import Bounded, Guide, Recorded
+from admg.guidance.rows import drawing
 from admg.samplers import NoiseSampler, Step
 
 from .acceleration import batch_that_fits
@@ -124,11 +125,13 @@ class BatchSampler:
     """Draws batches of images. The model must already be at the steps of the recipe.
 
     labelled: whether any image has a label; the samplers then get labels for every batch
+    total: number of all images, if batches of some of them are drawn
     """
 
     model: Model
     recipe: Recipe
     labelled: bool = False
+    total: int = 0
 
     @contextmanager
     def ready(self, labels: Sequence[int | None]) -> Iterator[BatchSampler]:
@@ -145,7 +148,7 @@ class BatchSampler:
             parts = self.model, recipe.guide
             model, guide = accelerate_parts(parts, precision=recipe.precision, compile=recipe.compile)
             labelled = any(label is not None for label in labels)
-            yield BatchSampler(model, dataclasses.replace(recipe, guide=guide), labelled)
+            yield BatchSampler(model, dataclasses.replace(recipe, guide=guide), labelled, len(labels))
 
     def in_batches(
         self,
@@ -214,22 +217,25 @@ class BatchSampler:
         bounded = recipe.bounded_guide
         guide = None if bounded is None else Recorded(bounded)
         adapt_threads()
-        steps = find_sampler(recipe.sampler)(
-            model,
-            x,
-            y=y.to(model.device) if self.labelled or bool((y >= 0).any()) else None,
-            guide=guide,
-            noise_sampler=inputs.noise_sampler or noise,
-            unconditional=recipe.unconditional,
-        )
-        for done, step in enumerate(steps, 1):
-            adapt_threads()
-            x = step.x
-            on_step(len(y))
-            if watch is not None:
-                watch(step)
-            if max_steps is not None and done >= max_steps and (guide is None or guide.evaluated):
-                break
+        whole = self.total in (0, len(labels))  # else these are the images from `first` on
+        start = batch.start if whole else first + batch.start
+        with drawing(start, start + len(y), len(labels) if whole else self.total):
+            steps = find_sampler(recipe.sampler)(
+                model,
+                x,
+                y=y.to(model.device) if self.labelled or bool((y >= 0).any()) else None,
+                guide=guide,
+                noise_sampler=inputs.noise_sampler or noise,
+                unconditional=recipe.unconditional,
+            )
+            for done, step in enumerate(steps, 1):
+                adapt_threads()
+                x = step.x
+                on_step(len(y))
+                if watch is not None:
+                    watch(step)
+                if max_steps is not None and done >= max_steps and (guide is None or guide.evaluated):
+                    break
         if guide is not None and not guide.evaluated:
             raise ValueError(
                 f"the sampler {sampler_name(recipe.sampler)!r} never evaluated the guide, so its images would be "

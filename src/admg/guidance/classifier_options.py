@@ -15,6 +15,7 @@ from .divergence import Divergence
 from .gradient import At, bounded, check_at, dtype_of, gradient
 from .logits import check_arguments_at, check_logits
 from .numbers import Scale, check_scale, finite, per_image_norm, scale_at
+from .rows import rows
 from .state import State
 
 
@@ -122,7 +123,7 @@ def label_weights(labels: Mapping[int, float] | Tensor, logits: Float[Tensor, "n
         for label, weight in labels.items():
             weights[label] = weight
     else:
-        weights = labels.to(logits)
+        weights = (labels if labels.ndim == 1 else rows(labels, len(logits), "the weights of labels")).to(logits)
     if weights.shape not in ((k,), (n, k)):
         raise ValueError(f"label weights have shape {tuple(weights.shape)}, expected ({k},), or ({n}, {k}) per image")
     if not weights.isfinite().all():

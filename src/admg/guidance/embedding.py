@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 from admg.diffusion.gaussian import Images
 
 from .numbers import at_least_float32
+from .rows import rows
 
 Distance = Literal["spherical", "cosine"]
 
@@ -48,7 +49,8 @@ class EmbeddingDistance:
     def __call__(self, images: Images) -> Float[Tensor, " n"]:
         embedded = self.embed(images)
         embedded = embedded.to(at_least_float32(embedded))
-        target = self.target.to(embedded)
+        target = self.target if self.target.ndim == 1 else rows(self.target, len(embedded), "the target embedding")
+        target = target.to(embedded)
         if embedded.ndim != 2 or target.shape not in (embedded.shape, embedded.shape[1:], (1, *embedded.shape[1:])):
             raise ValueError(f"a target of shape {tuple(target.shape)} for embeddings {tuple(embedded.shape)}")
         u, v = normalize(embedded, dim=-1), normalize(target, dim=-1)

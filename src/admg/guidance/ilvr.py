@@ -13,6 +13,7 @@ from admg.diffusion.signed import check_signed
 
 from .base import Guidance, Guide, begin, gradient_of, modified_prediction, uses_uncond
 from .operators import Downsample
+from .rows import rows
 from .state import State
 
 
@@ -58,7 +59,8 @@ class ILVR(Guidance):
     def modify_prediction(self, state: State) -> Prediction:
         if self.guide is not None:
             state = state.with_pred(modified_prediction(self.guide, state))
-        y, x0 = self.reference.to(state.x), state.pred.x0
+        x0 = state.pred.x0
+        y = rows(self.reference, len(x0), "the reference").to(state.x)
         if y.shape[1:] != x0.shape[1:] or len(y) not in (1, len(x0)):
             raise ValueError(f"a reference of shape {tuple(y.shape)} for images {tuple(x0.shape)}")
         return state.with_x0(x0 + self.low(y - x0))

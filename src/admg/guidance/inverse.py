@@ -13,6 +13,7 @@ from admg.diffusion.gaussian import Images
 
 from .base import Guidance
 from .gradient import bounded, gradient
+from .rows import rows
 from .state import State
 
 
@@ -100,7 +101,7 @@ def residual(operator: Callable[[Images], Tensor], measurement: Tensor, x0: Imag
     predicted = operator(x0)
     if not measurement.is_floating_point():
         raise ValueError(f"the measurement is of type {measurement.dtype}: expected are floats, as of the operator")
-    y = measurement.to(predicted)
+    y = rows(measurement, len(predicted), "the measurement").to(predicted)
     if y.shape[1:] != predicted.shape[1:] or len(y) not in (1, len(predicted)):
         raise ValueError(
             f"the measurement has shape {tuple(y.shape)}, but the operator returns {tuple(predicted.shape)}"

@@ -13,6 +13,7 @@ from admg.diffusion.gaussian import Diffusion, Images
 from admg.diffusion.signed import check_signed
 from admg.guidance import DiffusionModel, Guide
 from admg.guidance.operators import Mask
+from admg.guidance.rows import rows
 
 from .base import NoiseSampler, Sampler, Step, gaussian_noise, guided_model
 
@@ -54,6 +55,7 @@ def _repaint(
     clip: bool = True,
     unconditional: bool = False,
 ) -> Iterator[Step]:
+    known = rows(known, len(x_T), "the known images")
     if known.shape[1:] != x_T.shape[1:] or len(known) not in (1, len(x_T)):
         raise ValueError(f"known images of shape {tuple(known.shape)} for samples {tuple(x_T.shape)}")
     check_signed(known, "the known images")

@@ -16,7 +16,8 @@ def sample_command(settings: Settings, entry: Entry, sheet: str = "") -> str:
     sheet: scales of a scale sheet, such as "scale=0,1,2"
     """
     parts = ["admg", "sample", "--model", settings.model, *label_options(settings), "--num", str(settings.num)]
-    parts += [*(["--sheet", sheet] if sheet else []), *drawing_options(settings, entry)]
+    varied = sheet.partition("=")[0]
+    parts += [*(["--sheet", sheet] if sheet else []), *drawing_options(settings, entry, varied)]
     return shlex.join([*parts, "--out", "samples"])
 
 
@@ -25,15 +26,17 @@ def label_options(settings: Settings) -> list[str]:
     return [part for label in settings.labels for part in ("--label", label)]
 
 
-def drawing_options(settings: Settings, entry: Entry) -> list[str]:
-    """Return the options of sampling and guidance that `admg sample` and the commands like it share."""
+def drawing_options(settings: Settings, entry: Entry, varied: str = "") -> list[str]:
+    """Return the options of sampling and guidance that `admg sample` and the commands like it share.
+
+    varied: "scale" or "cfg" if a sheet varies it, which is then left out
+    """
     parts: list[str] = []
-    if settings.guidance == NO_GUIDANCE:
-        parts += ["--scale", "0"]
-    elif settings.guidance == CLASSIFIER:
-        parts += ["--scale", number(settings.scale)]
+    if settings.guidance in (NO_GUIDANCE, CLASSIFIER):
+        scale = "0" if settings.guidance == NO_GUIDANCE else number(settings.scale)
+        parts += [] if varied == "scale" else ["--scale", scale]
     elif settings.guidance == "classifier-free":
-        parts += ["--cfg", number(settings.scale)]
+        parts += [] if varied == "cfg" else ["--cfg", number(settings.scale)]
     else:
         parts += ["--guide", settings.guide_spec]
     if settings.needs_classifier and entry.classifier_name != settings.model:

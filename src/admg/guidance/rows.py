@@ -1,0 +1,47 @@
+"""Values that a guide has for each image, while a sampler draws only some of the images at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The images start .. stop - 1 of `total`."""
+
+    start: int
+    stop: int
+    total: int
+
+
+_batch: ContextVar[Batch | None] = ContextVar("batch", default=None)
+
+
+@contextmanager
+def drawing(start: int, stop: int, total: int) -> Iterator[None]:
+    """State in this context which images a sampler draws, so that `rows` can find what belongs to them."""
+    token = _batch.set(Batch(start, stop, total))
+    try:
+        yield
+    finally:
+        _batch.reset(token)
+
+
+def rows(values: Tensor, count: int, what: str) -> Tensor:
+    """Return the rows of values (N, ...) that belong to the `count` images of a batch; a single row is for all images.
+
+    what: name of the values in messages
+
+    Raises ValueError if there are several batches and N is neither 1 nor the number of all images.
+    """
+    batch = _batch.get()
+    if len(values) == 1 or batch is None or batch.stop - batch.start != count or batch.total == count:
+        return values
+    if len(values) != batch.total:
+        raise ValueError(f"{what} has {len(values)} rows for {batch.total} images: give one, or one for each image")
+    return values[batch.start : batch.stop]
