@@ -264,6 +264,15 @@ def test_images_of_a_seed_equal_the_cpus(tiny_model, tiny_classifier, sampler):
 
 
 @on_gpu
+def test_images_are_encoded_with_their_labels_as_on_the_cpu(tiny_model):
+    images = torch.rand(2, *tiny_model.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    options = {"strength": 1.0, "steps": 10, "precision": "fp32"}
+    expected = admg.encode(copy.deepcopy(tiny_model).to("cpu"), images, [1, 2], **options)
+    found = admg.encode(copy.deepcopy(tiny_model).to(DEVICE), images, [1, 2], **options)
+    assert torch.allclose(found, expected, atol=1e-3)
+
+
+@on_gpu
 def test_with_and_without_the_label_in_one_call(tiny_model):
     """As many images as are asked for in one call, and one more."""
     model, guide = copy.deepcopy(tiny_model).to("cuda"), guidance.ClassifierFreeGuidance(2.0)

@@ -118,7 +118,7 @@ def encode(
     """
     model = as_model(model)
     check_images(model, images, len(images))
-    y = None if labels is None else label_tensor(model, labels, len(images), guide)
+    y = None if labels is None else label_tensor(model, labels, len(images), guide).to(model.device)
     numbers = [None] if y is None else [None if label < 0 else label for label in y.tolist()]
     model = lowest_steps(model.respace(steps), strength)
     noise = None if seed is None else SeededNoise(seed, range(len(images))).draw(model.shape).to(model.device)
