@@ -42,24 +42,27 @@ def explicit(spec: int | str, training: Mapping[str, Any], kind: str = "model") 
 
 def digest(folder: Path | str) -> str:
     """Return what identifies the weights of a checkpoint, for `store`. Raises CheckpointError if it cannot be used."""
-    content = read_config(folder)
+    return _digest(read_config(folder))
+
+
+def _digest(content: Mapping[str, Any]) -> str:
     training = {k: v for k, v in content.get("training", {}).items() if k != KEY}
     return hashlib.sha256(json.dumps({**content, "training": training}, sort_keys=True).encode()).hexdigest()
 
 
-def store(folder: Path | str, found: Mapping[int, Mapping[str, Any]], before: str | None = None) -> None:
+def store(folder: Path | str, found: Mapping[int, Mapping[str, Any]], found_for: str | None = None) -> None:
     """Add steps to the config.json of a checkpoint, by their number.
 
-    before: `digest` of the checkpoint that the steps were found for
+    found_for: `digest` of the checkpoint that the steps were found for
 
     Raises CheckpointError if the checkpoint cannot be used, or if it was replaced by another since then.
     """
-    if before is not None and digest(folder) != before:
+    content = read_config(folder)
+    if found_for is not None and _digest(content) != found_for:
         raise CheckpointError(
             f"{folder} was replaced during the search, so its steps are not stored: "
             f"{', '.join(str(entry['steps']) for entry in found.values())}"
         )
-    content = read_config(folder)
     training = dict(content.get("training", {}))
     before = training.get(KEY)
     training[KEY] = {**(before if isinstance(before, Mapping) else {}), **{str(n): dict(e) for n, e in found.items()}}

@@ -18,6 +18,7 @@ from admg.checkpoints.model import Classifier, Model
 from admg.diffusion.gaussian import Prediction
 from admg.engine.memory import is_out_of_memory
 from admg.guidance import Guide, State
+from admg.guidance.base import checked_gradient
 from admg.userfile import described, load_object
 
 from .pairing import check_guide
@@ -267,13 +268,7 @@ class UserGuide(guidance.Wrapper):
         return modified
 
     def __call__(self, state: State) -> Tensor | None:
-        score = self._called(lambda: self.guide(state))
-        if score is not None and not (isinstance(score, Tensor) and score.shape == state.x.shape):
-            found = f"shape {tuple(score.shape)}" if isinstance(score, Tensor) else f"type {type(score).__name__}"
-            raise ValueError(
-                f"{self.name} returned a gradient of {found}: one like x is needed, {tuple(state.x.shape)}"
-            )
-        return score
+        return checked_gradient(self._called(lambda: self.guide(state)), state, self.name)
 
     def _called(self, call: Callable[[], Any]) -> Any:
         try:

@@ -39,8 +39,13 @@ def uses_labels(model: Model, guide: Guide | None, unconditional: bool) -> bool:
 def check_labels_used(model: Model, guide: Guide | None, unconditional: bool, labels: Sequence[int | None]) -> None:
     """Raise ValueError if images have labels that would have no effect."""
     if any(label is not None for label in labels) and not uses_labels(model, guide, unconditional):
-        why = "neither the model nor a guide uses them" if model.labels.count else "this model has no labels"
-        raise ValueError(f"labels would have no effect: {why}")
+        raise no_effect(model.labels)
+
+
+def no_effect(table: Labels) -> ValueError:
+    """Return the error for labels that would have no effect. table: the labels that there are"""
+    why = "neither the model nor a guide uses them" if table.count else "this model has no labels"
+    return ValueError(f"labels would have no effect: {why}")
 
 
 def check_num(num: int | None) -> None:
@@ -151,8 +156,7 @@ def choose_labels(
     table = label_table(model, guide)
     if not uses_labels(model, guide, unconditional) or not table.count:
         if labels is not None and any(item is not None for item in label_list(labels)):
-            why = "neither the model nor a guide uses them" if table.count else "this model has no labels"
-            raise ValueError(f"labels would have no effect: {why}")
+            raise no_effect(table)
         return [None] * (num or (len(label_list(labels)) if labels is not None else 8)), None
     if labels is not None and not (isinstance(labels, str) and labels in ("balanced", "random")):
         numbers = resolve_labels(model, guide, labels)

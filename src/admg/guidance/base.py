@@ -155,11 +155,14 @@ def guide(function: Guide) -> Guidance:
 
 def gradient_of(guide: Guide, state: State) -> Tensor | None:
     """Return guide(state). Raises ValueError if it is neither None nor a tensor with the shape of state.x."""
-    found: Any = guide(state)
+    return checked_gradient(guide(state), state, getattr(guide, "__name__", type(guide).__name__))
+
+
+def checked_gradient(found: Any, state: State, name: str) -> Tensor | None:
+    """Return what the guide of this name returned. Raises ValueError as `gradient_of` does."""
     if found is None or (isinstance(found, Tensor) and found.shape == state.x.shape):
         return found
     what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"type {type(found).__name__}"
-    name = getattr(guide, "__name__", type(guide).__name__)
     raise ValueError(f"{name} returned a gradient of {what}: one like x is needed, {tuple(state.x.shape)}")
 
 
