@@ -20,6 +20,7 @@ from admg.evaluation import nll
 from admg.evaluation.label_classifier import load_label_classifier
 from admg.evaluation.real_images import open_real_images
 from admg.evaluation.sources import open_source
+from admg.generation.labels import resolve_labels
 from admg.guidance.pretrained import differing_label
 
 QUARTERS = """
@@ -180,6 +181,37 @@ def files_of_samples(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1)).astype(np.uint8)
     np.savez(tmp_path / "samples.npz", arr_0=images, arr_1=np.arange(20) % 2)
     return tmp_path / "samples.npz"
+
+
+def test_noise_of_another_scale_or_shape(tiny_model):
+    def of(x_T, **options):
+        return admg.sample(tiny_model, [0, 1], x_T=x_T, steps=2, progress=False, **options).x
+
+    noise = torch.randn(2, *tiny_model.shape, generator=torch.Generator().manual_seed(0))
+    of(0.5 * noise)  # of a lower temperature
+    for sigma_max in (14.6, 80):
+        with pytest.raises(ValueError, match=r"root mean square of .*: sampling begins with noise of unit variance"):
+            of(sigma_max * noise)
+    one = torch.cat([noise[:1], 80 * noise[1:]])
+    for wrong in (one, noise.numpy(), noise.to(torch.int64), noise[0], torch.full_like(noise, float("nan"))):
+        with pytest.raises(ValueError, match="x_T "):
+            of(wrong)
+    for shape in (tiny_model.shape, (1, *tiny_model.shape), (2, 1, 1, 1)):
+        with pytest.raises(ValueError, match="noise_sampler returned noise"):
+            of(noise, sampler="ddpm", noise_sampler=lambda x, index, shape=shape: torch.randn(shape))
+    draws = iter(torch.randn(9, 2, *tiny_model.shape))
+    of(noise, sampler="ddpm", noise_sampler=lambda x, index: next(draws))
+
+
+def test_labels_in_arrays(tiny_model):
+    named = dataclasses.replace(
+        tiny_model, labels=Labels(tiny_model.labels.count, list("abcdefghij")[: len(tiny_model.labels)])
+    )
+    for labels in (np.array(["a", "b"]), np.array(["a", 1], dtype=object), np.array([0, 1]), torch.tensor([0, 1])):
+        assert resolve_labels(named, None, labels) == [0, 1]
+    for wrong in ([True, False], np.array([True, False]), torch.tensor([True, False]), [0.0], np.array([[0, 1]])):
+        with pytest.raises(ValueError, match=r"neither an integer nor a name|must hold whole numbers"):
+            resolve_labels(named, None, wrong)
 
 
 def test_labels_without_effect(tiny_model):

@@ -93,7 +93,7 @@ def busy_ticks(stat: str, cores: set[int], polite: bool = False) -> int:
 
 
 def threads_beside(others: float, cores: int, all_cores: int) -> int:
-    """Return the number of threads that suits a process while others use so many of the cores.
+    """Return the number of threads that suits a process while others use this many of the cores.
 
     Each operation waits for the slowest of its threads, so that one thread on a core that is shared holds up all the
     others: only as many threads are used as there are free cores. At least a quarter of the cores is claimed, since

@@ -6,9 +6,13 @@ import hashlib
 import importlib.util
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
+
+from admg.engine.memory import is_out_of_memory
 
 TYPING = ("typing", "types", "collections.abc")
 """Modules of the types of aliases such as Callable[..., Tensor]."""
@@ -29,7 +33,7 @@ def load_object(spec: str) -> tuple[Any, str]:
     digest = hashlib.sha256(text).hexdigest()[:12]
     try:
         module = _executed(path, text, f"admg_user_{path.stem}_{digest}")
-    except (Exception, SystemExit) as error:  # the user's code may raise any exception
+    except (Exception, SystemExit) as error:
         raise ValueError(f"{path} cannot be imported: {described(error, path)}") from error
     if not hasattr(module, name):
         there = [key for key, value in vars(module).items() if _is_own(key, value, module)]
@@ -43,6 +47,21 @@ def _is_own(name: str, value: Any, module: ModuleType) -> bool:
         return True
     imported = isinstance(value, type | FunctionType | BuiltinFunctionType) or type(value).__module__ in TYPING
     return not name.startswith("_") and callable(value) and not imported
+
+
+@contextmanager
+def errors_of(spec: str) -> Iterator[None]:
+    """Raise any error of the code of `path/to/file.py:name` as one ValueError that names the file and the line.
+
+    Running out of memory passes as it is, since the caller may try again with a smaller batch. An empty `spec` changes
+    nothing: objects that are passed in Python raise their own errors.
+    """
+    try:
+        yield
+    except Exception as error:  # the user's code may raise any exception
+        if not spec or is_out_of_memory(error):
+            raise
+        raise ValueError(f"{spec}: {described(error, Path(spec.rpartition(':')[0]).expanduser())}") from error
 
 
 def described(error: BaseException, path: Path) -> str:

@@ -135,6 +135,10 @@ def test_bad_input_is_one_line_with_a_suggestion(capsys, command, words, line):
         ("steps = ", "is not valid TOML"),
         ("steps = " + "[" * 10_000, "is not valid TOML"),
         ("source = ''", "SOURCE: must not be empty"),
+        ("fast = 1", "run.toml: --fast needs true or false, not 1"),
+        ("fast = 'yes'", 'run.toml: --fast needs true or false, not "yes"'),
+        ("steps = true", "run.toml: --steps needs a value, not true"),
+        ("kind = false", "run.toml: --kind needs a value, not false"),
     ],
 )
 def test_bad_files_are_named(capsys, command, tmp_path, content, part):

@@ -263,6 +263,9 @@ def test_all_frames_can_be_images(tmp_path, recwarn):
     assert pixels[9:] == [[v] * 3 for v in (0, 50, 100, 150, 200, 255)]
     with pytest.raises(DataError, match="frames is 'last': allowed are 'first' and 'all'"):
         open_dataset(tmp_path / "files", 4, frames="last")
+    np.savez(tmp_path / "images.npz", arr_0=np.zeros((3, 4, 4, 3), np.uint8))
+    with pytest.raises(DataError, match=r'frames is "all", but .*images.npz holds arrays, which have no frames'):
+        open_dataset(tmp_path / "images.npz", 4, frames="all")
 
 
 def test_the_options_of_training_say_how_files_are_read(tmp_path, capsys):

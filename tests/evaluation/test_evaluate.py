@@ -667,3 +667,52 @@ def test_bad_input_of_evaluate_is_one_line(files, own, capsys, tmp_path):
     ]
     for arguments, message in wrong:
         assert message in refused(capsys, "evaluate", *arguments), arguments
+
+
+FAULTY = """
+import torch
+class Net(torch.nn.Module):
+    def forward(self, x):
+        return x.features
+class Classifier:
+    def predict(self, images):
+        return images.mean((1, 2, 7))
+class Unbuilt(torch.nn.Module):
+    def __init__(self):
+        self.layer = torch.nn.Linear(2, 2)
+def divide(samples, reference):
+    return len(samples) / 0
+def words(samples, reference):
+    return "good"
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--network", "FAULTY:Net"], "FAULTY:Net: AttributeError: "),
+        (["--network", "FAULTY:Net"], "(line 5)"),
+        (["--network", "FAULTY:Unbuilt"], "FAULTY:Unbuilt: AttributeError: cannot assign module before"),
+        (["--network", "OWN:Quarters", "--metrics", "FAULTY:divide"], "ZeroDivisionError: division by zero (line 13)"),
+        (["--network", "OWN:Quarters", "--metrics", "FAULTY:words"], "FAULTY:words: ValueError: could not convert"),
+        (["--network", "OWN:Quarters", "--metrics", "FAULTY:torch"], "FAULTY:torch is not a function of the features"),
+        (
+            ["--network", "OWN:Quarters", "--metrics", "accuracy", "--classifier", "FAULTY:Classifier"],
+            "FAULTY:Classifier: AxisError: axis 7 is out of bounds",
+        ),
+    ],
+)
+def test_errors_of_the_users_code_name_its_file_and_line(options, message, files, own, capsys, tmp_path):
+    path = tmp_path / "faulty.py"
+    path.write_text(FAULTY)
+    given = [option.replace("FAULTY", str(path)).replace("OWN", own) for option in options]
+    code, _, err = run(capsys, "evaluate", files["samples"], files["training"], *given)
+    assert code == 2
+    assert message.replace("FAULTY", str(path)) in err.splitlines()[-1]
+
+
+def test_a_metric_of_the_users_file_may_be_a_metric(files, own, capsys, tmp_path):
+    path = tmp_path / "metric.py"
+    path.write_text("from admg.evaluation.metrics.base import Metric\nmine = Metric.of(lambda a, b: len(a) + len(b))\n")
+    options = ["--network", f"{own}:Quarters", "--metrics", f"{path}:mine"]
+    assert figures_of(capsys, tmp_path, files["samples"], files["training"], *options)["<lambda>"]["value"] == 52

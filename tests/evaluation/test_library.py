@@ -73,6 +73,10 @@ def test_a_function_is_a_metric(names):
     )
     assert report["shift"] == 0 and report.get("shift").high == 1 and report["precision"] == 1
     assert "shift" in repr(report) and [step.done for step in steps[:1]] == [16]
+    for unused in ("label_classifier", "infinite"):
+        with pytest.raises(ValueError, match=f"{unused} is for the metric"):
+            given = {unused: Quarters() if unused == "label_classifier" else True}
+            admg.evaluate(names["images"], names["images"], ["precision"], features=Quarters(), progress=False, **given)
     with pytest.raises(KeyError, match="no 'fid' in this report: it has precision, shift"):
         report["fid"]
     with pytest.raises(ValueError, match="unknown metric 'precisoin': did you mean 'precision'"):

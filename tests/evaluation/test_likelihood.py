@@ -192,12 +192,25 @@ def test_labels_and_low_res_reach_the_network(tiny_model, tiny_upsampler):
         (torch.zeros(2, 1, 16, 16), None, "the model expects"),
         (torch.zeros(1, 8, 8), None, "the model expects"),
         (torch.zeros(0, 1, 8, 8), None, "no images"),
-        (torch.zeros(2, 1, 8, 8), torch.tensor([1]), "1 labels for 2 images"),
+        (torch.zeros(2, 1, 8, 8), torch.tensor([1]), r"labels of shape \(1,\) for 2 images"),
+        (torch.zeros(1, 1, 8, 8), torch.tensor([99]), "unknown label '99'"),
+        (torch.zeros(1, 1, 8, 8), torch.tensor([1.0]), "labels must be a tensor of whole numbers"),
+        (torch.zeros(1, 1, 8, 8), ["cat"], "labels must be a tensor of whole numbers"),
     ],
 )
 def test_impossible_images_are_refused(tiny_model, x0, y, message):
     with pytest.raises(ValueError, match=message):
         bits_per_dim(tiny_model.respace(2), x0, y)
+
+
+def test_a_warning_of_images_that_are_not_of_8_bits(tiny_model, recwarn):
+    model, levels = tiny_model.respace(2), torch.arange(256.0)[:64].reshape(1, 1, 8, 8)
+    for dtype in (torch.float32, torch.float16):
+        bits_per_dim(model, torch.cat([levels, levels + 192]).to(dtype) / 127.5 - 1)
+    assert not recwarn.list
+    for x0 in (levels / 127.5 - 1 + 0.002, torch.zeros(1, 1, 8, 8), (levels + 30) / 128 - 1):
+        with pytest.warns(UserWarning, match="some images are not of 8 bits"):
+            bits_per_dim(model, x0)
 
 
 # -- the command -----------------------------------------------------------------------------------------------------

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ import admg
 from admg.data import from_arrays
 from admg.models import SuperResConfig, SuperResUNet
 from admg.training import DiffusionTask, TrainConfig, UpsamplerTask
-from admg.training.held_out import divide, open_validation
+from admg.training.held_out import ClassifierValidationConfig, ValidationConfig, divide, open_validation
 from admg.training.validation import ValidationLoss, levels, losses_by_level
 
 SMALL = {name: value for name, value in TRUNK.items() if name not in ("image_size", "image_channels")}
@@ -249,6 +251,21 @@ def test_options_that_do_not_fit(without_previews, digits, tmp_path, capsys):
 def test_validation_on_the_training_images_is_noted(without_previews, digits, tmp_path):
     with pytest.warns(UserWarning, match="has the training images, on which validation is too favourable"):
         admg.data.DataConfig(data=digits, image_size=8).held_out(digits)
+    folder = Path(digits)
+    with pytest.warns(UserWarning, match="lies in .*: if its images are trained on, validation is too favourable"):
+        admg.data.DataConfig(data=str(folder.parent), image_size=8).held_out(digits)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a neighbour is no part of it
+        admg.data.DataConfig(data=str(folder.parent / f"{folder.name}-2"), image_size=8).held_out(digits)
+
+
+def test_a_number_of_validation_images_needs_validation_images(digits, tmp_path):
+    images = admg.data.DataConfig(data=digits, image_size=8)
+    assert ValidationConfig().chosen(images) is None
+    assert ValidationConfig(val_images=7, val_fraction=0.5).chosen(images) == 0.5
+    assert ClassifierValidationConfig(val_images=1000).chosen(images) is None  # its default
+    with pytest.raises(ValueError, match="--val-images is the number of validation images: give --val-data or"):
+        ClassifierValidationConfig(val_images=200).chosen(images)
 
 
 # -- previews ----------------------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ CONFIG = "config.json"
 FILES = frozenset({CONFIG, "model.safetensors"})
 VERSION = 1
 READS = 20
-"""Number of times that a checkpoint is read again if it has changed meanwhile, in a second."""
+"""Number of times that a checkpoint is read again if it changes while being read, within a second."""
 
 
 @dataclass(frozen=True)

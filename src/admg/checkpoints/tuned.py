@@ -25,7 +25,7 @@ def explicit(spec: int | str, training: Mapping[str, Any], kind: str = "model") 
 
     kind: "model" or "upsampler", for which steps cannot be tuned
 
-    Raises ValueError if it has none for so many steps.
+    Raises ValueError if it has none for this number of steps.
     """
     named = re.fullmatch(r"\s*tuned0*([1-9]\d*)\s*", spec, re.ASCII) if isinstance(spec, str) else None
     if named is None:

@@ -50,14 +50,14 @@ class Options:
     reference: an .npz, a folder of images, or a data set to compare samples with (default: no comparison)
     num: number of samples per length
     num_reference: number of reference images, spread evenly over all (default: all)
-    metrics: metrics as for admg evaluate (default: {",".join(METRICS)}, as far as possible)
+    metrics: metrics as for admg evaluate (default: {",".join(METRICS)}, where possible)
     no_interval: do not compute 95 % intervals
     split: part of the reference data, if they have both
     """
 
     run: Path = setting(positional=True, metavar="RUN")
     length: tuple[str, ...] | None = setting(
-        None, metavar="L1,L2,...", default_text=f"{','.join(LENGTHS)}, as far as the snapshots reach"
+        None, metavar="L1,L2,...", default_text=f"{','.join(LENGTHS)}, as far back as the snapshots reach"
     )
     step: int | None = setting(None, min=1)
     out: Path = setting(metavar="DIR")

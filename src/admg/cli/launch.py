@@ -42,7 +42,7 @@ def refuse_launcher(text: str, count: int) -> None:
 
 
 def gpu_count(text: str) -> int:
-    """Return the number of GPUs that "all" or a number stands for. Raises ValueError if there are not so many."""
+    """Return the number of GPUs that "all" or a number stands for. Raises ValueError if there are fewer."""
     import torch
 
     there = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -56,7 +56,7 @@ def gpu_count(text: str) -> int:
 
 
 def launch(count: int, argv: list[str], command: tuple[str, ...] = ADMG) -> int:
-    """Run a command in so many processes, which share its work, and return its exit code: that of the first to fail.
+    """Run a command in several processes that share its work, and return its exit code: that of the first to fail.
 
     The first process prints and shows the progress. What another one prints is shown if it fails first; the others are
     then sent SIGTERM, and killed if they still run after GRACE seconds. Ctrl-C and SIGTERM reach all of them, and so
@@ -134,7 +134,7 @@ def end(processes: list[subprocess.Popen[bytes]], grace: float) -> None:
 
 @contextmanager
 def passed_on(processes: list[subprocess.Popen[bytes]]) -> Iterator[None]:
-    """Context manager that passes SIGTERM on to the processes; a terminal sends them Ctrl-C by itself."""
+    """Context manager that passes SIGTERM on to the processes; a terminal sends them Ctrl-C on its own."""
 
     def forward(number: int, frame: Any) -> None:
         for process in processes:

@@ -152,6 +152,7 @@ def _from_file(parser: argparse.ArgumentParser, file: str, known: Mapping[str, O
         if _is_label(known[name].type):
             labels[name] = _labels(known[name], value, file)
         else:
+            _check_switch(known[name], value, file)
             words += _words(known[name], value)
     quiet = Parser(prog=parser.prog, add_help=False)
     for option in known.values():
@@ -173,6 +174,14 @@ def _labels(option: Option, value: Any, file: str) -> Any:
     if wrong is not None:
         raise ValueError(f"{file}: {flag(option)}: a label is an integer or text, not {config.toml_value(wrong)}")
     return tuple(items) if option.declared.repeat or isinstance(value, list) else value
+
+
+def _check_switch(option: Option, value: Any, file: str) -> None:
+    """Raise ValueError unless a switch is true or false, and any other option is neither."""
+    is_switch = _without_none(option.type) is bool
+    if is_switch != isinstance(value, bool):
+        wanted = "true or false" if is_switch else "a value"
+        raise ValueError(f"{file}: {flag(option)} needs {wanted}, not {config.toml_value(value)}")
 
 
 def _raise(file: str) -> Callable[[str], NoReturn]:

@@ -51,7 +51,7 @@ class Options:
     reference: an .npz, a folder of images, or a data set
     num_reference: number of reference images, spread evenly over all (default: all)
     label_classifier: classifier for the label accuracy: name or folder of a noisy classifier, or file.py:name
-    metrics: metrics as for admg evaluate (default: {",".join(METRICS)}, as far as possible)
+    metrics: metrics as for admg evaluate (default: {",".join(METRICS)}, where possible)
     no_interval: do not compute 95 % intervals
     feature_batch_size: number of images per batch of the feature network
     split: part of the reference data, if they have both

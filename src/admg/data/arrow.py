@@ -310,7 +310,7 @@ def _copy(file: Path, columns: Columns, progress: bool) -> Path:
         with ExitStack() as stack:
             with suppress(LockError):
                 stack.enter_context(locked(target))
-            if not target.is_file():  # another process may have made it meanwhile
+            if not target.is_file():  # another process may have made it in the meantime
                 _write_copy(file, target, columns, progress)
     except arrow().ArrowException as error:
         raise DataError(f"{file} cannot be read as a parquet file: {error}") from error

@@ -40,7 +40,7 @@ def describe_classes(dataset: ImageDataset) -> str:
 
 
 def empty_classes(dataset: ImageDataset) -> list[str]:
-    """Return the names of the classes that have no image, as far as is known."""
+    """Return the names of the classes that are known to have no image."""
     counts = class_counts(dataset)
     return [] if counts is None else [name for name, count in zip(dataset.label_names, counts) if not count]
 

@@ -92,8 +92,14 @@ class DataConfig:
         plain = replace(self, crop="center", flip=False)
         folder = Path(self.data).expanduser()
         if path:
-            if Path(path).expanduser().resolve() == folder.resolve():
+            given = Path(path).expanduser().resolve()
+            if given == folder.resolve():
                 warnings.warn(f"{path} has the training images, on which validation is too favourable", stacklevel=2)
+            elif folder.resolve() in given.parents:
+                warnings.warn(
+                    f"{path} lies in {self.data}: if its images are trained on, validation is too favourable",
+                    stacklevel=2,
+                )
             return replace(plain, data=path)
         if self.split == "test" or not folder.is_dir():
             return None

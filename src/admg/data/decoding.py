@@ -24,7 +24,7 @@ WIDE_MODES = frozenset({"I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
 """Modes of one channel with more than 8 bits."""
 GREY_MODES = frozenset({"1", "L", "LA"}) | WIDE_MODES
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
-"""Pillow's mode of images of so many channels."""
+"""Pillow's mode of images, by their number of channels."""
 ANIMATED = frozenset({"GIF", "PNG", "TIFF", "WEBP", "AVIF"})
 """Formats whose further frames are pictures of their own, unlike the previews in a camera's JPEG."""
 PHOTOMETRIC, SAMPLE_FORMAT, SIGNED = 262, 339, 2  # tags of TIFF, and a value

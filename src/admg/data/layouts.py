@@ -132,6 +132,8 @@ def open(
     else:
         if source not in ("auto", "none"):
             raise DataError(f"labels is {source!r}, but {file} is not a folder of images: choose 'auto' or 'none'")
+        if frames == "all":
+            raise DataError(f'frames is "all", but {file} holds arrays, which have no frames: leave frames out')
         dataset = _open_arrays(
             file, image_size, channels, fit, crop, source == "auto", names, value_range, wide_range, background
         )

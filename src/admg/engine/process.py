@@ -1,4 +1,4 @@
-"""Settings of the whole process. Commands make them; the library never does by itself."""
+"""Settings of the whole process. Commands make them; the library never does so on its own."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def follow_load(since: Reading | None) -> None:
 def adapt_threads() -> None:
     """Adapt the number of threads to the load of the machine, between two steps; does nothing unless `follow_load` did.
 
-    It must be called in the thread that computes, since OpenMP counts the threads of each by itself.
+    It must be called in the thread that computes, since OpenMP counts the threads of each separately.
     """
     if _adapting is not None:
         _adapting.adapt()

@@ -104,6 +104,10 @@ def evaluate(
     network = networks.load(features, weights).to(choose_device(device, processes.local_rank))
     chosen, notes = choose_metrics(metrics, network, ours, theirs, label_classifier is not None, infinite)
     labels = any(metric.needs == "labels" for metric in chosen)
+    if metrics is not None and label_classifier is not None and not labels:
+        raise ValueError("label_classifier is for the metric accuracy")
+    if metrics is not None and infinite and all(metric.name != "fid" for metric in chosen):
+        raise ValueError("infinite is for the metric fid")
     classifier = load_label_classifier(label_classifier, ours, network.device) if labels else None
     extractor = Extractor(network, cache_path(cache), batch_size, processes, progress)
     comparison = Comparison(theirs, extractor, tuple(chosen), interval, seed)
@@ -202,7 +206,7 @@ def one_size(source: Source) -> Source:
 def compare_channels(samples: Source, reference: Source, network: str | nn.Module | FeatureNetwork) -> None:
     """Raise ValueError if the images have other channels than the reference, or than the feature network takes.
 
-    Grey images can be compared with colour ones, which is warned of.
+    Comparing grey images with colour ones is allowed, with a warning.
     """
     found = [source for source in (samples, reference) if source.images is not None]
     for source in found:
@@ -240,9 +244,9 @@ def find_metric(metric: str | MetricFunction | Metric) -> Metric:
         return Metric.of(metric)
     if ".py:" in metric:
         found, _ = load_object(metric)
-        if not callable(found):
+        if not isinstance(found, Metric) and not callable(found):
             raise ValueError(f"{metric} is not a function of the features of samples and reference")
-        return found if isinstance(found, Metric) else Metric.of(found)
+        return found if isinstance(found, Metric) else Metric.of(found, spec=metric)
     if metric not in METRICS:
         hint = did_you_mean(metric, METRICS)
         raise ValueError(f"unknown metric {metric!r}: {hint or 'choose from ' + ', '.join(METRICS)}")

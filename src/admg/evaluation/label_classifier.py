@@ -18,6 +18,7 @@ from admg.checkpoints import loading
 from admg.checkpoints.model import Classifier
 from admg.generation.modes import evaluation_mode
 from admg.models import ClassifierConfig
+from admg.userfile import errors_of
 
 from .features import custom
 from .features.base import fingerprint
@@ -89,29 +90,33 @@ def load_label_classifier(
         return _noisy(classifier, loading.load_classifier(classifier), source, device)
     if isinstance(classifier, str):
         found, digest = custom.from_file(classifier)
-        name, spec = classifier.rpartition(":")[2], classifier
+        name = classifier.rpartition(":")[2]
+        spec = file = classifier
     else:
-        found, digest = classifier, ""
+        found, digest, file = classifier, "", ""
         name = spec = type(classifier).__name__
     if source.label_names:
         raise ValueError(
             f"the labels of {source.name} are names, and those of {spec} are numbers: use an .npz with arr_1"
         )
     if callable(getattr(found, "predict", None)):
-        predict = _evaluated(lambda images: np.asarray(found.predict(images)), found)
+        predict = _evaluated(lambda images: np.asarray(found.predict(images)), found, spec=file)
         return LabelClassifier(name, predict, None, _identity(found, digest))
     if isinstance(found, nn.Module):
         module = found.to(device)
-        predict = _evaluated(lambda images: _labels(module(to_x(images, device))), module)
+        predict = _evaluated(lambda images: _labels(module(to_x(images, device))), module, spec=file)
         return LabelClassifier(name, predict, None, _identity(found, digest))
     raise ValueError(f"{spec} has no method predict(images) and is not a torch.nn.Module")
 
 
-def _evaluated(predict: Predict, *parts: Any) -> Predict:
-    """Return the function with the modules of these objects in evaluation mode during each call."""
+def _evaluated(predict: Predict, *parts: Any, spec: str = "") -> Predict:
+    """Return the function with the modules of these objects in evaluation mode during each call.
+
+    spec: `path/to/file.py:name` of a user's classifier, which errors of its code name
+    """
 
     def call(images: np.ndarray) -> np.ndarray:
-        with evaluation_mode(*parts):
+        with evaluation_mode(*parts), errors_of(spec):
             return predict(images)
 
     return call

@@ -6,6 +6,7 @@ each step are computed too, as in guided-diffusion.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 
@@ -21,6 +22,9 @@ from admg.diffusion.signed import check_signed
 from admg.engine.acceleration import accelerate_parts
 from admg.engine.precision import Precision
 from admg.generation.modes import evaluation_mode
+
+OFF_LEVEL = 0.1
+"""How far a value may be from one of the 256 levels, in levels. Two roundings to float16 move it by up to 0.1."""
 
 NoiseAt = Callable[[Images, int], Images]
 """Maps (x_0, t) to the noise (N, C, H, W) that is added to x_0 at step t."""
@@ -81,13 +85,14 @@ def bits_per_dim(
     clip: bool = True,
     precision: Precision = "fp32",
 ) -> BitsPerDim:
-    """Return the bound of images x0 (N, C, H, W) in [-1, 1] over all steps of `model.diffusion`.
+    """Return the bound of images x0 (N, C, H, W) over all steps of `model.diffusion`.
 
+    The images are of 8 bits, k / 127.5 - 1 for k = 0 .. 255; others get a warning, since their bound means little.
     Respace the model for fewer steps. Arguments and errors are those of `terms`; to show progress, iterate over `terms`
     and pass the result to `gather`.
 
     >>> model = admg.load("fashion-mnist").respace(4)
-    >>> bound = bits_per_dim(model, torch.zeros(2, *model.shape))
+    >>> bound = bits_per_dim(model, torch.full((2, *model.shape), -1.0))
     >>> bound.vb.shape, bool((bound.total > 0).all())
     (torch.Size([2, 4]), True)
     """
@@ -161,8 +166,24 @@ def _check(model: Model, x0: Images, y: Tensor | None) -> None:
         )
     if len(x0) == 0:
         raise ValueError("no images")
+    if y is not None:
+        _check_labels(model, y, len(x0))
     if y is None or bool((y < 0).any()):
         model.check_unconditional()
     check_signed(x0)
-    if y is not None and len(y) != len(x0):
-        raise ValueError(f"{len(y)} labels for {len(x0)} images")
+    levels = (x0.double() + 1) * 127.5
+    if not torch.allclose(levels, levels.round(), rtol=0, atol=OFF_LEVEL):
+        warnings.warn(
+            "some images are not of 8 bits, with values k / 127.5 - 1: the bound is meaningful for such images only",
+            stacklevel=3,
+        )
+
+
+def _check_labels(model: Model, y: Tensor, count: int) -> None:
+    """Raise ValueError unless these are label numbers of the model, -1 for none, one for each image."""
+    if not isinstance(y, Tensor) or y.is_floating_point() or y.dtype == torch.bool:
+        raise ValueError("labels must be a tensor of whole numbers (N,)")
+    if y.shape != (count,):
+        raise ValueError(f"labels of shape {tuple(y.shape)} for {count} images: one number for each is needed")
+    for number in set(y[y >= 0].tolist()):
+        model.labels.number(number)

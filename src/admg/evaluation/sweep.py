@@ -141,7 +141,7 @@ def sweep(
     options: shards, processes and overwriting, see `JobOptions`
     progress: True for bars, False for none, or a function that is called with the progress of each sampling job
     on_cell: a function that is called before each cell, see OnCell
-    metrics: see `evaluate`; by default fid, is, precision, recall and accuracy, as far as possible
+    metrics: see `evaluate`; by default fid, is, precision, recall and accuracy, where possible
     features, label_classifier, num_reference, fit, split, value_range, interval, weights, batch_size, cache: see
         `evaluate`
     Raises ValueError before anything is written if a cell cannot be sampled or evaluated.

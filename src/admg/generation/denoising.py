@@ -51,7 +51,7 @@ class Denoising:
         self.t.append(float(step.t))
 
     def some(self, most: int) -> list[int]:
-        """Return the numbers of at most so many steps, evenly spaced, with the first and the last."""
+        """Return the numbers of at most `most` evenly spaced steps, among them the first and the last."""
         count = min(most, len(self.t))
         return sorted({round(i * (len(self.t) - 1) / max(count - 1, 1)) for i in range(count)})
 

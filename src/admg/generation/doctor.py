@@ -60,7 +60,7 @@ class Finding:
 
 
 def examine(seconds: float = 5.0) -> Iterator[Finding]:
-    """Yield the findings. The last one is a test of speed that takes about so many seconds; 0 leaves it out."""
+    """Yield the findings. The last one is a speed test that takes about this many seconds; 0 leaves it out."""
     device = choose_device()
     yield Finding("versions", _versions())
     yield from _device(device)
@@ -183,7 +183,7 @@ def _caches() -> Iterator[Finding]:
 
 
 def speed(device: torch.device, seconds: float = 5.0) -> Finding:
-    """Return how fast the network of the shipped model is here, against plain PyTorch, measured for so many seconds."""
+    """Return how fast the shipped model's network is here, against plain PyTorch, measured for this many seconds."""
     model = loading.load("fashion-mnist").to(device)
     plain, fast = model.network, accelerate(model.network, device)
     x, t = torch.randn(8, *model.shape, device=device), torch.full((8,), 500.0, device=device)

@@ -55,7 +55,7 @@ def label_title(name: str, number: int | None) -> str:
 
 @contextmanager
 def figure_fonts(*texts: str) -> Iterator[None]:
-    """Let matplotlib draw these texts, as far as there are fonts with their letters."""
+    """Let matplotlib draw these texts, if there are fonts with their letters."""
     import matplotlib
     from matplotlib import font_manager
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,9 @@ from admg import guidance
 from admg.checkpoints import loading
 from admg.checkpoints.model import Classifier, Model
 from admg.diffusion.gaussian import Prediction
-from admg.engine.memory import is_out_of_memory
 from admg.guidance import Guide, State
 from admg.guidance.base import checked_gradient
-from admg.userfile import described, load_object
+from admg.userfile import errors_of, load_object
 
 from .pairing import check_guide
 from .pretrained_specs import PRETRAINED, is_pretrained, load_pretrained
@@ -34,7 +33,7 @@ class GuideSet:
     cfg: guidance scale of classifier-free guidance, or None
     others: further guides, which are added
     interval: noise levels (low, high) outside of which there is no guidance, or None
-    reuse: the guides are evaluated at every so many steps; see guidance.Reused
+    reuse: the guides are evaluated once in this many steps; see guidance.Reused
     """
 
     classifier: Classifier | None = None
@@ -87,7 +86,7 @@ def load_guides(
     specs: kinds of admg.guidance such as "apg:4,eta=0.5" and networks of other libraries such as "clip:a red coat",
         which take the place of the classifier's guidance, and "path/to/file.py:name", which are added to it
     interval: "low,high", noise levels
-    reuse: the guides are evaluated at every so many steps; see guidance.Reused
+    reuse: the guides are evaluated once in this many steps; see guidance.Reused
     keep_classifier: load the classifier even at scale 0
     Raises ValueError for an unknown guide, an option out of range, or a classifier that does not fit the model.
     """
@@ -264,16 +263,10 @@ class UserGuide(guidance.Wrapper):
     digest: str = ""
 
     def modify_prediction(self, state: State) -> Prediction:
-        modified: Prediction = self._called(lambda: super(UserGuide, self).modify_prediction(state))
-        return modified
+        with errors_of(f"{self.path}:{self.name}"):
+            return super().modify_prediction(state)
 
     def __call__(self, state: State) -> Tensor | None:
-        return checked_gradient(self._called(lambda: self.guide(state)), state, self.name)
-
-    def _called(self, call: Callable[[], Any]) -> Any:
-        try:
-            return call()
-        except Exception as error:
-            if is_out_of_memory(error):  # the caller retries with a smaller batch
-                raise
-            raise ValueError(f"{self.path}:{self.name}: {described(error, self.path)}") from error
+        with errors_of(f"{self.path}:{self.name}"):
+            gradient = self.guide(state)
+        return checked_gradient(gradient, state, self.name)

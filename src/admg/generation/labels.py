@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from admg.checkpoints.labels import Labels
@@ -73,8 +72,10 @@ def resolve_labels(
 
 def label_list(labels: LabelsArgument) -> list[Label]:
     """Return one label or several as a list. Negative numbers in a tensor or array become None."""
+    if isinstance(labels, np.ndarray) and labels.dtype.kind in "UO" and labels.ndim == 1:
+        return list(labels.tolist())  # of names, or of names and numbers
     if isinstance(labels, Tensor | np.ndarray):
-        if torch.is_floating_point(torch.as_tensor(labels)) or labels.ndim > 1:
+        if np.asarray(labels).dtype.kind not in "iu" or labels.ndim > 1:
             raise ValueError(
                 f"a tensor of labels must hold whole numbers (N,), got {labels.dtype} {tuple(labels.shape)}"
             )
@@ -103,6 +104,8 @@ def label_number(table: Labels, label: Any) -> int | None:
     if isinstance(label, str):
         return table.parse(label) if isinstance(label, TypedLabel) else table.number(label)
     try:
+        if isinstance(label, bool | np.bool_):
+            raise TypeError
         number = operator.index(label)
     except TypeError:
         raise ValueError(f"label {label!r} is neither an integer nor a name") from None

@@ -65,7 +65,7 @@ class Meeting:
     def ask(self, call: Call) -> Tensor:
         """Return the result of a call, from a thread that belongs to the meeting.
 
-        Raises what the call raises, and CancelledError if the meeting is closed meanwhile.
+        Raises what the call raises, and CancelledError if the meeting is closed in the meantime.
         """
         with self.changed:
             self.calls.append(call)

@@ -225,7 +225,7 @@ class BatchSampler:
                 x,
                 y=y.to(model.device) if self.labelled or bool((y >= 0).any()) else None,
                 guide=guide,
-                noise_sampler=inputs.noise_sampler or noise,
+                noise_sampler=noise if inputs.noise_sampler is None else checked_noise(inputs.noise_sampler),
                 unconditional=recipe.unconditional,
             )
             for done, step in enumerate(steps, 1):
@@ -243,6 +243,18 @@ class BatchSampler:
             )
         check_finite(x, first + batch.start)
         return x.to("cpu", dtype_of(model))
+
+
+def checked_noise(noise_sampler: NoiseSampler) -> NoiseSampler:
+    """Return a noise sampler that raises ValueError for noise of another shape, which might be broadcast."""
+
+    def draw(x: Images, index: int) -> Images:
+        noise = noise_sampler(x, index)
+        if noise.shape != x.shape:
+            raise ValueError(f"noise_sampler returned noise {tuple(noise.shape)} for images {tuple(x.shape)}")
+        return noise
+
+    return draw
 
 
 def check_has_small_images(model: Model) -> None:

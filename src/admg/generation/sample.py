@@ -11,7 +11,7 @@ import torch
 from admg.checkpoints import loading
 from admg.checkpoints.model import Model
 from admg.diffusion.gaussian import Images
-from admg.diffusion.signed import check_signed
+from admg.diffusion.signed import check_noise, check_signed
 from admg.engine.compiling import Compile
 from admg.engine.precision import Precision
 from admg.guidance import Guide
@@ -58,16 +58,17 @@ def sample(
     bound_guidance: whether gradients of the guide are limited to what images in [-1, 1] make possible, see
         guidance.Bounded; False for the paper's algorithm and the numbers of guided-diffusion
     batch_size: images per batch; None: as many as fit in memory, at most 64, and half as many from where it runs out
-    x_T: noise to start from (N, C, H, W), in place of the seed's; its height and width may differ from the model's
-    noise_sampler: (x, index) -> noise of a step, in place of the seed's
+    x_T: noise of unit variance to start from (N, C, H, W), in place of the seed's; its height and width may differ from
+        the model's
+    noise_sampler: (x, index) -> noise of a step, of the shape of x, in place of the seed's
     low_res: (N, C, h, w) in [-1, 1], the small images for an upsampling model
     augment_level: level of noise to add to them, see upsample()
     first: number of the first image, for a process that generates images first .. first + N - 1 of a larger set
     precision: number format of matrix products: fp32, auto (bf16 where it is native), bf16, or fp16 (on GPUs)
     compile: whether torch.compile builds the networks first: auto (no), on or off
     progress: whether to show a progress bar
-    Raises ValueError for an unknown label, sampler or respacing, and for low_res or a level that do not fit the model;
-    FloatingPointError if an image is not finite, as after an overflow.
+    Raises ValueError for an unknown label, sampler or respacing, for noise of another shape or scale, and for low_res
+    or a level that do not fit the model; FloatingPointError if an image is not finite, as after an overflow.
 
     >>> import admg
     >>> samples = admg.sample("fashion-mnist", "coat", num=2, steps=2, progress=False)
@@ -83,8 +84,10 @@ def sample(
         bound_guidance=bound_guidance, batch_size=batch_size, precision=precision, compile=compile,
         augment_level=augment_level,
     )  # fmt: skip
-    if x_T is not None and len(x_T) != len(numbers):
-        raise ValueError(f"x_T has {len(x_T)} images for {len(numbers)} labels")
+    if x_T is not None:
+        check_noise(x_T)
+        if len(x_T) != len(numbers):
+            raise ValueError(f"x_T has {len(x_T)} images for {len(numbers)} labels")
     check_low_res(model, low_res, len(numbers))
     inputs = Inputs(x_T=x_T, low_res=low_res, noise_sampler=noise_sampler)
     return draw_samples(BatchSampler(model.respace(steps), recipe), numbers, inputs, first=first, progress=progress)

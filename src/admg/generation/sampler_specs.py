@@ -12,9 +12,8 @@ from typing import Any
 from admg import samplers
 from admg.config import did_you_mean
 from admg.diffusion.gaussian import Images
-from admg.engine.memory import is_out_of_memory
 from admg.samplers import Sampler, Step
-from admg.userfile import described, load_object
+from admg.userfile import errors_of, load_object
 
 SAMPLERS: dict[str, Sampler] = {
     name: function for name, function in vars(samplers).items() if inspect.isgeneratorfunction(function)
@@ -125,12 +124,8 @@ class UserSampler:
     digest: str
 
     def __call__(self, model: Any, x_T: Images, **options: Any) -> Iterator[Step]:
-        try:
+        with errors_of(f"{self.path}:{self.name}"):
             yield from self.function(model, x_T, **options)
-        except Exception as error:
-            if is_out_of_memory(error):  # the caller retries with a smaller batch
-                raise
-            raise ValueError(f"{self.path}:{self.name}: {described(error, self.path)}") from error
 
 
 @dataclass(eq=False)

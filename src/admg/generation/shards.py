@@ -94,7 +94,7 @@ class Shards:
         """Whether the images of shard k, which is there, have another checksum than when they were written."""
         try:
             NpzImages(self.path(k)).verify()
-        except FileNotFoundError:  # merged meanwhile
+        except FileNotFoundError:  # merged in the meantime
             return False
         except (OSError, ValueError):
             return True

@@ -89,7 +89,7 @@ class FromNoise:
 
 @dataclass(frozen=True)
 class TrainedReading:
-    """How the images of a model's training were read, as far as that is known, for images of the same kind.
+    """How the images of a model's training were read, if known, for images of the same kind.
 
     wide_range: values of black and white in images of more than 8 bits
     background: grey level behind transparent pixels and around padded images

@@ -12,7 +12,7 @@ CLEAN = ": a classifier of clean images guides with ExtendedClassifierGuidance(c
 
 
 def check_arguments(classifier: Callable[..., Any], *arguments: str, instead: str = "") -> None:
-    """Raise ValueError if a classifier cannot be called with these arguments, as far as its signature tells.
+    """Raise ValueError if a classifier cannot be called with these arguments, judging by its signature.
 
     instead: what to do then
     """

@@ -31,7 +31,7 @@ class DiffusionModel(Protocol):
 
 @dataclass
 class NetworkPredictions:
-    """The network's predictions at one step, as far as they have been computed."""
+    """The network's predictions at one step, if they have been computed."""
 
     unguided: Prediction | None = None
     uncond: Prediction | None = None

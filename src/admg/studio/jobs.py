@@ -66,7 +66,7 @@ class Job:
             raise Stopped(self.reason)
 
     def report(self, update: Any) -> None:
-        """Show an update, in place of an earlier one that nobody has looked at, and check()."""
+        """Show an update, in place of an earlier one that has not been looked at, and check()."""
         self.latest = update
         self.changed.set()
         self.check()

@@ -64,7 +64,7 @@ class FrechetDistance:
     num: number of samples
     network: the network that computes the features
 
-    Raises ValueError if the network does not take images of so many channels.
+    Raises ValueError if the network does not take images with this number of channels.
     """
 
     every: int

@@ -43,8 +43,12 @@ class ValidationConfig:
         """Return the argument `validation` of `train_diffusion` and others: images, a share of `images`, or None.
 
         images: the training images
+        Raises ValueError if a number of validation images is given, but none are.
         """
-        return images.held_out(self.val_data) if self.val_fraction is None else self.val_fraction
+        chosen = images.held_out(self.val_data) if self.val_fraction is None else self.val_fraction
+        if chosen is None and self.val_images != type(self).val_images:
+            raise ValueError("--val-images is the number of validation images: give --val-data or --val-fraction")
+        return chosen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +140,7 @@ def open_validation(data: Data, training: ImageDataset, name: str, unlabelled: b
 
 
 def with_channels(dataset: ImageDataset, channels: int) -> ImageDataset:
-    """Return grey images in colour, or colour ones in grey, with a note, if there are to be so many channels."""
+    """Return grey images in colour, or colour ones in grey, with a note, if that gives this number of channels."""
     if not isinstance(dataset, Dataset) or {dataset.channels, channels} != {1, 3}:
         return dataset
     made = "grey, as the training images are" if channels == 1 else "in colour, with three equal channels"

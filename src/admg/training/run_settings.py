@@ -75,7 +75,7 @@ def data_of(dataset: ImageDataset) -> dict[str, Any]:
 
 
 def reading_of(dataset: Dataset) -> dict[str, Any]:
-    """Return how files become pixels, as far as it was stated or follows from the files."""
+    """Return how files become pixels, if that was stated or follows from the files."""
     decoding = dataset.decoding
     frames = None if dataset.frames is None else checksum(np.asarray(dataset.frames, np.int64).tobytes())
     return {

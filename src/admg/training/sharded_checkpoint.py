@@ -59,7 +59,7 @@ def save_parts(
 
 
 def numbers_of_files(parts: Mapping[str, Tensor], size: int) -> dict[str, int]:
-    """Return the number of the file that each tensor is written to, from 1; a file holds about so many bytes."""
+    """Return the number of the file that each tensor is written to, from 1; a file holds about `size` bytes."""
     numbers, total = {}, 0
     for name, value in parts.items():
         numbers[name] = 1 + total // size

@@ -160,7 +160,7 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
     def stop(self) -> None:
         """Ask the run to end after the step that it is computing, with a checkpoint. Signal handlers may call this.
 
-        If there are several processes, one of them that is asked is enough.
+        With several processes, it is enough to ask one of them.
         """
         self._stop = True
 
@@ -182,7 +182,7 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
         if self._overwrite:
             run_directory.clear(self.out)
         elif checkpointing.saved(self.out) != self._found:
-            raise ValueError(f"another process has trained in {self.out} meanwhile: start again")
+            raise ValueError(f"another process has trained in {self.out} in the meantime: start again")
         else:
             run_directory.remove_after(self.out, self.step)  # what is damaged
             checkpointing.remove_old(self.out, self.config.keep_checkpoints, self.config.keep_every)
@@ -352,7 +352,7 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
                 not_fatal(f"the model card in {folder}", partial(write_card, folder, model, details))
 
     def _descriptions(self) -> dict[str, Mapping[str, Any]]:
-        """Return what a checkpoint says of the run, in case that the files that say it outside are damaged."""
+        """Return what a checkpoint says of the run, in case the files outside that say it are damaged."""
         found: dict[str, Mapping[str, Any]] = {}
         with suppress(ValueError, TypeError):  # of a task or of provenance that cannot be written
             model = self.task.as_model(self.learner.plain, self._training_record(self.learner.average))
@@ -372,7 +372,7 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
             return {}
 
     def _due(self, every: int) -> bool:
-        """Whether something is done at this step: every so many steps, and at the last one."""
+        """Whether something is done at this step: at every multiple of `every`, and at the last one."""
         return self.step % every == 0 or self.step == self.config.steps
 
     @property

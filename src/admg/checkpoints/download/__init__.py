@@ -85,7 +85,7 @@ def download(url: str, path: Path, expected: Expected = ANY) -> Iterator[Progres
     """Download a missing file, yielding the progress. Concurrent downloads of the file wait for the first one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path):
-        if path.is_file():  # another process has downloaded it meanwhile
+        if path.is_file():  # another process has downloaded it in the meantime
             return
         errors = []
         for source in sources(url):

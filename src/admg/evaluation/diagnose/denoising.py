@@ -56,7 +56,7 @@ class Probe:
         return Probe(self.x0[chosen], *parts, self.levels, self.alpha_bar, self.spread)
 
     def conditioning(self) -> dict[str, Tensor]:
-        """Return the labels and small images, as far as there are any, by argument name."""
+        """Return the labels and small images, if there are any, by argument name."""
         given = {"y": self.y, "low_res": self.low_res}
         return {name: value for name, value in given.items() if value is not None}
 

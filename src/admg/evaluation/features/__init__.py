@@ -42,5 +42,5 @@ def load(
         return dinov2.load(network, offline)
     if ".py:" in network:
         module, text = custom.from_file(network)
-        return custom.from_module(module, network.rpartition(":")[2], text)
+        return custom.from_module(module, network.rpartition(":")[2], text, spec=network)
     raise ValueError(f"unknown feature network {network!r}: choose {', '.join(NAMES)}, or file.py:name")

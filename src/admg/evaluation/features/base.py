@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from admg.checkpoints.weights import digest_of
 from admg.engine import adapt_threads
 from admg.generation.modes import evaluation_mode
+from admg.userfile import errors_of
 
 Pixels = UInt8[Tensor, "n c h w"]  # C = 3, unless the network takes any channels
 ImagesAsFloat = Float[Tensor, "n 3 h2 w2"]
@@ -51,6 +52,7 @@ class FeatureNetwork:
     identity: checksum of weights, architecture and preprocessing; equal identities have equal features
     probabilities: maps features (N, D) to p(y | x) (N, K) for the Inception Score; None if there are no classes
     any_channels: whether images of other than one or three channels are passed on as they are
+    spec: `path/to/file.py:name` of a user's network, which errors of its code name
     """
 
     name: str
@@ -59,6 +61,7 @@ class FeatureNetwork:
     identity: str
     probabilities: Callable[[Float[np.ndarray, "n d"]], Float[np.ndarray, "n k"]] | None = None
     any_channels: bool = False
+    spec: str = ""
 
     @property
     def is_inception(self) -> bool:
@@ -88,15 +91,15 @@ class FeatureNetwork:
     def __call__(self, images: UInt8[np.ndarray, "n h w c"]) -> Activations:
         """Return the features of images, computed in float32; grey ones become three equal channels.
 
-        TF32 is off, since its lower precision changes FID. Raises ValueError if the network does not take images of so
-        many channels, if the module does not return features (N, D), or if they are not finite.
+        TF32 is off, since its lower precision changes FID. Raises ValueError if the network does not take images with
+        this number of channels, if the module does not return features (N, D), or if they are not finite.
         """
         adapt_threads()
         check_channels(self, images.shape[3], "the images")
         images = np.broadcast_to(images, (*images.shape[:3], 3)) if images.shape[3] == 1 else images
         pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(self.device)
         exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False)
-        with exact, evaluation_mode(self.module, self.prepare):
+        with exact, evaluation_mode(self.module, self.prepare), errors_of(self.spec):
             output = self.module(self.prepare(pixels))
         features, maps = output if isinstance(output, tuple) else (output, None)
         if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(images):
@@ -109,7 +112,7 @@ class FeatureNetwork:
 
 
 def check_channels(network: Any, channels: int, what: str) -> None:
-    """Raise ValueError if a feature network, or its name, does not take images of so many channels."""
+    """Raise ValueError if a feature network, or its name, does not take images with this number of channels."""
     own = isinstance(network, nn.Module) or (isinstance(network, str) and ".py:" in network)
     if channels not in (1, 3) and not own and not getattr(network, "any_channels", False):
         name = network if isinstance(network, str) else network.name

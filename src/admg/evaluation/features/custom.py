@@ -7,12 +7,12 @@ from typing import Any
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from admg.userfile import load_object
+from admg.userfile import errors_of, load_object
 
 from .base import FeatureNetwork, fingerprint
 
 
-def from_module(module: nn.Module, name: str = "", source: str = "") -> FeatureNetwork:
+def from_module(module: nn.Module, name: str = "", source: str = "", spec: str = "") -> FeatureNetwork:
     """Return a feature network from a module that maps x (N, C, H, W) in [-1, 1] to features (N, D).
 
     C is 3 for grey and colour images, and else the number of channels of the images.
@@ -21,6 +21,7 @@ def from_module(module: nn.Module, name: str = "", source: str = "") -> FeatureN
 
     name: shown with the metrics; by default the name of the class
     source: anything else that determines the features, such as the code; it becomes part of the identity
+    spec: the user's file that the module is from, `path/to/file.py:name`, which errors of its code name
     Raises ValueError if it is not a module.
     """
     if not isinstance(module, nn.Module):
@@ -29,7 +30,7 @@ def from_module(module: nn.Module, name: str = "", source: str = "") -> FeatureN
     name = name or type(module).__name__
     if name.lower().startswith("inception"):  # the names FID and IS are for the published network only
         name = f"own-{name}"
-    return FeatureNetwork(name, module, prepare, fingerprint(module, name, source), any_channels=True)
+    return FeatureNetwork(name, module, prepare, fingerprint(module, name, source), any_channels=True, spec=spec)
 
 
 def to_unit_range(images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
@@ -45,7 +46,5 @@ def from_file(spec: str) -> tuple[Any, str]:
     found, digest = load_object(spec)
     if isinstance(found, nn.Module) or not callable(found):
         return found, digest
-    try:
+    with errors_of(spec):
         return found(), digest
-    except Exception as error:  # the user's code may raise anything
-        raise ValueError(f"{spec}() failed: {type(error).__name__}: {' '.join(str(error).split())}") from None

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from admg.evaluation.features.base import Activations, FeatureNetwork
+from admg.userfile import errors_of
 
 from .intervals import Estimate
 from .statistics import Features, Gaussian, StoredStatistics
@@ -97,12 +98,16 @@ class Metric:
     stored: bool = False
 
     @classmethod
-    def of(cls, function: Callable[[Features, Features], Estimate | float]) -> Metric:
-        """Make a metric from a function of the features (N, D) of samples and (M, D) of the reference."""
+    def of(cls, function: Callable[[Features, Features], Estimate | float], spec: str = "") -> Metric:
+        """Make a metric from a function of the features (N, D) of samples and (M, D) of the reference.
+
+        spec: the user's file that the function is from, `path/to/file.py:name`, which errors of its code name
+        """
 
         def compute(inputs: Inputs) -> Estimate:
-            value = function(inputs.samples.features, inputs.reference.features)
-            return value if isinstance(value, Estimate) else Estimate(float(value))
+            with errors_of(spec):
+                value = function(inputs.samples.features, inputs.reference.features)
+                return value if isinstance(value, Estimate) else Estimate(float(value))
 
         name = getattr(function, "__name__", type(function).__name__)
         return cls(name, compute, title=lambda network: name)
