@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, ModuleType
@@ -19,7 +20,7 @@ TYPING = ("typing", "types", "collections.abc")
 
 
 def load_object(spec: str) -> tuple[Any, str]:
-    """Return the object and a checksum of its file.
+    """Return the object and a checksum of its file and of the files of the same folder that it imports.
 
     Raises ValueError with a one-line message if there is no such file or name, or if running the file fails.
     """
@@ -30,7 +31,9 @@ def load_object(spec: str) -> tuple[Any, str]:
     if not path.is_file():
         raise ValueError(f"{spec}: there is no file {path}")
     text = path.read_bytes()
-    digest = hashlib.sha256(text).hexdigest()[:12]
+    imported = imports_of(path.resolve(), text)
+    digest = hashlib.sha256(b"".join([text, *imported.values()])).hexdigest()[:12]
+    forget(imported)
     try:
         module = _executed(path, text, f"admg_user_{path.stem}_{digest}")
     except (Exception, SystemExit) as error:
@@ -39,6 +42,46 @@ def load_object(spec: str) -> tuple[Any, str]:
         there = [key for key, value in vars(module).items() if _is_own(key, value, module)]
         raise ValueError(f"{path} has no {name!r}" + (f": it has {', '.join(there)}" if there else ""))
     return getattr(module, name), digest
+
+
+def imports_of(path: Path, text: bytes) -> dict[Path, bytes]:
+    """Return the files of the same folder that a file imports, directly or through others, and what they hold."""
+    found: dict[Path, bytes] = {}
+    waiting = [(path, text)]
+    while waiting:
+        file, source = waiting.pop()
+        for candidate in _imported(file, source, path.parent):
+            if candidate != path and candidate not in found and candidate.is_file():
+                found[candidate] = candidate.read_bytes()
+                waiting.append((candidate, found[candidate]))
+    return dict(sorted(found.items()))
+
+
+def _imported(file: Path, source: bytes, folder: Path) -> Iterator[Path]:
+    """Yield the paths that the modules imported in a file would have if they were in this folder."""
+    try:
+        nodes = [*ast.walk(ast.parse(source))]
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # running the file says what is wrong
+        return
+    for node in nodes:
+        names, start = [], folder
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            module = [node.module] if node.module else []
+            names = [".".join(module), *(".".join([*module, alias.name]) for alias in node.names)]
+            start = folder if node.level == 0 else [file, *file.parents][min(node.level, len(file.parents))]
+        for parts in (name.split(".") for name in names if name):
+            for depth in range(1, len(parts) + 1):
+                at = start.joinpath(*parts[:depth])
+                yield from (at.with_suffix(".py"), at / "__init__.py")
+
+
+def forget(files: Container[Path]) -> None:
+    """Let Python import these files again, since they may have changed."""
+    for name, module in list(sys.modules.items()):
+        if (file := getattr(module, "__file__", None)) and Path(file) in files:
+            del sys.modules[name]
 
 
 def _is_own(name: str, value: Any, module: ModuleType) -> bool:

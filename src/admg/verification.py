@@ -105,9 +105,7 @@ def check_folder(folder: Path) -> Check | None:
     """Return what reads a folder as a whole, or None if its files are read one by one."""
     if (folder / checkpointing.CHECKSUMS).is_file() or folder in checkpointing.saved(folder.parent.parent):
         return checkpoint
-    if {native.CONFIG, "model.safetensors"} <= {path.name for path in folder.iterdir()}:
-        return model if native.is_ours(folder / native.CONFIG) else None
-    return None
+    return model if native.is_ours(folder / native.CONFIG) else None
 
 
 def check_file(path: Path) -> Check | None:

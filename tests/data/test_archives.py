@@ -132,7 +132,7 @@ def test_an_archive_of_a_folder_is_the_same_data_set(photos, tmp_path, kind, opt
 
 
 def test_system_folders_of_archives_are_named(photos, tmp_path):
-    with pytest.warns(UserWarning, match=r"left out the hidden and system folders of .*photos.zip: .*__MACOSX"):
+    with pytest.warns(UserWarning, match=r"left out the hidden and system folders, .*photos.zip: .*__MACOSX"):
         open_dataset(zipped(photos, tmp_path / "photos.zip"), 8)
 
 

@@ -128,7 +128,7 @@ def test_frozen_parameters_have_no_optimiser_state_and_stay_in_the_average_too(t
         frozen = name.startswith("input_blocks.") or name == "middle_block.1.qkv.weight"
         assert torch.equal(value, old[name]) == frozen or name == "label_emb.weight", name
     for other in ((), ("input_blocks.*",), ("input_blocks.*", "middle_block.1.proj_out.weight")):
-        with pytest.raises(ValueError, match=r"cannot resume from .*: it trained \d+ tensors, others than the \d+ of"):
+        with pytest.raises(ValueError, match=r"cannot resume from .*: it trained other tensors .* \(freeze\)"):
             admg.train_diffusion(ZOO, tmp_path / "b", config(steps=5, freeze=other), **options)
     trained = [p for p in whole.learner.network.parameters() if p.requires_grad]
     assert len(whole.learner.optimizer.state) == len(trained) == len(new) - sum(

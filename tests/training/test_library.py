@@ -305,13 +305,15 @@ def test_validation_data_may_lack_a_class(tmp_path):
 
 
 def test_an_unlabelled_model_is_trained_on_files_with_any_names(tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
     for name in ("IMG_0001.png", "holiday.png"):
-        Image.new("L", (8, 8), 50).save(tmp_path / name)
-    (tmp_path / "dataset.json").write_text("not JSON")
+        Image.new("L", (8, 8), 50).save(photos / name)
+    (photos / "dataset.json").write_text("not JSON")
     unlabelled = ObjectiveConfig(unlabelled=True)
-    for data in (tmp_path, DataConfig(data=str(tmp_path), image_size=8)):
+    for data in (photos, DataConfig(data=str(photos), image_size=8)):
         training = admg.train_diffusion(data, tmp_path / "out", config(), network=SMALL, objective=unlabelled)
         assert len(training.dataset) == 2 and training.model.labels.count == 0 and not training.model.conditional
-    contradiction = DataConfig(data=str(tmp_path), image_size=8, labels="prefix")
+    contradiction = DataConfig(data=str(photos), image_size=8, labels="prefix")
     with pytest.raises(ValueError, match=r"unlabelled .* leaves labels out, and labels .* is prefix: choose one"):
         admg.train_diffusion(contradiction, tmp_path / "out", config(), network=SMALL, objective=unlabelled)

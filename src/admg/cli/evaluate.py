@@ -58,8 +58,8 @@ class Options:
         check(self)
         if self.classifier and self.metrics is not None and "accuracy" not in self.metrics:
             raise ValueError("classifier is for the metric accuracy")
-        if self.infinite and self.metrics is not None and "fid" not in self.metrics:
-            raise ValueError("infinite is for the metric fid")
+        if self.infinite and self.metrics is not None and not {"fid", "sfid"} & {*self.metrics}:
+            raise ValueError("infinite is for the metrics fid and sfid")
 
 
 def run(options: Options) -> None:

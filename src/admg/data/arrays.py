@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import warnings
 import zipfile
 import zlib
 from collections.abc import Collection
@@ -98,6 +99,9 @@ def open_arrays_file(path: Path, labels: bool) -> Arrays:
     if "arr_0" not in found:
         raise DataError(f"{path} has no arr_0 (it has {listed(names) or 'nothing'}): allowed is arr_0, the images")
     images, values = found["arr_0"], found.get("arr_1")
+    unused = [name for name in names if "label" in name.lower() or name in ("y", "targets", "classes")]
+    if labels and values is None and unused:
+        warnings.warn(f"{path} has no labels: those are arr_1, and {listed(unused)} is not read", stacklevel=2)
     if images.ndim == 3:
         images = images[..., None]
     numeric = np.issubdtype(images.dtype, np.integer) or np.issubdtype(images.dtype, np.floating)

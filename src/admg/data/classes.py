@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -51,7 +52,8 @@ def with_classes(
     """Return the data set with its labels numbered as in `names`, matched by their names.
 
     what, other: the images and what has these names, for messages
-    Labels that are only numbers keep them. Raises DataError if there are no labels, or if one is not in `names`.
+    Labels that are only numbers keep them, unless they are among the names; see `as_numbers`. Raises DataError if there
+    are no labels, or if one is not in `names`.
     """
     own = dataset.label_names
     if not own:
@@ -62,12 +64,37 @@ def with_classes(
     if getattr(dataset, "numbered", False):
         if len(own) > len(names):
             raise DataError(f"{differ}: {len(own) - 1} is not among 0 to {len(names) - 1}, {listed(names)}")
-        return Renumbered(dataset, tuple(range(len(own))), tuple(names))
+        counts = class_counts(dataset)
+        used = [number for number in range(len(own)) if counts is None or counts[number]]
+        return Renumbered(dataset, as_numbers(len(own), used, names, what), tuple(names))
     empty = empty_classes(dataset)
     if unknown := [name for name in own if name not in names and name not in empty]:
         raise DataError(f"{differ}: {listed(unknown)} is not among {listed(names)}")
     at = {name: number for number, name in enumerate(names)}
     return Renumbered(dataset, tuple(at.get(name, -1) for name in own), tuple(names))
+
+
+def as_numbers(count: int, used: Sequence[int], names: Sequence[str], what: str) -> tuple[int, ...]:
+    """Return which of `names` each of the labels 0 .. count-1 is, which are numbers without names.
+
+    Class folders may have numbers for names, which are sorted as text: 0, 1, 10, 2. So labels that are all among the
+    names are taken for these names, with a warning if that changes a number. Otherwise a number is the position.
+
+    used: the labels that images have
+    what: the images, for the warning
+    """
+    at = {name: number for number, name in enumerate(names)}
+    if not all(name.isdecimal() for name in names) or all(at.get(str(number)) == number for number in used):
+        return tuple(range(count))
+    matched = all(str(number) in at for number in used)
+    example = next(number for number in used if at.get(str(number)) != number)
+    way = f"class {str(example)!r}" if matched else f"class number {example}, {names[example]!r}"
+    warnings.warn(
+        f"the labels of the {what} are numbers, and the classes have numbers for names ({listed(names, 5)}): label "
+        f"{example} is taken for {way}",
+        stacklevel=3,
+    )
+    return tuple(at.get(str(number), -1) if matched else number for number in range(count))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,16 @@ from PIL import Image, ImageOps
 from .errors import DataError
 from .members import ImagePath, check_pixels, open_image
 from .transforms import Pixels
-from .value_range import ValueRange, check_extremes, check_range, clear_range, extremes, infer_range, to_8_bits
+from .value_range import (
+    ValueRange,
+    check_8_bits,
+    check_extremes,
+    check_range,
+    clear_range,
+    extremes,
+    infer_range,
+    to_8_bits,
+)
 
 T = TypeVar("T")
 Frames = Literal["first", "all"]
@@ -230,6 +239,16 @@ def check_depth(paths: Sequence[ImagePath], what: object) -> None:
             f"the images in {what} have colours of 16 bits, but no value above {high * 256 + 255}, so that they may "
             f"have fewer bits: scale them to 8 bits, or store them as an .npz with value_range"
         )
+
+
+def check_not_binary(paths: Sequence[ImagePath], what: object) -> None:
+    """Raise DataError if the only values of 8-bit grey files are 0 and 1. Mostly, one file shows that they are not."""
+    try:
+        highest = max(some_of(paths, _highest, 1), default=255)
+        highest = highest if highest > 1 else max(some_of(paths, _highest))
+    except (DataError, OSError):  # an image that cannot be decoded is named when it is used
+        return
+    check_8_bits(0, highest, f"the images in {what}")
 
 
 def some_of(paths: Sequence[ImagePath], function: Callable[[Image.Image], T], most: int = PROBED) -> list[T]:

@@ -346,7 +346,9 @@ def _entries(path: Path, entries: list[Any]) -> dict[str, int]:
     for entry in entries:
         match entry:
             case [str(name), int(label)] if 0 <= label < 2**63 and not isinstance(label, bool):
-                labels[nfc(name.replace("\\", "/"))] = label
+                name = nfc(name.replace("\\", "/"))
+                if labels.setdefault(name, label) != label:
+                    raise DataError(f"{path} has {name} twice, with the labels {labels[name]} and {label}")
             case _:
                 shown = json.dumps(entry, ensure_ascii=False)[:80]
                 raise DataError(

@@ -12,7 +12,7 @@ from PIL import Image
 
 from .arrays import Split, open_arrays_file, open_idx
 from .dataset import Crop, Dataset, Fit, check_options
-from .decoding import Decoding, Frames, choose_decoding, note_frames
+from .decoding import Decoding, Frames, check_not_binary, choose_decoding, note_frames
 from .errors import DataError, check_choice
 from .folder import ImageFile
 from .labelling import LabelSource, checked_names, checked_source, find_labels, names_for
@@ -20,7 +20,7 @@ from .listing import Listing
 from .scan import Verify, open_images
 from .sources import find_source
 from .transforms import check_pad
-from .value_range import ValueRange, infer_range, to_8_bits, to_signed
+from .value_range import ValueRange, check_array_8_bits, infer_range, to_8_bits, to_signed
 
 FASHION_MNIST_LABELS = (
     "T-shirt/top",
@@ -129,6 +129,8 @@ def open(
         decoding = choose_decoding(kinds, root, **ranges, background=background, padded=padded, every=every)
         dataset = _open_images(file, images, image_size, channels, fit, source, names, frames)
         dataset = replace(dataset, skipped=skipped, decoding=decoding)
+        if value_range is None and all(kind.mode == "L" for _, kind in kinds):
+            check_not_binary([path for path, _ in kinds], root)
     else:
         if source not in ("auto", "none"):
             raise DataError(f"labels is {source!r}, but {file} is not a folder of images: choose 'auto' or 'none'")
@@ -224,6 +226,8 @@ def range_in(
 ) -> ValueRange | None:
     """Return the values of black and white of an array, None for 0 and 255 of 8 bits. Raises DataError if unclear."""
     if images.dtype == np.uint8:
+        if value_range is None:
+            check_array_8_bits(images, what)
         return None if value_range == (0, 255) else value_range
     return value_range or wide_range or infer_range(images, what)
 

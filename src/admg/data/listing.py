@@ -140,6 +140,9 @@ def _walk(folder: str, prefix: str, above: tuple[str, ...], left_out: list[str],
             entries = sorted(found, key=lambda entry: (nfc(entry.name), entry.name))
     except OSError as error:
         raise DataError(f"cannot list the folder {folder}: {error.strerror}") from error
+    if prefix and is_run({entry.name for entry in entries}):
+        left_out.append(prefix.rstrip("/"))
+        return
     for entry in entries:
         hidden, linked = entry.name.startswith("."), entry.is_symlink()
         if os.path.isdir(entry.path) if linked else entry.is_dir():
@@ -151,6 +154,11 @@ def _walk(folder: str, prefix: str, above: tuple[str, ...], left_out: list[str],
             continue
         elif linked or entry.is_file():  # a broken link is reported; opening a pipe would block
             yield _listed(entry, prefix) if sizes else ListedFile(prefix + entry.name)
+
+
+def is_run(names: set[str]) -> bool:
+    """Whether a folder with these files is a training run, whose pictures are not part of a data set."""
+    return "run.json" in names and not names.isdisjoint({"checkpoints", "log.csv"})
 
 
 def is_hidden_folder(folder: str) -> bool:

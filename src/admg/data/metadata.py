@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,16 @@ def metadata_labels(root: Path, names: Sequence[str]) -> list[int | str] | None:
     rows = [] if path is None else _rows(path)
     column = next((name for name in LABELS if rows and name in rows[0]), None)
     if path is None or column is None:
+        if path is not None and rows:
+            note_columns(path, rows[0])
         return None
     found: dict[str, Any] = {}
     for row in rows:
         if not isinstance(row.get(FILE_NAME), str):
             raise DataError(f"{path} has a row without {FILE_NAME}: {str(row)[:80]}")
-        found[nfc(row[FILE_NAME].replace("\\", "/").removeprefix("./"))] = _label(row.get(column))
+        name, label = nfc(row[FILE_NAME].replace("\\", "/").removeprefix("./")), _label(row.get(column))
+        if found.setdefault(name, label) != label:
+            raise DataError(f"{path} has {name} twice, with the labels {found[name]} and {label}")
     missing = [name for name in names if found.get(nfc(name)) is None]
     if missing:
         raise DataError(
@@ -40,6 +45,17 @@ def metadata_labels(root: Path, names: Sequence[str]) -> list[int | str] | None:
             f'labels for all images, or labels="folders", "prefix" or "none" (--labels)'
         )
     return [found[nfc(name)] for name in names]
+
+
+def note_columns(path: Path, row: Mapping[str, Any]) -> None:
+    """Warn of metadata in which no column of labels is recognised, though there are columns besides the file's name."""
+    columns = [str(name) for name in row if name != FILE_NAME]
+    if columns:
+        warnings.warn(
+            f"{path} has no column of labels: it has {listed(columns, 5)}; recognised are columns called "
+            f"{', '.join(LABELS[:5])}, ..., in a CSV file separated by commas",
+            stacklevel=2,
+        )
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

@@ -29,7 +29,7 @@ BAR_AFTER = 2.0
 """Seconds of reading after which a progress bar appears."""
 
 Checked = ImageFile | str
-"""An image, or the reason why a file is none."""
+"""An image, or the reason why it is not an image."""
 
 
 def open_images(
@@ -49,7 +49,8 @@ def open_images(
     root = listing.root
     files = [file for file in listing.files if file.name not in (DESCRIPTION, *METADATA)]
     if listing.left_out:
-        warnings.warn(f"left out the hidden and system folders of {root}: {listed(listing.left_out)}", stacklevel=2)
+        what = f"the hidden and system folders, and training runs, of {root}"
+        warnings.warn(f"left out {what}: {listed(listing.left_out)}", stacklevel=2)
     if not files:
         empty = "is an empty folder" if listing.members is None else f"is a {listing.kind} that holds none"
         raise DataError(f"{root} {empty}: allowed is a folder of images or of IDX files")

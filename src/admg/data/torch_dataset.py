@@ -18,11 +18,11 @@ from torch import Tensor
 from .dataset import Batch, ImageDataset, Seed, check_options, summary
 from .decoding import WIDE_MODES, Decoding, wide_array
 from .errors import DataError
-from .labelling import checked_names
+from .labelling import MOST_LABELS, checked_names
 from .listing import nfc
 from .memory import channels_last
 from .transforms import center_crop
-from .value_range import ValueRange, check_range, infer_range, to_8_bits, to_signed
+from .value_range import ValueRange, check_8_bits, check_range, infer_range, to_8_bits, to_signed
 
 PROBED = 16
 """Number of items that are read to learn the size and the value range of the images."""
@@ -45,15 +45,15 @@ def from_dataset(
     image_size: side of the images in pixels; by default that of the first image. PIL images and integers of another
         size are scaled and cropped; floats must have this size.
     channels: by default that of the first image; 2 and 4 keep the transparency of PIL images as a channel.
-    label_names: names of the labels, in the order of their numbers; by default the attribute `classes` of the data set
-        or else the numbers. The largest number is found in the attribute `targets`, or by reading every item once.
+    label_names: names of the labels, in the order of their numbers; by default the attribute `classes` of the data set,
+        if its attribute `targets` shows that its labels are not transformed, or else the numbers. The largest number
+        is found in the attribute `targets`, or by reading every item once.
     value_range: values of black and white, see `from_arrays`; by default found from the first images.
     labels: False leaves labels out, whatever they are.
 
-    The items' random transforms may draw from the global generators of torch, NumPy and Python: these are seeded for
-    each item, so that a resumed run, and one on another number of processes, reads the same images, and restored
-    afterwards. Raises DataError, which is a
-    ValueError, if the items are anything else.
+    The items' random transforms may draw from the global generators of torch, NumPy and Python. These are seeded for
+    each item and restored afterwards, so that a resumed run, or one on another number of processes, reads the same
+    images. Raises DataError, which is a ValueError, if the items are anything else.
 
     Example::
 
@@ -160,8 +160,18 @@ class TorchDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
         return np.ascontiguousarray(np.broadcast_to(image.transpose(2, 0, 1), (self.channels, size, size)))
 
     def _checked(self, label: int | None, index: int) -> int:
-        if label is None or not self.label_names:
+        if label is None:
             return -1
+        if not self.label_names:
+            raise DataError(
+                f"item {index} has label {label}, though the first ones have none: give label_names, or labels=False"
+            )
+        targets = getattr(self.dataset, "targets", None) if self.has_targets else None
+        if targets is not None and int(targets[index]) != label:
+            raise DataError(
+                f"item {index} has label {label}, but targets[{index}] is {int(targets[index])}, where those of other "
+                "items agree: hide `targets` if a transform changes labels"
+            )
         if not 0 <= label < len(self.label_names):
             raise DataError(f"item {index} has label {label}: allowed are 0 to {len(self.label_names) - 1}")
         return label
@@ -170,6 +180,8 @@ class TorchDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
 def _inferred_range(images: Sequence[Shaped[np.ndarray, "h w c"]]) -> ValueRange | None:
     """Return the range of the images that have more than 8 bits, None if there are none. Raises DataError."""
     wide = [image.ravel() for image in images if image.dtype != np.uint8]
+    if not wide:
+        check_8_bits(min(map(np.min, images)), max(map(np.max, images)), "the images")
     return infer_range(np.concatenate(wide)) if wide else None
 
 
@@ -240,7 +252,7 @@ def _label_names(dataset: Any, has_targets: bool) -> tuple[tuple[str, ...], bool
     source = dataset
     while not hasattr(source, "classes") and isinstance(source, torch.utils.data.Subset):
         source = source.dataset
-    classes = getattr(source, "classes", None)
+    classes = getattr(source, "classes", None) if has_targets else None  # else they are those of other labels
     names = [nfc(str(name)) for name in classes] if isinstance(classes, list | tuple) else []
     if names and len(set(names)) == len(names):
         return tuple(names), False
@@ -249,6 +261,8 @@ def _label_names(dataset: Any, has_targets: bool) -> tuple[tuple[str, ...], bool
     if known.ndim != 1 or not known.size or not np.issubdtype(known.dtype, np.integer):
         found = [label for _, label in (_read(dataset, i) for i in range(len(dataset))) if label is not None]
         known = np.asarray(found or [0])
+    if not 0 <= int(known.min()) <= int(known.max()) < MOST_LABELS:
+        raise DataError(f"labels range from {known.min()} to {known.max()}: allowed are 0 to {MOST_LABELS - 1:,}")
     return tuple(map(str, range(int(known.max()) + 1))), True
 
 

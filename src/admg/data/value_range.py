@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
 
@@ -31,6 +33,7 @@ def clear_range(dtype: np.dtype, low: float, high: float, what: str) -> ValueRan
     negative values left by a resampling filter.
     """
     if dtype == np.uint8:
+        check_8_bits(low, high, what)
         return 0, 255
     if np.issubdtype(dtype, np.floating):
         if low >= 0 and 0.5 < high <= 1 + ROUNDING:
@@ -53,6 +56,22 @@ def clear_range(dtype: np.dtype, low: float, high: float, what: str) -> ValueRan
         f"{what} are of type {dtype}: allowed are uint8, and floats in [0, 1] or [-1, 1]; else, since they range from "
         f"{low:g} to {high:g}, {state}"
     )
+
+
+STATE = "state the values of black and white as value_range (--value-range LOW,HIGH), 0,1 or 0,255"
+
+
+def check_8_bits(low: float, high: float, what: str, remedy: str = STATE) -> None:
+    """Raise DataError for 8-bit images whose only values are 0 and 1, as masks and binary digits have them."""
+    if (low, high) == (0, 1):
+        raise DataError(f"{what} have only the values 0 and 1 of 0 to 255, all black: {remedy}")
+
+
+def check_array_8_bits(images: Any, what: str, remedy: str = STATE) -> None:
+    """Raise DataError as `check_8_bits` does for images (N, ...). Of most, only the first ones are looked at."""
+    if len(images) and images[0:16].max() <= 1:
+        values = images[0 : len(images)]
+        check_8_bits(int(values.min()), int(values.max()), what, remedy)
 
 
 def usual(low: float, high: float) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import torch
+
 from .gaussian import Diffusion, Predict, Variance
 from .schedule import NoiseSchedule
 
@@ -47,6 +49,14 @@ class DiffusionConfig:
             remedy = "predict v or x0" if self.zero_terminal_snr else "choose more steps, or predict v or x0"
             raise ValueError(f"{cause} in pure noise, where the image does not follow from eps: {remedy}")
         return Diffusion(schedule, self.predict, self.variance)
+
+    def describes(self, diffusion: Diffusion) -> bool:
+        """Whether a process is this one, at all its steps or respaced."""
+        own, schedule = self.build(), diffusion.schedule.origin or diffusion.schedule
+        if (own.predicts, own.variance, len(own)) != (diffusion.predicts, diffusion.variance, len(schedule)):
+            return False
+        pairs = (own.schedule.betas, schedule.betas), (own.schedule.timesteps, schedule.timesteps)
+        return all(torch.allclose(a.double(), b.double(), rtol=1e-6, atol=0) for a, b in pairs)
 
     def schedule(self) -> NoiseSchedule:
         """Return the noise schedule. Raises ValueError if it is unknown, or cannot have this number of steps."""

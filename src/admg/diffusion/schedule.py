@@ -114,8 +114,9 @@ class NoiseSchedule:
 
         spec: "ddim25" keeps every k-th step from 0, 25 in total (DDIM's rule), and "trailing25" those from the last
             downwards (Lin et al. 2023, table 2). 25, "25" or [25] keeps 25 evenly spaced steps, including the first and
-            the last (Improved DDPM's rule). "10,15,20" keeps as many steps in each third of the process. See
-            spaced_timesteps for "uniform25", "quad25", "logsnr25" and "karras25". "at20+310+999" keeps these steps.
+            the last (Improved DDPM's rule; 1 keeps the first alone). "10,15,20" keeps as many steps in each third of
+            the process. See spaced_timesteps for "uniform25", "quad25", "logsnr25" and "karras25". "at20+310+999" keeps
+            these steps.
 
         Raises ValueError if spec has another form or asks for more steps than there are.
         """

@@ -13,7 +13,7 @@ from admg.checkpoints import loading
 from admg.checkpoints.model import Classifier, Model
 from admg.generation.guide_specs import GuideSet, guide_title, load_guides, parse_interval
 from admg.generation.sample import name_of
-from admg.generation.sampler_specs import find_sampler, sampler_name
+from admg.generation.sampler_specs import find_sampler, sampler_name, set_options
 from admg.guidance import Guide
 from admg.samplers import Sampler
 
@@ -203,14 +203,30 @@ def divided(sampler: Any) -> tuple[str | Sampler, str | None]:
 def cells_of(
     pairs: Sequence[tuple[str | Sampler, str]], guides: Sequence[SweepGuide]
 ) -> dict[Cell, tuple[str | Sampler, Guide | None]]:
-    """Return the cells of all combinations, with sampler and guide, in the order of the lists."""
-    found: dict[str, tuple[Cell, tuple[str | Sampler, Guide | None]]] = {}
+    """Return the cells of all combinations, with sampler and guide, in the order of the lists.
+
+    Raises ValueError if two of them would have the same folder.
+    """
+    found: dict[str, Cell] = {}
+    cells: dict[Cell, tuple[str | Sampler, Guide | None]] = {}
     for (sampler, steps), guide in itertools.product(pairs, guides):
-        cell = Cell(
-            sampler_name(sampler).replace("/", "-").replace(":", "-"), steps, guide.scale, guide.cfg, guide.name
-        )
-        found[cell.name] = (cell, (sampler, guide.guide))
-    return dict(found.values())
+        cell = Cell(folder_name(sampler), steps, guide.scale, guide.cfg, guide.name)
+        if cell.name in found:
+            raise ValueError(
+                f"two cells of the sweep would have the folder {cell.name}: {found[cell.name].title!r} and "
+                f"{cell.title!r}; give guides and samplers names that differ in letters and digits"
+            )
+        found[cell.name] = cell
+        cells[cell] = sampler, guide.guide
+    return cells
+
+
+def folder_name(sampler: str | Sampler) -> str:
+    """Return the name of a sampler with the options that functools.partial has set, `ddim-eta-1`, for folders."""
+    options = [
+        f"{name}-{value}" for name, value in set_options(sampler).items() if isinstance(value, int | float | str)
+    ]
+    return "-".join(re.sub(r"[^\w.+-]+", "-", text) for text in [sampler_name(sampler), *options])
 
 
 def kind_of(guide: Guide | None) -> str:

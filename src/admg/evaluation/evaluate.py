@@ -106,8 +106,6 @@ def evaluate(
     labels = any(metric.needs == "labels" for metric in chosen)
     if metrics is not None and label_classifier is not None and not labels:
         raise ValueError("label_classifier is for the metric accuracy")
-    if metrics is not None and infinite and all(metric.name != "fid" for metric in chosen):
-        raise ValueError("infinite is for the metric fid")
     classifier = load_label_classifier(label_classifier, ours, network.device) if labels else None
     extractor = Extractor(network, cache_path(cache), batch_size, processes, progress)
     comparison = Comparison(theirs, extractor, tuple(chosen), interval, seed)
@@ -286,6 +284,9 @@ def choose_metrics(
         raise ValueError(f"no metric can be computed: {reason(METRICS['fid'])}")
     if infinite:
         more = [METRICS[f"{m.name}_infinite"] for m in chosen if f"{m.name}_infinite" in METRICS]
+        if found is not None and not more:
+            raise ValueError("infinite is for the metrics fid and sfid")
+        candidates = [*candidates, *(metric for metric in more if metric not in candidates)]
         chosen += [metric for metric in more if metric not in chosen and not reason(metric)]
     order = list(METRICS.values())
     chosen.sort(key=lambda metric: order.index(metric) if metric in order else len(order))

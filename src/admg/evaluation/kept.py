@@ -74,6 +74,7 @@ class Keeper:
     def about(self, shards: Shards) -> dict[str, Any]:
         """Return everything that determines the metrics."""
         c = self.comparison
+        functions = {metric.name: metric.identity for metric in c.metrics if metric.identity}
         return {
             "samples": fingerprint_npz(NpzImages(shards.target)),
             "images": shards.num,
@@ -85,6 +86,7 @@ class Keeper:
             "label_classifier": self.classifier and self.classifier.name,
             "label_classifier_identity": self.classifier and self.classifier.identity,
             "chosen": [metric.name for metric in c.metrics],
+            **({"functions": functions} if functions else {}),
             "interval": c.interval,
             "seed": c.seed,
             "admg": installed_version(),

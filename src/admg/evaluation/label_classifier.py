@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -16,6 +14,7 @@ from torch import nn
 
 from admg.checkpoints import loading
 from admg.checkpoints.model import Classifier
+from admg.generation.describe import identity_of
 from admg.generation.modes import evaluation_mode
 from admg.models import ClassifierConfig
 from admg.userfile import errors_of
@@ -131,19 +130,21 @@ def _noisy(name: str, classifier: Classifier, source: Source, device: torch.devi
         return _labels(classifier(to_x(images, device), timestep.expand(len(images))))
 
     names = source.label_names or (source.names_of_numbers if classifier.labels.names else ())
-    numbers = label_numbers(classifier.labels, names) if names else None
+    numbers = _numbers(classifier, names) if names else None
     return LabelClassifier(
         name, _evaluated(torch.inference_mode()(predict), classifier), numbers, fingerprint(classifier.network)
     )
 
 
+def _numbers(classifier: Classifier, names: Sequence[str]) -> list[int]:
+    """Return the classifier's number of each name, -1 for "", a label that no sample has."""
+    found = iter(label_numbers(classifier.labels, [name for name in names if name]))
+    return [next(found) if name else -1 for name in names]
+
+
 def _identity(found: object, digest: str) -> str:
-    """Return a checksum of the code, and of the modules that the object is or holds."""
-    if not digest:
-        with suppress(OSError, TypeError):  # the source is unknown
-            digest = hashlib.sha256(inspect.getsource(type(found)).encode()).hexdigest()[:12]
-    parts = [found, *getattr(found, "__dict__", {}).values()]
-    return " ".join([digest, *(fingerprint(part) for part in parts if isinstance(part, nn.Module))])
+    """Return a checksum of the object: its code, its attributes and its weights. digest: of its file, if it has one"""
+    return hashlib.sha256(f"{digest} {identity_of(found)}".encode()).hexdigest()[:24]
 
 
 def to_x(images: UInt8[np.ndarray, "n h w c"], device: torch.device) -> torch.Tensor:

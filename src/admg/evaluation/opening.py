@@ -13,11 +13,11 @@ from torch import Tensor
 
 from admg.data import Dataset, from_dataset
 from admg.data.arrays import Split, channel_axes
-from admg.data.value_range import ValueRange
+from admg.data.value_range import ValueRange, check_array_8_bits
 from admg.generation.images import to_uint8
 from admg.generation.samples import Samples
 
-from .sources import Source, open_source
+from .sources import Source, open_source, table_of
 
 Images = np.ndarray | Tensor | Samples | Source | torch.utils.data.Dataset[Any] | Path | str
 """Images of any form that `as_source` accepts."""
@@ -51,13 +51,21 @@ def as_source(
     if value_range is not None:
         raise ValueError(f"value_range is for image files, and {name} are not in files")
     if isinstance(images, Samples):
-        numbers = images.labels.numpy()
-        return replace(of_array(images.images, name), labels=numbers if (numbers >= 0).any() else None)
+        return of_samples(images, name)
     if isinstance(images, Tensor | np.ndarray):
         return of_array(images, name)
     if hasattr(images, "__getitem__") and hasattr(images, "__len__"):
         return of_dataset(images, name)
     raise ValueError(f"{name}: expected an array, Samples, a path or a data set, not {type(images).__name__}")
+
+
+def of_samples(samples: Samples, name: str = "images") -> Source:
+    """Return samples as a Source, with the names of the labels that they have."""
+    source, numbers = of_array(samples.images, name), samples.labels.numpy()
+    if not (numbers >= 0).any():
+        return source
+    named = {str(number): label for number, label in zip(numbers, samples.label_names, strict=True) if number >= 0}
+    return replace(source, labels=numbers, names_of_numbers=table_of(named))
 
 
 def of_array(images: np.ndarray | Tensor, name: str = "images") -> Source:
@@ -81,6 +89,7 @@ def of_array(images: np.ndarray | Tensor, name: str = "images") -> Source:
             f"{name} are {images.dtype} {images.shape}: expected uint8 (N, H, W, C), or float (N, C, H, W) in [-1, 1] "
             f"or [0, 1], with fewer channels than pixels to a side"
         )
+    check_array_8_bits(images, name, "multiply them by 255")
     if len(images) < 2:
         raise ValueError(f"{name}: at least 2 images are needed, got 1")
     return Source(name, images, (images.shape[1], images.shape[2]), images.shape[3])

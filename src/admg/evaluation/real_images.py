@@ -15,6 +15,7 @@ from torch import Tensor
 from admg.checkpoints.labels import Labels, file_name
 from admg.data import Dataset
 from admg.data.arrays import Split
+from admg.data.classes import as_numbers
 from admg.data.dataset import Fit
 from admg.data.errors import listed
 from admg.data.labelling import LabelSource
@@ -97,7 +98,11 @@ def open_real_images(
         check_images(path, dataset, numbers, fit)
     if labels is None or dataset.labels is None:
         return RealImages(dataset, numbers, None)
-    known = torch.tensor(label_numbers(labels, dataset.label_names, dataset.numbered))
+    if dataset.numbered and labels.names and len(dataset.label_names) <= labels.count:
+        used = np.unique(dataset.labels[numbers]).tolist()
+        known = torch.tensor(as_numbers(len(dataset.label_names), used, labels.names, f"images of {path}"))
+    else:
+        known = torch.tensor(label_numbers(labels, dataset.label_names, dataset.numbered))
     return RealImages(dataset, numbers, known[torch.from_numpy(dataset.labels[numbers])])
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -19,16 +20,16 @@ from admg.config import printable
 from admg.data import DataError
 from admg.data import open as open_dataset
 from admg.data.arrays import channel_axes, read_arrays
-from admg.data.decoding import Decoding, Kind, choose_decoding, note_frames
+from admg.data.decoding import Decoding, Kind, check_not_binary, choose_decoding, note_frames
 from admg.data.errors import listed
 from admg.data.folder import read_image
 from admg.data.labelling import find_labels
-from admg.data.listing import Listing
+from admg.data.listing import DESCRIPTION, Listing
 from admg.data.members import ImagePath
 from admg.data.scan import open_images
 from admg.data.sources import find_source
 from admg.data.transforms import Pixels, center_crop, pad
-from admg.data.value_range import ValueRange
+from admg.data.value_range import ValueRange, check_array_8_bits
 from admg.generation.run_record import read_record
 from admg.generation.shards import NpzImages, Shards
 
@@ -55,7 +56,7 @@ class Source:
     decoding: how files become pixels
     kinds: the files of a folder, with what their headers say
     frames: the frame of each file, or None for the first ones
-    names_of_numbers: names of all labels of the model that made the images, if they are known
+    names_of_numbers: names of the labels 0, 1, ... of the model that made the images, "" for one that is not known
     """
 
     name: str
@@ -134,17 +135,22 @@ class Source:
         decoding = self.decoding
         if fit == "pad" and self.kinds:
             decoding = choose_decoding(self.kinds, self.name, value_range=decoding.value_range, padded=True)
-        return replace(self, size=size, fit=fit, decoding=decoding)
+        return replace(self, size=size, fit=fit, decoding=decoding, statistics=None)  # which are of another size
 
     def spread(self, num: int | None) -> Source:
-        """Return the source with `num` images, spread evenly over all; None keeps all. Raises ValueError if num < 2."""
+        """Return the source with `num` images, spread evenly over all; None keeps all. Stored statistics are of all.
+
+        Raises ValueError if num < 2, or if there are stored statistics alone.
+        """
         if num is not None and num < 2:
             raise ValueError(f"at least 2 images are needed, got {num}")
-        if num is None or self.images is None or num >= len(self):
+        if num is not None and self.images is None:
+            raise ValueError(f"{self.name} holds statistics and no images, so {num} of them cannot be chosen")
+        if num is None or num >= len(self):
             return self
         at = [i * len(self) // num for i in range(num)]
         labels = None if self.labels is None else self.labels[at]
-        return replace(self, numbers=[self.numbers[i] for i in at], labels=labels)
+        return replace(self, numbers=[self.numbers[i] for i in at], labels=labels, statistics=None)
 
     def _path(self, number: int) -> ImagePath:
         assert self.images is not None and not isinstance(self.images, NpzImages | np.ndarray)
@@ -218,6 +224,7 @@ def _open_npz(path: Path, labels: bool) -> Source:
     images = NpzImages(path).verify()
     if not channel_axes(images.shape)[1]:
         raise ValueError(f"{path} cannot be used: arr_0 is {images.shape}: allowed is (N, H, W, C), channels last")
+    check_array_8_bits(images, f"the images in {path}", "multiply them by 255")
     found = images.labels if labels else None
     return Source(str(path), images, images.shape[1:3], images.shape[3], found, statistics=statistics)
 
@@ -228,6 +235,8 @@ def _open_listing(listing: Listing, labels: bool, value_range: ValueRange | None
     kinds = [(file.path, file.kind) for file in files]
     note_frames(kinds, path)
     decoding = choose_decoding(kinds, path, value_range=value_range)
+    if value_range is None and all(kind.mode == "L" for _, kind in kinds):
+        check_not_binary([file for file, _ in kinds], path)
     sizes = {file.size for file in files}
     size = next(iter(sizes))[::-1] if len(sizes) == 1 else None
     paths = [file.path for file in files]
@@ -256,12 +265,21 @@ def _merged(path: Path) -> Path:
 
 
 def _names_of_run(npz: Path) -> tuple[str, ...]:
-    """Return the names of the labels of the run that wrote this file, or () if they are not known."""
-    with suppress(ValueError, OSError):
-        names = (read_record(npz.parent) or {}).get("label_names", ())
-        if MERGED.fullmatch(npz.name) and all(isinstance(name, str) for name in names):
-            return tuple(names)
+    """Return the names of the labels of the run or the `Samples` that wrote this file, or () if they are not known."""
+    if not MERGED.fullmatch(npz.name):
+        return ()
+    with suppress(ValueError, OSError, AttributeError):  # a file of another program
+        if (record := read_record(npz.parent)) is not None:
+            names = record.get("label_names", ())
+            return tuple(names) if all(isinstance(name, str) for name in names) else ()
+        return table_of(json.loads((npz.parent / "images" / DESCRIPTION).read_bytes()).get("label_names") or {})
     return ()
+
+
+def table_of(names: Mapping[str, str]) -> tuple[str, ...]:
+    """Return names by number, `{"3": "Dress"}`, as a table with "" for those that lack; () if they are only numbers."""
+    named = {int(number): name for number, name in names.items() if name not in ("", number)}
+    return tuple(named.get(number, "") for number in range(max(named) + 1)) if named else ()
 
 
 def _rows(images: NpzImages | Array, numbers: Sequence[int]) -> Array:

@@ -1,7 +1,7 @@
 """Descriptions of models, guides and samplers in JSON types, which decide whether a run may be continued.
 
-Networks are identified by a fingerprint of their weights, dataclasses by their fields, and functions by their qualified
-name, their source and the values that they capture.
+Networks are identified by a fingerprint of their weights, dataclasses by their fields, and functions and classes by
+their qualified name; those of users also by their source and the values that their code captures.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import dataclasses
 import functools
 import hashlib
 import inspect
+import json
+import logging
 import secrets
 import sysconfig
 import textwrap
@@ -24,11 +26,14 @@ from torch import Tensor, nn
 
 from admg.checkpoints.model import Classifier, Model
 from admg.checkpoints.weights import digest_of
+from admg.diffusion import Diffusion
 
 from .guide_specs import UserGuide
 from .run_record import UNIDENTIFIED
 from .sampler_specs import SAMPLERS, UserSampler, Watched
 
+OF_MODULES = frozenset(vars(nn.Module()))
+"""Attributes that every torch module has."""
 INSTALLED = tuple(sysconfig.get_paths()[key] for key in ("stdlib", "purelib", "platlib"))
 
 
@@ -56,6 +61,11 @@ def describe_or_mark(value: Any) -> Any:
         return {UNIDENTIFIED: f"it holds {error} (begun as {secrets.token_hex(4)})"}
 
 
+def identity_of(value: Any) -> str:
+    """Return describe_or_mark(value) as text, by which what is computed with it can be kept."""
+    return json.dumps(describe_or_mark(value), sort_keys=True)
+
+
 def describe_sampler(sampler: Any) -> Any:
     """Return the name of one of admg's samplers without its options, and describe(sampler) of any other."""
     if isinstance(sampler, str):
@@ -69,8 +79,23 @@ def describe_sampler(sampler: Any) -> Any:
 
 
 def network_record(part: Model | Classifier, name: str = "") -> dict[str, Any]:
-    """Return the name of a model, for people to read, and the fingerprint of its weights."""
-    return {"loaded_as": name or part.training.get("name"), "weights": fingerprint(part)}
+    """Return the name of a model, for people to read, the fingerprint of its weights, and what it adds to its config.
+
+    That is a diffusion process other than the one that its DiffusionConfig describes, and given arguments.
+    """
+    record: dict[str, Any] = {"loaded_as": name or part.training.get("name"), "weights": fingerprint(part)}
+    process = _process(part.diffusion)
+    if part.config is None or process != _process(part.config.build()):
+        record["process"] = process
+    if given := getattr(part, "given", None):
+        record["given"] = describe(given)
+    return record
+
+
+def _process(diffusion: Diffusion) -> dict[str, Any]:
+    schedule = diffusion.schedule
+    arrays = {"betas": describe(schedule.betas), "timesteps": describe(schedule.timesteps)}
+    return {"predicts": diffusion.predicts, "variance": diffusion.variance, **arrays}
 
 
 def fingerprint(part: Model | Classifier | nn.Module) -> str:
@@ -92,7 +117,7 @@ def _describe(value: Any, path: tuple[int, ...]) -> Any:
     if isinstance(value, Model | Classifier):
         return network_record(value)
     if isinstance(value, nn.Module):
-        return {"type": type(value).__qualname__, "weights": fingerprint(value)}
+        return _module(value, path)
     if isinstance(value, UserGuide | UserSampler):
         return {"file": f"{value.path.name}:{value.name}", "checksum": value.digest}
     if isinstance(value, Mapping):
@@ -110,7 +135,7 @@ def _describe(value: Any, path: tuple[int, ...]) -> Any:
     if isinstance(value, FunctionType):
         return _function(value, path)
     if isinstance(value, type):
-        return _named(value)
+        return _named(value, path[:-1])
     if not hasattr(value, "__dict__") and inspect.isroutine(value):  # written in C
         return {"function": _qualified(value)}
     return _instance(value, path)
@@ -123,24 +148,60 @@ def _array(value: Any) -> dict[str, Any]:
 
 
 def _instance(value: Any, path: tuple[int, ...]) -> dict[str, Any]:
-    """Describe an object by its class and by its fields, or by its attributes if it is no dataclass."""
-    kind = _named(type(value))
+    """Describe an object by its class and by its fields, or by its attributes if it is no dataclass.
+
+    Objects of installed classes that are not callable, such as open files, have state that no attribute shows.
+    """
+    kind = _named(type(value), path)
     if dataclasses.is_dataclass(value):
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    elif callable(value) and hasattr(value, "__dict__") and not hasattr(type(value), "__slots__"):
+    elif (
+        (callable(value) or not is_installed(type(value)))
+        and hasattr(value, "__dict__")
+        and not hasattr(type(value), "__slots__")
+    ):
         fields = vars(value)
     else:
         raise UnidentifiedError(f"an object of type {type(value).__qualname__}")
     return kind | {name: _describe(item, path) for name, item in fields.items()}
 
 
-def _named(kind: type) -> dict[str, Any]:
-    """Describe a class by its name; a user's own by its source as well."""
+def _module(module: nn.Module, path: tuple[int, ...]) -> dict[str, Any]:
+    """Describe a network by its weights; parts of a user's own classes by their code and their attributes as well."""
+    parts = {}
+    for name, part in module.named_modules():
+        if not _is_ours(type(part)) and not is_installed(type(part)):
+            own = {key: value for key, value in vars(part).items() if key not in OF_MODULES}
+            parts[name] = _named(type(part), path) | {key: _describe(value, path) for key, value in own.items()}
+    found = {"type": type(module).__qualname__, "weights": fingerprint(module)}
+    return found | ({"parts": parts} if parts else {})
+
+
+def _named(kind: type, path: tuple[int, ...] = ()) -> dict[str, Any]:
+    """Describe a class by its name; a user's own by its source, what its code captures, and its bases as well."""
     if _is_ours(kind):
         return {"type": kind.__qualname__}
     if is_installed(kind):
         return {"type": _qualified(kind)}
-    return {"type": kind.__qualname__, "source": _checksum(_source(kind).encode())}
+    found = {"type": kind.__qualname__, "source": _checksum(_source(kind).encode())}
+    if id(kind) in path:  # its code names the class itself
+        return found
+    path = (*path, id(kind))
+    bases = [_named(base, path) for base in kind.__bases__ if not _is_ours(base) and not is_installed(base)]
+    values = {}
+    for name, method in _methods(kind):
+        if own := {key: _describe(value, path) for key, value in captured(method)}:
+            values[name] = own
+    return found | ({"bases": bases} if bases else {}) | ({"captured": values} if values else {})
+
+
+def _methods(kind: type) -> Iterator[tuple[str, FunctionType]]:
+    """Yield the functions that are written in the body of a class, those of properties and static methods too."""
+    for name, value in vars(kind).items():
+        for function in (value, *(getattr(value, key, None) for key in ("__func__", "fget", "func"))):
+            written = inspect.unwrap(function) if isinstance(function, FunctionType) else None
+            if isinstance(written, FunctionType) and written.__code__.co_filename != "<string>":  # a dataclass's own
+                yield name, written
 
 
 def _function(function: FunctionType, path: tuple[int, ...]) -> dict[str, Any]:
@@ -154,13 +215,13 @@ def _function(function: FunctionType, path: tuple[int, ...]) -> dict[str, Any]:
 
 
 def captured(function: FunctionType) -> Iterator[tuple[str, Any]]:
-    """Yield the closure, the defaults, and the global variables that a function uses, modules excepted."""
+    """Yield the closure, the defaults, and the global variables that a function uses, except modules and loggers."""
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or ()):
         yield name, cell.cell_contents
     yield from enumerate_defaults(function)
     for name in sorted(_names(function.__code__)):
         value = function.__globals__.get(name)
-        if value is not None and not isinstance(value, ModuleType):
+        if value is not None and not isinstance(value, ModuleType | logging.Logger):
             yield name, value
 
 

@@ -30,6 +30,7 @@ from .labels import (
     choose_labels,
     label_list,
     label_table,
+    no_effect,
     resolve_labels,
     uses_labels,
 )
@@ -332,8 +333,7 @@ def target_labels(model: Model, recipe: Recipe, labels: LabelsArgument) -> list[
         return [None]
     table = label_table(model, recipe.guide)
     if not uses_labels(model, recipe.guide, recipe.unconditional) or not table.count:
-        why = "neither the model nor a guide uses them" if table.count else "this model has no labels"
-        raise ValueError(f"labels would have no effect: {why}")
+        raise no_effect(table)
     return resolve_labels(model, recipe.guide, labels)
 
 

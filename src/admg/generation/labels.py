@@ -14,7 +14,7 @@ from torch import Tensor
 
 from admg.checkpoints.labels import Labels
 from admg.checkpoints.model import Model
-from admg.guidance import Guide
+from admg.guidance import DPS, ILVR, ExtendedClassifierGuidance, Guide, LinearInverse, LossGuidance, Sum, Wrapper
 
 Label = int | str | None
 """An int is the number of a label, a str its name, and None stands for no label."""
@@ -25,14 +25,29 @@ MOST_IMAGES = 10_000_000
 
 
 def label_table(model: Model, guide: Guide | None) -> Labels:
-    """Return the labels that may be used: those of the model, else those of the guide's classifier."""
-    of_guide = getattr(getattr(guide, "classifier", None), "labels", None)
-    return model.labels if model.labels.count or of_guide is None else of_guide
+    """Return the labels that may be used: those of the model, else of the guide's classifier, else of the network."""
+    if model.labels.count:
+        return model.labels
+    of_guide: Labels | None = getattr(getattr(guide, "classifier", None), "labels", None)
+    if of_guide is not None:
+        return of_guide
+    return Labels(getattr(getattr(model.network, "config", None), "num_classes", None) or 0)
 
 
 def uses_labels(model: Model, guide: Guide | None, unconditional: bool) -> bool:
     """Whether labels have an effect: on the guide, or on a network that is conditioned on them."""
-    return guide is not None or (model.conditional and not unconditional)
+    return reads_labels(guide) or (model.conditional and not unconditional)
+
+
+def reads_labels(guide: Guide | None) -> bool:
+    """Whether a guide follows the target labels, apart from the conditioning of the network. Users' own guides may."""
+    if isinstance(guide, Sum):
+        return any(map(reads_labels, guide.guides))
+    if isinstance(guide, ILVR) or (isinstance(guide, Wrapper) and type(guide).__module__.startswith("admg.")):
+        return reads_labels(guide.guide)
+    if isinstance(guide, ExtendedClassifierGuidance):
+        return guide.labels is None
+    return guide is not None and not isinstance(guide, LossGuidance | LinearInverse | DPS)
 
 
 def check_labels_used(model: Model, guide: Guide | None, unconditional: bool, labels: Sequence[int | None]) -> None:
@@ -97,7 +112,7 @@ class TypedLabel(str):
 def label_number(table: Labels, label: Any) -> int | None:
     """Return the number of a label: an integer is one, and text is looked up as a name.
 
-    Raises ValueError if there is no such label. An integer is not checked against an empty table.
+    Raises ValueError if there is no such label. In an empty table, every integer from 0 is one.
     """
     if label is None:
         return None
@@ -109,7 +124,7 @@ def label_number(table: Labels, label: Any) -> int | None:
         number = operator.index(label)
     except TypeError:
         raise ValueError(f"label {label!r} is neither an integer nor a name") from None
-    return number if table.count == 0 or 0 <= number < table.count else table.number(number)
+    return number if table.count == 0 and number >= 0 else table.number(number)
 
 
 def typed_labels(model: Model, guide: Any, labels: Sequence[int | str]) -> list[Label]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from admg.checkpoints.compatibility import check_pair, facts_of
 from admg.checkpoints.model import Classifier, Model
-from admg.guidance import AutoGuidance, Calibrated, ExtendedClassifierGuidance, Guidance
+from admg.guidance import AutoGuidance, Calibrated, ExtendedClassifierGuidance, Guidance, Interval
 
 
 def check_guide(model: Model, guide: Any) -> None:
@@ -26,6 +28,21 @@ def check_guide(model: Model, guide: Any) -> None:
             check_pair("classifier", own, dataclasses.replace(theirs, labels=None) if chosen else theirs)
             if not own.labels and not chosen:  # the next classifier is given the same labels
                 own = dataclasses.replace(own, labels=theirs.labels)
+
+
+def note_empty_intervals(model: Model, guide: Any) -> None:
+    """Warn of guidance that is limited to noise levels of which no step of the model has any."""
+    schedule = model.diffusion.schedule
+    levels = [schedule.sigma(i) for i in range(len(schedule))]
+    for part in guides_in(guide):
+        if isinstance(part, Interval) and not any(map(part.contains, levels)):
+            near = sorted(levels, key=lambda level: abs(math.log(level / max(part.low, levels[0]))))[:3]
+            shown = ", ".join(f"{level:.3g}" for level in sorted(near))
+            warnings.warn(
+                f"no step has a noise level from {part.low:g} to {part.high:g}, so that guidance limited to it has no "
+                f"effect: the nearest are {shown}",
+                stacklevel=2,
+            )
 
 
 def check_null_label(model: Model, labels: Sequence[int | None], unconditional: bool) -> None:

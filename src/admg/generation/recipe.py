@@ -28,7 +28,7 @@ from .augmentation import augmented, check_level
 from .describe import describe_or_mark, describe_sampler
 from .guide_specs import guide_title
 from .modes import evaluation_mode
-from .pairing import check_guide, check_null_label
+from .pairing import check_guide, check_null_label, note_empty_intervals
 from .sampler_specs import find_sampler, sampler_name, set_options
 
 Start = Callable[[Model, Images, bool], Images]
@@ -143,6 +143,7 @@ class BatchSampler:
         recipe = self.recipe
         check_level(self.model, recipe.augment_level)
         check_guide(self.model, recipe.guide)
+        note_empty_intervals(self.model, recipe.guide)
         check_null_label(self.model, labels, recipe.unconditional)
         with evaluation_mode(self.model, recipe.guide, recipe.sampler):
             parts = self.model, recipe.guide
@@ -166,7 +167,7 @@ class BatchSampler:
         on_step: called with the number of image steps done, after each step
         """
         if inputs.start is None:
-            note_missing_pure_noise(self.model)
+            note_missing_noise(self.model)
         shape = None if inputs.x_T is None else inputs.x_T.shape[1:]
         size = self.recipe.batch_size or batch_that_fits(self.model, self.recipe.guide, shape)
         steps = len(self.model.diffusion)
@@ -245,6 +246,10 @@ class BatchSampler:
         return x.to("cpu", dtype_of(model))
 
 
+MOST_SIGNAL = 0.3
+"""Largest ᾱ of the first step of sampling, from x_T ~ N(0, I), without a warning."""
+
+
 def checked_noise(noise_sampler: NoiseSampler) -> NoiseSampler:
     """Return a noise sampler that raises ValueError for noise of another shape, which might be broadcast."""
 
@@ -263,9 +268,19 @@ def check_has_small_images(model: Model) -> None:
         raise ValueError("this model upsamples: it needs low_res, the small images to enlarge")
 
 
-def note_missing_pure_noise(model: Model) -> None:
-    """Warn if the model was trained up to pure noise, which sampling begins with, but these steps end below it."""
+def note_missing_noise(model: Model) -> None:
+    """Warn if sampling, which begins with noise, begins at a step where images should hardly be noised, or less pure.
+
+    It does so with a single step of the original respacing, which keeps timestep 0 as guided-diffusion does, and with
+    steps that leave out the last one, pure noise, of a model that was trained up to it.
+    """
     schedule = model.diffusion.schedule
+    if (alpha_bar := schedule.alpha_bar[-1].item()) > MOST_SIGNAL:
+        warnings.warn(
+            f"sampling begins with pure noise at timestep {schedule.timesteps[-1].item():g}, where {alpha_bar:.0%} of "
+            "the variance is the image: samples will be noise; steps such as trailing1 begin at the noisiest timestep",
+            stacklevel=1,
+        )
     if schedule.origin is not None and schedule.origin.is_pure_noise(-1) and not schedule.is_pure_noise(-1):
         warnings.warn(
             "this model has zero terminal SNR, but these steps leave out its last one, pure noise: images will be less "

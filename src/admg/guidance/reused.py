@@ -7,13 +7,14 @@ extrapolating it is ours.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
 from admg.diffusion.gaussian import Prediction
 
 from .base import Guidance, Guide, Wrapper, begin, gradient_of, modified_prediction, uses_uncond
+from .interval import Interval
 from .state import State, check_consistent
 
 
@@ -25,7 +26,8 @@ class Reused(Wrapper):
     continued along the line through its last two values, by at most the distance of the two; after the first, it is
     held.
 
-    guide: guide, whose modified predictions and gradients are both reused
+    guide: guide, whose modified predictions and gradients are both reused. If it is an Interval, the steps outside it
+        are not counted; where another guide has no effect when it is evaluated, none is extrapolated
     every: number of steps n for one evaluation; 1 evaluates the guide at each step
 
     Raises ValueError unless every >= 1.
@@ -38,7 +40,11 @@ class Reused(Wrapper):
             raise ValueError(f"guidance can be reused from every step or more, got {self.every}")
 
     def begin(self) -> Guidance:
-        return self if self.every == 1 else ReusedRun(begin(self.guide), self.every)
+        if self.every == 1:
+            return super().begin()
+        if isinstance(self.guide, Interval):  # nothing is carried beyond it
+            return replace(self.guide, guide=replace(self, guide=self.guide.guide)).begin()
+        return ReusedRun(begin(self.guide), self.every)
 
 
 @dataclass(eq=False)
@@ -47,8 +53,9 @@ class Line:
 
     points: list[tuple[float, Tensor]] = field(default_factory=list)
 
-    def add(self, at: float, effect: Tensor) -> None:
-        self.points = [*self.points[-1:], (at, effect)]
+    def add(self, at: float, effect: Tensor | None) -> None:
+        """Add the effect at a noise level. None, no effect, ends the line."""
+        self.points = [] if effect is None else [*self.points[-1:], (at, effect)]
 
     def value(self, at: float) -> Tensor | None:
         """Return the effect at a noise level, or None if the guide had none so far."""
@@ -81,9 +88,11 @@ class ReusedRun(Guidance):
             effect = self.modifications.value(math.log(state.sigma))
             return state.pred if effect is None else state.with_eps(state.pred.eps + effect)
         modified = modified_prediction(self.guide, state)
+        effect = None
         if modified is not state.pred:
             check_consistent(modified)
-            self.modifications.add(math.log(state.sigma), modified.eps - state.pred.eps)
+            effect = modified.eps - state.pred.eps
+        self.modifications.add(math.log(state.sigma), effect)
         return modified
 
     def __call__(self, state: State) -> Tensor | None:
@@ -95,8 +104,7 @@ class ReusedRun(Guidance):
             effect = self.gradients.value(math.log(state.sigma))
             return None if effect is None else effect / factor
         gradient = gradient_of(self.guide, state)
-        if gradient is not None:
-            self.gradients.add(math.log(state.sigma), factor * gradient)
+        self.gradients.add(math.log(state.sigma), None if gradient is None else factor * gradient)
         return gradient
 
     def _is_fresh(self) -> bool:

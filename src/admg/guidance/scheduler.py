@@ -70,6 +70,8 @@ class SchedulerGuidance:
         self.conditional = conditional
         self.network: Denoiser = called(network) if config is not None else network
         self.running: Guide = self.guide
+        self.last: float | None = None
+        """Timestep of the last call; a run begins where it rises."""
 
     def __call__(self, x: Images, t: Tensor | float) -> Tensor:
         """Return the output to pass to `scheduler.step`, in the form of the network's own.
@@ -81,8 +83,9 @@ class SchedulerGuidance:
         if float(t) not in steps:
             raise ValueError(f"timestep {float(t):g} is none of scheduler.timesteps: call set_timesteps first")
         index = steps.index(float(t))
-        if index == len(steps) - 1:
+        if self.last is None or float(t) > self.last or index == len(steps) - 1:
             self.running = begin(self.guide)
+        self.last = float(t)
         y = None if self.y is None else self.y.to(x.device)
         labels = y if self.conditional else None
         with torch.no_grad():

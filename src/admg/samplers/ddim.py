@@ -43,5 +43,6 @@ def ddim(
             x0 = model.diffusion.x0_from_eps(x, i, eps)
         sigma = eta * sqrt((1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_prev))  # DDIM, eq. 16
         noise = noise_sampler(x, i) if sigma > 0 else 0.0
-        x = sqrt(alpha_bar_prev) * x0 + sqrt(1 - alpha_bar_prev - sigma**2) * eps + sigma * noise  # DDIM, equation 12
+        kept = sqrt(max(0.0, 1 - alpha_bar_prev - sigma**2))  # 0 from pure noise with eta = 1, up to rounding
+        x = sqrt(alpha_bar_prev) * x0 + kept * eps + sigma * noise  # DDIM, equation 12
         yield guided.step(x, x0, i)

@@ -38,7 +38,7 @@ def heun(
     Each step is an Euler step, which is DDIM's, repeated with the mean of ε at both of its ends. The model is evaluated
     twice per step. The last step is an Euler step, and so is one over which σ falls more than a hundredfold, such as
     the first one of a cosine schedule with evenly spaced steps, or from ᾱ = 0, where σ is infinite: there the mean of ε
-    would count the change of the predicted x0 σ/(2σ') times.
+    would magnify the change of the predicted x0 by σ/(2σ').
 
     s_churn: amount of noise added before each of the N steps with σ in [s_min, s_max]: σ rises by the fraction
         min(s_churn/N, √2 - 1), rounded to a level that the network was trained at; 0 is deterministic
@@ -46,10 +46,13 @@ def heun(
     s_max: highest σ at which noise is added
     s_noise: standard deviation of that noise
 
-    The other arguments are those of ddpm(). Raises ValueError if s_churn or s_noise is negative.
+    The other arguments are those of ddpm(). Raises ValueError if s_churn or s_noise is negative, or unless
+    0 <= s_min <= s_max.
     """
     if not (s_churn >= 0 and s_noise >= 0):
         raise ValueError(f"s_churn and s_noise must not be negative, got {s_churn} and {s_noise}")
+    if not 0 <= s_min <= s_max:
+        raise ValueError(f"noise is added at levels with 0 <= s_min <= s_max, got {s_min} and {s_max}")
     steps = len(model.diffusion)
     model, base, raised = _with_raised_levels(model, min(s_churn / steps, math.sqrt(2) - 1), s_min, s_max)
     x, guided, diffusion = x_T, guided_model(model, x_T, y, guide, clip, unconditional), model.diffusion

@@ -39,7 +39,8 @@ def state_of(learner: Learner, step: int) -> dict[str, Any]:
     network = network_state(learner.network, whole=False)
     optimizer = learner.optimizer.state_dict()
     kept = averages.state_of(learner.averages, len(learner.config.profiles))
-    return {"step": step, "optimizer": optimizer, "network": network, **kept, "learner": learner.state()}
+    trained = {"optimizer": optimizer, "trained": trained_names(learner.network)}
+    return {"step": step, **trained, "network": network, **kept, "learner": learner.state()}
 
 
 def save(
@@ -92,7 +93,7 @@ def remove_old(folder: Path, keep: int, keep_every: int) -> None:
 def saved(folder: Path) -> list[Path]:
     """Return the checkpoints of a run directory, the last one at the end, whether they are damaged or not."""
     names = (folder / FOLDER).glob("*")
-    return sorted(path for path in names if path.is_dir() and re.fullmatch(r"\d{7,}", path.name))
+    return sorted((path for path in names if path.is_dir() and re.fullmatch(r"\d{7,}", path.name)), key=step_of)
 
 
 def step_of(path: Path) -> int:
@@ -166,6 +167,9 @@ def resume(path: Path, learner: Learner) -> dict[str, Any]:
         state = _whole_or_parts(path, learner)
         load_network(learner.network, state["network"])
         started = averages.restore(learner.averages, state, folder)
+        names = trained_names(learner.network)
+        if other := set(state.get("trained", names)) ^ set(names):
+            raise ValueError(f"it trained other tensors than this run, such as {min(other)} (freeze)")
         load_optimizer(learner.network, learner.optimizer, state["optimizer"])
         _match_memory_format(learner.optimizer)
         learner.load_state(state.get("learner", {}))

@@ -83,7 +83,7 @@ class TrainConfig:
     ema: Spec | tuple[Spec, ...] | None = setting(
         None, metavar="LENGTH%|DECAY", default_text=f"{DEFAULT}, or what the run to resume has"
     )
-    ema_snapshots: int = setting(0, min=0)
+    ema_snapshots: int | None = setting(None, min=0, default_text="0, or what the run to resume has")
     grad_clip: float = setting(1.0, above=0, infinite=True)
     precision: Precision = "auto"
     freeze: tuple[str, ...] = setting((), repeat=True, metavar="PATTERN")
@@ -162,7 +162,7 @@ class ObjectiveConfig:
     vlb_weight: weight of the variational bound in the hybrid loss, for networks that learn the variance
     weighting: weight of the mean squared error by noise level: uniform, min-snr or p2
     weighting_gamma: largest signal-to-noise ratio of min-snr, or exponent of p2 (default: 5 for min-snr, 1 for p2)
-    weighting_k: Signal-to-noise ratio of p2 above which the weight falls
+    weighting_k: signal-to-noise ratio of p2 above which the weight falls
     timesteps: how timesteps are drawn: uniform, by their losses (loss-second-moment), or by the noise level from a
         logit-normal (of t) or log-normal (of sigma) density
     timesteps_mean: mean of the normal distribution (default: 0 for logit-normal, -1.2 for log-normal)
@@ -189,7 +189,9 @@ class ObjectiveConfig:
         if self.vlb_weight is not None and self.objective != "hybrid":
             raise ValueError(f"vlb_weight is for the objective hybrid, not for {self.objective}")
         if self.weighting != "uniform" and self.objective == "vlb":
-            raise ValueError(f"weighting {self.weighting} weights the mean squared error, which objective vlb has not")
+            raise ValueError(
+                f"weighting {self.weighting} weights the mean squared error, which the objective vlb lacks"
+            )
 
     def task_options(self) -> dict[str, Any]:
         """Return the arguments of DiffusionTask and UpsamplerTask. Raises ValueError if options do not fit together."""

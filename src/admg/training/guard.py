@@ -10,7 +10,7 @@ SKIPPED = 10
 HIGH = 25
 """Number of steps in a row with a loss far above its level after which a run goes back."""
 SETTLED = 200
-"""Number of steps that the level is known after."""
+"""Number of steps after which the level is known."""
 RATE = 0.02
 """Weight of a step in the level: it follows the loss of about the last 50 steps."""
 FAR = 10.0

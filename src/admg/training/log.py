@@ -59,6 +59,8 @@ class Log:
         names, self.names = self.names, []  # until the row has been written
         if whole:
             names = list(dict.fromkeys(name for row in (*self.rows, row) for name in row))
+        row = {name: row[name] for name in names if name in row}  # in the order in which log.csv is read back
+        if whole:
             with atomic(self.csv) as temporary, temporary.open("w", newline="") as file:
                 file.write(to_csv([dict(zip(names, names)), *self.rows, row], names))
             with atomic(self.jsonl) as temporary:

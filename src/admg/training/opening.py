@@ -6,12 +6,15 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from admg.data import DataConfig, ImageDataset, from_dataset
+from admg.data import DataConfig, Dataset, ImageDataset, from_dataset
 from admg.data import open as open_dataset
+from admg.data.listing import is_hidden_folder
 
-Data = str | Path | DataConfig | torch.utils.data.Dataset[Any]
+Named = str | Path | DataConfig
+Data = Named | torch.utils.data.Dataset[Any]
 """A path, a DataConfig, a data set of `admg.data`, or any other map-style data set of (image, label)."""
 
 
@@ -36,6 +39,15 @@ def name_of(data: Data) -> str:
     if isinstance(data, DataConfig):
         return data.data
     return str(data) if isinstance(data, str | Path) else f"the {type(data).__name__}"
+
+
+def check_outside(out: Path | str, data: Data, dataset: ImageDataset) -> None:
+    """Raise ValueError if the run directory lies among the training images, whose files would become images of it."""
+    if not isinstance(dataset, Dataset) or isinstance(dataset.images, np.ndarray) or not isinstance(data, Named):
+        return
+    folder, run = Path(name_of(data)).expanduser().resolve(), Path(out).expanduser().resolve()
+    if folder.is_dir() and run.is_relative_to(folder) and not any(map(is_hidden_folder, run.relative_to(folder).parts)):
+        raise ValueError(f"the run directory {out} lies in the folder of the training images, {folder}: choose another")
 
 
 def image_fields(dataset: ImageDataset) -> dict[str, int]:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,11 @@ def steps_until(run: Path, step: int | None) -> tuple[int, ...]:
             f"{run} has no snapshots of averages: ema_snapshots (--ema-snapshots) of its training makes them"
         )
     last = found[-1] if step is None else step
+    with suppress(CheckpointError):
+        reached = native.read_about(run / "model").training.get("steps", 0)
+        if step is None and reached > last:
+            text = f"the last snapshot of {run} is of step {last}, and its model of step {reached}"
+            warnings.warn(text, stacklevel=2)
     if last not in found:
         near = sorted(sorted(found, key=lambda other: abs(other - last))[:2])
         raise ValueError(
@@ -199,7 +205,7 @@ def fill(network: torch.nn.Module, run: Path, steps: Sequence[int], coefficients
     Buffers become those of the last snapshot. Raises CheckpointError if a file is damaged or of another network.
     """
     files = [snapshots.path_of(run, step) for step in steps]
-    weights = [*zip(*[iter(coefficients.tolist())] * len(SNAPSHOT_PROFILES))]  # of each file
+    weights = coefficients.reshape(-1, len(SNAPSHOT_PROFILES)).tolist()  # of each file
     with ExitStack() as stack:
         readers = [stack.enter_context(Reader(file)) for file in files]
         trained = dict(network.named_parameters())

@@ -63,7 +63,10 @@ def draw_batches(
     Every process draws the numbers of the whole batch and takes its rows, so that they do not depend on the number of
     processes.
     """
+    check_labels = getattr(task, "check_labels", None)
     for step, (x, y) in enumerate(stream, first):
+        if check_labels is not None:  # here, on the CPU: on a GPU it would wait for the device
+            check_labels(y)
         rows = slice(processes.rank * len(x), (processes.rank + 1) * len(x))
         shape = torch.Size([processes.count * len(x), *x.shape[1:]])
         drawn = task.draw(shape, torch.Generator().manual_seed(step_seed(seed, step)))

@@ -58,6 +58,18 @@ def save(run: Path, averages: Sequence[EMA], step: int, every: int, writes: bool
             path_of(run, other).unlink()
 
 
+def check_spacing(run: Path, every: int, before: int) -> None:
+    """Raise ValueError if a resumed run would have snapshots of another spacing, which would replace those it has.
+
+    every, before: steps between snapshots, now and when the run was last started; 0 for none
+    """
+    if every and before and every != before and steps_of(run):
+        raise ValueError(
+            f"the snapshots of averages in {run / FOLDER} are of every {before} steps: resume the run with "
+            f"ema_snapshots (--ema-snapshots) {before}, or with 0, which ends them"
+        )
+
+
 def kept_steps(step: int, every: int) -> set[int]:
     """Return the steps whose snapshots a run has at this step: at most MOST multiples of `every`, and this step."""
     spacing = every

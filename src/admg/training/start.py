@@ -29,7 +29,7 @@ from .defaults import CLASSIFIER_PROCESS
 from .distance import EvaluationConfig, FrechetDistance
 from .held_out import Parts, divide
 from .initialisation import Init, described, fit_to_data, initialised, open_initial, process_of, start_from
-from .opening import Data, image_fields, name_of, open_data
+from .opening import Data, check_outside, image_fields, name_of, open_data
 from .run_settings import reading_of
 from .tasks import ClassifierTask, DiffusionTask
 from .trainer import TrainingRun
@@ -97,6 +97,7 @@ def train_diffusion(
     """
     objective = objective or ObjectiveConfig()
     dataset = open_data(data, objective.unlabelled)
+    check_outside(out, data, dataset)
     initial = open_initial(init, init_flags, "diffusion", None if overwrite else out)
     choices = choices_for(dataset, None if overwrite else out, initial)
     config, process = choices.training(config), process_of(choices.process(diffusion), initial)
@@ -105,7 +106,7 @@ def train_diffusion(
     unet = initialised(UNet, fit_to_data(UNetConfig, choices.network(network), initial, **fields), config.seed)
     model = as_model(unet, process, dataset)
     task = DiffusionTask(model, **objective.task_options())
-    note_weighting(process, objective)
+    note_untrained(process, objective)
     resumed = check_resumed(model, out, overwrite)
     parts = divide(data, dataset, validation, seed=config.seed, resumed=resumed, unlabelled=objective.unlabelled)
     measures = measures_of(parts, config, val_images, evaluation)
@@ -160,6 +161,7 @@ def train_classifier(
         >>> guide = admg.guidance.ClassifierGuidance(run.model, scale=2.0)
     """
     dataset = open_data(data)
+    check_outside(out, data, dataset)
     if not dataset.label_names:
         raise ValueError(f"{name_of(data)} has no labels: use class sub-folders, or file names such as label_name.png")
     initial = open_initial(init, init_flags, "classifier", None if overwrite else out)
@@ -231,6 +233,7 @@ def train_upsampler(
     """
     objective, augment = objective or ObjectiveConfig(), augment or AugmentConfig()
     dataset = open_data(data, objective.unlabelled)
+    check_outside(out, data, dataset)
     initial = open_initial(init, init_flags, "upsampler", None if overwrite else out)
     small = default_small_size(dataset.image_size, initial) if small_size is None else small_size
     if not 0 < small < dataset.image_size:
@@ -244,7 +247,7 @@ def train_upsampler(
     architecture = fit_to_data(SuperResConfig, choices.network(network), initial, **fields)
     unet = initialised(SuperResUNet, architecture, config.seed)
     model = as_model(unet, process, dataset)
-    note_weighting(process, objective)
+    note_untrained(process, objective)
     resumed = check_resumed(model, out, overwrite)
     parts = divide(data, dataset, validation, seed=config.seed, resumed=resumed, unlabelled=objective.unlabelled)
     options = {**objective.task_options(), "augment_blur": augment.augment_blur}
@@ -278,8 +281,14 @@ def of_classifier(diffusion: DiffusionConfig) -> DiffusionConfig:
     return dataclasses.replace(diffusion, predict="v") if ends_in_noise else diffusion
 
 
-def note_weighting(diffusion: DiffusionConfig, objective: ObjectiveConfig) -> None:
-    """Warn if the weighting leaves the step untrained that sampling begins at."""
+def note_untrained(diffusion: DiffusionConfig, objective: ObjectiveConfig) -> None:
+    """Warn if the objective leaves something untrained: the variance, or the step that sampling begins at."""
+    if objective.objective == "simple" and diffusion.variance.startswith("learned"):
+        warnings.warn(
+            f"the objective simple does not train the variance, which is {diffusion.variance}: choose the objective "
+            "hybrid, or variance fixed_small (--variance fixed_small)",
+            stacklevel=2,
+        )
     if objective.weighting != "uniform" and diffusion.schedule().is_pure_noise(-1):
         warnings.warn(
             f"weighting {objective.weighting} gives the last step, pure noise, the weight 0: what the network predicts "

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from admg.checkpoints.model import Classifier, Model
-from admg.data import ImageDataset
+from admg.data import DataError, ImageDataset
 from admg.data.stream import spread_batches
+from admg.diffusion import Diffusion
 from admg.diffusion.losses import VLB_WEIGHT, Objective, loss_terms
 from admg.diffusion.weighting import StepWeights, Weighting
 from admg.generation.contact_sheet import sheet
@@ -84,6 +85,7 @@ class DiffusionTask:
             weighting=self.weighting.kind,
         )  # checks them
         diffusion = self.model.diffusion
+        check_whole(diffusion)
         self.timesteps.check_schedule(diffusion.schedule)
         if self.vlb_weight is not None and not diffusion.learns_variance:
             raise ValueError(f"vlb_weight is for a learned variance, not for {diffusion.variance}")
@@ -140,6 +142,8 @@ class ClassifierTask:
     val_images: number of those images, spread evenly over all
     training: training images that it is measured on too (optional), as many: a higher accuracy there is overfitting
     noised: False for a classifier of clean images, at timestep 0 alone
+
+    Raises ValueError if the process of the classifier is respaced.
     """
 
     classifier: Classifier
@@ -148,9 +152,17 @@ class ClassifierTask:
     noised: bool = True
     training: ImageDataset | None = None
 
+    def __post_init__(self) -> None:
+        check_whole(self.classifier.diffusion)
+
     @property
     def network(self) -> nn.Module:
         return self.classifier.network
+
+    def check_labels(self, y: Tensor) -> None:
+        """Raise DataError if an image of a batch has no label: a classifier learns nothing from it."""
+        if bool((y < 0).any()):
+            raise DataError("some images have no label: a classifier needs the label of each image")
 
     def draw(self, shape: torch.Size, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Return t and noise."""
@@ -184,6 +196,7 @@ class ClassifierTask:
         right, count = dict.fromkeys(levels, 0), 0
         generator = torch.Generator().manual_seed(0)
         for x, y in spread_batches(images, num, 250):
+            self.check_labels(y)
             for t in levels:
                 noise = torch.randn(x.shape, generator=generator)
                 x_t = diffusion.q_sample(x, t, noise).to(device)
@@ -195,3 +208,13 @@ class ClassifierTask:
     def as_model(self, network: nn.Module, training: dict[str, Any]) -> Classifier:
         c = self.classifier
         return Classifier(network, c.diffusion, c.labels, c.config, training)
+
+
+def check_whole(diffusion: Diffusion) -> None:
+    """Raise ValueError for a respaced process: it would be trained at some timesteps, and saved with all of them."""
+    origin = diffusion.schedule.origin
+    if origin is not None:
+        raise ValueError(
+            f"the diffusion process is respaced to {len(diffusion)} of {len(origin)} steps: train it with all of them, "
+            "and respace the trained model"
+        )

@@ -136,11 +136,15 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
                 run_directory.check_no_samples(self.out)
             if found is not None:
                 run_settings.check_settings(self.out, self.settings, run_settings.defaults_of(self.task))
+                snapshots.check_spacing(self.out, self.config.ema_snapshots or 0, self._recorded_snapshots())
             elif not self._overwrite:
                 run_directory.check_new(self.out)
             return found
 
         found = distributed.from_first(look, self.processes)
+        if self.config.ema_snapshots is None:
+            every = 0 if found is None else self._recorded_snapshots()
+            self.config = replace(self.config, ema_snapshots=every)
         state = None if found is None else checkpointing.read(found, mmap=True)
         self.config = averages.continued(self.config, state, self.out)
         self.learner = Learner(self.task, self.config, device, self.processes)
@@ -150,6 +154,11 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
             self.changes = run_settings.changes(self.out, self.config, self.provenance) if self.writes else {}
         if self.writes:
             check_output_folder(self.out)  # last, so that what is refused leaves no empty directory
+
+    def _recorded_snapshots(self) -> int:
+        """Return the steps between snapshots when the run was last started, 0 for none."""
+        record = run_settings.read(self.out) or {"options": {}}
+        return int(record["options"].get("ema_snapshots") or 0)
 
     def _restore(self, checkpoint: Path) -> None:
         state = checkpointing.resume(checkpoint, self.learner)
@@ -329,8 +338,8 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
 
     def _complete(self, tracker: Tracker | None) -> None:
         """Write what is missing of a finished run that was killed after its last checkpoint."""
-        first, *_ = named = self.learner.averages[: len(self.config.profiles)]
-        folders = [self.out / averages.folder_of(average, first) for average in named]
+        named = self.learner.averages[: len(self.config.profiles)]
+        folders = [self.out / averages.folder_of(average, named[0]) for average in named]
         with self._guard():
             whole = distributed.from_first(lambda: all(is_of_step(f, self.step) for f in folders), self.processes)
             if not whole:

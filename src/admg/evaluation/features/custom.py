@@ -7,6 +7,7 @@ from typing import Any
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from admg.generation.describe import identity_of
 from admg.userfile import errors_of, load_object
 
 from .base import FeatureNetwork, fingerprint
@@ -20,7 +21,8 @@ def from_module(module: nn.Module, name: str = "", source: str = "", spec: str =
     If the module has a method `prepare`, it maps the uint8 images (N, C, H, W) to the input of the module instead.
 
     name: shown with the metrics; by default the name of the class
-    source: anything else that determines the features, such as the code; it becomes part of the identity
+    source: anything else that determines the features; it becomes part of the identity, as the weights, the source of
+        the module's class and its attributes do
     spec: the user's file that the module is from, `path/to/file.py:name`, which errors of its code name
     Raises ValueError if it is not a module.
     """
@@ -30,7 +32,8 @@ def from_module(module: nn.Module, name: str = "", source: str = "", spec: str =
     name = name or type(module).__name__
     if name.lower().startswith("inception"):  # the names FID and IS are for the published network only
         name = f"own-{name}"
-    return FeatureNetwork(name, module, prepare, fingerprint(module, name, source), any_channels=True, spec=spec)
+    identity = fingerprint(module, name, source, identity_of(module))
+    return FeatureNetwork(name, module, prepare, identity, any_channels=True, spec=spec)
 
 
 def to_unit_range(images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from admg.evaluation.features.base import Activations, FeatureNetwork
+from admg.generation.describe import identity_of
 from admg.userfile import errors_of
 
 from .intervals import Estimate
@@ -85,6 +86,7 @@ class Metric:
     lower_is_better: whether smaller values are better
     by_default: whether it is computed if no metrics are chosen
     stored: whether stored statistics are enough to compute it
+    identity: checksum of a user's function; values of one with another identity are not kept
     """
 
     name: str
@@ -96,6 +98,7 @@ class Metric:
     lower_is_better: bool = False
     by_default: bool = True
     stored: bool = False
+    identity: str = ""
 
     @classmethod
     def of(cls, function: Callable[[Features, Features], Estimate | float], spec: str = "") -> Metric:
@@ -110,7 +113,7 @@ class Metric:
                 return value if isinstance(value, Estimate) else Estimate(float(value))
 
         name = getattr(function, "__name__", type(function).__name__)
-        return cls(name, compute, title=lambda network: name)
+        return cls(name, compute, title=lambda network: name, identity=identity_of(function))
 
     def display_name(self, network: FeatureNetwork | None) -> str:
         """Return the name in tables."""
