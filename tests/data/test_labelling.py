@@ -17,10 +17,10 @@ from admg.data import open as open_dataset
 
 
 def put(root: Path, *names: str) -> Path:
-    """Write grey images of 2x2 pixels, image i of value i."""
+    """Write grey images of 2x2 pixels."""
     for i, name in enumerate(names):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("L", (2, 2), i).save(root / name)
+        Image.new("L", (2, 2), 100 + i).save(root / name)
     return root
 
 

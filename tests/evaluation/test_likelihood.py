@@ -301,7 +301,7 @@ def test_label_numbers():
 def image_folder(path, size: tuple[int, int], mode: str = "L"):
     path.mkdir()
     for i in range(2):
-        Image.new(mode, size, i).save(path / f"{i}.png")
+        Image.new(mode, size, 100 + i).save(path / f"{i}.png")
     return path
 
 

@@ -202,7 +202,7 @@ def test_other_weights_under_the_same_name_are_another_run(capsys, sampling, fol
     line = refused(capsys, *arguments)
     assert "other settings: model.weights is" in line and "scale" not in line
     config = dataclasses.replace(tiny_model.config, noise_schedule="cosine")  # the same weights with another schedule
-    dataclasses.replace(tiny_model, config=config).save(tmp_path / "model")
+    dataclasses.replace(tiny_model, config=config, diffusion=config.build()).save(tmp_path / "model")
     assert "other settings: model.weights is" in failed(capsys, *arguments)  # after a note on the classifier
 
 

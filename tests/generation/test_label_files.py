@@ -63,11 +63,12 @@ def test_labels_that_have_no_names_are_the_numbers_of_edms_layout(tmp_path):
 
 
 def test_samples_without_labels_are_read_without_labels(tmp_path):
-    write(tmp_path / "images", [None, None], ["", ""])
+    write(tmp_path / "images", [None] * 3, [""] * 3)
     dataset = open_dataset(tmp_path / "images", 4)
     assert dataset.labels is None and [path.name for path in dataset.images] == [
         "sample_000000.png",
         "sample_000001.png",
+        "sample_000002.png",
     ]
 
 

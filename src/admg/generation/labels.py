@@ -25,13 +25,9 @@ MOST_IMAGES = 10_000_000
 
 
 def label_table(model: Model, guide: Guide | None) -> Labels:
-    """Return the labels that may be used: those of the model, else of the guide's classifier, else of the network."""
-    if model.labels.count:
-        return model.labels
-    of_guide: Labels | None = getattr(getattr(guide, "classifier", None), "labels", None)
-    if of_guide is not None:
-        return of_guide
-    return Labels(getattr(getattr(model.network, "config", None), "num_classes", None) or 0)
+    """Return the labels that may be used: those of the model, else those of the guide's classifier."""
+    of_guide = getattr(getattr(guide, "classifier", None), "labels", None)
+    return model.labels if model.labels.count or of_guide is None else of_guide
 
 
 def uses_labels(model: Model, guide: Guide | None, unconditional: bool) -> bool:
@@ -79,6 +75,8 @@ def resolve_labels(
     """
     check_num(num)
     table, items = label_table(model, guide), label_list(labels)
+    if not table.count:  # the network may know how many there are
+        table = Labels(getattr(getattr(model.network, "config", None), "num_classes", None) or 0)
     if not items:
         raise ValueError("no labels: at least one is needed")
     numbers = [label_number(table, item) for item in items]
