@@ -220,9 +220,12 @@ def nll(
     network = network if steps is None else network.respace(steps)
     conditional = network.conditional and not unconditional
     labels = network.labels if conditional else None
-    images = data if isinstance(data, RealImages) else None
-    reading = {"split": split, "value_range": value_range, "trained": TrainedReading.of(network)}
-    images = images or open_real_images(data, network.shape, labels, num=num, fit=fit, **reading)  # type: ignore[arg-type]
+    if isinstance(data, RealImages):
+        images = data
+    else:
+        trained = TrainedReading.of(network)
+        reading: dict[str, Any] = {"fit": fit, "split": split, "value_range": value_range, "trained": trained}
+        images = open_real_images(data, network.shape, labels, num=num, **reading)
     where = str(data) if isinstance(data, str | Path) else "the data"
     if not conditional:
         images = dataclasses.replace(images, labels=None)

@@ -133,8 +133,9 @@ class Watched:
     """A sampler that calls a function with each step of another one: to show, record or stop the sampling.
 
     sampler: name of a sampler, or a sampler
-    on_step: called as on_step(step, images) after each step, with the numbers of the images of the batch as a range;
-        an exception that it raises ends the sampling. The tensors of a step may be overwritten later: copy what is kept
+    on_step: called as on_step(step, images) after each step, with the positions of the batch's images in this call as a
+        range; an exception that it raises ends the sampling. The tensors of a step may be overwritten later: copy what
+        is kept
     done: number of images that are finished; the next batch begins there. Use a new object for each call
     Raises ValueError for an unknown sampler.
 

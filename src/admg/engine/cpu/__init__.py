@@ -23,9 +23,7 @@ def kernels() -> ctypes.CDLL | None:
     if capability not in build.CAPABILITIES:
         return None
     try:
-        found = ctypes.CDLL(
-            str(build.library(capability))
-        )  # shares the OpenMP threads of torch, which is already loaded
+        found = ctypes.CDLL(str(build.library(capability)))  # with the OpenMP threads of torch, which is loaded already
         found.source.restype = ctypes.c_char_p
     except (OSError, AttributeError):
         return None

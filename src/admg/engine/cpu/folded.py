@@ -95,9 +95,8 @@ def differentiable_gradients(
     ctx: Any, dy: Tensor, x: Tensor, weight: Rows, bias: Rows, offset: Tensor | None = None
 ) -> list[Tensor | None]:
     """Return the needed gradients, differentiable, of SiLU(weight·x̂ + bias), where x̂ is x + offset normalised."""
-    x, weight, bias = leaves = [
-        tensor.view_as(tensor) for tensor in (x, weight, bias)
-    ]  # the inputs may depend on one another
+    leaves = [tensor.view_as(tensor) for tensor in (x, weight, bias)]  # the inputs may depend on one another
+    x, weight, bias = leaves
     moved = x.float() if offset is None else x.float() + offset[:, None, None]
     y = by_formula(moved, weight, bias, ctx.groups, ctx.eps, ctx.silu)
     return wanted_gradients(ctx, y.to(x.dtype), leaves, dy)

@@ -126,9 +126,8 @@ class Layouts:
             weight = self._oriented().to(self.dtype).contiguous()
             return torch.ops.mkldnn._reorder_convolution_weight(weight, *same, list(x.shape))
 
-        weight = self._arranged(
-            x.shape, ordered
-        )  # oneDNN's order depends on the shape; private operators, tried with torch 2.13
+        # oneDNN's order of the weights depends on the shape. These are private operators, tried with torch 2.13.
+        weight = self._arranged(x.shape, ordered)
         return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *same, "none", [], "")
 
     def _arranged(self, what: Hashable, make: Callable[[], Tensor]) -> Tensor:

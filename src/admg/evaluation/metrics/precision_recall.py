@@ -185,7 +185,7 @@ class _Halves:
 
     @property
     def neighbours(self) -> int:
-        """How many neighbours of a sample are looked at: fewer than k of them are in its half once in 100,000 times."""
+        """Number of neighbours of a sample that are looked at: fewer than k are in its half with probability 1e-5."""
         return 2 * self.k + 18
 
     def begin(self, nearest: Tensor, index: Tensor) -> None:
