@@ -35,7 +35,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         return -torch.special.log_ndtr(bits * x0 / NOISE).flatten(1).sum(1)
 
     samples = [
-        admg.sample(model, labels, unconditional=True, guide=LossGuidance(surprise), steps=args.steps, seed=seed)
+        admg.sample(
+            model, num=len(labels), unconditional=True, guide=LossGuidance(surprise), steps=args.steps, seed=seed
+        )
         for seed in SEEDS
     ]
 

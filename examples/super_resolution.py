@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return y + NOISE * torch.randn(y.shape, generator=random)
 
     def restored(guide: Guide, sampler: str) -> list:
-        return [admg.sample(model, labels, unconditional=True, guide=guide, sampler=sampler, steps=args.steps,
+        return [admg.sample(model, num=len(labels), unconditional=True, guide=guide, sampler=sampler, steps=args.steps,
         seed=seed).images for seed in (0, 1)]  # fmt: skip
 
     small, blurred = measured(Downsample(4)), measured(Blur.gaussian(1.5))

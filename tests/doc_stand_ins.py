@@ -220,7 +220,7 @@ class StandIns:
 
 def save_models(root: Path) -> None:
     """Save tiny networks with random weights for ImageNet's labels: a model, a classifier and an upsampler."""
-    process, labels = DiffusionConfig(diffusion_steps=100), Labels.imagenet()
+    process, labels = DiffusionConfig(), Labels.imagenet()
     fields = SMALL | {"image_size": SIZE, "image_channels": 3}
     torch.manual_seed(0)
     unet = randomised(UNet(UNetConfig(**fields, num_classes=1000)), 0)

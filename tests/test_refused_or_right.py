@@ -32,7 +32,7 @@ from admg.evaluation.label_classifier import load_label_classifier
 from admg.evaluation.opening import as_source
 from admg.evaluation.real_images import open_real_images
 from admg.evaluation.sources import open_source
-from admg.generation.describe import describe, network_record
+from admg.generation.describe import describe, identity_of, network_record
 from admg.generation.labels import reads_labels, resolve_labels
 from admg.guidance.pretrained import differing_label
 from admg.training import ClassifierTask, DiffusionTask, ObjectiveConfig, TrainConfig, checkpointing, snapshots
@@ -781,7 +781,7 @@ def test_label_files_that_contradict_themselves_or_are_not_read(tmp_path):
         with pytest.warns(UserWarning, match="has no column of labels: it has (species|file_name;label)"):
             assert admg.data.open(tmp_path).labels is None
     np.savez(tmp_path / "images.npz", np.zeros((3, 8, 8), np.uint8), labels=np.arange(3))
-    with pytest.warns(UserWarning, match="has no labels: those are arr_1, and labels is not read"):
+    with pytest.warns(UserWarning, match="has no arr_1, from which labels are read: labels is ignored"):
         admg.data.open(tmp_path / "images.npz")
 
 
@@ -800,3 +800,90 @@ def test_an_objective_that_leaves_the_variance_untrained_is_noted(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         make("fixed", variance="fixed_small")
+
+
+# -- small images, and users' code -----------------------------------------------------------------------------------
+
+
+def test_small_images_keep_their_labels_by_name(tiny_model, tiny_upsampler, tmp_path):
+    """Of a model with the same classes in another order; names that the upsampler lacks are refused."""
+    size = tiny_upsampler.network.config.small_size
+    names = tiny_upsampler.labels.names
+    x, labels = torch.rand(2, 1, size, size) * 2 - 1, torch.tensor([0, 2])
+    turned = names[::-1]
+    small = admg.Samples(x, labels, (turned[0], turned[2]))
+    npz = small.save(tmp_path / "small")
+    expected = [len(names) - 1, len(names) - 3]
+    assert admg.upsample(tiny_upsampler, small, steps=2, progress=False).labels.tolist() == expected
+    assert admg.upsample(tiny_upsampler, npz, steps=2, progress=False).labels.tolist() == expected
+    done = admg.generation.generate_upsampled(tiny_upsampler, npz, out=tmp_path / "large", progress=False)
+    assert done.read().labels.tolist() == expected
+    for other in (admg.Samples(x, labels, ("zebra", "yak")), admg.Samples(x, labels, (names[0], "yak"))):
+        with pytest.raises(ValueError, match=r"have the label '(zebra|yak)', which the upsampler lacks"):
+            admg.upsample(tiny_upsampler, other, steps=2, progress=False)
+    plain = admg.Samples(x, labels, ("0", "2"))  # numbers without names
+    assert admg.upsample(tiny_upsampler, plain, steps=2, progress=False).labels.tolist() == [0, 2]
+    with pytest.raises(DataError, match="only the values 0 and 1"):
+        admg.upsample(tiny_upsampler, np.eye(size, dtype=np.uint8)[None, ..., None], steps=2, progress=False)
+
+
+class Odd(torch.nn.Module):
+    """A network with attributes that no description can read."""
+
+    def __init__(self, level: float):
+        super().__init__()
+        self.generator, self.args, self.level = torch.Generator(), SimpleNamespace(a=1), level
+
+    def forward(self, x):
+        return torch.nn.functional.adaptive_avg_pool2d(x[:, :1] * self.level, 2).flatten(1)
+
+
+def test_the_identity_of_a_network_is_the_same_in_every_process():
+    assert identity_of(Odd(1.0)) == identity_of(Odd(1.0)) != identity_of(Odd(2.0))
+    assert custom.from_module(Odd(1.0)).identity == custom.from_module(Odd(1.0)).identity
+    assert describe(Odd(1.0)) == describe(Odd(1.0))  # so that a run with it can be continued
+
+
+def test_files_that_users_files_import_are_imported_once_until_they_change(tmp_path):
+    (tmp_path / "state.py").write_text("calls = []\n")
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.py").write_text(
+            "import state\ndef add(item):\n    state.calls.append(item)\n    return state\n"
+        )
+    one, two = (load_object(f"{tmp_path / name}.py:add")[0] for name in ("one", "two"))
+    assert one("a") is two("b") and one("c").calls == ["a", "b", "c"]
+    (tmp_path / "state.py").write_text("calls = ['new']\n")
+    assert load_object(f"{tmp_path / 'one'}.py:add")[0]("d").calls == ["new", "d"]
+
+
+def test_labels_of_a_subset_that_its_data_set_contradicts():
+    fine = Items([0, 1, 0, 1] * 4, targets=[0, 1, 2, 3] * 4, classes=["shirt", "trouser", "bag", "boot"])
+    assert from_dataset(torch.utils.data.Subset(fine, range(3, 11))).label_names == ("0", "1")
+    same = Items([0, 1, 2, 3] * 4, targets=[0, 1, 2, 3] * 4, classes=["shirt", "trouser", "bag", "boot"])
+    assert from_dataset(torch.utils.data.Subset(same, range(3, 11))).label_names == ("shirt", "trouser", "bag", "boot")
+
+
+def test_no_notes_where_nothing_is_wrong(tiny_model, tmp_path, recwarn):
+    ends = torch.rand(2, *tiny_model.shape) * 2 - 1
+    admg.interpolate(tiny_model, ends, 0, frames=2, steps=1, progress=False)
+    for split in ("train", "val"):
+        for label in ("cat", "dog"):
+            (tmp_path / "data" / split / label).mkdir(parents=True)
+            for i in range(2):
+                Image.fromarray(np.full((8, 8), 100 + i, np.uint8)).save(tmp_path / "data" / split / label / f"{i}.png")
+    (tmp_path / "data" / "train" / "metadata.csv").write_text("file_name,text\ncat/0.png,a cat\n")
+    images = admg.data.DataConfig(data=str(tmp_path / "data"), image_size=8)
+    images.held_out(str(tmp_path / "data" / "val"))
+    assert admg.data.open(tmp_path / "data" / "train").label_names == ("cat", "dog")
+    wrong = ("sampling begins", "lies in", "no column of labels")
+    assert not [str(w.message) for w in recwarn.list if any(part in str(w.message) for part in wrong)]
+
+
+def test_ends_of_an_interpolation_and_one_label_to_come_from(tiny_model):
+    for ends in ((0, -1), (0, 1.5), np.zeros((2, 1, 8, 8))):
+        with pytest.raises(ValueError, match="the ends must be two seeds, integers from 0 up, or a tensor"):
+            admg.interpolate(tiny_model, ends, 0, frames=2, steps=2, progress=False)
+    images = torch.rand(2, *tiny_model.shape) * 2 - 1
+    options = {"invert": True, "strength": 0.5, "steps": 4, "progress": False}
+    one = admg.edit(tiny_model, images, 1, from_labels=0, **options)
+    assert torch.equal(one.x, admg.edit(tiny_model, images, [1, 1], from_labels=[0, 0], **options).x)

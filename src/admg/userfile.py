@@ -7,7 +7,7 @@ import hashlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Container, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, ModuleType
@@ -17,6 +17,8 @@ from admg.engine.memory import is_out_of_memory
 
 TYPING = ("typing", "types", "collections.abc")
 """Modules of the types of aliases such as Callable[..., Tensor]."""
+IMPORTED: dict[Path, bytes] = {}
+"""Files that users' files import from their folder, as they were when `load_object` imported them first."""
 
 
 def load_object(spec: str) -> tuple[Any, str]:
@@ -33,7 +35,9 @@ def load_object(spec: str) -> tuple[Any, str]:
     text = path.read_bytes()
     imported = imports_of(path.resolve(), text)
     digest = hashlib.sha256(b"".join([text, *imported.values()])).hexdigest()[:12]
-    forget(imported)
+    forget_changed(imported)
+    known = {file_of(other) for other in list(sys.modules.values())}
+    IMPORTED.update({file: content for file, content in imported.items() if file not in known})
     try:
         module = _executed(path, text, f"admg_user_{path.stem}_{digest}")
     except (Exception, SystemExit) as error:
@@ -77,11 +81,20 @@ def _imported(file: Path, source: bytes, folder: Path) -> Iterator[Path]:
                 yield from (at.with_suffix(".py"), at / "__init__.py")
 
 
-def forget(files: Container[Path]) -> None:
-    """Let Python import these files again, since they may have changed."""
+def forget_changed(files: Mapping[Path, bytes]) -> None:
+    """Let Python import these files again if one of them has changed since `load_object` imported it."""
+    if all(IMPORTED.get(path, content) == content for path, content in files.items()):
+        return
+    stale = {path for path in files if IMPORTED.pop(path, None) is not None}
     for name, module in list(sys.modules.items()):
-        if (file := getattr(module, "__file__", None)) and Path(file) in files:
+        if name != "__main__" and file_of(module) in stale:
             del sys.modules[name]
+
+
+def file_of(module: Any) -> Path | None:
+    """Return the file of a module, or None if it has none."""
+    file = getattr(module, "__file__", None)
+    return Path(file) if isinstance(file, str) else None
 
 
 def _is_own(name: str, value: Any, module: ModuleType) -> bool:

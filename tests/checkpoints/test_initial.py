@@ -63,7 +63,7 @@ def test_what_is_not_a_model_of_this_kind_is_refused(file, tiny_folders, tiny_cl
     with pytest.raises(ValueError, match="unknown model 'no/such'"):
         load_initial("no/such", "diffusion")
     for model in (tiny_classifier, dataclasses.replace(tiny_model, config=None)):
-        with pytest.raises(ValueError, match="cannot start from the given model: it is not a diffusion model"):
+        with pytest.raises(ValueError, match="cannot start from the given model: it is no diffusion model"):
             load_initial(model, "diffusion")
     with pytest.raises(ValueError, match="init_flags are for a file"):
         load_initial(tiny_folders["model"], "diffusion", FLAGS)

@@ -113,7 +113,7 @@ def _of_model(model: Model | Classifier, kind: Kind, name: str) -> Initial:
     network = unwrapped(model.network)
     own = kind_of(network)
     if own is None or own.name != kind or model.config is None:
-        raise ValueError(f"cannot start from {name}: it is not a {NETWORK_KINDS[kind].title} with a DiffusionConfig")
+        raise ValueError(f"cannot start from {name}: it is no {NETWORK_KINDS[kind].title} with a DiffusionConfig")
     config = cast(Architecture, network.config)
     return Initial(name, config, model.config, model.labels, model.training, network.state_dict())
 

@@ -31,8 +31,8 @@ class SamplingOptions:
 
     sampler: {NAMES}, or path/to/file.py:name
     steps: number of steps, ddimN, counts per section such as 10,15,20, or uniformN, quadN, logsnrN, karrasN, trailingN,
-        tunedN (found by admg tune-steps), or a list such as at20+310+999; all but ddimN, lists and a single step keep
-        the last one, where a model with zero terminal SNR must begin
+        tunedN (found by admg tune-steps), or a list such as at20+310+999; all but ddimN, tunedN, lists and a single
+        step keep the last one, where a model with zero terminal SNR must begin
     eta: randomness of ddim, from 0 (deterministic) to 1 (that of ddpm)
     sampler_option: option of the sampler ({OF_SAMPLERS})
     seed: seed of the noise; image i of a seed is always the same

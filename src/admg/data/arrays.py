@@ -101,7 +101,7 @@ def open_arrays_file(path: Path, labels: bool) -> Arrays:
     images, values = found["arr_0"], found.get("arr_1")
     unused = [name for name in names if "label" in name.lower() or name in ("y", "targets", "classes")]
     if labels and values is None and unused:
-        warnings.warn(f"{path} has no labels: those are arr_1, and {listed(unused)} is not read", stacklevel=2)
+        warnings.warn(f"{path} has no arr_1, from which labels are read: {listed(unused)} is ignored", stacklevel=2)
     if images.ndim == 3:
         images = images[..., None]
     numeric = np.issubdtype(images.dtype, np.integer) or np.issubdtype(images.dtype, np.floating)

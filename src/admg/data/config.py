@@ -95,7 +95,7 @@ class DataConfig:
             given = Path(path).expanduser().resolve()
             if given == folder.resolve():
                 warnings.warn(f"{path} has the training images, on which validation is too favourable", stacklevel=2)
-            elif folder.resolve() in given.parents:
+            elif (folder / "train" if (folder / "train").is_dir() else folder).resolve() in given.parents:
                 warnings.warn(
                     f"{path} lies in {self.data}: if its images are trained on, validation is too favourable",
                     stacklevel=2,

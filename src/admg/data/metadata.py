@@ -28,7 +28,7 @@ def metadata_labels(root: Path, names: Sequence[str]) -> list[int | str] | None:
     rows = [] if path is None else _rows(path)
     column = next((name for name in LABELS if rows and name in rows[0]), None)
     if path is None or column is None:
-        if path is not None and rows:
+        if path is not None and rows and not any("/" in name for name in names):  # else folders may be the labels
             note_columns(path, rows[0])
         return None
     found: dict[str, Any] = {}

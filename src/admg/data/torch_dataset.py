@@ -78,7 +78,7 @@ def from_dataset(
         raise DataError(f"the {type(dataset).__name__} is empty")
     probed = [i * count // min(count, PROBED) for i in range(min(count, PROBED))]
     probes = [_read(dataset, i, channels, labels) for i in probed]
-    has_targets = _are_labels(getattr(dataset, "targets", None), {i: label for i, (_, label) in zip(probed, probes)})
+    has_targets = _are_labels(_targets_of(dataset), {i: label for i, (_, label) in zip(probed, probes)})
     first = probes[0][0]
     if image_size is None and first.shape[0] != first.shape[1]:
         raise DataError(f"the first image is {first.shape[1]}x{first.shape[0]}, not square: give image_size")
@@ -237,6 +237,14 @@ def _label(label: Any, index: int) -> int | None:
             f"item {index} has label {label!r}: allowed is one integer from 0 up, or None; "
             f"admg.data.from_dataset(..., labels=False) leaves labels out"
         ) from None
+
+
+def _targets_of(dataset: Any) -> Any:
+    """Return the attribute `targets` of a data set, or those of the items that a subset takes; None without any."""
+    if not isinstance(dataset, torch.utils.data.Subset):
+        return getattr(dataset, "targets", None)
+    targets = _targets_of(dataset.dataset)
+    return None if targets is None else [targets[i] for i in dataset.indices]
 
 
 def _are_labels(targets: Any, labels: Mapping[int, int | None]) -> bool:

@@ -11,7 +11,7 @@ from .gaussian import Images
 
 FAR = 3.0
 """Magnitude of values that generated images, which may leave [-1, 1] a little, do not reach."""
-LOUD = 3.0
+LOUD = 5.0
 """Root mean square that x_T does not reach: its values have unit variance."""
 
 

@@ -15,9 +15,10 @@ from admg.data import Dataset, from_dataset
 from admg.data.arrays import Split, channel_axes
 from admg.data.value_range import ValueRange, check_array_8_bits
 from admg.generation.images import to_uint8
+from admg.generation.label_names import table_of
 from admg.generation.samples import Samples
 
-from .sources import Source, open_source, table_of
+from .sources import Source, open_source
 
 Images = np.ndarray | Tensor | Samples | Source | torch.utils.data.Dataset[Any] | Path | str
 """Images of any form that `as_source` accepts."""

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -24,12 +21,13 @@ from admg.data.decoding import Decoding, Kind, check_not_binary, choose_decoding
 from admg.data.errors import listed
 from admg.data.folder import read_image
 from admg.data.labelling import find_labels
-from admg.data.listing import DESCRIPTION, Listing
+from admg.data.listing import Listing
 from admg.data.members import ImagePath
 from admg.data.scan import open_images
 from admg.data.sources import find_source
 from admg.data.transforms import Pixels, center_crop, pad
 from admg.data.value_range import ValueRange, check_array_8_bits
+from admg.generation.label_names import MERGED, names_of_labels
 from admg.generation.run_record import read_record
 from admg.generation.shards import NpzImages, Shards
 
@@ -37,7 +35,6 @@ from .metrics.statistics import STORED, StoredStatistics, statistics_of
 
 Fit = Literal["resize", "pad"]
 Array = UInt8[np.ndarray, "n h w c"]
-MERGED = re.compile(r"samples_\d+x\d+x\d+x\d+\.npz")  # names of Shards.target
 
 
 @dataclass(eq=False)
@@ -194,7 +191,7 @@ def open_source(
         if value_range not in (None, (0, 255)):
             raise ValueError(f"value_range is for image files, and {path} holds 8-bit images")
         source = _open_npz(path, labels)
-        source.names_of_numbers = _names_of_run(path) if labels else ()
+        source.names_of_numbers = names_of_labels(path) if labels else ()
     elif isinstance(listing := find_source(path, split), Listing):
         source = _open_listing(listing, labels, value_range)
     else:
@@ -262,24 +259,6 @@ def _merged(path: Path) -> Path:
     if not merged.is_file():
         raise ValueError(f"{path} holds a run that is not finished: {merged.name} does not exist yet")
     return merged
-
-
-def _names_of_run(npz: Path) -> tuple[str, ...]:
-    """Return the names of the labels of the run or the `Samples` that wrote this file, or () if they are not known."""
-    if not MERGED.fullmatch(npz.name):
-        return ()
-    with suppress(ValueError, OSError, AttributeError):  # a file of another program
-        if (record := read_record(npz.parent)) is not None:
-            names = record.get("label_names", ())
-            return tuple(names) if all(isinstance(name, str) for name in names) else ()
-        return table_of(json.loads((npz.parent / "images" / DESCRIPTION).read_bytes()).get("label_names") or {})
-    return ()
-
-
-def table_of(names: Mapping[str, str]) -> tuple[str, ...]:
-    """Return names by number, `{"3": "Dress"}`, as a table with "" for those that lack; () if they are only numbers."""
-    named = {int(number): name for number, name in names.items() if name not in ("", number)}
-    return tuple(named.get(number, "") for number in range(max(named) + 1)) if named else ()
 
 
 def _rows(images: NpzImages | Array, numbers: Sequence[int]) -> Array:

@@ -12,10 +12,13 @@ import hashlib
 import inspect
 import json
 import logging
+import re
 import secrets
 import sysconfig
 import textwrap
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -35,6 +38,19 @@ from .sampler_specs import SAMPLERS, UserSampler, Watched
 OF_MODULES = frozenset(vars(nn.Module()))
 """Attributes that every torch module has."""
 INSTALLED = tuple(sysconfig.get_paths()[key] for key in ("stdlib", "purelib", "platlib"))
+
+
+_LENIENT: ContextVar[bool] = ContextVar("_LENIENT", default=False)
+"""Whether objects whose state cannot be read are described by their type instead of raising UnidentifiedError."""
+
+
+@contextmanager
+def _leniently() -> Iterator[None]:
+    token = _LENIENT.set(True)
+    try:
+        yield
+    finally:
+        _LENIENT.reset(token)
 
 
 class UnidentifiedError(ValueError):
@@ -62,8 +78,12 @@ def describe_or_mark(value: Any) -> Any:
 
 
 def identity_of(value: Any) -> str:
-    """Return describe_or_mark(value) as text, by which what is computed with it can be kept."""
-    return json.dumps(describe_or_mark(value), sort_keys=True)
+    """Return describe(value) as text, by which what is computed with it can be kept.
+
+    It is the same in every process: parts whose state cannot be read count by their type alone.
+    """
+    with _leniently():
+        return json.dumps(describe(value), sort_keys=True)
 
 
 def describe_sampler(sampler: Any) -> Any:
@@ -126,8 +146,12 @@ def _describe(value: Any, path: tuple[int, ...]) -> Any:
         return [_describe(item, path) for item in value]
     if isinstance(value, set | frozenset):
         return sorted((_describe(item, path) for item in value), key=repr)
-    if isinstance(value, Path | torch.dtype | torch.device | range):
+    if isinstance(value, Path | torch.dtype | torch.device | range | complex | slice | re.Pattern | np.dtype):
         return str(value)
+    if isinstance(value, bytes):
+        return {"bytes": _checksum(value)}
+    if _qualified(type(value)) in ("types.SimpleNamespace", "argparse.Namespace"):
+        return {"namespace": {key: _describe(item, path) for key, item in vars(value).items()}}
     if isinstance(value, functools.partial):
         return {"partial": [_describe(part, path) for part in (value.func, value.args, value.keywords)]}
     if isinstance(value, MethodType):
@@ -161,6 +185,8 @@ def _instance(value: Any, path: tuple[int, ...]) -> dict[str, Any]:
         and not hasattr(type(value), "__slots__")
     ):
         fields = vars(value)
+    elif _LENIENT.get():
+        return kind
     else:
         raise UnidentifiedError(f"an object of type {type(value).__qualname__}")
     return kind | {name: _describe(item, path) for name, item in fields.items()}
@@ -172,7 +198,8 @@ def _module(module: nn.Module, path: tuple[int, ...]) -> dict[str, Any]:
     for name, part in module.named_modules():
         if not _is_ours(type(part)) and not is_installed(type(part)):
             own = {key: value for key, value in vars(part).items() if key not in OF_MODULES}
-            parts[name] = _named(type(part), path) | {key: _describe(value, path) for key, value in own.items()}
+            with _leniently():
+                parts[name] = _named(type(part), path) | {key: _describe(value, path) for key, value in own.items()}
     found = {"type": type(module).__qualname__, "weights": fingerprint(module)}
     return found | ({"parts": parts} if parts else {})
 
@@ -190,8 +217,9 @@ def _named(kind: type, path: tuple[int, ...] = ()) -> dict[str, Any]:
     bases = [_named(base, path) for base in kind.__bases__ if not _is_ours(base) and not is_installed(base)]
     values = {}
     for name, method in _methods(kind):
-        if own := {key: _describe(value, path) for key, value in captured(method)}:
-            values[name] = own
+        with _leniently():
+            if own := {key: _describe(value, path) for key, value in captured(method)}:
+                values[name] = own
     return found | ({"bases": bases} if bases else {}) | ({"captured": values} if values else {})
 
 
@@ -245,6 +273,8 @@ def _source(thing: Any) -> str:
     except (OSError, TypeError):
         if isinstance(thing, FunctionType):
             return _bytecode(thing.__code__)
+        if _LENIENT.get():
+            return ""
         raise UnidentifiedError(f"{thing.__qualname__}, whose source cannot be read") from None
 
 

@@ -76,6 +76,8 @@ def edit(
         raise ValueError("from_labels is for invert=True: adding noise to an image needs no label")
     if from_labels is not None and (unconditional or not model.conditional):
         raise ValueError("from_labels is for inversion with labels, and this one is unconditional")
+    if from_labels is not None and is_single(from_labels):
+        from_labels = [from_labels] * count  # type: ignore[list-item]
     source = None if from_labels is None else label_tensor(model, from_labels, count)
     recipe = Recipe(
         guide=guide, sampler=sampler, steps=steps, seed=seed, unconditional=unconditional,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from admg.checkpoints.compatibility import check_pair, facts_of
 from admg.checkpoints.model import Model
+from admg.data.value_range import check_array_8_bits
 from admg.diffusion.gaussian import Images
 from admg.engine.compiling import Compile
 from admg.engine.precision import Precision
@@ -236,6 +237,7 @@ def generate_upsampled(
     Raises ValueError as upsample() and generate() do.
     """
     stored = NpzImages(base)
+    check_array_8_bits(stored, f"the images in {base}", "multiply them by 255")
     if num is not None and not 1 <= num <= len(stored):
         raise ValueError(f"num must be from 1 to {len(stored)}, the images of {base}, got {num}")
     loaded, recipe = load_upsampler(model), recipe or Recipe(precision="auto")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -77,6 +78,8 @@ def frame_noise(
     if len(ends) != 2:
         raise ValueError(f"interpolation needs two ends, got {len(ends)}")
     if not isinstance(ends, Tensor):
+        if not all(isinstance(seed, int | np.integer) and seed >= 0 for seed in ends):
+            raise ValueError("the ends must be two seeds, integers from 0 up, or a tensor of two images")
         return between(seed_noise(model, ends), frames)
     labels = None if label is None or unconditional or not model.conditional else [label] * 2
     return between(encode(model, ends, labels, steps=steps, seed=seed, precision=precision), frames)

@@ -166,7 +166,7 @@ class BatchSampler:
         halve: whether batches are halved from where memory runs out
         on_step: called with the number of image steps done, after each step
         """
-        if inputs.start is None:
+        if inputs.start is None and inputs.x_T is None:
             note_missing_noise(self.model)
         shape = None if inputs.x_T is None else inputs.x_T.shape[1:]
         size = self.recipe.batch_size or batch_that_fits(self.model, self.recipe.guide, shape)

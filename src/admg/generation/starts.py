@@ -22,7 +22,7 @@ from admg.data.folder import read_kind
 from admg.data.layouts import in_channels
 from admg.data.sources import COLLECTIONS
 from admg.data.transforms import check_pad
-from admg.data.value_range import ValueRange
+from admg.data.value_range import ValueRange, check_array_8_bits
 from admg.diffusion.gaussian import Images
 
 from .edit import inverted, noised
@@ -128,6 +128,8 @@ def load_images(
     for source in sources:
         data = _open(Path(source).expanduser(), model, fit, value_range)
         found.append(data.batch(range(len(data)))[0])
+        if value_range is None:
+            check_array_8_bits(((found[-1] + 1) * 127.5).round().numpy(), f"the pixels of {source}")
         paths = [] if hasattr(data.images, "dtype") else [Path(str(path)).stem for path in data.images]
         names += paths or [f"{Path(source).stem} {i}" for i in range(len(data))]
     return torch.cat(found), names

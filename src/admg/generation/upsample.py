@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor
 from admg.checkpoints import loading
 from admg.checkpoints.labels import Labels
 from admg.checkpoints.model import Model
+from admg.data.value_range import check_array_8_bits
 from admg.diffusion.gaussian import Images
 from admg.engine.compiling import Compile
 from admg.engine.precision import Precision
@@ -19,6 +22,7 @@ from admg.guidance import Guide
 from admg.samplers import Sampler
 
 from .images import to_float
+from .label_names import names_of_labels, table_of
 from .labels import LabelsArgument
 from .sample import check_low_res, named, sample
 from .samples import Samples
@@ -64,7 +68,7 @@ def upsample(
     model = load_upsampler(model)
     x, own = small_images(images)
     if labels is None and own is not None:
-        labels = [None if label < 0 else int(label) for label in own]
+        labels = [*by_name(own.tolist(), names_of(images), model.labels, "the images")]
     check_low_res(model, x, len(x))
     return sample(
         model, labels if labels is not None else [None] * len(x), low_res=x, augment_level=augment_level,
@@ -77,6 +81,7 @@ def small_images(images: Images | np.ndarray | Samples | str | Path) -> tuple[Im
     """Return images as (N, C, h, w) in [-1, 1], and the labels that they come with, -1 for none."""
     if isinstance(images, str | Path):
         stored = NpzImages(images).verify()
+        check_array_8_bits(stored, f"the images in {images}", "multiply them by 255")
         return to_float(stored[:]), stored.labels
     if isinstance(images, Samples):
         return to_float(images.images), images.labels
@@ -86,7 +91,31 @@ def small_images(images: Images | np.ndarray | Samples | str | Path) -> tuple[Im
         raise ValueError(
             f"images are an array of type {images.dtype}: allowed are uint8 (N, h, w, C), or a tensor in [-1, 1]"
         )
+    check_array_8_bits(images, "the images", "multiply them by 255")
     return to_float(images), None
+
+
+def names_of(images: Any) -> tuple[str, ...]:
+    """Return the names of the labels of `Samples` or of a stored run, by number; () if they are not known."""
+    if isinstance(images, Samples):
+        return table_of({str(k): name for k, name in zip(images.labels.tolist(), images.label_names) if k >= 0})
+    return names_of_labels(Path(images)) if isinstance(images, str | Path) else ()
+
+
+def by_name(numbers: Sequence[int], names: Sequence[str], table: Labels, source: str) -> Iterator[int | None]:
+    """Yield the upsampler's number of each label of the small images, None for -1.
+
+    names: names of their labels, by number, if they are known; a label without a name keeps its number
+    Raises ValueError if the upsampler has names, and not that of a label.
+    """
+    for number in numbers:
+        name = names[number] if 0 <= number < len(names) else ""
+        if number >= 0 and name and table.names and tuple(names) != table.names:
+            try:
+                number = table.number(name)
+            except ValueError as error:
+                raise ValueError(f"{source} have the label {name!r}, which the upsampler lacks: {error}") from None
+        yield number if number >= 0 else None
 
 
 def load_upsampler(model: Model | str | Path) -> Model:
@@ -119,7 +148,7 @@ def base_labels(base: NpzImages, table: Labels, num: int) -> list[int | None]:
     """Return the label of each of the first images, None without one. Raises ValueError for one outside the table."""
     if base.labels is None:
         return [None] * num
-    labels = base.labels[:num]
-    if table.count and labels.max() >= table.count:
-        raise ValueError(f"{base.path} has a label {labels.max()} in arr_1: the model's are 0 to {table.count - 1}")
-    return [None if label < 0 else label for label in labels.tolist()]
+    labels = [*by_name(base.labels[:num].tolist(), names_of_labels(Path(base.path)), table, str(base.path))]
+    if table.count and (highest := max(-1 if label is None else label for label in labels)) >= table.count:
+        raise ValueError(f"{base.path} has a label {highest} in arr_1: the model's are 0 to {table.count - 1}")
+    return labels

@@ -63,8 +63,7 @@ class Recorder:
 
     def on_step(self, model: Model, step: Step, images: range) -> None:
         """Record a step, whose x is at the next lower level of the schedule, and report it."""
-        level = max(step.index - 1, 0)
-        t = model.diffusion.schedule.timesteps[level].item()
+        t = model.diffusion.schedule.timesteps[step.index - 1].item() if step.index else 0  # of the finished image
         number = self.total - step.index
         x, x0 = self._put(step.x, images, "x"), self._put(step.x0, images, "x0")
         self.latest = Frame(number, t, x, x0, self._probabilities(step.x, float(t), images))

@@ -46,6 +46,8 @@ def check_outside(out: Path | str, data: Data, dataset: ImageDataset) -> None:
     if not isinstance(dataset, Dataset) or isinstance(dataset.images, np.ndarray) or not isinstance(data, Named):
         return
     folder, run = Path(name_of(data)).expanduser().resolve(), Path(out).expanduser().resolve()
+    if (run / "run.json").is_file():  # one that is there is left out of the images
+        return
     if folder.is_dir() and run.is_relative_to(folder) and not any(map(is_hidden_folder, run.relative_to(folder).parts)):
         raise ValueError(f"the run directory {out} lies in the folder of the training images, {folder}: choose another")
 

@@ -1,0 +1,34 @@
+"""The names of the labels of stored samples, which an .npz has by number alone."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from admg.data.listing import DESCRIPTION
+
+from .run_record import read_record
+
+MERGED = re.compile(r"samples_\d+x\d+x\d+x\d+\.npz")
+"""Names of Shards.target."""
+
+
+def names_of_labels(npz: Path) -> tuple[str, ...]:
+    """Return the names of the labels of the run or the `Samples` that wrote this file, or () if they are not known."""
+    if not MERGED.fullmatch(npz.name):
+        return ()
+    with suppress(ValueError, OSError, AttributeError):  # a file of another program
+        if (record := read_record(npz.parent)) is not None:
+            names = record.get("label_names", ())
+            return tuple(names) if all(isinstance(name, str) for name in names) else ()
+        return table_of(json.loads((npz.parent / "images" / DESCRIPTION).read_bytes()).get("label_names") or {})
+    return ()
+
+
+def table_of(names: Mapping[str, str]) -> tuple[str, ...]:
+    """Return names by number, `{"3": "Dress"}`, as a table with "" for those that lack; () if they are only numbers."""
+    named = {int(number): name for number, name in names.items() if name not in ("", number)}
+    return tuple(named.get(number, "") for number in range(max(named) + 1)) if named else ()
