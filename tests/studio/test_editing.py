@@ -27,6 +27,8 @@ def test_a_picture_is_cropped_scaled_and_converted(entry):
     assert prepared(Image.new("RGBA", (9, 9), (255, 255, 255, 0)), entry.model).max() == 0  # transparent is black
     assert prepared(Image.new("L", (3, 3), 200), entry.model).tolist() == [[[200]] * 8] * 8
     assert prepared(None, entry.model) is None
+    ramp = np.tile(np.array([0, 257 * 100, 65535] * 3, np.uint16), (9, 1))  # of 16 bits
+    assert np.unique(prepared(Image.fromarray(ramp).crop((0, 0, 8, 8)), entry.model)).tolist() == [0, 100, 255]
 
 
 def test_a_mask_is_where_the_layers_are_painted(entry):

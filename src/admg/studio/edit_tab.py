@@ -58,7 +58,7 @@ class EditTab:
         )  # fmt: skip
         self.paint = gr.Radio([MASK, DRAWING], value=MASK, label="What you paint is", elem_id="edit-paint")
         with gr.Column(visible=False) as self.second_box:  # Gradio makes a new Image when its own visibility changes
-            self.second = gr.Image(type="pil", image_mode="RGBA", sources=["upload"], label="Second picture",
+            self.second = gr.Image(type="pil", image_mode=None, sources=["upload"], label="Second picture",
                                    format="png", elem_id="edit-second", height=240)  # fmt: skip
 
     def lay_out_settings(self) -> None:

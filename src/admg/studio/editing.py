@@ -14,6 +14,7 @@ from PIL import Image
 
 from admg.checkpoints.model import Model
 from admg.config import check, setting
+from admg.data.decoding import WIDE_MODES, Decoding
 from admg.data.transforms import center_crop
 from admg.diffusion.gaussian import Images
 from admg.generation import Recipe, Samples, edit, interpolate, sample
@@ -99,6 +100,8 @@ def prepared(image: Image.Image | None, model: Model) -> UInt8[np.ndarray, "s s 
     channels, size, _ = model.shape
     if channels not in (1, 3):
         raise ValueError(f"this model's images have {channels} channels, and pictures of a browser 1 or 3")
+    if image.mode in WIDE_MODES:
+        image = Image.fromarray(np.asarray(Decoding().pixels(image)))
     if image.mode in ("RGBA", "LA", "P"):
         image = image.convert("RGBA")
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
