@@ -59,6 +59,7 @@ def clear_range(dtype: np.dtype, low: float, high: float, what: str) -> ValueRan
 
 
 STATE = "state the values of black and white as value_range (--value-range LOW,HIGH), 0,1 or 0,255"
+"""What to do about 8-bit images of 0 and 1, where files are read."""
 
 
 def check_8_bits(low: float, high: float, what: str, remedy: str = STATE) -> None:

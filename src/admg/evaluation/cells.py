@@ -207,16 +207,16 @@ def cells_of(
 
     Raises ValueError if two of them would have the same folder.
     """
-    found: dict[str, Cell] = {}
+    titles: dict[str, str] = {}
     cells: dict[Cell, tuple[str | Sampler, Guide | None]] = {}
     for (sampler, steps), guide in itertools.product(pairs, guides):
         cell = Cell(folder_name(sampler), steps, guide.scale, guide.cfg, guide.name)
-        if cell.name in found:
+        if cell.name in titles:
             raise ValueError(
-                f"two cells of the sweep would have the folder {cell.name}: {found[cell.name].title!r} and "
+                f"two cells of the sweep would have the folder {cell.name}: {titles[cell.name]!r} and "
                 f"{cell.title!r}; give guides and samplers names that differ in letters and digits"
             )
-        found[cell.name] = cell
+        titles[cell.name] = cell.title
         cells[cell] = sampler, guide.guide
     return cells
 

@@ -15,7 +15,7 @@ from admg.data import Dataset, from_dataset
 from admg.data.arrays import Split, channel_axes
 from admg.data.value_range import ValueRange, check_array_8_bits
 from admg.generation.images import to_uint8
-from admg.generation.label_names import table_of
+from admg.generation.label_names import names_of
 from admg.generation.samples import Samples
 
 from .sources import Source, open_source
@@ -65,8 +65,7 @@ def of_samples(samples: Samples, name: str = "images") -> Source:
     source, numbers = of_array(samples.images, name), samples.labels.numpy()
     if not (numbers >= 0).any():
         return source
-    named = {str(number): label for number, label in zip(numbers, samples.label_names, strict=True) if number >= 0}
-    return replace(source, labels=numbers, names_of_numbers=table_of(named))
+    return replace(source, labels=numbers, names_of_numbers=names_of(samples))
 
 
 def of_array(images: np.ndarray | Tensor, name: str = "images") -> Source:

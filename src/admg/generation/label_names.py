@@ -7,13 +7,22 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from admg.data.listing import DESCRIPTION
 
 from .run_record import read_record
+from .samples import Samples
 
 MERGED = re.compile(r"samples_\d+x\d+x\d+x\d+\.npz")
 """Names of Shards.target."""
+
+
+def names_of(images: Any) -> tuple[str, ...]:
+    """Return the names of the labels of `Samples` or of a stored run, by number; () if they are not known."""
+    if isinstance(images, Samples):
+        return table_of({str(k): name for k, name in zip(images.labels.tolist(), images.label_names) if k >= 0})
+    return names_of_labels(Path(images)) if isinstance(images, str | Path) else ()
 
 
 def names_of_labels(npz: Path) -> tuple[str, ...]:

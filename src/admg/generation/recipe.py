@@ -35,6 +35,10 @@ Start = Callable[[Model, Images, bool], Images]
 """(model, noise, unconditional) -> x (N, C, H, W) at the model's highest step, where sampling begins."""
 
 
+MOST_SIGNAL = 0.3
+"""Largest ᾱ of the first step of sampling, which begins with x_T ~ N(0, I), without a warning."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How images are drawn from a model.
@@ -246,10 +250,6 @@ class BatchSampler:
         return x.to("cpu", dtype_of(model))
 
 
-MOST_SIGNAL = 0.3
-"""Largest ᾱ of the first step of sampling, from x_T ~ N(0, I), without a warning."""
-
-
 def checked_noise(noise_sampler: NoiseSampler) -> NoiseSampler:
     """Return a noise sampler that raises ValueError for noise of another shape, which might be broadcast."""
 
@@ -269,10 +269,10 @@ def check_has_small_images(model: Model) -> None:
 
 
 def note_missing_noise(model: Model) -> None:
-    """Warn if sampling, which begins with noise, begins at a step where images should hardly be noised, or less pure.
+    """Warn if the first step expects images with less noise than x_T, with which sampling begins.
 
-    It does so with a single step of the original respacing, which keeps timestep 0 as guided-diffusion does, and with
-    steps that leave out the last one, pure noise, of a model that was trained up to it.
+    That is so for a single step in the spacing of guided-diffusion, which keeps timestep 0, and for steps without the
+    last one, pure noise, of a model that was trained up to it.
     """
     schedule = model.diffusion.schedule
     if (alpha_bar := schedule.alpha_bar[-1].item()) > MOST_SIGNAL:

@@ -108,7 +108,7 @@ def search_steps(measure: Distance, count: int) -> Iterator[FoundSteps]:
     other a little, to see how the images depend on it, and then all of them to where the distance would be least if
     the images were linear in them.
 
-    Raises ValueError if the model has fewer steps.
+    Raises ValueError if the model has fewer than `count` steps.
     """
     schedule = measure.sampler.model.diffusion.schedule
     known = {name: tuple(schedule.indices(name)) for name in (f"{spacing}{count}" for spacing in STARTS)}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from admg.guidance import Guide
 from admg.samplers import Sampler
 
 from .images import to_float
-from .label_names import names_of_labels, table_of
+from .label_names import names_of
 from .labels import LabelsArgument
 from .sample import check_low_res, named, sample
 from .samples import Samples
@@ -95,13 +94,6 @@ def small_images(images: Images | np.ndarray | Samples | str | Path) -> tuple[Im
     return to_float(images), None
 
 
-def names_of(images: Any) -> tuple[str, ...]:
-    """Return the names of the labels of `Samples` or of a stored run, by number; () if they are not known."""
-    if isinstance(images, Samples):
-        return table_of({str(k): name for k, name in zip(images.labels.tolist(), images.label_names) if k >= 0})
-    return names_of_labels(Path(images)) if isinstance(images, str | Path) else ()
-
-
 def by_name(numbers: Sequence[int], names: Sequence[str], table: Labels, source: str) -> Iterator[int | None]:
     """Yield the upsampler's number of each label of the small images, None for -1.
 
@@ -148,7 +140,7 @@ def base_labels(base: NpzImages, table: Labels, num: int) -> list[int | None]:
     """Return the label of each of the first images, None without one. Raises ValueError for one outside the table."""
     if base.labels is None:
         return [None] * num
-    labels = [*by_name(base.labels[:num].tolist(), names_of_labels(Path(base.path)), table, str(base.path))]
+    labels = [*by_name(base.labels[:num].tolist(), names_of(base.path), table, str(base.path))]
     if table.count and (highest := max(-1 if label is None else label for label in labels)) >= table.count:
         raise ValueError(f"{base.path} has a label {highest} in arr_1: the model's are 0 to {table.count - 1}")
     return labels
