@@ -34,12 +34,13 @@ def tiff(path: Path, array: np.ndarray, photometric: int = 1) -> Path:
     return path
 
 
+def chunk(name: bytes, content: bytes) -> bytes:
+    """Return a chunk of a PNG file."""
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
 def png_of_16_bits(path: Path, array: np.ndarray, colour_type: int = 2) -> Path:
     """Write a PNG of 16 bits, RGB by default."""
-
-    def chunk(name: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-
     lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in array)
     header = struct.pack(">IIBBBBB", array.shape[1], array.shape[0], 16, colour_type, 0, 0, 0)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -161,6 +162,17 @@ def test_a_stated_range_is_that_of_8_bits_too(tmp_path):
     assert levels(open_dataset(tmp_path, wide_range=(0, 3))) == [0, 1, 2, 3]  # not for 8 bits
     with pytest.raises(DataError, match=r"a\.png: values of its pixels range from 0 to 3, outside of \[0, 2\]"):
         open_dataset(tmp_path, value_range=(0, 2)).batch([0])
+
+
+@pytest.mark.parametrize(("colour_type", "depth", "colour"), [(2, 16, (21845,) * 3), (0, 2, (1,)), (0, 4, (5,))])
+def test_transparent_colours_that_pillow_overlooks_are_refused(tmp_path, colour_type, depth, colour):
+    """It compares them, as they are in the file, with pixels of 8 bits."""
+    header = struct.pack(">IIBBBBB", 4, 4, depth, colour_type, 0, 0, 0)
+    transparent = struct.pack(f">{len(colour)}H", *colour)
+    chunks = chunk(b"IHDR", header) + chunk(b"tRNS", transparent) + chunk(b"IDAT", zlib.compress(bytes(100)))
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunks + chunk(b"IEND", b""))
+    with pytest.raises(DataError, match=r"a\.png.*transparent colour \(tRNS\).*convert it to 8-bit RGBA"):
+        open_dataset(tmp_path)
 
 
 def test_depths_that_pillow_misreads_are_refused(tmp_path):

@@ -46,3 +46,13 @@ def test_captions_are_cut_to_fit():
     )
     assert short.shape == long.shape == (112, 96, 3)
     assert (short[:96] == 100).all() and (short[96:] < 128).any() and (long[96:, [0, -1]] == 255).all()
+
+
+def test_column_titles_share_a_baseline_and_do_not_overlap():
+    image = np.full((8, 8, 1), 255, np.uint8)
+    drawn = np.asarray(contact_sheet.sheet([[image, image]], column_titles=["no", "go"]).convert("L"))
+    (no, go) = (np.flatnonzero((half < 128).any(axis=1)) for half in np.array_split(drawn, 2, axis=1))
+    assert no[0] == go[0] and go[-1] >= no[-1] + 2  # g is below the line
+    long = contact_sheet.sheet([[image, image]], column_titles=["mmmmmmmmmmmm"] * 2)
+    ink = (np.asarray(long.convert("L")) < 128).any(axis=0)
+    assert long.width > 250 and not ink[long.width // 2 - 1 : long.width // 2 + 1].any()

@@ -64,6 +64,8 @@ class Kind:
             raise DataError("it stores white as 0 (WhiteIsZero) in more than 8 bits: invert it first")
         if SIGNED in np.atleast_1d(tags.get(SAMPLE_FORMAT, 1)) and image.mode not in WIDE_MODES:
             raise DataError("it has 8 bits with a sign: convert it to 8 bits without, or to 16")
+        if "transparency" in image.info and (_deep(image) or _raw_mode(image) in ("L;2", "L;4")):
+            raise DataError("it has a transparent colour (tRNS) but not 8 bits per channel: convert it to 8-bit RGBA")
         frames = getattr(image, "n_frames", 1) if image.format in ANIMATED else 1
         return cls(image.mode, _deep(image), image.has_transparency_data, int(frames))
 
@@ -280,9 +282,14 @@ def note_frames(files: Sequence[tuple[ImagePath, Kind]], what: object, channels:
 
 def _deep(image: Image.Image) -> bool:
     """Whether a file has 16-bit colours. Pillow's decoders keep their upper 8 bits."""
+    return image.mode not in WIDE_MODES and "16" in _raw_mode(image)
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """Return Pillow's name of how the pixels are stored in a file, "" if it is not known."""
     tiles: Any = getattr(image, "tile", None)
-    tile = tiles[0][3] if tiles and image.mode not in WIDE_MODES else ""
-    return "16" in str(tile if isinstance(tile, str) else tile[0] if tile else "")
+    arguments = tiles[0][3] if tiles else ""
+    return str(arguments if isinstance(arguments, str) else arguments[0] if arguments else "")
 
 
 def _extremes(image: Image.Image) -> tuple[np.dtype, float, float]:

@@ -30,7 +30,8 @@ def sheet(
 ) -> Image.Image:
     """Return images (H, W, C) in a grid, each enlarged by a whole factor to about `cell` pixels, unsmoothed.
 
-    The channels of other than grey and colour images are side by side, each of about `cell` pixels.
+    The channels of other than grey and colour images are side by side, each of about `cell` pixels. Columns are as wide
+    as the longest of their titles.
     """
     zoom = max(1, cell // rows[0][0].shape[1])
     width, height = (zoom * side for side in to_pil(rows[0][0]).size)
@@ -38,8 +39,9 @@ def sheet(
     heading = font_for(title, 18)
     left = GAP + max((int(font_for(t, 15).getlength(t)) + 2 * GAP for t in row_titles), default=0)
     top = GAP + (24 + GAP if title else 0) + (20 + GAP if column_titles else 0)
-    columns = max(map(len, rows))
-    canvas_size = (left + columns * (width + GAP), top + len(rows) * (height + GAP))
+    longest = max((int(font_for(t, 15).getlength(t)) for t in column_titles), default=0)
+    column = max(width, longest) + GAP
+    canvas_size = (left + max(map(len, rows)) * column, top + len(rows) * (height + GAP))
     if title:
         canvas_size = (max(canvas_size[0], int(heading.getlength(title)) + 2 * GAP), canvas_size[1])
     canvas = Image.new("RGB", canvas_size, BACKGROUND)
@@ -47,13 +49,14 @@ def sheet(
     if title:
         draw.text((GAP, GAP), title, INK, heading)
     for i, text in enumerate(column_titles):
-        draw.text((left + i * (width + GAP) + width // 2, top - GAP), text, INK, font_for(text, 15), anchor="mb")
+        draw.text((left + i * column + (column - GAP) // 2, top - GAP), text, INK, font_for(text, 15), anchor="md")
     for i, row in enumerate(rows):
         y = top + i * (height + GAP)
         if row_titles:
             draw.text((left - 2 * GAP, y + height // 2), row_titles[i], INK, font_for(row_titles[i], 15), anchor="rm")
         for j, image in enumerate(row):
-            canvas.paste(to_pil(image).resize((width, height), Image.Resampling.NEAREST), (left + j * (width + GAP), y))
+            x = left + j * column + (column - GAP - width) // 2
+            canvas.paste(to_pil(image).resize((width, height), Image.Resampling.NEAREST), (x, y))
     return canvas
 
 
