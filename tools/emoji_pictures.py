@@ -96,7 +96,7 @@ class Pictures:
         names = [f"{a} to {b}" for a, b in edits]
         return sheet([*zip(to_uint8(images), *columns)], row_titles=names, column_titles=titles, cell=64)
 
-    def inverse(self, operator: guidance.LinearOperator, shown: Callable[[Tensor], Tensor]) -> Image.Image:
+    def inverse(self, operator: Callable[[Tensor], Tensor], shown: Callable[[Tensor], Tensor]) -> Image.Image:
         """Test images, what is measured of them, and three samples given the measurement."""
         images = self.tests(LABELS, 3)
         guide = guidance.LinearInverse(operator, operator(images), noise_std=0.02, prior_std=0.5)
