@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import admg
 from admg.checkpoints.labels import Labels
 from admg.checkpoints.model import Classifier, Model
-from admg.checkpoints.openai.families import known
+from admg.checkpoints.openai.families import known_settings
 from admg.diffusion.config import DiffusionConfig
 from admg.guidance.classifier import log_prob_gradient
 from admg.models import ClassifierConfig, NoisyClassifier, UNet, UNetConfig
@@ -111,7 +111,7 @@ def architectures(
     if name not in PUBLISHED:  # shipped ones; guided-diffusion has neither v nor their other options of the process
         shipped = admg.load(name).network.config, admg.load_classifier(name).network.config
         return tuple((config, DiffusionConfig()) for config in shipped)  # type: ignore[return-value]
-    found = [known()[f"{PUBLISHED[name]}{kind}"] for kind in ("", "-classifier")]
+    found = [known_settings()[f"{PUBLISHED[name]}{kind}"] for kind in ("", "-classifier")]
     return tuple((config.network, config.diffusion) for config in found)  # type: ignore[return-value]
 
 

@@ -29,7 +29,7 @@ from admg.cli.options import Parser
 from admg.engine.device import choose_device
 from admg.evaluation.features import FeatureNetwork, efficientnet, inception
 from admg.evaluation.features.extraction import Extraction
-from admg.evaluation.opening import of_array
+from admg.evaluation.opening import source_from_array
 from admg.evaluation.sources import Source, open_source
 
 
@@ -104,7 +104,7 @@ def random_images(args: argparse.Namespace, folder: Path) -> Source:
     """Return a source of random images, in memory or in files."""
     images = np.random.default_rng(0).integers(0, 256, (args.num, args.size, args.size, 3), dtype=np.uint8)
     if not args.files:
-        return of_array(images)
+        return source_from_array(images)
     for i, image in enumerate(images):
         Image.fromarray(image).save(folder / f"{i:06d}.png")
     return open_source(folder)

@@ -44,7 +44,7 @@ from admg.data import FASHION_MNIST_LABELS
 from admg.files import atomic, check_output_folder
 from admg.generation.contact_sheet import sheet
 from admg.generation.images import save_png
-from admg.generation.labels import shares
+from admg.generation.labels import cycle_labels
 
 Metrics = dict[str, float]
 
@@ -123,7 +123,7 @@ def run(args: argparse.Namespace) -> None:
         check_recognised(metrics["accuracy"])
         results.put_real(metrics)
 
-    labels = shares(range(CLASSES), args.num)
+    labels = cycle_labels(range(CLASSES), args.num)
     cells = list(cells_of(args))
     for i, cell in enumerate(cells, 1):
         tqdm.write(f"[{i}/{len(cells)}] {cell.line}, scale {cell.scale:g}" + (": already done" * (cell in results)))

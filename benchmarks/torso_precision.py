@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 import admg
-from admg.engine.half_torso import with_half_torso
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 import reference
+from half_torso import with_half_torso
 
 DTYPES = (torch.float16, torch.bfloat16)
 LEVELS = (0, 100, 250, 500, 750, 999)

@@ -109,7 +109,7 @@ def losses(run: Segment, processes: Processes) -> list[dict[str, float]]:
         found.append({key: value.item() for key, value in learner.step(step, drawn).items()})
     if run.folder:
         if config.shard or processes.rank == 0:
-            checkpointing.save(Path(run.folder), checkpointing.state_of(learner, until), processes)
+            checkpointing.save(Path(run.folder), checkpointing.checkpoint_state(learner, until), processes)
         distributed.wait_for_all(processes)
     found[-1] |= weights_of(learner) if run.name in OVERFLOWING | SPOILT else {}
     return found

@@ -10,7 +10,7 @@ import signal
 import sys
 
 from admg.cli.main import main
-from admg.training import watch
+from admg.training import heartbeat
 from admg.training.step import Learner
 
 HOW, RANK, STEP = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -27,6 +27,6 @@ def step(learner: Learner, number: int, drawn: object) -> object:
     return take_step(learner, number, drawn)
 
 
-watch.BEAT = 0.5  # the test need not wait as long
+heartbeat.HEARTBEAT_SECONDS = 0.5  # the test need not wait as long
 Learner.step = step
 sys.exit(main(sys.argv[4:]))

@@ -171,7 +171,7 @@ def resume(folder: Path, learner: Learner) -> int:
 
 def state_file(folder: Path) -> Path:
     """Return the file with the state of the last checkpoint of a run directory."""
-    return checkpointing.saved(folder)[-1] / checkpointing.STATE
+    return checkpointing.saved_checkpoints(folder)[-1] / checkpointing.STATE
 
 
 def learned(digits: str, task, steps: int = 3, **changes) -> tuple[list[dict[str, float]], Learner]:

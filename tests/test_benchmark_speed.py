@@ -184,7 +184,7 @@ def test_memory_is_the_most_since_it_began():
         (["--reference", "/nowhere"], "--reference /nowhere: not a checkout of guided-diffusion"),
         (["--rounds", "0"], "--rounds must be at least 1"),
         (["--device", "gpu"], "device 'gpu' cannot be used"),
-        (["--precision", "fp8"], "unknown precision 'fp8'"),
+        (["--precision", "fp8"], "precision must be one of auto, fp32"),
         (["--compile", "yes"], "unknown compile mode 'yes': auto, on, off"),
     ],
 )

@@ -77,7 +77,7 @@ def test_values_out_of_range_are_named(values, message):
 
 
 def test_texts_come_from_the_docstring():
-    assert config.describe(Optimiser)["betas"] == "Two decay rates, of which both are below 1"
+    assert config.field_texts(Optimiser)["betas"] == "Two decay rates, of which both are below 1"
     assert config.summary(Optimiser) == "How to optimise. It is only an example."
     assert [(o.name, o.group) for o in config.options(Run)] == [
         ("data", ""),

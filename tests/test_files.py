@@ -15,7 +15,7 @@ import torch
 import admg
 from admg import files
 from admg.checkpoints.model import Model
-from admg.files import LockedError, atomic, held, remove_leftovers
+from admg.files import LockedError, atomic, locked_nowait, remove_leftovers
 
 EXCHANGES = [True, False]
 """With the system's exchange of two names, and without it, as on file systems that lack it."""
@@ -177,11 +177,18 @@ def test_a_lock_names_its_holder_and_ends_with_it(tmp_path):
         [sys.executable, "-c", HOLDER, str(lock)], stdout=subprocess.PIPE, text=True, env=environment
     ) as holder:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-        with pytest.raises(LockedError, match=rf"the run is in use by process {holder.pid} on "), held(lock, "the run"):
+        with (
+            pytest.raises(LockedError, match=rf"the run is in use by process {holder.pid} on "),
+            locked_nowait(lock, "the run"),
+        ):
             pass
         holder.kill()
         holder.wait()
-        with held(lock, "the run"), pytest.raises(LockedError, match=f"process {os.getpid()}"), held(lock, "the run"):
+        with (
+            locked_nowait(lock, "the run"),
+            pytest.raises(LockedError, match=f"process {os.getpid()}"),
+            locked_nowait(lock, "the run"),
+        ):
             pass
-    with held(lock, "the run"):
+    with locked_nowait(lock, "the run"):
         pass

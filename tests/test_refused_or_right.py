@@ -7,6 +7,7 @@ import json
 import linecache
 import shutil
 import warnings
+from copy import deepcopy
 from functools import partial
 from types import SimpleNamespace
 
@@ -24,16 +25,17 @@ from admg.checkpoints.labels import Labels
 from admg.checkpoints.weights import CheckpointError
 from admg.data import ClassSampling, DataError, batches, from_arrays, from_dataset
 from admg.data.classes import as_numbers, with_classes
-from admg.diffusion import Diffusion, NoiseSchedule
+from admg.diffusion import Diffusion, DiffusionConfig, NoiseSchedule
 from admg.evaluation import nll
-from admg.evaluation.cells import SweepGuide, cells_of, named_guides
+from admg.evaluation.cells import SweepGuide, cells_of, guides_over, named_guides
 from admg.evaluation.features import custom
 from admg.evaluation.label_classifier import load_label_classifier
 from admg.evaluation.opening import as_source
 from admg.evaluation.real_images import open_real_images
 from admg.evaluation.sources import open_source
-from admg.generation.describe import describe, identity_of, network_record
-from admg.generation.labels import reads_labels, resolve_labels
+from admg.generation.identity import identify, identity_of, network_record
+from admg.generation.labels import resolve_labels
+from admg.guidance.base import reads_labels
 from admg.guidance.pretrained import differing_label
 from admg.training import ClassifierTask, DiffusionTask, ObjectiveConfig, TrainConfig, checkpointing, posthoc, snapshots
 from admg.training.log import Log, checksum, read_jsonl, read_rows
@@ -73,9 +75,9 @@ def test_gradients_of_another_shape(tiny_model, guide, found, form):
     plain = guidance.guide(guide)
     guides = {"alone": guide, "sum": plain + (lambda state: None), "scaled": 2 * plain,
               "interval": guidance.Interval(plain, 0.0, 1e9)}  # fmt: skip
-    with pytest.raises(ValueError, match=f"returned a gradient of {found}: one like x is needed, \\(8, 1, 8, 8\\)"):
+    with pytest.raises(ValueError, match=f"must return a gradient like x, \\(8, 1, 8, 8\\), got {found}"):
         admg.sample(tiny_model, [1] * 8, guide=guides[form], steps=2, progress=False)
-    with pytest.raises(ValueError, match="returned a gradient of"):
+    with pytest.raises(ValueError, match="must return a gradient like x"):
         [*admg.samplers.ddim(tiny_model.respace(2), torch.zeros(8, 1, 8, 8), guide=guides[form])]
 
 
@@ -106,8 +108,8 @@ class Predicting:
 @pytest.mark.parametrize("output", [lambda n: np.zeros((n, 1), int), lambda n: np.zeros(1, int), lambda n: np.zeros(n)])
 def test_outputs_of_a_label_classifier(output):
     images = np.zeros((6, 8, 8, 1), np.uint8)
-    source = dataclasses.replace(admg.evaluation.opening.of_array(images), labels=np.array([1, 0, 1, 0, 1, 0]))
-    with pytest.raises(ValueError, match="one whole number for each is needed"):
+    source = dataclasses.replace(admg.evaluation.opening.source_from_array(images), labels=np.array([1, 0, 1, 0, 1, 0]))
+    with pytest.raises(ValueError, match="must return one integer label for each of"):
         load_label_classifier(Predicting(output), source).count_correct(source)
     module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 1))
     with pytest.raises(ValueError, match="of at least 2 labels"):
@@ -125,15 +127,15 @@ def test_images_of_another_range(tiny_model, tiny_classifier):
     bright = torch.rand(1, 1, 8, 8) * 255
     mask = torch.ones(8, 8, dtype=torch.bool)
     for image in (bright, bright.byte()):
-        with pytest.raises(ValueError, match=r"expected are floats in \[-1, 1\]"):
+        with pytest.raises(ValueError, match=r"must be floats in \[-1, 1\]"):
             admg.sample(tiny_model, [1], sampler=admg.samplers.repaint(image, mask), steps=4, progress=False)
         with pytest.raises(ValueError, match=r"the reference .* floats in \[-1, 1\]"):
             guidance.ILVR(image, 2)
-        with pytest.raises(ValueError, match=r"expected are floats in \[-1, 1\]"):
+        with pytest.raises(ValueError, match=r"must be floats in \[-1, 1\]"):
             guidance.calibrated(tiny_classifier, tiny_classifier.diffusion, image, torch.tensor([1]))
     for guide in (guidance.DPS(guidance.Downsample(2), bright.byte()[..., ::2, ::2]),
                   guidance.LinearInverse(guidance.Downsample(2), bright.byte()[..., ::2, ::2], 0.1)):  # fmt: skip
-        with pytest.raises(ValueError, match=r"the measurement is of type torch\.uint8: expected are floats"):
+        with pytest.raises(ValueError, match=r"the measurement must be floating-point, .* got torch\.uint8"):
             admg.sample(tiny_model, [1], guide=guide, steps=2, progress=False)
 
 
@@ -176,10 +178,10 @@ def test_files_of_a_checkpoint_are_not_imported_and_trained_models_not_replaced(
 def test_options_without_effect(capsys, files_of_samples, tmp_path):
     evaluate = ["evaluate", files_of_samples, files_of_samples, "--network", f"{tmp_path / 'own.py'}:Quarters"]
     for more, message in (
-        (["--metrics", "fid", "--classifier", "nosuch"], "--classifier is for the metric accuracy"),
-        (["--metrics", "precision", "--infinite"], "--infinite is for the metrics fid and sfid"),
+        (["--metrics", "fid", "--classifier", "nosuch"], "--classifier requires the metric accuracy"),
+        (["--metrics", "precision", "--infinite"], "--infinite requires the metric fid or sfid"),
         (["--no-cache", "--cache", tmp_path / "cache"], "--no-cache cannot be combined with --cache"),
-        (["--json", tmp_path], "is a folder: give the name of a file"),
+        (["--json", tmp_path], "must be the name of a file, but"),
     ):
         assert message in refused(capsys, *evaluate, *more), message
     code, _, err = run(capsys, *evaluate, "--metrics", "precision", "--no-cache")
@@ -187,9 +189,9 @@ def test_options_without_effect(capsys, files_of_samples, tmp_path):
     line = refused(
         capsys, "export", "fashion-mnist", "--to", "onnx", "--scheduler", "ddim", "--out", tmp_path / "x.onnx"
     )
-    assert "--scheduler is for --to diffusers" in line
+    assert "--scheduler requires --to diffusers" in line
     train = ["train", "--data", files_of_samples, "--out", tmp_path / "run", "--sampling"]
-    assert "--sampling weighted needs class_power or class_weight" in refused(capsys, *train, "weighted")
+    assert "--sampling weighted needs --class-power or --class-weight" in refused(capsys, *train, "weighted")
 
 
 @pytest.fixture
@@ -207,14 +209,14 @@ def test_noise_of_another_scale_or_shape(tiny_model):
     noise = torch.randn(2, *tiny_model.shape, generator=torch.Generator().manual_seed(0))
     of(0.5 * noise)  # of a lower temperature
     for sigma_max in (14.6, 80):
-        with pytest.raises(ValueError, match=r"root mean square of .*: sampling begins with noise of unit variance"):
+        with pytest.raises(ValueError, match=r"x_T must have unit variance .*, got a root mean square of"):
             of(sigma_max * noise)
     one = torch.cat([noise[:1], 80 * noise[1:]])
     for wrong in (one, noise.numpy(), noise.to(torch.int64), noise[0], torch.full_like(noise, float("nan"))):
         with pytest.raises(ValueError, match="x_T "):
             of(wrong)
     for shape in (tiny_model.shape, (1, *tiny_model.shape), (2, 1, 1, 1)):
-        with pytest.raises(ValueError, match="noise_sampler returned noise"):
+        with pytest.raises(ValueError, match="noise_sampler must return noise"):
             of(noise, sampler="ddpm", noise_sampler=lambda x, index, shape=shape: torch.randn(shape))
     draws = iter(torch.randn(9, 2, *tiny_model.shape))
     of(noise, sampler="ddpm", noise_sampler=lambda x, index: next(draws))
@@ -287,7 +289,7 @@ def test_what_a_guide_has_for_each_image_belongs_to_it_in_every_batch(tiny_model
         parts = admg.sample(tiny_model, [1] * 4, batch_size=batch_size, **chosen).x
         assert torch.allclose(whole, parts, atol=2e-3), name
         if batch_size in (1, 2):  # as many rows as a batch, or between
-            with pytest.raises(ValueError, match=r"has 4 rows for 6 images: give one, or one for each image"):
+            with pytest.raises(ValueError, match=r"must have one row, or one for each of 6 images, got 4"):
                 admg.sample(tiny_model, [1] * 6, batch_size=batch_size, **chosen)
 
 
@@ -345,7 +347,7 @@ def test_a_guide_of_a_users_class_is_another_if_what_its_methods_use_is(tmp_path
         (tmp_path / "mine.py").write_text(text)
         linecache.clearcache()
         kind, _ = load_object(f"{tmp_path / 'mine.py'}:Mine")
-        return describe(kind())
+        return identify(kind())
 
     first = described(GUIDE)
     assert described(GUIDE) == first
@@ -453,11 +455,11 @@ def test_stored_statistics_are_not_those_of_fewer_or_fitted_images(tmp_path):
     np.savez(tmp_path / "both.npz", arr_0=images, mu=np.zeros(2048), sigma=np.eye(2048))
     np.savez(tmp_path / "alone.npz", mu=np.zeros(2048), sigma=np.eye(2048))
     both = open_source(tmp_path / "both.npz")
-    assert both.statistics is not None and both.spread(30).statistics is not None
-    assert both.spread(20).statistics is None and both.fitted((4, 4), "resize").statistics is None
+    assert both.statistics is not None and both.subset(30).statistics is not None
+    assert both.subset(20).statistics is None and both.fitted((4, 4), "resize").statistics is None
     assert both.fitted((8, 8), "resize").statistics is not None
-    with pytest.raises(ValueError, match="holds statistics and no images, so 20 of them cannot be chosen"):
-        open_source(tmp_path / "alone.npz").spread(20)
+    with pytest.raises(ValueError, match="holds statistics but no images: 20 images cannot be chosen"):
+        open_source(tmp_path / "alone.npz").subset(20)
 
 
 # -- guidance that would not be where it is said to be -----------------------------------------------------------------
@@ -496,7 +498,7 @@ def test_guidance_in_an_interval_without_a_step_is_noted(tiny_model, recwarn):
 
     sampled(0.0, 0.9)
     assert not [w for w in recwarn.list if "no step has a noise level" in str(w.message)]
-    with pytest.warns(UserWarning, match=r"no step has a noise level from 0.5 to 0.6, so that .* the nearest are"):
+    with pytest.warns(UserWarning, match=r"no step has a noise level from 0.5 to 0.6: .* the nearest levels are"):
         sampled(0.5, 0.6)
 
 
@@ -505,13 +507,22 @@ def test_labels_without_effect_on_the_guide(tiny_model, tiny_classifier):
     inverse = guidance.DPS(torch.nn.Identity(), torch.zeros(1, *tiny_model.shape))
     named = guidance.ExtendedClassifierGuidance(tiny_classifier, labels={1: 1.0})
     classifier = guidance.ClassifierGuidance(tiny_classifier)
-    without = [loss, 2 * loss, loss + inverse, guidance.Interval(named, 0.1), guidance.ILVR(torch.zeros(1, 1, 8, 8), 2)]
+    perturbed, bad = guidance.PerturbedAttentionGuidance(2.0), guidance.AutoGuidance(tiny_model, 2.0)
+    without = [
+        perturbed,
+        bad,
+        loss,
+        2 * loss,
+        loss + inverse,
+        guidance.Interval(named, 0.1),
+        guidance.ILVR(torch.zeros(1, 1, 8, 8), 2),
+    ]
     for guide in without:
         with pytest.raises(ValueError, match="labels would have no effect"):
             admg.sample(tiny_model, [1], guide=guide, unconditional=True, steps=2, progress=False)
         assert reads_labels(guide + classifier)
     reading = [classifier, guidance.ClassifierGuidance(tiny_classifier, 0.0), lambda state: None, loss + classifier]
-    assert all(map(reads_labels, reading)) and not reads_labels(None)
+    assert all(map(reads_labels, reading))
 
 
 def test_numbers_of_labels_without_a_table(tiny_model):
@@ -600,9 +611,13 @@ def test_real_images_with_numbers_match_labels_with_numbers_for_names(tiny_model
 def test_checkpoints_are_in_the_order_of_their_steps(tmp_path):
     for step in (9_999_500, 10_000_000, 500):
         (tmp_path / "checkpoints" / f"{step:07d}").mkdir(parents=True)
-    assert [checkpointing.step_of(path) for path in checkpointing.saved(tmp_path)] == [500, 9_999_500, 10_000_000]
+    assert [checkpointing.step_of(path) for path in checkpointing.saved_checkpoints(tmp_path)] == [
+        500,
+        9_999_500,
+        10_000_000,
+    ]
     checkpointing.remove_old(tmp_path, 1, 0)
-    assert [path.name for path in checkpointing.saved(tmp_path)] == ["10000000"]
+    assert [path.name for path in checkpointing.saved_checkpoints(tmp_path)] == ["10000000"]
 
 
 @pytest.mark.thorough
@@ -619,7 +634,7 @@ def test_snapshots_of_another_spacing_are_kept(monkeypatch, tmp_path):
         return run.config
 
     assert train(4, ema_snapshots=2).ema_snapshots == 2
-    with pytest.raises(ValueError, match=r"are of every 2 steps: resume the run with ema_snapshots .* 2, or with 0"):
+    with pytest.raises(ValueError, match=r"are 2 steps apart: resume the run with ema_snapshots 2, or with 0"):
         train(6, ema_snapshots=3)
     assert snapshots.steps_of(tmp_path / "run") == [2, 4]
     assert train(6).ema_snapshots == 2  # that of the run
@@ -660,7 +675,7 @@ def test_masks_of_0_and_1_are_not_black_images(tmp_path):
         lambda **options: from_dataset(TensorDataset(torch.from_numpy(masks)[:, None]), **options),
     ]
     for open_them in opened:
-        with pytest.raises(DataError, match=r"only the values 0 and 1 of 0 to 255, all black: state .* 0,1 or 0,255"):
+        with pytest.raises(DataError, match=r"only the values 0 and 1 of 0 to 255, all black: pass .* 0,1 or 0,255"):
             open_them()
         for white, expected in ((1, 1.0), (255, -1 + 2 / 255)):
             x, _ = open_them(value_range=(0, white)).batch(range(6))
@@ -669,7 +684,7 @@ def test_masks_of_0_and_1_are_not_black_images(tmp_path):
     for samples in (masks[..., None], tmp_path / "masks.npz"):
         with pytest.raises(DataError, match="only the values 0 and 1 of 0 to 255, all black: multiply them by 255"):
             as_source(samples)
-    with pytest.raises(DataError, match="only the values 0 and 1 of 0 to 255, all black: state"):
+    with pytest.raises(DataError, match="only the values 0 and 1 of 0 to 255, all black: pass"):
         as_source(tmp_path / "files")
     assert as_source(tmp_path / "files", value_range=(0, 1))[0:6].max() == 255
     masks[3] = 200
@@ -712,9 +727,9 @@ class Items(torch.utils.data.Dataset):
 def test_images_without_a_label_are_refused_by_a_classifier(tiny_classifier, tmp_path):
     dataset = from_dataset(Items([0, 1, None, 2] * 8, classes=["cat", "dog", "fox"]))
     task = ClassifierTask(tiny_classifier, validation=dataset, val_images=32)
-    with pytest.raises(DataError, match="some images have no label: a classifier needs the label of each image"):
+    with pytest.raises(DataError, match="every image needs a label for training a classifier"):
         next(draw_batches(task, iter([dataset.batch(range(4))]), seed=0, first=0))
-    with pytest.raises(DataError, match="some images have no label"):
+    with pytest.raises(DataError, match="every image needs a label"):
         task.preview(tiny_classifier.network, tmp_path, 0)
 
 
@@ -729,9 +744,9 @@ def test_labels_of_a_data_set_that_its_attributes_contradict():
     with pytest.raises(DataError, match=r"item 1 has label 1, but targets\[1\] is 5"):
         dataset.batch([1])
     late = from_dataset(Items([None] * 39 + [2]))
-    with pytest.raises(DataError, match="item 39 has label 2, though the first ones have none"):
+    with pytest.raises(DataError, match="item 39 has label 2, but the first ones have none"):
         late.batch([39])
-    with pytest.raises(DataError, match="labels range from 0 to 3000000: allowed are 0 to 999,999"):
+    with pytest.raises(DataError, match="labels must be from 0 to 999,999, but range from 0 to 3000000"):
         from_dataset(Items([0, 3_000_000]))
 
 
@@ -766,7 +781,7 @@ def test_a_run_is_not_resumed_with_other_frozen_layers(monkeypatch, tmp_path):
         list(admg.train_diffusion(images, tmp_path / "run", config, network=network))
 
     train(1, 1)
-    with pytest.raises(ValueError, match=r"it trained other tensors than this run, .* input_blocks.1.* \(freeze\)"):
+    with pytest.raises(ValueError, match=r"the trained tensors differ .* input_blocks.1.* \(see freeze\)"):
         train(2, 2)
     train(2, 1)
 
@@ -784,10 +799,10 @@ def test_label_files_that_contradict_themselves_or_are_not_read(tmp_path):
         admg.data.open(tmp_path)
     for heading in ("file_name,species\n0.png,a\n1.png,b\n", "file_name;label\n0.png;a\n1.png;b\n"):
         table.write_text(heading)
-        with pytest.warns(UserWarning, match="has no column of labels: it has (species|file_name;label)"):
+        with pytest.warns(UserWarning, match=r"has no column of labels \(it has (species|file_name;label)\)"):
             assert admg.data.open(tmp_path).labels is None
     np.savez(tmp_path / "images.npz", np.zeros((3, 8, 8), np.uint8), labels=np.arange(3))
-    with pytest.warns(UserWarning, match="has no arr_1, from which labels are read: labels is ignored"):
+    with pytest.warns(UserWarning, match="has no arr_1, from which labels are read; ignoring labels"):
         admg.data.open(tmp_path / "images.npz")
 
 
@@ -812,7 +827,7 @@ def test_an_objective_that_leaves_the_variance_untrained_is_noted(tmp_path):
 
 
 def test_small_images_keep_their_labels_by_name(tiny_model, tiny_upsampler, tmp_path):
-    """Of a model with the same classes in another order; names that the upsampler lacks are refused."""
+    """Of a model with the same classes in another order; names that the upsampler does not have are refused."""
     size = tiny_upsampler.network.config.small_size
     names = tiny_upsampler.labels.names
     x, labels = torch.rand(2, 1, size, size) * 2 - 1, torch.tensor([0, 2])
@@ -825,7 +840,7 @@ def test_small_images_keep_their_labels_by_name(tiny_model, tiny_upsampler, tmp_
     done = admg.generation.generate_upsampled(tiny_upsampler, npz, out=tmp_path / "large", progress=False)
     assert done.read().labels.tolist() == expected
     for other in (admg.Samples(x, labels, ("zebra", "yak")), admg.Samples(x, labels, (names[0], "yak"))):
-        with pytest.raises(ValueError, match=r"have the label '(zebra|yak)', which the upsampler lacks"):
+        with pytest.raises(ValueError, match=r"have the label '(zebra|yak)', but the upsampler does not"):
             admg.upsample(tiny_upsampler, other, steps=2, progress=False)
     plain = admg.Samples(x, labels, ("0", "2"))  # numbers without names
     assert admg.upsample(tiny_upsampler, plain, steps=2, progress=False).labels.tolist() == [0, 2]
@@ -847,7 +862,7 @@ class Odd(torch.nn.Module):
 def test_the_identity_of_a_network_is_the_same_in_every_process():
     assert identity_of(Odd(1.0)) == identity_of(Odd(1.0)) != identity_of(Odd(2.0))
     assert custom.from_module(Odd(1.0)).identity == custom.from_module(Odd(1.0)).identity
-    assert describe(Odd(1.0)) == describe(Odd(1.0))  # so that a run with it can be continued
+    assert identify(Odd(1.0)) == identify(Odd(1.0))  # so that a run with it can be continued
 
 
 def test_files_that_users_files_import_are_imported_once_until_they_change(tmp_path):
@@ -887,9 +902,84 @@ def test_no_notes_where_nothing_is_wrong(tiny_model, tmp_path, recwarn):
 
 def test_ends_of_an_interpolation_and_one_label_to_come_from(tiny_model):
     for ends in ((0, -1), (0, 1.5), np.zeros((2, 1, 8, 8))):
-        with pytest.raises(ValueError, match="the ends must be two seeds, integers from 0 up, or a tensor"):
+        with pytest.raises(ValueError, match=r"the ends must be two seeds \(non-negative integers\) or a tensor"):
             admg.interpolate(tiny_model, ends, 0, frames=2, steps=2, progress=False)
     images = torch.rand(2, *tiny_model.shape) * 2 - 1
     options = {"invert": True, "strength": 0.5, "steps": 4, "progress": False}
     one = admg.edit(tiny_model, images, 1, from_labels=0, **options)
     assert torch.equal(one.x, admg.edit(tiny_model, images, [1, 1], from_labels=[0, 0], **options).x)
+
+
+def test_accuracy_of_a_process_with_fewer_steps_than_levels(tiny_classifier, tmp_path):
+    """Each timestep counts once, so that an accuracy is at most 1; and labels that are always right give exactly 1."""
+    short = DiffusionConfig(noise_schedule="cosine", diffusion_steps=4).build()
+    x = torch.rand(8, 1, 8, 8) * 2 - 1
+    network = AlwaysFirst(tiny_classifier.network.config)
+    dataset = from_arrays(x, np.zeros(8, np.int64), value_range=(-1, 1))
+    task = ClassifierTask(dataclasses.replace(tiny_classifier, network=network, diffusion=short), validation=dataset)
+    found = task.preview(network, tmp_path, 0)
+    assert found == {"val_accuracy": 1.0, **{f"val_accuracy_t{t}": 1.0 for t in range(4)}}
+
+
+class AlwaysFirst(torch.nn.Module):
+    """A network that recognises the first label in every image."""
+
+    def __init__(self, config) -> None:
+        super().__init__()
+        self.config, self.bias = config, torch.nn.Parameter(torch.eye(10)[0])
+
+    def forward(self, x, t):
+        return self.bias.expand(len(x), -1)
+
+
+def test_models_and_classifiers_given_as_paths(tiny_model, tiny_classifier, digits, tmp_path):
+    tiny_model.save(tmp_path / "model")
+    tiny_classifier.save(tmp_path / "classifier")
+    images = open_real_images(digits, tiny_model.shape, Labels(10), num=4)
+    images = dataclasses.replace(images, labels=images.labels % 5)
+    report = nll(tmp_path / "model", images, steps=3, progress=False)
+    assert report.total == nll(tiny_model, images, steps=3, progress=False).total
+    (guide,) = guides_over(tiny_model, scales=[2.0], classifier=tmp_path / "classifier")
+    loaded = admg.load_classifier(tmp_path / "classifier")
+    assert identity_of(guide.guide.classifier.network) == identity_of(loaded.network)
+    with pytest.raises(ValueError, match="nothing"):
+        guides_over(tiny_model, scales=[2.0], classifier=tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    "guide",
+    [
+        partial(guidance.ClassifierGuidance, "classifier"),
+        guidance.ClassifierFreeGuidance,
+        partial(guidance.AutoGuidance, "bad"),
+        guidance.PerturbedAttentionGuidance,
+        guidance.APG,
+        guidance.CFGZeroStar,
+    ],
+)
+def test_a_guidance_scale_may_be_a_function_of_the_noise_level(tiny_model, tiny_classifier, guide):
+    """A constant function is the number, one of two values is an Interval, and one that is not finite is refused."""
+    parts = {"classifier": tiny_classifier, "bad": dataclasses.replace(tiny_model, network=perturbed(tiny_model))}
+    if isinstance(guide, partial):
+        guide = partial(guide.func, parts[guide.args[0]])
+    off = 0.0 if getattr(guide, "func", None) is guidance.ClassifierGuidance else 1.0
+
+    def sampled(guide):
+        return admg.sample(tiny_model, [1, 2], guide=guide, steps=4, sampler="ddim", progress=False).x
+
+    assert torch.equal(sampled(guide(lambda sigma: 3.0)), sampled(guide(3.0)))
+    middle = tiny_model.respace(4).diffusion.schedule.sigma(2)
+    varying = sampled(guide(lambda sigma: 3.0 if sigma <= middle else off))
+    assert not torch.equal(varying, sampled(guide(3.0)))
+    assert torch.equal(varying, sampled(guidance.Interval(guide(3.0), 0.0, middle)))
+    with pytest.raises(ValueError, match=r"guidance scale at noise level .* must be a finite number"):
+        sampled(guide(lambda sigma: float("inf")))
+
+
+def perturbed(model):
+    """Return a copy of a model's network with other weights."""
+    network = deepcopy(model.network)
+    with torch.no_grad():
+        for p in network.parameters():
+            p.add_(0.01 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
+    return network

@@ -114,12 +114,12 @@ def test_the_command_names_what_is_damaged_and_what_has_no_checksum(capsys, ever
     torch.save({"a": torch.ones(3)}, tmp_path / "run" / "old.pt", _use_new_zipfile_serialization=False)
     code, out, err = run(capsys, "verify", tmp_path / "run")
     assert code == 1 and not err
-    assert f"damaged      {tmp_path}/run/model: " in out and "its SHA-256 is not the one in config.json" in out
-    assert f"damaged      {tmp_path}/run/log.csv: its rows are not those of metrics.jsonl" in out
+    assert f"damaged      {tmp_path}/run/model: " in out and "its SHA-256 differs from config.json" in out
+    assert f"damaged      {tmp_path}/run/log.csv: its rows differ from metrics.jsonl" in out
     assert f"no checksum  {tmp_path}/run/old.pt" in out and ", 2 damaged, 1 without a checksum" in out
     assert run(capsys, "verify", tmp_path / "none")[0] == 2
     (tmp_path / "notes").mkdir()
-    assert "holds no file that admg writes" in run(capsys, "verify", tmp_path / "notes")[2]
+    assert "holds no files that admg can verify" in run(capsys, "verify", tmp_path / "notes")[2]
 
 
 def test_a_checksum_in_json_is_of_the_values(tmp_path):

@@ -1,4 +1,4 @@
-"""JSON files that hold a checksum of their own content, so that damage is noticed when they are read."""
+"""JSON files with a checksum of their own content, which reveals damage when they are read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 KEY = "checksum"
-LARGEST_JSON = 64 << 20
+MAX_JSON_BYTES = 64 << 20
 """Largest size in bytes of a JSON file that is read."""
 
 
@@ -19,9 +19,9 @@ def read_any(path: Path) -> Any:
     Raises OSError if it cannot be read, and ValueError, which names the file, if it is too large or not valid JSON.
     """
     with path.open("rb") as file:
-        content = file.read(LARGEST_JSON + 1)
-    if len(content) > LARGEST_JSON:
-        raise ValueError(f"{path} has more than {LARGEST_JSON >> 20} MiB, which no JSON file of admg has")
+        content = file.read(MAX_JSON_BYTES + 1)
+    if len(content) > MAX_JSON_BYTES:
+        raise ValueError(f"{path} has more than {MAX_JSON_BYTES >> 20} MiB, which no JSON file of admg has")
     return parse_json(content, path)
 
 
@@ -51,7 +51,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     content = read_any(path)
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no dictionary")
+        raise ValueError(f"{path} does not hold a dictionary")
     if is_damaged(content):
         raise ValueError(damaged(path))
     content.pop(KEY, None)
@@ -74,7 +74,7 @@ def is_damaged(content: Mapping[str, Any]) -> bool:
 
 
 def damaged(path: Path) -> str:
-    """Return what is wrong with a file of damaged content, and what to do if it was changed on purpose."""
+    """Return the message for a damaged file, with advice if it was changed on purpose."""
     return f"{path} is damaged, or was changed by hand: if you changed it, remove its entry {KEY!r}"
 
 

@@ -1,7 +1,7 @@
 """Documented dataclasses as configurations: one declaration for Python, the command line and TOML files.
 
 A configuration is a frozen dataclass whose docstring has a line `name: text` for each field. `setting` declares the
-range of a field, `check` enforces it, and `describe` reads the texts, so that help and error messages agree.
+range of a field, `check` enforces it, and `field_texts` reads the texts, so that help and error messages agree.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 C = TypeVar("C")
-LARGEST_TOML = 1 << 20
-LONGEST = 1500
+MAX_TOML_BYTES = 1 << 20
+MAX_MESSAGE_LENGTH = 1500
 """Largest number of characters of a message."""
 
 
@@ -59,7 +59,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Setting:
-    """How a field is shown and checked. See `setting`."""
+    """Display and checks of a field. See `setting`."""
 
     range: Range | None = None
     choices: tuple[str, ...] | None = None
@@ -93,12 +93,12 @@ def setting(
     min, max, above, below: inclusive and exclusive bounds of a number, or of each number of a tuple
     infinite: infinity is allowed
     choices: allowed texts, if the type is not a Literal
-    repeat: a tuple whose option is repeated, `--label A --label B`, in place of a list, `--label A,B`
+    repeat: a tuple whose option is repeated, `--label A --label B`, instead of a list, `--label A,B`
     positional: an argument without a name
     metavar: placeholder of the value in the help
-    default_text: description of the default in the help, where the value itself says too little
+    default_text: description of the default in the help, if the value itself is not informative
     dashes: the value may begin with `--`
-    hidden: the field is no option
+    hidden: the field is not an option
     """
     bounds = (min, max, above, below)
     range = Range(*bounds, infinite) if infinite or any(bound is not None for bound in bounds) else None
@@ -110,7 +110,7 @@ def setting(
 def group(kind: type, *, omit: Iterable[str] = (), title: str | None = None) -> Any:
     """Declare a field that holds another configuration, whose fields become a group of options.
 
-    omit: fields that are no options and keep their defaults
+    omit: fields that are not options and keep their defaults
     title: heading in the help; by default the first sentence of the docstring
     """
     return dataclasses.field(default_factory=kind, metadata={"group": (kind, tuple(omit), title, False)})
@@ -124,7 +124,7 @@ def overrides(
     For a configuration that cannot be built from the options alone, such as a network whose number of labels the data
     decides: `build(kind, options.network, num_classes=10)` does it.
 
-    chosen: fields whose default is chosen later, and what it will be, for the help
+    chosen: fields whose default is chosen later, with a description of it for the help
     """
     metadata = {"group": (kind, tuple(omit), title, True), "chosen": chosen or {}}
     return dataclasses.field(default_factory=dict, metadata=metadata)
@@ -149,13 +149,13 @@ class Option:
         return self.default is MISSING
 
     def chosen_later(self, text: str) -> Option:
-        """Return the option without a default; the text says in the help what it will be."""
+        """Return the option without a default; the text describes the default in the help."""
         return dataclasses.replace(self, default=None, declared=dataclasses.replace(self.declared, default_text=text))
 
 
 def options(kind: type, heading: str = "", omit: Iterable[str] = ()) -> Iterator[Option]:
-    """Yield the options of a configuration class, those of nested configurations included."""
-    hints, texts = get_type_hints(kind), describe(kind)
+    """Yield the options of a configuration class, including those of nested configurations."""
+    hints, texts = get_type_hints(kind), field_texts(kind)
     for field in dataclasses.fields(kind):
         declared = field.metadata.get("setting", Setting())
         if field.name in omit or declared.hidden:
@@ -173,7 +173,7 @@ def options(kind: type, heading: str = "", omit: Iterable[str] = ()) -> Iterator
 
 
 def build(kind: type[C], values: Mapping[str, Any], omit: Iterable[str] = (), **fixed: Any) -> C:
-    """Build a configuration, with those nested in it, from flat values; names that it does not have are ignored.
+    """Build a configuration and its nested configurations from flat values; unknown names are ignored.
 
     Raises ValueError if a required field is missing or a value is out of range.
     """
@@ -208,13 +208,13 @@ def check(config: Any) -> None:
 
 
 def check_used(config: Any, by: str, *names: str) -> None:
-    """Raise ValueError for a field without effect: one that is not at its default while the field `by` is not given."""
+    """Raise ValueError for a field without effect: one that is not at its default although `by` is not given."""
     if getattr(config, by):
         return
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
     for name in names:
         if getattr(config, name) != defaults[name]:
-            raise ValueError(f"{name} is for --{by.replace('_', '-')}")
+            raise ValueError(f"{name} requires --{by.replace('_', '-')}")
 
 
 def check_value(name: str, value: Any, declared: Setting, hint: Any) -> None:
@@ -236,7 +236,7 @@ def literals(hint: Any) -> tuple[Any, ...]:
     return next((get_args(part) for part in get_args(hint) if get_origin(part) is Literal), ())
 
 
-def describe(kind: type) -> dict[str, str]:
+def field_texts(kind: type) -> dict[str, str]:
     """Return the text of each field, from the lines `name: text` of the docstring and of its base classes."""
     texts: dict[str, str] = {}
     for cls in reversed(kind.__mro__):
@@ -256,13 +256,17 @@ def first_sentence(kind: type) -> str:
 
 
 def printable(text: str) -> str:
-    """Return a text without control characters, which a terminal would obey: each is escaped, as in `repr`."""
+    """Return a text with control characters, which a terminal would interpret, escaped as in `repr`."""
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 def shortened(text: str) -> str:
-    """Return a text without its middle if it is longer than any message need be, as that of a file may be."""
-    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
+    """Return a text without its middle if it is too long for a message, such as one from a file."""
+    return (
+        text
+        if len(text) <= MAX_MESSAGE_LENGTH
+        else f"{text[: MAX_MESSAGE_LENGTH // 2]} ... {text[-MAX_MESSAGE_LENGTH // 2 :]}"
+    )
 
 
 def did_you_mean(text: str, known: Iterable[str]) -> str:
@@ -272,14 +276,14 @@ def did_you_mean(text: str, known: Iterable[str]) -> str:
 
 
 def read_toml(path: Path | str) -> dict[str, Any]:
-    """Return the values of a TOML file, those in tables included, with `_` for `-` in their names.
+    """Return the values of a TOML file, including those in tables, with `_` for `-` in their names.
 
     Raises ValueError if the file is not valid TOML or gives a value twice, OSError if it cannot be read.
     """
     with Path(path).open("rb") as file:
-        text = file.read(LARGEST_TOML + 1)
-    if len(text) > LARGEST_TOML:
-        raise ValueError(f"{path} has more than {LARGEST_TOML >> 20} MiB, so it is not a file of options")
+        text = file.read(MAX_TOML_BYTES + 1)
+    if len(text) > MAX_TOML_BYTES:
+        raise ValueError(f"{path} has more than {MAX_TOML_BYTES >> 20} MiB, so it is not a file of options")
     try:
         content = tomllib.loads(text.decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

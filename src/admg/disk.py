@@ -16,13 +16,13 @@ T = TypeVar("T")
 FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 """Error numbers of a full disk, and of a quota that is used up."""
 PROBE = 1 << 20
-"""Number of bytes that a disk has no room for if it is full."""
+"""Number of free bytes below which a disk counts as full."""
 PAUSE = 60.0
 """Seconds between two attempts to write to a full disk."""
 
 
 def cannot_write(path: Path, into: Path, error: Exception) -> OSError:
-    """Return the OSError of a library that has an exception of its own for a file that it could not write.
+    """Return an OSError for the custom exception of a library that could not write a file.
 
     path: what was being written, for the message
     into: folder with the unfinished file, which still fills the disk if it is full

@@ -35,7 +35,7 @@ def atomic(path: Path | str, *, durable: bool = False) -> Iterator[Path]:
     After an exception, the temporary path is removed and `path` is unchanged. An OSError that names no file, such as
     that of a full disk, gets the name of this one.
 
-    durable: wait until the data is on the disk before the name changes, so that a power cut leaves the old or the new
+    durable: wait until the data is on the disk before the name changes: a power cut leaves either the old or the new
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,12 +91,12 @@ def _flush(path: Path) -> None:
 
 
 def is_being_replaced(folder: Path) -> bool:
-    """Whether a folder is missing because another process is just replacing it, or was killed while it did."""
+    """Whether a folder is missing because another process is replacing it, or was killed while doing so."""
     return not folder.exists() and any(folder.parent.glob(f".{folder.name}.*.old"))
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what processes that were killed left in a folder while they replaced files; no other may be writing there.
+    """Remove leftovers of killed processes that were replacing files in a folder; no process may be writing there.
 
     A folder that one of them had moved away, and not replaced, gets its name back.
     """
@@ -147,10 +147,10 @@ class LockedError(ValueError):
 
 
 @contextmanager
-def held(path: Path, what: str) -> Iterator[None]:
+def locked_nowait(path: Path, what: str) -> Iterator[None]:
     """Hold the lock of a file, which is released if this process dies, without waiting for another process.
 
-    what: what the file stands for, for the message
+    what: description of the file, for the message
 
     Raises LockedError, which names the process that holds it, and LockError if the file system does not support locks.
     """

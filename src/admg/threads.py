@@ -1,4 +1,4 @@
-"""The number of CPU threads, and how they wait for each other, on machines that other processes share.
+"""The number of CPU threads, and their waiting for each other, on machines shared with other processes.
 
 Nothing here imports torch: `calm_barriers` has no effect after OpenMP was loaded, which importing torch does.
 """
@@ -49,9 +49,9 @@ def available_cores(environment: Mapping[str, str] = os.environ, root: Path = Pa
 
 @dataclass(frozen=True)
 class Reading:
-    """Processor time that was used up to a moment, in seconds; the difference of two says how busy a machine was.
+    """Processor time used up to a moment, in seconds; the difference of two readings is the load of the machine.
 
-    when: of a monotonic clock
+    when: time of a monotonic clock
     cores: number of cores that this process may use
     all: by every process, on these cores
     own: by this process
@@ -64,7 +64,7 @@ class Reading:
 
     @classmethod
     def now(cls, root: Path = Path("/")) -> Reading | None:
-        """Return the reading of this moment; None where the system does not say (other systems than Linux)."""
+        """Return the current reading; None where it is not available (systems other than Linux)."""
         try:
             cores = os.sched_getaffinity(0)
             ticks = busy_ticks((root / "proc/stat").read_text(), cores, polite=os.nice(0) > 0)
@@ -95,12 +95,12 @@ def busy_ticks(stat: str, cores: set[int], polite: bool = False) -> int:
 def threads_beside(others: float, cores: int, all_cores: int) -> int:
     """Return the number of threads that suits a process while others use this many of the cores.
 
-    Each operation waits for the slowest of its threads, so that one thread on a core that is shared holds up all the
-    others: only as many threads are used as there are free cores. At least a quarter of the cores is claimed, since
-    where every core is shared, one thread alone would leave the machine to the other processes.
+    Each operation waits for the slowest of its threads, and one thread on a shared core delays all the others.
+    Therefore only as many threads are used as there are free cores. At least a quarter of the cores is claimed, since
+    a single thread would leave a fully shared machine to the other processes.
 
-    cores: that the process may use, see `available_cores`
-    all_cores: that `others` was measured on
+    cores: number of cores available to the process, see `available_cores`
+    all_cores: number of cores on which `others` was measured
     """
     free = math.floor(all_cores - others + 0.5)
     return max(1, min(cores, max(free, cores // 4)))
@@ -110,7 +110,7 @@ def quotas(root: Path = Path("/")) -> Iterator[float]:
     """Yield the CPU quota, in cores, of every control group that this process is in and that has one."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:  # another system than Linux
+    except OSError:  # not Linux
         return
     for line in lines:
         _, controllers, path = line.split(":", 2)

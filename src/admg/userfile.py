@@ -18,7 +18,7 @@ from admg.engine.memory import is_out_of_memory
 TYPING = ("typing", "types", "collections.abc")
 """Modules of the types of aliases such as Callable[..., Tensor]."""
 IMPORTED: dict[Path, bytes] = {}
-"""Files that users' files import from their folder, as they were when `load_object` imported them first."""
+"""Files that users' files import from their folder, in the state in which `load_object` first imported them."""
 
 
 def load_object(spec: str) -> tuple[Any, str]:
@@ -29,7 +29,7 @@ def load_object(spec: str) -> tuple[Any, str]:
     file, _, name = spec.rpartition(":")
     path = Path(file).expanduser()
     if path.suffix != ".py" or not name.isidentifier():
-        raise ValueError(f"{spec!r} is not of the form path/to/file.py:name")
+        raise ValueError(f"expected path/to/file.py:name, got {spec!r}")
     if not path.is_file():
         raise ValueError(f"{spec}: there is no file {path}")
     text = path.read_bytes()
@@ -41,7 +41,7 @@ def load_object(spec: str) -> tuple[Any, str]:
     try:
         module = _executed(path, text, f"admg_user_{path.stem}_{digest}")
     except (Exception, SystemExit) as error:
-        raise ValueError(f"{path} cannot be imported: {described(error, path)}") from error
+        raise ValueError(f"{path} cannot be imported: {error_text(error, path)}") from error
     if not hasattr(module, name):
         there = [key for key, value in vars(module).items() if _is_own(key, value, module)]
         raise ValueError(f"{path} has no {name!r}" + (f": it has {', '.join(there)}" if there else ""))
@@ -50,22 +50,22 @@ def load_object(spec: str) -> tuple[Any, str]:
 
 def imports_of(path: Path, text: bytes) -> dict[Path, bytes]:
     """Return the files of the same folder that a file imports, directly or through others, and what they hold."""
-    found: dict[Path, bytes] = {}
+    sources: dict[Path, bytes] = {}
     waiting = [(path, text)]
     while waiting:
         file, source = waiting.pop()
         for candidate in _imported(file, source, path.parent):
-            if candidate != path and candidate not in found and candidate.is_file():
-                found[candidate] = candidate.read_bytes()
-                waiting.append((candidate, found[candidate]))
-    return dict(sorted(found.items()))
+            if candidate != path and candidate not in sources and candidate.is_file():
+                sources[candidate] = candidate.read_bytes()
+                waiting.append((candidate, sources[candidate]))
+    return dict(sorted(sources.items()))
 
 
 def _imported(file: Path, source: bytes, folder: Path) -> Iterator[Path]:
     """Yield the paths that the modules imported in a file would have if they were in this folder."""
     try:
         nodes = [*ast.walk(ast.parse(source))]
-    except (SyntaxError, ValueError, RecursionError, MemoryError):  # running the file says what is wrong
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # running the file raises an error for it
         return
     for node in nodes:
         names, start = [], folder
@@ -98,7 +98,7 @@ def file_of(module: Any) -> Path | None:
 
 
 def _is_own(name: str, value: Any, module: ModuleType) -> bool:
-    """Whether a name of a module is probably one that the file offers: defined in it, or an object made there."""
+    """Whether a name of a module was probably defined in the file."""
     if getattr(value, "__module__", None) == module.__name__:
         return True
     imported = isinstance(value, type | FunctionType | BuiltinFunctionType) or type(value).__module__ in TYPING
@@ -109,18 +109,18 @@ def _is_own(name: str, value: Any, module: ModuleType) -> bool:
 def errors_of(spec: str) -> Iterator[None]:
     """Raise any error of the code of `path/to/file.py:name` as one ValueError that names the file and the line.
 
-    Running out of memory passes as it is, since the caller may try again with a smaller batch. An empty `spec` changes
-    nothing: objects that are passed in Python raise their own errors.
+    Out-of-memory errors are passed on unchanged, since the caller may retry with smaller batches. An empty `spec`
+    changes nothing: objects that are passed in Python raise their own errors.
     """
     try:
         yield
     except Exception as error:  # the user's code may raise any exception
         if not spec or is_out_of_memory(error):
             raise
-        raise ValueError(f"{spec}: {described(error, Path(spec.rpartition(':')[0]).expanduser())}") from error
+        raise ValueError(f"{spec}: {error_text(error, Path(spec.rpartition(':')[0]).expanduser())}") from error
 
 
-def described(error: BaseException, path: Path) -> str:
+def error_text(error: BaseException, path: Path) -> str:
     """Return the error in one line, with the last line of this file in its traceback: `NameError: ... (line 3)`."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path.resolve()]
     line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno if frames else None
@@ -133,9 +133,9 @@ def _executed(path: Path, text: bytes, name: str) -> ModuleType:
 
     The standard loader is not used: its bytecode cache misses changes within one second that keep the file's length.
     """
-    found = importlib.util.spec_from_file_location(name, path.resolve())
-    assert found is not None
-    module = importlib.util.module_from_spec(found)
+    spec = importlib.util.spec_from_file_location(name, path.resolve())
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look up their module
     sys.path.insert(0, str(path.resolve().parent))
     try:

@@ -24,17 +24,17 @@ Check = Callable[[Path], bool]
 """Reads a file or folder and returns whether it has a checksum. Raises ValueError or OSError if it is damaged."""
 BROKEN = (ValueError, OSError, EOFError, SyntaxError, zlib.error, zipfile.BadZipFile, NotImplementedError, RuntimeError)
 """Exceptions for damaged files; Pillow raises a SyntaxError."""
-READ = 1 << 20
-"""Number of bytes that are read at a time."""
+CHUNK_BYTES = 1 << 20
+"""Number of bytes to read at a time."""
 
 
 @dataclass(frozen=True)
 class Verified:
-    """What was found of a file, or of a folder that is read as a whole.
+    """The result for a file, or for a folder that is verified as a whole.
 
     path: the file or folder
-    state: whether it is as it was written: "whole", "damaged", or "no checksum" if that is not known
-    reason: what is wrong with it, "" for nothing
+    state: "whole", "damaged", or "no checksum" if it cannot be verified
+    reason: description of the damage, or ""
     """
 
     path: Path
@@ -43,11 +43,11 @@ class Verified:
 
 
 def verify(path: Path | str) -> list[Verified]:
-    """Read all files below a path that admg writes and reads again, and compare them with their checksums.
+    """Read all files of admg below a path, and compare them with their checksums.
 
     path: model, run directory of training or sampling, folder of cached features or downloads, or a single file
 
-    Nothing that a file contains is run. Other files, such as a README.md, are left out.
+    Code in files is never executed. Other files, such as a README.md, are skipped.
 
     Raises FileNotFoundError if there is nothing of this name, and ValueError if there is nothing in it that admg reads.
 
@@ -71,10 +71,10 @@ def units(path: Path | str) -> list[tuple[Path, Check]]:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist")
-    found = [(path, check_file(path) or no_checksum)] if path.is_file() else list(below(path))
-    if not found:
-        raise ValueError(f"{path} holds no file that admg writes and reads again")
-    return found
+    checked = [(path, check_file(path) or no_checksum)] if path.is_file() else list(below(path))
+    if not checked:
+        raise ValueError(f"{path} holds no files that admg can verify")
+    return checked
 
 
 def verified(path: Path, check: Check) -> Verified:
@@ -103,7 +103,7 @@ def below(folder: Path) -> Iterator[tuple[Path, Check]]:
 
 def check_folder(folder: Path) -> Check | None:
     """Return what reads a folder as a whole, or None if its files are read one by one."""
-    if (folder / checkpointing.CHECKSUMS).is_file() or folder in checkpointing.saved(folder.parent.parent):
+    if (folder / checkpointing.CHECKSUMS).is_file() or folder in checkpointing.saved_checkpoints(folder.parent.parent):
         return checkpoint
     return model if native.is_ours(folder / native.CONFIG) else None
 
@@ -143,7 +143,7 @@ def logs(path: Path) -> bool:
     rows, others = log.read_rows(path), log.read_jsonl(path.with_name(log.JSONL))
     count = min(len(rows), len(others))
     if log.checksum(rows[:count]) != log.checksum(others[:count]):
-        raise ValueError(f"its rows are not those of {log.JSONL}")
+        raise ValueError(f"its rows differ from {log.JSONL}")
     return True
 
 
@@ -153,20 +153,20 @@ def recorded(path: Path) -> bool:
 
 
 def zipped(path: Path) -> bool:
-    """Read a zip, such as an .npz or a .pt file, whose members have a CRC-32; old .pt files are no zips."""
+    """Read a zip, such as an .npz or a .pt file, whose members have a CRC-32; old .pt files are not zips."""
     if not zipfile.is_zipfile(path):
         if path.suffix in (".npz", ".zip"):
             raise ValueError("it is truncated, or not a zip")
         return False
     with zipfile.ZipFile(path) as archive:
         if (bad := archive.testzip()) is not None:
-            raise ValueError(f"{bad} in it has another checksum than when it was written")
+            raise ValueError(f"the checksum of {bad} does not match")
     return True
 
 
 def gzipped(path: Path) -> bool:
     with gzip.open(path) as file:
-        while file.read(READ):
+        while file.read(CHUNK_BYTES):
             pass
     return True
 

@@ -33,8 +33,8 @@ OTHERS = {
     ),
     "count": ({"labels": Labels(3)}, "the second has 3 labels, the first 2"),
     "nameless": ({"labels": Labels(2)}, "the labels of the second have no names"),
-    "channels": ({"channels": 1}, "the second is for images of 1 channels, the first for 3"),
-    "size": ({"size": 32}, "the second is for images of 32 pixels, the first for 64"),
+    "channels": ({"channels": 1}, "the second expects images of 1 channels, the first of 3"),
+    "size": ({"size": 32}, "the second expects images of 32 pixels, the first of 64"),
     "timesteps": ({"schedule": NoiseSchedule.linear(50)}, "timesteps 0 to 99 .*, the second on 0 to 49"),
     "noise": (
         {"schedule": NoiseSchedule.cosine(100)},
@@ -159,7 +159,7 @@ def test_a_network_that_never_missed_its_label_has_no_unconditional_prediction(t
     never = replace(tiny_model, training={"label_dropout": 0.0})
     never.predict(x, 0, y)
     for call in (lambda: never.predict(x, 0), lambda: never.predict_both(x, 0, y)):
-        with pytest.raises(ValueError, match=r"never trained without labels.* train with label dropout"):
+        with pytest.raises(ValueError, match=r"never trained without labels.* use label dropout"):
             call()
     with pytest.warns(UserWarning, match="not known whether this model was ever trained without labels"):
         replace(tiny_model, training={}).predict(x, 0)
@@ -181,9 +181,9 @@ def test_a_network_that_contradicts_what_is_said_of_it(tiny_model, tiny_classifi
     plain.forward = lambda x, timesteps: x
     with pytest.raises(ValueError, match=r"takes_labels=True .* Sequential.forward has no parameter y"):
         replace(tiny_model, network=plain, takes_labels=True)
-    with pytest.raises(ValueError, match="the network is conditioned on 5 labels, and there are 6"):
+    with pytest.raises(ValueError, match="the network is conditioned on 5 labels, but there are 6"):
         replace(tiny_model, labels=Labels(6))
-    with pytest.raises(ValueError, match="the classifier has 5 classes, and there are 6 labels"):
+    with pytest.raises(ValueError, match="the classifier has 5 classes, but there are 6 labels"):
         replace(tiny_classifier, labels=Labels(6))
     with pytest.raises(ValueError, match=r"called with \(x, timesteps\), but Linear takes \(input"):
         replace(tiny_classifier, network=nn.Linear(2, 2))

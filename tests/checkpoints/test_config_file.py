@@ -72,7 +72,7 @@ def test_every_entry_with_any_value_loads_or_is_refused(kind, tiny_model, tiny_c
         (
             ["diffusion", "predict"],
             "noise",
-            "diffusion.predict: Invalid enum value 'noise': allowed are 'eps', 'x0', 'v'",
+            "diffusion.predict: Invalid enum value 'noise', must be one of 'eps', 'x0', 'v'",
         ),
         (["diffusion", "diffusion_steps"], 10**9, "at most 1,000,000 steps, got 1000000000"),
         (["labels"], 10**9, "labels: Expected `int` <= 10000000"),

@@ -193,7 +193,7 @@ def test_a_truncated_file_is_never_accepted(server, tmp_path):
 
 def test_a_wrong_or_missing_length_is_refused(server, tmp_path):
     server.length = 1000
-    assert "has 1,000 bytes and must have at least 2,000,000" in refused(
+    assert "has 1,000 bytes but must have at least 2,000,000" in refused(
         server, tmp_path / "x.pt", expected=Expected(2_000_000)
     )
     assert files_beside(tmp_path / "x.pt") == set()
@@ -275,7 +275,7 @@ def test_a_file_placed_by_hand_is_trusted_only_at_first_use(server, tmp_path):
 def test_an_invalid_file_placed_by_hand_is_refused(server, tmp_path):
     path = tmp_path / "x.pt"
     path.write_bytes(CONTENT[:1000])
-    with pytest.raises(DownloadError, match="1,000 bytes and must have at least 2,000: it is incomplete"):
+    with pytest.raises(DownloadError, match="1,000 bytes but must have at least 2,000: it is incomplete"):
         fetch(server, path, expected=Expected(2000))
     path.write_bytes(b"<html>not here</html>")
     with pytest.raises(DownloadError, match="is a web page"):

@@ -9,7 +9,7 @@ import torch
 
 from admg.checkpoints import openai
 from admg.checkpoints.networks import NETWORK_KINDS
-from admg.checkpoints.openai.families import OTHERS, family_of, known
+from admg.checkpoints.openai.families import OTHERS, family_of, known_settings
 from admg.checkpoints.weights import shapes_of
 from admg.diffusion.config import DiffusionConfig
 
@@ -34,7 +34,7 @@ def inferred(config: openai.OpenAIConfig, **changes) -> openai.OpenAIConfig:
 @pytest.mark.parametrize("name", OTHERS)
 def test_known_models_are_recognised_by_their_shapes(name):
     size, millions, heads, process = EXPECTED[name]
-    found = family_of(inferred(known()[name]))
+    found = family_of(inferred(known_settings()[name]))
     assert (found.name, found.relabelled, found.config.diffusion) == (name, False, process)
     network, last = found.config.network, len(found.config.network.channel_mult) - 1
     assert network.image_size == size and network.heads(network.width(last)) == heads
@@ -49,7 +49,7 @@ def test_known_models_are_recognised_by_their_shapes(name):
     [("imagenet-64", 10), ("imagenet-128", 0), ("imagenet-256-classifier", 37), ("imagenet-64-to-256", 5)],
 )
 def test_a_fine_tune_with_other_labels_has_the_settings_of_the_published_model(name, classes):
-    published = known()[f"openai/{name}"]
+    published = known_settings()[f"openai/{name}"]
     found = family_of(inferred(published, num_classes=classes))
     assert found.name == f"openai/{name}" and found.relabelled
     assert found.config.network == dataclasses.replace(published.network, num_classes=classes)
@@ -58,15 +58,15 @@ def test_a_fine_tune_with_other_labels_has_the_settings_of_the_published_model(n
 
 @pytest.mark.thorough
 def test_a_fine_tune_of_lsun_is_the_unconditional_network_of_256_pixels():
-    found = family_of(inferred(known()["openai/lsun-cat"]))
+    found = family_of(inferred(known_settings()["openai/lsun-cat"]))
     assert found.name == "openai/imagenet-256-uncond" and not found.relabelled
-    lsun, settings = known()["openai/lsun-cat"], found.config
+    lsun, settings = known_settings()["openai/lsun-cat"], found.config
     assert dataclasses.replace(settings.network, dropout=0.1) == lsun.network and settings.diffusion == lsun.diffusion
 
 
 @pytest.mark.thorough
 def test_the_note_names_the_model_and_that_the_labels_differ():
-    config = dataclasses.replace(known()["openai/imagenet-64"].network, num_classes=7)
+    config = dataclasses.replace(known_settings()["openai/imagenet-64"].network, num_classes=7)
     state = {n: torch.empty(s, device="meta") for n, s in shapes_of(NETWORK_KINDS["diffusion"].network, config).items()}
     with pytest.warns(UserWarning) as notes:
         model = openai.load(state)

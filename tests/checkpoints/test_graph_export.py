@@ -90,8 +90,8 @@ def test_notes_name_the_inputs(tiny_model, tiny_classifier):
 @pytest.mark.parametrize(
     "to, out, reason",
     [
-        ("onnx", "model.pt", "the name of a file that ends with .onnx is needed for onnx"),
-        ("torch-export", "model", "the name of a file that ends with .pt2 is needed for torch-export"),
+        ("onnx", "model.pt", "the path must end with .onnx for onnx"),
+        ("torch-export", "model", "the path must end with .pt2 for torch-export"),
         ("tflite", "model", "onnx"),
     ],
 )

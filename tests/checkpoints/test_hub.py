@@ -67,7 +67,7 @@ def test_names(text, place):
 
 @pytest.mark.parametrize("text", ["user", "user/", "/name", "user/name@", "user/../name", "../name", "a/b/..", "a b/c"])
 def test_what_is_no_name_is_refused(text, capsys):
-    assert "is no name of a model on the Hugging Face Hub: user/name" in refused(capsys, "info", f"hf:{text}")
+    assert "is not a model of the Hugging Face Hub: expected user/name" in refused(capsys, "info", f"hf:{text}")
 
 
 @pytest.mark.thorough

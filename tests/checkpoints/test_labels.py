@@ -128,7 +128,7 @@ def test_spaces_around_a_name_belong_to_it_if_a_label_has_them():
 def test_custom_aliases():
     labels = Labels(2, ("cat", "dog"), aliases=(("Felis Catus",), ()))
     assert labels.number("felis catus") == 0
-    with pytest.raises(ValueError, match="1 tuples of aliases for 2 labels"):
+    with pytest.raises(ValueError, match="there must be 2 tuples of aliases, got 1"):
         Labels(2, ("cat", "dog"), aliases=(("x",),))
 
 

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import admg
+from admg.checkpoints.diffusers.export import to_diffusers
 from admg.checkpoints.labels import Labels
 from admg.checkpoints.model import Classifier, Model
+from admg.checkpoints.openai.export import to_openai
 from admg.checkpoints.weights import CheckpointError
 from admg.diffusion.config import DiffusionConfig
 
@@ -149,7 +151,7 @@ def test_replacing_the_network_decides_anew(tiny_model):
 
 
 def test_a_users_wrapper_is_not_saved_as_if_it_were_the_network(tiny_model, tmp_path):
-    with pytest.raises(ValueError, match=r"only a UNet or SuperResUNet can be saved .* not a Forwarding"):
+    with pytest.raises(ValueError, match=r"a native checkpoint needs a UNet or SuperResUNet, got a Forwarding"):
         replace(tiny_model, network=Forwarding(tiny_model.network)).save(tmp_path / "model")
 
 
@@ -192,3 +194,60 @@ def test_float64_stays_float64_up_to_the_network(tiny_model):
     for dtype in (torch.float32, torch.float64):
         model.predict(torch.zeros(1, 1, 8, 8, dtype=dtype), 3)
     assert seen == [torch.float32, torch.float64]
+
+
+def change_padding(network):
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.padding_mode = "circular"
+
+
+def change_forward(network):
+    forward = network.middle_block[0].forward
+    network.middle_block[0].forward = lambda *arguments: 2 * forward(*arguments)
+
+
+def change_activation(network):
+    network.out[1] = nn.GELU()
+
+
+def append_layer(network):
+    network.out.append(nn.Tanh())
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (change_padding, r"its layer 'input_blocks\.0\.0' has padding_mode='circular', and its config 'zeros'"),
+        (change_forward, r"its layer 'middle_block\.0' has a forward function of its own"),
+        (change_activation, r"its layer 'out\.1' is a GELU, and a SiLU in its config"),
+        (append_layer, r"the layer 'out\.3' is not part of its config"),
+    ],
+)
+def test_a_network_that_its_config_does_not_describe_is_not_stored(tiny_model, tmp_path, change, expected):
+    """Loading would build another network with the same weights."""
+    model = replace(tiny_model, network=copy.deepcopy(tiny_model.network))
+    change(model.network)
+    for store in (model.save, lambda path: to_openai(model, path), lambda path: to_diffusers(model, path)):
+        with pytest.raises(ValueError, match=f"^the network cannot be stored: {expected}"):
+            store(tmp_path / "model")
+        assert not any(tmp_path.iterdir())
+
+
+def test_weights_that_would_not_load_are_not_stored(tiny_model, tmp_path):
+    model = replace(tiny_model, network=copy.deepcopy(tiny_model.network).double())
+    with torch.no_grad():
+        model.network.out[2].weight[0, 0, 0, 0] = 1e200  # finite, but not as float32
+    for store in (model.save, lambda path: to_openai(model, path), lambda path: to_diffusers(model, path)):
+        with pytest.raises(ValueError, match=r"has NaN or infinite numbers in out\.2\.weight$"):
+            store(tmp_path / "model")
+        assert not any(tmp_path.iterdir())
+
+
+def test_tied_weights_are_stored_twice(tiny_model, tmp_path):
+    network = copy.deepcopy(tiny_model.network)
+    norm = network.out[0]
+    norm.weight = norm.bias
+    replace(tiny_model, network=network).save(tmp_path / "model")
+    loaded = admg.load(tmp_path / "model").network.state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in network.state_dict().items())

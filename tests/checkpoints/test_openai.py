@@ -195,18 +195,18 @@ def test_booleans_are_those_of_guided_diffusion(text, value):
         ("--num_chanels 64", "unknown flag --num_chanels: did you mean --num_channels?"),
         ("--attention-resolutions 8", "unknown flag --attention-resolutions: did you mean --attention_resolutions?"),
         ("--xyzzy 3", "unknown flag --xyzzy"),
-        ("--class_cond maybe", "--class_cond must be True or False, not 'maybe'"),
+        ("--class_cond maybe", "--class_cond must be True or False, got 'maybe'"),
         ("--class_cond --num_channels 64", "--class_cond needs a value"),
         ("--num_channels", "--num_channels needs a value"),
-        ("--num_channels 6.5", "--num_channels must be a whole number, not '6.5'"),
-        ("--dropout x", "--dropout must be a number, not 'x'"),
-        ("--attention_resolutions '16;8'", "--attention_resolutions must be numbers such as 16,8, not '16;8'"),
+        ("--num_channels 6.5", "--num_channels must be a whole number, got '6.5'"),
+        ("--dropout x", "--dropout must be a number, got 'x'"),
+        ("--attention_resolutions '16;8'", "--attention_resolutions must be numbers such as 16,8, got '16;8'"),
         ("--channel_mult 1,inf", "--channel_mult must be numbers"),
-        ("--noise_schedule quadratic", "--noise_schedule must be linear or cosine, not 'quadratic'"),
+        ("--noise_schedule quadratic", "--noise_schedule must be linear or cosine, got 'quadratic'"),
         ("$MODEL_FLAGS --lr 1", "$MODEL_FLAGS was not expanded"),
         ("--image_size 64 128", "'128' is neither a flag (--name) nor the value of one"),
         ("--image_size '64", "invalid shell quoting: No closing quotation"),
-        ("--image_size 96", "channel_mult must be given for image size 96"),
+        ("--image_size 96", "channel_mult is required for image size 96"),
     ],
 )
 def test_bad_flags_are_named(flags, message):
@@ -455,7 +455,7 @@ def test_a_foreign_network_is_recognised_whatever_the_flags():
     ):
         openai.load(state, TINY)
     for bad in ({}, {"a": 1}, {1: torch.zeros(1)}):
-        with pytest.raises(CheckpointError, match="the mapping holds no state dict"):
+        with pytest.raises(CheckpointError, match="the mapping does not hold a state dict"):
             openai.load(bad)
 
 
@@ -570,7 +570,7 @@ def test_a_missing_file_a_folder_and_other_contents_are_refused(tmp_path):
         openai.load(tmp_path / "none.pt")
     with pytest.raises(CheckpointError, match="is a folder, not a file of weights"):
         openai.load(tmp_path)
-    for content, message in (([1, 2], "but a list"), ({}, "an empty dict"), ({"a": 1}, "'a' is a int")):
+    for content, message in (([1, 2], "it holds a list"), ({}, "an empty dict"), ({"a": 1}, "'a' is a int")):
         torch.save(content, tmp_path / "other.pt")
         with pytest.raises(CheckpointError, match=message):
             openai.load(tmp_path / "other.pt")

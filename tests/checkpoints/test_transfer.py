@@ -11,7 +11,7 @@ from helpers import TRUNK, randomised
 
 from admg.checkpoints.initial import Initial, inherited
 from admg.checkpoints.labels import Labels
-from admg.checkpoints.transfer import describe, matched, transfer
+from admg.checkpoints.transfer import initialisation_text, matched, transfer
 from admg.checkpoints.weights import CheckpointError
 from admg.diffusion.config import DiffusionConfig
 from admg.models import ClassifierConfig, NoisyClassifier, SuperResConfig, SuperResUNet, UNet, UNetConfig
@@ -132,7 +132,7 @@ def test_labels_without_common_names_are_taken_in_order_if_names_are_unknown():
     for labels in (Labels(3), PETS):
         initial = Initial("f.pt", first.config, DiffusionConfig(), labels, {}, first.state_dict(), by_number=True)
         second = network(first.config, 1)
-        with pytest.warns(UserWarning, match="are taken to be those of this run, in the same order"):
+        with pytest.warns(UserWarning, match="are those of this run, in the same order"):
             done = transfer(initial, second, Labels(3, ("x", "y", "z")))
         assert not done.remade and torch.equal(second.label_emb.weight, first.label_emb.weight)
     second, _ = start(first, ours=Labels(3, ("x", "y", "z")))  # both are known by name
@@ -159,6 +159,6 @@ def test_weights_of_another_network_are_refused():
 
 
 def test_the_line_for_people_says_all():
-    assert describe({}) == ""
-    line = describe({"model": "a", "start": {"kept": 5, "remade": {"x": "new"}, "dropped": ["y", "z"]}})
+    assert initialisation_text({}) == ""
+    line = initialisation_text({"model": "a", "start": {"kept": 5, "remade": {"x": "new"}, "dropped": ["y", "z"]}})
     assert line == "started from a: kept 5 tensors, remade x (new), dropped y, z"

@@ -12,7 +12,7 @@ import torch
 from helpers import TRUNK
 
 import admg
-from admg.checkpoints.weights import digest_of, digests_kept, is_finite, shapes_in, shapes_of
+from admg.checkpoints.weights import cached_digests, digest_of, is_finite, shapes_in, shapes_of
 from admg.models import ClassifierConfig, NoisyClassifier, SuperResConfig, SuperResUNet, UNet, UNetConfig
 
 
@@ -60,7 +60,7 @@ def test_a_network_is_hashed_once_while_its_digest_is_kept_and_each_time_otherwi
     real = hashlib.sha256
     monkeypatch.setattr("admg.checkpoints.weights.hashlib.sha256", lambda: hashed.append(1) or real())
     before = [digest_of(network) for network in networks]
-    with digests_kept(), digests_kept():
+    with cached_digests(), cached_digests():
         assert [digest_of(network) for network in networks * 3] == before * 3
     assert len(hashed) == 4 and before[0] != before[1]
     networks[0].weight.data.view(-1).numpy()[0] += 1

@@ -82,12 +82,12 @@ def test_the_columns_of_a_sheet_are_the_samples_at_each_scale(capsys, sample_arg
         (["--labels", ""], "argument --labels: must not be empty"),
         (["--world-size", "0"], "--world-size must be at least 1, got 0"),
         (["--rank", "2", "--world-size", "2"], "--rank must be from 0 to 1"),
-        (["--world-size", "2", "--overwrite"], "--overwrite is for one process"),
+        (["--world-size", "2", "--overwrite"], "--overwrite requires a single process"),
         (["--upsampler-batch-size", "0"], "--upsampler-batch-size must be at least 1"),
-        (["--sheet", "scale=1", "--upsampler", "x"], "leave out --upsampler"),
+        (["--sheet", "scale=1", "--upsampler", "x"], "cannot be combined with --upsampler"),
         (["--batch-size", "0"], "--batch-size must be at least 1"),
         (["--eta", "1.5"], "--eta must be at least 0 and at most 1"),
-        (["--eta", "0.5", "--sampler", "ddpm"], "--eta is an option of the sampler ddim"),
+        (["--eta", "0.5", "--sampler", "ddpm"], "--eta applies only to the sampler ddim"),
         (["--model", "fashion-mnits"], "did you mean 'fashion-mnist'"),
         (["--classifier", "no/such/folder"], "unknown model 'no/such/folder'"),
         (["--device", "warp"], "device 'warp' cannot be used"),
@@ -140,7 +140,7 @@ def spoil(folder, how: str) -> str:
         return "does not fit its architecture"
     if how == "classifier":
         config.write_text(json.dumps(values | {"kind": "classifier"}))
-        return "'classifier' checkpoint where a 'diffusion' or 'upsampler' one is needed"
+        return "expected a 'diffusion' or 'upsampler' checkpoint, but"
     raise AssertionError(how)
 
 
@@ -184,7 +184,7 @@ def pictures(tmp_path):
     ("arguments", "expected"),
     [
         (["--image-size", 9], "image size 9 must be a positive multiple of 2"),
-        (["--image-size", 9, "--channel-mult", ""], "image size 9 must be a multiple of 2, better of 16"),
+        (["--image-size", 9, "--channel-mult", ""], "--image-size must be a multiple of 2 (preferably 16)"),
         (["--channels", 40], "multiple of 32"),
         (["--head-channels", 24], "cannot be divided into attention heads"),
         (["--noise-schedule", "square"], "'square' is not one of linear, cosine"),
@@ -248,7 +248,7 @@ def test_training_starts_from_the_weights_of_a_model(capsys, pictures, tmp_path)
     a, b = first.network.state_dict(), second.network.state_dict()
     assert all((a[name] - b[name]).abs().max() < 1e-6 for name in a) and a["out.2.weight"].abs().max() > 1e-6
     line = refused(capsys, *tiny_training(pictures, tmp_path / "c"), "--channel-mult", "1,2", "--init", tmp_path / "a")
-    assert "network: channel_mult is 1,2, but" in line and not (tmp_path / "c").exists()
+    assert "network: --channel-mult must be 1,1, as in" in line and not (tmp_path / "c").exists()
 
 
 @pytest.mark.thorough
@@ -334,7 +334,7 @@ def test_help_shows_every_default_of_training(capsys):
     text = " ".join(out[out.index("Training:") :].split())
     for option, default in (
         ("--lr", "1e-3, or up to 2e-3 for a batch of more than 16"),
-        ("--ema", "10%, or what the run to resume has"),
+        ("--ema", "10%, or that of the resumed run"),
         ("--num-res-blocks", "1, or 2 from 20,000 images"),
     ):
         assert f"default: {default})" in text[text.index(option + " ") :][:550]

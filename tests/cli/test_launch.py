@@ -69,7 +69,7 @@ def test_sigterm_reaches_every_process_also_when_the_launcher_is_killed(tmp_path
 
 
 def test_processes_that_ignore_sigterm_are_killed_after_a_grace(monkeypatch):
-    monkeypatch.setattr("admg.cli.launch.GRACE", 0.5)
+    monkeypatch.setattr("admg.cli.launch.GRACE_SECONDS", 0.5)
     deaf = (
         "import os, signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(0.5);"
         "sys.exit(3) if os.environ['RANK'] == '1' else time.sleep(60)"
@@ -97,7 +97,7 @@ def test_gpus_are_refused_under_a_launcher(place, monkeypatch, capsys):
     for name, value in place.items():
         monkeypatch.setenv(name, value)
     assert main(["sample", "--gpus", "2", "--out", "x"]) == 2
-    line = "--gpus 2 starts processes itself: leave it out, or the launcher (torchrun, srun)\n"
+    line = "--gpus 2 starts processes itself: use either it or a launcher (torchrun, srun)\n"
     assert capsys.readouterr().err.endswith(line)
 
 
@@ -136,7 +136,7 @@ def test_the_number_of_gpus_is_checked(monkeypatch, capsys):
     assert main(["sample", "--gpus", "all", "--out", "x"]) == 2
     assert capsys.readouterr().err == "admg sample: error: --gpus all: torch finds no GPU on this machine\n"
     assert main(["sample", "--gpus", "all", "--device", "cpu", "--out", "x"]) == 2
-    assert capsys.readouterr().err == "admg sample: error: --gpus chooses the devices: leave out --device cpu\n"
+    assert capsys.readouterr().err == "admg sample: error: --gpus cannot be combined with --device cpu\n"
     with pytest.raises(SystemExit) as left:
         main(["models", "--gpus", "all"])
     assert left.value.code == 2 and "unknown option '--gpus'" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 
 from admg import config
 from admg.cli import main as cli
+from admg.cli.options import with_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,10 +137,10 @@ def test_bad_input_is_one_line_with_a_suggestion(capsys, command, words, line):
         ("steps = ", "is not valid TOML"),
         ("steps = " + "[" * 10_000, "is not valid TOML"),
         ("source = ''", "SOURCE: must not be empty"),
-        ("fast = 1", "run.toml: --fast needs true or false, not 1"),
-        ("fast = 'yes'", 'run.toml: --fast needs true or false, not "yes"'),
-        ("steps = true", "run.toml: --steps needs a value, not true"),
-        ("kind = false", "run.toml: --kind needs a value, not false"),
+        ("fast = 1", "run.toml: --fast must be true or false, got 1"),
+        ("fast = 'yes'", 'run.toml: --fast must be true or false, got "yes"'),
+        ("steps = true", "run.toml: --steps must be a value, got true"),
+        ("kind = false", "run.toml: --kind must be a value, got false"),
     ],
 )
 def test_bad_files_are_named(capsys, command, tmp_path, content, part):
@@ -196,3 +198,23 @@ def test_control_characters_in_names_never_reach_the_terminal(capsys, tmp_path):
     for words in (["info"], ["pack", "--image-size", "8", "--workers", "0", "--out", tmp_path / "a.zip"]):
         code, out, err = run(capsys, "data", words[0], tmp_path / "data", *words[1:])
         assert code == 0 and "\\x1b[" in out + err and not {"\x1b", "\x07"} & set(out + err.replace("\x1b[A", ""))
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("val_images needs val_data or val_fraction", "--val-images needs --val-data or --val-fraction"),
+        ("pass labels='none' or labels=\"folders\"", "pass --labels none or --labels folders"),
+        ("such as value_range=(0, 255)", "such as --value-range 0,255"),
+        ("pass overwrite=True, and unlabelled=False", "pass --overwrite, and no --unlabelled"),
+        ("steps must be at least 1, got 0", "--steps must be at least 1, got 0"),
+        ("data does not exist", "data does not exist"),  # a folder of this name
+        ("labels are numbers", "labels are numbers"),
+        ("run/batch_size/a.png is damaged", "run/batch_size/a.png is damaged"),
+        ("config.json: network.image_size must be positive", "config.json: network.image_size must be positive"),
+        ("the flag --image_size 64", "the flag --image_size 64"),
+        ("a column 'image_size'", "a column 'image_size'"),
+    ],
+)
+def test_parameters_in_messages_of_the_library_are_written_as_options(message, expected):
+    assert with_options(message, importlib.import_module("admg.cli.train")) == expected

@@ -49,7 +49,7 @@ def test_the_recipe_is_recorded(capsys, tmp_path, images):
 def test_other_recipes_are_refused(capsys, tmp_path, images):
     out = tmp_path / "run"
     line = refused(capsys, "train", "--recipe", "adm-64-256-upsampler", "--data", images, "--out", out)
-    assert "is for admg train-upsampler" in line and "adm-64," in line
+    assert "belongs to admg train-upsampler" in line and "adm-64," in line
     assert "did you mean 'adm-64-classifier'" in refused(capsys, "train-classifier", "--recipe", "adm-64-clasifier",
                                                           "--data", images, "--out", out)  # fmt: skip
     assert "did you mean 'lsun'" in refused(capsys, "recipes", "lsum")

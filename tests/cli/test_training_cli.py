@@ -10,7 +10,7 @@ from helpers import TRUNK, refused, run
 from PIL import Image
 
 import admg
-from admg.cli.training import describe
+from admg.cli.training import print_summary
 from admg.data import from_arrays
 
 SMALL = {name: value for name, value in TRUNK.items() if name not in ("image_size", "image_channels")}
@@ -32,11 +32,11 @@ def command(data: Path, out: Path, *options: object, name: str = "train") -> lis
 def test_classes_are_printed_with_their_counts(capsys, tmp_path):
     images = np.zeros((3, 8, 8), np.uint8)
     dataset = from_arrays(images, ["cat", "cat", "dog"], label_names=["cat", "cow", "dog"])
-    describe(admg.train_diffusion(dataset, tmp_path, network=SMALL))
+    print_summary(admg.train_diffusion(dataset, tmp_path, network=SMALL))
     out, err = capsys.readouterr()
     assert "3 images, 3 labels" in out and "\nclasses: cat (2), cow (0), dog (1)\n" in out
-    assert "note: no image is of the class cow\n" in err
-    describe(admg.train_diffusion(from_arrays(images), tmp_path / "b", network=SMALL))
+    assert "note: no images of the class cow\n" in err
+    print_summary(admg.train_diffusion(from_arrays(images), tmp_path / "b", network=SMALL))
     assert "3 images, 0 labels" in (out := capsys.readouterr().out) and "\nclasses:" not in out
 
 
@@ -61,7 +61,9 @@ def test_unlabelled_training_takes_any_file_names(capsys, tmp_path):
     assert not (tmp_path / "out").exists()
     code, out, _ = run(capsys, *command(data, tmp_path / "out", "--unlabelled"))
     assert code == 0 and "2 images, 0 labels" in out
-    assert "choose one" in refused(capsys, *command(data, tmp_path / "b", "--unlabelled", "--labels", "prefix"))
+    assert "--unlabelled ignores labels" in refused(
+        capsys, *command(data, tmp_path / "b", "--unlabelled", "--labels", "prefix")
+    )
 
 
 @pytest.mark.thorough
@@ -70,7 +72,7 @@ def test_validation_that_lacks_a_class_is_named_and_one_of_another_class_is_refu
     val = put(tmp_path / "val", *(f"{name}/{i}.png" for name in ("cow", "dog") for i in range(2)))
     options = ["--val-data", val, "--verify", "full", "--labels", "folders"]
     code, out, err = run(capsys, *command(train, tmp_path / "out", *options, name="train-classifier"))
-    assert code == 0 and "note: no validation image is of the class cat\n" in err, err
+    assert code == 0 and "note: no validation images of the class cat\n" in err, err
     assert "classes: cat (2), cow (2), dog (2)" in out
     (val / "dog").rename(val / "fox")
     line = refused(capsys, *command(train, tmp_path / "b", *options, name="train-classifier"))

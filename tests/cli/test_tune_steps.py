@@ -56,22 +56,22 @@ def test_nothing_is_written_if_it_is_not_wanted_or_not_possible(capsys, search, 
         capsys, "sample", "--model", model, "--steps", "tuned2", "--scale", 0, "--out", model / "samples"
     )
     for steps in ("0", "3,0", "6", ""):
-        assert "--steps must be numbers from 1 to 5, fewer than --fine" in refused(capsys, *search, "--steps", steps)
-    assert "draws no noise" in refused(capsys, *search, "--sampler", "ddpm")
+        assert "--steps must be numbers from 1 to 5, less than --fine" in refused(capsys, *search, "--steps", steps)
+    assert "must not draw noise" in refused(capsys, *search, "--sampler", "ddpm")
     assert "cannot take 101 steps" in refused(capsys, *search, "--fine", 101)
     assert snapshot(model) == before
 
 
 def test_steps_are_not_stored_with_weights_that_they_were_not_found_for(capsys, search, model, tiny_model, monkeypatch):
     """The model is trained on, and replaced, while the search runs."""
-    searched = tune_steps.searched
+    searched = tune_steps.search_with_progress
 
     def slow(measure, count):
         found = searched(measure, count)
         dataclasses.replace(tiny_model, training={"steps": 14}).save(model)
         return found
 
-    monkeypatch.setattr(tune_steps, "searched", slow)
+    monkeypatch.setattr(tune_steps, "search_with_progress", slow)
     line = failed(capsys, *search)
     assert "was replaced during the search, so its steps are not stored: at" in line
     assert tuned.KEY not in native.read_about(model).training

@@ -23,13 +23,13 @@ def put(root: Path, *names: str) -> Path:
 def test_class_folders_within_parts(tmp_path):
     put(tmp_path, "train/cat/1.png", "train/dog/2.png", "val/cat/3.png", "val/dog/4.png", "val/dog/5.png")
     (tmp_path / "README.md").touch()
-    with pytest.warns(UserWarning, match=r"the images are those in train, the split train \(--split\)"):
+    with pytest.warns(UserWarning, match=r"using the images in train, the split train"):
         dataset = open_dataset(tmp_path, 8, labels="folders")
     assert len(dataset) == 2 and dataset.label_names == ("cat", "dog")
-    with pytest.warns(UserWarning, match="the images are those in val, the split test"):
+    with pytest.warns(UserWarning, match="using the images in val, the split test"):
         assert open_dataset(tmp_path, 8, split="test", labels="folders").labels.tolist() == [0, 1, 1]
     put(tmp_path, "test/cat/6.png")
-    with pytest.warns(UserWarning, match="the images are those in test, the split test"):
+    with pytest.warns(UserWarning, match="using the images in test, the split test"):
         assert len(open_dataset(tmp_path, 8, split="test", labels="folders")) == 1
 
 
@@ -85,5 +85,5 @@ def test_metadata_without_labels_leave_the_folders(tmp_path):
         open_dataset(tmp_path, 8)
     (tmp_path / "metadata.csv").unlink()
     (tmp_path / "metadata.jsonl").write_text("[1, 2]\n")
-    with pytest.raises(DataError, match=r"metadata.jsonl has a line that is no object"):
+    with pytest.raises(DataError, match=r"metadata.jsonl has a line that is not an object"):
         open_dataset(tmp_path, 8)

@@ -57,7 +57,7 @@ def test_guided_diffusions_layout_in_nested_folders(tmp_path, folders):
     labels, notes = opened(put(tmp_path, *names))
     assert list(labels.values()) == ["cat", "dog", "cat", "dog"]
     (note,) = notes
-    assert f"({folders[0]}, {folders[1]})" in note and "cat, dog" in note and "--labels" in note
+    assert f"({folders[0]}, {folders[1]})" in note and "cat, dog" in note and "choose with labels" in note
     assert opened(tmp_path, labels="prefix") == (labels, [])
     by_folder, notes = opened(tmp_path, labels="folders")
     assert list(by_folder.values()) == [folders[0]] * 2 + [folders[1]] * 2 and not notes
@@ -85,8 +85,8 @@ def test_file_names_that_disagree_with_folders_are_reported(tmp_path):
 @pytest.mark.parametrize(
     "names, words",
     [
-        (("train/1.png", "train/2.png", "val/3.png", "val/4.png"), ("also train, val", "parts of a data set")),
-        (("train/1.png", "test/2.png", "test/3.png", "dog/4.png"), ("also test, train", "parts of a data set")),
+        (("train/1.png", "train/2.png", "val/3.png", "val/4.png"), ("including train, val", "parts of a data set")),
+        (("train/1.png", "test/2.png", "test/3.png", "dog/4.png"), ("including test, train", "parts of a data set")),
         (("00000/1.png", "00000/2.png", "00001/3.png", "00001/4.png"), ("00000, 00001", "parts of a data set")),
         (("cat/1.png", "dog/2.png", "fox/3.png"), ("each of the 3 classes", "one image", "sub-folders")),
         (("a_1.png", "b_1.png"), ("each of the 2 classes", "one image", "beginnings of the file names")),
@@ -95,7 +95,7 @@ def test_file_names_that_disagree_with_folders_are_reported(tmp_path):
 )
 def test_what_may_be_no_class_is_reported_in_one_line(tmp_path, names, words):
     _, notes = opened(put(tmp_path, *names))
-    assert len(notes) == 1 and not [word for word in (*words, "--labels") if word not in notes[0]], notes
+    assert len(notes) == 1 and not [word for word in (*words, "choose with labels") if word not in notes[0]], notes
     assert "\n" not in notes[0]
     assert set(opened(tmp_path, labels="none")[0].values()) == {-1} and not opened(tmp_path, labels="none")[1]
 
@@ -138,11 +138,11 @@ def test_edms_dataset_json(tmp_path):
         ("[1, 2]", ("dataset.json", "no labels")),
         ('{"images": []}', ("dataset.json", "no labels")),
         ('{"labels": [["a.png", 1]]}', ("no label for 1 of 2 images", "b.png")),
-        ('{"labels": [["a.png", 1], ["b.png", -1]]}', ('["b.png", -1]', "from 0 up")),
-        ('{"labels": [["a.png", 1], ["b.png", [0.5, 0.5]]]}', ("[0.5, 0.5]", "from 0 up")),
-        ('{"labels": [["a.png", 1], ["b.png", true]]}', ("true", "from 0 up")),
+        ('{"labels": [["a.png", 1], ["b.png", -1]]}', ('["b.png", -1]', "a label of at least 0")),
+        ('{"labels": [["a.png", 1], ["b.png", [0.5, 0.5]]]}', ("[0.5, 0.5]", "a label of at least 0")),
+        ('{"labels": [["a.png", 1], ["b.png", true]]}', ("true", "a label of at least 0")),
         ('{"labels": [["a.png", 1], ["b.png", 0]], "label_names": {"0": "cat"}}', ("does not name all",)),
-        ('{"labels": [["a.png", 1], ["b.png", 0]], "label_names": {"0": "cat", "1": "cat"}}', ("cat twice",)),
+        ('{"labels": [["a.png", 1], ["b.png", 0]], "label_names": {"0": "cat", "1": "cat"}}', ("cat occurs twice",)),
     ],
 )
 def test_a_dataset_json_of_another_kind_is_refused(tmp_path, content, words):
@@ -157,7 +157,7 @@ def test_a_chosen_layout_that_the_folder_has_not_is_refused(tmp_path):
     assert "holiday.png" in refused(tmp_path, labels="prefix") and "IMG_0001" in refused(tmp_path, labels="folders")
     assert "dataset.json" in refused(tmp_path, labels="json")
     assert "'auto', 'folders', 'prefix', 'json', 'none'" in refused(tmp_path, labels="folder")
-    assert "--labels none" in refused(tmp_path)
+    assert "labels='none'" in refused(tmp_path)
     np.savez(tmp_path / "a.npz", arr_0=np.zeros((2, 2, 2), np.uint8))
     assert "not a folder of images" in refused(tmp_path / "a.npz", labels="folders")
 
@@ -178,7 +178,7 @@ def test_both_spellings_of_a_name_in_unicode_are_one_class(tmp_path):
     dataset = open_dataset(tmp_path, 2)
     assert dataset.label_names == (NFC, "Zebra") and dataset.labels.tolist() == [0, 0, 1, 1]
     assert open_dataset(tmp_path, 2, label_names=["Zebra", NFD]).labels.tolist() == [1, 1, 0, 0]
-    assert f"{NFC} twice" in refused(tmp_path, label_names=[NFC, NFD, "Zebra"])
+    assert f"{NFC} occurs twice" in refused(tmp_path, label_names=[NFC, NFD, "Zebra"])
     arrays = from_arrays(np.zeros((2, 2, 2), np.uint8), [NFC, NFD])
     assert arrays.label_names == (NFC,) and arrays.labels.tolist() == [0, 0]
     put(tmp_path / "flat", f"{NFD}_1.png", f"{NFC}_2.png", "Zebra_3.png", "Zebra_4.png")
@@ -212,7 +212,7 @@ def test_labels_of_any_kind_are_left_out_of_a_torch_data_set():
     items = [(np.zeros((2, 2, 3), np.uint8), np.array([0.5, 0.5]))] * 3  # as the attributes of CelebA
     dataset = from_dataset(items, labels=False)
     assert dataset.label_names == () and dataset[0][1] == -1
-    with pytest.raises(DataError, match="item 0 has label"):
+    with pytest.raises(DataError, match="item 0 must have a non-negative integer label, or None"):
         from_dataset(items)
 
 

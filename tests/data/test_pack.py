@@ -205,7 +205,7 @@ def test_pack_on_the_command_line(capsys, photos, tmp_path):
     assert code == 0 and "9 images of 3x16x16" in text and "notes.txt: not an image" in err and "left out 1 file" in err
     whole = out.read_bytes()
     assert whole == packed(open_dataset(photos, 16), tmp_path / "b.zip")
-    assert "a.zip exists: overwrite (--overwrite) replaces it" in refused(capsys, *command)
+    assert "a.zip exists: pass --overwrite to replace it" in refused(capsys, *command)
     succeed(capsys, *command, "--overwrite", "--compression", 9)
     assert len(out.read_bytes()) < len(whole) and files(out.parent) == ["a.zip"]
     assert "ends in .zip" in refused(capsys, *command[:-4], "--out", tmp_path / "a.tar")

@@ -98,7 +98,7 @@ def test_a_ramp_is_right_or_refused(tmp_path, value_range, dtype, clear):
     if not clear:
         low, high = ramp(value_range, dtype)[0, [0, -1]].tolist()
         for name, opened in sources(tmp_path, value_range, dtype, clear=True):
-            with pytest.raises(DataError, match=rf"from {low:g} to {high:g}\b.*value_range \(--value-range LOW,HIGH\)"):
+            with pytest.raises(DataError, match=rf"from {low:g} to {high:g}\b.*value_range=\(LOW, HIGH\)"):
                 opened()
                 raise AssertionError(name)
 
@@ -111,7 +111,7 @@ def test_one_range_holds_for_the_whole_data_set(tmp_path):
     dataset = open_dataset(tmp_path, value_range=(-1000, 3000))
     assert levels(dataset, 0) == [0, 64, 89, 255]  # (v + 1000) 255 / 4000
     assert levels(dataset, 1) == [64, 80, 86, 128]
-    with pytest.raises(DataError, match=r"from -1000 to 3000, outside of \[-1000, 2000\]"):
+    with pytest.raises(DataError, match=r"from -1000 to 3000, outside \[-1000, 2000\]"):
         open_dataset(tmp_path, value_range=(-1000, 2000))
 
 
@@ -143,7 +143,7 @@ def test_images_of_several_depths(tmp_path):
     with pytest.raises(DataError, match=r"8 bits, such as a\.png, and of more, such as b\.png"):
         open_dataset(tmp_path, value_range=(0, 4095))
     tiff(tmp_path / "c.tif", ramp((0, 1), np.float32))
-    with pytest.raises(DataError, match="types float32 and uint16"):
+    with pytest.raises(DataError, match="one type, got float32 and uint16"):
         open_dataset(tmp_path)
 
 
@@ -160,7 +160,7 @@ def test_a_stated_range_is_that_of_8_bits_too(tmp_path):
     (tmp_path / "a.npz").unlink()
     assert levels(open_dataset(tmp_path, value_range=(0, 3))) == RAMP
     assert levels(open_dataset(tmp_path, wide_range=(0, 3))) == [0, 1, 2, 3]  # not for 8 bits
-    with pytest.raises(DataError, match=r"a\.png: values of its pixels range from 0 to 3, outside of \[0, 2\]"):
+    with pytest.raises(DataError, match=r"a\.png: values of its pixels range from 0 to 3, outside \[0, 2\]"):
         open_dataset(tmp_path, value_range=(0, 2)).batch([0])
 
 
@@ -180,7 +180,7 @@ def test_depths_that_pillow_misreads_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"a\.tif.*WhiteIsZero"):
         open_dataset(tmp_path / "inverted")
     tiff(tmp_path / "signed" / "a.tif", np.array([[-128, 0, 5, 127]] * 4, np.int8))
-    with pytest.raises(DataError, match="8 bits with a sign"):
+    with pytest.raises(DataError, match="signed 8-bit values"):
         open_dataset(tmp_path / "signed")
     png_of_16_bits(tmp_path / "dark" / "a.png", np.stack([ramp((0, 4095), np.uint16)] * 3, -1))
     with pytest.raises(DataError, match="colours of 16 bits, but no value above 4095"):
@@ -273,10 +273,10 @@ def test_all_frames_can_be_images(tmp_path, recwarn):
     pixels = [((dataset[i][0][:, 0, 0] + 1) * 127.5).round().int().tolist() for i in range(15)]
     assert pixels[:9] == 3 * [[255, 0, 0], [0, 255, 0], [0, 0, 255]]
     assert pixels[9:] == [[v] * 3 for v in (0, 50, 100, 150, 200, 255)]
-    with pytest.raises(DataError, match="frames is 'last': allowed are 'first' and 'all'"):
+    with pytest.raises(DataError, match="frames must be one of 'first', 'all', got 'last'"):
         open_dataset(tmp_path / "files", 4, frames="last")
     np.savez(tmp_path / "images.npz", arr_0=np.zeros((3, 4, 4, 3), np.uint8))
-    with pytest.raises(DataError, match=r'frames is "all", but .*images.npz holds arrays, which have no frames'):
+    with pytest.raises(DataError, match=r'frames="all" does not apply to .*images.npz, which holds arrays'):
         open_dataset(tmp_path / "images.npz", 4, frames="all")
 
 
@@ -323,6 +323,6 @@ def test_transparency_is_a_channel_if_four_are_asked_for(tmp_path):
     with pytest.raises(DataError, match=r"b\.png: it has 3 channels \(RGB\), not 4"):
         open_dataset(tmp_path, channels=4).batch([1])
     grey = data.open(write_npz(tmp_path / "a.npz", np.zeros((2, 8, 8, 4), np.uint8)))
-    with pytest.raises(DataError, match="4 channels, and channels is 3: only grey and colour are converted"):
+    with pytest.raises(DataError, match="4 channels, but channels is 3: only grey and colour are converted"):
         data.open(tmp_path / "a.npz", channels=3)
     assert grey.channels == 4

@@ -115,7 +115,7 @@ def test_none_reads_64_headers(photos, reads):
 
 
 def test_unknown_levels_are_refused(photos):
-    with pytest.raises(DataError, match="verify is 'header': allowed are 'full', 'headers', 'none'"):
+    with pytest.raises(DataError, match="verify must be one of 'full', 'headers', 'none', got 'header'"):
         open_dataset(photos, 8, verify="header")
 
 

@@ -104,11 +104,11 @@ def test_of_each_class_at_least_one_image_stays():
 
 def test_a_share_that_cannot_be_held_out_is_refused():
     for fraction in (0.0, 1.0, -0.1):
-        with pytest.raises(DataError, match="allowed are numbers above 0 and below 1"):
+        with pytest.raises(DataError, match="the fraction must be above 0 and below 1"):
             split(numbered(LABELS), fraction, 0)
-    with pytest.raises(DataError, match=r"a fraction of 0.001 of 148 images is none: the least is 0.0068"):
+    with pytest.raises(DataError, match=r"the fraction must be at least 0.0068 for 148 images, got 0.001"):
         split(numbered(LABELS), 0.001, 0)
-    with pytest.raises(DataError, match="each class has one image: none can be held out"):
+    with pytest.raises(DataError, match="no image can be held out, since each class has only one"):
         split(numbered(["a", "b", "c"]), 0.5, 0)
-    with pytest.raises(DataError, match="none"):
+    with pytest.raises(DataError, match="no image can be held out"):
         split(numbered(["a"]), 0.5, 0)

@@ -17,7 +17,7 @@ from admg.checkpoints.model import Model
 from admg.diffusion.config import DiffusionConfig
 from admg.diffusion.gaussian import Diffusion, Index, Prediction, discretized_gaussian_log_likelihood, gaussian_kl
 from admg.diffusion.losses import loss_terms, prior_bpd, target, vb_bpd
-from admg.diffusion.schedule import NoiseSchedule, respaced_timesteps
+from admg.diffusion.schedule import NoiseSchedule, respaced_indices
 from admg.guidance import State
 
 MATHS, MORE = arrays("maths.npz"), arrays("more-maths.npz")
@@ -78,7 +78,7 @@ def test_betas(name, count):
 @pytest.mark.parametrize("case,expected", table("maths.json")["respacing"].items())
 def test_respacing_keeps_the_timesteps_of_guided_diffusion(case, expected):
     count, spec = case.split("/", 1)
-    assert respaced_timesteps(int(count), spec) == expected
+    assert respaced_indices(int(count), spec) == expected
     schedule = NoiseSchedule.cosine(int(count))
     respaced = schedule.respace(spec)
     assert respaced.timesteps.tolist() == expected
@@ -284,9 +284,9 @@ def test_a_single_step(schedule, variance):
 
 def test_invalid_predictions_are_refused():
     schedule, x = NoiseSchedule.linear(), INPUT["x"]
-    with pytest.raises(ValueError, match=r"'learned_range' needs 6 output channels for 3 .* gave 3"):
+    with pytest.raises(ValueError, match=r"'learned_range' needs 6 output channels for 3 .* got 3"):
         Diffusion(schedule).predict(x, x, 0)
-    with pytest.raises(ValueError, match=r"'fixed_large' needs 3 output channels for 3 .* gave 6"):
+    with pytest.raises(ValueError, match=r"'fixed_large' needs 3 output channels for 3 .* got 6"):
         Diffusion(schedule, variance="fixed_large").predict(INPUT["raw"], x, 0)
     with pytest.raises(ValueError, match="unknown prediction 'score'"):
         Diffusion(schedule, "score")

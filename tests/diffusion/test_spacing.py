@@ -84,7 +84,7 @@ def test_respacing_twice_keeps_the_original_timesteps():
 
 @pytest.mark.parametrize("spec", ["karras", "karras0", "quad-5", "logsnr2.5", "karras20,5", "Karras20", "foo25"])
 def test_invalid_spacings_are_refused(spec):
-    with pytest.raises(ValueError, match=r"^respacing .* is not a number of steps.*karras25"):
+    with pytest.raises(ValueError, match=r"^respacing .*: expected a number of steps.*karras25"):
         LINEAR.respace(spec)
 
 

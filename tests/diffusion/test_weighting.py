@@ -85,8 +85,8 @@ def test_the_variational_bound_is_not_weighted():
 
 def test_numbers_that_a_weighting_does_not_have_are_refused():
     for changes, message in (
-        ({"gamma": 5.0}, "gamma is for the weightings min-snr and p2, not for uniform"),
-        ({"kind": "min-snr", "k": 1.0}, "k is for the weighting p2, not for min-snr"),
+        ({"gamma": 5.0}, "gamma applies only to the weightings min-snr and p2, not to uniform"),
+        ({"kind": "min-snr", "k": 1.0}, "k applies only to the weighting p2, not to min-snr"),
         ({"kind": "p2", "gamma": 0.0}, "gamma must be above 0, got 0.0"),
         ({"kind": "snr"}, "kind must be one of uniform, min-snr, p2, got 'snr'"),
     ):

@@ -67,7 +67,7 @@ def test_the_python_pages_have_every_public_name_with_its_signature(site):
     assert missing == []
     assert "&gt;&gt;&gt;" in text and "<blockquote>" not in text  # examples are code
     signature = text[text.index('id="admg.guidance.ClassifierGuidance"') :][:4000]
-    assert re.search(r"scale.*float.*1\.0", re.sub(r"<[^>]+>", "", signature), re.DOTALL)
+    assert re.search(r"scale.*Scale.*1\.0", re.sub(r"<[^>]+>", "", signature), re.DOTALL)
 
 
 def test_formulas_are_drawn_without_scripts(site):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from helpers import TRUNK, randomised
@@ -80,6 +82,19 @@ def test_changed_weights_are_noticed():
     made = PreparedLayer(layer)
     layer.bias = nn.Parameter(torch.zeros(3))
     assert not made.is_current()
+
+
+def test_changes_that_torch_does_not_count_are_noticed():
+    for change in (lambda p: p.data.mul_(2), lambda p: p.detach().numpy().__imul__(2), lambda p: p.data[-1].add_(1)):
+        layer = nn.Conv2d(3, 5, 3)
+        made, version = PreparedLayer(layer), layer.weight._version
+        assert made.is_current()
+        change(layer.weight)
+        assert layer.weight._version == version and not made.is_current()
+    transposed = nn.Linear(4, 6)
+    transposed.weight = nn.Parameter(torch.randn(4, 6).T)  # not dense in the usual order: not looked at
+    assert PreparedLayer(transposed).is_current()
+    assert copy.deepcopy(PreparedLayer(nn.Linear(3, 3)))(torch.ones(1, 3)).shape == (1, 3)
 
 
 def test_weights_are_prepacked_for_the_precision_that_is_computed_in():

@@ -22,7 +22,7 @@ def test_convolution(shape):
     torch.manual_seed(0)
     x, weight, bias = torch.randn(n, c, height, width), torch.randn(k, c, 3, 3) / (9 * c) ** 0.5, torch.randn(k)
     assert narrow.pays(weight)
-    arranged = narrow.arranged(weight)
+    arranged = narrow.reorder_weight(weight)
     for b in (bias, None):
         exact = F.conv2d(x.double(), weight.double(), None if b is None else b.double(), padding=1)
         got = narrow.convolve(x, arranged, b)

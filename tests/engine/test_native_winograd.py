@@ -55,7 +55,7 @@ def threads(number: int) -> Iterator[None]:
 def test_convolution(shape, m):
     """As exact as torch's direct one, within a factor, with a bias and without; even and odd sides."""
     x, weight, bias = example(*shape)
-    u = winograd.transformed(weight, m)
+    u = winograd.transform_weight(weight, m)
     for b in (bias, None):
         exact = F.conv2d(x.double(), weight.double(), None if b is None else b.double(), padding=1)
         got = winograd.convolve(x, u, b)
@@ -69,7 +69,7 @@ def test_flipped_weights_give_the_gradient_in_x(shape, m):
     x, weight, _ = example(*shape)
     dy = torch.randn(shape[0], shape[2], *shape[3:])
     exact = torch.nn.grad.conv2d_input(x.shape, weight.double(), dy.double(), padding=1)
-    got = winograd.convolve(dy, winograd.transformed(weight, m, turned=True), None)
+    got = winograd.convolve(dy, winograd.transform_weight(weight, m, turned=True), None)
     assert rms(got - exact) < 3 * rms(torch.nn.grad.conv2d_input(x.shape, weight, dy, padding=1) - exact) + 2 * EPS
 
 
@@ -77,7 +77,7 @@ def test_flipped_weights_give_the_gradient_in_x(shape, m):
 def test_results_depend_on_neither_batch_nor_threads(m):
     """Bit for bit: one image or many, few channels shared out or blocks of tiles."""
     x, weight, bias = example(40, 64, 96, 7, 10)
-    u = winograd.transformed(weight, m)
+    u = winograd.transform_weight(weight, m)
     with threads(1):
         expected = winograd.convolve(x, u, bias)
         assert torch.equal(torch.cat([winograd.convolve(one, u, bias) for one in x.split(1)]), expected)
@@ -85,7 +85,7 @@ def test_results_depend_on_neither_batch_nor_threads(m):
         with threads(number):
             assert torch.equal(winograd.convolve(x, u, bias), expected)
             assert torch.equal(winograd.convolve(x[:1], u, bias), expected[:1])
-            assert torch.equal(winograd.transformed(weight, m), u)
+            assert torch.equal(winograd.transform_weight(weight, m), u)
 
 
 @pytest.mark.parametrize("turned", [False, True], ids=["output", "gradient"])
@@ -97,7 +97,7 @@ def test_weights_that_are_transformed_on_the_way(shape, m, turned):
     if turned:
         x, bias = torch.randn(shape[0], shape[2], *shape[3:]), torch.randn(shape[1])
     for b in (bias, None):
-        expected = winograd.convolve(x, winograd.transformed(weight, m, turned), b)
+        expected = winograd.convolve(x, winograd.transform_weight(weight, m, turned), b)
         for number in (1, 2, 3):
             with threads(number):
                 assert torch.equal(winograd.convolve_unpacked(x, weight, b, m, turned), expected)
@@ -108,7 +108,7 @@ def test_weights_that_are_transformed_on_the_way(shape, m, turned):
 @pytest.mark.parametrize("m", [2, 4])
 def test_images_and_weights_in_any_layout(m):
     x, weight, bias = example(2, 64, 64, 6, 6)
-    u = winograd.transformed(weight, m)
+    u = winograd.transform_weight(weight, m)
     expected = winograd.convolve(x, u, bias)
     strided = torch.zeros(2, 64, 6, 12)[..., ::2].copy_(x)
     for same in (
@@ -118,7 +118,7 @@ def test_images_and_weights_in_any_layout(m):
     ):
         assert torch.equal(winograd.convolve(same, u, bias), expected)
     laid_out = weight.contiguous(memory_format=torch.channels_last)
-    assert torch.equal(winograd.transformed(laid_out, m), u)
+    assert torch.equal(winograd.transform_weight(laid_out, m), u)
     assert torch.equal(winograd.convolve(x, u, torch.stack([bias, bias], 1)[:, 0]), expected)
 
 
@@ -126,7 +126,7 @@ def test_images_and_weights_in_any_layout(m):
 def test_distant_pixels_have_no_influence(m):
     """Infinite ones and those that are no numbers spoil the tiles that see them, and no others."""
     x, weight, bias = example(2, 32, 32, 16, 16)
-    u = winograd.transformed(weight, m)
+    u = winograd.transform_weight(weight, m)
     expected = winograd.convolve(x, u, bias)
     x[0, 3, 0, 0], x[0, 5, 1, 1] = torch.inf, torch.nan
     got = winograd.convolve(x, u, bias)

@@ -68,6 +68,27 @@ def test_one_timestep_for_all_images_and_inference_mode(threads):
         assert not InParts(network, network, "fp32")(**given).requires_grad
 
 
+class Product(nn.Module):
+    def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
+        return x.pow(3) * timesteps[:, None]
+
+
+def test_gradients_of_one_timestep_for_all_images(threads):
+    network = Product().eval()
+    x, t = torch.arange(6.0)[:, None].requires_grad_(), torch.tensor([300.0], requires_grad=True)
+    found = torch.autograd.grad(InParts(network, network, "fp32")(x, t).sum(), (x, t))
+    assert torch.equal(found[0], 900 * x**2) and found[1].item() == sum(n**3 for n in range(6))
+
+
+def test_second_derivatives_of_inputs_that_depend_on_one_another(threads):
+    network = Product().eval()
+    x = torch.arange(6.0)[:, None].requires_grad_()
+    output = InParts(network, network, "fp32")(x, 2 * x[:, 0])  # 2 x^4
+    (first,) = torch.autograd.grad(output.sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), x)
+    assert torch.equal(first, 8 * x**3) and torch.equal(second, 24 * x**2)
+
+
 class Recorder(nn.Module):
     """Returns its input, and keeps the sizes of the batches and the numbers of threads that it was called with."""
 

@@ -97,7 +97,7 @@ def test_winograd_convolution(n, c_in, c_out, height, width):
     expected = F.conv2d(x.double(), weight.double(), bias.double(), padding=1)
     for b in (bias, None):
         shift = 0 if b is not None else bias.double()[:, None, None]
-        got = winograd.convolve(x, winograd.transformed(weight, 2), b)
+        got = winograd.convolve(x, winograd.transform_weight(weight, 2), b)
         assert (got - (expected - shift)).abs().max() < 2e-5
     assert got.is_contiguous(memory_format=torch.channels_last)
 

@@ -235,7 +235,7 @@ def test_training_of_the_plain_network_continues_with_the_kernel(digits, tmp_pat
     figures, _ = learned(digits, make(), steps=4)
     _, first = learned(digits, make(), steps=2)
     assert not counted
-    checkpointing.save(tmp_path, checkpointing.state_of(first, 2))
+    checkpointing.save(tmp_path, checkpointing.checkpoint_state(first, 2))
     monkeypatch.undo()
     second = Learner(make(), TrainConfig(batch_size=10, precision="fp32", warmup=1), CPU)
     fed = prefetch(second.task, batches(open_dataset(digits, 8), 10, seed=0, start=2), 0, 2, CPU)

@@ -23,7 +23,7 @@ from admg.diffusion.schedule import NoiseSchedule
 from admg.evaluation.diagnose import LEVELS, Attention, attentions, candidates, conclude, diagnose, processes, search
 from admg.evaluation.diagnose.candidates import blocks, heads_by_block
 from admg.evaluation.diagnose.checkpoint import load, size_of_images
-from admg.evaluation.diagnose.denoising import noised, outputs, relative_errors, step, timesteps
+from admg.evaluation.diagnose.denoising import make_probe, outputs, relative_errors, step, timesteps
 from admg.evaluation.diagnose.rows import log_likelihood, rows_by_kind
 from admg.evaluation.diagnose.search import Board
 from admg.evaluation.diagnose.text import how_to_import
@@ -246,7 +246,7 @@ def test_the_error_is_0_for_exact_and_1_for_uninformed_predictions():
     x0 = 0.2 + 0.4 * torch.randn(8, 1, 16, 16, generator=generator)  # pixels of which nothing more can be known
     config = DiffusionConfig(variance="fixed_large")
     model = Model(UNet(dataclasses.replace(CONFIG, learn_variance=False)), config.build(), (1, 16, 16), config=config)
-    probe = noised(model, x0, None, LEVELS, seed=0)
+    probe = make_probe(model, x0, None, LEVELS, seed=0)
     alpha_bar = probe.alpha_bar.float().view(-1, 1, 1, 1, 1)
     snr, mean = alpha_bar / (1 - alpha_bar), x0.mean()
     assert torch.allclose(10 * snr.log10().flatten(), torch.tensor(LEVELS), atol=1e-4)
@@ -268,7 +268,7 @@ def test_the_error_is_0_for_exact_and_1_for_uninformed_predictions():
 
 def test_the_noise_of_an_image_does_not_depend_on_the_others(tiny_model):
     x0 = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    whole, part = (noised(tiny_model, x, None, LEVELS, seed=1) for x in (x0, x0[:2]))
+    whole, part = (make_probe(tiny_model, x, None, LEVELS, seed=1) for x in (x0, x0[:2]))
     assert torch.allclose(whole.x_t[:, :2], part.x_t, atol=1e-6)
     chosen = whole.images(slice(2, 4))
     assert torch.equal(chosen.x_t, whole.x_t[:, 2:4]) and chosen.spread == whole.spread
@@ -278,7 +278,7 @@ def test_the_noise_of_an_image_does_not_depend_on_the_others(tiny_model):
 @pytest.mark.slow
 def test_labels_and_low_res_reach_the_network(tiny_upsampler):
     x0 = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    probe = noised(tiny_upsampler, x0, torch.tensor([0, 3]), LEVELS, seed=0)
+    probe = make_probe(tiny_upsampler, x0, torch.tensor([0, 3]), LEVELS, seed=0)
     assert torch.allclose(probe.low_res, x0.unflatten(2, (4, 2)).unflatten(4, (4, 2)).mean((3, 5)), atol=1e-6)
     process = tiny_upsampler.config
     as_given = outputs(tiny_upsampler, process, probe)
@@ -307,7 +307,7 @@ def board_of(scores: dict[str, list[float]]) -> tuple[Board, dict[str, candidate
     """A board with one candidate per name, and its log errors at one level."""
     config = DiffusionConfig()
     model = Model(UNet(CONFIG), config.build(), (1, 16, 16), Labels(0), config)
-    probe = noised(model, torch.rand(4, 1, 16, 16), None, [0.0], 0)
+    probe = make_probe(model, torch.rand(4, 1, 16, 16), None, [0.0], 0)
     board = Board(model, probe, [(config,)], 1)
     named = {}
     for i, (name, values) in enumerate(scores.items()):
@@ -342,9 +342,9 @@ def test_alternatives_that_are_significantly_worse():
     "x0,levels,message",
     [
         (torch.zeros(2, 1, 8, 8), LEVELS, "no contrast"),
-        (torch.rand(2, 3, 8, 8), LEVELS, r"shape \(2, 3, 8, 8\): expected \(N, 1, 8, 8\)"),
+        (torch.rand(2, 3, 8, 8), LEVELS, r"must have shape \(N, 1, 8, 8\) with N > 0, got \(2, 3, 8, 8\)"),
         (torch.rand(0, 1, 8, 8), LEVELS, "N > 0"),
-        (torch.rand(2, 1, 8, 8), (), "no noise levels"),
+        (torch.rand(2, 1, 8, 8), (), "at least one noise level"),
     ],
 )
 def test_impossible_images_are_refused(tiny_model, x0, levels, message):
@@ -402,7 +402,7 @@ def test_bad_input_is_one_line(capsys, tiny_folders, digits, shipped_pt, tmp_pat
         ([*tiny, tmp_path / "black.png"], "black.png"),
         ([shipped_pt, "--images", digits, "--image-size", 32], "8x8, smaller than the model's 32x32: choose --fit pad"),
         ([shipped_pt, "--images", digits, "--image-size", 30], "must be a positive multiple of 8"),
-        ([shipped_pt, "--images", digits, "--flags", RIGHT, "--image-size", 64], "leave one out"),
+        ([shipped_pt, "--images", digits, "--flags", RIGHT, "--image-size", 64], "contradicts the flags"),
         ([shipped_pt, "--images", digits, "--flags", RIGHT.replace("linear", "liner")], "must be linear or cosine"),
         ([shipped_pt, "--images", digits, "--flags", RIGHT.replace("s 64", "s 32")], "--num_channels"),
         ([shipped_pt], "--images"),

@@ -27,7 +27,7 @@ from admg.evaluation.metrics import METRICS, FeatureSet, Inputs, StoredStatistic
 from admg.evaluation.metrics.fid import frechet_estimate, frechet_infinite, group_moments
 from admg.evaluation.metrics.statistics import Gaussian
 from admg.evaluation.neighbours import nearest, picture
-from admg.evaluation.opening import of_array
+from admg.evaluation.opening import source_from_array
 from admg.evaluation.sources import open_source
 from admg.generation.run_record import open_run
 from admg.generation.shards import Shards
@@ -91,7 +91,7 @@ def save_folder(folder, array, names=None) -> str:
 def test_npz_and_folder_and_memory_give_the_same_pixels(tmp_path, channels, save):
     array = images(7, channels=channels)
     save(tmp_path / "a.npz", arr_0=array, arr_1=np.arange(7) % 3)
-    sources = [open_source(tmp_path / "a.npz", labels=True), of_array(array)]
+    sources = [open_source(tmp_path / "a.npz", labels=True), source_from_array(array)]
     sources.append(open_source(save_folder(tmp_path / "folder", array)))
     for source in sources:
         assert (len(source), source.size, source.channels) == (7, (8, 8), channels)
@@ -105,19 +105,19 @@ def test_npz_and_folder_and_memory_give_the_same_pixels(tmp_path, channels, save
 def test_spread_selects_images_evenly_with_their_labels(tmp_path):
     array = images(10)
     np.savez(tmp_path / "a.npz", arr_0=array, arr_1=np.arange(10))
-    source = open_source(tmp_path / "a.npz", labels=True).spread(4)
+    source = open_source(tmp_path / "a.npz", labels=True).subset(4)
     assert source.labels.tolist() == [0, 2, 5, 7]
     np.testing.assert_array_equal(source[1:4], array[[2, 5, 7]])
-    assert len(source.spread(9)) == 4
+    assert len(source.subset(9)) == 4
     with pytest.raises(ValueError, match="at least 2 images are needed, got 1"):
-        source.spread(1)
+        source.subset(1)
 
 
 def test_other_sizes_are_fitted_as_in_training(tmp_path):
     from admg.data import center_crop, pad
 
     array = images(3, size=6)
-    source = of_array(array)
+    source = source_from_array(array)
     np.testing.assert_array_equal(source.fitted((8, 8), "pad")[0:1][0], pad(array[0], 8))
     wide = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8))
     (tmp_path / "f").mkdir()
@@ -127,12 +127,12 @@ def test_other_sizes_are_fitted_as_in_training(tmp_path):
     assert source.size is None
     with pytest.raises(ValueError, match="images of different sizes"):
         source[0:1]
-    with pytest.raises(ValueError, match="images of different sizes, but the samples are 8x8: choose --fit resize"):
+    with pytest.raises(ValueError, match="images of different sizes, but the samples are 8x8: pass fit='resize'"):
         source.fitted((8, 8), None)
     fitted = source.fitted((8, 8), "resize")
     np.testing.assert_array_equal(fitted[0:1][0], center_crop(wide, 8))
     assert fitted.digest(slice(0, 1)) != source.fitted((4, 4), "resize").digest(slice(0, 1))
-    with pytest.raises(ValueError, match="to squares only"):
+    with pytest.raises(ValueError, match="can only be fitted to squares"):
         source.fitted((8, 4), "resize")
 
 
@@ -150,7 +150,7 @@ def test_a_folder_of_idx_files_and_its_splits(tmp_path):
 def test_a_sample_folder_equals_its_npz(tmp_path):
     """Not its contact sheet, nor its images again."""
     shards = open_run({"seed": 0}, Shards(tmp_path, 3, 2, (8, 8, 1), labelled=False))
-    with pytest.raises(ValueError, match=r"not finished: samples_3x8x8x1\.npz does not exist yet"):
+    with pytest.raises(ValueError, match=r"unfinished run: samples_3x8x8x1\.npz does not exist yet"):
         open_source(tmp_path)
     array = images(3)
     shards.write(0, array[:2], None)
@@ -181,10 +181,10 @@ def test_statistics_alone_and_beside_images(tmp_path):
     assert len(both) == 3
     assert both.statistics.spatial is None
     np.savez(tmp_path / "half.npz", mu=np.zeros(3), mu_s=np.zeros(2), sigma_s=np.eye(2))
-    with pytest.raises(ValueError, match=r"half.npz has no mu and sigma, but mu, mu_s, sigma_s"):
+    with pytest.raises(ValueError, match=r"half.npz has no mu and sigma: it has mu, mu_s, sigma_s"):
         open_source(tmp_path / "half.npz")
     np.savez(tmp_path / "bad.npz", mu=np.zeros(3), sigma=np.eye(2))
-    with pytest.raises(ValueError, match=r"mu and sigma have shapes \(3,\) and \(2, 2\)"):
+    with pytest.raises(ValueError, match=r"mu and sigma must be float .* got shapes \(3,\) and \(2, 2\)"):
         open_source(tmp_path / "bad.npz")
     np.savez(tmp_path / "half.npz", mu=np.zeros(3))
     with pytest.raises(ValueError, match="sigma"):
@@ -198,7 +198,7 @@ def test_floats_are_images_in_minus_one_to_one():
     from admg.generation.images import to_uint8
 
     x = torch.rand(3, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 2.2 - 1.1
-    np.testing.assert_array_equal(of_array(x.numpy())[0:3], to_uint8(x))
+    np.testing.assert_array_equal(source_from_array(x.numpy())[0:3], to_uint8(x))
 
 
 def test_bad_images_are_named(tmp_path):
@@ -207,18 +207,21 @@ def test_bad_images_are_named(tmp_path):
     wrong = [
         (x, "image 1 has values that are not finite"),
         (np.full((3, 1, 4, 4), 200.0), r"float \(3, 1, 4, 4\) with values in \[200, 200\]: expected"),
-        (np.zeros((3, 4, 4), np.int64), "are int64"),
+        (np.zeros((3, 4, 4), np.int64), "got int64"),
         (np.zeros((3, 2, 4, 4), np.uint8), r"uint8 \(3, 2, 4, 4\)"),
         (np.zeros((1, 4, 4, 3), np.uint8), "at least 2 images are needed, got 1"),
     ]
     for array, message in wrong:
         with pytest.raises(ValueError, match=message):
-            of_array(array)
+            source_from_array(array)
     files = {
-        "float": ({"arr_0": np.zeros((3, 4, 4, 3))}, "arr_0 is float64"),
-        "none": ({"images": np.zeros(3)}, r"neither images \(arr_0\) nor statistics \(mu, sigma\), but images"),
-        "one": ({"arr_0": np.zeros((1, 4, 4, 3), np.uint8)}, "holds one image: at least 2"),
-        "first": ({"arr_0": np.zeros((3, 2, 4, 4), np.uint8)}, r"arr_0 is \(3, 2, 4, 4\): allowed is \(N, H, W, C\)"),
+        "float": ({"arr_0": np.zeros((3, 4, 4, 3))}, "arr_0 must be uint8 .* got float64"),
+        "none": ({"images": np.zeros(3)}, r"neither images \(arr_0\) nor statistics \(mu, sigma\): it has images"),
+        "one": ({"arr_0": np.zeros((1, 4, 4, 3), np.uint8)}, "at least 2 images are needed, but"),
+        "first": (
+            {"arr_0": np.zeros((3, 2, 4, 4), np.uint8)},
+            r"arr_0 must be \(N, H, W, C\), .* \(3, 2, 4, 4\)",
+        ),
         "object": ({"arr_0": np.array([None])}, "cannot be used"),
     }
     for name, (arrays, message) in files.items():
@@ -226,7 +229,7 @@ def test_bad_images_are_named(tmp_path):
         with pytest.raises(ValueError, match=message):
             open_source(tmp_path / f"{name}.npz")
     (tmp_path / "broken.npz").write_bytes(b"PK no zip")
-    with pytest.raises(ValueError, match=r"broken\.npz cannot be used"):
+    with pytest.raises(ValueError, match=r"broken\.npz is not an .npz file of plain arrays"):
         open_source(tmp_path / "broken.npz")
     for path in ("none.npz", "none"):
         with pytest.raises((ValueError, OSError), match="does not exist"):
@@ -243,7 +246,7 @@ def small_blocks(monkeypatch):
 
 def test_features_equal_the_networks_in_order(small_blocks):
     array = images(11)
-    found = features.extract(of_array(array), networks.load(Pixels()), batch_size=3)
+    found = features.extract(source_from_array(array), networks.load(Pixels()), batch_size=3)
     quarters = array.reshape(11, 2, 4, 2, 4).mean((2, 4)).reshape(11, 4) / 127.5 - 1
     np.testing.assert_allclose(found.features, np.tile(quarters, 3), atol=1e-6)
     assert found.features.dtype == np.float32
@@ -254,7 +257,7 @@ def test_duplicate_images_are_evaluated_once(small_blocks, tmp_path):
     array = images(11)
     module = Pixels()
     network = networks.load(module)
-    first = features.extract(of_array(array), network, tmp_path, batch_size=3)
+    first = features.extract(source_from_array(array), network, tmp_path, batch_size=3)
     assert module.seen == 11
     np.savez_compressed(tmp_path / "a.npz", arr_0=array)  # from wherever they come
     again = features.extract(open_source(tmp_path / "a.npz"), network, tmp_path, batch_size=2)
@@ -262,15 +265,15 @@ def test_duplicate_images_are_evaluated_once(small_blocks, tmp_path):
     np.testing.assert_array_equal(again.features, first.features)
     changed = array.copy()
     changed[6, 0, 0, 0] += 1
-    found = features.extract(of_array(changed), network, tmp_path)
+    found = features.extract(source_from_array(changed), network, tmp_path)
     assert module.seen == 11 + 4  # the block that holds it, and no other
     assert np.flatnonzero((found.features != first.features).any(1)).tolist() == [6]
-    features.extract(of_array(array), networks.load(Pixels(), None), None)
+    features.extract(source_from_array(array), networks.load(Pixels(), None), None)
     assert module.seen == 15
 
 
 def test_the_cache_ignores_other_networks_and_damaged_files(small_blocks, tmp_path):
-    source = of_array(images(5))
+    source = source_from_array(images(5))
     first = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2))
     before = features.extract(source, networks.load(first), tmp_path).features
     first[1].bias.data += 1
@@ -303,7 +306,7 @@ def test_the_cache_ignores_other_networks_and_damaged_files(small_blocks, tmp_pa
 
 
 def test_processes_share_the_work_with_equal_results(small_blocks, tmp_path):
-    source, modules = of_array(images(22)), [Pixels(), Pixels(), Pixels()]
+    source, modules = source_from_array(images(22)), [Pixels(), Pixels(), Pixels()]
     alone = features.extract(source, networks.load(Pixels()))
     jobs = [features.Extraction(source, networks.load(m), tmp_path, 3, rank, 3) for rank, m in enumerate(modules)]
     for job in reversed(jobs):
@@ -311,7 +314,7 @@ def test_processes_share_the_work_with_equal_results(small_blocks, tmp_path):
             pass
     assert [module.seen for module in modules] == [8, 8, 6]
     np.testing.assert_array_equal(jobs[0].gather().features, alone.features)
-    with pytest.raises(ValueError, match="share features through the cache"):
+    with pytest.raises(ValueError, match="several processes, which share features"):
         features.Extraction(source, networks.load(Pixels()), None, 3, 0, 2)
 
 
@@ -336,7 +339,7 @@ def test_features_that_are_not_finite():
             return x.flatten(1) / 0
 
     with pytest.raises(ValueError, match="network Broken returned features that are not finite"):
-        features.extract(of_array(images(3)), networks.load(Broken()))
+        features.extract(source_from_array(images(3)), networks.load(Broken()))
 
 
 # -- neighbours ------------------------------------------------------------------------------------------------------
@@ -357,12 +360,12 @@ def test_nearest_by_blocks_is_the_global_nearest(monkeypatch):
     for k in (0, 34):
         with pytest.raises(ValueError, match=f"k must be from 1 to 33, the number of images, got {k}"):
             nearest(a, b, k)
-    with pytest.raises(ValueError, match="6 and 5 dimensions"):
+    with pytest.raises(ValueError, match="same dimension, got 6 and 5"):
         nearest(a, b[:, :5], 2)
 
 
 def test_picture_has_a_row_for_each_sample():
-    samples, training = of_array(images(3, size=64)), of_array(images(6, 1, size=64))
+    samples, training = source_from_array(images(3, size=64)), source_from_array(images(6, 1, size=64))
     found = nearest(*(s[0:9].reshape(len(s), -1).astype(np.float32) for s in (samples, training)), k=2)
     drawn = np.asarray(picture(samples, training, found).convert("L"))
     places = [x for x in range(drawn.shape[1] - 64) if (drawn[-68:-4, x : x + 64] == samples[2:3][0, :, :, 0]).all()]
@@ -474,12 +477,14 @@ def test_label_accuracy_of_custom_and_noisy_classifiers(files, own, tiny_folders
     )
     by_name = open_source(folder, labels=True)  # numbers of names are others there, and found by name
     assert load_label_classifier(tiny_folders["classifier"], by_name, cpu).count_correct(by_name, 5) == (12, 12)
-    with pytest.raises(ValueError, match=r"are names, and those of .* are numbers"):
+    with pytest.raises(ValueError, match=r"are names, but those of .* are numbers"):
         load_label_classifier(f"{own}:Bright", by_name, cpu)
-    with pytest.raises(ValueError, match="is for images of 1x8x8; images has 3x8x8"):
-        load_label_classifier(tiny_folders["classifier"], of_array(images(2, channels=3)), cpu)
+    with pytest.raises(ValueError, match="expects images of 1x8x8, but images has 3x8x8"):
+        load_label_classifier(tiny_folders["classifier"], source_from_array(images(2, channels=3)), cpu)
     with pytest.raises(ValueError, match="has no labels"):
-        load_label_classifier(f"{own}:Bright", of_array(images(2)), cpu).count_correct(of_array(images(2)), 5)
+        load_label_classifier(f"{own}:Bright", source_from_array(images(2)), cpu).count_correct(
+            source_from_array(images(2)), 5
+        )
 
 
 def names_of(*arguments) -> tuple[list[str], list[str]]:
@@ -536,7 +541,7 @@ def test_bad_input_of_neighbours_is_one_line(files, own, capsys, tmp_path):
         ([files["samples"], files["statistics"], *common], "holds statistics and no images"),
         (
             [files["samples"], tmp_path / "large.npz", *common],
-            "images of 16x16, but the samples are 8x8: choose --fit resize",
+            "images of 16x16, but the samples are 8x8: pass --fit resize",
         ),
         ([files["samples"], files["training"], *common, "--out", "n.gif"], "must end in .png"),
         ([files["samples"], files["training"], *common, "--batch-size", 0], "--batch-size must be at least 1"),
@@ -659,7 +664,7 @@ def test_bad_input_of_evaluate_is_one_line(files, own, capsys, tmp_path):
         ([*pair, *common, "--seed", -1], "--seed must be at least 0"),
         (
             [files["samples"], tmp_path / "large.npz", *common],
-            "images of 16x16, but the samples are 8x8: choose --fit resize",
+            "images of 16x16, but the samples are 8x8: pass --fit resize",
         ),
         ([*pair], "the network efficientnet-lite0 needs no download"),
         ([files["samples"]], "REFERENCE"),

@@ -326,7 +326,7 @@ def test_weights_from_a_path(weights, network, tmp_path):
         networks.load("inception", str(path))
     for wrong in (3, {3: weights["fc.bias"]}, {None: weights["fc.bias"]}, {"fc.bias": 3}):
         torch.save(wrong, path)
-        with pytest.raises(ValueError, match=r"cannot be read as weights: it holds no names with tensors"):
+        with pytest.raises(ValueError, match=r"cannot be read as weights: it does not hold a state dict"):
             networks.load("inception", str(path))
     path.write_bytes(b"no weights")
     with pytest.raises(ValueError, match=r"weights\.pth cannot be read as weights"):
@@ -464,11 +464,11 @@ def test_networks_of_the_users_own(own):
     assert network.distance == "FD-Flat"
     assert network(image).features.tolist() == [[-2.0, 2.0] * 3]
     assert networks.load(f"{own}:Raw")(image).features.tolist() == [[0.0, 510.0] * 3]
-    with pytest.raises(ValueError, match=r"network Maps returned \(1, 3, 1, 2\) for 1 images: expected features"):
+    with pytest.raises(ValueError, match=r"network Maps must return features \(N, D\), got \(1, 3, 1, 2\)"):
         networks.load(f"{own}:Maps")(image)
     with pytest.raises(ValueError, match="network Broken returned features that are not finite"):
         networks.load(f"{own}:Broken")(image)
-    for name, message in [("number", "not int"), ("Nothing", "has no 'Nothing'")]:
+    for name, message in [("number", "got int"), ("Nothing", "has no 'Nothing'")]:
         with pytest.raises(ValueError, match=message):
             networks.load(f"{own}:{name}")
     with pytest.raises(ValueError, match="unknown feature network 'vgg': choose inception, efficientnet-lite0"):

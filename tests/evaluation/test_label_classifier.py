@@ -90,9 +90,9 @@ def test_precision_and_recall_computed_by_hand() -> None:
 
 
 def test_precision_and_recall_need_more_points_than_neighbours() -> None:
-    with pytest.raises(ValueError, match="3 samples"):
+    with pytest.raises(ValueError, match="at least 4 samples, got 3"):
         precision_recall(np.zeros((3, 2)), np.zeros((9, 2)))
-    with pytest.raises(ValueError, match="3 reference"):
+    with pytest.raises(ValueError, match="at least 4 reference images, got 3"):
         precision_recall(np.zeros((9, 2)), np.zeros((3, 2)))
 
 

@@ -59,7 +59,7 @@ def test_arrays_folders_and_npz_files_are_the_same_source(names):
     assert as_source(dataset).labels.tolist() == labels.tolist()
     with pytest.raises(ValueError, match=r"clearly in \[-1, 1\] or \[0, 1\]"):
         as_source(np.full((4, 1, 8, 8), 0.1))
-    with pytest.raises(ValueError, match="expected an array, Samples, a path or a data set, not int"):
+    with pytest.raises(ValueError, match="must be an array, Samples, a path or a data set, got int"):
         as_source(3)
 
 
@@ -74,7 +74,7 @@ def test_a_function_is_a_metric(names):
     assert report["shift"] == 0 and report.get("shift").high == 1 and report["precision"] == 1
     assert "shift" in repr(report) and [step.done for step in steps[:1]] == [16]
     for unused in ("label_classifier", "infinite"):
-        with pytest.raises(ValueError, match=f"{unused} is for the metric"):
+        with pytest.raises(ValueError, match=f"{unused} requires the metric"):
             given = {unused: Quarters() if unused == "label_classifier" else True}
             admg.evaluate(names["images"], names["images"], ["precision"], features=Quarters(), progress=False, **given)
     with pytest.raises(KeyError, match="no 'fid' in this report: it has precision, shift"):
@@ -98,6 +98,6 @@ def test_guides_are_named(tiny_model, names, tmp_path):
     table = admg.sweep(tiny_model, reference=reference, out=tmp_path / "s", guides=guides, **arguments)
     assert [row.cell.name for row in table] == ["ddim-2-none", "ddim-2-mine"]
     assert table[0]["precision"] == table[1]["precision"] and "| ddim | 2 | mine |" in repr(table)
-    with pytest.raises(ValueError, match="two guides are called 'cfg 2'"):
+    with pytest.raises(ValueError, match="two guides have the name 'cfg 2'"):
         guide = admg.guidance.ClassifierFreeGuidance(2.0)
         admg.sweep(tiny_model, reference=reference, out=tmp_path / "t", guides=[guide, guide], **arguments)

@@ -188,14 +188,14 @@ def test_labels_and_low_res_reach_the_network(tiny_model, tiny_upsampler):
 @pytest.mark.parametrize(
     "x0,y,message",
     [
-        (torch.zeros(2, 3, 8, 8), None, r"shape \(2, 3, 8, 8\): the model expects \(N, 1, 8, 8\)"),
-        (torch.zeros(2, 1, 16, 16), None, "the model expects"),
-        (torch.zeros(1, 8, 8), None, "the model expects"),
+        (torch.zeros(2, 3, 8, 8), None, r"shape \(N, 1, 8, 8\), got \(2, 3, 8, 8\)"),
+        (torch.zeros(2, 1, 16, 16), None, "images must have shape"),
+        (torch.zeros(1, 8, 8), None, "images must have shape"),
         (torch.zeros(0, 1, 8, 8), None, "no images"),
-        (torch.zeros(2, 1, 8, 8), torch.tensor([1]), r"labels of shape \(1,\) for 2 images"),
+        (torch.zeros(2, 1, 8, 8), torch.tensor([1]), r"labels must have shape \(2,\), one per image, got \(1,\)"),
         (torch.zeros(1, 1, 8, 8), torch.tensor([99]), "unknown label '99'"),
-        (torch.zeros(1, 1, 8, 8), torch.tensor([1.0]), "labels must be a tensor of whole numbers"),
-        (torch.zeros(1, 1, 8, 8), ["cat"], "labels must be a tensor of whole numbers"),
+        (torch.zeros(1, 1, 8, 8), torch.tensor([1.0]), "labels must be a tensor of integers"),
+        (torch.zeros(1, 1, 8, 8), ["cat"], "labels must be a tensor of integers"),
     ],
 )
 def test_impossible_images_are_refused(tiny_model, x0, y, message):
@@ -209,7 +209,7 @@ def test_a_warning_of_images_that_are_not_of_8_bits(tiny_model, recwarn):
         bits_per_dim(model, torch.cat([levels, levels + 192]).to(dtype) / 127.5 - 1)
     assert not recwarn.list
     for x0 in (levels / 127.5 - 1 + 0.002, torch.zeros(1, 1, 8, 8), (levels + 30) / 128 - 1):
-        with pytest.warns(UserWarning, match="some images are not of 8 bits"):
+        with pytest.warns(UserWarning, match="some images do not have 8-bit values"):
             bits_per_dim(model, x0)
 
 
@@ -281,7 +281,7 @@ def test_one_image_has_no_standard_error(capsys, command, digits):
 def test_label_numbers():
     named = Labels(3, ("cat", "dog", "10"))
     assert label_numbers(named, ("Dog", "cat")) == [1, 0]
-    with pytest.warns(UserWarning, match="n01, n02, n03.* as they are as many, they are taken in order"):
+    with pytest.warns(UserWarning, match="n01, n02, n03.* there are equally many, so they are matched in order"):
         assert label_numbers(named, ("n01", "n02", "n03")) == [0, 1, 2]
     with pytest.raises(ValueError, match="unknown label 'fox'"):
         label_numbers(named, ("cat", "fox", "Dog"))  # as many, but others
@@ -318,7 +318,7 @@ def test_bad_input_is_one_line(capsys, command, digits, tmp_path):
         (["--data", digits, "--batch-size", 0], "--batch-size must be at least 1"),
         (["--data", digits, "--seed", -1], "--seed must be at least 0"),
         (["--data", digits, "--steps", "200"], "respacing"),
-        (["--data", digits, "--out", tmp_path / "a.txt"], "must end in .json or .csv"),
+        (["--data", digits, "--out", tmp_path / "a.txt"], "must be a file that ends in .json or .csv"),
         (["--data", digits, "--device", "abacus"], "device 'abacus' cannot be used"),
         (["--data", digits, "--device", "meta"], "device 'meta' cannot be used"),
         (["--data", digits, "--model", "unheard-of"], "unknown model 'unheard-of'"),

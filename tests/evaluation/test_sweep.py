@@ -19,17 +19,17 @@ from helpers import refused, run
 from PIL import Image
 
 import admg
+from admg.checkpoints.loading import as_model
 from admg.cli import sweep as command_module
 from admg.cli.options import Parser, add_options, parse
 from admg.evaluation import curves
 from admg.evaluation.cells import Cell, Row
 from admg.evaluation.features import FeatureNetwork
-from admg.evaluation.kept import fingerprint
+from admg.evaluation.metrics_cache import fingerprint_source
 from admg.evaluation.report import MetricValue
 from admg.evaluation.sources import Source, open_source
 from admg.evaluation.sweep import Sweep, plan_sweep
 from admg.evaluation.table import SweepTable
-from admg.generation.sample import as_model
 from admg.generation.sampler_specs import sampler_name, set_options
 from admg.generation.stage import Maker
 
@@ -350,13 +350,13 @@ def test_metrics_are_computed_again_if_the_reference_is_read_otherwise(capsys, m
         assert float(values[0]["value"]) == pytest.approx(float(expected), rel=1e-6)
     assert plain != stretched
     line = refused(capsys, *arguments[:-1], tmp_path / "t", "--reference", metrics[1], "--value-range", "0,64")
-    assert "value_range is for image files" in line
+    assert "--value-range applies only to image files" in line
 
 
 def test_the_frames_of_a_reference_count(tmp_path):
     reference = Source("a", [tmp_path / "a.gif"] * 2, (8, 8), 1, frames=[0, 1])
     (tmp_path / "a.gif").write_bytes(b"")
-    assert fingerprint(reference) != fingerprint(replace(reference, frames=[0, 2]))
+    assert fingerprint_source(reference) != fingerprint_source(replace(reference, frames=[0, 2]))
 
 
 def rows_of_run(capsys, arguments, out) -> dict[str, str]:
@@ -483,8 +483,8 @@ def test_bad_input_is_one_line_and_nothing_is_written(capsys, models, metrics, t
     good = ["sweep", *models, *metrics, "--num", "4", "--out", out]
     wrong = [
         (["--sampler", "ddim,ddpn"], "unknown sampler 'ddpn': "),
-        (["--sampler", "ddim:5,ddpm"], "either all or none are pairs"),
-        (["--sampler", "ddim:5", "--steps", "5"], "leave out --steps"),
+        (["--sampler", "ddim:5,ddpm"], "a list of names or a list of pairs"),
+        (["--sampler", "ddim:5", "--steps", "5"], "steps cannot be combined with"),
         (["--sampler", ""], "--sampler must be a list"),
         (["--steps", "3,banana"], "banana"),
         (["--steps", "101"], "cannot take 101 steps"),
@@ -493,8 +493,8 @@ def test_bad_input_is_one_line_and_nothing_is_written(capsys, models, metrics, t
         (["--cfg", "1;2"], "--cfg: invalid list of float"),
         (["--num", "-4"], "--num must be at least 2 and at most 10,000,000, got -4"),
         (["--num", "1"], "--num must be at least 2 and at most 10,000,000, got 1"),
-        (["--num", "3"], "3 samples: precision, recall need at least 4"),
-        (["--num", "3", "--metrics", "fid,density"], "3 samples: density need at least 4"),
+        (["--num", "3"], "precision, recall need at least 4 samples, got 3"),
+        (["--num", "3", "--metrics", "fid,density"], "density need at least 4 samples, got 3"),
         (["--num-reference", "5"], "5 reference images: precision, recall need at least 6"),
         (["--seed", "-1"], "--seed must be at least 0"),
         (["--sampler", "ddpm", "--eta", "0.5"], "has no option 'eta'"),
@@ -517,7 +517,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(capsys, models, metrics, t
     assert "--reference" in refused(capsys, "sweep", *models, "--out", out)
     np.savez(tmp_path / "large.npz", arr_0=np.zeros((4, 16, 16, 1), np.uint8))
     line = refused(capsys, *good, "--reference", tmp_path / "large.npz")
-    assert "images of 16x16, but the samples are 8x8: choose --fit resize" in line and not out.exists()
+    assert "images of 16x16, but the samples are 8x8: pass --fit resize" in line and not out.exists()
 
 
 # -- the folder of the demo ------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from torch import nn
 import admg
 from admg import guidance
 from admg.generation import Batcher
-from admg.generation.meeting import Call, Meeting
+from admg.generation.batching import Call, CallBatcher
 
 
 class Counted(nn.Module):
@@ -118,13 +118,13 @@ def call(key: str, images: int = 1) -> Call:
 
 
 def test_the_largest_group_is_called_first_and_no_other_is_passed_over_twice():
-    meeting = Meeting(max_images=8)
+    batcher = CallBatcher(max_images=8)
     few, many = call("a"), [call("b", 2), call("b", 3)]
-    meeting.calls = [few, *many]
-    assert meeting._chosen() == many and few.passed_over
-    meeting.calls = [few, *(again := [call("b", 3), call("b", 3)])]
-    assert meeting._chosen() == [few] and all(c.passed_over for c in again)
-    meeting.close()
+    batcher.calls = [few, *many]
+    assert batcher._select_batch() == many and few.skipped
+    batcher.calls = [few, *(again := [call("b", 3), call("b", 3)])]
+    assert batcher._select_batch() == [few] and all(c.skipped for c in again)
+    batcher.close()
 
 
 def test_an_error_is_that_of_its_request_alone(double):

@@ -120,7 +120,7 @@ def test_a_sampler_of_a_file(capsys, tiny_folders, tmp_path):
     assert "sampler.checksum is" in refused(capsys, *again)
     for name, message in (
         ("fails", "KeyError: 'no such thing' (line 8)"),
-        ("number", "is no sampler: a function"),
+        ("number", "is not a sampler: expected a function"),
         ("nothing", "has no 'nothing'"),
     ):
         assert message in refused(capsys, *command, tmp_path / "c", "--sampler", f"{path}:{name}")

@@ -89,7 +89,7 @@ def test_commands_take_any_number_of_channels(capsys, tmp_path, monkeypatch, own
     )
     succeed(capsys, "diagnose", "run", "--images", "data.npz", "--num", "2", "--unconditional")
     builtin = refused(capsys, "evaluate", "samples", "data.npz", "--network", "efficientnet-lite0")
-    assert "have 4 channels, and the feature network efficientnet-lite0 takes grey and colour images" in builtin
+    assert "have 4 channels, but the feature network efficientnet-lite0 supports only grey and colour images" in builtin
     write_npz(Path("colour.npz"), noise(4, 3))
     other = refused(capsys, "evaluate", "samples", "colour.npz", *features)
     assert "has images of 4 channels, and colour.npz of 3" in other
@@ -119,9 +119,7 @@ def test_files_of_samples_keep_all_channels(tmp_path):
     found = admg.data.open(tmp_path / "images", channels=4, labels="none")
     x, _ = found.batch(range(3))
     assert np.array_equal(((x + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy(), images)
-    with pytest.warns(
-        UserWarning, match=r"3 of 3 files .* 12 in all.*makes them the channels of an image with --image-channels 4"
-    ):
+    with pytest.warns(UserWarning, match=r"3 of 3 files .* 12 in all.*4 channels make them the channels of one image"):
         assert admg.data.open(tmp_path / "images", labels="none").channels == 1
     assert len(admg.data.open(tmp_path / "images", labels="none", frames="all")) == 12
 
@@ -139,7 +137,7 @@ def test_grey_and_colour_are_not_mixed(capsys, tmp_path, monkeypatch, model, dat
         both = ["--data", f"{model}{end}", "--val-data", f"{data}{end}"]
         code, _, err = run(capsys, "train-classifier", *both, *TRAINING, "--out", f"c{end}")
         assert code == 0 and (Path(f"c{end}") / "model" / "config.json").exists(), err
-        assert "the validation images are made " + ("grey" if model == 1 else "in colour") in err
+        assert "converting the validation images to " + ("grey" if model == 1 else "colour") in err
     model_of(model).save(Path("run"))
     how = ["--model", "run", "--steps", "1", "--num", "1"]
     for source in (f"{data}/a/0.png", f"{data}.npz", f"{data}"):
@@ -147,7 +145,7 @@ def test_grey_and_colour_are_not_mixed(capsys, tmp_path, monkeypatch, model, dat
         assert code == 0 and WORDS[model] in err
 
 
-WORDS = {1: "is in colour and the model's images are grey", 3: "is grey and the model's images are in colour"}
+WORDS = {1: "is in colour, but the model's images are grey", 3: "is grey, but the model's images are in colour"}
 
 
 @pytest.mark.thorough
@@ -182,7 +180,7 @@ def test_diagnosis_by_grey_and_colour_images(capsys, tmp_path, monkeypatch, mode
 def test_grey_samples_are_compared_with_colour_ones_as_rgb(own_network):
     grey, colour = noise(8, 1), noise(8, 3, seed=1)
     options = {"metrics": ["fid"], "features": own_network, "interval": False, "cache": False, "progress": False}
-    with pytest.warns(UserWarning, match="the samples is grey and the reference in colour: both are compared as RGB"):
+    with pytest.warns(UserWarning, match="the samples is grey and the reference is in colour: comparing both as RGB"):
         mixed = admg.evaluate(grey, colour, **options)
     same = admg.evaluate(np.repeat(grey, 3, -1), colour, **options)
     assert mixed["fid"] == same["fid"]

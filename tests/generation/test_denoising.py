@@ -73,7 +73,7 @@ def test_what_cannot_be_drawn_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("admg.generation.denoising.find_spec", lambda name: None)
     line = refused(capsys, "sample", "--animate", "mp4", "--out", tmp_path / "out")
     assert line.endswith("MP4 files need ffmpeg: install it, or pip install 'admg[video]'; a GIF needs nothing")
-    assert "trajectory needs a run of one process, without --sheet" in refused(
+    assert "trajectory requires a single process, and cannot be combined with --sheet" in refused(
         capsys, "sample", "--trajectory", "--sheet", "scale=0,1", "--out", tmp_path / "out"
     )
     assert "'webp'" in refused(capsys, "sample", "--animate", "webp", "--out", tmp_path / "out")

@@ -39,7 +39,7 @@ def test_the_speed_is_that_of_the_network(monkeypatch):
 @pytest.mark.parametrize("exists, compiler, reason, advice", [
     (False, None, "there are none, as in the wheel for any platform, and there is no C compiler", "install one"),
     (False, ["cc"], "there are none, as in the wheel for any platform: PyTorch", "admg doctor --build-kernels"),
-    (True, ["cc"], "they are of other sources", "admg doctor --build-kernels"),
+    (True, ["cc"], "they were built from other sources", "admg doctor --build-kernels"),
 ])  # fmt: skip
 def test_missing_kernels(exists, compiler, reason, advice, monkeypatch, tmp_path):
     monkeypatch.setattr(doctor.native, "available", lambda: False)
@@ -68,4 +68,4 @@ def test_a_cache_that_cannot_be_written(monkeypatch, tmp_path):
     monkeypatch.setenv("ADMG_HOME", str(tmp_path / "a"))
     monkeypatch.setattr("os.access", lambda path, mode: False)
     found = next(doctor._caches())
-    assert found.grade == "problem" and found.advice == "set ADMG_HOME to a folder of yours"
+    assert found.grade == "problem" and found.advice == "set ADMG_HOME to a writable folder"

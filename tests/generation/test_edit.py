@@ -14,7 +14,7 @@ from helpers import refused, run
 from PIL import Image
 
 import admg
-from admg import samplers
+from admg import guidance, samplers
 from admg.diffusion.noise import SeededNoise
 from admg.engine import accelerate
 from admg.generation.contact_sheet import edit_sheet, interpolation_sheet
@@ -92,6 +92,19 @@ def test_an_edit_does_not_depend_on_the_batch_size(tiny_model, tiny_classifier):
     inverted = {k: v for k, v in options.items() if k != "sampler"} | {"invert": True, "from_labels": [4, 3, 2, 1, 0]}
     whole = admg.edit(tiny_model, images, labels, **inverted).x
     assert (whole - admg.edit(tiny_model, images, labels, batch_size=2, **inverted).x).abs().max() < 2e-3
+
+
+def test_an_encoding_does_not_depend_on_the_batch_size(tiny_model):
+    """Each image keeps its noise, its label and its measurement."""
+    images = torch.rand(3, 1, 8, 8) * 2 - 1
+    guide = guidance.DPS(torch.nn.Identity(), images + 0.1, scale=0.3)
+    options = {"steps": 4, "guide": guide, "bound_guidance": False, "progress": False}
+    whole, *parts = (admg.encode(tiny_model, images, [0, 1, 2], batch_size=n, **options) for n in (None, 1, 2))
+    other = admg.encode(
+        tiny_model, images, [0, 1, 2], **{**options, "guide": replace(guide, measurement=images.flip(0))}
+    )
+    for part in parts:
+        assert (part - whole).abs().max() < 2e-3 < (whole - other).abs().max() / 10
 
 
 def test_labels_of_the_network_during_inversion(tiny_model):
@@ -176,7 +189,7 @@ def test_edit_refuses_arguments_that_do_not_fit(tiny_model, tiny_upsampler):
         ({"strength": 0.0}, "strength must be above 0 and at most 1, got 0.0"),
         ({"strength": 1.1}, "at most 1"),
         ({"strength": math.nan}, "at most 1"),
-        ({"from_labels": [0, 0]}, "is for invert=True"),
+        ({"from_labels": [0, 0]}, "requires invert=True"),
         ({"from_labels": [0], "invert": True}, "1 labels for 2 images"),
         ({"from_labels": [0, 9], "invert": True}, "unknown label '9'"),
         ({"batch_size": -1}, "batch_size must be at least 1"),
@@ -185,13 +198,13 @@ def test_edit_refuses_arguments_that_do_not_fit(tiny_model, tiny_upsampler):
         with pytest.raises(ValueError, match=message):
             admg.edit(tiny_model, x, [0, 1], **{"steps": 2, "progress": False} | options)
     for images, labels in ((x, [0]), (torch.zeros(2, 3, 8, 8), [0, 1]), (torch.zeros(2, 1, 8, 16), [0, 1])):
-        with pytest.raises(ValueError, match="needed is"):
+        with pytest.raises(ValueError, match="expected images of shape"):
             admg.edit(tiny_model, images, labels, steps=2, progress=False)
     with pytest.raises(ValueError, match="no labels"):
         admg.edit(tiny_model, x[:0], [], steps=2, progress=False)
-    with pytest.raises(ValueError, match="not for an upsampling one"):
+    with pytest.raises(ValueError, match="not an upsampling one"):
         admg.edit(tiny_upsampler, x, [0, 1], steps=2, progress=False)
-    with pytest.raises(ValueError, match="frames must be from 2, the two ends, to 10,000, got 1"):
+    with pytest.raises(ValueError, match=r"frames must be from 2 \(the two ends\) to 10,000, got 1"):
         admg.interpolate(tiny_model, (0, 1), frames=1, steps=2, progress=False)
     with pytest.raises(ValueError, match="needs two ends, got 3"):
         admg.interpolate(tiny_model, torch.zeros(3, 1, 8, 8), steps=2, progress=False)
@@ -325,10 +338,10 @@ def test_images_are_fitted_as_in_the_training_of_the_model(shipped, tiny_model, 
         (["edit", "--image", "A", "--strength", 2], "--strength must be above 0"),
         (["edit", "--image", "A", "--num", 0], "--num must be at least 1"),
         (["edit", "--image", "A", "--label", "ankel boot"], "did you mean 'Ankle boot'"),
-        (["edit", "--image", "A", "--from-label", "one"], "--from-label is for --invert"),
+        (["edit", "--image", "A", "--from-label", "one"], "--from-label requires --invert"),
         (
             ["edit", "--image", "A", "--invert", "--from-label", "1", "--from-label", "2"],
-            "from_labels has 2 labels for 1 images",
+            "from_labels must have one label or one per image, got 2",
         ),
         (
             ["edit", "--image", "A", "--label", "one", "--unconditional", "--scale", 0],
@@ -339,19 +352,19 @@ def test_images_are_fitted_as_in_the_training_of_the_model(shipped, tiny_model, 
         (["interpolate"], "--image or --seeds is required"),
         (["interpolate", "--image", "A"], "--image must be given twice, for the two ends, got 1"),
         (["interpolate", "--seeds", "1"], "--seeds must be two whole numbers"),
-        (["interpolate", "--seeds", "1,2", "--image", "A"], "and not both"),
+        (["interpolate", "--seeds", "1,2", "--image", "A"], "but not both"),
         (["interpolate", "--seeds", "1,2", "--frames", 1], "--frames must be at least 2"),
-        (["interpolate", "--seeds", "1,2", "--fit", "pad"], "--fit is for --image"),
-        (["interpolate", "--seeds", "1,2", "--value-range", "0,9"], "--value-range is for --image"),
-        (["sample", "--strength", 0.5], "--strength is for --init"),
-        (["sample", "--fit", "pad"], "--fit is for --init"),
-        (["sample", "--upsampler-steps", "nonsense"], "--upsampler-steps is for --upsampler"),
-        (["sample", "--upsampler-sampler", "heun"], "--upsampler-sampler is for --upsampler"),
-        (["sample", "--sheet", "scale=1,2", "--scale", 7], "sheet varies scale: leave out --scale"),
-        (["sample", "--sheet", "cfg=1,2", "--cfg", 3], "sheet varies cfg: leave out --cfg"),
+        (["interpolate", "--seeds", "1,2", "--fit", "pad"], "--fit requires --image"),
+        (["interpolate", "--seeds", "1,2", "--value-range", "0,9"], "--value-range requires --image"),
+        (["sample", "--strength", 0.5], "--strength requires --init"),
+        (["sample", "--fit", "pad"], "--fit requires --init"),
+        (["sample", "--upsampler-steps", "nonsense"], "--upsampler-steps requires --upsampler"),
+        (["sample", "--upsampler-sampler", "heun"], "--upsampler-sampler requires --upsampler"),
+        (["sample", "--sheet", "scale=1,2", "--scale", 7], "sheet varies scale, and cannot be combined with --scale"),
+        (["sample", "--sheet", "cfg=1,2", "--cfg", 3], "sheet varies cfg, and cannot be combined with --cfg"),
         (["edit", "--image", "A", "--invert", "--unconditional", "--scale", 2, "--from-label", 1], "unconditional"),
-        (["sample", "--init", "A", "--sheet", "scale=1,2"], "leave out --init"),
-        (["sample", "--init", "FOLDER"], "holds 2 images: admg edit"),
+        (["sample", "--init", "A", "--sheet", "scale=1,2"], "cannot be combined with --init"),
+        (["sample", "--init", "FOLDER"], "holds 2: use admg edit"),
     ],
 )
 def test_bad_input_gives_one_line_and_writes_nothing(capsys, models, pictures, tmp_path, arguments, expected):

@@ -119,14 +119,14 @@ def test_other_commands_are_for_one_process(capsys, monkeypatch, tmp_path, comma
     monkeypatch.chdir(tmp_path)
     out = [] if "info" in command else ["--out", "out"]
     line = refused(capsys, *command.split(), *out)
-    assert "process 1 of 2: this command is for one process, and 2 were started" in line
+    assert "process 1 of 2: this command requires a single process, without a launcher, got 2" in line
     assert not list(tmp_path.iterdir())
 
 
 def test_a_sheet_of_scales_is_for_one_process(capsys, sampling, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     line = refused(capsys, *sampling, "--sheet", "scale=0,1", "--out", tmp_path / "out")
-    assert "--sheet is drawn by one process, and there are 2" in line
+    assert "--sheet requires a single process, got 2" in line
     assert not (tmp_path / "out").exists()
 
 
@@ -277,7 +277,7 @@ def test_a_run_does_not_replace_the_run_of_its_base(capsys, sampling, pipeline, 
         (f"stack/base/{name}", "stack"),
     ):
         line = refused(capsys, *arguments, "--base", tmp_path / base, "--out", tmp_path / out)
-        assert "holds: choose another --out" in line and "overwrite" not in line, (base, out)
+        assert "belongs to the run in" in line and "choose another" in line and "overwrite" not in line, (base, out)
     assert snapshot(tmp_path) == before
     succeed(capsys, *arguments, "--base", tmp_path / "s1" / name, "--out", tmp_path / "s1" / "large")
 
@@ -445,7 +445,7 @@ def test_a_process_does_not_wait_for_ever_for_one_that_has_ended(tmp_path, monke
     monkeypatch.setattr(job.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + 60))
     monkeypatch.setattr(Shards, "missing", lambda self: [k for k, end in left[0].items() if now[0] < end])
     shards = Shards(tmp_path, 4, 1, (8, 8, 1), False)
-    with pytest.raises(TimeoutError, match=r"3 of 4 shards are in .*, and no other came in 60 minutes: another"):
+    with pytest.raises(TimeoutError, match=r"3 of 4 shards are in .*, and no new one appeared for 60 minutes: another"):
         job.wait_for_others(shards, lambda progress: None)
     assert 6000 + 3600 < now[0] < 6000 + 3600 + 200
     left[0] = {1: now[0] + 3000}

@@ -13,11 +13,11 @@ from admg.checkpoints.labels import Labels
 from admg.checkpoints.model import Model
 from admg.generation.labels import (
     TypedLabel,
+    cycle_labels,
     is_single,
     label_number,
     random_labels,
     resolve_labels,
-    shares,
     typed_labels,
 )
 from admg.models import UNet, UNetConfig
@@ -28,7 +28,7 @@ def test_random_labels_depend_on_the_seed_but_not_on_the_number_of_images():
     assert random_labels(3, 10, 20) == labels[:20] and random_labels(4, 10, 1000) != labels
     counts = np.bincount(labels, minlength=10)
     assert len(counts) == 10 and counts.min() > 70 and counts.max() < 130
-    assert shares(range(5), 12) == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 1]
+    assert cycle_labels(range(5), 12) == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 1]
 
 
 @pytest.mark.thorough
@@ -130,4 +130,4 @@ def test_labels_of_a_toml_file_that_are_no_labels_are_refused(capsys, tmp_path):
     for content in ("label = [1.5]", "label = [true]", "labels = 1.5"):
         (tmp_path / "c.toml").write_text(content)
         message = refused(capsys, "sample", "--config", tmp_path / "c.toml")
-        assert "c.toml: --label" in message and "a label is an integer or text" in message
+        assert "c.toml: --label" in message and "must be integers or text" in message

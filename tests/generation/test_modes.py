@@ -15,7 +15,7 @@ from admg import guidance
 from admg.evaluation.features.custom import from_module
 from admg.evaluation.label_classifier import load_label_classifier
 from admg.evaluation.likelihood import bits_per_dim
-from admg.evaluation.opening import of_array
+from admg.evaluation.opening import source_from_array
 from admg.generation.modes import evaluation_mode, modules_in
 
 
@@ -96,7 +96,7 @@ def test_the_model_itself_is_sampled_in_evaluation_mode(tiny_model):
 
 def test_batch_norm_without_running_statistics_is_refused(tiny_model):
     network = batch_norm(track_running_stats=False)
-    with pytest.raises(ValueError, match=r"BatchNorm2d.* without running statistics an image depends on the others"):
+    with pytest.raises(ValueError, match=r"BatchNorm2d.* has no running statistics: each image would depend"):
         admg.sample(tiny_model, [0], steps=1, guide=guides(network)["closure"], progress=False)
 
 
@@ -114,7 +114,7 @@ def test_networks_that_evaluate_keep_their_mode_and_their_gradients(tiny_model):
     features = from_module(coloured)
     one = np.concatenate([features(images[i : i + 1]).features for i in range(4)])
     np.testing.assert_allclose(features(images).features, one, atol=1e-5)
-    source = of_array(images, "images")
+    source = source_from_array(images, "images")
     predict = load_label_classifier(network, source).predict
     assert predict(images).tolist() == [int(predict(images[i : i + 1])[0]) for i in range(4)]
     for own in (network, coloured):
@@ -125,3 +125,15 @@ def test_networks_that_evaluate_keep_their_mode_and_their_gradients(tiny_model):
     x, y = torch.zeros(1, 1, 8, 8), torch.tensor([0])
     first, second = (bits_per_dim(model, x, y).vb for _ in range(2))
     assert torch.equal(first, second) and model.network.training
+
+
+def test_a_module_stays_in_evaluation_mode_until_the_last_run_ends():
+    """Of two runs in threads, the one that began first may end first."""
+    network, frozen = nn.Dropout(), nn.Dropout().eval()
+    first, second = evaluation_mode(network, frozen), evaluation_mode(network, frozen)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not network.training
+    second.__exit__(None, None, None)
+    assert network.training and not frozen.training

@@ -132,13 +132,13 @@ def test_a_shard_refuses_images_and_labels_that_do_not_fit(tmp_path):
     images, labels = numbers(4)
     shards = Shards(tmp_path, 4, 2, SHAPE, True)
     for arrays in ((images[:3], labels[:3]), (images[:2].astype(float), labels[:2]), (images[:2, :3], labels[:2])):
-        with pytest.raises(ValueError, match="cannot hold"):
+        with pytest.raises(ValueError, match="images must be uint8"):
             shards.write(0, *arrays)
-    with pytest.raises(ValueError, match="needs 2 labels"):
+    with pytest.raises(ValueError, match="must have 2 labels"):
         shards.write(0, images[:2], None)
-    with pytest.raises(ValueError, match="needs no labels"):
+    with pytest.raises(ValueError, match="must have no labels"):
         dataclasses.replace(shards, labelled=False).write(0, images[:2], labels[:2])
-    with pytest.raises(ValueError, match="at least one image"):
+    with pytest.raises(ValueError, match="num and size must be at least 1, got 0 and 2"):
         Shards(tmp_path, 0, 2, SHAPE, True)
 
 
@@ -151,7 +151,7 @@ def test_reading_in_slices(tmp_path, save):
     assert np.array_equal(read.labels, labels)
     for part in (slice(7, 20), slice(30, 31), slice(0, 3), slice(45, 99), slice(9, 9), slice(None), slice(-2, None)):
         assert np.array_equal(read[part], images[part]), part  # also backwards, where a stream must start again
-    with pytest.raises(ValueError, match="slices of step 1"):
+    with pytest.raises(ValueError, match="step of a slice of images must be 1"):
         read[::2]
     save(tmp_path / "grey.npz", arr_0=images[..., 0])
     grey = NpzImages(tmp_path / "grey.npz")
@@ -165,13 +165,16 @@ def test_reading_in_slices(tmp_path, save):
     ("arrays", "expected"),
     [
         ({"images": np.zeros((1, 2, 2, 3), np.uint8)}, "it has no arr_0, but images"),
-        ({"arr_0": np.zeros((1, 2, 2, 3))}, r"arr_0 is float64 \(1, 2, 2, 3\): allowed is uint8"),
-        ({"arr_0": np.zeros((2, 2), np.uint8)}, r"allowed is uint8 \(N, H, W, C\)"),
-        ({"arr_0": np.zeros((0, 2, 2, 3), np.uint8)}, "allowed is uint8"),
+        ({"arr_0": np.zeros((1, 2, 2, 3))}, r"must be uint8 .*, got float64 \(1, 2, 2, 3\)"),
+        ({"arr_0": np.zeros((2, 2), np.uint8)}, r"must be uint8 .* got uint8 \(2, 2\)"),
+        ({"arr_0": np.zeros((0, 2, 2, 3), np.uint8)}, "arr_0 must be uint8"),
         ({"arr_0": np.zeros((2, 2, 2, 3), np.uint8, order="F")}, "Fortran order"),
-        ({"arr_0": np.zeros((2, 2, 2, 3), np.uint8), "arr_1": np.zeros(3, int)}, r"arr_1 is int64 \(3,\)"),
-        ({"arr_0": np.zeros((2, 2, 2, 3), np.uint8), "arr_1": np.zeros(2)}, "arr_1 is float64"),
-        ({"arr_0": np.zeros((2, 2, 2, 3), np.uint8), "arr_1": np.array([0, -2])}, "has a label -2"),
+        (
+            {"arr_0": np.zeros((2, 2, 2, 3), np.uint8), "arr_1": np.zeros(3, int)},
+            r"arr_1 must hold integers .* got int64 \(3,\)",
+        ),
+        ({"arr_0": np.zeros((2, 2, 2, 3), np.uint8), "arr_1": np.zeros(2)}, "arr_1 must hold integers .* got float64"),
+        ({"arr_0": np.zeros((2, 2, 2, 3), np.uint8), "arr_1": np.array([0, -2])}, "labels in arr_1 must be .* got -2"),
         ({"arr_0": np.zeros((2, 2, 2, 3), np.uint8), "arr_1": np.array([0, None])}, "allow_pickle"),
     ],
 )

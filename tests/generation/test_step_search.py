@@ -14,7 +14,7 @@ from admg.checkpoints import tuned
 from admg.diffusion.noise import SeededNoise
 from admg.diffusion.schedule import NoiseSchedule
 from admg.generation.recipe import Recipe
-from admg.generation.step_search import STARTS, distance, nudged, search_steps, stepped
+from admg.generation.step_search import STARTS, distance, levenberg_marquardt_step, move_timestep, search_steps
 
 STDS = np.array([0.05, 0.1, 0.2, 0.3])
 SHAPE = (1, 2, 2)
@@ -70,20 +70,24 @@ def test_the_search_finds_the_best_pair_of_timesteps(model):
 
 
 def test_timesteps_stay_between_their_neighbours():
-    assert nudged((10, 50, 60), 1, 100) == (10, 45, 60)  # 39 places below, 9 above
-    assert nudged((10, 50, 60), 0, 100) == (15, 50, 60)
-    assert nudged((0, 98, 99), 2, 100) is None
-    assert nudged((0, 97, 99), 1, 100) == (0, 85, 99)
+    assert move_timestep((10, 50, 60), 1, 100) == (10, 45, 60)  # 39 places below, 9 above
+    assert move_timestep((10, 50, 60), 0, 100) == (15, 50, 60)
+    assert move_timestep((0, 98, 99), 2, 100) is None
+    assert move_timestep((0, 97, 99), 1, 100) == (0, 85, 99)
     slopes, residual = torch.eye(3, dtype=torch.float64), torch.tensor([-2.0, 90.0, -90.0], dtype=torch.float64)
-    assert stepped((10, 50, 60), slopes, residual, 0.0, 100) == (12, 30, 80)  # at most half of the way
-    assert stepped((10, 50, 60), slopes, residual, 1.0, 100)[0] == 11
-    assert stepped((97, 98, 99), slopes, -abs(residual), 0.0, 100) == (97, 98, 99)
-    assert stepped((10, 50, 60), torch.zeros(3, 3, dtype=torch.float64), residual, 0.1, 100) == (10, 50, 60)
+    assert levenberg_marquardt_step((10, 50, 60), slopes, residual, 0.0, 100) == (12, 30, 80)  # at most half of the way
+    assert levenberg_marquardt_step((10, 50, 60), slopes, residual, 1.0, 100)[0] == 11
+    assert levenberg_marquardt_step((97, 98, 99), slopes, -abs(residual), 0.0, 100) == (97, 98, 99)
+    assert levenberg_marquardt_step((10, 50, 60), torch.zeros(3, 3, dtype=torch.float64), residual, 0.1, 100) == (
+        10,
+        50,
+        60,
+    )
 
 
 def test_samplers_with_noise_are_refused(model):
     with (
-        pytest.raises(ValueError, match=r"^steps can only be searched for a sampler that draws no noise"),
+        pytest.raises(ValueError, match=r"^the sampler must not draw noise"),
         distance(model, Recipe(sampler="ddpm"), [None], fine="3"),
     ):
         pass
@@ -100,7 +104,7 @@ def test_listed_timesteps_are_kept_as_they_are():
         ):
             schedule.respace(wrong)
     for wrong in ("at", "at1,2", "at+1", "at-1+2"):
-        with pytest.raises(ValueError, match=r"is not a number of steps such as 25"):
+        with pytest.raises(ValueError, match=r"expected a number of steps such as 25"):
             schedule.respace(wrong)
 
 

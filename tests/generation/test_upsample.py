@@ -67,7 +67,7 @@ def test_upsample_of_the_first_images_and_with_a_classifier(capsys, folders, sma
         4,
     ]  # the model is unconditional
     line = refused(capsys, *arguments, "--classifier", folders["classifier"], "--out", tmp_path / "guided")
-    assert "the classifier is for images of 8 pixels, the model for 16" in line
+    assert "the classifier expects images of 8 pixels, the model of 16" in line
     assert not (tmp_path / "guided").exists()
 
 
@@ -88,8 +88,8 @@ def test_a_base_without_labels(capsys, folders, small, tmp_path):
         ({"arr_0": np.zeros((2, 4, 4, 1), np.uint8)}, "has images of 4x4 pixels and 1 channel:"),
         ({"arr_0": np.zeros((2, 8, 4, 1), np.uint8)}, "upsamples images of 8x8 pixels and 1 channel"),
         ({"arr_0": np.zeros((2, 8, 8, 3), np.uint8)}, "8x8 pixels and 3 channels"),
-        ({"arr_0": np.zeros((2, 8, 8, 1), np.uint8), "arr_1": np.array([0, 5])}, "label 5 in arr_1: the model's are 0"),
-        ({"arr_0": np.zeros((2, 8, 8, 1))}, "arr_0 is float64"),
+        ({"arr_0": np.zeros((2, 8, 8, 1), np.uint8), "arr_1": np.array([0, 5])}, "labels in arr_1 must be"),
+        ({"arr_0": np.zeros((2, 8, 8, 1))}, "arr_0 must be uint8 (N, H, W, C) or (N, H, W), got float64"),
         ({"images": np.zeros((2, 8, 8, 1), np.uint8)}, "it has no arr_0"),
     ],
 )  # fmt: skip

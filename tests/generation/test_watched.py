@@ -10,7 +10,7 @@ import torch
 import admg
 from admg import samplers
 from admg.generation import Watched
-from admg.generation.describe import describe_sampler
+from admg.generation.identity import identify_sampler
 from admg.generation.sampler_specs import sampler_name, sampler_options, set_options
 
 
@@ -61,6 +61,6 @@ def test_watching_changes_no_name_and_no_record(tiny_model):
     noisy = functools.partial(samplers.ddim, eta=0.5)
     watched = Watched(noisy, print)
     assert sampler_name(watched) == "ddim" and set_options(watched) == {"eta": 0.5}
-    assert describe_sampler(watched) == "ddim" and sampler_options(watched) == {"eta": 0.5}
+    assert identify_sampler(watched) == "ddim" and sampler_options(watched) == {"eta": 0.5}
     with pytest.raises(ValueError, match="unknown sampler 'ddin'"):
         Watched("ddin", print)

@@ -67,7 +67,7 @@ def test_no_more_calls_than_the_guide_needs(tiny_model, pays):
     ):
         assert calls_of(model, guide, x)[1] == [3] * 4
     assert calls_of(model, guidance.PerturbedAttentionGuidance(3.0), x)[1] == [3] * 8
-    with pytest.raises(ValueError, match="conditional model"):
+    with pytest.raises(ValueError, match="needs a conditional model"):
         calls_of(model, guidance.ClassifierFreeGuidance(3.0), x, None)
 
 

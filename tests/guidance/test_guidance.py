@@ -343,7 +343,7 @@ def test_options_out_of_range_are_refused(options, message):
 
 @pytest.mark.parametrize(
     "labels, message",
-    [({4: 1.0}, "label 4"), ({-1: 1.0}, "label -1"), (torch.ones(3), r"\(3,\)"), (torch.ones(5, 4), r"\(5, 4\)"),
+    [({4: 1.0}, "got 4"), ({-1: 1.0}, "got -1"), (torch.ones(3), r"\(3,\)"), (torch.ones(5, 4), r"\(5, 4\)"),
      ({0: math.nan}, "finite")],
 )  # fmt: skip
 def test_labels_that_do_not_fit_are_refused(labels, message):

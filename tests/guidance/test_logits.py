@@ -31,7 +31,7 @@ def clean(x):
 def test_a_label_that_the_classifier_lacks(tiny_model, guide):
     model, x = tiny_model.respace(2), torch.zeros(2, 1, 8, 8)
     list(samplers.ddim(model, x, y=torch.tensor([2, -1]), guide=guide))
-    with pytest.raises(ValueError, match=r"label 3 is not one of the classifier's: .* logits of 3 classes, 0 to 2"):
+    with pytest.raises(ValueError, match=r"labels must be from 0 to 2, .* logits of 3 classes, got 3"):
         list(samplers.ddim(model, x, y=torch.tensor([0, 3]), guide=guide))
 
 
@@ -62,5 +62,5 @@ def test_results_that_are_no_logits():
         (torch.zeros(3, 5), r"shape \(3, 5\)"),
         ((), "type tuple"),
     ):
-        with pytest.raises(ValueError, match=rf"a result of {found}: needed are logits \(2, K\)"):
+        with pytest.raises(ValueError, match=rf"must return logits \(2, K\) of K classes, got {found}"):
             check_logits(logits, y)

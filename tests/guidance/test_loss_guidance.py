@@ -20,7 +20,7 @@ from admg.checkpoints.model import Model
 from admg.diffusion.gaussian import Diffusion
 from admg.diffusion.schedule import NoiseSchedule
 from admg.guidance import State
-from admg.guidance.gradient import bounded
+from admg.guidance.bounded import clamp_gradient
 
 rng = np.random.default_rng(0)
 SHAPE = (3, 4, 4)
@@ -98,9 +98,9 @@ def test_invalid_losses_are_refused():
             guidance.LossGuidance(square_to(0.0), scale)
     with pytest.raises(ValueError, match="'x' or 'x0'"):
         guidance.LossGuidance(square_to(0.0), at="eps")
-    with pytest.raises(ValueError, match=r"one value for each of 5 images, not \(\)"):
+    with pytest.raises(ValueError, match=r"one value per image, \(5,\), got \(\)"):
         guidance.LossGuidance(lambda x: x.square().sum())(state)
-    with pytest.raises(ValueError, match="does not depend on the image"):
+    with pytest.raises(ValueError, match="must depend on the image"):
         guidance.LossGuidance(lambda x: torch.ones(len(x)))(state)
     assert guidance.LossGuidance(lambda x: 1 / 0, 0.0)(state) is None
 
@@ -148,11 +148,11 @@ def test_invalid_operators_are_refused():
     for make, message in (
         (lambda: guidance.Mask(torch.ones(4, 4)), "bool"),
         (lambda: guidance.Mask(torch.zeros(4, 4, dtype=torch.bool)), "at least one"),
-        (lambda: guidance.Mask(torch.ones(5, 4, dtype=torch.bool))(x), "does not fit"),
-        (lambda: guidance.Mask(torch.ones(1, 4, 4, dtype=torch.bool))(x), "does not fit"),
+        (lambda: guidance.Mask(torch.ones(5, 4, dtype=torch.bool))(x), "the mask must match images"),
+        (lambda: guidance.Mask(torch.ones(1, 4, 4, dtype=torch.bool))(x), "the mask must match images"),
         (lambda: guidance.Downsample(0), "at least 1"),
-        (lambda: guidance.Downsample(3)(x), "do not divide"),
-        (lambda: guidance.Grey((0.5, 0.5))(x), "2 channel weights"),
+        (lambda: guidance.Downsample(3)(x), "factor must divide"),
+        (lambda: guidance.Grey((0.5, 0.5))(x), "one number for each of 3 channels, got 2"),
         (lambda: guidance.Blur(torch.ones(2, 3)), "odd"),
         (lambda: guidance.Blur.gaussian(math.nan), "deviation"),
     ):
@@ -171,12 +171,12 @@ def test_a_score_is_bounded_by_the_largest_that_an_exact_one_can_be(index):
     alpha_bar = EVEN[int(clipped.t)]
     x = torch.full((1, 1, 1, 1), -20 * (1 - alpha_bar) / math.sqrt(alpha_bar))  # the share of 1 there is e^-40
     exact = guidance.log_prob_gradient(two.classifier, x, clipped.t, torch.tensor([1])).item()
-    found = bounded(torch.tensor([1e9, -1e9]).view(2, 1, 1, 1), clipped).flatten()
+    found = clamp_gradient(torch.tensor([1e9, -1e9]).view(2, 1, 1, 1), clipped).flatten()
     np.testing.assert_allclose(found, [exact, -exact], rtol=1e-4)
     below = torch.full((2, 1, 1, 1), 0.999 * exact)
-    assert torch.equal(bounded(below, clipped), below)
+    assert torch.equal(clamp_gradient(below, clipped), below)
     far = 1e9 * torch.ones(2, 1, 1, 1)
-    assert torch.equal(bounded(far, replace(clipped, clip=False)), far)  # images of no known range
+    assert torch.equal(clamp_gradient(far, replace(clipped, clip=False)), far)  # images of no known range
 
 
 X0_GUIDES = {
@@ -347,14 +347,14 @@ def test_invalid_inverse_problems_are_refused():
     operator, state = OPERATORS["downsample"], state_of()
     y = operator(normal(5, SHAPE))
     for noise in (0.0, -1.0, math.nan, math.inf):
-        with pytest.raises(ValueError, match="measurement's noise"):
+        with pytest.raises(ValueError, match="noise_std must be above 0"):
             guidance.LinearInverse(operator, y, noise)
-    with pytest.raises(ValueError, match="deviation of the data"):
+    with pytest.raises(ValueError, match="prior_std must be at least 0"):
         guidance.LinearInverse(operator, y, 0.1, -0.1)
     with pytest.raises(ValueError, match="A Aᵀ"):
         guidance.LinearInverse(lambda x: x, y, 0.1, 1.0)
     with pytest.raises(ValueError, match="finite"):
         guidance.DPS(operator, y, math.nan)
     for bad in (y[:3], y[:, :1], y.flatten(1)):
-        with pytest.raises(ValueError, match="measurement has shape"):
+        with pytest.raises(ValueError, match="must have the shape of the operator's result"):
             guidance.DPS(operator, bad)(state)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from importlib import import_module
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -17,10 +18,10 @@ from admg import guidance
 from admg.data import imagenet
 from admg.diffusion.gaussian import Diffusion
 from admg.diffusion.schedule import NoiseSchedule
-from admg.generation.describe import describe
 from admg.generation.guide_specs import guide_title, load_guides
+from admg.generation.identity import identify
 from admg.guidance import Preprocessing, State
-from admg.guidance.pretrained import class_number
+from admg.guidance.pretrained import check_preprocessing, class_number, text_embedding
 
 
 def photo(height: int, width: int, channels: int = 3) -> np.ndarray:
@@ -75,6 +76,67 @@ def test_images_are_prepared_as_transformers_prepares_them(config, size):
     assert difference.abs().mean() < 0.36
 
 
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("ConvNext", {"size": {"shortest_edge": 40}, "crop_pct": 0.8}),
+        ("ConvNext", {"size": {"shortest_edge": 384}}),
+        ("PoolFormer", {"size": {"shortest_edge": 40}, "crop_size": {"height": 36, "width": 36}, "crop_pct": 0.9}),
+        ("Levit", {"size": {"shortest_edge": 42}, "crop_size": {"height": 42, "width": 42}}),
+        ("MobileViT", {"size": {"shortest_edge": 40}, "crop_size": {"height": 36, "width": 36}, "resample": 2}),
+        ("EfficientNet", {"size": {"height": 32, "width": 32}, "include_top": True, "resample": 0}),
+        ("EfficientNet", {"size": {"height": 32, "width": 32}, "rescale_factor": 1 / 127.5, "rescale_offset": True}),
+        ("ViT", {"size": {"height": 30, "width": 30}, "rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3}),
+    ],
+)
+def test_image_processors_with_rules_of_their_own(name, config):
+    """As above, but the ones that divide by 1/127.5 or by std twice give other numbers for the same pixel values."""
+    module = import_module(f"transformers.models.{name.lower()}.image_processing_pil_{name.lower()}")
+    processor, image = getattr(module, f"{name}ImageProcessorPil")(**config), photo(64, 64)
+    ours = Preprocessing.of_transformers(processor.to_dict())
+    theirs = processor(Image.fromarray(image), return_tensors="pt")["pixel_values"]
+    difference = (ours(signed(image)) - theirs) * torch.tensor(ours.std).view(-1, 1, 1) * 255
+    assert difference.abs().max() < 1.2
+    check_preprocessing(ours, processor)
+
+
+def test_image_processors_without_a_counterpart_are_refused():
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    class Inverted(CLIPImageProcessorPil):
+        def __call__(self, *arguments, **options):
+            return {"pixel_values": -super().__call__(*arguments, **options)["pixel_values"]}
+
+    for config, expected in [
+        ({"image_processor_type": "PerceiverImageProcessor"}, "PerceiverImageProcessor is not supported"),
+        ({"do_pad": True}, "do_pad=True is not supported"),
+        ({"do_rescale": False}, "do_rescale=False is not supported"),
+        (
+            {"size": {"height": 8, "width": 8}, "crop_pct": 0.9},
+            "crop_pct is supported for a size of shortest_edge only",
+        ),
+    ]:
+        with pytest.raises(ValueError, match=expected):
+            Preprocessing.of_transformers(config)
+    with pytest.raises(ValueError, match="Inverted does more than resize, crop and normalise"):
+        check_preprocessing(Preprocessing.of_transformers(Inverted().to_dict()), Inverted())
+
+
+def test_texts_of_siglip_are_padded(clip):
+    """Its text encoder has no mask, and was trained on texts of the longest length."""
+    network, _, tokenizer = clip
+    paddings = []
+
+    def recorded(texts, *, padding, **options):
+        paddings.append(padding)
+        return tokenizer(texts)
+
+    text_embedding(network, recorded, ["a"])
+    network.config.model_type = "siglip2"
+    text_embedding(network, recorded, ["a"])
+    assert paddings == [True, "max_length"]
+
+
 def test_grey_images_become_three_equal_channels_and_gradients_pass():
     x = signed(photo(20, 20, 1)).requires_grad_()
     prepared = Preprocessing(12, (10, 10), (0.5,) * 3, (0.25,) * 3)(x)
@@ -84,7 +146,7 @@ def test_grey_images_become_three_equal_channels_and_gradients_pass():
     assert gradient.sum().item() == pytest.approx(3 * 100 * 0.5 / 0.25 * 12**2 / 12**2, rel=0.15)
     flat = Preprocessing(12, (10, 10), (0.5,) * 3, (0.25,) * 3)(torch.full((1, 1, 20, 20), 0.2))
     assert (flat - (0.6 - 0.5) / 0.25).abs().max() < 1e-6
-    with pytest.raises(ValueError, match="takes images of 3 channels, not of 4"):
+    with pytest.raises(ValueError, match="expects images of 3 channels, got 4"):
         Preprocessing()(torch.zeros(1, 4, 8, 8))
 
 
@@ -94,7 +156,7 @@ def test_the_resize_of_timm_is_that_of_its_evaluation_transform():
     assert Preprocessing.of_timm(config) == Preprocessing(235, (224, 224), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
     squashed = Preprocessing.of_timm({**config, "crop_mode": "squash", "interpolation": "bilinear", "crop_pct": 1.0})
     assert squashed.resize == (224, 224) and squashed.interpolation == "bilinear"
-    with pytest.raises(ValueError, match="crop_mode 'border' of timm has no counterpart"):
+    with pytest.raises(ValueError, match="crop_mode of timm must be center or squash, got 'border'"):
         Preprocessing.of_timm({**config, "crop_mode": "border"})
 
 
@@ -174,7 +236,7 @@ def test_without_a_label_the_samplers_are_followed(timm):
     assert (guide(state(x, y)) - wanted).abs().max() < 1e-6
     given = state(x, y)
     given.model.labels = SimpleNamespace(count=10)
-    with pytest.raises(ValueError, match=r"timm:tiny.a1: the model has 10 labels and the classifier 3, .*label=\.\.\."):
+    with pytest.raises(ValueError, match=r"tiny.a1: the model has 10 labels, but the classifier has 3: .*label=\.\.\."):
         guide(given)
 
 
@@ -184,7 +246,7 @@ def test_classes_by_name():
     assert class_number("Tench, Tinca tinca", 1000, ("tench, Tinca tinca",), "x") == 0
     with pytest.raises(ValueError, match="x: unknown class 'golden retreiver': did you mean 'golden retriever'"):
         class_number("golden retreiver", 1000, (), "x")
-    with pytest.raises(ValueError, match="x: class 3 is not one of 0 to 2"):
+    with pytest.raises(ValueError, match="x: classes are 0 to 2, got 3"):
         class_number(3, 3, (), "x")
 
 
@@ -303,16 +365,16 @@ def test_texts_of_the_command_line(timm, clip, monkeypatch):
 
 def test_equal_guides_have_equal_descriptions(timm):
     one, same, other = (guidance.from_timm("tiny.a1", label) for label in ("green", "green", "red"))
-    assert describe(one) == describe(same) != describe(other)
+    assert identify(one) == identify(same) != identify(other)
 
 
 @pytest.mark.parametrize(
     "spec, reason",
     [
-        ("timm:", "give a model, timm:MODEL"),
-        ("clip: ", "give a text, clip:a red coat"),
+        ("timm:", "specify a model, timm:MODEL"),
+        ("clip: ", "specify a text, clip:a red coat"),
         ("timm:tiny.a1,scale=big", "scale must be a number, not 'big'"),
-        ("clip:coat,label=3", "'label=3' is no option of clip: model, scale, each with ="),
+        ("clip:coat,label=3", "'label=3' is not an option of clip: expected model, scale, each with ="),
         ("timm:tiny.a1,label=grene", "unknown class 'grene': did you mean 'green'"),
         ("clipp:coat", "unknown guidance 'clipp': "),
     ],

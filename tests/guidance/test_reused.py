@@ -110,7 +110,7 @@ def test_every_step_is_the_guide_and_other_guides_add_up():
     halves = guidance.Reused(0.5 * classifier) + guidance.Reused(0.5 * classifier)
     torch.testing.assert_close(run(halves), run(guidance.Reused(classifier)), atol=1e-5, rtol=1e-4)
     assert guidance.Reused(classifier).classifier == MIXTURE.classifier
-    with pytest.raises(ValueError, match="every step or more, got 0"):
+    with pytest.raises(ValueError, match="every must be at least 1, got 0"):
         guidance.Reused(classifier, 0)
 
 

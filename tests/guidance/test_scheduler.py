@@ -113,7 +113,7 @@ def test_what_does_not_fit_is_refused():
     scheduler = DDIMScheduler()
     scheduler.set_timesteps(10)
     guided = SchedulerGuidance(ClassifierGuidance(logits), scheduler, network)
-    with pytest.raises(ValueError, match=r"timestep 1 is none of scheduler.timesteps"):
+    with pytest.raises(ValueError, match=r"timestep 1 is not in scheduler.timesteps"):
         guided(torch.zeros(1, *SIZE), 1)
     with pytest.raises(ValueError, match="classifier guidance needs labels"):
         guided(torch.zeros(1, *SIZE), scheduler.timesteps[0])

@@ -22,7 +22,7 @@ from admg.data.index import read_index
 from admg.data.pack import pack
 from admg.data.sources import find_source
 from admg.data.tars import list_tars
-from admg.evaluation import kept
+from admg.evaluation import metrics_cache
 from admg.evaluation.features import extraction
 from admg.generation import run_record
 from admg.generation.shards import NpzImages, Shards
@@ -135,7 +135,7 @@ KINDS = {
     "run.json of samples": Kind("o/run.json", lambda path: run_record.read_record(path.parent)),
     "shards of samples": Kind("half/shards/*.npz", shard),
     "merged samples": Kind("o/*.npz", merged),
-    "metrics of a sweep": Kind("sweep/*/metrics.json", kept.read_record),
+    "metrics of a sweep": Kind("sweep/*/metrics.json", metrics_cache.read_record),
     "cached features": Kind("home/features/*/*.npz", features),
     "index of a folder": Kind("home/folders/*", folder_index),
     "index of a tar": Kind("home/tars/*", tar_index),

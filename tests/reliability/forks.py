@@ -196,9 +196,9 @@ class Job:
 
     def _main(self, operations: Operations, prepare: Callable[[Operations], None]) -> int:
         from admg.cli.main import main
-        from admg.training import watch
+        from admg.training import heartbeat
 
-        watch.BEAT = 0.05
+        heartbeat.HEARTBEAT_SECONDS = 0.05
         os.environ.setdefault(
             "OMP_NUM_THREADS", "1"
         )  # a number that does not follow the load, so that weights are equal

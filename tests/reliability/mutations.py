@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image, PngImagePlugin
 
-LARGEST = 2 << 20
+MAX_BYTES = 2 << 20
 """Bytes of a small file."""
 Mutation = Callable[[random.Random, bytes], bytes]
 
@@ -209,7 +209,7 @@ def json_file(rng: random.Random, content: bytes) -> bytes:
         changed = altered(rng, changed)
     text = json.dumps(changed, ensure_ascii=rng.random() < 0.5)
     encoding = rng.choice(("utf-8", "utf-8", "utf-8", "utf-16", "utf-8-sig", "latin-1"))
-    if len(text) > LARGEST:
+    if len(text) > MAX_BYTES:
         return damaged(rng, content)
     return text.encode(encoding, rng.choice(("surrogatepass", "replace")) if encoding != "latin-1" else "replace")
 

@@ -21,9 +21,9 @@ from pathlib import Path
 from admg.cli import main as cli
 from admg.files import LEFTOVER
 
-SECONDS = 10
+CPU_SECONDS = 10
 """Of processor time that a small file may take."""
-MOST_SECONDS = 240
+MAX_SECONDS = 240
 """After which a command is killed: it waits for something."""
 MEMORY = 2 << 30
 """Bytes of memory that a small file may take."""
@@ -80,7 +80,7 @@ def run(argv: Sequence[str], cwd: Path, *, coverage: bool = False, stdin: bytes 
             finally:
                 os._exit(code)
         with contextlib.closing(_Process(child)) as process:
-            status, usage = process.wait(MOST_SECONDS)
+            status, usage = process.wait(MAX_SECONDS)
         texts = []
         for file in (out, err, seen):
             file.seek(0)
@@ -126,7 +126,7 @@ def _child(argv: list[str], cwd: Path, out: int, err: int, seen: int, stdin: byt
     limit = pages * resource.getpagesize() + ADDRESSES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CPU, (3 * SECONDS, 3 * SECONDS))
+    resource.setrlimit(resource.RLIMIT_CPU, (3 * CPU_SECONDS, 3 * CPU_SECONDS))
     os.environ |= {"ADMG_HOME": str(cwd / "home"), "TMPDIR": str(cwd), "ADMG_OFFLINE": "1"}
     tempfile.tempdir = None
     warnings.resetwarnings()
@@ -173,9 +173,9 @@ def problems(result: Result, folder: Path, codes: Sequence[int] = (0, 2)) -> lis
         found.append(f"a warning of Python: {err[: err.index('Warning: ') + 80].splitlines()[-1]}")
     if CONTROL.search(re.sub(r"\x1b\[A|\r", "", result.out + err)):  # tqdm moves the cursor
         found.append("control characters")
-    if result.seconds > SECONDS:
+    if result.seconds > CPU_SECONDS:
         found.append(f"{result.seconds:.0f} s of processor time")
-    if result.wall > MOST_SECONDS:
+    if result.wall > MAX_SECONDS:
         found.append(f"hangs: {result.wall:.0f} s")
     if result.peak > MEMORY:
         found.append(f"{result.peak / 2**30:.1f} GiB")

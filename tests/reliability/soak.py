@@ -48,7 +48,7 @@ def faulty(signs: Path, pause: float = 0.0) -> Any:
     def prepare(operations: Operations) -> None:
         from admg import disk
         from admg.training import tasks
-        from admg.training.guard import SKIPPED
+        from admg.training.loss_monitor import MAX_SKIPPED_STEPS
 
         simple_pictures(operations)
         disk.PAUSE = 1.0
@@ -67,7 +67,7 @@ def faulty(signs: Path, pause: float = 0.0) -> Any:
             if not (signs / INFINITE).exists():
                 return terms
             row.append(1)
-            if len(row) % SKIPPED == 0:  # after which the run goes back; a step alone would only be skipped
+            if len(row) % MAX_SKIPPED_STEPS == 0:  # after which the run goes back; a step alone would only be skipped
                 (signs / INFINITE).unlink()
             return terms | {"loss": terms["loss"] * float("inf")}
 
@@ -199,7 +199,7 @@ class Soak:
         """Compare the checkpoints of at most so many steps that are kept with those of a run without faults."""
         from admg.training import checkpointing
 
-        kept = [path for path in checkpointing.saved(self.run) if checkpointing.step_of(path) % KEEP == 0]
+        kept = [path for path in checkpointing.saved_checkpoints(self.run) if checkpointing.step_of(path) % KEEP == 0]
         kept = [path for path in kept if checkpointing.step_of(path) <= most and checkpointing.damage(path) is None]
         if not kept:
             self.wrong.append("no checkpoint to compare")

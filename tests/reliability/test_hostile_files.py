@@ -55,7 +55,7 @@ def test_the_sandbox_sees_what_goes_wrong(tmp_path, monkeypatch):
     """A command that writes a canary, raises, prints control characters, hangs or takes memory is reported."""
     from admg.cli import info
 
-    monkeypatch.setattr(sandbox, "MOST_SECONDS", 2)
+    monkeypatch.setattr(sandbox, "MAX_SECONDS", 2)
     wrong = {
         "code ran": lambda options: (tmp_path / sandbox.CANARY).touch(),
         "unforeseen: KeyError": lambda options: {}["x"],

@@ -19,7 +19,7 @@ from admg.checkpoints.model import Model
 from admg.diffusion.gaussian import Diffusion
 from admg.diffusion.schedule import NoiseSchedule
 from admg.generation.sampler_specs import SAMPLERS
-from admg.samplers.repaint import path
+from admg.samplers.repaint import jump_schedule
 
 SHAPE = (1, 2, 2)
 MEAN = np.array([0.3, -0.2, 0.1, 0.4])
@@ -73,7 +73,7 @@ def moments(sampler, draws: int, model: Model, **options) -> tuple[np.ndarray, n
 
 
 def draws_of(steps: int, jump: int, times: int) -> int:
-    return sum((i > 0) + (rise > 0) for i, rise, _ in path(steps, jump, times))
+    return sum((i > 0) + (rise > 0) for i, rise, _ in jump_schedule(steps, jump, times))
 
 
 def conditional() -> tuple[np.ndarray, np.ndarray]:
@@ -186,14 +186,14 @@ def test_with_nothing_resampled_unknown_pixels_are_ddpms():
 @pytest.mark.parametrize("steps, jump, times", [(250, 10, 10), (20, 1, 3), (7, 3, 2), (5, 9, 1)])
 def test_the_path_comes_down_as_often_as_given(steps, jump, times):
     visits, height = [0] * steps, steps
-    for i, rise, _ in path(steps, jump, times):
+    for i, rise, _ in jump_schedule(steps, jump, times):
         assert i == height - 1 and i - 1 + rise < steps
         visits[i] += 1
         height = i + rise
     assert height == 0 and visits[0] == 1
     reached = len(range(0, steps - jump, jump)) * jump  # the highest level that a jump leads to
     assert visits[1 : reached + 1] == [times] * reached and set(visits[reached + 1 :]) <= {1}
-    assert [i for i, _, last in path(steps, jump, times) if last] == [*range(steps - 1, -1, -1)]
+    assert [i for i, _, last in jump_schedule(steps, jump, times) if last] == [*range(steps - 1, -1, -1)]
 
 
 def test_a_step_for_each_level_and_the_network_called_as_often_as_the_path_is_long():
@@ -210,10 +210,13 @@ def test_what_cannot_be_is_refused():
         (lambda: samplers.repaint(IMAGE, KNOWN, resamplings=0), "at least 1"),
         (lambda: samplers.repaint(IMAGE[0], KNOWN), r"shape \(1 or N, C, H, W\)"),
         (lambda: samplers.repaint(IMAGE, KNOWN.float()), "bool"),
-        (lambda: samplers.repaint(IMAGE, torch.ones(3, 3).bool()), "does not fit"),
-        (lambda: [*samplers.repaint(IMAGE, KNOWN)(model, x_T)], "shorter than the 10 steps"),
-        (lambda: [*samplers.repaint(IMAGE.expand(2, -1, -1, -1), KNOWN)(model, x_T)], "known images of shape"),
-        (lambda: [*samplers.repaint(torch.zeros(1, 3, 2, 2), KNOWN)(model, x_T)], "known images of shape"),
+        (lambda: samplers.repaint(IMAGE, torch.ones(3, 3).bool()), "the mask must match images"),
+        (
+            lambda: [*samplers.repaint(IMAGE, KNOWN)(model, x_T)],
+            "jump_length must be less than",
+        ),
+        (lambda: [*samplers.repaint(IMAGE.expand(2, -1, -1, -1), KNOWN)(model, x_T)], "known images must have shape"),
+        (lambda: [*samplers.repaint(torch.zeros(1, 3, 2, 2), KNOWN)(model, x_T)], "known images must have shape"),
     ):
         with pytest.raises(ValueError, match=message):
             make()

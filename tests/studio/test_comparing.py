@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from admg.generation.samples import Samples
-from admg.studio.comparing import compare, difference, diversity, judged
+from admg.studio.comparing import compare, difference, diversity, evaluate_samples
 from admg.studio.sampling import Result, draw
 from admg.studio.settings import Settings
 
@@ -38,7 +38,7 @@ def test_accuracy_counts_what_the_classifier_says(entry):
     labels = found.clone()
     labels[0] = (labels[0] + 1) % 5
     labels[1] = -1
-    side = judged(entry, Result(Settings(model=entry.name), Samples(x, labels, ("",) * 6), []))
+    side = evaluate_samples(entry, Result(Settings(model=entry.name), Samples(x, labels, ("",) * 6), []))
     assert (side.correct, side.labelled) == (4, 5)
     assert side.accuracy.startswith("80% (") and side.accuracy.endswith("4 of 5")
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from admg.studio.edit_tab import DRAWING, MASK, edit_settings, given, pictures_of
+from admg.studio.edit_tab import DRAWING, MASK, edit_settings, input_picture, pictures_of
 from admg.studio.editing import METHODS, EditSettings, Pictures, check_edit, painted, prepared
 from admg.studio.settings import Settings
 
@@ -56,9 +56,9 @@ def test_what_is_painted_is_the_mask_or_part_of_the_picture(entry):
 def test_the_part_to_draw_anew_is_shown_in_red():
     mask = np.zeros((8, 8), bool)
     mask[0, 0] = True
-    shown = given(Pictures(np.full((8, 8, 1), 50, np.uint8), mask))
+    shown = input_picture(Pictures(np.full((8, 8, 1), 50, np.uint8), mask))
     assert shown.getpixel((10, 10)) == (220, 40, 40) and shown.getpixel((100, 100)) == (50, 50, 50)
-    assert given(Pictures()) is None
+    assert input_picture(Pictures()) is None
 
 
 PICTURE, PART = np.zeros((8, 8, 1), np.uint8), np.eye(8, dtype=bool)

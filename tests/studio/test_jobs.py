@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 
-from admg.studio.jobs import Done, JobQueue, Stopped, Waiting
+from admg.studio.jobs import Done, JobQueue, JobStopped, Waiting
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def test_a_stopped_job_raises_at_each_check(queue):
         for _ in range(2):
             try:
                 job.check()
-            except Stopped:
+            except JobStopped:
                 caught.append(1)
 
     assert [*queue.run("a", function)][-1] == Done(None, (), "stopped")

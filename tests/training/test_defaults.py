@@ -14,8 +14,8 @@ from admg.checksums import read_json, write_json
 from admg.diffusion.config import DiffusionConfig
 from admg.models import UNet, UNetConfig
 from admg.training.choices import Choices
-from admg.training.config import SettledConfig
-from admg.training.defaults import BATCH_SIZE, FEW, LR, WARMUP, network_defaults, settle
+from admg.training.config import ResolvedConfig
+from admg.training.defaults import BATCH_SIZE, LR, SMALL_DATASET_SIZE, WARMUP, fill_defaults, network_defaults
 
 OLD = {"channels": 32, "channel_mult": (1, 1), "num_res_blocks": 2, "head_channels": 16, "attention_resolutions": (4,)}
 """An architecture that no default is."""
@@ -34,26 +34,26 @@ def trained(out, **options):
 
 def test_what_is_given_is_kept_and_the_rest_settled():
     given = admg.TrainConfig(steps=7, lr=2e-4)
-    settled = settle(given)
+    settled = fill_defaults(given)
     assert (settled.steps, settled.lr, settled.batch_size, settled.warmup) == (7, 2e-4, BATCH_SIZE, WARMUP)
-    assert settle(settled, {"training": {"train": {"lr": 1.0}}}) is settled
+    assert fill_defaults(settled, {"training": {"train": {"lr": 1.0}}}) is settled
     recorded = {"training": {"train": {"batch_size": 64, "lr": 3e-4, "warmup": 500}}}
-    assert settle(given, recorded) == SettledConfig(steps=7, lr=2e-4, batch_size=64, warmup=500)
+    assert fill_defaults(given, recorded) == ResolvedConfig(steps=7, lr=2e-4, batch_size=64, warmup=500)
 
 
 @pytest.mark.parametrize(("batch_size", "lr"), [(1, 1e-3), (16, 1e-3), (36, 1.5e-3), (64, 2e-3), (2048, 2e-3)])
 def test_the_learning_rate_grows_with_the_batch_within_the_range_that_was_compared(batch_size, lr):
-    assert settle(admg.TrainConfig(batch_size=batch_size)).lr == pytest.approx(lr)
+    assert fill_defaults(admg.TrainConfig(batch_size=batch_size)).lr == pytest.approx(lr)
     resumed = {"training": {"train": {"batch_size": batch_size}}}
-    assert settle(admg.TrainConfig(), resumed).lr == pytest.approx(lr)
+    assert fill_defaults(admg.TrainConfig(), resumed).lr == pytest.approx(lr)
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(
     ("given", "size", "count", "expected"),
     [
-        ({}, 32, FEW - 1, (64, 1, 64)),
-        ({}, 32, FEW, (128, 2, 64)),
+        ({}, 32, SMALL_DATASET_SIZE - 1, (64, 1, 64)),
+        ({}, 32, SMALL_DATASET_SIZE, (128, 2, 64)),
         ({"channels": 32}, 32, 100, (32, 1, 32)),
         ({"channels": 32, "channel_mult": (1, 3)}, 32, 100, (32, 1, 32)),
         ({"channels": 32}, 512, 100, (32, 1, 16)),  # channel_mult begins with 0.5
@@ -152,4 +152,4 @@ def test_commands_need_no_flags_and_print_what_was_chosen(capsys, tmp_path):
     for command in ("train", "train-upsampler"):
         _, out, _ = run(capsys, command, "--help")
         text = " ".join(out.split())
-        assert "(default: v)" in text and "(default: cosine)" in text and f"from {FEW:,} images)" in text
+        assert "(default: v)" in text and "(default: cosine)" in text and f"from {SMALL_DATASET_SIZE:,} images)" in text

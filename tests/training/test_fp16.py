@@ -88,13 +88,13 @@ def test_the_scale_is_saved_and_resumed(digits, tmp_path):
     one.scaler.load_state_dict(one.scaler.state_dict() | {"scale": 2.0**60})
     one.step(1, drawn)
     state = one.scaler.state_dict()
-    checkpointing.save(tmp_path, checkpointing.state_of(one, 2))
+    checkpointing.save(tmp_path, checkpointing.checkpoint_state(one, 2))
     other, plain = learner(), learner(precision="fp32")
     assert resume(tmp_path, other) == resume(tmp_path, plain) == 2
     assert other.scaler.state_dict() == state and state["scale"] == 2.0**59
     assert plain.state() == {}
     assert other.step(2, drawn)["loss_scale"] == 2.0**58  # it overflows again, and goes on where the first was
-    checkpointing.save(tmp_path, checkpointing.state_of(plain, 2))
+    checkpointing.save(tmp_path, checkpointing.checkpoint_state(plain, 2))
     assert resume(tmp_path, fresh := learner()) == 2 and fresh.scaler.state_dict()["scale"] == 65536
 
 

@@ -89,9 +89,9 @@ def test_the_command_says_and_records_what_became_of_the_weights(tiny_folders, t
     assert stored["network"]["attention_resolutions"] == [8] and stored["diffusion"]["diffusion_steps"] == 100
     assert len(stored["training"]["init"]["start"]["remade"]) == 4
     for more, message in (
-        (["--channels", 64], "network: channels is 64, but"), (["--predict", "v"], "this run predicts v, "),
+        (["--channels", 64], "network: channels must be 32, as in"), (["--predict", "v"], "this run predicts v, "),
         (["--num-heads", 2, "--head-channels", 0], "2 attention heads"), (["--image-size", 15], "multiple of 2"),
-        (["--init-flags", "--image_size 16"], "init_flags are for a file"),
+        (["--init-flags", "--image_size 16"], "applies only to files in OpenAI's format"),
         (["--freeze", "x*"], "freeze 'x*' matches no parameter"),
     ):  # fmt: skip
         line = refused(capsys, *command, *more, "--steps", 1, "--out", tmp_path / "b")
@@ -109,7 +109,7 @@ def test_a_resumed_run_does_not_read_what_it_started_from(tiny_folders, tmp_path
     rest = list(run)
     assert [step["loss"] for step in rest] == pytest.approx([step["loss"] for step in whole[2:]], rel=1e-6)
     assert run.provenance["init"] == admg.load(tmp_path / "whole").training["init"]
-    with pytest.warns(UserWarning, match="is resumed with its own weights: other is not read"):
+    with pytest.warns(UserWarning, match="with its own weights: ignoring other"):
         admg.train_diffusion(ZOO, tmp_path / "a", config(steps=4), init="other")
 
 
@@ -128,7 +128,7 @@ def test_frozen_parameters_have_no_optimiser_state_and_stay_in_the_average_too(t
         frozen = name.startswith("input_blocks.") or name == "middle_block.1.qkv.weight"
         assert torch.equal(value, old[name]) == frozen or name == "label_emb.weight", name
     for other in ((), ("input_blocks.*",), ("input_blocks.*", "middle_block.1.proj_out.weight")):
-        with pytest.raises(ValueError, match=r"cannot resume from .*: it trained other tensors .* \(freeze\)"):
+        with pytest.raises(ValueError, match=r"cannot resume from .*: the trained tensors differ .* \(see freeze\)"):
             admg.train_diffusion(ZOO, tmp_path / "b", config(steps=5, freeze=other), **options)
     trained = [p for p in whole.learner.network.parameters() if p.requires_grad]
     assert len(whole.learner.optimizer.state) == len(trained) == len(new) - sum(

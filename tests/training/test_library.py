@@ -137,9 +137,9 @@ def test_a_network_may_be_given_by_its_whole_architecture(tmp_path):
     training = admg.train_diffusion(Pictures(), tmp_path / "a", config(), network=architecture)
     assert isinstance(training.model.network, UNet) and training.model.network.config == architecture
     for changes, message in (
-        ({"image_channels": 3}, "network: image_channels is 3, but the data and the other options need 1"),
-        ({"num_classes": 0}, "network: num_classes is 0, but the data and the other options need 3"),
-        ({"image_size": 4, "attention_resolutions": ()}, "network: image_size is 4, but .* need 8"),
+        ({"image_channels": 3}, "network: image_channels must be 1 for this data and the other options, got 3"),
+        ({"num_classes": 0}, "network: num_classes must be 3 for this data and the other options, got 0"),
+        ({"image_size": 4, "attention_resolutions": ()}, "network: image_size must be 8 .* got 4"),
     ):
         other = UNetConfig(**{**TRUNK, "num_classes": 3, **changes})
         with pytest.raises(ValueError, match=message):
@@ -257,7 +257,7 @@ def test_an_upsampler_starts_from_the_weights_of_another(tmp_path):
     for a, b in zip(first.model.network.parameters(), second.model.network.parameters(), strict=True):
         assert torch.equal(a, b)
     assert second.model.training["init"]["model"] == str(tmp_path / "a")
-    with pytest.raises(ValueError, match="'upsampler' checkpoint where a 'diffusion' one is needed"):
+    with pytest.raises(ValueError, match=r"expected a 'diffusion' checkpoint, but .* holds a 'upsampler' one"):
         admg.train_diffusion(Pictures(), tmp_path / "c", config(), network=SMALL, init=tmp_path / "a")
 
 
@@ -293,7 +293,7 @@ def test_validation_data_may_lack_a_class(tmp_path):
                 Image.new("L", (8, 8), 50).save(tmp_path / part / name / "1.png")
                 Image.new("L", (8, 8), 60).save(tmp_path / part / name / "2.png")
     options = {"network": SMALL, "diffusion": PROCESS, "validation": tmp_path / "val"}
-    with pytest.warns(UserWarning, match="no validation image is of the class cat$"):
+    with pytest.warns(UserWarning, match="no validation images of the class cat$"):
         training = admg.train_classifier(tmp_path / "train", tmp_path / "a", config(), **options)
     assert training.task.validation.batch(range(4))[1].tolist() == [1, 1, 2, 2]
     (tmp_path / "val" / "dog").rename(tmp_path / "val" / "wolf")
@@ -315,5 +315,5 @@ def test_an_unlabelled_model_is_trained_on_files_with_any_names(tmp_path):
         training = admg.train_diffusion(data, tmp_path / "out", config(), network=SMALL, objective=unlabelled)
         assert len(training.dataset) == 2 and training.model.labels.count == 0 and not training.model.conditional
     contradiction = DataConfig(data=str(photos), image_size=8, labels="prefix")
-    with pytest.raises(ValueError, match=r"unlabelled .* leaves labels out, and labels .* is prefix: choose one"):
+    with pytest.raises(ValueError, match=r"unlabelled ignores labels, and cannot be combined with labels prefix"):
         admg.train_diffusion(contradiction, tmp_path / "out", config(), network=SMALL, objective=unlabelled)

@@ -10,11 +10,11 @@ import pytest
 from helpers import refused, succeed
 
 from admg.training import TrainConfig
-from admg.training.lr import learning_rate
+from admg.training.lr import lr_at_step
 
 
 def rates(config: TrainConfig, *steps: int) -> list[float]:
-    return [learning_rate(config, step) for step in steps]
+    return [lr_at_step(config, step) for step in steps]
 
 
 def test_a_constant_rate_after_the_warm_up():
@@ -51,7 +51,7 @@ def test_warm_up_and_annealing_are_multiplied(schedule, left):
 
 
 def test_steps_that_do_not_fit_the_schedule_are_refused():
-    with pytest.raises(ValueError, match="lr_anneal_steps is for lr_schedule linear, cosine or inverse-sqrt"):
+    with pytest.raises(ValueError, match="lr_anneal_steps applies only to lr_schedule linear, cosine and inverse-sqrt"):
         TrainConfig(lr_anneal_steps=10)
     for schedule in ("linear", "cosine"):
         with pytest.raises(ValueError, match=r"lr_anneal_steps must be at least the 20 steps of the run.* got 10"):
@@ -67,16 +67,25 @@ def test_the_options_of_the_loss_and_of_the_learning_rate_are_recorded_and_refus
     small = ["--image-size", 8, "--channels", 32, "--channel-mult", "1,1", "--num-res-blocks", 1, "--head-channels", 32]
     common = [*small, "--data", digits, "--diffusion-steps", 20, "--noise-schedule", "cosine", "--batch-size", 4]
     for options, message in (
-        (["--weighting", "min-snr", "--weighting-k", 2], "--weighting-k is for the weighting p2, not for min-snr"),
-        (["--weighting-gamma", 2], "--weighting-gamma is for the weightings min-snr and p2, not for uniform"),
+        (
+            ["--weighting", "min-snr", "--weighting-k", 2],
+            "--weighting-k applies only to the weighting p2",
+        ),
+        (["--weighting-gamma", 2], "--weighting-gamma applies only to the weightings min-snr and p2, not to uniform"),
         (["--weighting-gamma", -1], "--weighting-gamma must be above 0, got -1.0"),
-        (["--weighting", "p2", "--objective", "vlb"], "--weighting p2 weights the mean squared error"),
-        (["--vlb-weight", 1, "--objective", "simple"], "--vlb-weight is for the objective hybrid, not for simple"),
-        (["--vlb-weight", 1, "--variance", "fixed_small"], "vlb_weight is for a learned variance, not for fixed_small"),
-        (["--timesteps-mean", 1], "--timesteps-mean is for the timesteps logit-normal and log-normal, not for uniform"),
+        (["--weighting", "p2", "--objective", "vlb"], "weighting must be uniform for objective vlb"),
+        (
+            ["--vlb-weight", 1, "--objective", "simple"],
+            "--vlb-weight applies only to the objective hybrid",
+        ),
+        (["--vlb-weight", 1, "--variance", "fixed_small"], "--vlb-weight needs a learned variance, got fixed_small"),
+        (
+            ["--timesteps-mean", 1],
+            "--timesteps-mean applies only to the timesteps logit-normal and log-normal, not to uniform",
+        ),
         (["--timesteps", "log-normal", "--timesteps-std", 0], "--timesteps-std must be above 0, got 0.0"),
         (["--timesteps", "lognormal"], "'lognormal' is not one of uniform, loss-second-moment, logit-normal, log-n"),
-        (["--lr-anneal-steps", 9], "--lr-anneal-steps is for lr_schedule linear, cosine or inverse-sqrt"),
+        (["--lr-anneal-steps", 9], "--lr-anneal-steps applies only to --lr-schedule linear, cosine and inverse-sqrt"),
         (["--lr-schedule", "linear", "--steps", 9, "--lr-anneal-steps", 8], "--lr-anneal-steps must be at least the 9"),
     ):
         assert message in refused(capsys, "train", *common, *options, "--out", tmp_path / "bad")

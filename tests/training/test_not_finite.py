@@ -154,7 +154,7 @@ def test_steps_are_skipped(name, digits, tmp_path, undisturbed):
     training = disturbed(begin(digits, tmp_path), event, at)
     rows, notes = finished(training)
     assert [row["skipped"] for row in rows] == [float(k in at) for k in range(STEPS)] and not notes
-    assert training.learner.spoilt() is None
+    assert training.learner.first_nonfinite() is None
     assert max((a - b).abs().max() for a, b in zip(weights(training), undisturbed)) < 0.1
 
 
@@ -165,7 +165,7 @@ def test_a_run_goes_back_and_ends_as_if_nothing_had_happened(name, digits, tmp_p
     rows, notes = finished(training)
     assert len(notes) == 1 and f"to the checkpoint of step {AT - 1}" in notes[0] and len(rows) > STEPS
     assert all(torch.equal(a, b) for a, b in zip(weights(training), undisturbed, strict=True))
-    for path in checkpointing.saved(tmp_path):
+    for path in checkpointing.saved_checkpoints(tmp_path):
         state = checkpointing.read(path)
         assert all(value.isfinite().all() for part in ("network", "average") for value in state[part].values())
 
@@ -174,7 +174,7 @@ def test_a_run_goes_back_and_ends_as_if_nothing_had_happened(name, digits, tmp_p
 def test_nan_in_a_saved_checkpoint_brings_the_run_back_to_the_one_before(digits, tmp_path, undisturbed):
     """Such as one that another program has written, whose checksums are right."""
     list(begin(digits, tmp_path, steps=6))
-    path = checkpointing.saved(tmp_path)[-1]
+    path = checkpointing.saved_checkpoints(tmp_path)[-1]
     state = checkpointing.read(path)
     next(iter(state["network"].values())).view(-1)[0] = NAN
     torch.save(state, path / checkpointing.STATE)
@@ -193,10 +193,10 @@ def test_a_run_that_stops_while_it_fails_goes_back_beyond_the_checkpoint_of_the_
     for row in training:
         if row["step"] == AT + 3:
             training.stop()
-    assert checkpointing.step_of(checkpointing.saved(tmp_path)[-1]) == AT + 4
+    assert checkpointing.step_of(checkpointing.saved_checkpoints(tmp_path)[-1]) == AT + 4
     resumed = disturbed(begin(digits, tmp_path), in_loss(INF), range(AT + 4, AT + 10))
     _, notes = finished(resumed)
-    assert len(notes) == 1 and f"back from step {AT + 10} to the checkpoint of step {AT - 1}" in notes[0]
+    assert len(notes) == 1 and f"returning from step {AT + 10} to the checkpoint of step {AT - 1}" in notes[0]
     assert all(torch.equal(a, b) for a, b in zip(weights(resumed), undisturbed, strict=True))
 
 
@@ -205,7 +205,7 @@ def test_nan_without_a_checkpoint_ends_with_one_line(digits, tmp_path):
     event = in_state(NAN, lambda learner: first(learner.average.network))
     with pytest.raises(FloatingPointError, match="the averaged weights are not finite at step 6, and there is no chec"):
         list(disturbed(begin(digits, tmp_path, checkpoint_every=6), event, ONE))
-    assert not checkpointing.saved(tmp_path)
+    assert not checkpointing.saved_checkpoints(tmp_path)
 
 
 @pytest.mark.slow
@@ -216,7 +216,7 @@ def test_a_learning_rate_that_ruins_the_weights_ends_with_one_line_or_in_finite_
         finished(training)
     except FloatingPointError as error:
         assert "checkpoint to go back to: choose a smaller lr" in str(error)
-    for path in checkpointing.saved(tmp_path):
+    for path in checkpointing.saved_checkpoints(tmp_path):
         state = checkpointing.read(path)
         assert all(value.isfinite().all() for part in ("network", "average") for value in state[part].values())
 

@@ -82,7 +82,7 @@ def test_weights_of_another_meaning_are_no_start(tmp_path, changes, message):
 @pytest.mark.thorough
 def test_weights_of_other_noise_are_a_start_and_that_is_said(tmp_path):
     trained(tmp_path / "a")
-    with pytest.warns(UserWarning, match="of the variance is noise .* only a place to start from"):
+    with pytest.warns(UserWarning, match="of the variance is noise .* only a starting point"):
         model = trained(tmp_path / "b", data=OTHERS, init=tmp_path / "a", noise_schedule="cosine")
     assert model.label_names == ("cat", "fox") and model.config.noise_schedule == "cosine"
 

@@ -111,9 +111,7 @@ def test_the_parts_train(tmp_path):
 def test_unknown_recipes_and_those_of_another_command_are_refused():
     with pytest.raises(ValueError, match="unknown recipe 'adm64': did you mean 'adm-64'"):
         recipe("adm64")
-    with pytest.raises(
-        ValueError, match="is for admg train-classifier, not for admg train, which has the recipes adm-128,"
-    ):
+    with pytest.raises(ValueError, match="belongs to admg train-classifier; the recipes of admg train are adm-128,"):
         recipe_for("train", "adm-64-classifier")
 
 

@@ -1,4 +1,4 @@
-"""A run that goes wrong goes back, damaged checkpoints are passed over, and a run is resumed only as what it is."""
+"""A run that goes wrong goes back, damaged checkpoints are skipped, and a run is resumed only as what it is."""
 
 from __future__ import annotations
 
@@ -65,9 +65,9 @@ def test_one_infinite_step_is_skipped_and_the_run_goes_on(digits, tmp_path):
 
 @pytest.mark.thorough
 def test_a_run_whose_last_step_is_skipped_is_saved_all_the_same(digits, tmp_path):
-    with pytest.warns(UserWarning, match="step 5, the last one, had no finite loss"):
+    with pytest.warns(UserWarning, match="step 5, the last one, had a loss that was not finite or too high"):
         losses(begin(digits, tmp_path, broken(make(), {4}), steps=5))
-    assert checkpointing.step_of(checkpointing.saved(tmp_path)[-1]) == 5
+    assert checkpointing.step_of(checkpointing.saved_checkpoints(tmp_path)[-1]) == 5
     assert admg.load(tmp_path / "model").training["steps"] == 5
 
 
@@ -75,14 +75,14 @@ def test_a_run_whose_last_step_is_skipped_is_saved_all_the_same(digits, tmp_path
 def test_ten_infinite_steps_bring_the_run_back_with_half_the_rate(digits, tmp_path):
     training = begin(digits, tmp_path, broken(make(), set(range(5, 15))), steps=17)
     with pytest.warns(
-        UserWarning, match=r"10 steps in a row .*: back from step 15 to the checkpoint of step 4, .* 0\.5"
+        UserWarning, match=r"10 steps in a row .*: returning from step 15 to the checkpoint of step 4, .* 0\.5"
     ):
         taken = [(step["step"], step["lr"]) for step in training]
     assert [number for number, _ in taken] == [*range(1, 15), *range(5, 18)]
     assert {lr for number, lr in taken[14:]} == {0.5 * training.config.lr}
     steps = [int(row.split(",")[0]) for row in (tmp_path / "log.csv").read_text().splitlines()[1:]]
     assert steps == [3, 6, 9, 12, 15, 17]
-    assert checkpointing.read(checkpointing.saved(tmp_path)[-1])["learner"]["lr_factor"] == 0.5
+    assert checkpointing.read(checkpointing.saved_checkpoints(tmp_path)[-1])["learner"]["lr_factor"] == 0.5
     resumed = begin(digits, tmp_path, steps=18)
     assert [step["lr"] for step in resumed] == [0.5 * training.config.lr]
 
@@ -91,7 +91,7 @@ def test_ten_infinite_steps_bring_the_run_back_with_half_the_rate(digits, tmp_pa
 def test_without_a_checkpoint_the_run_ends_with_one_line(capsys, digits, tmp_path):
     with pytest.raises(FloatingPointError, match="no checkpoint to go back to: choose a smaller lr"):
         losses(begin(digits, tmp_path, steps=30, lr=1e30, checkpoint_every=100))
-    assert not checkpointing.saved(tmp_path) and not (tmp_path / "model").exists()
+    assert not checkpointing.saved_checkpoints(tmp_path) and not (tmp_path / "model").exists()
     losses(begin(digits, tmp_path, steps=2))  # and can be begun again
 
 
@@ -105,15 +105,15 @@ def test_a_run_that_fails_again_goes_further_back(digits, tmp_path):
         pytest.raises(FloatingPointError, match="no further checkpoint to go back to"),
     ):
         losses(hopeless)
-    texts = [str(w.message) for w in warned if "back from" in str(w.message)]
+    texts = [str(w.message) for w in warned if "returning from" in str(w.message)]
     assert [text.split("checkpoint of step ")[1] for text in texts] == ["6", "4", "2"]
-    assert [path.name for path in checkpointing.saved(tmp_path)] == ["0000002"]
+    assert [path.name for path in checkpointing.saved_checkpoints(tmp_path)] == ["0000002"]
 
 
 @pytest.mark.thorough
 def test_the_last_checkpoints_and_every_tenth_stay(digits, tmp_path):
     losses(begin(digits, tmp_path, steps=9, checkpoint_every=1, keep_checkpoints=2, keep_every=4))
-    assert [checkpointing.step_of(path) for path in checkpointing.saved(tmp_path)] == [4, 8, 9]
+    assert [checkpointing.step_of(path) for path in checkpointing.saved_checkpoints(tmp_path)] == [4, 8, 9]
 
 
 @pytest.mark.thorough
@@ -128,10 +128,10 @@ def test_every_flipped_bit_of_a_checkpoint_is_noticed_and_the_one_before_is_take
         damaged[position] ^= 1 << int(torch.randint(8, (), generator=generator))
         path.write_bytes(bytes(damaged))
         assert checkpointing.damage(path.parent) == "state.pt is damaged"
-    with pytest.warns(UserWarning, match=r"0000006 is passed over: state\.pt is damaged"):
+    with pytest.warns(UserWarning, match=r"skipping .*0000006: state\.pt is damaged"):
         resumed = begin(digits, tmp_path, steps=8)
     assert resumed.first_step == 4 and losses(resumed) == whole[4:]
-    for checkpoint in checkpointing.saved(tmp_path):
+    for checkpoint in checkpointing.saved_checkpoints(tmp_path):
         (checkpoint / "checksums.json").unlink()
     with pytest.warns(UserWarning), pytest.raises(ValueError, match=r"all 3 checkpoints of the run .* are damaged"):
         begin(digits, tmp_path, steps=9)
@@ -175,7 +175,7 @@ def test_what_may_change_is_recorded(digits, tmp_path):
     (change,) = record["changes"]
     assert change["step"] == 2 and "lr is 0.001 there, 1e-05 here" in change["changed"]
     (tmp_path / "run.json").write_text("{")  # a side file never stops the run
-    with pytest.warns(UserWarning, match=r"run\.json is ignored"):
+    with pytest.warns(UserWarning, match=r"run\.json will be rewritten"):
         assert len(losses(begin(digits, tmp_path, steps=5, lr=1e-5))) == 1
 
 
@@ -183,12 +183,12 @@ def test_what_may_change_is_recorded(digits, tmp_path):
 def test_a_finished_model_is_not_overwritten_without_the_option(digits, tmp_path):
     losses(begin(digits, tmp_path, steps=2, lr=5e-3))
     (tmp_path / "notes.txt").write_text("mine")
-    for checkpoint in checkpointing.saved(tmp_path):
+    for checkpoint in checkpointing.saved_checkpoints(tmp_path):
         for file in checkpoint.iterdir():
             file.unlink()
         checkpoint.rmdir()
     before = (tmp_path / "model" / "model.safetensors").read_bytes()
-    with pytest.raises(ValueError, match="holds a model and no checkpoint"):
+    with pytest.raises(ValueError, match="holds a model but no checkpoint"):
         begin(digits, tmp_path, steps=4)
     task, data = make(), open_dataset(digits, 8)
     again = TrainingRun(task, data, tmp_path, TrainConfig(**OPTIONS, steps=1, seed=1), overwrite=True)
@@ -241,7 +241,7 @@ def test_side_files_never_stop_the_run(digits, tmp_path):
     (tmp_path / "model" / "notes.txt").write_text("mine")
     with pytest.warns(UserWarning, match="could not write the model in"):
         losses(begin(digits, tmp_path, steps=4))
-    assert checkpointing.step_of(checkpointing.saved(tmp_path)[-1]) == 4
+    assert checkpointing.step_of(checkpointing.saved_checkpoints(tmp_path)[-1]) == 4
     assert (tmp_path / "model" / "notes.txt").read_text() == "mine"
 
 
@@ -265,10 +265,10 @@ def test_a_full_disk_leaves_what_was_saved_before(digits, tmp_path, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr("admg.checkpoints.native.save_file", full(SafetensorError))
         with pytest.warns(
-            UserWarning, match="could not write the model in .*: cannot write .*; the checkpoint is there"
+            UserWarning, match="could not write the model in .*: cannot write .*; the checkpoint is not affected"
         ):
             losses(begin(digits, tmp_path, steps=4))
-    assert checkpointing.step_of(checkpointing.saved(tmp_path)[-1]) == 4
+    assert checkpointing.step_of(checkpointing.saved_checkpoints(tmp_path)[-1]) == 4
     assert admg.load(tmp_path / "model").training["steps"] == 2
 
 
@@ -315,7 +315,7 @@ def test_the_command_exits_with_the_code_of_the_signal(capsys, digits, tmp_path)
         output = process.stdout.read().decode()
         assert process.wait() == 128 + signal.SIGUSR1
     assert "which is saved; the same command resumes" in output
-    (checkpoint,) = checkpointing.saved(out)
+    (checkpoint,) = checkpointing.saved_checkpoints(out)
     steps = checkpointing.step_of(checkpoint) + 1
     arguments[arguments.index("100000")] = str(steps)
     assert run(capsys, *arguments)[0] == 0
@@ -346,8 +346,8 @@ def test_damaged_descriptions_outside_the_checkpoints_never_stop_a_run(digits, t
         resumed = begin(digits, tmp_path / "run", steps=8, log_every=1)
         assert resumed.config.lr == 2e-3 and losses(resumed) == expected[6:]
     texts = [str(w.message) for w in warned]
-    assert any("run.json is ignored, and rewritten" in text for text in texts)
-    assert any("log.csv is damaged, and is rewritten from metrics.jsonl" in text for text in texts)
+    assert any("run.json will be rewritten" in text for text in texts)
+    assert any("log.csv is damaged: rewriting it from metrics.jsonl" in text for text in texts)
     rows = [[line.split(",")[:4] for line in (tmp_path / name / "log.csv").read_text().splitlines()]
             for name in ("whole", "run")]  # fmt: skip
     assert rows[0] == rows[1]
@@ -362,7 +362,7 @@ def test_a_log_of_which_both_files_are_damaged_keeps_what_can_be_read(digits, tm
         lines = text.splitlines(keepends=True)
         lines[2] = "\x00strange\n"
         (tmp_path / name).write_text("".join(lines))
-    with pytest.warns(UserWarning, match=r"log\.csv is damaged or was changed; what can be read of it stays"):
+    with pytest.warns(UserWarning, match=r"log\.csv is damaged or was changed: keeping its readable rows"):
         losses(begin(digits, tmp_path, steps=5, log_every=1))
     kept = [line.split(",")[0] for line in (tmp_path / "log.csv").read_text().splitlines()]
     assert kept == ["step", "1", "3", "4", "5"]

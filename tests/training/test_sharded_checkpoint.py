@@ -65,7 +65,7 @@ def test_parts_are_read_whole_and_in_parts(group, tmp_path, monkeypatch, size):
     """From one file of each process, or from several."""
     monkeypatch.setattr(sharded_checkpoint, "FILE_BYTES", size)
     saved = learner(shard=True)
-    state = checkpointing.state_of(saved, 3)
+    state = checkpointing.checkpoint_state(saved, 3)
     checkpointing.save(tmp_path, state)
     assert (len(list(tmp_path.glob("*/*/*.safetensors"))) > 1) == (size == 100_000)
     for shard in (False, True):
@@ -74,13 +74,13 @@ def test_parts_are_read_whole_and_in_parts(group, tmp_path, monkeypatch, size):
             config = TrainConfig(batch_size=4, lr=1e-3, warmup=1, precision="fp32", ema=(0.9, 0.5))
             fresh = Learner(distributed_worker.task_of("diffusion", torch.float64), config, CPU)
         assert resume(tmp_path, fresh) == 3
-        check_same(state, checkpointing.state_of(fresh, 3))
+        check_same(state, checkpointing.checkpoint_state(fresh, 3))
     assert all(average.count == 3 for average in fresh.averages)
 
 
 @pytest.mark.thorough
 def test_no_pickle_holds_the_parts(group, tmp_path):
-    checkpointing.save(tmp_path, checkpointing.state_of(learner(shard=True), 3))
+    checkpointing.save(tmp_path, checkpointing.checkpoint_state(learner(shard=True), 3))
     names = {path.name for path in (tmp_path / "checkpoints" / "0000003").iterdir()}
     assert names == {"checksums.json", "rest.pt", "shard-00001-model-00001-of-00001.safetensors"}
     rest = torch.load(tmp_path / "checkpoints" / "0000003" / "rest.pt", weights_only=True)
@@ -90,11 +90,11 @@ def test_no_pickle_holds_the_parts(group, tmp_path):
 @pytest.mark.thorough
 def test_a_save_that_fails_leaves_the_checkpoint_before(group, tmp_path, monkeypatch):
     made = learner(shard=True)
-    checkpointing.save(tmp_path, checkpointing.state_of(made, 3))
+    checkpointing.save(tmp_path, checkpointing.checkpoint_state(made, 3))
     before = snapshot(tmp_path)
     monkeypatch.setattr("torch.distributed.checkpoint.state_dict_saver.save", lambda *args, **options: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        checkpointing.save(tmp_path, checkpointing.state_of(made, 6))
+        checkpointing.save(tmp_path, checkpointing.checkpoint_state(made, 6))
     assert snapshot(tmp_path) == before and checkpointing.latest(tmp_path) == tmp_path / "checkpoints" / "0000003"
 
 
@@ -102,30 +102,30 @@ def test_a_save_that_fails_leaves_the_checkpoint_before(group, tmp_path, monkeyp
 def test_of_several_checkpoints_the_latest_counts(group, tmp_path):
     """A run that is killed between writing a checkpoint and removing the one before has both."""
     made, plain = learner(shard=True), learner(shard=False)
-    checkpointing.save(tmp_path / "a", checkpointing.state_of(plain, 4))
+    checkpointing.save(tmp_path / "a", checkpointing.checkpoint_state(plain, 4))
     for step in (3, 5):
-        checkpointing.save(tmp_path / str(step), checkpointing.state_of(made, step))
+        checkpointing.save(tmp_path / str(step), checkpointing.checkpoint_state(made, step))
     there = tmp_path / "3" / "checkpoints"
     (tmp_path / "a" / "checkpoints" / "0000004").rename(there / "0000004")
     assert checkpointing.latest(tmp_path / "3") == there / "0000004"
     (tmp_path / "5" / "checkpoints" / "0000005").rename(there / "0000005")
     assert checkpointing.latest(tmp_path / "3") == there / "0000005"
     assert checkpointing.read(there / "0000005")["step"] == 5
-    checkpointing.save(tmp_path / "3", checkpointing.state_of(plain, 6), keep=2)
-    assert checkpointing.saved(tmp_path / "3") == [there / "0000005", there / "0000006"]
+    checkpointing.save(tmp_path / "3", checkpointing.checkpoint_state(plain, 6), keep=2)
+    assert checkpointing.saved_checkpoints(tmp_path / "3") == [there / "0000005", there / "0000006"]
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("shard", [True, False])
 def test_parts_of_another_network_or_damaged_are_refused(group, tmp_path, shard):
-    checkpointing.save(tmp_path, checkpointing.state_of(learner(shard=True), 3))
+    checkpointing.save(tmp_path, checkpointing.checkpoint_state(learner(shard=True), 3))
     reason = "cannot resume from .*checkpoints/0000003: .*(Size mismatch|loading state_dict)"
     with pytest.raises(CheckpointError, match=reason):
         resume(tmp_path, learner(shard, channels=64))
     path = next(Path(tmp_path, "checkpoints", "0000003").glob("*.safetensors"))
     path.write_bytes(path.read_bytes()[:-100])
     with (
-        pytest.warns(UserWarning, match=r"checkpoints/0000003 is passed over: shard-.* is damaged"),
+        pytest.warns(UserWarning, match=r"skipping .*checkpoints/0000003: shard-.* is damaged"),
         pytest.raises(CheckpointError, match=r"all 1 checkpoints .* are damaged"),
     ):
         resume(tmp_path, learner(shard))
@@ -133,6 +133,6 @@ def test_parts_of_another_network_or_damaged_are_refused(group, tmp_path, shard)
 
 @pytest.mark.thorough
 def test_one_process_writes_the_same_file_as_before(tmp_path):
-    checkpointing.save(tmp_path, checkpointing.state_of(learner(shard=False), 3), ALONE)
+    checkpointing.save(tmp_path, checkpointing.checkpoint_state(learner(shard=False), 3), ALONE)
     assert {path.name for path in (tmp_path / "checkpoints" / "0000003").iterdir()} == {"checksums.json", "state.pt"}
     assert Segment("float32").folder is None

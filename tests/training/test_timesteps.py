@@ -75,9 +75,9 @@ def test_log_normal_timesteps_never_train_pure_noise_and_are_refused_there():
 
 
 def test_numbers_that_a_distribution_does_not_have_are_refused():
-    with pytest.raises(ValueError, match="mean is for the timesteps logit-normal and log-normal, not for uniform"):
+    with pytest.raises(ValueError, match=r"mean applies only to the timesteps .*, not to uniform"):
         Timesteps(mean=0.0)
-    with pytest.raises(ValueError, match=r"std is for the timesteps .*, not for loss-second-moment"):
+    with pytest.raises(ValueError, match=r"std applies only to the timesteps .*, not to loss-second-moment"):
         Timesteps(kind="loss-second-moment", std=1.0)
     with pytest.raises(ValueError, match=r"std must be above 0, got 0\.0"):
         Timesteps(kind="log-normal", std=0.0)
@@ -192,7 +192,7 @@ def test_the_history_is_resumed_and_does_not_depend_on_the_parts_of_a_batch(digi
     whole, first = learner(), learner(accumulate=2)
     losses = trained(digits, whole, 0, 9)
     found = trained(digits, first, 0, 6)
-    checkpointing.save(tmp_path, checkpointing.state_of(first, 6))
+    checkpointing.save(tmp_path, checkpointing.checkpoint_state(first, 6))
     second = learner(accumulate=2)
     assert resume(tmp_path, second) == 6
     assert (second.importance.losses == first.importance.losses).all() and second.importance.counts.sum() == 60
@@ -207,7 +207,7 @@ def test_the_history_is_resumed_and_does_not_depend_on_the_parts_of_a_batch(digi
 def test_a_run_with_uniform_timesteps_may_continue_with_importance_sampling(digits, tmp_path):
     """Its checkpoint has no history, which then begins."""
     plain = Learner(make(), TrainConfig(batch_size=10, precision="fp32"), CPU)
-    state = checkpointing.state_of(plain, 3)
+    state = checkpointing.checkpoint_state(plain, 3)
     assert state.pop("learner") == {}  # and older checkpoints have no such entry
     checkpointing.save(tmp_path, state)
     task = make()

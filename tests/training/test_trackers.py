@@ -320,7 +320,7 @@ def test_a_service_that_fails_is_left_out_with_one_warning(wandb, monkeypatch, t
 
     monkeypatch.setattr(wandb, method, fail)
     module(monkeypatch, "wandb", init=wandb.init, Image=wandb.Image)
-    with pytest.warns(UserWarning, match="wandb failed and gets no further .*: the server is away$") as notes:
+    with pytest.warns(UserWarning, match="wandb failed and will receive no further .*: the server is away$") as notes:
         (service,) = open_services(["wandb"], RunFacts(tmp_path, 0, {}))
         service.scalars({"loss": 1.0}, 1)
         service.picture("samples", tmp_path / "step_0000001.png", 1)
@@ -331,7 +331,7 @@ def test_a_service_that_fails_is_left_out_with_one_warning(wandb, monkeypatch, t
 @pytest.mark.thorough
 def test_a_failing_service_does_not_stop_the_training(wandb, monkeypatch, tmp_path):
     monkeypatch.setattr(wandb, "log", lambda *_, **__: 1 / 0)
-    with pytest.warns(UserWarning, match="wandb failed and gets no further measurements: division by zero"):
+    with pytest.warns(UserWarning, match="wandb failed and will receive no further measurements: division by zero"):
         assert len(list(start(tmp_path, 2, log=("wandb",)))) == 2
     assert len(csv_rows(tmp_path)) == 2
 

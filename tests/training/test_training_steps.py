@@ -193,7 +193,7 @@ def test_a_checkpoint_with_torchs_averaged_model_is_resumed(digits, tmp_path):
     learner = Learner(other, TrainConfig(ema=0.9999), CPU)
     assert resume(tmp_path, learner) == 3 and learner.average.count == 3
     assert difference(other.network, task.network) == 0 and difference(learner.average.network, old.module) == 0
-    checkpointing.save(tmp_path / "again", checkpointing.state_of(learner, 3))
+    checkpointing.save(tmp_path / "again", checkpointing.checkpoint_state(learner, 3))
     again = torch.load(state_file(tmp_path / "again"), weights_only=True)
     assert again["average"].keys() == old.state_dict().keys()
     assert [int(s["step"]) for s in again["optimizer"]["state"].values()] == [3] * len(optimizer.state)
@@ -224,7 +224,7 @@ def test_a_run_is_resumed_in_another_memory_format(digits, tmp_path):
     first.network.to(memory_format=torch.channels_last)
     for k in range(3):
         first.step(k, next(fed))
-    checkpointing.save(tmp_path, checkpointing.state_of(first, 3))
+    checkpointing.save(tmp_path, checkpointing.checkpoint_state(first, 3))
     second = Learner(make(), config, CPU)
     assert resume(tmp_path, second) == 3
     for k in (3, 4):
@@ -237,7 +237,7 @@ def test_a_loss_that_is_not_finite_stops_the_training(digits, tmp_path):
         FloatingPointError, match=r"10 steps in a row .* no checkpoint to go back to: choose a smaller lr"
     ):
         run(digits, tmp_path, make(), lr=1e25, steps=20)
-    assert not checkpointing.saved(tmp_path)
+    assert not checkpointing.saved_checkpoints(tmp_path)
 
 
 @pytest.mark.thorough
@@ -248,7 +248,7 @@ def test_a_preview_that_is_not_finite_is_left_out(digits, tmp_path, monkeypatch)
     monkeypatch.setattr("admg.training.tasks.sample", overflow)
     with pytest.warns(UserWarning, match="no preview at step 2: pixels of image 0 are not finite"):
         run(digits, tmp_path, make(), steps=3, preview_every=2)
-    assert checkpointing.saved(tmp_path) and not list((tmp_path / "samples").glob("*.png"))
+    assert checkpointing.saved_checkpoints(tmp_path) and not list((tmp_path / "samples").glob("*.png"))
 
 
 @pytest.mark.thorough

@@ -115,10 +115,10 @@ def test_sampling_adds_the_noise_of_each_image_and_gives_the_level(monkeypatch):
 
 def test_levels_that_a_model_was_not_trained_with_are_refused():
     low_res, options = torch.zeros(1, 1, 4, 4), {"steps": 1, "progress": False}
-    with pytest.raises(ValueError, match=r"augment_level must be from 0 to 0\.5, the levels that .*, got 0\.6"):
+    with pytest.raises(ValueError, match=r"augment_level must be from 0 to 0\.5, the range of .*, got 0\.6"):
         admg.upsample(task(0.5).model, low_res, [0], augment_level=0.6, **options)
     with pytest.raises(
-        ValueError, match=r"augment_level 0\.1 is for an upsampler that was trained with --augment-noise"
+        ValueError, match=r"augment_level must be 0 for a model trained without augment_noise, got 0\.1"
     ):
         admg.upsample(task().model, low_res, [0], augment_level=0.1, **options)
     with pytest.raises(ValueError, match=r"augment_level must be from 0 to 1, got -0\.1"):
@@ -172,13 +172,13 @@ def test_the_commands_take_levels_and_refuse_what_has_none(capsys, tmp_path, tin
     large = [np.load(tmp_path / level / "samples_2x16x16x1.npz")["arr_0"] for level in ("0", "0.5")]
     assert not np.array_equal(*large)
     line = refused(capsys, *command, "--model", tmp_path / "plain", "--augment-level", 0.1, "--out", tmp_path / "c")
-    assert "was trained with --augment-noise" in line and not (tmp_path / "c").exists()
+    assert "must be 0 for a model trained without" in line and not (tmp_path / "c").exists()
     line = refused(capsys, *command, "--model", tmp_path / "levels", "--augment-level", 2, "--out", tmp_path / "c")
     assert "--augment-level must be at least 0 and at most 1, got 2" in line
     stack = ["sample", "--model", tiny_folders["model"], "--scale", 0, "--num", 2, "--steps", 2, "--upsampler-steps", 2]
     stack += ["--labels", "one,two", "--precision", "fp32", "--upsampler"]
     line = refused(capsys, *stack, tmp_path / "plain", "--upsampler-augment-level", 0.1, "--out", tmp_path / "d")
-    assert "was trained with --augment-noise" in line and not (tmp_path / "d").exists()
+    assert "must be 0 for a model trained without" in line and not (tmp_path / "d").exists()
     succeed(capsys, *stack, tmp_path / "levels", "--upsampler-augment-level", 0.2, "--out", tmp_path / "d")
     assert json.loads((tmp_path / "d/run.json").read_text())["settings"]["augment_level"] == 0.2
 

@@ -19,7 +19,8 @@ from admg.data import from_arrays
 from admg.models import SuperResConfig, SuperResUNet
 from admg.training import DiffusionTask, TrainConfig, UpsamplerTask
 from admg.training.held_out import ClassifierValidationConfig, ValidationConfig, divide, open_validation
-from admg.training.validation import ValidationLoss, levels, losses_by_level
+from admg.training.timesteps import evenly_spaced_timesteps
+from admg.training.validation import ValidationLoss, losses_by_level
 
 SMALL = {name: value for name, value in TRUNK.items() if name not in ("image_size", "image_channels")}
 PROCESS = admg.DiffusionConfig(diffusion_steps=50)
@@ -47,8 +48,8 @@ class Zero(nn.Module):
 
 
 def test_the_levels_are_spread_from_the_first_to_the_last_step():
-    assert levels(1000) == [0, 111, 222, 333, 444, 555, 666, 777, 888, 999]
-    assert levels(4) == [0, 1, 2, 3] and levels(1) == [0]
+    assert evenly_spaced_timesteps(1000) == [0, 111, 222, 333, 444, 555, 666, 777, 888, 999]
+    assert evenly_spaced_timesteps(4) == [0, 1, 2, 3] and evenly_spaced_timesteps(1) == [0]
 
 
 def test_the_loss_of_a_network_that_predicts_zero_is_that_of_v_in_closed_form():
@@ -63,7 +64,7 @@ def test_the_loss_of_a_network_that_predicts_zero_is_that_of_v_in_closed_form():
         expected = alpha_bar + (1 - alpha_bar) * power
         deviation = (2 * alpha_bar**2 + 4 * alpha_bar * (1 - alpha_bar) * power) / values  # of a mean of squares
         assert loss == pytest.approx(expected, abs=5 * deviation**0.5), t
-    assert list(found) == levels(50)
+    assert list(found) == evenly_spaced_timesteps(50)
 
 
 @pytest.mark.thorough
@@ -75,7 +76,7 @@ def test_the_loss_is_the_mean_square_at_each_level_and_does_not_depend_on_the_ba
     model = task.as_model(task.network, {})
     found = losses_by_level(model, data, 7)
     x, y = data.batch([i * 40 // 7 for i in range(7)])
-    sums = dict.fromkeys(levels(50), 0.0)
+    sums = dict.fromkeys(evenly_spaced_timesteps(50), 0.0)
     for i in range(7):
         noise = admg.diffusion.SeededNoise(0, [i])
         for t in sums:
@@ -129,7 +130,9 @@ def test_overfitting_is_seen(tmp_path):
     measure = ValidationLoss(1, from_arrays(PIXELS[4:]), training, 30)
     metrics = measure(DiffusionTask(model), model.network, tmp_path, 7)
     assert metrics["train_loss"] < 0.2 < 1 < metrics["val_loss"]
-    assert metrics["val_loss"] == pytest.approx(np.mean([metrics[f"val_loss_t{t}"] for t in levels(50)]))
+    assert metrics["val_loss"] == pytest.approx(
+        np.mean([metrics[f"val_loss_t{t}"] for t in evenly_spaced_timesteps(50)])
+    )
     assert (tmp_path / "loss_0000007.png").stat().st_size > 1000
 
 
@@ -148,7 +151,9 @@ def test_training_with_validation_has_the_same_steps_as_without(without_previews
     with (tmp_path / "b" / "log.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [bool(row["val_loss"]) for row in rows] == [False, True, True]
-    assert all(float(rows[1][f"{name}_loss_t{t}"]) > 0 for name in ("train", "val") for t in levels(50))
+    assert all(
+        float(rows[1][f"{name}_loss_t{t}"]) > 0 for name in ("train", "val") for t in evenly_spaced_timesteps(50)
+    )
     record = admg.load(tmp_path / "b").training
     assert record["validation"] == {"fraction": 0.25, "seed": 0, "images": 10} and record["val_loss"] > 0
 
@@ -228,10 +233,10 @@ def test_idx_files_without_a_test_split_are_trained_on(without_previews, tmp_pat
 def test_options_that_do_not_fit(without_previews, digits, tmp_path, capsys):
     train = ["train", "--data", digits, "--out", tmp_path / "run", *COMMAND]
     line = refused(capsys, *train, "--val-data", digits, "--val-fraction", "0.1")
-    assert "--val-data cannot be given together with val_fraction (--val-fraction)" in line
+    assert "--val-data cannot be combined with --val-fraction" in line
     for value in ("0", "1", "nan"):
         assert "--val-fraction must be above 0 and below 1" in refused(capsys, *train, "--val-fraction", value)
-    assert "a fraction of 1e-05 of 1797 images is none" in refused(capsys, *train, "--val-fraction", "1e-5")
+    assert "must be at least 0.00056 for 1797 images, got 1e-05" in refused(capsys, *train, "--val-fraction", "1e-5")
     assert not list((tmp_path / "run").glob("*"))
     with pytest.raises(ValueError, match="the validation images are 4x4 pixels with 1 channel, and the training"):
         open_validation(from_arrays(PIXELS[:, :4, :4]), from_arrays(PIXELS), "data")
@@ -241,7 +246,7 @@ def test_options_that_do_not_fit(without_previews, digits, tmp_path, capsys):
     assert grey.batch([0])[0].shape == (1, 3, 8, 8)
     colour = np.repeat(PIXELS, 3, 3)
     few = from_arrays(colour[:4], [LABELS[0]] * 4)  # lacks classes, so that its labels are renumbered
-    with pytest.warns(UserWarning, match="the validation images are made grey"):
+    with pytest.warns(UserWarning, match="converting the validation images to grey"):
         made = open_validation(few, from_arrays(PIXELS, LABELS), "data")
     x, y = made.batch(range(4))
     assert torch.equal(x, from_arrays(PIXELS[:4]).batch(range(4))[0]) and made.channels == 1
@@ -249,10 +254,10 @@ def test_options_that_do_not_fit(without_previews, digits, tmp_path, capsys):
 
 
 def test_validation_on_the_training_images_is_noted(without_previews, digits, tmp_path):
-    with pytest.warns(UserWarning, match="has the training images, on which validation is too favourable"):
+    with pytest.warns(UserWarning, match="has the training images: validation metrics are too optimistic"):
         admg.data.DataConfig(data=digits, image_size=8).held_out(digits)
     folder = Path(digits)
-    with pytest.warns(UserWarning, match="lies in .*: if its images are trained on, validation is too favourable"):
+    with pytest.warns(UserWarning, match="lies in .*: if training uses its images, validation metrics are too"):
         admg.data.DataConfig(data=str(folder.parent), image_size=8).held_out(digits)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a neighbour is no part of it
@@ -264,7 +269,7 @@ def test_a_number_of_validation_images_needs_validation_images(digits, tmp_path)
     assert ValidationConfig().chosen(images) is None
     assert ValidationConfig(val_images=7, val_fraction=0.5).chosen(images) == 0.5
     assert ClassifierValidationConfig(val_images=1000).chosen(images) is None  # its default
-    with pytest.raises(ValueError, match="--val-images is the number of validation images: give --val-data or"):
+    with pytest.raises(ValueError, match="val_images needs val_data or"):
         ClassifierValidationConfig(val_images=200).chosen(images)
 
 

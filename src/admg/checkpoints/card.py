@@ -14,7 +14,7 @@ MARK = (
 
 
 def is_users(folder: Path) -> bool:
-    """Whether the folder has a README.md that the user has written or changed."""
+    """Whether the folder has a README.md written or changed by the user."""
     path = folder / CARD
     return path.is_file() and MARK not in path.read_text(encoding="utf-8", errors="replace").splitlines()
 

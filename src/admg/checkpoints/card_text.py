@@ -22,7 +22,7 @@ def write_short_card(folder: Path, model: Model | Classifier, name: str, where: 
     """Write the card of a model that is saved outside of a training run; a README.md of the user stays.
 
     name: title of the card
-    where: name or folder that the model is loaded by
+    where: name or folder for loading the model
     """
     if is_users(folder):
         return
@@ -31,7 +31,7 @@ def write_short_card(folder: Path, model: Model | Classifier, name: str, where: 
 
 
 def short_card(model: Model | Classifier, name: str, where: str) -> str:
-    """Return a card that says what the model is, how it is used, and what its checkpoint tells of its training."""
+    """Return a card that describes the model, its use, and its training according to the checkpoint."""
     training = model.training
     known = ("data", "command", "recipe", "steps", "images", "label_dropout", "average", "date", "url", "hub")
     rows = [(key, f"`{code(training[key])}`") for key in known if training.get(key) not in (None, "", {})]
@@ -58,7 +58,7 @@ def front_matter(model: Model | Classifier) -> str:
 
 
 def summary(model: Model | Classifier) -> str:
-    """Return what the model is in a sentence, and how long it was trained, if that is known."""
+    """Return a sentence that describes the model, and the length of its training if known."""
     training, config = model.training, getattr(model.network, "config", None)
     kind = model.kind_name
     if isinstance(model, Model) and model.conditional:
@@ -80,7 +80,7 @@ def summary(model: Model | Classifier) -> str:
 
 
 def usage(model: Model | Classifier, where: str = "this-folder") -> list[str]:
-    """Return how the model is used in Python and on the command line.
+    """Return instructions for using the model in Python and on the command line.
 
     where: name or folder that the model is loaded by
     """

@@ -1,6 +1,6 @@
-"""What belongs together: what a model must share with a classifier, another model, a run or the weights it starts from.
+"""Compatibility of a model with a classifier, another model, a run, or the weights from which training starts.
 
-Every pair is compared by `check_pair`. What is not known of one of the two is not compared.
+Every pair is compared by `check_pair`. Facts that are unknown for one of the two are not compared.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from .model import Classifier, Model
 from .networks import Kind, unwrapped
 
 MAX_DIFFERENCE = 0.02
-"""Largest difference of ᾱ at the same timestep for two processes to count as the same: T = 1000 and 4000 rescaled."""
+"""Maximum difference of ᾱ at the same timestep between equal processes: T = 1000 and 4000 rescaled count as equal."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What may have to agree. None stands for what is not known.
+    """Facts that may have to agree. None stands for unknown.
 
     title: name for messages, such as "the classifier"
     labels: labels, possibly none
@@ -62,9 +62,9 @@ Check = Callable[[Facts, Facts], str | None]
 
 
 def facts_of(part: Model | Classifier, title: str) -> Facts:
-    """Return what is known of a model or classifier, whose network may be any module."""
-    found, of_model = getattr(unwrapped(part.network), "config", None), isinstance(part, Model)
-    config = found if isinstance(found, EncoderConfig) else None
+    """Return the known facts about a model or classifier, whose network may be any module."""
+    network_config, of_model = getattr(unwrapped(part.network), "config", None), isinstance(part, Model)
+    config = network_config if isinstance(network_config, EncoderConfig) else None
     channels, size = (None, None) if config is None else (config.image_channels, config.image_size)
     if isinstance(part, Model):
         channels, size, _ = part.shape
@@ -80,13 +80,13 @@ def facts_of(part: Model | Classifier, title: str) -> Facts:
 
 
 def facts_in(folder: Path | str, title: str) -> Facts:
-    """Return what the config.json of a native checkpoint says. Raises CheckpointError if it cannot be used."""
+    """Return the facts in the config.json of a native checkpoint. Raises CheckpointError if it cannot be used."""
     about = native.read_about(folder)
     return replace(facts_from(about.network, about.diffusion, about.kind, title), labels=about.labels)
 
 
 def facts_from(network: EncoderConfig, diffusion: DiffusionConfig, kind: Kind, title: str) -> Facts:
-    """Return what an architecture and a diffusion process say."""
+    """Return the facts about an architecture and a diffusion process."""
     return Facts(
         title=title,
         conditional=getattr(network, "num_classes", 0) > 0,
@@ -117,7 +117,7 @@ def _attention(config: EncoderConfig | None) -> dict[str, Any]:
     try:
         encoder = [config.heads(width) for width in widths]
         decoder = [config.heads(width, getattr(config, "num_heads_upsample", 0)) for width in widths]
-    except ValueError:  # such a network cannot be built
+    except ValueError:  # the network cannot be built
         return {}
     heads = ",".join(map(str, encoder)) + ("" if decoder == encoder else f" and {','.join(map(str, decoder))}")
     return {"widths": widths, "attention": f"{heads} attention heads in {order} order"}
@@ -126,7 +126,7 @@ def _attention(config: EncoderConfig | None) -> dict[str, Any]:
 # -- facts that may have to agree ------------------------------------------------------------------------------------
 
 
-def labels(a: Facts, b: Facts) -> str | None:
+def compare_labels(a: Facts, b: Facts) -> str | None:
     """Compare the number of labels, and their names in order."""
     if not (a.labels and b.labels):
         return None
@@ -140,36 +140,34 @@ def labels(a: Facts, b: Facts) -> str | None:
     return f"label {k} is {ours[k]!r} for {a.title} and {theirs[k]!r} for {b.title}{order}"
 
 
-def trained_labels(a: Facts, b: Facts) -> str | None:
+def compare_trained_labels(a: Facts, b: Facts) -> str | None:
     """Compare the labels if both networks have weights for each of them."""
-    return labels(a, b) if a.conditional and b.conditional else None
+    return compare_labels(a, b) if a.conditional and b.conditional else None
 
 
-def names_are_known(a: Facts, b: Facts) -> str | None:
-    """Say that the labels of one of the two are only numbers."""
+def compare_label_names(a: Facts, b: Facts) -> str | None:
+    """Report that the labels of one of the two are only numbers."""
     if not (a.labels and b.labels) or bool(a.labels.names) == bool(b.labels.names):
         return None
     nameless, named = (b, a) if a.labels.names else (a, b)
-    return (
-        f"the labels of {nameless.title} have no names: they are taken to be those of {named.title}, in the same order"
-    )
+    return f"the labels of {nameless.title} have no names: assuming those of {named.title}, in the same order"
 
 
-def channels(a: Facts, b: Facts) -> str | None:
+def compare_channels(a: Facts, b: Facts) -> str | None:
     """Compare the channels of the images."""
     if None in (a.channels, b.channels) or a.channels == b.channels:
         return None
-    return f"{b.title} is for images of {b.channels} channels, {a.title} for {a.channels}"
+    return f"{b.title} expects images of {b.channels} channels, {a.title} of {a.channels}"
 
 
-def size(a: Facts, b: Facts) -> str | None:
+def compare_size(a: Facts, b: Facts) -> str | None:
     """Compare the size of the images."""
     if None in (a.size, b.size) or a.size == b.size:
         return None
-    return f"{b.title} is for images of {b.size} pixels, {a.title} for {a.size}"
+    return f"{b.title} expects images of {b.size} pixels, {a.title} of {a.size}"
 
 
-def timesteps(a: Facts, b: Facts) -> str | None:
+def compare_timesteps(a: Facts, b: Facts) -> str | None:
     """Compare the range of the timesteps that the networks are given, to the length of a step."""
     if a.schedule is None or b.schedule is None:
         return None
@@ -179,9 +177,9 @@ def timesteps(a: Facts, b: Facts) -> str | None:
     return f"{a.title} was trained on timesteps 0 to {last:g} ({a.process}), {b.title} on 0 to {other:g} ({b.process})"
 
 
-def noise(a: Facts, b: Facts) -> str | None:
+def compare_noise(a: Facts, b: Facts) -> str | None:
     """Compare the noise at the same timestep."""
-    if a.schedule is None or b.schedule is None or timesteps(a, b):
+    if a.schedule is None or b.schedule is None or compare_timesteps(a, b):
         return None
     t = a.schedule.timesteps.numpy()
     ours = a.schedule.alpha_bar.numpy()
@@ -196,28 +194,28 @@ def noise(a: Facts, b: Facts) -> str | None:
     )
 
 
-def terminal(a: Facts, b: Facts) -> str | None:
-    """Compare whether the schedules end in pure noise, by which alone a zero terminal SNR differs noticeably."""
+def compare_terminal_snr(a: Facts, b: Facts) -> str | None:
+    """Compare whether the schedules end in pure noise, the only noticeable effect of a zero terminal SNR."""
     if a.schedule is None or b.schedule is None or a.schedule.is_pure_noise(-1) == b.schedule.is_pure_noise(-1):
         return None
     ends, other = (a, b) if a.schedule.is_pure_noise(-1) else (b, a)
     return f"{ends.title} was trained up to pure noise ({ends.process}), {other.title} not ({other.process})"
 
 
-def predict(a: Facts, b: Facts) -> str | None:
+def compare_predictions(a: Facts, b: Facts) -> str | None:
     """Compare what the networks predict."""
     return _meaning("predicts", a.predict, b.predict, a, b)
 
 
-def variance(a: Facts, b: Facts) -> str | None:
+def compare_variance(a: Facts, b: Facts) -> str | None:
     """Compare the variances of the reverse process, if the network predicts them."""
     if a.variance in FIXED and b.variance in FIXED:
         return None
     return _meaning("has the variance", a.variance, b.variance, a, b)
 
 
-def attention(a: Facts, b: Facts) -> str | None:
-    """Compare how attention splits the same channels into heads, which shapes do not show."""
+def compare_attention(a: Facts, b: Facts) -> str | None:
+    """Compare how attention splits the same channels into heads, which the shapes do not reveal."""
     return _meaning("has", a.attention, b.attention, a, b) if a.widths == b.widths else None
 
 
@@ -226,7 +224,7 @@ def _meaning(verb: str, own: str | None, other: str | None, a: Facts, b: Facts) 
 
 
 def _names(known: Labels | None) -> tuple[str, ...]:
-    """Return the names of labels as they are compared: in one form of Unicode."""
+    """Return the names of labels for comparison, in one form of Unicode."""
     return tuple(map(nfc, known.names)) if known else ()
 
 
@@ -242,7 +240,7 @@ def _range(schedule: NoiseSchedule | None) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Pair:
-    """What must agree in a pair.
+    """The facts that must agree in a pair.
 
     refused: properties whose difference makes results wrong and raises an error
     noted: properties whose difference may be intended and gives a warning that states the consequence
@@ -256,29 +254,47 @@ PairName = Literal["classifier", "bad model", "upsampler", "init", "resume"]
 PAIRS: dict[PairName, Pair] = {
     # OpenAI's pair for 64 pixels has a cosine model and a classifier whose flags mean the linear schedule
     "classifier": Pair(
-        (labels, channels, size, timesteps), {noise: ", so guidance is approximate", names_are_known: ""}
+        (compare_labels, compare_channels, compare_size, compare_timesteps),
+        {compare_noise: ", so guidance is approximate", compare_label_names: ""},
     ),
-    "bad model": Pair((trained_labels, channels, size, timesteps, noise), {names_are_known: ""}),
-    "upsampler": Pair((trained_labels, channels), {names_are_known: ""}),
-    # weights are a place to start from with other labels, images and noise, but not if outputs mean something else
+    "bad model": Pair(
+        (compare_trained_labels, compare_channels, compare_size, compare_timesteps, compare_noise),
+        {compare_label_names: ""},
+    ),
+    "upsampler": Pair((compare_trained_labels, compare_channels), {compare_label_names: ""}),
+    # weights are a starting point for other labels, images and noise, but not if outputs have another meaning
     "init": Pair(
-        (predict, variance, attention),
-        dict.fromkeys((timesteps, noise, terminal), ", so its weights are only a place to start from"),
+        (compare_predictions, compare_variance, compare_attention),
+        dict.fromkeys(
+            (compare_timesteps, compare_noise, compare_terminal_snr), ", so its weights are only a starting point"
+        ),
     ),
-    "resume": Pair((trained_labels, channels, size, timesteps, noise, terminal, predict, variance, attention)),
+    "resume": Pair(
+        (
+            compare_trained_labels,
+            compare_channels,
+            compare_size,
+            compare_timesteps,
+            compare_noise,
+            compare_terminal_snr,
+            compare_predictions,
+            compare_variance,
+            compare_attention,
+        )
+    ),
 }
-"""What must agree, by pair."""
+"""The facts that must agree, by pair."""
 
 
 def check_pair(pair: PairName, a: Facts, b: Facts) -> None:
-    """Check that two things belong together, and warn of differences that can be right.
+    """Check that two parts are compatible, and warn of differences that can be intended.
 
-    Raises ValueError with both values of the first fact that differs and must not.
+    Raises ValueError with both values of the first fact that must agree but differs.
     """
-    found = PAIRS[pair]
-    for check in found.refused:
+    rules = PAIRS[pair]
+    for check in rules.refused:
         if difference := check(a, b):
             raise ValueError(f"{a.title} and {b.title} do not belong together: {difference}")
-    for check, consequence in found.noted.items():
+    for check, consequence in rules.noted.items():
         if difference := check(a, b):
             warnings.warn(difference + consequence, stacklevel=1)

@@ -37,23 +37,23 @@ def read_json(path: Path) -> Any:
 
 
 def check_types(path: Path, content: dict[str, Any]) -> None:
-    """Raise CheckpointError, naming the entry, if an entry of config.json has another type than Content says."""
+    """Raise CheckpointError, naming the entry, if an entry of config.json does not have the type in Content."""
     _convert(content, Content, path, "")
 
 
 def section(path: Path, content: dict[str, Any], key: str, kind: type[C]) -> C:
     """Return a section of config.json as a configuration.
 
-    Raises CheckpointError, naming the entry, if the section is missing, or if an entry is unknown, of another type or
-    out of its range.
+    Raises CheckpointError, naming the entry, if the section is missing, or if an entry is unknown, of the wrong type or
+    out of range.
     """
     if key not in content:
         raise CheckpointError(f"{path} has no {key!r}")
     known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if unknown := [name for name in content[key] if name not in known]:
-        raise CheckpointError(f"{path}: {key} has an unknown entry {unknown[0]!r}; it may be of a newer admg")
-    found: C = _convert(content[key], kind, path, f"{key}.")
-    return found
+        raise CheckpointError(f"{path}: {key} has an unknown entry {unknown[0]!r}, possibly from a newer admg")
+    config: C = _convert(content[key], kind, path, f"{key}.")
+    return config
 
 
 def _convert(content: Any, kind: Any, path: Path, prefix: str) -> Any:
@@ -63,7 +63,7 @@ def _convert(content: Any, kind: Any, path: Path, prefix: str) -> Any:
         reason, _, place = str(error).partition(" - at `$.")
         name = place.rstrip("`")
         if reason.startswith("Invalid enum value"):
-            reason += f": allowed are {', '.join(map(repr, literals(get_type_hints(kind)[name])))}"
+            reason += f", must be one of {', '.join(map(repr, literals(get_type_hints(kind)[name])))}"
         raise CheckpointError(f"{path}: {prefix}{name}: {reason}" if name else f"{path}: {reason}") from None
     except (ValueError, TypeError, OverflowError) as error:
         raise CheckpointError(f"{path}: bad {prefix.rstrip('.')!r}: {error}") from None

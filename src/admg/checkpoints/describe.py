@@ -23,7 +23,7 @@ from .published import PUBLISHED, PublishedModel
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """What is known about a model.
+    """Facts about a model.
 
     name: name, folder or file of the model
     kind: diffusion model, upsampler or noisy classifier
@@ -65,10 +65,10 @@ def describe(name: str | Path) -> list[ModelDescription]:
     """
     if str(name) in PUBLISHED:
         return [describe_published(PUBLISHED[str(name)])]
-    found = [describe_model(loading.load_any(name), name)]
+    descriptions = [describe_model(loading.load_any(name), name)]
     if str(name) in loading.names() and loading.default_classifier(name):
-        found.append(describe_model(loading.load_classifier(name), name))
-    return found
+        descriptions.append(describe_model(loading.load_classifier(name), name))
+    return descriptions
 
 
 def describe_model(model: Model | Classifier, name: str | Path = "model") -> ModelDescription:
@@ -76,7 +76,7 @@ def describe_model(model: Model | Classifier, name: str | Path = "model") -> Mod
     network = unwrapped(model.network)
     architecture = getattr(network, "config", None)
     if not isinstance(architecture, EncoderConfig):
-        raise ValueError(f"only a network of admg can be described, not {type(network).__name__}")
+        raise ValueError(f"expected a network of admg, got {type(network).__name__}")
     return ModelDescription(
         name=str(name),
         kind=model.kind_name,
@@ -90,7 +90,7 @@ def describe_model(model: Model | Classifier, name: str | Path = "model") -> Mod
 
 
 def describe_published(model: PublishedModel) -> ModelDescription:
-    """Describe a published model from what is known without its file."""
+    """Describe a published model without its file."""
     config, kind = openai.parse(model.flags, model.kind), NETWORK_KINDS[model.kind]
     return ModelDescription(
         name=model.name,

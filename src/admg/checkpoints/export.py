@@ -43,7 +43,7 @@ def export(
     if to == "onnx" or to == "torch-export":
         return to_graph(loaded, out, to)
     if to != "diffusers":
-        raise ValueError(f"unknown library {to!r}: {', '.join(get_args(Library))}")
+        raise ValueError(f"to must be one of {', '.join(get_args(Library))}, got {to!r}")
     if isinstance(loaded, Classifier):
         raise ValueError(
             "diffusers has no noisy classifier: a classifier can only be exported to openai, onnx and torch-export"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export wrote, and what its user must know.
+    """The result of an export, with remarks for its users.
 
     path: folder or file that was written
     notes: one sentence for each feature that the other library lacks or handles differently

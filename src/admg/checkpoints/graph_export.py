@@ -25,7 +25,7 @@ from .networks import unwrapped
 GraphFormat = Literal["onnx", "torch-export"]
 ENDINGS: dict[GraphFormat, str] = {"onnx": ".onnx", "torch-export": ".pt2"}
 METADATA = "admg"
-"""Name of the entry of the file, in JSON, that says what the inputs mean: process, labels, network."""
+"""Name of the JSON entry of the file that describes the inputs: process, labels, network."""
 
 
 def to_graph(model: Model | Classifier, path: Path | str, format: GraphFormat) -> Exported:
@@ -36,21 +36,21 @@ def to_graph(model: Model | Classifier, path: Path | str, format: GraphFormat) -
     W), or the `logits` (N, K) of a classifier. Sampling is up to the program that loads it; the entry "admg" of the
     file has the diffusion process and the labels. ONNX files of more than 2 GB get a second file, PATH.data.
 
-    Raises ValueError if the path has another ending than .onnx or .pt2, if a package is missing, or if the network
+    Raises ValueError if the path does not end with .onnx or .pt2, if a package is missing, or if the network
     cannot be exported.
     """
     path = Path(path)
     if format not in get_args(GraphFormat):
-        raise ValueError(f"unknown format {format!r}: {' or '.join(get_args(GraphFormat))}")
+        raise ValueError(f"format must be {' or '.join(get_args(GraphFormat))}, got {format!r}")
     if path.suffix != ENDINGS[format] or path.is_dir():
-        raise ValueError(f"{path}: the name of a file that ends with {ENDINGS[format]} is needed for {format}")
+        raise ValueError(f"the path must end with {ENDINGS[format]} for {format}, got {path}")
     if format == "onnx":
         _check_packages()
     network = unwrapped(model.network)
     inputs = example_inputs(model)
     text = json.dumps(about(model), ensure_ascii=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with torch.no_grad(), _quiet(), _evaluated(network):
+    with torch.no_grad(), _quiet(), _in_eval_mode(network):
         if format == "onnx":
             _write_onnx(network, inputs, path, text)
         else:
@@ -83,7 +83,7 @@ def example_inputs(model: Model | Classifier) -> dict[str, Tensor]:
 
 
 def about(model: Model | Classifier) -> dict[str, Any]:
-    """Return what a program needs to know of the model besides its graph, in JSON types."""
+    """Return the facts that a program needs besides the graph, in JSON types."""
     config: Any = getattr(unwrapped(model.network), "config", None)
     return {
         "kind": model.kind_name,
@@ -94,7 +94,7 @@ def about(model: Model | Classifier) -> dict[str, Any]:
 
 
 def notes(model: Model | Classifier, inputs: dict[str, Tensor]) -> tuple[str, ...]:
-    """Return what the user of the file must know."""
+    """Return remarks for users of the file."""
     listed = ", ".join(f"{name} {_text(value)}" for name, value in inputs.items())
     result = "logits (N, K)" if isinstance(model, Classifier) else "output, as the network returns it"
     found = [f"inputs: {listed}; result: {result}"]
@@ -133,7 +133,7 @@ def _check_packages() -> None:
 
 
 @contextlib.contextmanager
-def _evaluated(network: nn.Module) -> Iterator[None]:
+def _in_eval_mode(network: nn.Module) -> Iterator[None]:
     training = network.training
     network.eval()
     try:
@@ -144,7 +144,7 @@ def _evaluated(network: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide what the exporters of torch log about packages and axes that do not matter here."""
+    """Hide irrelevant log messages of torch's exporters about packages and axes."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

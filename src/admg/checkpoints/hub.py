@@ -29,7 +29,7 @@ FILES = (
 )  # fmt: skip
 """Files of a model, within its folder of a repository."""
 PICKLES = "diffusion_pytorch_model.bin", "unet/diffusion_pytorch_model.bin"
-"""Weights of diffusers that are only downloaded where there are no others."""
+"""Weights of diffusers that are only downloaded if there are no others."""
 CLIENTS = "httpx", "httpx2", "requests"
 """Packages by which versions of huggingface_hub speak HTTP; their errors are not OSErrors in all of them."""
 AnyModel = TypeVar("AnyModel", bound="Pretrained")
@@ -37,7 +37,7 @@ AnyModel = TypeVar("AnyModel", bound="Pretrained")
 
 @dataclass(frozen=True)
 class HubName:
-    """Where a model is on the Hub.
+    """Location of a model on the Hub.
 
     repo: `user/name` of the repository
     folder: folder of the model within it, or ""
@@ -54,13 +54,13 @@ class HubName:
 
         Raises ValueError for anything else.
         """
-        found = re.fullmatch(r"([\w.-]+/[\w.-]+)((?:/[\w.-]+)*)(?:@([\w./-]+))?", text, re.ASCII)
-        if found is None or re.search(r"(^|/)\.\.?(/|@|$)", text):
+        match = re.fullmatch(r"([\w.-]+/[\w.-]+)((?:/[\w.-]+)*)(?:@([\w./-]+))?", text, re.ASCII)
+        if match is None or re.search(r"(^|/)\.\.?(/|@|$)", text):
             raise ValueError(
-                f"{text!r} is no name of a model on the Hugging Face Hub: user/name, user/name/folder, each with or "
+                f"{text!r} is not a model of the Hugging Face Hub: expected user/name or user/name/folder, with or "
                 "without @revision"
             )
-        return cls(found[1], found[2].strip("/"), found[3])
+        return cls(match[1], match[2].strip("/"), match[3])
 
     def __str__(self) -> str:
         place = f"{self.repo}/{self.folder}" if self.folder else self.repo
@@ -113,7 +113,7 @@ def fetch(name: HubName, access: Access) -> Path:
 
 
 def loaded(name: HubName, load: Callable[[Path], AnyModel], access: Access) -> AnyModel:
-    """Return a model of the Hub, whose provenance names the repository and the commit.
+    """Return a model of the Hub, with the repository and the commit in its provenance.
 
     load: function that reads the folder
 

@@ -25,15 +25,15 @@ Architecture = UNetConfig | ClassifierConfig
 
 MAY_DIFFER = {"image_size", "image_channels", "num_classes", "learn_variance", "small_size", "augment_noise", "dropout",
               "checkpoint", "num_heads", "num_heads_upsample", "head_channels", "new_attention_order"}  # fmt: skip
-"""Fields of an architecture that shapes of weights do not fix, or that follow from the data; attention heads and the
-variance are compared by compatibility.check_pair."""
+"""Fields of an architecture that the shapes of weights do not determine, or that follow from the data; attention heads
+and the variance are compared by compatibility.check_pair."""
 
 
 LOAD: dict[Kind, Callable[[str], Model | Classifier]] = {
     "diffusion": loading.load, "upsampler": loading.load_upsampler, "classifier": loading.load_classifier,
 }  # fmt: skip
 """Functions that load models by name."""
-READ: dict[Kind, Callable[[Path, str | None], Model | Classifier]] = {
+OPENAI_LOADERS: dict[Kind, Callable[[Path, str | None], Model | Classifier]] = {
     "diffusion": openai.load_diffusion, "upsampler": openai.load_upsampler, "classifier": openai.load_classifier,
 }  # fmt: skip
 """Functions that load files in OpenAI's format."""
@@ -44,12 +44,12 @@ class Initial:
     """A model to start training from.
 
     name: name for messages and for the record
-    architecture, diffusion, labels: what its config.json or its flags say
-    training: how it was trained
+    architecture, diffusion, labels: from its config.json or its flags
+    training: provenance
     state: its weights
-    is_known: whether its attention heads and its process are known, which the shapes of a file do not tell
-    by_number: whether labels without a common name are taken to be in the same order, if there are as many: it is not
-        known what they are called
+    is_known: whether its attention heads and its process are known; the shapes of a file do not determine them
+    by_number: whether labels without a common name are assumed to be in the same order, if there are equally many,
+        since their names are unknown
     """
 
     name: str
@@ -67,7 +67,7 @@ class Initial:
         return self.architecture.num_classes > 0
 
     def facts(self, kind: Kind) -> Facts:
-        """Return what has to agree with a run that starts here; what is not known is left out."""
+        """Return the facts that must agree with a run that starts here, without unknown ones."""
         facts = facts_from(self.architecture, self.diffusion, kind, self.name)
         if self.is_known:
             return facts
@@ -88,7 +88,7 @@ def load_initial(init: str | Path | Model | Classifier, kind: Kind, flags: str |
     published = loading.published(name, kind)
     file = None if published else loading.weights_file(name)
     if flags is not None and file is None:
-        raise ValueError(f"init_flags are for a file in OpenAI's format, and the architecture of {name} is known")
+        raise ValueError(f"init_flags applies only to files in OpenAI's format: the architecture of {name} is known")
     if published:
         return _of_model(LOAD[kind](name), kind, name)
     if file:
@@ -103,7 +103,7 @@ def load_initial(init: str | Path | Model | Classifier, kind: Kind, flags: str |
 
 
 def _of_file(file: Path, kind: Kind, name: str, flags: str | None) -> Initial:
-    found = _of_model(READ[kind](file, flags), kind, name)
+    found = _of_model(OPENAI_LOADERS[kind](file, flags), kind, name)
     config = openai.OpenAIConfig(kind, found.architecture, openai.shapes.default_process(found.architecture))
     is_known = flags is not None or openai.families.family_of(config) is not None
     return dataclasses.replace(found, is_known=is_known, by_number=True)
@@ -113,13 +113,13 @@ def _of_model(model: Model | Classifier, kind: Kind, name: str) -> Initial:
     network = unwrapped(model.network)
     own = kind_of(network)
     if own is None or own.name != kind or model.config is None:
-        raise ValueError(f"cannot start from {name}: it is no {NETWORK_KINDS[kind].title} with a DiffusionConfig")
+        raise ValueError(f"cannot start from {name}: it is not a {NETWORK_KINDS[kind].title} with a DiffusionConfig")
     config = cast(Architecture, network.config)
     return Initial(name, config, model.config, model.labels, model.training, network.state_dict())
 
 
 def initial_of_run(folder: Path, kind: Kind, name: str) -> Initial:
-    """Return what the model in a run directory says of itself, for a run that is resumed. It has no weights."""
+    """Return the description of the model in a run directory, for resuming the run. It has no weights."""
     about = native.read_about(folder, kind)
     return Initial(name, cast(Architecture, about.network), about.diffusion, about.labels, about.training)
 
@@ -128,7 +128,7 @@ def initial_of_run(folder: Path, kind: Kind, name: str) -> Initial:
 
 
 def inherited(initial: Initial, kind: type[C], given: Mapping[str, Any], derived: Mapping[str, Any]) -> C:
-    """Return the architecture of a model, with what was given and what follows from the data in their places.
+    """Return the architecture of a model, updated with the given fields and those that follow from the data.
 
     Attention stays at the levels where the model has it, whatever the image size.
 
@@ -147,7 +147,7 @@ def inherited(initial: Initial, kind: type[C], given: Mapping[str, Any], derived
         else:
             agrees = name in MAY_DIFFER or value == own
         if not agrees:
-            raise ValueError(f"network: {name} is {_text(value)}, but {initial.name} has {_text(own)}: leave it out")
+            raise ValueError(f"network: {name} must be {_text(own)}, as in {initial.name}, got {_text(value)}")
     return kind(**{**fields, **{name: given[name] for name in given if name in MAY_DIFFER}, **derived})
 
 

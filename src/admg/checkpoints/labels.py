@@ -15,7 +15,7 @@ from admg.data.listing import nfc
 MOST_BYTES = 100
 """Length of a label in a file name. Names may have 255 bytes, and 143 on encrypted disks."""
 RESERVED = re.compile(r"^(con|prn|aux|nul|com[\d¹²³]|lpt[\d¹²³])\.", re.IGNORECASE)
-"""Names of devices, which Windows takes files such as nul.png for."""
+"""Names of devices on Windows, which would also match files such as nul.png."""
 
 
 class Labels:
@@ -28,9 +28,9 @@ class Labels:
 
     def __init__(self, count: int, names: Sequence[str] = (), aliases: Sequence[Sequence[str]] = ()):
         if names and len(names) != count:
-            raise ValueError(f"{len(names)} label names for {count} labels")
+            raise ValueError(f"there must be {count} label names, got {len(names)}")
         if aliases and len(aliases) != count:
-            raise ValueError(f"{len(aliases)} tuples of aliases for {count} labels")
+            raise ValueError(f"there must be {count} tuples of aliases, got {len(aliases)}")
         self.count = count
         self.names = tuple(map(nfc, names))
         self.aliases = tuple(tuple(nfc(alias).lower() for alias in listed) for listed in aliases)
@@ -79,11 +79,11 @@ class Labels:
     def _number_of_name(self, text: str, numbers_allowed: bool) -> int:
         exact = nfc(text)
         text = exact.strip()
-        found = self._named(exact) or self._named(text)
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise ValueError(f"label {text!r} is ambiguous: {self._listed(found)}")
+        matches = self._named(exact) or self._named(text)
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            raise ValueError(f"label {text!r} is ambiguous: {self._listed(matches)}")
         if text.isdecimal() and int(text) < self.count:
             if numbers_allowed:
                 return int(text)
@@ -137,18 +137,18 @@ def file_name(label: str) -> str:
 
 def file_names(labels: Iterable[str]) -> dict[str, str]:
     """Return the beginning of a file name for each label, different for different labels, whatever the case."""
-    found: dict[str, str] = {}
+    result: dict[str, str] = {}
     taken: set[str] = set()
     for label in dict.fromkeys(labels):
         name, count = file_name(label), 1
         while name.casefold() in taken:
             count += 1
             name = f"{file_name(label)}~{count}"
-        found[label] = name
+        result[label] = name
         taken.add(name.casefold())
-    return found
+    return result
 
 
 def _is_mark(letter: str) -> bool:
-    """Whether this belongs to the letter before it, as vowels do in Hindi and Thai."""
+    """Whether this character combines with the letter before it, like vowels in Hindi and Thai."""
     return unicodedata.category(letter).startswith("M")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from importlib.resources import files
 from importlib.util import find_spec
@@ -174,7 +175,7 @@ def published(name: str | Path, kind: Kind) -> PublishedModel | None:
     if model and model.kind != kind:
         use = {"diffusion": "admg sample", "upsampler": "admg upsample", "classifier": "--classifier"}[model.kind]
         raise ValueError(
-            f"{name} is a published {NETWORK_KINDS[model.kind].title}, and a model of kind {kind!r} is needed: "
+            f"expected a model of kind {kind!r}, but {name} is a published {NETWORK_KINDS[model.kind].title}: "
             f"use it with {use}"
         )
     return model
@@ -209,7 +210,7 @@ def find(name: str | Path, part: str) -> Path:
     hint = f"did you mean {' or '.join(map(repr, similar))}? " if similar else ""
     raise ValueError(
         f"unknown model {str(name)!r}: {hint}shipped models are {', '.join(names())}; `admg models` lists the "
-        "published ones; a checkpoint folder, a file of weights or hf:user/name (Hugging Face Hub) may be given, too"
+        "published ones; checkpoint folders, files of weights and hf:user/name (Hugging Face Hub) are also accepted"
     )
 
 
@@ -218,8 +219,23 @@ def check_only_shipped(name: Path | str) -> None:
     folder = Path(name)
     if any((folder / part).is_file() for part in ("config.json", "model/config.json", "model_index.json")):
         raise ValueError(
-            f"{name} is a shipped model, and the folder ./{name} holds a model, too: give ./{name}, or rename it"
+            f"{name} is a shipped model, but the folder ./{name} also holds a model: pass ./{name}, or rename it"
         )
+
+
+def as_model(model: Model | str | Path) -> Model:
+    """Return the model. If it is a name or a path, load it, and record the name in its provenance."""
+    return named(load(model), model) if isinstance(model, str | Path) else model
+
+
+def named(model: Model, name: str | Path) -> Model:
+    """Return the model with the name that it was loaded by in its provenance."""
+    return dataclasses.replace(model, training={**model.training, "name": str(name)})
+
+
+def name_of(model: Model) -> str:
+    """Return the name that a model was loaded by, or ""."""
+    return str(model.training.get("name", ""))
 
 
 def _similar(name: str) -> list[str]:

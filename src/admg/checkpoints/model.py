@@ -23,8 +23,8 @@ from .provenance import label_dropout
 
 SMALL_BATCH = 16  # images that do not fill a GPU
 NOT_KNOWN = (
-    "it is not known whether this model was ever trained without labels, as unconditional predictions need "
-    "(classifier-free guidance, --unconditional, images without a label)"
+    "it is not known whether this model was ever trained without labels, which unconditional predictions need "
+    "(classifier-free guidance, unconditional=True, images without a label)"
 )
 
 
@@ -66,7 +66,7 @@ class Model(Pretrained):
 
     @property
     def conditional(self) -> bool:
-        """Whether the network takes labels: `takes_labels` if it is given, or else what the network says."""
+        """Whether the network takes labels: `takes_labels` if it is given, else inferred from the network."""
         if self.takes_labels is not None:
             return self.takes_labels
         inferred = takes_labels(self.network)
@@ -95,7 +95,7 @@ class Model(Pretrained):
             return
         raise ValueError(
             f"{self.training.get('name') or 'this model'} was never trained without labels, so it has no unconditional "
-            "prediction (classifier-free guidance, --unconditional, images without a label): train with label dropout"
+            "prediction (classifier-free guidance, unconditional=True, images without a label): use label dropout"
         )
 
     @property
@@ -124,12 +124,12 @@ class Model(Pretrained):
     def respace(self, spec: int | str) -> Model:
         """Return the model with fewer steps and the same network; see NoiseSchedule.respace.
 
-        spec: "tuned5" is the five steps that `admg tune-steps` has found for this model
+        spec: "tuned5" selects the five steps that `admg tune-steps` found for this model
         """
         return dataclasses.replace(self, diffusion=self.diffusion.respace(self.explicit(spec)))
 
     def explicit(self, spec: int | str) -> int | str:
-        """Return a respacing such as "tuned5" as the steps that were found for this model, and any other as it is.
+        """Return the steps found for this model for a respacing such as "tuned5", and any other respacing unchanged.
 
         Raises ValueError if no such number of steps was found.
         """
@@ -238,7 +238,7 @@ def one_call_is_faster(x: Images) -> bool:
 
 
 def content_of(model: Model | Classifier) -> dict[str, Any]:
-    """Return what the config.json of a model says, without checksums. Raises ValueError if it cannot be saved."""
+    """Return the content of config.json for a model, without checksums. Raises ValueError if it cannot be saved."""
     return native.with_format(native.content_of(tuple(NETWORK_KINDS), _parts(model)))
 
 

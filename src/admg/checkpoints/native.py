@@ -22,12 +22,12 @@ from admg.diffusion.config import DiffusionConfig
 from admg.diffusion.gaussian import Diffusion
 from admg.disk import cannot_write
 from admg.files import atomic, is_being_replaced, sha256
-from admg.models.unet import EncoderConfig, attended
+from admg.models.unet import EncoderConfig, effective_attention_resolutions
 
 from . import card
 from .config_file import check_types, read_json, section
 from .labels import Labels
-from .networks import NETWORK_KINDS, Kind, kind_of
+from .networks import NETWORK_KINDS, Kind, check_as_configured, kind_of
 from .weights import CheckpointError, DamagedError, build_network, check_values, compare, shapes_in, shapes_of
 
 FORMAT = "admg"
@@ -40,7 +40,7 @@ READS = 20
 
 @dataclass(frozen=True)
 class Parts:
-    """What a checkpoint of any kind holds; the fields are those of Model and Classifier."""
+    """The content of a checkpoint of any kind; the fields are those of Model and Classifier."""
 
     network: nn.Module
     diffusion: Diffusion
@@ -55,7 +55,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class About:
-    """What config.json says of a checkpoint: everything but the weights."""
+    """The content of config.json: everything except the weights."""
 
     kind: Kind
     network: EncoderConfig
@@ -77,15 +77,16 @@ def save(folder: Path | str, kinds: Sequence[Kind], parts: Parts, dtype: torch.d
     content, network = content_of(kinds, parts), parts.network
     expected = shapes_of(NETWORK_KINDS[content["kind"]].network, network.config)
     compare("the network to save", expected, shapes_in(network.state_dict()))
+    check_as_configured(network)
     write(folder, content, network, dtype)
 
 
 def content_of(kinds: Sequence[Kind], parts: Parts) -> dict[str, Any]:
-    """Return what config.json says of a checkpoint, without format and checksums. Raises ValueError as `save` does."""
+    """Return the content of config.json, without format and checksums. Raises ValueError as `save` does."""
     kind = kind_of(parts.network)
     if kind is None or kind.name not in kinds:
         allowed = " or ".join(NETWORK_KINDS[name].network.__name__ for name in kinds)
-        raise ValueError(f"only a {allowed} can be saved as a native checkpoint, not a {type(parts.network).__name__}")
+        raise ValueError(f"a native checkpoint needs a {allowed}, got a {type(parts.network).__name__}")
     if parts.config is None:
         raise ValueError("only a model with its DiffusionConfig can be saved as a native checkpoint")
     if not parts.config.describes(parts.diffusion):
@@ -102,7 +103,7 @@ def content_of(kinds: Sequence[Kind], parts: Parts) -> dict[str, Any]:
 def load(folder: Path | str, *kinds: Kind) -> Parts:
     """Read a checkpoint of one of these kinds, in float32 and eval mode. Raises CheckpointError if it is unusable.
 
-    A checkpoint that a training run is just replacing is read as it was before, or as it is afterwards.
+    If a training run is replacing the checkpoint, either the old or the new one is read.
     """
     for _ in range(READS - 1):
         before = _identity(folder)
@@ -116,7 +117,7 @@ def load(folder: Path | str, *kinds: Kind) -> Parts:
 
 
 def _identity(folder: Path | str) -> list[tuple[int, int, int]]:
-    """Return what shows whether the files of a checkpoint have been replaced."""
+    """Return metadata that change if the files of a checkpoint are replaced."""
     with suppress(OSError):
         found = [(Path(folder) / name).stat() for name in sorted(FILES)]
         return [(status.st_ino, status.st_size, status.st_mtime_ns) for status in found]
@@ -152,15 +153,17 @@ def read_about(folder: Path | str, *kinds: Kind) -> About:
 
 
 def _as_trained(content: dict[str, Any]) -> dict[str, Any]:
-    """Return the contents with the sides that have attention in the weights, where others were recorded too.
+    """Return the contents with only those sides of attention that exist in the weights.
 
     Older checkpoints may have sides that match no level, and no attention there.
     """
     network: Any = content.get("network")
     try:
-        sides = attended(network["attention_resolutions"], network["image_size"], len(network["channel_mult"]))
+        sides = effective_attention_resolutions(
+            network["attention_resolutions"], network["image_size"], len(network["channel_mult"])
+        )
         return content | {"network": network | {"attention_resolutions": sides}}
-    except (KeyError, TypeError, ZeroDivisionError):  # section() says what is wrong
+    except (KeyError, TypeError, ZeroDivisionError):  # section() raises an error for them
         return content
 
 
@@ -204,11 +207,15 @@ def write(folder: Path | str, config: dict[str, Any], network: nn.Module, dtype:
     check_target(folder)
     state = {k: v.detach().to("cpu", dtype).contiguous() for k, v in network.state_dict().items()}
     check_values(f"the network for {folder}", state)
+    own: dict[int, str] = {}
+    for name, value in state.items():  # safetensors stores no tensor twice, as tied weights are
+        if own.setdefault(value.untyped_storage().data_ptr(), name) != name:
+            state[name] = value.clone()
     with atomic(folder, durable=True) as temporary:
         temporary.mkdir()
         try:
             save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
-        except SafetensorError as error:  # which it raises for a full disk
+        except SafetensorError as error:  # raised for a full disk
             raise cannot_write(Path(folder), temporary, error) from None
         about = {**with_format(config), "sha256": sha256(temporary / "model.safetensors")}
         write_json(temporary / CONFIG, about, indent=2)
@@ -217,7 +224,7 @@ def write(folder: Path | str, config: dict[str, Any], network: nn.Module, dtype:
 
 
 def with_format(config: dict[str, Any]) -> dict[str, Any]:
-    """Return what config.json says, with the format that it is recognised by."""
+    """Return the content of config.json, with the format that identifies it."""
     return {"format": FORMAT, "version": VERSION, **config}
 
 
@@ -242,7 +249,7 @@ def read_config(folder: Path | str, *kinds: str) -> dict[str, Any]:
     folder = Path(folder)
     path = folder / "config.json"
     if not folder.is_dir():
-        problem = "is a file; a checkpoint is" if folder.exists() else "does not exist; expected"
+        problem = "is a file; expected" if folder.exists() else "does not exist; expected"
         raise CheckpointError(f"{folder} {problem} a folder with config.json and model.safetensors")
     if not path.is_file():
         raise CheckpointError(f"{folder} has no config.json, so it is not an admg checkpoint")
@@ -263,7 +270,7 @@ def read_config(folder: Path | str, *kinds: str) -> dict[str, Any]:
         raise DamagedError(damaged(path))
     if kinds and config.get("kind") not in kinds:
         needed = " or ".join(map(repr, kinds))
-        raise CheckpointError(f"{folder} holds a {config.get('kind')!r} checkpoint where a {needed} one is needed")
+        raise CheckpointError(f"expected a {needed} checkpoint, but {folder} holds a {config.get('kind')!r} one")
     return config
 
 
@@ -282,19 +289,19 @@ def verify(folder: Path | str) -> bool:
 
 def _check_weights(path: Path, checksum: str | None, opened: Path | None = None) -> None:
     if checksum is not None and sha256(opened or path) != checksum:
-        raise DamagedError(f"{path} is damaged: its SHA-256 is not the one in config.json")
+        raise DamagedError(f"{path} is damaged: its SHA-256 differs from config.json")
 
 
 @contextmanager
 def verified_state(folder: Path | str, checksum: str | None) -> Iterator[dict[str, Tensor]]:
-    """Context manager of the memory-mapped weights. If it raises, what was made of them must not be used.
+    """Context manager of the memory-mapped weights. If it raises, do not use anything computed from them.
 
     Another thread computes their checksum while the context runs.
 
     checksum: their SHA-256 by config.json, or None if it has none
 
-    Raises CheckpointError if they are missing, truncated, damaged or unreadable. If they are damaged, this is the error
-    that is raised, whatever else has gone wrong in the context.
+    Raises CheckpointError if they are missing, truncated, damaged or unreadable. If they are damaged, this error
+    takes precedence over any other error in the context.
     """
     path = Path(folder) / "model.safetensors"
     if not path.is_file():
@@ -302,7 +309,7 @@ def verified_state(folder: Path | str, checksum: str | None) -> Iterator[dict[st
     before = _identity(folder)
     try:
         with path.open("rb") as file, ThreadPoolExecutor(1) as pool:
-            opened = Path(f"/proc/self/fd/{file.fileno()}")  # the same file, even if another one takes its place
+            opened = Path(f"/proc/self/fd/{file.fileno()}")  # the same file, even if it is replaced
             opened = opened if opened.exists() else path
             checked = pool.submit(_check_weights, path, checksum, opened)
             try:

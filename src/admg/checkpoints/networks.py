@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from admg.engine.acceleration import Accelerated
@@ -15,6 +16,8 @@ from admg.models import ClassifierConfig, NoisyClassifier, SuperResConfig, Super
 from admg.models.unet import EncoderConfig
 
 Kind = Literal["diffusion", "upsampler", "classifier"]
+NOT_COMPARED = frozenset({"training", "checkpoint", "p", "inplace"})
+"""Attributes of modules that leave the outputs of a trained network unchanged."""
 
 
 @dataclass(frozen=True)
@@ -98,10 +101,38 @@ def _accepts_y(function: Callable[..., Any]) -> bool | None:
 # -- checks ----------------------------------------------------------------------------------------------------------
 
 
-def check_labels(network: Callable[..., Any], stated: bool | None, count: int) -> None:
-    """Check that a network takes labels as it is said to, and knows as many labels as are used.
+def check_as_configured(network: nn.Module) -> None:
+    """Check that a network of ours consists of the layers that its config describes, since nothing else is stored.
 
-    stated: whether the network is said to take labels; None if nothing is said
+    Names and types of modules are compared, and their plain attributes (padding_mode, eps, ...); hooks are not.
+
+    Raises ValueError if they differ.
+    """
+    own: Any = network
+    with torch.device("meta"):
+        expected = type(own)(own.config)
+    layers, known = dict(own.named_modules()), dict(expected.named_modules())
+    if unknown := [*(layers.keys() ^ known.keys())]:
+        verb = "is not" if unknown[0] in layers else "is"
+        raise ValueError(f"the network cannot be stored: the layer {unknown[0]!r} {verb} part of its config")
+    for name, layer in known.items():
+        found, attributes = vars(layers[name]), vars(layer)
+        where = f"the network cannot be stored: its layer {name!r}" if name else "the network cannot be stored: it"
+        if type(layers[name]) is not type(layer):
+            kinds = type(layers[name]).__name__, type(layer).__name__
+            raise ValueError(f"{where} is a {kinds[0]}, and a {kinds[1]} in its config")
+        if "forward" in found:
+            raise ValueError(f"{where} has a forward function of its own")
+        for key, value in attributes.items():
+            plain = isinstance(value, int | float | str | tuple | None) and not key.startswith("_")
+            if plain and key not in NOT_COMPARED and found.get(key) != value:
+                raise ValueError(f"{where} has {key}={found.get(key)!r}, and its config {value!r}")
+
+
+def check_labels(network: Callable[..., Any], stated: bool | None, count: int) -> None:
+    """Check that a network takes labels as stated, and has as many labels as are used.
+
+    stated: whether the network takes labels according to the user; None if not stated
     count: number of labels that it is conditioned on; 0 for none
 
     Raises ValueError if the network contradicts it.
@@ -113,18 +144,18 @@ def check_labels(network: Callable[..., Any], stated: bool | None, count: int) -
     if stated and takes_labels(network) is False:
         raise ValueError(f"takes_labels=True contradicts the network: {_name(network)}.forward has no parameter y")
     if classes and count > classes:
-        raise ValueError(f"the network is conditioned on {classes} labels, and there are {count}")
+        raise ValueError(f"the network is conditioned on {classes} labels, but there are {count}")
 
 
 def check_classifier(network: Callable[..., Any], count: int) -> None:
     """Check that a network is called as `network(x, timesteps)` and has a class for each of `count` labels.
 
-    Raises ValueError if it is known that it does not.
+    Raises ValueError if it is known not to.
     """
     check_arguments(network, "x", "timesteps")
     classes = num_classes(network)
     if classes is not None and count > classes:
-        raise ValueError(f"the classifier has {classes} classes, and there are {count} labels")
+        raise ValueError(f"the classifier has {classes} classes, but there are {count} labels")
 
 
 def num_classes(network: Callable[..., Any]) -> int | None:

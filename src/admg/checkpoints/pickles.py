@@ -2,7 +2,7 @@
 
 A pickle can name any function of Python and have it called. torch's own restricted unpickler (`weights_only=True`)
 builds tensors and plain containers, and refuses every other name. Training code often saves such names beside the
-weights: argparse.Namespace, NumPy numbers, configurations. `load_inert` gives torch a class that does nothing for each.
+weights: argparse.Namespace, NumPy numbers, configurations. `load_inert` replaces each by a class that does nothing.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from admg.config import printable
 
 from .weights import CheckpointError, DamagedError
 
-READ = 1 << 20
+CHUNK_BYTES = 1 << 20
 MAX_NAMES = 100  # the file is read once more for each name
 _UNKNOWN = re.compile(r"Unsupported global: GLOBAL (\S+) was not an allowed global")
 _CONTAINER = re.compile(r"Can only (SETITEM|append|extend)[^\n]* but got <class '([^'\s]+)'>")
 
 
 class Inert:
-    """In place of an object of an unknown class or of the result of an unknown function: it holds and does nothing."""
+    """Placeholder of an object of an unknown class or of the result of an unknown function: it does nothing."""
 
     __slots__ = ()
 
@@ -101,7 +101,7 @@ def load_inert(path: Path, mmap: bool = False) -> Any:
 def check_members(path: Path) -> None:
     """Compare the parts of a file of torch.save with their CRC-32, which torch.load does not.
 
-    Raises DamagedError if one is another. Whatever else is wrong with the zip, torch.load says.
+    Raises DamagedError if a checksum differs. Other errors in the archive are reported by torch.load.
     """
     try:
         with zipfile.ZipFile(path) as file:
@@ -110,12 +110,12 @@ def check_members(path: Path) -> None:
                 return
             for entry in entries:
                 with file.open(entry) as member:
-                    while entry.CRC and member.read(READ):  # it is 0 if none was written
+                    while entry.CRC and member.read(CHUNK_BYTES):  # it is 0 if none was written
                         pass
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         if "Bad CRC-32" in str(error):
             part = printable(entry.filename)
-            raise DamagedError(f"{path} is damaged: {part} in it has another checksum than when written") from None
+            raise DamagedError(f"{path} is damaged: the checksum of {part} does not match") from None
 
 
 def _load(path: Path, mmap: bool) -> Any:
@@ -145,13 +145,13 @@ def _named(base: type[Inert], name: str) -> type[Inert]:
     return type(own, (base,), {"__slots__": (), "__module__": module, "__qualname__": own})
 
 
-def name_of(value: Inert) -> str:
+def qualified_name(value: Inert) -> str:
     """Return the name of the class or function that the file has where `value` stands."""
     return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
 def refused_objects(name: str) -> str:
-    """Return why a file is refused whose content is an object of this class or function."""
+    """Return the reason for refusing a file whose content is an object of this class or function."""
     return (
         f"holds Python objects ({name}), not only tensors, and could run any code when it is opened: refused; if "
         "you trust the file, save only its state_dict()"
@@ -165,8 +165,8 @@ def _refused(path: Path, message: str) -> str:
             "has a pickle_protocol that cannot be read without running code: refused; if you trust the file, load it "
             "and save it again without that argument"
         )
-    found = re.search(r"(?:GLOBAL|global|class|function) ([\w.]*\w\.\w+)", message)
-    return refused_objects(found[1]) if found else "is damaged or not a .pt file that holds only tensors: refused"
+    match = re.search(r"(?:GLOBAL|global|class|function) ([\w.]*\w\.\w+)", message)
+    return refused_objects(match[1]) if match else "is damaged or not a .pt file that holds only tensors: refused"
 
 
 def _damaged(error: Exception) -> str:

@@ -1,29 +1,38 @@
-"""What the "training" section of a checkpoint says about how its network was trained."""
+"""The "training" section of a checkpoint: the provenance of its network."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from importlib import metadata
 from typing import Any
 
 DEFAULT_DROPOUT = 0.1
-"""Share that `admg train` dropped by default before checkpoints recorded it."""
+"""Default share of labels dropped by `admg train` before checkpoints recorded it."""
 
 
 MEASURED = re.compile(r"(train|val)_(loss|accuracy)(_t\d+)?|fd|fid")
-"""Names of what training measures with the averaged weights."""
+"""Names of measurements of the averaged weights during training."""
+
+
+def installed_version() -> str:
+    """Return the version of this package, or "" if it runs without being installed."""
+    try:
+        return metadata.version("admg")
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def without(training: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    """Return the section without these entries, and without what was measured with the weights that it was made for."""
+    """Return the section without these entries, and without measurements of its original weights."""
     return {k: v for k, v in training.items() if k not in names and not MEASURED.fullmatch(k)}
 
 
 def label_dropout(training: Mapping[str, Any]) -> float | None:
     """Return the share of images that a network was trained on without their label; None if it is not known.
 
-    It is recorded as "label_dropout", and before that in the command of `admg train`. A network that was trained on
-    from other weights counts with these too: once trained without labels, it has an unconditional prediction.
+    It is recorded as "label_dropout", and before that in the command of `admg train`. The training of initial
+    weights also counts: once trained without labels, a network has an unconditional prediction.
     """
     recorded = training.get("label_dropout")
     own = float(recorded) if isinstance(recorded, int | float) else _of_command(str(training.get("command", "")))
@@ -35,7 +44,7 @@ def label_dropout(training: Mapping[str, Any]) -> float | None:
 
 
 def _of_command(command: str) -> float | None:
-    """Return the share of a command of `admg train` or `admg train-upsampler`; None of anything else."""
+    """Return the share in a command of `admg train` or `admg train-upsampler`; None for anything else."""
     if not re.match(r"admg train(-upsampler)? ", command):
         return None
     named = re.search(r"--label-dropout[ =]([\d.eE+-]+)", command)

@@ -26,11 +26,11 @@ HEADS = {"attention": "out.2.c_proj", "adaptive": "out.3", "spatial": "out.2", "
 
 @dataclass
 class Transfer:
-    """What a network took over.
+    """The result of a transfer of weights.
 
-    kept: number of tensors that it has unchanged
+    kept: number of unchanged tensors
     remade: how each of the others was made
-    dropped: tensors that the network has no use for
+    dropped: tensors without a counterpart in the network
     """
 
     kept: int = 0
@@ -38,12 +38,12 @@ class Transfer:
     dropped: list[str] = field(default_factory=list)
 
     def record(self) -> dict[str, Any]:
-        """Return what happened in JSON types."""
+        """Return the result in JSON types."""
         return {"kept": self.kept, "remade": self.remade, "dropped": self.dropped}
 
 
-def describe(init: Mapping[str, Any]) -> str:
-    """Return what a run took over in one line, from the entry "init" of its provenance; "" if that does not say."""
+def initialisation_text(init: Mapping[str, Any]) -> str:
+    """Return one line about the transfer to a run, from the entry "init" of its provenance; "" if that has none."""
     start = init.get("start")
     if not start:
         return ""
@@ -55,7 +55,7 @@ def describe(init: Mapping[str, Any]) -> str:
 
 
 def transfer(initial: Initial, network: nn.Module, labels: Labels) -> Transfer:
-    """Fill a network with the weights of a model of the same kind, and return what became of them.
+    """Fill a network with the weights of a model of the same kind, and return a record of the transfer.
 
     Rows of labels are matched by name. Labels without a match start from the mean of all rows, or from 0 if the model
     has no labels. Between 1 and C channels, a grey image is treated as the mean of the C channels: from 1 to C, the
@@ -71,7 +71,7 @@ def transfer(initial: Initial, network: nn.Module, labels: Labels) -> Transfer:
     if rows and initial.takes_labels and not any(row is not None for row in rows) and in_order(labels, initial):
         rows = list(range(labels.count))
         warnings.warn(
-            f"the labels of {initial.name} are taken to be those of this run, in the same order", stacklevel=1
+            f"assuming that the labels of {initial.name} are those of this run, in the same order", stacklevel=1
         )
     new: dict[str, Tensor] = {}
     for name, value in ours.items():
@@ -142,7 +142,7 @@ def _unambiguous(texts: Iterable[Iterable[str]]) -> dict[str, int]:
 
 
 def in_order(labels: Labels, initial: Initial) -> bool:
-    """Whether labels without a common name may be the same ones: as many, and not known by name in both."""
+    """Whether labels without a common name may be equal: equally many, and not known by name in both."""
     unnamed = initial.by_number or not (labels.names and initial.labels.names)
     return unnamed and labels.count == initial.labels.count
 
@@ -153,8 +153,8 @@ def _relabelled(new: Tensor, old: Tensor | None, rows: Sequence[int | None]) -> 
     if list(rows) == list(range(len(old))):
         return None
     mean = old.mean(0)
-    found = sum(row is not None for row in rows)
-    text = f"{found} of {len(rows)} labels by name" + ("" if found == len(rows) else ", the others from the mean")
+    matched = sum(row is not None for row in rows)
+    text = f"{matched} of {len(rows)} labels by name" + ("" if matched == len(rows) else ", the others from the mean")
     return torch.stack([mean if row is None else old[row] for row in rows]), text
 
 

@@ -1,4 +1,4 @@
-"""Steps that were found for a model, see generation/step_search.py: how config.json keeps and sampling uses them."""
+"""Tuned steps of a model, see generation/step_search.py: stored in config.json and used by sampling."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KEY = "tuned_steps"
 
 
 def explicit(spec: int | str, training: Mapping[str, Any], kind: str = "model") -> int | str:
-    """Return a respacing "tunedN" as the steps that a model's "training" section has, and any other as it is.
+    """Return the steps in a model's "training" section for a respacing "tunedN", and any other respacing unchanged.
 
     kind: "model" or "upsampler", for which steps cannot be tuned
 
@@ -30,18 +30,18 @@ def explicit(spec: int | str, training: Mapping[str, Any], kind: str = "model") 
     named = re.fullmatch(r"\s*tuned0*([1-9]\d*)\s*", spec, re.ASCII) if isinstance(spec, str) else None
     if named is None:
         return spec
-    found = training.get(KEY)
-    entry = found.get(named[1]) if isinstance(found, Mapping) else None
+    tuned = training.get(KEY)
+    entry = tuned.get(named[1]) if isinstance(tuned, Mapping) else None
     steps = entry.get("steps") if isinstance(entry, Mapping) else None
     if not isinstance(steps, str) or steps.count("+") + 1 != int(named[1]) or not steps.startswith("at"):
-        known = ", ".join(f"tuned{count}" for count in sorted(found, key=str)) if isinstance(found, Mapping) else ""
+        known = ", ".join(f"tuned{count}" for count in sorted(tuned, key=str)) if isinstance(tuned, Mapping) else ""
         hint = "" if kind == "upsampler" else "; `admg tune-steps` finds some"
         raise ValueError(f"steps {spec!r}: this {kind} has {known or 'no tuned steps'}{hint}")
     return steps
 
 
 def digest(folder: Path | str) -> str:
-    """Return what identifies the weights of a checkpoint, for `store`. Raises CheckpointError if it cannot be used."""
+    """Return a digest of the weights of a checkpoint, for `store`. Raises CheckpointError if it cannot be used."""
     return _digest(read_config(folder))
 
 
@@ -53,7 +53,7 @@ def _digest(content: Mapping[str, Any]) -> str:
 def store(folder: Path | str, found: Mapping[int, Mapping[str, Any]], found_for: str | None = None) -> None:
     """Add steps to the config.json of a checkpoint, by their number.
 
-    found_for: `digest` of the checkpoint that the steps were found for
+    found_for: `digest` of the checkpoint for which the steps were found
 
     Raises CheckpointError if the checkpoint cannot be used, or if it was replaced by another since then.
     """

@@ -18,7 +18,7 @@ Shapes = dict[str, tuple[int, ...]]
 Network = TypeVar("Network", bound=nn.Module)
 FILLS = {getattr(of, name) for of in (init, Tensor) for name in ("uniform_", "normal_")}
 FILLS |= {init.kaiming_uniform_, init.constant_, Tensor.fill_, Tensor.zero_, Tensor.div, Tensor.__truediv__}
-"""What initialises weights, and keeps their shape."""
+"""Functions that initialise weights in place."""
 _DIGESTS: ContextVar[dict[int, tuple[nn.Module, str]] | None] = ContextVar("digests", default=None)
 
 
@@ -27,7 +27,7 @@ class CheckpointError(ValueError):
 
 
 class DamagedError(CheckpointError):
-    """The file of a checkpoint is not as it was written: truncated, or with other bytes."""
+    """The file of a checkpoint is truncated or corrupted."""
 
 
 def build_network(network_type: type[nn.Module], config: Any, state: dict[str, Tensor], source: Path | str) -> Any:
@@ -55,7 +55,7 @@ def shapes_in(state: dict[str, Tensor]) -> Shapes:
 
 
 def check_state(source: Path | str, state: dict[str, Tensor], network: nn.Module) -> None:
-    """Raise CheckpointError if names or shapes are not those of the network, or values no finite floats."""
+    """Raise CheckpointError if names or shapes are not those of the network, or values are not finite floats."""
     compare(source, shapes_in(network.state_dict()), shapes_in(state))
     check_values(source, state)
 
@@ -71,8 +71,8 @@ def check_values(source: Path | str, state: dict[str, Tensor]) -> None:
     for name, value in state.items():
         if not is_plain(value):
             layout = "" if value.layout is torch.strided else " and sparse"
-            raise CheckpointError(f"{source} has {name} as {value.dtype}{layout}: weights are floating-point numbers")
-        if not value.is_meta and not is_finite(value):
+            raise CheckpointError(f"{source}: weights must be floating-point, got {name} as {value.dtype}{layout}")
+        if not value.is_meta and not is_finite(value.float()):  # as it is loaded
             raise CheckpointError(f"{source} has NaN or infinite numbers in {name}")
 
 
@@ -88,7 +88,7 @@ def is_plain(value: Tensor) -> bool:
 
 
 def check_stored(name: str, value: Tensor, size: int) -> None:
-    """Raise CheckpointError if a tensor of a file of this size is larger than what the file stores of it."""
+    """Raise CheckpointError if a tensor is larger than its stored bytes in a file of this size."""
     stored = 0 if value.device.type == "meta" else min(value.untyped_storage().nbytes(), size)
     if value.nbytes > stored:
         raise CheckpointError(f"is damaged: it stores {stored} bytes of {name}, which has shape {tuple(value.shape)}")
@@ -104,13 +104,13 @@ def digest_of(network: nn.Module) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     if kept is not None:
-        kept[id(network)] = network, digest.hexdigest()  # the network, so that no other gets its id
+        kept[id(network)] = network, digest.hexdigest()  # keeps the network alive, so that its id is not reused
     return digest.hexdigest()
 
 
 @contextmanager
-def digests_kept() -> Iterator[None]:
-    """Context in which the weights of no network change, and each is hashed once. Usable as decorator."""
+def cached_digests() -> Iterator[None]:
+    """Context in which no weights change, and each network is hashed once. Usable as decorator."""
     token = _DIGESTS.set({} if _DIGESTS.get() is None else _DIGESTS.get())
     try:
         yield

@@ -1,4 +1,4 @@
-"""`admg data`: what can be done with data sets."""
+"""`admg data`: commands for data sets."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ EXAMPLES = """  admg data info photos
   admg data pack photos --image-size 64 --out photos-64.zip
   admg train --data photos-64.zip --image-size 64 --out runs/photos"""
 
-TEXT = f"""Look at data sets, and pack them for training.
+TEXT = f"""Inspect data sets, and pack them for training.
 
 commands (admg data COMMAND --help lists the options):
-  info    show what a data set holds: images, sizes, classes, damaged files
+  info    show the contents of a data set: images, sizes, classes, damaged files
   pack    write a data set, resized once, as the zip of EDM's dataset tool
 
 examples:
@@ -20,7 +20,7 @@ examples:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Look at data sets (admg data info), and pack them for training (admg data pack)."""
+    """Inspect data sets (admg data info), and pack them for training (admg data pack)."""
 
 
 def run(options: Options) -> None:

@@ -1,4 +1,4 @@
-"""`admg data info`: what a data set holds."""
+"""`admg data info`: the contents of a data set."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from admg.data.labelling import LabelSource
 EXAMPLES = """  admg data info photos
   admg data info imagenet-256.zip --verify full      # decodes every image
   admg data info "shards/train-{000..099}.tar\""""
-SHOWN = 20
+MAX_LISTED = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Options:
 
     path: data set, in any form that admg train --data accepts
     labels: labels of a folder or archive, see --labels of admg train
-    split: which part of the data to read, if it has both
+    split: part of the data to read, if it has both
     verify: headers (read the headers of the images) or full (decode them, which also finds damaged ones)
     all: list all classes and all files that are not images, instead of the first 20
     """
@@ -38,7 +38,7 @@ class Options:
 
 def run(options: Options) -> None:
     found = survey(options.path, labels=options.labels, split=options.split, verify=options.verify)
-    print("\n".join(lines(found, options.path, options.verify, None if options.all else SHOWN)))
+    print("\n".join(lines(found, options.path, options.verify, None if options.all else MAX_LISTED)))
 
 
 def lines(found: Survey, path: str, verify: str, most: int | None) -> Iterator[str]:

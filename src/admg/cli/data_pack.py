@@ -18,7 +18,7 @@ from admg.data.decoding import Frames
 from admg.data.labelling import LabelSource
 from admg.data.pack import check_target
 from admg.data.scan import Verify
-from admg.data.workers import MOST_WORKERS
+from admg.data.workers import MAX_WORKERS
 from admg.models import UNetConfig
 
 from .tables import size_text
@@ -32,12 +32,12 @@ EXAMPLES = """  admg data pack photos --image-size 64 --out photos-64.zip
 class Options:
     """Write a data set, resized once, as the zip of StyleGAN's and EDM's dataset tools.
 
-    Training on the zip is as on the source, and several times as fast if the source has large photographs. The images
-    are resized as guided-diffusion does: halved by box filters while they are twice as large, then a bicubic step and a
-    crop of the centre. Folders named by WordNet ids (n01440764) become ImageNet's labels with the published numbers and
-    names. When the command is started again, it continues where it stopped, and the zip is the same to the byte.
+    Training on the zip gives the same result as on the source, and is several times as fast for large photographs. The
+    images are resized as guided-diffusion does: halved by box filters while they are twice as large, then a bicubic
+    step and a crop of the centre. Folders named by WordNet ids (n01440764) become ImageNet's labels with the published
+    numbers and names. An interrupted command continues when it is started again, and the zip is the same to the byte.
 
-    source: data set: anything that --data of admg train takes
+    source: data set: anything that --data of admg train accepts
     image_size: side of the images in pixels
     out: file to write, which ends in .zip
     fit: fitting of other sizes: resize scales the shorter side to the image size, pad adds a border
@@ -48,7 +48,7 @@ class Options:
     split: part of the data, where it has both
     labels: labels of a folder or archive, see --labels of admg train
     strict: stop at the first file that is not an image instead of leaving it out
-    verify: what is read of the images before they are packed, see --verify of admg train
+    verify: check of the images before they are packed, see --verify of admg train
     compression: compression of the PNG files: 0, as EDM's tool writes them, to 9
     workers: processes that read and resize images
     overwrite: replace an existing file
@@ -60,16 +60,16 @@ class Options:
     fit: Literal["resize", "pad"] = "resize"
     image_channels: int | None = setting(None, min=1, max=4, default_text="1 if all images are grey, else 3")
     value_range: tuple[float, ...] = setting(
-        (), metavar="LOW,HIGH", dashes=True, default_text="by the type of the values, where that is clear"
+        (), metavar="LOW,HIGH", dashes=True, default_text="from the type of the values, if unambiguous"
     )
     frames: Frames = "first"
-    background: Background | None = setting(None, default_text="white behind; black around, if none is transparent")
+    background: Background | None = setting(None, default_text="white behind; black around if none is transparent")
     split: Split = "train"
     labels: LabelSource = "auto"
     strict: bool = False
     verify: Verify = "headers"
     compression: int = setting(0, min=0, max=9)
-    workers: int | None = setting(None, min=0, max=MOST_WORKERS, default_text="one per processor")
+    workers: int | None = setting(None, min=0, max=MAX_WORKERS, default_text="one per processor")
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -78,7 +78,7 @@ class Options:
 
 
 def run(options: Options) -> None:
-    check_target(options.out, options.overwrite)  # before the images are looked at, which may take long
+    check_target(options.out, options.overwrite)  # before the images are read, which may take long
     fields = ("image_size", "fit", "image_channels", "value_range", "frames", "background", "split", "labels", "strict")
     chosen = {name: getattr(options, name) for name in fields}
     dataset = DataConfig(data=options.source, verify=options.verify, **chosen).open()

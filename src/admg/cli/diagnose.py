@@ -29,7 +29,7 @@ class Options:
     image_size: side of the images in pixels (default: that of the flags, of the images, or of the weights)
     num: number of images, spread evenly over all
     unconditional: do not condition the network on the labels of the images
-    exhaustive: try all combinations first, which takes several times as long
+    exhaustive: try all combinations first, which is several times slower
     seed: seed of the noise
     """
 
@@ -49,7 +49,7 @@ class Options:
 
 def run(options: Options) -> None:
     """Print the diagnosis."""
-    found = diagnose_checkpoint(
+    diagnosis = diagnose_checkpoint(
         options.checkpoint,
         options.images,
         flags=options.flags,
@@ -60,4 +60,4 @@ def run(options: Options) -> None:
         seed=options.seed,
         **options.image_options.arguments,
     )
-    print(found)
+    print(diagnosis)

@@ -1,4 +1,4 @@
-"""`admg doctor`: what this installation can do on this machine, and what to do about what it cannot."""
+"""`admg doctor`: capabilities of this installation on this machine, and advice for problems."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from admg.engine.cpu.build import build
 from admg.generation.doctor import examine
 
 EXAMPLES = """  admg doctor
-  admg doctor --seconds 0      # without the test of speed
+  admg doctor --seconds 0      # without the speed test
   admg doctor --build-kernels  # after a change of the C sources, or in an installation that has none"""
 MARKS = {"ok": "ok", "note": "note", "problem": "PROBLEM"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Examine the installation: versions, device, precision, kernels, threads, memory, caches and speed, and what to
-    do about each problem.
+    """Examine the installation: versions, device, precision, kernels, threads, memory, caches and speed, with advice
+    for each problem.
 
-    seconds: length of the test of speed; 0 leaves it out
+    seconds: length of the speed test; 0 skips it
     build_kernels: compile the kernels for the CPU first, in the folder of the package
     """
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from admg.checkpoints.loading import as_model
 from admg.config import check, group, setting
 from admg.data.config import as_range, check_value_range
 from admg.data.dataset import Fit
 from admg.generation import JobOptions, generate_edits
-from admg.generation.labels import MOST_IMAGES, typed_labels
-from admg.generation.sample import as_model
+from admg.generation.labels import MAX_IMAGES, typed_labels
 from admg.generation.starts import load_images
 
 from .image_options import RANGE_TEXT
@@ -31,9 +31,9 @@ class Options:
     label: name of a label, or else its number; without one, there is no guidance by default
     num: edits of each image towards each label
     strength: fraction of the steps to run
-    fit: how images of another size are fitted: scaled and cropped, or padded (default: as in training, if known)
+    fit: fitting of images of another size: scaled and cropped, or padded (default: as in training, if known)
     value_range: values of black and white in the images
-    invert: begin with the DDIM inversion of the image in place of a noisy copy; then the default is ddim in 100 steps
+    invert: begin with the DDIM inversion of the image instead of a noisy copy; the default is then ddim in 100 steps
     from_label: label that the network is conditioned on during inversion, one for all images or one per image
     out: folder of samples_NxHxWxC.npz and the pictures
     """
@@ -41,7 +41,7 @@ class Options:
     model: str = setting("fashion-mnist", metavar="NAME")
     image: tuple[str, ...] = setting(repeat=True, metavar="IMAGE")
     label: tuple[int | str, ...] = setting((), repeat=True, metavar="LABEL")
-    num: int | None = setting(None, min=1, max=MOST_IMAGES, default_text="4; 1 with --invert")
+    num: int | None = setting(None, min=1, max=MAX_IMAGES, default_text="4; 1 with --invert")
     strength: float = setting(0.6, above=0, max=1)
     fit: Fit | None = None
     value_range: tuple[float, ...] = setting((), metavar="LOW,HIGH", dashes=True, default_text=RANGE_TEXT)
@@ -56,7 +56,7 @@ class Options:
         check(self)
         check_value_range(self.value_range)
         if self.from_label and not self.invert:
-            raise ValueError("from_label is for --invert: adding noise to an image needs no label")
+            raise ValueError("from_label requires --invert: adding noise to an image needs no label")
 
 
 def run(options: Options) -> None:

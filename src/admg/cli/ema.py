@@ -1,4 +1,4 @@
-"""`admg ema`: averages of other lengths from the snapshots of a run, and which of them is best."""
+"""`admg ema`: averages of other lengths from the snapshots of a run, and their comparison."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from admg.checkpoints import native
 from admg.config import check, check_used, group, setting
 from admg.data.config import as_range
 from admg.evaluation.cells import Row
-from admg.evaluation.report import shown
+from admg.evaluation.report import format_value
 from admg.evaluation.sweep import METRICS, Metrics, Sweep, plan_sweep
 from admg.files import atomic, check_output_folder
 from admg.generation import JobOptions
@@ -38,15 +38,15 @@ class Options:
     __doc__ = f"""Make averages of any length from the snapshots of a run, and compare them with a reference.
 
     The length of an average is the share of the run that it covers: the standard deviation of its weights over time,
-    relative to the step (sigma_rel in Karras et al. 2024). Training with --ema-snapshots keeps what is needed to choose
-    it afterwards. Each model is written to OUT/length-LENGTH/model. With --reference, images are sampled with each
-    model and compared with the reference, as admg sweep does; OUT/lengths.csv holds the metrics.
+    relative to the step (sigma_rel in Karras et al. 2024). Training with --ema-snapshots makes it possible to choose it
+    afterwards. Each model is written to OUT/length-LENGTH/model. With --reference, images are sampled with each model
+    and compared with the reference, as admg sweep does; OUT/lengths.csv holds the metrics.
 
     run: run directory of a training run with --ema-snapshots
     length: lengths, such as 10% or 0.1
     step: step of the averages, one that has a snapshot (default: the last)
     out: folder of the models
-    overwrite: replace models that OUT holds of other runs or steps, and their samples
+    overwrite: replace models of other runs or steps in OUT, and their samples
     reference: an .npz, a folder of images, or a data set to compare samples with (default: no comparison)
     num: number of samples per length
     num_reference: number of reference images, spread evenly over all (default: all)
@@ -57,7 +57,7 @@ class Options:
 
     run: Path = setting(positional=True, metavar="RUN")
     length: tuple[str, ...] | None = setting(
-        None, metavar="L1,L2,...", default_text=f"{','.join(LENGTHS)}, as far back as the snapshots reach"
+        None, metavar="L1,L2,...", default_text=f"{','.join(LENGTHS)}, as far as the snapshots allow"
     )
     step: int | None = setting(None, min=1)
     out: Path = setting(metavar="DIR")
@@ -81,7 +81,7 @@ class Options:
         for given, default in ((self.sampling, SamplingOptions()), (self.features, FeatureOptions())):
             for field in dataclasses.fields(given):
                 if self.reference is None and getattr(given, field.name) != getattr(default, field.name):
-                    raise ValueError(f"{field.name} is for --reference")
+                    raise ValueError(f"{field.name} requires --reference")
 
     def plans(self) -> dict[float, Reconstruction]:
         """Return the averages to make, by their length."""
@@ -105,7 +105,7 @@ class Options:
         )  # fmt: skip
 
     def evaluation(self) -> Metrics:
-        """Return how samples are compared with the reference."""
+        """Return the options for comparing samples with the reference."""
         features = self.features
         return Metrics(
             metrics=self.metrics, features=features.network, num_reference=self.num_reference, fit=features.fit,
@@ -131,10 +131,10 @@ def run(options: Options) -> None:
     if options.reference is not None:
         for length, folder in folders.items():
             print(f"length {length:g}: {folder}")
-            found = options.sweep(folder, folder).run(
+            result = options.sweep(folder, folder).run(
                 options.reference, options.evaluation(), ShowProgress(JobOptions())
             )
-            rows[length], names = found[0], names | found.names
+            rows[length], names = result[0], names | result.names
             write_csv(options.out / "lengths.csv", plans, rows, names)
     print(table_of(plans, rows, names))
     print(f"models: {options.out / 'length-*'}" + (f"   metrics: {options.out / 'lengths.csv'}" if rows else ""))
@@ -144,7 +144,7 @@ def check_reference(options: Options, reference: str) -> None:
     """Raise ValueError, before anything is written, if samples of the run cannot be made or compared."""
     kind = native.read_about(options.run / "model").kind
     if kind != "diffusion":
-        raise ValueError(f"--reference is for diffusion models, and {options.run} is a run of a {kind}")
+        raise ValueError(f"--reference requires a diffusion model, but {options.run} is a run of a {kind}")
     planned = options.sweep(options.run, options.out)
     planned.keeper(reference, options.evaluation(), next(iter(planned.jobs)), show=False)
 
@@ -154,7 +154,7 @@ def table_of(plans: Mapping[float, Reconstruction], rows: Mapping[float, Row], n
     lines = []
     for length, plan in plans.items():
         values = [rows[length].get(name) for name in names] if length in rows else []
-        lines.append([f"{length:g}", f"{plan.fit.error:.2%}", *(shown(v.value) if v else "" for v in values)])
+        lines.append([f"{length:g}", f"{plan.fit.error:.2%}", *(format_value(v.value) if v else "" for v in values)])
     return table(["length", "error of the fit", *names.values()], lines)
 
 

@@ -29,14 +29,14 @@ class Options:
 
     samples: an .npz or a folder of images
     reference: an .npz, a folder of images, or a data set
-    metrics: metrics to compute, out of fid, sfid, is, kid, precision, recall, density, coverage and accuracy, or
+    metrics: metrics to compute, from fid, sfid, is, kid, precision, recall, density, coverage and accuracy, or
         file.py:name of a function of two arrays of features (default: all that can be computed)
     classifier: classifier for the label accuracy: name or folder of a noisy classifier, or file.py:name
     num: number of samples, spread evenly over all (default: all)
     num_reference: number of reference images, spread evenly over all (default: all)
     interval: compute 95 % confidence intervals
     infinite: add FID extrapolated to infinitely many samples
-    seed: seed of the random groups that intervals are computed from
+    seed: seed of the random groups used for intervals
     json: JSON file to write the report to
     split: part of data that have both
     """
@@ -57,16 +57,16 @@ class Options:
     def __post_init__(self) -> None:
         check(self)
         if self.classifier and self.metrics is not None and "accuracy" not in self.metrics:
-            raise ValueError("classifier is for the metric accuracy")
+            raise ValueError("classifier requires the metric accuracy")
         if self.infinite and self.metrics is not None and not {"fid", "sfid"} & {*self.metrics}:
-            raise ValueError("infinite is for the metrics fid and sfid")
+            raise ValueError("infinite requires the metric fid or sfid")
 
 
 def run(options: Options) -> None:
     """Print the report, and write it as JSON if a file is given."""
     if options.json:
         if options.json.is_dir():
-            raise ValueError(f"--json {options.json} is a folder: give the name of a file")
+            raise ValueError(f"--json must be the name of a file, but {options.json} is a folder")
         check_output_folder(options.json.parent)
     report = evaluate(
         options.samples,
@@ -81,7 +81,7 @@ def run(options: Options) -> None:
         seed=options.seed,
         **options.features.arguments,
     )
-    if not report.values:  # another process than the first
+    if not report.values:  # not the first process
         return
     print(report)
     if options.json:

@@ -67,10 +67,10 @@ def run(options: Options) -> None:
 
 
 def check_out(path: Path) -> None:
-    """Raise ValueError or OSError if nothing can be written there, before anything is computed."""
+    """Raise ValueError or OSError if the path cannot be written, before anything is computed."""
     if path.suffix in (".json", ".csv"):
         check_output_folder(path.parent)
     elif path.suffix and not path.is_dir():
-        raise ValueError(f"--out {path}: a file must end in .json or .csv; without an ending it is a folder")
+        raise ValueError(f"--out must be a file that ends in .json or .csv, or a folder without an ending, got {path}")
     else:
         check_output_folder(path)

@@ -20,7 +20,7 @@ class Options:
     """Write a model for diffusers or for guided-diffusion, or its network alone as a graph of ONNX or torch.export.
 
     model: model name, checkpoint folder, run directory or file of weights
-    to: library or format that the model is written for
+    to: target library or format
     out: folder (diffusers) or file (.pt for openai, .onnx, .pt2 for torch-export) to write
     part: network to export, for a name that has both (default: diffusion)
     scheduler: scheduler configuration to write, for diffusers; ddim and dpmpp_2m omit a learned variance
@@ -35,7 +35,7 @@ class Options:
     def __post_init__(self) -> None:
         check(self)
         if self.to != "diffusers" and self.scheduler != "ddpm":
-            raise ValueError("scheduler is for --to diffusers")
+            raise ValueError("scheduler requires --to diffusers")
 
 
 def run(options: Options) -> None:

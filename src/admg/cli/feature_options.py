@@ -18,19 +18,19 @@ class FeatureOptions:
     network: feature network: inception (of 2015, which defines FID; downloaded at first use), efficientnet-lite0 (no
         download), dinov2_vitl14 and its variants, or file.py:name of a torch.nn.Module
     weights: weight file of Inception, weights-inception-2015-12-05-6726825d.pth
-    fit: how images of another size are fitted to that of the samples: resize (scale and crop) or pad (a border)
+    fit: fitting of images of another size to that of the samples: resize (scale and crop) or pad (a border)
     value_range: values of black and white in the images that samples are compared with
     batch_size: number of images per batch
     device: cpu or cuda
-    cache: folder of features that are kept for the next time
-    no_cache: do not keep features
+    cache: folder in which features are cached
+    no_cache: do not cache features
     """
 
     network: str = setting("inception", metavar="NAME")
     weights: str | None = setting(None, metavar="FILE")
     fit: Literal["resize", "pad"] | None = None
     value_range: tuple[float, ...] = setting(
-        (), metavar="LOW,HIGH", dashes=True, default_text="by the type of the values, where that is clear"
+        (), metavar="LOW,HIGH", dashes=True, default_text="from the type of the values, if unambiguous"
     )
     batch_size: int = setting(50, min=1)
     device: str = setting("auto", default_text="cuda if available")
@@ -43,7 +43,7 @@ class FeatureOptions:
         if self.no_cache and self.cache is not None:
             raise ValueError("no_cache cannot be combined with --cache")
         if self.no_cache and Processes.from_environment().count > 1:
-            raise ValueError("no_cache is for one process: several share their features through the cache")
+            raise ValueError("no_cache requires a single process: several share their features through the cache")
 
     @property
     def arguments(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from admg.config import check, setting
 from admg.data.config import as_range, check_value_range
 
-RANGE_TEXT = "as in training, or by the type of the values"
+RANGE_TEXT = "as in training, or from the type of the values"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +16,7 @@ class ImageOptions:
     """Images.
 
     split: part of data that have both
-    fit: how images smaller than the model's are fitted: resize enlarges them, pad adds a border
+    fit: fitting of images smaller than the model's: resize enlarges them, pad adds a border
     value_range: values of black and white in the images
     device: cpu or cuda
     """

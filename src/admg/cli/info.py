@@ -36,22 +36,22 @@ class Options:
 
 
 def run(options: Options) -> None:
-    found = describe(options.model)
-    texts = ["\n".join(lines(part)) for part in found]
+    descriptions = describe(options.model)
+    texts = ["\n".join(lines(part)) for part in descriptions]
     if options.table:
-        texts = [f"{text}\n{layer_table(part.architecture)}" for text, part in zip(texts, found)]
+        texts = [f"{text}\n{layer_table(part.architecture)}" for text, part in zip(texts, descriptions)]
     print("\n\n".join(texts))
 
 
 def layer_table(architecture: EncoderConfig) -> str:
     """Return the layers of a network, for one image, and the memory that it needs by batch size."""
-    from admg.training.recipes.layers import layers  # with torch's counters, for which other descriptions need not wait
+    from admg.training.recipes.layers import layers  # slow import, needed only here
     from admg.training.recipes.measure import measure
 
-    found, cost = layers(architecture), measure(architecture)
+    parts, cost = layers(architecture), measure(architecture)
     rows = [
         (layer.name, layer.kind, "x".join(map(str, layer.shape)), f"{layer.parameters:,}", f"{layer.gflops:.4g}")
-        for layer in found
+        for layer in parts
     ]
     rows.append(("total", "", "", f"{cost.parameters:,}", f"{cost.gflops:.4g}"))
     memory = [
@@ -78,11 +78,11 @@ def lines(found: ModelDescription) -> Iterator[str]:
     yield "architecture"
     for part in (found.architecture, found.diffusion):
         for key, value in dataclasses.asdict(part).items() if part is not None else ():
-            yield f"  {key:24} {shown(value)}"
+            yield f"  {key:24} {format_value(value)}"
     if published:
         yield from entry("flags", published.flags, indent=0)
         yield f"labels ({published.classes}): {'those of ImageNet, by name or number' if published.classes else 'none'}"
-        yield from recommended(published)
+        yield from recommendation_lines(published)
         return
     names = found.labels.names
     yield f"labels ({found.labels.count})"
@@ -90,7 +90,7 @@ def lines(found: ModelDescription) -> Iterator[str]:
     if len(names) > SHOWN_LABELS:
         yield f"  ... and {len(names) - SHOWN_LABELS} more"
     yield "training"
-    yield from (f"  {k:24} {shown(value)}" for k, value in found.training.items() if not isinstance(value, dict))
+    yield from (f"  {k:24} {format_value(value)}" for k, value in found.training.items() if not isinstance(value, dict))
 
 
 def about(model: PublishedModel) -> Iterator[str]:
@@ -105,8 +105,8 @@ def about(model: PublishedModel) -> Iterator[str]:
     yield from entry("model card", MODEL_CARD)
 
 
-def recommended(model: PublishedModel) -> Iterator[str]:
-    """Yield what a published model is used with, and its recommended settings."""
+def recommendation_lines(model: PublishedModel) -> Iterator[str]:
+    """Yield the related models of a published model, and its recommended settings."""
     if model.kind == "classifier":
         yield "guides"
         yield from (f"  {name}" for name, other in PUBLISHED.items() if other.classifier == model.name)
@@ -135,7 +135,7 @@ def entry(key: str, text: str, indent: int = 2) -> list[str]:
     return wrapper.wrap(text)
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from admg.checkpoints.loading import as_model
 from admg.config import check, check_used, group, setting
 from admg.data.config import as_range, check_value_range
 from admg.data.dataset import Fit
 from admg.diffusion.gaussian import Images
 from admg.generation import JobOptions, generate_interpolation
-from admg.generation.interpolate import MOST_FRAMES
+from admg.generation.interpolate import MAX_FRAMES
 from admg.generation.labels import typed_labels
-from admg.generation.sample import as_model
 from admg.generation.starts import load_images
 
 from .image_options import RANGE_TEXT
@@ -26,14 +26,14 @@ class Options:
     """Generate the images between two images or two seeds.
 
     Images are encoded by DDIM inversion, conditioned on the label, without guidance. With --scale 0, the default for
-    images, the first and the last frame show the images again, more closely with more --steps.
+    images, the first and the last frame resemble the images, more closely with more --steps.
 
     model: name, folder or file of weights of a diffusion model
     image: image at one end of the interpolation; give the option twice
     seeds: two seeds A,B, whose first images are the ends
-    label: name or number of the label of all frames; each label gets a row of its own
+    label: name or number of the label of all frames; each label gets a separate row
     frames: number of images, both ends included
-    fit: how images of another size are fitted: scaled and cropped, or padded (default: as in training, if known)
+    fit: fitting of images of another size: scaled and cropped, or padded (default: as in training, if known)
     value_range: values of black and white in the images
     out: folder of samples_NxHxWxC.npz and the pictures
     """
@@ -42,7 +42,7 @@ class Options:
     image: tuple[str, ...] = setting((), repeat=True, metavar="IMAGE")
     seeds: tuple[int, ...] = setting((), min=0, metavar="A,B")
     label: tuple[int | str, ...] = setting((), repeat=True, metavar="LABEL")
-    frames: int = setting(8, min=2, max=MOST_FRAMES)
+    frames: int = setting(8, min=2, max=MAX_FRAMES)
     fit: Fit | None = None
     value_range: tuple[float, ...] = setting((), metavar="LOW,HIGH", dashes=True, default_text=RANGE_TEXT)
     out: str = setting("way", metavar="DIR")
@@ -54,7 +54,7 @@ class Options:
         check(self)
         check_value_range(self.value_range)
         if bool(self.image) == bool(self.seeds):
-            raise ValueError("image or --seeds is required, and not both")
+            raise ValueError("image or --seeds is required, but not both")
         if self.image and len(self.image) != 2:
             raise ValueError(f"image must be given twice, for the two ends, got {len(self.image)}")
         if self.seeds and len(self.seeds) != 2:

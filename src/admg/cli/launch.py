@@ -15,8 +15,8 @@ from contextlib import ExitStack, contextmanager
 from typing import IO, Any
 
 PR_SET_PDEATHSIG = 1
-GRACE = 30.0
-"""Seconds that the other processes have to end after one has failed, before they are killed."""
+GRACE_SECONDS = 30.0
+"""Seconds after the failure of one process until the others are killed."""
 
 
 ADMG = sys.executable, "-P", "-m", "admg"
@@ -24,7 +24,7 @@ ADMG = sys.executable, "-P", "-m", "admg"
 
 
 def without_gpus(argv: list[str]) -> list[str]:
-    """Return the words of a command without `--gpus N`, which is not for the processes that it starts."""
+    """Return the words of a command without `--gpus N`, for the processes that it starts."""
     words = iter(argv)
     kept = []
     for word in words:
@@ -36,9 +36,9 @@ def without_gpus(argv: list[str]) -> list[str]:
 
 
 def refuse_launcher(text: str, count: int) -> None:
-    """Raise ValueError if torchrun or srun has started this process, of `count`: it chooses how many there are."""
+    """Raise ValueError if torchrun or srun has started this process, one of `count`: the launcher sets the number."""
     if count > 1 or "TORCHELASTIC_RUN_ID" in os.environ:
-        raise ValueError(f"--gpus {text} starts processes itself: leave it out, or the launcher (torchrun, srun)")
+        raise ValueError(f"--gpus {text} starts processes itself: use either it or a launcher (torchrun, srun)")
 
 
 def gpu_count(text: str) -> int:
@@ -59,7 +59,7 @@ def launch(count: int, argv: list[str], command: tuple[str, ...] = ADMG) -> int:
     """Run a command in several processes that share its work, and return its exit code: that of the first to fail.
 
     The first process prints and shows the progress. What another one prints is shown if it fails first; the others are
-    then sent SIGTERM, and killed if they still run after GRACE seconds. Ctrl-C and SIGTERM reach all of them, and so
+    then sent SIGTERM, and killed if they still run after GRACE_SECONDS. Ctrl-C and SIGTERM reach all of them, and so
     does SIGTERM when this process is killed.
     """
     port = free_port()
@@ -76,11 +76,11 @@ def launch(count: int, argv: list[str], command: tuple[str, ...] = ADMG) -> int:
             for rank, log in enumerate(logs)
         ]
         stack.callback(end, processes, 0.0)
-        with passed_on(processes):
+        with forward_signals(processes):
             failed = first_failure(processes)
             if failed is None:
                 return 0
-            end([process for process in processes if process is not processes[failed]], GRACE)
+            end([process for process in processes if process is not processes[failed]], GRACE_SECONDS)
             show(logs[failed])
             code = processes[failed].returncode
             if code < 0:
@@ -96,7 +96,7 @@ def environment(rank: int, count: int, port: int) -> dict[str, str]:
 
 
 def end_with_parent() -> None:
-    """Ask the kernel for SIGTERM when the process that started this one ends, however it does. Linux only."""
+    """Request SIGTERM from the kernel when the parent process ends for any reason. Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
@@ -109,7 +109,7 @@ def free_port() -> int:
 
 
 def first_failure(processes: list[subprocess.Popen[bytes]]) -> int | None:
-    """Wait until one process has failed, and return its rank, or until all have ended well, and return None."""
+    """Wait until one process has failed, and return its rank, or until all have succeeded, and return None."""
     while True:
         codes = [process.poll() for process in processes]
         failed = next((rank for rank, code in enumerate(codes) if code), None)
@@ -133,7 +133,7 @@ def end(processes: list[subprocess.Popen[bytes]], grace: float) -> None:
 
 
 @contextmanager
-def passed_on(processes: list[subprocess.Popen[bytes]]) -> Iterator[None]:
+def forward_signals(processes: list[subprocess.Popen[bytes]]) -> Iterator[None]:
     """Context manager that passes SIGTERM on to the processes; a terminal sends them Ctrl-C on its own."""
 
     def forward(number: int, frame: Any) -> None:
@@ -159,5 +159,5 @@ def show(log: IO[bytes] | None) -> None:
 
 
 def exit_code(code: int) -> int:
-    """Return the exit code of a process as a shell does: 128 and the signal if one has ended it."""
+    """Return the exit code of a process as a shell does: 128 plus the signal if one has ended it."""
     return 128 - code if code < 0 else code

@@ -15,6 +15,7 @@ import traceback
 import warnings
 from collections.abc import Mapping
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TextIO
@@ -23,12 +24,12 @@ from admg.config import did_you_mean, printable, shortened
 from admg.threads import Reading, available_cores, calm_barriers
 
 from . import launch
-from .options import Parser, add_options, parse
+from .options import Parser, add_options, parse, with_options
 
 COMMANDS = {
     "demo": "sample every label with guidance, and a sheet of guidance scales",
-    "studio": "play with guidance on a page in a browser",
-    "sample": "generate images of chosen labels, guided by a classifier",
+    "studio": "explore guidance on a page in a browser",
+    "sample": "generate images of chosen labels, with or without guidance",
     "edit": "change images towards labels",
     "interpolate": "generate the images between two images or two seeds",
     "upsample": "enlarge images with a super-resolution model",
@@ -39,9 +40,9 @@ COMMANDS = {
     "evaluate": "compare samples with a reference: FID, sFID, IS, KID, precision, recall and more",
     "evaluate nll": "measure the log-likelihood of real images in bits per dimension",
     "sweep": "sample and evaluate over guidance scales, samplers and steps",
-    "neighbours": "find the nearest training images of samples, to see memorisation",
-    "data": "list what can be done with data sets",
-    "data info": "show what a data set holds: images, sizes, classes, damaged files",
+    "neighbours": "find the nearest training images of samples, to detect memorisation",
+    "data": "list the commands for data sets",
+    "data info": "show the contents of a data set: images, sizes, classes, damaged files",
     "data pack": "write a data set, resized once, as one zip for training",
     "recipes": "list the hyperparameters of published models, with memory and time",
     "models": "list the shipped and the published models",
@@ -51,7 +52,7 @@ COMMANDS = {
     "tune-steps": "find the best timesteps for sampling a model with few network evaluations",
     "export": "write a model for diffusers or guided-diffusion, or as a graph of ONNX or torch.export",
     "diagnose": "infer the missing settings of a checkpoint from real images",
-    "doctor": "examine the installation: device, kernels, memory, caches, speed, and what to do about each",
+    "doctor": "examine the installation: device, kernels, memory, caches, speed, with advice",
     "completion": "print a completion script for bash, zsh or tcsh",
 }
 
@@ -59,7 +60,7 @@ TOGETHER = (
     "sample", "edit", "interpolate", "upsample", "sweep", "evaluate", "neighbours", "train", "train-classifier",
     "train-upsampler",
 )  # fmt: skip
-"""Commands that share their work among the processes that torchrun or srun starts; all others are for one process."""
+"""Commands that share their work among processes of torchrun or srun; all others require a single process."""
 
 FIRST_STEPS = """Guided diffusion for pixel images.
 
@@ -94,14 +95,14 @@ def main(argv: list[str] | None = None) -> int:
     arguments = argv[len(name.split()) :]
     try:
         with warnings.catch_warnings(), redirect_stdout(Escaping(sys.stdout)):
-            warnings.showwarning = show_warning
+            warnings.showwarning = partial(show_warning, module)
             return _run(parser, name, module, arguments, started)
     except (ValueError, OSError, FloatingPointError) as error:
         if isinstance(error, BrokenPipeError) and is_closed(sys.stdout):  # as by `| head`
             return 128 + signal.SIGPIPE
         if os.environ.get("ADMG_TRACEBACK"):
             raise
-        print(f"admg {name}: error: {of_process()}{one_line(error)}", file=sys.stderr)
+        print(f"admg {name}: error: {of_process()}{with_options(one_line(error), module)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"admg {name}: interrupted", file=sys.stderr)
@@ -112,12 +113,12 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "out of memory" in str(error)):
             print(f"admg {name}: error: {of_process()}out of memory: choose a smaller --batch-size", file=sys.stderr)
             return 2
-        print(f"admg {name}: {of_process()}{unforeseen(error, argv)}", file=sys.stderr)
+        print(f"admg {name}: {of_process()}{report_unexpected_error(error, argv)}", file=sys.stderr)
         return 1
 
 
 def is_closed(stream: TextIO) -> bool:
-    """Whether nobody reads a stream any more; what is written to it from now on is lost without an error."""
+    """Whether a stream no longer has a reader; if so, later output is discarded without an error."""
     poll = select.poll()
     poll.register(stream.fileno(), select.POLLOUT)
     if not any(event & select.POLLERR for _, event in poll.poll(0)):
@@ -127,7 +128,7 @@ def is_closed(stream: TextIO) -> bool:
 
 
 class Escaping(io.TextIOBase):
-    """A stream that escapes control characters, for names of files and labels that come from elsewhere."""
+    """A stream that escapes control characters, for untrusted names of files and labels."""
 
     def __init__(self, stream: TextIO):
         self.stream = stream
@@ -139,7 +140,7 @@ class Escaping(io.TextIOBase):
         self.stream.flush()
 
 
-def unforeseen(error: Exception, argv: list[str]) -> str:
+def report_unexpected_error(error: Exception, argv: list[str]) -> str:
     """Return one line about an unexpected error, after writing its traceback to a file."""
     from admg import __version__
 
@@ -202,7 +203,7 @@ def _run(parser: Parser, name: str, module: ModuleType, argv: list[str], started
 
     processes = Processes.from_environment()
     if processes.count > 1 and name not in TOGETHER:
-        raise ValueError(f"this command is for one process, and {processes.count} were started: leave out the launcher")
+        raise ValueError(f"this command requires a single process, without a launcher, got {processes.count}")
     if common.gpus is not None and (count := gpus(common.gpus, common.given, processes.count)) > 1:
         return launch.launch(count, [*name.split(), *launch.without_gpus(argv)])
     if processes.rank > 0:
@@ -214,19 +215,19 @@ def _run(parser: Parser, name: str, module: ModuleType, argv: list[str], started
 
 
 def gpus(text: str, given: Mapping[str, Any], processes: int) -> int:
-    """Return the number of GPUs that --gpus asks for.
+    """Return the number of GPUs requested by --gpus.
 
-    Raises ValueError if another option says something else, or if a launcher has started this process.
+    Raises ValueError if another option contradicts it, or if a launcher has started this process.
     """
     launch.refuse_launcher(text, processes)
     for name, allowed in (("device", ("auto", "cuda")), ("rank", ()), ("world_size", ())):
         if name in given and given[name] not in allowed:
-            raise ValueError(f"--gpus chooses the devices: leave out --{name.replace('_', '-')} {given[name]}")
+            raise ValueError(f"--gpus cannot be combined with --{name.replace('_', '-')} {given[name]}")
     return launch.gpu_count(text)
 
 
 def thread_count() -> int | None:
-    """Return the number of threads for the cores that this process may use; None if OMP_NUM_THREADS decides."""
+    """Return the number of threads for the cores available to this process; None if OMP_NUM_THREADS is set."""
     import torch
 
     return None if "OMP_NUM_THREADS" in os.environ else min(torch.get_num_threads(), available_cores())
@@ -243,18 +244,22 @@ def of_process() -> str:
     return f"process {processes.rank} of {processes.count}: " if processes.count > 1 else ""
 
 
-def show_warning(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
+def show_warning(
+    command: ModuleType, message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None
+) -> None:
     """Print a warning as one line; that of a library, such as Pillow's of a damaged file, begins with its name."""
     library = Path(filename.replace(os.sep, "/").rpartition("/site-packages/")[2].partition("/")[0]).stem
     whose = "" if category is UserWarning and library in ("", "admg") else f"{library or Path(filename).stem}: "
     if whose and os.environ.get("ADMG_TRACEBACK"):
         print(warnings.formatwarning(message, category, filename, lineno, line), end="", file=sys.stderr)
         return
-    print(shortened(printable(f"note: {whose}{' '.join(str(message).split())}")), file=sys.stderr)
+    text = " ".join(str(message).split())
+    text = text if whose else with_options(text, command)
+    print(shortened(printable(f"note: {whose}{text}")), file=sys.stderr)
 
 
 def one_line(error: Exception) -> str:
-    """Return the message on one line; that of an OSError of the system says what failed and where."""
+    """Return the message on one line; for an OSError of the system, it includes the file."""
     if isinstance(error, OSError) and error.strerror:
         return shortened(printable(f"{error.strerror}: {error.filename}" if error.filename else error.strerror))
     return shortened(printable(" ".join(str(error).split()))) or type(error).__name__

@@ -18,7 +18,7 @@ EXAMPLES = """  admg neighbours samples.npz data/fashion-mnist --fit pad --netwo
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Find the nearest training images of samples, to see whether a model has memorised them.
+    """Find the nearest training images of samples, to detect memorisation.
 
     Each row of the picture is a sample and its nearest training images in the features of the network; the number
     beside it is the distance of the nearest. The row of a memorised sample shows the same image twice.
@@ -28,7 +28,7 @@ class Options:
     num: number of samples, spread evenly over all
     num_training: number of training images to search, spread evenly over all (default: all)
     k: number of training images per sample
-    closest: show the samples, out of all, that are closest to a training image
+    closest: show the samples that are closest to a training image
     out: PNG file of the picture
     split: part of data that have both
     """
@@ -52,7 +52,7 @@ class Options:
 def run(options: Options) -> None:
     """Print the nearest images, and write the picture."""
     check_output_folder(options.out.parent)
-    found = neighbours(
+    result = neighbours(
         options.samples,
         options.training,
         num=options.num,
@@ -62,8 +62,8 @@ def run(options: Options) -> None:
         split=options.split,
         **options.features.arguments,
     )
-    if not len(found.nearest.numbers):  # another process than the first
+    if not len(result.nearest.numbers):  # another process than the first
         return
-    found.save(options.out)
-    print(found)
+    result.save(options.out)
+    print(result)
     print(options.out)

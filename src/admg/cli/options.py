@@ -19,13 +19,15 @@ from admg import config
 from admg.config import Option
 
 WIDTH = 78
-"""Columns of the descriptions in the help, which argparse leaves as they are."""
+"""Columns of the descriptions in the help, which argparse does not wrap."""
 MAX_THREADS = 1024
+VERBS = "(must|cannot|requires?|needs?|applies|apply|ignores|has|have)"
+"""What follows the name of a parameter at the beginning of a message about it."""
 
 
 @dataclass(frozen=True)
 class Common:
-    """The options of every command that its Options do not have; `given` are the values of all that were given."""
+    """The options common to all commands, outside of their Options; `given` are the values of all given options."""
 
     offline: bool = False
     threads: int | None = None
@@ -60,22 +62,22 @@ def add_options(parser: argparse.ArgumentParser, command: ModuleType, together: 
             groups[option.group] = parser.add_argument_group(option.group)
         _add(groups.get(option.group, parser), option)
     common = parser.add_argument_group("Configuration")
-    text = "TOML file of options, named as here; options on the command line take precedence"
+    text = "TOML file of options, with these names; options on the command line take precedence"
     common.add_argument("--config", metavar="FILE", dest="config_file", help=text)
     common.add_argument("--print-config", action="store_true", help="print the options as TOML and exit")
     common.add_argument("--offline", action="store_true", help="do not download models; use those on disk")
     text = "number of CPU threads (at least 1; default: OMP_NUM_THREADS, or the cores left free)"
     common.add_argument("--threads", metavar="N", type=int, help=text)
     if together:
-        text = "GPUs of this machine that share the work, one process each: a number, or all (default: one)"
+        text = "number of GPUs of this machine that share the work, one process each, or all (default: one)"
         common.add_argument("--gpus", metavar="N|all", help=text)
 
 
 def parse(parser: argparse.ArgumentParser, command: ModuleType, argv: list[str]) -> tuple[Any, Common]:
     """Parse the arguments of a command into its Options and the common ones. Exits after --help and --print-config.
 
-    Raises ValueError if an option is unknown, missing or out of range; the message names the option, and the file that
-    it stands in if that is the one of --config.
+    Raises ValueError if an option is unknown, missing or out of range; the message names the option, and the --config
+    file if the option comes from it.
     """
     known = {option.name: option for option in config.options(command.Options)}
     given = vars(_parse_known(parser, join_dashes(argv, known.values())))
@@ -100,11 +102,37 @@ def parse(parser: argparse.ArgumentParser, command: ModuleType, argv: list[str])
 
 
 def as_option(message: str, known: Mapping[str, Option]) -> str:
-    """Return the message with the name of the field that it begins with as an option: `batch_size` as --batch-size."""
+    """Return the message with the field name at its beginning as an option: `batch_size` as --batch-size."""
     name, _, rest = message.partition(" ")
     if name not in known:
         return message
     return f"{flag(known[name])} {rest}"
+
+
+def with_options(message: str, command: ModuleType) -> str:
+    """Return a message of the library with its parameters written as the options of a command.
+
+    `val_images` becomes --val-images, `labels="none"` --labels none, and `value_range=(LOW, HIGH)` --value-range
+    LOW,HIGH. A name without an underscore may be an ordinary word: it becomes an option in an assignment, or at the
+    beginning of a sentence that states what it must be.
+    """
+    known = {option.name: flag(option) for option in config.options(command.Options)}
+    names = "|".join(map(re.escape, sorted(known, key=len, reverse=True)))
+    free = r"(?<![\w./'\"-])"  # not within a path, a quotation or an option
+
+    def assigned(match: re.Match[str]) -> str:
+        name, value = match[1], match[2]
+        if value in ("True", "False"):
+            return known[name] if value == "True" else f"no {known[name]}"
+        plain = value.strip("'\"()").replace(", ", ",")
+        return f"{known[name]} {plain}"
+
+    message = re.sub(rf"{free}({names})=('[^']*'|\"[^\"]*\"|\([^)]*\)|True|False)", assigned, message)
+    message = re.sub(rf"^({names}) (?={VERBS}\b)", lambda match: f"{known[match[1]]} ", message)
+    underscored = "|".join(name for name in known if "_" in name)
+    if not underscored:
+        return message
+    return re.sub(rf"{free}({underscored})(?![\w/.'\"=]|-\w)", lambda match: known[match[1]], message)
 
 
 def flag(option: Option) -> str:
@@ -129,15 +157,15 @@ def _parse_known(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.N
         word for word in argv if re.match("--|-[A-Za-z].", word) and word.partition("=")[0] not in (*flags, "--")
     ]
     if empty := next((word for word in argv if word.startswith("--") and word.endswith("=--")), None):
-        parser.error(f"argument {empty[:-3]}: invalid value: '--'")  # which argparse takes for a list of no values
-    found, unknown = (None, misspelt) if misspelt else parser.parse_known_args(argv)
-    if found is None or unknown:
+        parser.error(f"argument {empty[:-3]}: invalid value: '--'")  # argparse treats it as an empty list
+    namespace, unknown = (None, misspelt) if misspelt else parser.parse_known_args(argv)
+    if namespace is None or unknown:
         word = unknown[0].partition("=")[0]
         hint = config.did_you_mean(word, flags) if word.startswith("-") else ""
         parser.error(
             f"unknown {'option' if word.startswith('-') else 'argument'} {word!r}" + (f": {hint}" if hint else "")
         )
-    return found
+    return namespace
 
 
 def _from_file(parser: argparse.ArgumentParser, file: str, known: Mapping[str, Option]) -> dict[str, Any]:
@@ -162,17 +190,17 @@ def _from_file(parser: argparse.ArgumentParser, file: str, known: Mapping[str, O
 
 
 def _is_label(hint: Any) -> bool:
-    """Whether an option takes labels, for which the integer 3 is another value than the text "3"."""
+    """Whether an option takes labels, for which the integer 3 differs from the text "3"."""
     parts = get_args(hint)
     return {int, str} <= set(parts) or any(_is_label(part) for part in parts)
 
 
 def _labels(option: Option, value: Any, file: str) -> Any:
-    """Return labels of a TOML file as they are. Raises ValueError for anything but integers and text."""
+    """Return labels of a TOML file unchanged. Raises ValueError for anything but integers and text."""
     items = value if isinstance(value, list) else [value]
     wrong = next((item for item in items if isinstance(item, bool) or not isinstance(item, int | str)), None)
     if wrong is not None:
-        raise ValueError(f"{file}: {flag(option)}: a label is an integer or text, not {config.toml_value(wrong)}")
+        raise ValueError(f"{file}: {flag(option)} must be integers or text, got {config.toml_value(wrong)}")
     return tuple(items) if option.declared.repeat or isinstance(value, list) else value
 
 
@@ -181,7 +209,7 @@ def _check_switch(option: Option, value: Any, file: str) -> None:
     is_switch = _without_none(option.type) is bool
     if is_switch != isinstance(value, bool):
         wanted = "true or false" if is_switch else "a value"
-        raise ValueError(f"{file}: {flag(option)} needs {wanted}, not {config.toml_value(value)}")
+        raise ValueError(f"{file}: {flag(option)} must be {wanted}, got {config.toml_value(value)}")
 
 
 def _raise(file: str) -> Callable[[str], NoReturn]:
@@ -248,7 +276,7 @@ class Repeat(argparse.Action):
 
 
 def one_of(choices: tuple[Any, ...]) -> Callable[[str], Any]:
-    """Return a converter that accepts the choices alone, and suggests one for a misspelt word."""
+    """Return a converter that accepts only the choices, and suggests one for a misspelt word."""
     by_text = {str(choice): choice for choice in choices}
 
     def convert(text: str) -> Any:
@@ -310,10 +338,10 @@ def _notes(option: Option) -> Iterator[str]:
     elif declared.default_text:
         yield f"default: {declared.default_text}"
     elif default not in (None, "", ()):
-        yield f"default: {shown(default)}"
+        yield f"default: {format_default(default)}"
 
 
-def shown(value: Any) -> str:
+def format_default(value: Any) -> str:
     """Return a default as it would be typed."""
     if isinstance(value, bool):
         return "yes" if value else "no"

@@ -1,4 +1,4 @@
-"""`admg recipes`: the hyperparameters of published models, and what it costs to train them."""
+"""`admg recipes`: the hyperparameters of published models, and the cost of training them."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def show(chosen: Recipe, options: Options) -> None:
     print(chosen.text)
     if chosen.published:
         print(f"The published model {chosen.published} has this architecture: admg info {chosen.published}\n")
-    print("GB per GPU, by the images that it computes at a time (batch / GPUs / accumulate); estimated activations:\n")
+    print("GB per GPU, by images computed at a time (batch / GPUs / accumulate); estimated activations:\n")
     sharded = () if options.gpus == 1 else (f"bf16, --shard on {options.gpus}", f"fp32, --shard on {options.gpus}")
     print(table(("images", "bf16", "fp32", *sharded), memory_rows(chosen, options)))
     images = chosen.training.steps * chosen.training.batch_size

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+from admg.checkpoints.loading import as_model
 from admg.checkpoints.model import Model
 from admg.config import check, check_used, group, setting
 from admg.data.dataset import Fit
@@ -12,8 +13,7 @@ from admg.diffusion.gaussian import Images
 from admg.generation import JobOptions, Recipe, generate, generate_denoising, generate_scale_sheet
 from admg.generation.denoising import AnimationFormat, ffmpeg
 from admg.generation.guide_specs import GuideSet
-from admg.generation.labels import MOST_IMAGES, Label, typed_labels
-from admg.generation.sample import as_model
+from admg.generation.labels import MAX_IMAGES, Label, typed_labels
 from admg.generation.sampler_specs import SAMPLERS
 from admg.generation.starts import load_images
 
@@ -34,9 +34,9 @@ EXAMPLES = """  admg sample --label sneaker --label 9 --scale 4 --num 32 --out s
 class InitOptions:
     """Starting image. For several images, use admg edit.
 
-    init: image to start from in place of noise
-    strength: fraction of the steps to run, at most 1; the fewer the steps, the more of the image is kept (default: 0.6)
-    fit: how an image of another size is fitted: scaled and cropped, or put on black (default: as in training, if known)
+    init: image to start from instead of noise
+    strength: fraction of the steps to run, at most 1; fewer steps preserve more of the image (default: 0.6)
+    fit: fitting of an image of another size: scaled and cropped, or put on black (default: as in training, if known)
     """
 
     init: str | None = setting(None, metavar="IMAGE")
@@ -52,7 +52,7 @@ class InitOptions:
             return None
         images, _ = load_images([self.init], model, self.fit)
         if len(images) != 1:
-            raise ValueError(f"--init {self.init} holds {len(images)} images: admg edit takes several")
+            raise ValueError(f"--init must be a single image, but {self.init} holds {len(images)}: use admg edit")
         return images
 
 
@@ -65,7 +65,7 @@ class UpsamplerOptions:
     upsampler_steps: steps of the upsampler, as --steps; 250 of ddpm give better images
     upsampler_batch_size: large images per batch
     upsampler_augment_level: level of noise to add to the small images, for a model trained with --augment-noise; 0
-        takes them as they are
+        leaves them unchanged
     """
 
     upsampler: str | None = setting(None, metavar="NAME", default_text="none")
@@ -88,7 +88,7 @@ class UpsamplerOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class DenoisingOptions:
-    """Denoising. Pictures of how the first images, at most 8, come out of noise; these are sampled a second time.
+    """Denoising. Pictures of the denoising of the first images, at most 8, which are sampled a second time.
 
     animate: write OUT/denoising.gif or .mp4: x_t and the predicted image at every step; mp4 needs ffmpeg
     trajectory: write OUT/trajectory.png: nine steps of each image side by side
@@ -105,14 +105,14 @@ class DenoisingOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Generate images of chosen labels, guided by a classifier.
+    """Generate images of chosen labels, with or without guidance.
 
     model: name, folder or file of weights of a diffusion model, or hf:user/name for one of the Hugging Face Hub
     label: name of a label, or else its number; in a TOML file, an integer is always its number
     labels: balanced (each label equally often), random (drawn with the seed), or a list A,B,...; a label whose name has
         a comma or is one of these two words is given with --label
     num: number of images, in equal shares of the labels
-    sheet: draw the same seeds over guidance scales in one picture, and nothing else: scale=A,B,... or cfg=A,B,...
+    sheet: only draw a picture of the same seeds over guidance scales: scale=A,B,... or cfg=A,B,...
     out: folder of samples_NxHxWxC.npz and the pictures
     """
 
@@ -122,7 +122,7 @@ class Options:
         None, metavar="WHICH", default_text="balanced, or random for fewer images than labels"
     )
     num: int | None = setting(
-        None, min=1, max=MOST_IMAGES, default_text="8 per label; 64 if no label is given and the model has more than 20"
+        None, min=1, max=MAX_IMAGES, default_text="8 per label; 64 if no label is given and the model has more than 20"
     )
     sheet: str | None = setting(None, metavar="scale=A,B,...")
     out: str = setting("samples", metavar="DIR")
@@ -137,17 +137,17 @@ class Options:
         check(self)
         if (self.denoising.animate or self.denoising.trajectory) and (self.sheet or self.job.processes > 1):
             what = "animate" if self.denoising.animate else "trajectory"
-            raise ValueError(f"{what} needs a run of one process, without --sheet")
+            raise ValueError(f"{what} requires a single process, and cannot be combined with --sheet")
         if self.label and self.labels is not None:
             raise ValueError("label cannot be combined with --labels")
         if self.sheet and (self.upsampling.upsampler or self.start.init):
             other = "--upsampler" if self.upsampling.upsampler else "--init"
-            raise ValueError(f"sheet draws samples of the model from noise: leave out {other}")
+            raise ValueError(f"sheet draws samples of the model from noise, and cannot be combined with {other}")
         varied = self.sheet.partition("=")[0].strip() if self.sheet else ""
         if varied in ("scale", "cfg") and getattr(self.guidance, varied) is not None:
-            raise ValueError(f"sheet varies {varied}: leave out --{varied}")
+            raise ValueError(f"sheet varies {varied}, and cannot be combined with --{varied}")
         if self.sheet and self.job.processes > 1:
-            raise ValueError(f"sheet is drawn by one process, and there are {self.job.processes}")
+            raise ValueError(f"sheet requires a single process, got {self.job.processes}")
 
     def chosen(self, model: Model, guides: GuideSet) -> tuple[str | list[Label] | None, int | None]:
         """Return the labels and the number of images for generate()."""

@@ -1,4 +1,4 @@
-"""Options of the commands that sample: sampling and guidance, and the progress and the result of a job."""
+"""Options of the commands that sample: sampling and guidance; the progress and the result of a job."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ class SamplingOptions:
 
     sampler: {NAMES}, or path/to/file.py:name
     steps: number of steps, ddimN, counts per section such as 10,15,20, or uniformN, quadN, logsnrN, karrasN, trailingN,
-        tunedN (found by admg tune-steps), or a list such as at20+310+999; all but ddimN, tunedN, lists and a single
-        step keep the last one, where a model with zero terminal SNR must begin
+        tunedN (found by admg tune-steps), or a list such as at20+310+999. All spacings except ddimN, tunedN, lists
+        and 1 include the last timestep, which models with zero terminal SNR require
     eta: randomness of ddim, from 0 (deterministic) to 1 (that of ddpm)
     sampler_option: option of the sampler ({OF_SAMPLERS})
     seed: seed of the noise; image i of a seed is always the same
     precision: number format of matrix products; auto is bf16 where the processor or GPU has it, else fp32
-    compile: whether to build networks by torch.compile first, which takes minutes; auto is off
+    compile: whether to compile networks by torch.compile first, which takes minutes; auto is off
     unconditional: do not condition the network on the labels; the guide still uses them
-    no_bound_guidance: do not limit the gradients of guides to what images in [-1, 1] make possible, for the numbers of
+    no_bound_guidance: do not limit the gradients of guides to the range possible for images in [-1, 1], to reproduce
         guided-diffusion; on a cosine schedule, classifier guidance may then destroy the images
     batch_size: images per batch
     device: cpu or cuda
@@ -71,7 +71,7 @@ class SamplingOptions:
         name = self.sampler or sampler or usual.sampler
         chosen = self.steps or steps or (usual.steps if name == usual.sampler else "25")
         if self.eta and name != "ddim":
-            raise ValueError(f"--eta is an option of the sampler ddim, not of {name}")
+            raise ValueError(f"--eta applies only to the sampler ddim, not to {name}")
         options = parse_sampler_options(name, self.sampler_option)
         if self.eta:
             options["eta"] = self.eta
@@ -100,8 +100,8 @@ class GuidanceOptions:
         --scale is given too
     guide: another kind of guidance, which replaces the classifier unless --scale is given too, such as apg:4,eta=0.5
         ({", ".join(guide_kinds())}), or a network of another library, timm:MODEL,label=NAME,scale=S
-        (torchvision:, transformers:) or clip:TEXT,scale=S; or path/to/file.py:name, a guide of your own, which is added
-    interval: noise levels in units of the image, from about 0.01 to 150, outside of which there is no guidance
+        (torchvision:, transformers:) or clip:TEXT,scale=S; or path/to/file.py:name, a custom guide, which is added
+    interval: noise levels to which guidance is limited, in units of the image, from about 0.01 to 150
     reuse: evaluate the guides at every N-th step only, and extrapolate their effect in between; 2 halves their cost
     """
 
@@ -123,7 +123,7 @@ class GuidanceOptions:
     ) -> GuideSet:
         """Load the guides.
 
-        name: of the model, whose own classifier is the default
+        name: name of the model, whose own classifier is the default
         default_scale: None: the published guidance scale of the model, or 4
         keep_classifier: load the classifier even at scale 0
         """
@@ -161,7 +161,7 @@ class ShowProgress:
 
 
 def print_result(done: Generated, job: JobOptions) -> None:
-    """Print what a job has written, or what other processes still have to do."""
+    """Print the files that a job has written, or the remaining work of other processes."""
     if not job.merges:
         return
     if not done.finished:

@@ -1,4 +1,4 @@
-"""`admg studio`: a page in a browser to play with guidance."""
+"""`admg studio`: a page in a browser to explore guidance."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Options:
     models, and cannot read files of this computer through the page. One job runs at a time; the others wait. Ctrl-C
     stops the studio.
 
-    models: model that visitors can choose: name, folder or file of weights, with a classifier if it has none of its
-        own: MODEL or MODEL,CLASSIFIER
-    runs: folder of run directories that the tab Train shows
+    models: model that visitors can choose, MODEL or MODEL,CLASSIFIER: name, folder or file of weights, and a classifier
+        if the model has none of its own
+    runs: folder of run directories for the tab Train
     data: folder of data sets to train on; with it, every visitor can start a training run in the folder --runs
     host: address to listen at; 0.0.0.0 lets other computers in, without a password
     port: port to listen at
@@ -46,7 +46,7 @@ class Options:
     def __post_init__(self) -> None:
         check(self)
         if self.data is not None and self.runs is None:
-            raise ValueError("data is for training runs, which are written to the folder --runs: give it, too")
+            raise ValueError("data requires --runs, the folder to which training runs are written")
 
 
 def run(options: Options) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from admg.checkpoints.loading import as_model
 from admg.checkpoints.model import Model
 from admg.config import check, group, setting
 from admg.data.config import as_range
@@ -12,8 +13,7 @@ from admg.engine.device import choose_device
 from admg.evaluation.cells import SCALES, Cell
 from admg.evaluation.sweep import METRICS, Metrics, plan_sweep
 from admg.generation import JobOptions
-from admg.generation.labels import MOST_IMAGES, Label, typed_labels
-from admg.generation.sample import as_model
+from admg.generation.labels import MAX_IMAGES, Label, typed_labels
 from admg.generation.sampler_specs import SAMPLERS
 
 from .feature_options import FeatureOptions
@@ -47,7 +47,7 @@ class Options:
     scale: guidance scales of the classifier; 0 is no guidance
     cfg: scales of classifier-free guidance
     out: folder of the cells, sweep.csv, table.md and curves.png
-    dry_run: print the cells and what is left to sample, and exit
+    dry_run: print the cells and the number of missing samples, and exit
     reference: an .npz, a folder of images, or a data set
     num_reference: number of reference images, spread evenly over all (default: all)
     label_classifier: classifier for the label accuracy: name or folder of a noisy classifier, or file.py:name
@@ -58,7 +58,7 @@ class Options:
     """
 
     model: str = setting("fashion-mnist", metavar="NAME")
-    num: int = setting(10_000, min=2, max=MOST_IMAGES)
+    num: int = setting(10_000, min=2, max=MAX_IMAGES)
     label: tuple[int | str, ...] = setting((), repeat=True, metavar="LABEL")
     labels: Labels | None = setting(
         None, metavar="WHICH", default_text="balanced, or random for fewer samples than labels"
@@ -114,7 +114,7 @@ class Options:
         }  # fmt: skip
 
     def evaluation(self) -> Metrics:
-        """Return how the cells are evaluated."""
+        """Return the options for evaluating the cells."""
         features = self.features
         return Metrics(
             metrics=self.metrics, features=features.network, label_classifier=self.label_classifier,
@@ -125,7 +125,7 @@ class Options:
 
 
 def run(options: Options) -> None:
-    """Print the table, or with --dry-run what is left to sample."""
+    """Print the table, or with --dry-run the missing samples."""
     note_missing_kernels(choose_device(options.sampling.device))
     model = as_model(options.model)
     sweep = plan_sweep(model, **options.plan(model))

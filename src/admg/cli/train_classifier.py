@@ -31,9 +31,9 @@ class Options:
     Its diffusion process should be that of the model. A run directory that holds a checkpoint is resumed.
 
     out: run directory for the classifier, its checkpoint, log and accuracies; an existing run is resumed
-    init: classifier to start from, whose architecture and process are taken over: name, folder or file of weights
+    init: classifier to start from, with its architecture and process: name, folder or file of weights
     init_flags: flags of OpenAI's scripts for a file in their format (default: inferred)
-    noised: add noise to the images; without it, the classifier learns clean images alone, and guides badly
+    noised: add noise to the images; without it, the classifier learns only clean images, and guides badly
     overwrite: start over in a run directory that holds a run, whose files are removed
     recipe: name of a recipe, which sets all options that are not given; `admg recipes` lists them
     """
@@ -54,7 +54,7 @@ class Options:
 
 
 def preset(given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the values of the recipe that is named, which those of the command line and of --config replace."""
+    """Return the values of the chosen recipe; the command line and --config take precedence."""
     return recipe_values("train-classifier", given.get("recipe"))
 
 

@@ -41,7 +41,7 @@ class Options:
 
     out: run directory for the model, its checkpoint, log and samples; an existing run is resumed
     small_size: side of the images to enlarge in pixels
-    init: model to start from, whose architecture and process are taken over: name, folder or file of weights
+    init: model to start from, with its architecture and process: name, folder or file of weights
     init_flags: flags of OpenAI's scripts for a file in their format (default: inferred)
     overwrite: start over in a run directory that holds a run, whose files are removed
     recipe: name of a recipe, which sets all options that are not given; `admg recipes` lists them
@@ -67,7 +67,7 @@ class Options:
 
 
 def preset(given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the values of the recipe that is named, which those of the command line and of --config replace."""
+    """Return the values of the chosen recipe; the command line and --config take precedence."""
     return recipe_values("train-upsampler", given.get("recipe"))
 
 

@@ -1,4 +1,4 @@
-"""What the commands that train share: notes before the run, the progress bar, and where the results are."""
+"""Code shared by the commands that train: notes before the run, the progress bar, and the paths of the results."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from admg.checkpoints.transfer import describe as describe_start
+from admg.checkpoints.transfer import initialisation_text as describe_start
 from admg.config import printable
 from admg.data.classes import describe_classes, empty_classes
 from admg.data.errors import listed
 from admg.training import TrainingRun
-from admg.training.defaults import FEW
+from admg.training.defaults import SMALL_DATASET_SIZE
 from admg.training.recipes import Command, recipe_for
 from admg.training.services import services_of
 from admg.training.stopping import StopSignals
 
 from .measure import note_missing_kernels
-from .options import shown
+from .options import format_default
 
 NEW_PROCESS = {"predict": "v", "noise_schedule": "cosine"}
 NEW_NETWORK = {
-    "channels": f"64, or 128 from {FEW:,} images",
-    "num_res_blocks": f"1, or 2 from {FEW:,} images",
+    "channels": f"64, or 128 from {SMALL_DATASET_SIZE:,} images",
+    "num_res_blocks": f"1, or 2 from {SMALL_DATASET_SIZE:,} images",
     "head_channels": "64, or less for fewer channels",
 }
-"""Defaults that are chosen for the data, for the help; a run that is resumed keeps its own."""
+"""Defaults that are chosen for the data, for the help; a resumed run keeps its own."""
 LEVEL = re.compile(r"_t\d+$")
-"""End of the names of metrics at a single noise level, of which there are too many to print."""
+"""End of the names of metrics at a single noise level, which are too many to print."""
 PAUSE = 60.0
-"""Least number of seconds between two lines that say that the run has been saved."""
+"""Minimum number of seconds between two messages about saved checkpoints."""
 
 
 def provenance(recipe: str | None = None) -> dict[str, str]:
-    """Return this command and the recipe that it names, for the provenance of the model."""
+    """Return this command and its recipe, for the provenance of the model."""
     return {"command": shlex.join(["admg", *sys.argv[1:]])} | ({"recipe": recipe} if recipe else {})
 
 
@@ -52,13 +52,13 @@ def recipe_values(command: Command, name: str | None) -> Mapping[str, Any]:
 
 
 def train(run: TrainingRun[Any]) -> None:
-    """Train to the end with a progress bar, and print where the results are. Of several processes, the first prints.
+    """Train to the end with a progress bar, and print the paths of the results. Of several processes, the first prints.
 
     Ctrl-C, SIGTERM and SIGUSR1 end the run after the current step, with a checkpoint, and the command with exit code
     128 plus the number of the signal: 130, 143 and 138.
     """
-    if run.watch is not None:
-        run.watch.on_stuck = end_process
+    if run.heartbeat is not None:
+        run.heartbeat.on_stuck = end_process
     with closing(run), StopSignals(run.stop) as signals:
         if run.writes:
             train_and_print(run)
@@ -75,13 +75,16 @@ def end_process(reason: str) -> None:
 
 
 def train_and_print(run: TrainingRun[Any]) -> None:
-    describe(run)
+    print_summary(run)
     if run.step >= run.config.steps:
         deque(run, maxlen=0)  # which writes the model if a kill came before that
         print(f"nothing to do: {run.out} has been trained for {run.step} steps already; raise --steps to train on")
         return
     if run.first_step:
-        changed = ", ".join(f"{name} {shown(now)} (was {shown(before)})" for name, (before, now) in run.changes.items())
+        changed = ", ".join(
+            f"{name} {format_default(now)} (was {format_default(before)})"
+            for name, (before, now) in run.changes.items()
+        )
         print(f"resumed at step {run.first_step}" + (f"; changed: {changed}" if changed else ""))
     elif start := describe_start(run.provenance.get("init", {})):
         print(start)
@@ -115,13 +118,13 @@ def progress(step: Mapping[str, float]) -> str:
 
 
 class Saves:
-    """Says when a run has been saved: for the first checkpoint, the last one, and at most one a minute between them."""
+    """Reports saved checkpoints: the first, the last, and at most one per minute between them."""
 
     def __init__(self, run: TrainingRun[Any]):
         self.run, self.said, self.time = run, run.saved, -PAUSE
 
     def line(self) -> str:
-        """Return what to print of a checkpoint that has been written since the last call, "" for nothing."""
+        """Return the message about a checkpoint written since the last call, "" for none."""
         saved, now = self.run.saved, time.monotonic()
         finished = saved == self.run.config.steps
         if saved == self.said or not (finished or now - self.time >= PAUSE):
@@ -135,17 +138,17 @@ class Saves:
 
 def rounded(value: Any) -> str:
     """Return a value as it would be typed, a number with four digits."""
-    return f"{value:.4g}" if isinstance(value, float) else shown(value)
+    return f"{value:.4g}" if isinstance(value, float) else format_default(value)
 
 
 def attention(network: Any) -> str:
-    """Return at which sides a network has attention, in words."""
+    """Return a description of the sides at which a network has attention."""
     sides = [str(network.image_size >> level) for level in range(network.levels) if network.attends(level)]
-    return f"attention at {', '.join(sides)} pixels" if sides else "attention in the middle block alone"
+    return f"attention at {', '.join(sides)} pixels" if sides else "attention only in the middle block"
 
 
-def describe(run: TrainingRun[Any]) -> None:
-    """Print the size of the data and of the network, and notes on what is missing."""
+def print_summary(run: TrainingRun[Any]) -> None:
+    """Print the size of the data and of the network, and notes on missing features."""
     data = run.dataset
     skipped = getattr(data, "skipped", [])
     for path, reason in skipped[:10]:
@@ -162,7 +165,7 @@ def describe(run: TrainingRun[Any]) -> None:
         print(f"classes: {describe_classes(data)}")
     if empty := empty_classes(data):
         print(
-            printable(f"note: no image is of the class{'es' if len(empty) > 1 else ''} {listed(empty)}"),
+            printable(f"note: no images of the class{'es' if len(empty) > 1 else ''} {listed(empty)}"),
             file=sys.stderr,
         )
     count = run.processes.count

@@ -1,4 +1,4 @@
-"""`admg tune-steps`: the timesteps at which few network evaluations lose least, kept with the model."""
+"""`admg tune-steps`: the best timesteps for few network evaluations, stored with the model."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from admg.checkpoints import loading, tuned
+from admg.checkpoints.loading import as_model
 from admg.config import check, group, setting
 from admg.generation.labels import label_table
 from admg.generation.recipe import Recipe
-from admg.generation.sample import as_model
 from admg.generation.sampler_specs import sampler_name
 from admg.generation.step_search import Distance, FoundSteps, distance, search_steps
 
@@ -31,14 +31,14 @@ class Options:
     """Find the timesteps at which sampling with few network evaluations comes closest to sampling with many.
 
     Images are drawn from the same noise with many steps and with few. The search starts from the best known spacing and
-    moves the timesteps as long as the images come closer. The result is written to the config.json of the model, from
+    moves the timesteps as long as the distance decreases. The result is written to the config.json of the model, from
     which other commands read it with `--steps tuned5`. It depends on the sampler, the guidance and the weights, so
     search again if one of them changes. The search takes a few thousand network evaluations.
 
     model: checkpoint folder or run directory; for any other model, the steps are only printed
     steps: numbers of steps to find timesteps for
     num: number of images to compare, in equal shares of the labels
-    fine: number of steps of the images to come close to
+    fine: number of steps of the images to compare with
     no_store: print the steps, and do not write them to the model
     """
 
@@ -53,11 +53,11 @@ class Options:
     def __post_init__(self) -> None:
         check(self)
         if not self.steps or min(self.steps) < 1 or max(self.steps) >= self.fine:
-            raise ValueError(f"steps must be numbers from 1 to {self.fine - 1}, fewer than --fine, such as 5,8")
+            raise ValueError(f"steps must be numbers from 1 to {self.fine - 1}, less than --fine, such as 5,8")
 
 
 def run(options: Options) -> None:
-    """Search, print a table of what was found, and store it."""
+    """Search, print a table of the results, and store them."""
     model = as_model(options.model)
     guides = options.guidance.load(model, options.model)
     recipe = options.sampling.recipe(guides.build(), model=options.model, sampler="unipc")
@@ -66,19 +66,19 @@ def run(options: Options) -> None:
     before = None if folder is None else tuned.digest(folder)
     classes = label_table(model, recipe.guide).count
     labels = [i % classes if classes else None for i in range(options.num)]
-    found: dict[int, FoundSteps] = {}
+    results: dict[int, FoundSteps] = {}
     with distance(model, recipe, labels, fine=f"karras{options.fine}") as measure:
         for count in options.steps:
-            found[count] = searched(measure, count)
-    print(table_of(found))
+            results[count] = search_with_progress(measure, count)
+    print(table_of(results))
     if folder is not None:
-        tuned.store(folder, {count: record(steps, recipe) for count, steps in found.items()}, before)
+        tuned.store(folder, {count: record(steps, recipe) for count, steps in results.items()}, before)
         print(f"written to {folder}: use them as --steps tuned{options.steps[0]}")
     else:
-        print(f"use them as --steps {found[options.steps[0]].spec}")
+        print(f"use them as --steps {results[options.steps[0]].spec}")
 
 
-def searched(measure: Distance, count: int) -> FoundSteps:
+def search_with_progress(measure: Distance, count: int) -> FoundSteps:
     """Return the best timesteps, showing the progress."""
     with tqdm(desc=f"{count} steps", unit=" trials") as bar:
         for best in search_steps(measure, count):
@@ -96,7 +96,7 @@ def folder_of(name: str) -> Path | None:
 
 
 def record(found: FoundSteps, recipe: Recipe) -> Mapping[str, Any]:
-    """Return what config.json keeps of a search."""
+    """Return the entry of config.json for the result of a search."""
     return {
         "steps": found.spec,
         "sampler": sampler_name(recipe.sampler),

@@ -24,8 +24,8 @@ class Options:
     model: name, folder or file of weights of an upsampling model
     base: .npz of the small images, arr_0, and of their labels, arr_1
     num: only the first images of the file
-    augment_level: level of noise to add to the small images, for a model trained with --augment-noise; 0 takes them as
-        they are
+    augment_level: level of noise to add to the small images, for a model trained with --augment-noise; 0 leaves them
+        unchanged
     out: folder of samples_NxHxWxC.npz and the pictures
     """
 

@@ -16,7 +16,7 @@ EXAMPLES = """  admg verify runs/photos                  a run directory: checkp
   admg verify runs/photos/model            a model
   admg verify samples/samples_1000x64x64x3.npz
   admg verify ~/.cache/admg                downloaded models, cached features and tables"""
-SHOWN = 20
+MAX_LISTED = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,25 +32,25 @@ class Options:
 
 
 def run(options: Options) -> None:
-    found: list[Verified] = []
+    results: list[Verified] = []
     for path, check in tqdm(units(options.path), desc="reading", unit=" files", delay=1, leave=False):
-        found.append(verified(path, check))
-    print("\n".join(lines(found)))
-    if any(entry.state == "damaged" for entry in found):
+        results.append(verified(path, check))
+    print("\n".join(lines(results)))
+    if any(entry.state == "damaged" for entry in results):
         sys.exit(1)
 
 
 def lines(found: list[Verified]) -> list[str]:
-    """Return what is damaged, what has no checksum, and the number of each."""
+    """Return lines for damaged files, for files without a checksum, and the number of each."""
     count = Counter(entry.state for entry in found)
     damaged = [f"damaged      {entry.path}: {reason(entry)}" for entry in found if entry.state == "damaged"]
     unknown = [f"no checksum  {entry.path}" for entry in found if entry.state == "no checksum"]
-    if len(unknown) > SHOWN:
-        unknown = [*unknown[:SHOWN], f"no checksum  ... and {len(unknown) - SHOWN} more"]
+    if len(unknown) > MAX_LISTED:
+        unknown = [*unknown[:MAX_LISTED], f"no checksum  ... and {len(unknown) - MAX_LISTED} more"]
     total = f"{count['whole']} whole, {count['damaged']} damaged, {count['no checksum']} without a checksum"
     return [*damaged, *unknown, total]
 
 
 def reason(entry: Verified) -> str:
-    """Return what is wrong with a file, without repeating its name."""
+    """Return the problem of a file, without repeating its name."""
     return entry.reason.removeprefix(f"{entry.path} ").removeprefix("is damaged: ")

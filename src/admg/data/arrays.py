@@ -20,7 +20,7 @@ Split = Literal["train", "test"]
 Arrays = tuple[Shaped[np.ndarray, "n h w c"], Int64[np.ndarray, " n"] | None]
 
 BOMB = 1 << 30
-"""Number of bytes that a file may always decompress to."""
+"""Number of decompressed bytes that is always allowed."""
 IDX_PREFIX: dict[Split, str] = {"train": "train", "test": "t10k"}
 
 
@@ -34,8 +34,8 @@ def read_idx(path: Path) -> UInt8[np.ndarray, " ..."]:
             ndim = start[3] if len(start) > 3 else 0
             if start[:3] != b"\0\0\x08" or ndim not in (1, 3):
                 raise DataError(
-                    f"{path} begins with bytes {start.hex() or 'none'}, which is not IDX: allowed are 00000803 "
-                    f"(images) and 00000801 (labels), gzip'ed or not, and the suffix .npz for NumPy's files"
+                    f"{path} is not an IDX file, which begins with bytes 00000803 (images) or 00000801 (labels): got "
+                    f"{start.hex() or 'none'}; NumPy's files need the suffix .npz"
                 )
             shape = [int.from_bytes(file.read(4), "big") for _ in range(ndim)]
             size, stored = prod(shape), path.stat().st_size
@@ -43,9 +43,7 @@ def read_idx(path: Path) -> UInt8[np.ndarray, " ..."]:
             if zipped:
                 check_bomb(path, size, stored)
             elif stored != 4 + 4 * ndim + size:
-                raise DataError(
-                    f"{path} has {stored} bytes, but {announced}, which is a file of {4 + 4 * ndim + size} bytes"
-                )
+                raise DataError(f"{path} has {stored} bytes, but {announced}, which need {4 + 4 * ndim + size} bytes")
             values = file.read(size + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot read {path}, which may be a corrupt or truncated gzip file: {error}") from error
@@ -58,7 +56,7 @@ def check_bomb(path: Path, size: int, compressed: int) -> None:
     """Raise DataError if a file of this compressed size would fill the memory: over 1 GiB and 100 times as much."""
     if size > max(BOMB, 100 * compressed):
         raise DataError(
-            f"{path} of {compressed:,} bytes would decompress to {size:,} bytes: allowed are 100 times its own"
+            f"{path} of {compressed:,} bytes would decompress to {size:,} bytes, more than 100 times its size"
         )
 
 
@@ -67,58 +65,58 @@ def find_idx(folder: Path, split: Split) -> Path | None:
 
     Raises DataError if only the other split is there.
     """
-    found = {name: _first(folder, f"{prefix}-images-idx3-ubyte") for name, prefix in IDX_PREFIX.items()}
-    if any(found.values()) and not found[split]:
+    paths = {name: _first(folder, f"{prefix}-images-idx3-ubyte") for name, prefix in IDX_PREFIX.items()}
+    if any(paths.values()) and not paths[split]:
         raise DataError(f'{folder} has no {IDX_PREFIX[split]}-images-idx3-ubyte[.gz], needed for split="{split}"')
-    return found[split]
+    return paths[split]
 
 
 def open_idx(path: Path, labels: bool) -> Arrays:
     """Read one IDX file of images and, unless `labels` is False, the labels file beside it."""
     images = read_idx(path)
     if images.ndim != 3 or not images.size:
-        raise DataError(f"{path} holds values of shape {images.shape}: allowed are images, (N, H, W) with N, H, W > 0")
+        raise DataError(f"{path} must hold images of shape (N, H, W) with N, H, W > 0, got shape {images.shape}")
     if not labels:
         return images[..., None], None
     name = path.name.removesuffix(".gz").replace("images", "labels").replace("idx3", "idx1")
     labels_path = _first(path.parent, name)
     if labels_path is None or labels_path == path:
-        raise DataError(f"{path} has no labels file {name}[.gz] beside it: add it, or use labels=False (--labels none)")
+        raise DataError(f"{path} has no labels file {name}[.gz] beside it: add it, or pass labels='none'")
     values = read_idx(labels_path)
     if values.shape != images.shape[:1]:
         raise DataError(
-            f"{labels_path} has labels of shape {values.shape}, but {path.name} has {len(images)} images: "
-            f"allowed is one label per image"
+            f"{labels_path} must hold one label per image: it has labels of shape {values.shape}, and {path.name} has "
+            f"{len(images)} images"
         )
     return images[..., None], values.astype(np.int64)
 
 
 def open_arrays_file(path: Path, labels: bool) -> Arrays:
     """Read an .npz with arr_0, (N, H, W) or (N, H, W, C), and optionally arr_1, integers (N,); or arr_0 as an .npy."""
-    names, found = read_arrays(path, ("arr_0", "arr_1") if labels else ("arr_0",))
-    if "arr_0" not in found:
-        raise DataError(f"{path} has no arr_0 (it has {listed(names) or 'nothing'}): allowed is arr_0, the images")
-    images, values = found["arr_0"], found.get("arr_1")
+    names, arrays = read_arrays(path, ("arr_0", "arr_1") if labels else ("arr_0",))
+    if "arr_0" not in arrays:
+        raise DataError(f"{path} has no arr_0, which must hold the images (it has {listed(names) or 'nothing'})")
+    images, values = arrays["arr_0"], arrays.get("arr_1")
     unused = [name for name in names if "label" in name.lower() or name in ("y", "targets", "classes")]
     if labels and values is None and unused:
-        warnings.warn(f"{path} has no arr_1, from which labels are read: {listed(unused)} is ignored", stacklevel=2)
+        warnings.warn(f"{path} has no arr_1, from which labels are read; ignoring {listed(unused)}", stacklevel=2)
     if images.ndim == 3:
         images = images[..., None]
     numeric = np.issubdtype(images.dtype, np.integer) or np.issubdtype(images.dtype, np.floating)
     if not numeric or images.ndim != 4 or not images.size or not channel_axes(images.shape)[1]:
         raise DataError(
-            f"{path} has arr_0 of type {images.dtype} and shape {images.shape}: allowed are numbers, best uint8, of "
-            f"shape (N, H, W) or (N, H, W, C) with N, H, W > 0 and fewer channels than pixels to a side"
+            f"{path}: arr_0 must hold numbers, preferably uint8, of shape (N, H, W) or (N, H, W, C) with N, H, W > 0 "
+            f"and fewer channels than pixels per side, got {images.dtype} of shape {images.shape}"
         )
     if values is None:
         return images, None
     if not np.issubdtype(values.dtype, np.integer) or values.shape != images.shape[:1]:
         raise DataError(
-            f"{path} has arr_1 of type {values.dtype} and shape {values.shape}: allowed are integers of shape "
-            f"({len(images)},), one label per image"
+            f"{path}: arr_1 must hold one integer label per image, shape ({len(images)},), got {values.dtype} of shape "
+            f"{values.shape}"
         )
     if values.min() < 0:
-        raise DataError(f"{path} has a label {values.min()} in arr_1: allowed are labels from 0 up")
+        raise DataError(f"{path}: labels in arr_1 must not be negative, got {values.min()}")
     return images, values.astype(np.int64)
 
 
@@ -138,21 +136,21 @@ def read_arrays(path: Path, names: Collection[str]) -> tuple[list[str], dict[str
         if isinstance(file, np.ndarray):
             return ["arr_0"], {"arr_0": file}
         with file:
-            found = {name: file[name] for name in names if name in file.files}
-            if other := next((name for name, value in found.items() if not isinstance(value, np.ndarray)), None):
-                raise ValueError(f"{other} is no array")
-            return file.files, found
+            arrays = {name: file[name] for name in names if name in file.files}
+            if other := next((name for name, value in arrays.items() if not isinstance(value, np.ndarray)), None):
+                raise ValueError(f"{other} is not an array")
+            return file.files, arrays
     except (DataError, FileNotFoundError):
         raise
-    except Exception as error:  # NumPy and zipfile raise many kinds: encryption, methods, sizes that no memory has
+    except Exception as error:  # NumPy and zipfile raise many kinds: encryption, methods, sizes beyond memory
         reason = " ".join(str(error).split()).partition(". ")[0] or type(error).__name__
-        raise DataError(f"{path} cannot be used, since it is not an {path.suffix} of plain arrays: {reason}") from error
+        raise DataError(f"{path} is not an {path.suffix} file of plain arrays: {reason}") from error
 
 
 def channel_axes(shape: tuple[int, ...]) -> tuple[bool, bool]:
-    """Return whether axis 1, and whether axis 3, of (N, C, H, W) or (N, H, W, C) can be that of the channels.
+    """Return whether axis 1, and whether axis 3, of (N, C, H, W) or (N, H, W, C) can be the channel axis.
 
-    One and three channels can always be; if neither axis is that short, an axis shorter than the other two is.
+    An axis of length 1 or 3 can be. If neither has such a length, an axis that is shorter than the other two can be.
     """
     if len(shape) != 4:
         return False, False

@@ -57,8 +57,8 @@ class _State(TypedDict, total=False):
 class Row(Member):
     """An image in a row of a table.
 
-    source: file that the user named, which differs from the container if that is a copy
-    column, row: where it is in the Arrow file
+    source: file that the user named; the container is a copy of it if the two differ
+    column, row: position of the image in the Arrow file
     """
 
     source: Path = Path()
@@ -130,7 +130,7 @@ def list_tables(root: Path, files: Sequence[Path], kind: str, *, progress: bool 
     for file in files:
         columns = find_columns(_schema(file), file)
         used.append(columns)
-        container = Container.of(_copy(file, columns, progress) if file.suffix.lower() == ".parquet" else file)
+        container = Container.from_path(_copy(file, columns, progress) if file.suffix.lower() == ".parquet" else file)
         table = _table(container, os.getpid())
         labels = _labels(table, columns)
         prefix = "" if len(files) == 1 else f"{file.name}/"
@@ -138,7 +138,7 @@ def list_tables(root: Path, files: Sequence[Path], kind: str, *, progress: bool 
             name = f"{row:08d}"
             members[prefix + name] = Row(container, name, size, labels[row], file, columns.image, row)
     if len({columns.names for columns in used}) > 1:
-        raise DataError(f"the files of {root} name their labels in different ways")
+        raise DataError(f"the files of {root} name their labels differently")
     return Listing.of_members(root, members, [], kind, label_names=used[0].names, typed=True)
 
 
@@ -150,7 +150,7 @@ def list_saved(folder: Path, split: Split = "train") -> Listing:
     try:
         state = msgspec.convert(read_any(folder / SAVED), _State)
     except ValueError as error:
-        raise DataError(f"{folder / SAVED} is not that of a saved data set: {error}") from None
+        raise DataError(f"{folder / SAVED} does not describe a saved data set: {error}") from None
     if state.get("_indices_data_files"):
         raise DataError(f"{folder} holds a selection of rows: write it with flatten_indices() before save_to_disk")
     files = [folder / entry["filename"] for entry in state.get("_data_files", [])]
@@ -181,18 +181,18 @@ def list_hub(name: str, split: Split = "train") -> Listing:
 
 
 def choose_split(names: Sequence[str], split: Split, what: str) -> str:
-    """Return the name of the part of a data set that is meant. Raises DataError if there is none.
+    """Return the name of the requested part of a data set. Raises DataError if there is none.
 
-    A data set with one part gives it whatever its name, with a warning.
+    If the data set has only one part, it is used whatever its name is, with a warning.
     """
     allowed = SPLIT_NAMES[split]
-    found = [name for word in allowed for name in names if name == word]
-    if not found and len(names) == 1 and split == "train":
-        found = list(names)
-        warnings.warn(f"{what} has no split train: its only one, {found[0]}, is used", stacklevel=5)
-    if not found:
-        raise DataError(f'{what} has no split for split="{split}" (--split): it has {listed(names) or "none"}')
-    return found[0]
+    matches = [name for word in allowed for name in names if name == word]
+    if not matches and len(names) == 1 and split == "train":
+        matches = list(names)
+        warnings.warn(f"{what} has no split train: using its only split, {matches[0]}", stacklevel=5)
+    if not matches:
+        raise DataError(f'{what} has no split for split="{split}": it has {listed(names) or "none"}')
+    return matches[0]
 
 
 def find_columns(schema: Any, what: object) -> Columns:
@@ -203,8 +203,8 @@ def find_columns(schema: Any, what: object) -> Columns:
     image = _first(images, IMAGES)
     if image is None:
         have = listed([field.name for field in schema])
-        found = f"several columns of images ({listed(images)})" if images else f"no column of images (it has {have})"
-        raise DataError(f"{what} has {found}: allowed is one, or one named {' or '.join(IMAGES[:2])}")
+        problem = f"several columns of images ({listed(images)})" if images else f"no column of images (it has {have})"
+        raise DataError(f"{what} has {problem}: expected one, or one named {' or '.join(IMAGES[:2])}")
     classes = [name for name, feature in features.items() if feature.get("_type") == "ClassLabel"]
     label = _first(classes, LABELS) or (classes[0] if classes else None)
     if label is None:
@@ -212,19 +212,19 @@ def find_columns(schema: Any, what: object) -> Columns:
         label = next((name for name in LABELS if name in usable), None)
     if len(classes) > 1:
         others = listed([name for name in classes if name != label])
-        warnings.warn(f"the labels of {what} are those of the column {label}, not of {others}", stacklevel=5)
+        warnings.warn(f"{what} has several columns of labels: using {label}, not {others}", stacklevel=5)
     names = tuple(map(str, features.get(label or "", {}).get("names") or ()))
     return Columns(image, label, names)
 
 
 def _features(schema: Any) -> dict[str, dict[str, Any]]:
-    """Return what `datasets` says about the columns, {} if the table is not of it."""
+    """Return the description of the columns that `datasets` stores, {} if it did not write the table."""
     try:
         described = parse_json((schema.metadata or {}).get(b"huggingface", b"{}"), "the schema")
-        found: Mapping[str, Any] = described.get("info", {}).get("features", {})
+        features: Mapping[str, Any] = described.get("info", {}).get("features", {})
     except (ValueError, AttributeError):
         return {}
-    return {name: feature for name, feature in found.items() if isinstance(feature, dict) and name in schema.names}
+    return {name: feature for name, feature in features.items() if isinstance(feature, dict) and name in schema.names}
 
 
 def _holds_bytes(kind: Any) -> bool:
@@ -241,12 +241,12 @@ def _holds_labels(kind: Any) -> bool:
 
 
 def _first(names: Sequence[str], order: Sequence[str]) -> str | None:
-    """Return the only name, or the first in the order of precedence; None if that leaves it open."""
+    """Return the only name, or the first in the order of precedence; None if neither decides."""
     return names[0] if len(names) == 1 else next((name for name in order if name in names), None)
 
 
 def _labels(table: Any, columns: Columns) -> list[int | str | None]:
-    """Return the labels of all rows; None where there is none. Numbers that are all -1 stand for no labels."""
+    """Return the labels of all rows; None where there is none. If all numbers are -1, there are no labels."""
     if columns.label is None:
         return [None] * table.num_rows
     values = table.column(columns.label).to_pylist()
@@ -268,7 +268,7 @@ def _schema(file: Path) -> Any:
     try:
         if file.suffix.lower() == ".parquet":
             return pyarrow.parquet.read_schema(file)
-        return _table(Container.of(file), os.getpid()).schema
+        return _table(Container.from_path(file), os.getpid()).schema
     except (pyarrow.ArrowException, OSError) as error:
         if isinstance(error, FileNotFoundError):
             raise
@@ -277,9 +277,9 @@ def _schema(file: Path) -> Any:
 
 @lru_cache(maxsize=256)
 def _table(container: Container, process: int) -> Any:
-    """Return the table of an Arrow file, of which the rows that are asked for are read."""
+    """Return the table of an Arrow file, mapped into memory: only the rows that are used are read."""
     pyarrow = arrow()
-    if Container.of(container.path) != container:
+    if Container.from_path(container.path) != container:
         raise DataError(f"{container.path} has changed since it was opened: open it again")
     mapped = pyarrow.memory_map(str(container.path))
     try:
@@ -291,14 +291,14 @@ def _table(container: Container, process: int) -> Any:
 
 
 def copy_path(file: Path) -> Path:
-    """Return the Arrow file in the cache folder that a Parquet file is copied to, as it is now."""
+    """Return the path in the cache folder of the Arrow copy of the current version of a Parquet file."""
     status = file.stat()
     place = hashlib.sha256(ascii(str(file.resolve())).encode()).hexdigest()[:24]
     return cache_folder() / "tables" / f"{place}-{status.st_size}-{status.st_mtime_ns}.arrow"
 
 
 def _copy(file: Path, columns: Columns, progress: bool) -> Path:
-    """Return the copy of a Parquet file, of which one process makes it. Copies of earlier versions are removed.
+    """Return the Arrow copy of a Parquet file, which one process makes. Copies of earlier versions are removed.
 
     Raises DataError if the file cannot be read, OSError if the copy cannot be written.
     """

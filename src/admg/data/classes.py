@@ -27,7 +27,7 @@ def class_counts(dataset: ImageDataset) -> Int64[np.ndarray, " k"] | None:
 
 
 def describe_classes(dataset: ImageDataset) -> str:
-    """Return the classes with their numbers of images: 'cat (120), dog (98)'; of many classes some, and the range."""
+    """Return the classes and their sizes, 'cat (120), dog (98)'; if there are many, some of them and the range."""
     counts = class_counts(dataset)
     names = [name if name.isprintable() else ascii(name) for name in dataset.label_names]
     shown = names if counts is None else [f"{name} ({count})" for name, count in zip(names, counts)]
@@ -51,13 +51,13 @@ def with_classes(
 ) -> ImageDataset:
     """Return the data set with its labels numbered as in `names`, matched by their names.
 
-    what, other: the images and what has these names, for messages
+    what, other: descriptions, for messages, of the images and of the source of `names`
     Labels that are only numbers keep them, unless they are among the names; see `as_numbers`. Raises DataError if there
     are no labels, or if one is not in `names`.
     """
     own = dataset.label_names
     if not own:
-        raise DataError(f"the {what} have no labels: they need those of {other}, {listed(names)}")
+        raise DataError(f"the {what} have no labels, but need those of {other}: {listed(names)}")
     if own == tuple(names):
         return dataset
     differ = f"the labels of the {what} differ from those of {other}"
@@ -75,12 +75,12 @@ def with_classes(
 
 
 def as_numbers(count: int, used: Sequence[int], names: Sequence[str], what: str) -> tuple[int, ...]:
-    """Return which of `names` each of the labels 0 .. count-1 is, which are numbers without names.
+    """Return the index in `names` of each of the labels 0 .. count-1, which are numbers without names.
 
-    Class folders may have numbers for names, which are sorted as text: 0, 1, 10, 2. So labels that are all among the
-    names are taken for these names, with a warning if that changes a number. Otherwise a number is the position.
+    Class folders may have numbers for names, which are sorted as text: 0, 1, 10, 2. Therefore labels that are all among
+    the names are taken for these names, with a warning if that changes a number. Otherwise a number is the index.
 
-    used: the labels that images have
+    used: the labels that occur among the images
     what: the images, for the warning
     """
     at = {name: number for number, name in enumerate(names)}

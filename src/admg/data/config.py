@@ -53,10 +53,10 @@ class DataConfig:
     flip: bool = False
     image_channels: int | None = setting(None, min=1, default_text="1 if all images are grey, else 3; those of an .npz")
     value_range: tuple[float, ...] = setting(
-        (), metavar="LOW,HIGH", dashes=True, default_text="by the type of the values, where that is clear"
+        (), metavar="LOW,HIGH", dashes=True, default_text="from the type of the values, if unambiguous"
     )
     frames: Frames = "first"
-    background: Background | None = setting(None, default_text="white behind; black around, if none is transparent")
+    background: Background | None = setting(None, default_text="white behind; black around if none is transparent")
     split: Literal["train", "test"] = "train"
     labels: LabelSource = "auto"
     strict: bool = False
@@ -94,10 +94,10 @@ class DataConfig:
         if path:
             given = Path(path).expanduser().resolve()
             if given == folder.resolve():
-                warnings.warn(f"{path} has the training images, on which validation is too favourable", stacklevel=2)
+                warnings.warn(f"{path} has the training images: validation metrics are too optimistic", stacklevel=2)
             elif (folder / "train" if (folder / "train").is_dir() else folder).resolve() in given.parents:
                 warnings.warn(
-                    f"{path} lies in {self.data}: if its images are trained on, validation is too favourable",
+                    f"{path} lies in {self.data}: if training uses its images, validation metrics are too optimistic",
                     stacklevel=2,
                 )
             return replace(plain, data=path)

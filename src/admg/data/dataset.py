@@ -25,9 +25,9 @@ Batch = tuple[Float[Tensor, "n c s s"], Int64[Tensor, " n"]]
 
 
 class ImageDataset(Protocol):
-    """What training needs of a data set: square images in [-1, 1] by number, with the names of their labels.
+    """The data set interface that training uses: square images in [-1, 1] by index, and the names of their labels.
 
-    `label_names` is empty if there are no labels. `Dataset` and `TorchDataset` are such data sets.
+    `label_names` is empty if there are no labels. `Dataset` and `TorchDataset` implement it.
     """
 
     @property
@@ -62,7 +62,7 @@ class Dataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
     skipped: files that are not images and were left out, each with the reason
     decoding: how files become pixels
     frames: the frame of each file, or None for the first ones
-    numbered: whether the labels were stored as numbers and have no names but these
+    numbered: whether the labels were stored as numbers, which also serve as their names
     """
 
     images: Sequence[ImagePath] | UInt8[np.ndarray, "n h w c"] | Float32[np.ndarray, "n s s c"]
@@ -142,7 +142,7 @@ class Dataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
 @dataclass(frozen=True)
 class View:
-    """A data set that shows another one in part or with other labels: what stays the same."""
+    """Base class of views of another data set: a subset, or other labels."""
 
     dataset: ImageDataset
 
@@ -170,8 +170,8 @@ def summary(dataset: ImageDataset) -> str:
 def check_options(image_size: int | None, channels: int | None, fit: str, crop: str) -> None:
     """Raise DataError if an option of a data set is not one of the allowed values."""
     if image_size is not None and image_size < 1:
-        raise DataError(f"image_size is {image_size}: allowed are positive integers")
+        raise DataError(f"image_size must be a positive integer, got {image_size}")
     if channels is not None and channels < 1:
-        raise DataError(f"channels is {channels}: allowed are positive integers and None")
+        raise DataError(f"channels must be a positive integer or None, got {channels}")
     check_choice(fit, Fit, "fit")
     check_choice(crop, Crop, "crop")

@@ -1,4 +1,4 @@
-"""Image files and Pillow images -> 8-bit pixels: modes, depths, transparency, frames. One rule for a whole data set."""
+"""Image files and Pillow images -> 8-bit pixels: modes, depths, transparency, frames; one rule per data set."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ PROBED = 64
 
 @dataclass(frozen=True)
 class Kind:
-    """What the header of an image file says about its pixels.
+    """The pixel format of an image file, from its header.
 
     mode: Pillow's mode
     deep: whether the file has 16-bit colours; Pillow reads their upper 8 bits
@@ -57,13 +57,13 @@ class Kind:
     frames: int = 1
 
     @classmethod
-    def of(cls, image: Image.Image) -> Kind:
-        """Return the kind of an opened file, whose pixels are not read. Raises DataError if Pillow would misread it."""
+    def from_image(cls, image: Image.Image) -> Kind:
+        """Return the kind of an opened file without reading its pixels. Raises DataError if Pillow would misread it."""
         tags: Any = getattr(image, "tag_v2", {})  # of a TIFF file
         if tags.get(PHOTOMETRIC) == 0 and image.mode in WIDE_MODES:
             raise DataError("it stores white as 0 (WhiteIsZero) in more than 8 bits: invert it first")
         if SIGNED in np.atleast_1d(tags.get(SAMPLE_FORMAT, 1)) and image.mode not in WIDE_MODES:
-            raise DataError("it has 8 bits with a sign: convert it to 8 bits without, or to 16")
+            raise DataError("it has signed 8-bit values: convert it to unsigned 8 bits, or to 16")
         if "transparency" in image.info and (_deep(image) or _raw_mode(image) in ("L;2", "L;4")):
             raise DataError("it has a transparent colour (tRNS) but not 8 bits per channel: convert it to 8-bit RGBA")
         frames = getattr(image, "n_frames", 1) if image.format in ANIMATED else 1
@@ -123,17 +123,17 @@ class Decoding:
         """Return the channels of an image as they are: colours and transparency, or the grey pages of a TIFF file."""
         if image.format == "TIFF" and getattr(image, "n_frames", 1) == channels and image.mode == "L":
             return pages(image, channels)
-        colours, transparent = Kind.of(image).channels, image.has_transparency_data
+        colours, transparent = Kind.from_image(image).channels, image.has_transparency_data
         if not transparent or channels != colours + 1:
             have = colours + transparent
             raise DataError(f"it has {have} channel{'s' if have > 1 else ''} ({image.mode}), not {channels}")
         if self.value_range is not None:
-            raise DataError("value_range is not for images with transparency as a channel")
+            raise DataError("value_range does not apply to images with transparency as a channel")
         return np.asarray(upright(image).convert(MODES[channels]))
 
 
 def pages(image: Image.Image, count: int) -> Shaped[np.ndarray, "h w c"]:
-    """Return the grey pages of a file as channels. Raises DataError if they are not alike."""
+    """Return the grey pages of a file as channels. Raises DataError if their sizes or types differ."""
     found = []
     for page in range(count):
         image.seek(page)
@@ -188,8 +188,8 @@ def choose_decoding(
     background: grey level behind transparent pixels and around padded images; None: white for transparent pixels, and
         for the canvas as well if some pixels are transparent
     padded: whether images are padded
-    every: whether to look at all files of more than 8 bits, and not at some alone
-    Raises DataError if the range is not clear, or if files of several depths leave open which of them it is for.
+    every: whether to read all files of more than 8 bits instead of some
+    Raises DataError if the range is ambiguous, or if it is unclear to which of several bit depths it applies.
     """
     wide = [path for path, kind in files if kind.wide]
     deep = [path for path, kind in files if kind.deep]
@@ -201,9 +201,9 @@ def choose_decoding(
             other = next(path for path, kind in files if not kind.wide)
             raise DataError(
                 f"{what} has images of 8 bits, such as {other.name}, and of more, such as {wide[0].name}: one "
-                f"value_range cannot be right for both"
+                f"value_range cannot fit both"
             )
-    found = measured_range(wide, what, value_range or wide_range, every) if wide else None
+    measured = measured_range(wide, what, value_range or wide_range, every) if wide else None
     if deep:
         check_depth(deep, what)
     transparent = [path for path, kind in files if kind.transparent]
@@ -214,18 +214,18 @@ def choose_decoding(
             f"black puts them on black)",
             stacklevel=4,
         )
-    return Decoding(value_range, found, background)
+    return Decoding(value_range, measured, background)
 
 
 def measured_range(
     paths: Sequence[ImagePath], what: object, stated: ValueRange | None = None, every: bool = False
 ) -> ValueRange:
-    """Return the range of files of more than 8 bits. Raises DataError if it is not clear, or not the stated one."""
-    found = some_of(paths, _extremes, len(paths) if every else PROBED)
-    types = {dtype for dtype, _, _ in found}
+    """Return the range of files of more than 8 bits. Raises DataError if it is ambiguous or not the stated one."""
+    extremes = some_of(paths, _extremes, len(paths) if every else PROBED)
+    types = {dtype for dtype, _, _ in extremes}
     if len(types) > 1:
-        raise DataError(f"{what} has images of types {' and '.join(sorted(map(str, types)))}: allowed is one of them")
-    low, high = min(low for _, low, _ in found), max(high for _, _, high in found)
+        raise DataError(f"{what} must have images of one type, got {' and '.join(sorted(map(str, types)))}")
+    low, high = min(low for _, low, _ in extremes), max(high for _, _, high in extremes)
     name = f"the images in {what}"
     if stated is None:
         return clear_range(types.pop(), low, high, name)
@@ -234,17 +234,17 @@ def measured_range(
 
 
 def check_depth(paths: Sequence[ImagePath], what: object) -> None:
-    """Raise DataError if no value of colours of 16 bits needs the highest bit, since they may have fewer."""
+    """Raise DataError if no value of 16-bit colours uses the highest bit, since they may have fewer bits."""
     high = max(some_of(paths, _highest))
     if high < 128:
         raise DataError(
-            f"the images in {what} have colours of 16 bits, but no value above {high * 256 + 255}, so that they may "
+            f"the images in {what} have colours of 16 bits, but no value above {high * 256 + 255}, and may therefore "
             f"have fewer bits: scale them to 8 bits, or store them as an .npz with value_range"
         )
 
 
 def check_not_binary(paths: Sequence[ImagePath], what: object) -> None:
-    """Raise DataError if the only values of 8-bit grey files are 0 and 1. Mostly, one file shows that they are not."""
+    """Raise DataError if the only values of 8-bit grey files are 0 and 1. Usually one file is enough to rule it out."""
     try:
         highest = max(some_of(paths, _highest, 1), default=255)
         highest = highest if highest > 1 else max(some_of(paths, _highest))
@@ -254,7 +254,7 @@ def check_not_binary(paths: Sequence[ImagePath], what: object) -> None:
 
 
 def some_of(paths: Sequence[ImagePath], function: Callable[[Image.Image], T], most: int = PROBED) -> list[T]:
-    """Return the function of some images, spread evenly over all files. Raises DataError if one cannot be read."""
+    """Apply a function to some images, spread evenly over the files. Raises DataError if one cannot be read."""
     count = min(most, len(paths))
 
     def read(path: ImagePath) -> T:
@@ -270,9 +270,9 @@ def note_frames(files: Sequence[tuple[ImagePath, Kind]], what: object, channels:
     several = [kind for _, kind in files if kind.frames > 1 and kind.frames != channels]
     if several:
         total, counts = sum(kind.frames for kind in several), {(kind.mode, kind.frames) for kind in several}
-        hint = "training uses every one with --frames all"
+        hint = "frames='all' uses every one"
         if len(counts) == 1 and several[0].mode == "L":
-            hint += f", and makes them the channels of an image with --image-channels {several[0].frames}"
+            hint += f", and {several[0].frames} channels make them the channels of one image"
         warnings.warn(
             f"{len(several)} of {len(files)} files in {what} have several frames or pages, {total} in all: only the "
             f"first of each is used ({hint})",
@@ -286,7 +286,7 @@ def _deep(image: Image.Image) -> bool:
 
 
 def _raw_mode(image: Image.Image) -> str:
-    """Return Pillow's name of how the pixels are stored in a file, "" if it is not known."""
+    """Return Pillow's name for the storage of the pixels in a file, "" if it is not known."""
     tiles: Any = getattr(image, "tile", None)
     arguments = tiles[0][3] if tiles else ""
     return str(arguments if isinstance(arguments, str) else arguments[0] if arguments else "")

@@ -1,4 +1,4 @@
-"""The error that this package raises on purpose."""
+"""The exceptions of this package, and helpers for their messages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def listed(names: Sequence[str], most: int = 10) -> str:
 
 
 def check_choice(value: Any, kind: Any, name: str) -> None:
-    """Raise DataError unless the value is one of a Literal. name: name of the option"""
+    """Raise DataError unless the value is one of those of a Literal. name: name of the option"""
     allowed = [repr(choice) for choice in get_args(kind)]
     if value not in get_args(kind):
-        raise DataError(f"{name} is {value!r}: allowed are {(' and ' if len(allowed) == 2 else ', ').join(allowed)}")
+        raise DataError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")

@@ -14,7 +14,7 @@ from .transforms import Pixels
 
 @dataclass(frozen=True)
 class ImageFile:
-    """A readable image file, with its size (width, height) and what its header says about its pixels."""
+    """A readable image file, with its size (width, height) and its pixel format."""
 
     path: ImagePath
     size: tuple[int, int]
@@ -46,13 +46,13 @@ def read_kind(path: ImagePath) -> tuple[Kind, tuple[int, int]]:
 
 
 def check(path: ImagePath, decode: bool) -> ImageFile | str:
-    """Return what the header of a file says of the image in it, or the reason why it is not an image.
+    """Return the size and pixel format of an image file, or the reason why it is not an image.
 
     decode: read the whole image, not only its header
     """
     try:
         with open_image(path, whole=decode) as image:
-            found = ImageFile(path, image.size, Kind.of(image))
+            found = ImageFile(path, image.size, Kind.from_image(image))
             if decode:
                 image.load()
             return found

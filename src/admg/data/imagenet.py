@@ -37,6 +37,6 @@ def numbers() -> dict[str, int]:
 
 
 def published(ids: Sequence[str]) -> dict[str, tuple[int, str]]:
-    """Return the number and the display name of each WordNet id; {} unless all of them are labels of ImageNet-1k."""
+    """Return the number and the display name of each WordNet id; {} unless all are labels of ImageNet-1k."""
     known = numbers()
     return {i: (known[i], names()[known[i]]) for i in ids} if all(i in known for i in ids) else {}

@@ -26,9 +26,9 @@ from .listing import ListedFile
 from .members import ImagePath
 
 Row = tuple[str, int, int, int, int, str, bool, bool, int]
-"""Name, size in bytes and time of change of a file, its width and height, and what a Kind holds."""
+"""Name, size in bytes and modification time of a file, its width and height, and the fields of its Kind."""
 SMALLEST = 64
-"""Smallest number of files of a folder that gets an index; headers of fewer are read as fast."""
+"""Minimum number of files for an index; with fewer, reading the headers is as fast."""
 
 
 def read_index(
@@ -37,26 +37,26 @@ def read_index(
     """Return the images that the index knows among the files, by name; {} if there is no index.
 
     root: folder, or file that holds the images
-    at: where the file of a name is, by default below the folder
+    at: function from a name to the path of its file; by default the path below the folder
     """
     at = at or root.joinpath
-    with suppress(Exception):  # an index is a help, never a reason to fail
+    with suppress(Exception):  # an index only saves time: ignore every failure
         content = json.loads(gzip.decompress(index_path(root).read_bytes()))
         if content["about"] != _about(root):
             return {}
         rows = msgspec.convert(content["files"], list[Row])
         stored = {name: (size, changed, header) for name, size, changed, *header in rows}
-        found = ((file, stored.get(file.name)) for file in files)
+        entries = ((file, stored.get(file.name)) for file in files)
         return {
             file.name: _image(at(file.name), entry[2])
-            for file, entry in found
+            for file, entry in entries
             if entry is not None and entry[:2] == (file.size, file.changed)
         }
     return {}
 
 
 def write_index(root: Path, files: Iterable[ListedFile], images: Mapping[str, ImageFile]) -> None:
-    """Write an index of the images, by name, among the files. Nothing happens if the cache folder cannot be written."""
+    """Write an index of the images, by name, among the files. Does nothing if the cache folder is not writable."""
     rows = [
         [file.name, file.size, file.changed, *images[file.name].size, *dataclasses.astuple(images[file.name].kind)]
         for file in files
@@ -77,7 +77,7 @@ def _place(root: Path) -> str:
 
 
 def _about(root: Path) -> list[str]:
-    """Return what an index depends on: the folder, what is stored of an image, and the library that read it."""
+    """Return the key of an index: the folder, the stored fields of an image, and the version of Pillow."""
     return [_place(root), *(field.name for field in dataclasses.fields(Kind)), PIL.__version__]
 
 

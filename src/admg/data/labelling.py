@@ -24,8 +24,8 @@ SPLITS = re.compile(r"(train|training|val|valid|validation|test|testing|eval|dev
 """Names of folders that hold a part of a data set rather than a class."""
 NUMBERED = re.compile(r"\d{5,}")
 """Names such as 00000, which the folders of StyleGAN's and EDM's data sets have."""
-MOST_LABELS = 1_000_000
-CHOOSE = 'labels="none", "folders", "prefix" or "json" (--labels) decides'
+MAX_LABELS = 1_000_000
+CHOOSE = 'choose with labels="folders", or labels="none", "prefix" or "json"'
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def find_labels(
     if chosen == "auto" and listing.members is None and (labels_beside := metadata_labels(root, names)) is not None:
         return _stored(listing, labels_beside, files, order)
     if chosen == "auto":
-        chosen = recognised(root, names)
+        chosen = recognise_source(root, names)
         if chosen == "none":
             return None
         labels = by_folder(root, names) if chosen == "folders" else by_prefix(root, names)
@@ -87,7 +87,7 @@ def find_labels(
 def names_within(listing: Listing, files: Sequence[ImagePath]) -> list[str]:
     """Return the names of files relative to the folder of their listing, or to the folder that an archive holds.
 
-    An archive of a folder has its name in front of all names; it is that of no class if other folders lie within it.
+    In an archive of a folder, all names begin with the name of that folder; it is not a class if it has sub-folders.
     """
     if listing.members is None:
         return relative_names(listing.root, files)
@@ -100,22 +100,22 @@ def names_within(listing: Listing, files: Sequence[ImagePath]) -> list[str]:
 
 
 def checked_source(source: LabelSource | bool) -> LabelSource:
-    """Return the source of labels. Raises DataError if there is none of this name."""
+    """Return the source of labels. Raises DataError if it is not one of the known sources."""
     if isinstance(source, bool):
         return "auto" if source else "none"
     check_choice(source, LabelSource, "labels")
     return source
 
 
-def recognised(root: Path, names: Sequence[str]) -> Literal["folders", "prefix", "none"]:
-    """Return where the labels of a folder without dataset.json are. Raises DataError if it mixes two layouts."""
+def recognise_source(root: Path, names: Sequence[str]) -> Literal["folders", "prefix", "none"]:
+    """Return the source of the labels of a folder without dataset.json. Raises DataError if it mixes two layouts."""
     nested = [name for name in names if "/" in name]
     if nested:
         loose = [name for name in names if "/" not in name]
         if loose:
             raise DataError(
                 f"{root} mixes class sub-folders (such as {nested[0].split('/')[0]}) and loose images (such as "
-                f"{loose[0]}): allowed is one or the other, or labels=False (--labels none)"
+                f"{loose[0]}): use one or the other, or pass labels='none'"
             )
         folders = {name.split("/")[0] for name in names}
         parts = all(SPLITS.fullmatch(folder) or NUMBERED.fullmatch(folder) for folder in folders)
@@ -125,17 +125,17 @@ def recognised(root: Path, names: Sequence[str]) -> Literal["folders", "prefix",
         other = next(name for name in names if "_" not in name)
         raise DataError(
             f"{len(names) - labelled} of {len(names)} images in {root} have no underscore after a label, such as "
-            f"{other}: allowed are all or none, or labels=False (--labels none)"
+            f"{other}: label all or none, or pass labels='none'"
         )
     return "prefix" if labelled else "none"
 
 
 def by_folder(root: Path, names: Sequence[str]) -> list[str]:
-    """Return the names of the first sub-folder of each image. Raises DataError if an image is in none."""
+    """Return the names of the first sub-folder of each image. Raises DataError if an image is not in a sub-folder."""
     loose = [name for name in names if "/" not in name]
     if loose:
         raise DataError(
-            f"{len(loose)} of {len(names)} images in {root} are in no sub-folder, such as {loose[0]}: "
+            f"{len(loose)} of {len(names)} images in {root} are not in a sub-folder, such as {loose[0]}: "
             f'labels="folders" needs one for each class'
         )
     return [nfc(name.split("/")[0]) for name in names]
@@ -160,14 +160,14 @@ def prefix(name: str) -> str:
 
 
 def doubts(names: Sequence[str], labels: Sequence[str], source: Literal["folders", "prefix"]) -> list[str]:
-    """Return why these labels may not be what the owner of the images means by them, a line for each reason."""
+    """Return the reasons, one line each, why these labels may not be the intended ones."""
     classes = sorted(set(labels))
     shown = listed(classes, 3)
     notes = []
     if source == "folders":
         splits = [name for name in classes if SPLITS.fullmatch(name)]
         if len(splits) > 1 or len(splits) == len(classes):
-            notes.append(f"sub-folders are classes, also {listed(splits, 3)}, which may be parts of a data set to open")
+            notes.append(f"sub-folders are classes, including {listed(splits, 3)}, which may be parts of a data set")
         elif all(NUMBERED.fullmatch(name) for name in classes):
             notes.append(f"the classes are the sub-folders {shown}, which are named as parts of a data set")
         notes += _other_prefixes(names, labels)
@@ -201,13 +201,13 @@ def _other_prefixes(names: Sequence[str], folders: Sequence[str]) -> list[str]:
 
 
 def labelled_by_prefix(names: Sequence[str]) -> bool:
-    """Whether all file names begin with what can be labels, as in guided-diffusion."""
+    """Whether all file names begin with possible labels, as in guided-diffusion."""
     prefixes = [prefix(name) for name in names]
     return all(prefixes) and _repeated(prefixes)
 
 
 def _repeated(prefixes: Sequence[str]) -> bool:
-    """Whether these can be labels: several, of at least two images each on average, as serial numbers are not."""
+    """Whether these can be labels: at least two, with two or more images each on average, unlike serial numbers."""
     return 1 < len(set(prefixes)) <= len(prefixes) / 2
 
 
@@ -219,23 +219,23 @@ def number_labels(
     Raises DataError if a name is not in `order`, or is not valid Unicode.
     """
     names = [nfc(name) for name in names]
-    found = sorted(set(names))
-    broken = next((name for name in found if any("\ud800" <= letter <= "\udfff" for letter in name)), None)
+    distinct = sorted(set(names))
+    broken = next((name for name in distinct if any("\ud800" <= letter <= "\udfff" for letter in name)), None)
     if broken is not None:
         raise DataError(f"the label {broken!a} is not valid Unicode: rename its folder or files")
-    order = tuple(found) if order is None else order
+    order = tuple(distinct) if order is None else order
     numbers = {name: number for number, name in enumerate(order)}
-    unknown = [name for name in found if name not in numbers]
+    unknown = [name for name in distinct if name not in numbers]
     if unknown:
-        raise DataError(f"images have labels that are not in label_names: {listed(unknown)}; allowed: {listed(order)}")
+        raise DataError(f"images have labels that are not in label_names ({listed(order)}): {listed(unknown)}")
     return np.array([numbers[name] for name in names], np.int64), order
 
 
 def names_for(numbers: Int64[np.ndarray, " n"], names: tuple[str, ...] | None, source: object) -> tuple[str, ...]:
     """Return the names of all labels, the numbers themselves by default. Raises DataError if there are too few."""
     classes = int(numbers.max()) + 1
-    if names is None and classes > MOST_LABELS:
-        raise DataError(f"{source} has a label {classes - 1}: allowed are labels below {MOST_LABELS:,}")
+    if names is None and classes > MAX_LABELS:
+        raise DataError(f"{source}: labels must be less than {MAX_LABELS:,}, got {classes - 1}")
     if names is None:
         return tuple(map(str, range(classes)))
     if classes > len(names):
@@ -244,20 +244,20 @@ def names_for(numbers: Int64[np.ndarray, " n"], names: tuple[str, ...] | None, s
 
 
 def checked_names(label_names: Sequence[str] | None) -> tuple[str, ...] | None:
-    """Return names of labels in Unicode's NFC. Raises DataError if these are not different names."""
+    """Return names of labels in Unicode's NFC. Raises DataError if they are not distinct names."""
     if label_names is None:
         return None
     if isinstance(label_names, str) or not all(isinstance(name, str) for name in label_names):
-        raise DataError(f"label_names are {label_names!r}: allowed is a list of different names")
+        raise DataError(f"label_names must be a list of distinct names, got {label_names!r}")
     names = tuple(map(nfc, label_names))
     if len(set(names)) < len(names):
         twice = [name for name, count in Counter(names).items() if count > 1]
-        raise DataError(f"label_names has {listed(twice)} twice: allowed is a list of different names")
+        raise DataError(f"label_names must be distinct: {listed(twice)} occurs twice")
     return names
 
 
 def description(files: Sequence[str], labels: Sequence[int], names: Sequence[str]) -> dict[str, Any]:
-    """Return the content of dataset.json, from which `open` reads the labels of these files back.
+    """Return the content of dataset.json, from which `open` can read the labels of these files.
 
     labels, names: number and name of each file's label, -1 and any name for none
     """
@@ -276,17 +276,19 @@ def _stored(
     if None in labels:
         missing = files[labels.index(None)]
         raise DataError(
-            f"{list(labels).count(None)} of {len(files)} images in {root} have no label, such as {missing}: allowed "
-            f"are all or none, or labels=False (--labels none)"
+            f"{list(labels).count(None)} of {len(files)} images in {root} have no label, such as {missing}: label "
+            f"all or none, or pass labels='none'"
         )
     texts = [label for label in labels if isinstance(label, str)]
     if len(texts) == len(labels):
         return FoundLabels(*number_labels(texts, order))
     if texts:
-        raise DataError(f"some labels in {root} are numbers, and some names, such as {texts[0]}: allowed is one kind")
+        raise DataError(f"some labels in {root} are numbers, and some are names, such as {texts[0]}: use only one kind")
     values = [label for label in labels if isinstance(label, int)]
-    if (wrong := min(values)) < 0 or (wrong := max(values)) >= MOST_LABELS:
-        raise DataError(f"{root} has a label {wrong}: allowed are those from 0 to {MOST_LABELS - 1:,}, or labels=False")
+    if (wrong := min(values)) < 0 or (wrong := max(values)) >= MAX_LABELS:
+        raise DataError(
+            f"{root}: labels must be from 0 to {MAX_LABELS - 1:,}, got {wrong}: change it, or pass labels='none'"
+        )
     numbers = np.array(values, np.int64)
     if listing.label_names:
         names = names_for(numbers, listing.label_names, root)
@@ -315,7 +317,7 @@ def _described(path: Path, text: bytes, names: Sequence[str], order: tuple[str, 
     EDM and StyleGAN write {"labels": [["00000/img00000000.png", 3], ...]}, or null for no labels. The images of samples
     also have {"label_names": {"3": "Dress", ...}}: then the labels are these names, in the order of their numbers.
     """
-    allowed = 'allowed is {"labels": [["folder/name.png", 3], ...]} or {"labels": null}, or another choice of labels'
+    allowed = 'expected {"labels": [["folder/name.png", 3], ...]} or {"labels": null}, or another source of labels'
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -334,7 +336,7 @@ def _described(path: Path, text: bytes, names: Sequence[str], order: tuple[str, 
         return FoundLabels(numbers, names_for(numbers, order, path), numbered=True)
     present = [int(number) for number in np.unique(numbers)]
     if not isinstance(named, dict) or not all(isinstance(named.get(str(number)), str) for number in present):
-        raise DataError(f'{path} does not name all its labels: allowed is {{"label_names": {{"3": "name", ...}}}}')
+        raise DataError(f'{path} does not name all its labels: expected {{"label_names": {{"3": "name", ...}}}}')
     if order is None:
         order = checked_names([named[str(number)] for number in present])
     return FoundLabels(*number_labels([named[str(number)] for number in numbers.tolist()], order))
@@ -352,6 +354,6 @@ def _entries(path: Path, entries: list[Any]) -> dict[str, int]:
             case _:
                 shown = json.dumps(entry, ensure_ascii=False)[:80]
                 raise DataError(
-                    f'{path} has an entry {shown}: allowed is ["folder/name.png", 3], with labels from 0 up'
+                    f'{path}: entries must be ["folder/name.png", 3] with a label of at least 0, got {shown}'
                 )
     return labels

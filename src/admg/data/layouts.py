@@ -1,4 +1,4 @@
-"""`open`: recognises how images are arranged on disk, and checks before training all that can be checked."""
+"""`open`: recognises the layout of images on disk, and validates it before training."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def open(
     strict: raise an error for a file in a folder that is not an image, instead of listing it in `Dataset.skipped`.
     verify: "full" decodes every image of a folder now. "headers" reads only their headers, and keeps them in an index
         in the cache folder; an image that cannot be decoded raises DataError when it is used. "none" reads 64 headers,
-        and takes the other images to be like them. True and False are "full" and "headers".
+        and assumes that the other images are like them. True and False are "full" and "headers".
     progress: show a progress bar if reading a folder takes more than two seconds.
 
     Names of labels are in Unicode's NFC. Raises DataError, with one line that says what is wrong and what is allowed.
@@ -113,10 +113,10 @@ def open(
     check_choice(split, Split, "split")
     check_choice(frames, Frames, "frames")
     if background is not None and not 0 <= background <= 255:
-        raise DataError(f"background is {background}: allowed are grey levels from 0 to 255")
+        raise DataError(f"background must be a grey level from 0 to 255, got {background}")
     names, source, level = checked_names(label_names), checked_source(labels), checked_verify(verify)
     if level == "none" and frames == "all":
-        raise DataError('verify is "none" and frames is "all": the number of frames is in the headers of all files')
+        raise DataError('verify="none" cannot be combined with frames="all", which needs the headers of all files')
     file = find_source(path, split, sizes=level != "none", progress=progress)
     if isinstance(file, Listing):
         root = file.root
@@ -133,9 +133,9 @@ def open(
             check_not_binary([path for path, _ in kinds], root)
     else:
         if source not in ("auto", "none"):
-            raise DataError(f"labels is {source!r}, but {file} is not a folder of images: choose 'auto' or 'none'")
+            raise DataError(f"labels must be 'auto' or 'none', since {file} is not a folder of images, got {source!r}")
         if frames == "all":
-            raise DataError(f'frames is "all", but {file} holds arrays, which have no frames: leave frames out')
+            raise DataError(f'frames="all" does not apply to {file}, which holds arrays')
         dataset = _open_arrays(
             file, image_size, channels, fit, crop, source == "auto", names, value_range, wide_range, background
         )
@@ -143,7 +143,7 @@ def open(
 
 
 def checked_verify(verify: Verify | bool) -> Verify:
-    """Return what is checked of each image. Raises DataError if there is no such level."""
+    """Return the level of verification. Raises DataError if it is unknown."""
     if isinstance(verify, bool):
         return "full" if verify else "headers"
     check_choice(verify, Verify, "verify")
@@ -169,11 +169,11 @@ def _open_images(
     counts = [1 if image.kind.frames in first else image.kind.frames for image in images]
     shown = [(image.path, frame) for image, count in zip(images, counts) for frame in range(count)]
     paths, numbers_of_frames = tuple(path for path, _ in shown), tuple(frame for _, frame in shown)
-    found = find_labels(listing, paths, labels, names)
+    labelling = find_labels(listing, paths, labels, names)
     dataset = Dataset(paths, size, channels, frames=numbers_of_frames if any(numbers_of_frames) else None)
-    if found is None:
+    if labelling is None:
         return dataset
-    return replace(dataset, labels=found.numbers, label_names=found.names, numbered=found.numbered)
+    return replace(dataset, labels=labelling.numbers, label_names=labelling.names, numbered=labelling.numbered)
 
 
 def _common_size(images: Sequence[ImageFile], root: Path) -> int:
@@ -182,7 +182,7 @@ def _common_size(images: Sequence[ImageFile], root: Path) -> int:
     sizes = list(dict.fromkeys(image.size for image in images))
     if len(sizes) > 1 or width != height:
         shown = " and ".join(f"{width}x{height}" for width, height in sizes[:2])
-        raise DataError(f"{root} has images of {shown}: give image_size, since they are not all square and of one size")
+        raise DataError(f"{root} has images of {shown}: pass image_size, since they are not all square and of one size")
     return height
 
 
@@ -202,14 +202,14 @@ def _open_arrays(
     images, numbers = open_arrays_file(file, labels) if whole else open_idx(file, labels)
     height, width, stored = map(int, images.shape[1:])
     if image_size is None and width != height:
-        raise DataError(f"{file} has images of {width}x{height}: give image_size, since they are not square")
+        raise DataError(f"{file} has images of {width}x{height}: pass image_size, since they are not square")
     size = height if image_size is None else image_size
     if fit == "pad":
         check_pad(width, height, size, f"every image of {file}")
     channels, name = stored if channels is None else channels, f"the images in {file}"
-    found = range_in(images, value_range, wide_range, what=name)
-    images = prepared(images, size, channels, found, zooms=fit == "resize" and crop == "random", what=name)
-    decoding = Decoding(value_range, found, background)
+    value_limits = range_in(images, value_range, wide_range, what=name)
+    images = prepared(images, size, channels, value_limits, zooms=fit == "resize" and crop == "random", what=name)
+    decoding = Decoding(value_range, value_limits, background)
     if numbers is None:
         return Dataset(images, size, channels, decoding=decoding)
     if names is None and is_fashion_mnist(file):
@@ -258,7 +258,7 @@ def prepared(
 def to_channels(
     images: Shaped[np.ndarray, "n h w c"], channels: int, what: str = "the images"
 ) -> Shaped[np.ndarray, "n h w c2"]:
-    """Convert 8-bit colour images to grey if there is to be one channel. `Dataset` repeats the channel of grey ones.
+    """Convert 8-bit colour images to grey if `channels` is 1. `Dataset` repeats the channel of grey images.
 
     Raises DataError for any other change of the number of channels.
     """
@@ -266,7 +266,7 @@ def to_channels(
         return images
     if (images.shape[3], channels) != (3, 1):
         stored = f"{images.shape[3]} channel{'s' if images.shape[3] > 1 else ''}"
-        raise DataError(f"{what} have {stored}, and channels is {channels}: only grey and colour are converted")
+        raise DataError(f"{what} have {stored}, but channels is {channels}: only grey and colour are converted")
     return np.stack([np.asarray(Image.fromarray(image).convert("L"))[..., None] for image in images])
 
 

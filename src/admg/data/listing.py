@@ -1,4 +1,4 @@
-"""The images of a data set by name, in an order that is the same on every system: files below a folder, or members."""
+"""The images of a data set by name, in the same order on every system: files below a folder, or members."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ListedFile:
 class Description:
     """The content of a dataset.json that lies in an archive.
 
-    top: folder in the archive that it lies in, to which its names are relative; "" or with "/" at its end
+    top: folder in the archive that contains it, to which its names are relative; "" or with "/" at its end
     """
 
     content: bytes
@@ -84,14 +84,14 @@ class Listing:
         return cls(root, files, list(left_out), members, description, label_names, kind, typed)
 
     def at(self, name: str) -> ImagePath:
-        """Return where the file of this name is."""
+        """Return the location of the file of this name."""
         return self.root / name if self.members is None else self.members[name]
 
 
 def list_files(root: Path, *, sizes: bool = True) -> Listing:
-    """Return the files in a folder and below it. Hidden files, and files of the system, are no part of it.
+    """Return the files in a folder and below it. Hidden and system files are left out.
 
-    sizes: whether to ask for the size and the time of each file
+    sizes: whether to read the size and the modification time of each file
 
     Names are compared in Unicode's NFC, so that a copy of the folder from a Mac, which stores NFD, has the same order.
     Raises DataError if a folder cannot be listed.
@@ -101,7 +101,7 @@ def list_files(root: Path, *, sizes: bool = True) -> Listing:
 
 
 def visible(names: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Return the names that are no hidden or system files, and the hidden and system folders that were left out."""
+    """Return the names other than hidden and system files, and the hidden and system folders that were left out."""
     kept: list[str] = []
     left_out: dict[str, None] = {}
     for name in names:
@@ -115,7 +115,7 @@ def visible(names: Iterable[str]) -> tuple[list[str], list[str]]:
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Return names as `list_files` orders those of a folder with these files."""
+    """Return names in the order of `list_files` for a folder of these files."""
     return sorted(names, key=lambda name: [(nfc(part), part) for part in name.split("/")])
 
 
@@ -162,7 +162,7 @@ def is_run(names: set[str]) -> bool:
 
 
 def is_hidden_folder(folder: str) -> bool:
-    """Whether a folder of this name is hidden, or of the system, and no part of a data set."""
+    """Whether a folder of this name is hidden or a system folder, and not part of a data set."""
     return folder.startswith(".") or folder.lower() in SYSTEM_FOLDERS
 
 

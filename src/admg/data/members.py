@@ -21,7 +21,7 @@ LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 
 
 PROGRAMS = frozenset({"EPS", "WMF"})
-"""Formats that Pillow leaves to Ghostscript or to Windows, which run what the file says."""
+"""Formats that Pillow passes to Ghostscript or Windows, which execute the file's content."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Member:
     label: int | str | None = None
 
     def open(self) -> BinaryIO:
-        """Return the content of the image as a file, of which only what is asked for is read."""
+        """Return the content of the image as a file that reads only the requested bytes."""
         raise NotImplementedError
 
     def read_bytes(self) -> bytes:
@@ -68,7 +68,7 @@ class Container:
     changed: int
 
     @classmethod
-    def of(cls, path: Path) -> Container:
+    def from_path(cls, path: Path) -> Container:
         status = path.stat()
         return cls(path, status.st_size, status.st_mtime_ns)
 
@@ -81,7 +81,7 @@ class Container:
 
 @lru_cache(maxsize=256)
 def _opened(container: Container, process: int, thread: int) -> BinaryIO:
-    """Return the opened file of one thread of one process, since a file that is shared has one position for all."""
+    """Return a file opened by this thread of this process, since sharing a file would share its position."""
     file = container.path.open("rb", buffering=0)
     status = os.fstat(file.fileno())
     if (status.st_size, status.st_mtime_ns) != (container.size, container.changed):
@@ -164,7 +164,7 @@ class ZipMember(Member):
         return io.BytesIO(whole)
 
     def read_bytes(self) -> bytes:
-        """Return the content of the image. Raises DataError if it has another checksum than when it was written."""
+        """Return the content of the image. Raises DataError if its checksum is wrong."""
         content = Member.read_bytes(self)
         if zlib.crc32(content) != self.crc:
             raise DataError("it is damaged: its checksum is not the one in the zip")
@@ -172,11 +172,11 @@ class ZipMember(Member):
 
 
 def open_image(file: ImagePath, whole: bool = False) -> Image.Image:
-    """Return the image as Pillow opens it: its header is read, its pixels are not.
+    """Return the image as Pillow opens it: with its header read, but not its pixels.
 
     whole: read all of a member, for its pixels, and compare its checksum if it has one
 
-    Raises DataError for a format that another program would draw, and for more pixels than a picture has.
+    Raises DataError for a format that another program would render, and for implausibly many pixels.
     """
     if isinstance(file, Path):
         image = Image.open(file)
@@ -184,7 +184,7 @@ def open_image(file: ImagePath, whole: bool = False) -> Image.Image:
         image = Image.open(io.BytesIO(file.read_bytes()) if whole else file.open())
     if image.format in PROGRAMS:
         image.close()
-        raise DataError(f"it has the format {image.format}, which is a program that draws: convert it to PNG")
+        raise DataError(f"it has the format {image.format}, which contains drawing commands: convert it to PNG")
     check_pixels(image)
     if not isinstance(file, Path):
         image.filename = str(file)
@@ -192,11 +192,11 @@ def open_image(file: ImagePath, whole: bool = False) -> Image.Image:
 
 
 def check_pixels(image: Image.Image) -> None:
-    """Raise DataError for an image, or its present frame, that is so large that Pillow warns of it."""
+    """Raise DataError if an image, or its current frame, is so large that Pillow warns of it."""
     most = Image.MAX_IMAGE_PIXELS
     if most is not None and image.width * image.height > most:
         image.close()
-        raise DataError(f"it has {image.width}x{image.height} pixels: at most {most // 1_000_000} million are read")
+        raise DataError(f"it has {image.width}x{image.height} pixels, more than {most // 1_000_000} million")
 
 
 def stamp(file: ImagePath) -> tuple[str, int, int]:

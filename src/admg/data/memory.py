@@ -62,7 +62,7 @@ def from_arrays(
     """
     array = channels_last(images)
     if image_size is None and array.shape[1] != array.shape[2]:
-        raise DataError(f"the images are {array.shape[2]}x{array.shape[1]}, not square: give image_size")
+        raise DataError(f"the images are {array.shape[2]}x{array.shape[1]}, not square: pass image_size")
     size = int(array.shape[1]) if image_size is None else image_size
     check_options(size, channels, fit, crop)
     if fit == "pad":
@@ -70,11 +70,11 @@ def from_arrays(
     channels = int(array.shape[3]) if channels is None else channels
     value_range = range_in(array, value_range)
     array = prepared(array, size, channels, value_range, zooms=fit == "resize" and crop == "random")
-    found = None if labels is None else as_labels(labels, checked_names(label_names), len(array))
+    labelling = None if labels is None else as_labels(labels, checked_names(label_names), len(array))
     dataset = Dataset(array, size, channels, fit=fit, crop=crop, flip=flip, decoding=Decoding(wide_range=value_range))
-    if found is None:
+    if labelling is None:
         return dataset
-    return replace(dataset, labels=found.numbers, label_names=found.names, numbered=found.numbered)
+    return replace(dataset, labels=labelling.numbers, label_names=labelling.names, numbered=labelling.numbered)
 
 
 def channels_last(images: Any) -> Shaped[np.ndarray, "n h w c"]:
@@ -85,7 +85,7 @@ def channels_last(images: Any) -> Shaped[np.ndarray, "n h w c"]:
         images = (images.float() if images.dtype == torch.bfloat16 else images).numpy()  # NumPy has no bfloat16
     array = np.asarray(images)
     if not np.issubdtype(array.dtype, np.integer) and not np.issubdtype(array.dtype, np.floating):
-        raise DataError(f"the images are of type {array.dtype}: allowed are uint8, other integers and floats")
+        raise DataError(f"images must be of an integer or floating-point type, got {array.dtype}")
     if array.ndim == 3 and array.shape[2] <= 4 < min(array.shape[:2]):
         raise DataError(f"the images have shape {array.shape}, which looks like one image (H, W, C): use images[None]")
     if array.ndim == 3:
@@ -93,8 +93,8 @@ def channels_last(images: Any) -> Shaped[np.ndarray, "n h w c"]:
     first, last = channel_axes(array.shape)
     if not array.size or not (first or last):
         raise DataError(
-            f"the images have shape {tuple(array.shape)}: allowed are (N, H, W), (N, H, W, C) and (N, C, H, W) with "
-            f"N, H, W > 0, and C is 1, 3 or less than H and W"
+            f"images must have shape (N, H, W), (N, H, W, C) or (N, C, H, W) with N, H, W > 0 and C 1, 3 or less than "
+            f"H and W, got {tuple(array.shape)}"
         )
     return array.transpose(0, 2, 3, 1) if first and (channels_first or not last) else array
 
@@ -103,15 +103,15 @@ def as_labels(labels: Any, names: tuple[str, ...] | None, count: int) -> FoundLa
     """Return the labels as numbers, and the name of each number. An integer is a number, and text is a name."""
     values = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
     if values.shape != (count,):
-        raise DataError(f"the labels have shape {values.shape}: allowed is ({count},), one label per image")
+        raise DataError(f"labels must have shape ({count},), one label per image, got {values.shape}")
     texts = sum(isinstance(value, str) for value in labels) if values.dtype.kind in "UO" else 0
     if 0 < texts < count:
-        raise DataError("some labels are integers and some are names: allowed are integers for all images, or names")
+        raise DataError("some labels are integers and some are names: use integers for all images, or names for all")
     if texts:
         return FoundLabels(*number_labels([str(value) for value in values], names))
     if not np.issubdtype(values.dtype, np.integer):
-        raise DataError(f"the labels are of type {values.dtype}: allowed are integers and names")
+        raise DataError(f"labels must be integers or names, got {values.dtype}")
     if values.min() < 0:
-        raise DataError(f"there is a label {values.min()}: allowed are labels from 0 up")
+        raise DataError(f"labels must not be negative, got {values.min()}")
     numbers = values.astype(np.int64)
     return FoundLabels(numbers, names_for(numbers, names, "the data"), numbered=names is None)

@@ -22,7 +22,7 @@ LABELS = ("label", "labels", "class", "cls", "category", "target", "y", "class_n
 def metadata_labels(root: Path, names: Sequence[str]) -> list[int | str] | None:
     """Return the label of each file below a folder, or None if there are no metadata with a column of labels.
 
-    Raises DataError if the metadata cannot be read, or lack the label of a file.
+    Raises DataError if the metadata cannot be read, or if the label of a file is missing.
     """
     path = next((root / name for name in METADATA if (root / name).is_file()), None)
     rows = [] if path is None else _rows(path)
@@ -31,20 +31,20 @@ def metadata_labels(root: Path, names: Sequence[str]) -> list[int | str] | None:
         if path is not None and rows and not any("/" in name for name in names):  # else folders may be the labels
             note_columns(path, rows[0])
         return None
-    found: dict[str, Any] = {}
+    labels: dict[str, Any] = {}
     for row in rows:
         if not isinstance(row.get(FILE_NAME), str):
             raise DataError(f"{path} has a row without {FILE_NAME}: {str(row)[:80]}")
         name, label = nfc(row[FILE_NAME].replace("\\", "/").removeprefix("./")), _label(row.get(column))
-        if found.setdefault(name, label) != label:
-            raise DataError(f"{path} has {name} twice, with the labels {found[name]} and {label}")
-    missing = [name for name in names if found.get(nfc(name)) is None]
+        if labels.setdefault(name, label) != label:
+            raise DataError(f"{path} has {name} twice, with the labels {labels[name]} and {label}")
+    missing = [name for name in names if labels.get(nfc(name)) is None]
     if missing:
         raise DataError(
-            f"{path} has no {column} for {len(missing)} of {len(names)} images ({listed(missing, 1)}): allowed are "
-            f'labels for all images, or labels="folders", "prefix" or "none" (--labels)'
+            f"{path} has no {column} for {len(missing)} of {len(names)} images ({listed(missing, 1)}): add "
+            f'labels for all images, or pass labels="folders", "prefix" or "none"'
         )
-    return [found[nfc(name)] for name in names]
+    return [labels[nfc(name)] for name in names]
 
 
 def note_columns(path: Path, row: Mapping[str, Any]) -> None:
@@ -52,8 +52,8 @@ def note_columns(path: Path, row: Mapping[str, Any]) -> None:
     columns = [str(name) for name in row if name != FILE_NAME]
     if columns:
         warnings.warn(
-            f"{path} has no column of labels: it has {listed(columns, 5)}; recognised are columns called "
-            f"{', '.join(LABELS[:5])}, ..., in a CSV file separated by commas",
+            f"{path} has no column of labels (it has {listed(columns, 5)}): use a column name such as "
+            f"{', '.join(LABELS[:5])}, in a CSV file separated by commas",
             stacklevel=2,
         )
 
@@ -67,7 +67,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     except (ValueError, RecursionError, csv.Error) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     if not all(isinstance(row, dict) for row in rows):
-        raise DataError(f'{path} has a line that is no object: allowed is {{"file_name": "a.png", "label": "cat"}}')
+        raise DataError(f'{path} has a line that is not an object: expected {{"file_name": "a.png", "label": "cat"}}')
     return rows
 
 

@@ -1,4 +1,4 @@
-"""`pack`: write a data set as the zip of StyleGAN's and EDM's dataset tools, resized once for all."""
+"""`pack`: write a data set, resized, as a zip in the format of StyleGAN's and EDM's dataset tools."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from .members import LOCAL_HEADER, stamp
 from .workers import in_workers
 
 VERSION = 1
-"""Of the layout; an unfinished zip of another version is not continued."""
+"""Version of the layout; an unfinished zip of another version is not continued."""
 EPOCH = (1980, 1, 1, 0, 0, 0)
-"""Time of all members, so that the same images give the same bytes."""
+"""Modification time of all members: the same images give the same bytes."""
 SIZES = struct.Struct("<3L")
-"""Checksum, packed size and size, at byte 14 of a local header."""
+"""Checksum, compressed size and size, at byte 14 of a local header."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +78,14 @@ def pack(
     """
     out = check_target(out, overwrite)
     if not 0 <= compression <= 9:
-        raise DataError(f"compression is {compression}: allowed are integers from 0 to 9")
+        raise DataError(f"compression must be an integer from 0 to 9, got {compression}")
     if dataset.channels not in MODES:
-        raise DataError(f"the images have {dataset.channels} channels: a PNG file has 1 to 4")
+        raise DataError(f"images must have 1 to 4 channels to be stored as PNG files, got {dataset.channels}")
     out.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         with suppress(LockError):
             stack.enter_context(locked(out))
-        check_target(out, overwrite)  # again, since it may have had to wait
+        check_target(out, overwrite)  # again, since another process may have written it while this one waited
         part = out.with_name(f".{out.stem}.{_digest(dataset, compression)}.part")
         for other in out.parent.glob(f".{out.stem}.{'[0-9a-f]' * 16}.part"):
             if other != part:
@@ -104,9 +104,9 @@ def check_target(out: Path | str, overwrite: bool = False) -> Path:
     """Return the path of a zip that may be written. Raises DataError if it is another file, or exists."""
     out = Path(out).expanduser()
     if out.suffix.lower() != ".zip" or out.is_dir():
-        raise DataError(f"out is {out}: allowed is the name of a file that ends in .zip")
+        raise DataError(f"out must be the name of a file that ends in .zip, got {out}")
     if out.exists() and not overwrite:
-        raise DataError(f"{out} exists: overwrite (--overwrite) replaces it")
+        raise DataError(f"{out} exists: pass overwrite=True to replace it")
     return out
 
 
@@ -167,7 +167,7 @@ class _Encoded:
 
 
 def to_bytes(x: Float[Tensor, "n c s s"]) -> UInt8[np.ndarray, "n s s c"]:
-    """Return images in [-1, 1] as 8-bit pixels. Those of 8-bit images are what they were."""
+    """Return images in [-1, 1] as 8-bit pixels. 8-bit images are restored exactly."""
     return ((x + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
 
 
@@ -197,9 +197,9 @@ def position_of(entry: zipfile.ZipInfo) -> int:
 
 
 def recover(file: BinaryIO) -> tuple[list[zipfile.ZipInfo], int]:
-    """Return the complete images at the beginning of an unfinished zip, and the position of the byte behind them.
+    """Return the complete images at the beginning of an unfinished zip, and the position of the byte after them.
 
-    An image counts if its checksum is right, so that one that was being written when the process was killed does not.
+    An image counts if its checksum is right. One that was being written when the process was killed does not.
     """
     entries: list[zipfile.ZipInfo] = []
     end = file.seek(0)
@@ -222,7 +222,7 @@ def recover(file: BinaryIO) -> tuple[list[zipfile.ZipInfo], int]:
 
 
 def _digest(dataset: Dataset, compression: int) -> str:
-    """Return 16 digits that depend on the images, on their labels, and on all that decides their pixels."""
+    """Return a hash of 16 digits of the images, their labels, and everything that determines their pixels."""
     digest = hashlib.sha256(
         f"{VERSION} {PIL.__version__} {compression} {dataset.image_size} {dataset.channels} {dataset.fit} "
         f"{dataset.decoding} {dataset.label_names} {dataset.numbered}".encode()

@@ -20,7 +20,7 @@ SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
 def of_split(files: Sequence[Path], split: Split, root: Path) -> list[Path]:
     """Return the files of a part of the data, by the first words of their names; all if these name no parts.
 
-    Raises DataError if other parts alone are there.
+    Raises DataError if there are only files of other parts.
     """
     words = [re.split(r"[^a-z]", file.name.lower())[0] for file in files]
     known = {word for names in SPLIT_NAMES.values() for word in names}
@@ -29,7 +29,7 @@ def of_split(files: Sequence[Path], split: Split, root: Path) -> list[Path]:
     word = next((word for word in SPLIT_NAMES[split] if word in words), None)
     if word is None:
         have = listed([file.name for file in files], 3)
-        raise DataError(f'{root} has no file for split="{split}" (--split): it has {have}')
+        raise DataError(f'{root} has no file for split="{split}": it has {have}')
     chosen = [file for file, first in zip(files, words) if first == word]
     if len(chosen) < len(files):
         names = listed([file.name for file in chosen], 3)

@@ -1,4 +1,4 @@
-"""How often each image is used: all equally often, or classes by other shares than their numbers of images."""
+"""How often each image is used: all equally often, or classes with other shares than their numbers of images."""
 
 from __future__ import annotations
 
@@ -42,40 +42,40 @@ class ClassSampling:
             return UniformOrder(seed, len(dataset))
         labels = known_labels(dataset)
         if not dataset.label_names:
-            raise DataError("classes can only be balanced or weighted (--sampling) if the images have labels")
+            raise DataError("sampling can only balance or weight classes if the images have labels")
         if labels is None:
             raise DataError(
-                f"the labels of a {type(dataset).__name__} are known only when its images are read: allowed is "
+                f"the labels of a {type(dataset).__name__} are known only when its images are read: use "
                 f'sampling="uniform", a data set of admg.data.open or from_arrays, or one whose targets are its labels'
             )
         return WeightedOrder(seed, labels, self.shares(labels, dataset.label_names))
 
     def shares(self, labels: Int64[np.ndarray, " n"], names: Sequence[str]) -> Float64[np.ndarray, " n"]:
-        """Return the share of each image; the sum is 1. Raises DataError if a weight is of no class, or all are 0."""
+        """Return the share of each image; the sum is 1. Raises DataError if a weight has no class, or all are 0."""
         counts = np.bincount(labels + 1, minlength=len(names) + 1)  # the first is that of images without a label
         if self.weights:
             for name in self.weights:
                 if name not in names:
                     hint = did_you_mean(name, names) or f"the classes are {listed(names)}"
-                    raise DataError(f"class_weight is for a class {name!r} that the images do not have: {hint}")
+                    raise DataError(f"class_weight names a class {name!r} that the images do not have: {hint}")
             weights = np.array([1.0, *(self.weights.get(name, 1.0) for name in names)])
         else:
             weights = np.maximum(counts, 1) ** float(self.power)
         each = (weights / np.maximum(counts, 1))[labels + 1]
         if not each.any():
-            raise DataError("class_weight leaves out all images: allowed is a weight above 0 for a class that has some")
+            raise DataError("class_weight leaves out all images: a class that has images needs a weight above 0")
         return np.asarray(each / each.sum())
 
 
 @dataclass(frozen=True)
 class UniformOrder:
-    """Epochs that have every image once."""
+    """Epochs that contain every image once."""
 
     seed: int
     count: int
 
     def __call__(self, epoch: int) -> Int64[np.ndarray, " count"]:
-        """Return the numbers of the images of an epoch."""
+        """Return the indices of the images of an epoch."""
         return _permutation(self.seed, epoch, self.count)
 
 
@@ -97,7 +97,7 @@ class WeightedOrder:
     shares: Float64[np.ndarray, " n"]
 
     def __call__(self, epoch: int) -> Int64[np.ndarray, " n"]:
-        """Return the numbers of the images of an epoch."""
+        """Return the indices of the images of an epoch."""
         return _systematic(self, epoch)
 
 
@@ -113,7 +113,7 @@ def _systematic(order: WeightedOrder, epoch: int) -> Int64[np.ndarray, " n"]:
 
 
 def parse_weights(texts: Sequence[str]) -> dict[str, float]:
-    """Return the weights of "CLASS=WEIGHT". Raises ValueError for other texts, or if a class comes twice."""
+    """Return the weights of "CLASS=WEIGHT". Raises ValueError for other texts, or if a class occurs twice."""
     weights: dict[str, float] = {}
     for text in texts:
         name, equals, value = text.rpartition("=")
@@ -122,7 +122,7 @@ def parse_weights(texts: Sequence[str]) -> dict[str, float]:
         except ValueError:
             weight = math.nan
         if not equals or not name or not 0 <= weight < math.inf:
-            raise ValueError(f"class_weight must be CLASS=WEIGHT with a weight from 0 up, got {text!r}")
+            raise ValueError(f"class_weight must be CLASS=WEIGHT with a weight of at least 0, got {text!r}")
         if name in weights:
             raise ValueError(f"class_weight names {name!r} twice")
         weights[name] = weight

@@ -38,8 +38,8 @@ def open_images(
     """Return all images among the listed files in their order, and the files that are not images, with the reason.
 
     verify: "full" decodes every image. "headers" reads only headers, and of a large data set only those that are new or
-        have changed since it was last opened. "none" takes each file with the ending of an image for one, and reads
-        64 headers, spread over the files: an image is taken to be of the mode and the size of the one before it.
+        have changed since it was last opened. "none" takes each file with the ending of an image for an image, and
+        reads 64 headers, spread over the files: other images are assumed to be like the last one that was read.
     strict: raise DataError if a file is not an image
     progress: show a progress bar if this takes more than two seconds
 
@@ -53,20 +53,20 @@ def open_images(
         warnings.warn(f"left out {what}: {listed(listing.left_out)}", stacklevel=2)
     if not files:
         empty = "is an empty folder" if listing.members is None else f"is a {listing.kind} that holds none"
-        raise DataError(f"{root} {empty}: allowed is a folder of images or of IDX files")
-    found = _assumed(listing, files, progress) if verify == "none" else _checked(listing, files, verify, progress)
-    images = [entry for entry in found.values() if isinstance(entry, ImageFile)]
-    skipped = [(name, reason) for name, reason in found.items() if isinstance(reason, str)]
+        raise DataError(f"{root} {empty}: expected a folder of images or of IDX files")
+    checked = _assumed(listing, files, progress) if verify == "none" else _checked(listing, files, verify, progress)
+    images = [entry for entry in checked.values() if isinstance(entry, ImageFile)]
+    skipped = [(name, reason) for name, reason in checked.items() if isinstance(reason, str)]
     if skipped and (strict or not images):
         name, reason = skipped[0]
-        allowed = "with strict=True all must be" if images else "at least one must be"
+        allowed = "strict=True allows none" if images else "at least one must be readable"
         count = f"{len(skipped)} of {len(files)} files in {root} cannot be read as images ({allowed})"
         raise DataError(f"{count}; the first is {name}: {reason}")
     return images, [(listing.at(name), reason) for name, reason in skipped]
 
 
 def _checked(listing: Listing, files: Sequence[ListedFile], verify: Verify, progress: bool) -> dict[str, Checked]:
-    """Return what each file is, by name: as the index of the data set says, or else by reading the file."""
+    """Return the image or the error of each file, by name: from the index of the data set, or by reading the file."""
     large = len(files) >= SMALLEST
     known = read_index(listing.root, files, listing.at) if large else {}
     unread = [file.name for file in files if verify == "full" or file.name not in known]
@@ -79,11 +79,11 @@ def _checked(listing: Listing, files: Sequence[ListedFile], verify: Verify, prog
 
 
 def _assumed(listing: Listing, files: Sequence[ListedFile], progress: bool) -> dict[str, Checked]:
-    """Return each file with the ending of an image as one, with the mode and the size of some that are read."""
+    """Return each file with the ending of an image as an image, with the mode and the size of some that are read."""
     endings = tuple(Image.registered_extensions())
     names = [file.name for file in files]
     chosen = names if listing.typed else [name for name in names if name.lower().endswith(endings)]
-    others: dict[str, Checked] = {name: "its name does not end as that of an image" for name in names}
+    others: dict[str, Checked] = {name: "its name does not have the ending of an image file" for name in names}
     probes = [chosen[i * len(chosen) // PROBED] for i in range(PROBED)] if len(chosen) > PROBED else chosen
     read = _read(listing, probes, False, progress)
     last = next((entry for entry in read.values() if isinstance(entry, ImageFile)), None)
@@ -102,7 +102,7 @@ def _read(listing: Listing, names: Sequence[str], decode: bool, progress: bool) 
     from tqdm.auto import tqdm
 
     parts = [names[start : start + TOGETHER] for start in range(0, len(names), TOGETHER)]
-    found: dict[str, Checked] = {}
+    results: dict[str, Checked] = {}
     desc = printable(f"reading {listing.root.name}")
     bar = tqdm(total=len(names), desc=desc, unit=" files", delay=BAR_AFTER, disable=not progress)
     with warnings.catch_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, bar:
@@ -110,12 +110,12 @@ def _read(listing: Listing, names: Sequence[str], decode: bool, progress: bool) 
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             for part, checked in zip(parts, pool.map(partial(_read_part, listing, decode=decode), parts), strict=True):
-                found.update(zip(part, checked, strict=True))
+                results.update(zip(part, checked, strict=True))
                 bar.update(len(part))
         except KeyboardInterrupt:
             pool.shutdown(cancel_futures=True)  # otherwise all files would be read first
             raise
-    return found
+    return results
 
 
 def _read_part(listing: Listing, names: Sequence[str], decode: bool) -> list[Checked]:

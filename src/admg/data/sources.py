@@ -1,4 +1,4 @@
-"""`find_source`: what lies at a path: a folder of images, an archive of them, or a file of arrays."""
+"""`find_source`: the kind of source at a path: a folder of images, an archive, or a file of arrays."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TABLES = (".parquet", ".arrow")
 COLLECTIONS = frozenset({".npz", ".npy", ".zip", ".tar", *TABLES})
 """Endings of files that hold many images."""
 ALLOWED = (
-    "allowed is a folder of images or IDX files, a zip or tar of images, a folder or pattern of tars, a Parquet or "
+    "expected a folder of images or IDX files, a zip or tar of images, a folder or pattern of tars, a Parquet or "
     "Arrow file or a folder of them, hf:NAME of Hugging Face's hub, an IDX file, an .npz or an .npy"
 )
 
@@ -35,7 +35,7 @@ def find_source(
     """Return the images at a path, or the path itself if it is a file of arrays (IDX, .npz, .npy).
 
     split: part of the data, where the path has both
-    sizes: whether to ask for the size and the time of each file in a folder
+    sizes: whether to read the size and the modification time of each file in a folder
     progress: show a progress bar if an archive takes more than two seconds to read
     Raises DataError if there is nothing of this kind.
     """
@@ -56,7 +56,7 @@ def find_source(
     if suffix in TABLES:
         return list_tables(path, [path], "table of images", progress=progress)
     if suffix not in COLLECTIONS and is_image(path.name):
-        raise DataError(f"{path} is a single picture, and a set of images is needed: {ALLOWED}")
+        raise DataError(f"{path} is a single image, not a set of images: {ALLOWED}")
     return path
 
 
@@ -68,7 +68,7 @@ def _in_folder(path: Path, split: Split, sizes: bool, progress: bool) -> Listing
     entries = entries_of(path)
     if tars := only(path, entries, (".tar",)):
         return list_tars(path, tars, split, progress=progress)
-    data = path / "data"  # where the repositories of Hugging Face's hub have them
+    data = path / "data"  # the location in repositories of Hugging Face's hub
     for folder, inner in ((path, entries), *([(data, entries_of(data))] if data.is_dir() else [])):
         if tables := only(folder, inner, TABLES):
             tables = of_split(tables, split, folder)
@@ -78,14 +78,15 @@ def _in_folder(path: Path, split: Split, sizes: bool, progress: bool) -> Listing
     if part is None or labelled_by_prefix([file.name for file in listing.files if is_image(file.name)]):
         return listing
     if sum(is_dir for _, is_dir in entries) > 1:
-        warnings.warn(f"{path}: the images are those in {part.name}, the split {split} (--split)", stacklevel=4)
+        warnings.warn(f"{path}: using the images in {part.name}, the split {split}", stacklevel=4)
     return list_files(part, sizes=sizes)
 
 
 def part_with_classes(folder: Path, entries: Entries, split: Split) -> Path | None:
     """Return the sub-folder of a split in a folder such as train/cat/1.png, val/cat/2.png; None for other folders.
 
-    Sub-folders that hold images themselves are none: these may be classes, or their file names may begin with labels.
+    Sub-folders that contain images directly are not splits: they may be classes, or their file names may begin with
+    labels.
     """
     names = {name.lower(): name for name, is_dir in entries if is_dir}
     known = {word for words in SPLIT_NAMES.values() for word in words}

@@ -1,4 +1,4 @@
-"""Parts of a data set: some of its images by number, and a random split into training and validation images."""
+"""Parts of a data set: a subset by index, and a random split into training and validation images."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ SPLIT = 2  # stream of random numbers of a seed, beside those of stream.py
 def split(dataset: ImageDataset, fraction: float, seed: int) -> tuple[ImageDataset, ImageDataset]:
     """Return the data set without a share of its images, and these images, in their order.
 
-    Each image has a random number that follows from the seed and the image's number alone, and those with the smallest
-    numbers of each class are split off, up to rounding the same share of every class. If the labels are not known
-    without reading every image, the share is that of the whole. All frames of a file are in the same part, and of each
-    class at least one image stays.
+    Each image has a random number that depends only on the seed and the index of the image. In each class, the images
+    with the smallest numbers are split off: the same share of every class, up to rounding. If the labels are not known
+    without reading every image, the share is taken of the whole. All frames of a file are in the same part, and at
+    least one image of each class stays.
 
     Raises DataError if the share of the images is less than one of them, or if too few images would be left.
     """
     if not 0 < fraction < 1:
-        raise DataError(f"the fraction is {fraction}: allowed are numbers above 0 and below 1")
+        raise DataError(f"the fraction must be above 0 and below 1, got {fraction}")
     files, first = np.unique(file_numbers(dataset), return_index=True)
     labels = known_labels(dataset)
     classes = np.zeros(len(files), np.int64) if labels is None else labels[first]
-    off = np.isin(file_numbers(dataset), files[chosen(classes, fraction, seed)])
-    if len(np.unique(classes)) == len(classes) > 1:
-        raise DataError("each class has one image: none can be held out")
+    off = np.isin(file_numbers(dataset), files[stratified_positions(classes, fraction, seed)])
+    if len(np.unique(classes)) == len(classes):
+        raise DataError("no image can be held out, since each class has only one")
     if not off.any():
-        raise DataError(f"a fraction of {fraction} of {len(files)} images is none: the least is {1 / len(files):.2g}")
+        raise DataError(f"the fraction must be at least {1 / len(files):.2g} for {len(files)} images, got {fraction}")
     return subset(dataset, np.flatnonzero(~off)), subset(dataset, np.flatnonzero(off))
 
 
-def chosen(classes: Int64[np.ndarray, " n"], fraction: float, seed: int) -> Int64[np.ndarray, " k"]:
-    """Return the positions of a random share of each class; what is lost by rounding counts for the next class."""
+def stratified_positions(classes: Int64[np.ndarray, " n"], fraction: float, seed: int) -> Int64[np.ndarray, " k"]:
+    """Return the positions of a random share of each class; the rounding error is carried over to the next class."""
     order = np.random.default_rng((seed, SPLIT)).random(len(classes))
     taken, owed = [], 0.0
     for number in np.unique(classes):
@@ -55,7 +55,7 @@ def chosen(classes: Int64[np.ndarray, " n"], fraction: float, seed: int) -> Int6
 def file_numbers(dataset: ImageDataset) -> Int64[np.ndarray, " n"]:
     """Return a number for each image, which is the same for the frames of a file."""
     if isinstance(dataset, Dataset) and dataset.frames is not None:
-        return np.cumsum(np.asarray(dataset.frames) == 0)  # the frames of a file follow each other, from 0
+        return np.cumsum(np.asarray(dataset.frames) == 0)  # the frames of a file are consecutive, from 0
     return np.arange(len(dataset))
 
 
@@ -84,7 +84,7 @@ def subset(dataset: ImageDataset, indices: Sequence[int] | Int64[np.ndarray, " k
 
 @dataclass(frozen=True, eq=False)
 class Subset(View):
-    """Some images of a data set, by their numbers in it. `subset` returns one."""
+    """Some images of a data set, by index. `subset` returns one."""
 
     indices: Int64[np.ndarray, " k"]
 

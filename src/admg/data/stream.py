@@ -11,7 +11,7 @@ from .sampling import ClassSampling, UniformOrder, WeightedOrder
 from .workers import in_workers
 
 AUGMENTATION = 1
-"""Stream of random numbers of a seed that decides the augmentation; that of the order is another."""
+"""Stream of random numbers of a seed for the augmentation, separate from that of the order."""
 
 
 def batches(
@@ -32,16 +32,16 @@ def batches(
     part: (r, R) takes the r-th of R equal parts of every batch, for rank r of R processes that share them. batch_size
         must be a multiple of R.
     workers: processes that prepare batches in advance. They pay off for image files, and do not change the batches.
-    sampling: shares of the classes; by default every image is used once in each epoch. Otherwise an epoch has as many
-        images, some of them several times.
+    sampling: shares of the classes; by default every image is used once in each epoch. Otherwise an epoch has the same
+        number of images, but some occur several times.
     """
     _check_positive("batch_size", batch_size)
     for name, value in (("seed", seed), ("start", start), ("workers", workers)):
         if value < 0:
-            raise DataError(f"{name} is {value}: allowed are integers from 0 up")
+            raise DataError(f"{name} must be a non-negative integer, got {value}")
     rank, parts = part
     if not 0 <= rank < parts or batch_size % parts:
-        raise DataError(f"part is {part}: allowed is (r, R) with 0 <= r < R, where R divides batch_size {batch_size}")
+        raise DataError(f"part must be (r, R) with 0 <= r < R, where R divides batch_size {batch_size}, got {part}")
     order = (sampling or ClassSampling()).order_of(dataset, seed)
     numbered = _Numbered(dataset, batch_size, seed, rank, parts, order)
     return in_workers(numbered, range(start, 2**62), workers)
@@ -57,20 +57,20 @@ def evaluation_batches(dataset: ImageDataset, batch_size: int) -> Iterator[Batch
 def spread_batches(dataset: ImageDataset, num: int, batch_size: int) -> Iterator[Batch]:
     """Return `num` images spread evenly over the data set, or all if there are fewer, without augmentation.
 
-    Folders are ordered by class, so that the first images would be of the first class alone.
+    Folders are ordered by class: the first images would all be of the first class.
     """
-    chosen = spread(len(dataset), num)
+    chosen = evenly_spaced_indices(len(dataset), num)
     return (dataset.batch(chosen[start : start + batch_size]) for start in range(0, len(chosen), batch_size))
 
 
-def spread(total: int, num: int) -> Sequence[int]:
-    """Return `num` numbers spread evenly over 0 .. total-1, or all of them if there are fewer."""
+def evenly_spaced_indices(total: int, num: int) -> Sequence[int]:
+    """Return `num` indices spread evenly over 0 .. total-1, or all if there are fewer."""
     return [i * total // num for i in range(num)] if num < total else range(total)
 
 
 @dataclass(frozen=True)
 class _Numbered:
-    """The stream as a function of the batch's number, which workers call."""
+    """The stream as a function of the batch's index, which workers call."""
 
     dataset: ImageDataset
     batch_size: int
@@ -90,4 +90,4 @@ class _Numbered:
 
 def _check_positive(name: str, value: int) -> None:
     if value < 1:
-        raise DataError(f"{name} is {value}: allowed are positive integers")
+        raise DataError(f"{name} must be a positive integer, got {value}")

@@ -19,7 +19,7 @@ from .sources import find_source
 
 @dataclass(frozen=True)
 class Survey:
-    """What a data set holds.
+    """The contents of a data set.
 
     kind: kind of the source, in words
     count: number of images
@@ -49,19 +49,19 @@ def survey(
     verify: Verify = "headers",
     progress: bool = True,
 ) -> Survey:
-    """Return what a data set holds.
+    """Return the contents of a data set.
 
-    verify: "headers" reads headers; "full" decodes every image as well, which finds those that are damaged
+    verify: "headers" reads headers; "full" decodes every image as well, which finds damaged images
     See `open` for the arguments and errors.
     """
     source = find_source(path, split, progress=progress)
     if not isinstance(source, Listing):
         return _of_arrays(source, labels)
     images, skipped = open_images(source, verify=verify, progress=progress)
-    found = find_labels(source, [image.path for image in images], labels)
+    labelling = find_labels(source, [image.path for image in images], labels)
     dataset = Dataset(images=[image.path for image in images], image_size=1, channels=1)
-    if found is not None:
-        dataset = replace(dataset, labels=found.numbers, label_names=found.names, numbered=found.numbered)
+    if labelling is not None:
+        dataset = replace(dataset, labels=labelling.numbers, label_names=labelling.names, numbered=labelling.numbered)
     return Survey(
         source.kind,
         len(images),

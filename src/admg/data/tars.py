@@ -1,7 +1,7 @@
 """Tars of images, such as the shards of WebDataset, with an index of their members in the cache folder.
 
-A tar has no table of contents. It is read from one end to the other once; where its images are, and their labels, is
-kept in an index file that counts as long as the tar has the size and the time of change that it had.
+A tar has no table of contents. It is read through once; the positions of its images and their labels are kept in an
+index file, which is valid as long as the size and the modification time of the tar are unchanged.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from .members import Container, StoredMember
 from .parts import of_split
 
 VERSION = 1
-"""Of the index; other versions are rewritten."""
+"""Version of the index; other versions are rewritten."""
 NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")
 """A range in a pattern of names, such as {000..099}."""
 LABELS = ("cls", "json", "txt")
 """Endings of the files that hold labels, in the order of precedence."""
 KEYS = ("label", "cls", "class", "class_name")
 """Entries of a .json that hold a label, in the order of precedence."""
-MOST_TARS = 1_000_000
+MAX_TARS = 1_000_000
 """Largest number of files that a pattern may name."""
-LONGEST = 1 << 20
+MAX_LABEL_BYTES = 1 << 20
 """Largest number of bytes of a file that is read as a label."""
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
-"""How files of gzip, bzip2, xz and zstd begin."""
+"""First bytes of files of gzip, bzip2, xz and zstd."""
 BAR_AFTER = 2.0
 """Seconds of reading after which a progress bar appears."""
 
@@ -56,7 +56,7 @@ def list_tars(root: Path, tars: Sequence[Path], split: Split = "train", *, progr
     """Return the images in tars. Those of WebDataset have labels in files beside them.
 
     root: the tar, or the folder of the tars
-    split: part that is taken, if the names of some tars begin with train, test, val, ...
+    split: part to take, if the names of some tars begin with train, test, val, ...
 
     The images of a sample, "n01/0001.jpg", and its label, "n01/0001.cls", have the same name up to the first dot. A
     label is a number or a name: the content of .cls, the entry "label", "cls", "class" or "class_name" of .json, or the
@@ -70,7 +70,7 @@ def list_tars(root: Path, tars: Sequence[Path], split: Split = "train", *, progr
     description = None
     bar = tqdm(chosen, desc=printable(f"indexing {root.name}"), unit=" tars", delay=BAR_AFTER, disable=not progress)
     for tar in bar:
-        container = Container.of(tar)
+        container = Container.from_path(tar)
         images, description = _content(container)
         rows = {row[0]: row for row in images}
         names, hidden = visible(rows)
@@ -90,15 +90,15 @@ def list_tars(root: Path, tars: Sequence[Path], split: Split = "train", *, progr
 
 
 def expand(pattern: str) -> list[Path]:
-    """Return the files that a pattern of tars names: with {000..099} or *; [] if it is no pattern.
+    """Return the files that a pattern of tars names: with {000..099} or *; [] if it is not a pattern.
 
     Raises DataError if a file of a range does not exist, or if no file matches.
     """
     path = Path(pattern).expanduser()
     if match := NUMBERS.search(path.name):
         low, high = match.groups()
-        if (count := int(high) - int(low) + 1) > MOST_TARS:
-            raise DataError(f"{path} names {count:,} tars: allowed are {MOST_TARS:,}")
+        if (count := int(high) - int(low) + 1) > MAX_TARS:
+            raise DataError(f"{path} names {count:,} tars, more than the limit of {MAX_TARS:,}")
         numbers = range(int(low), int(high) + 1)
         paths = [path.with_name(NUMBERS.sub(f"{number:0{len(low)}}", path.name, 1)) for number in numbers]
         paths = [file for one in paths for file in (expand(str(one)) if NUMBERS.search(one.name) else [one])]
@@ -108,12 +108,12 @@ def expand(pattern: str) -> list[Path]:
             )
         return paths
     if "*" in path.name or "?" in path.name:
-        found = sorted(path.parent.glob(path.name))
-        if not found:
+        matches = sorted(path.parent.glob(path.name))
+        if not matches:
             raise DataError(f"no file matches {path}")
-        if other := [file for file in found if file.suffix.lower() != ".tar"]:
-            raise DataError(f"{path} matches {other[0].name}: allowed are patterns of .tar files")
-        return found
+        if other := [file for file in matches if file.suffix.lower() != ".tar"]:
+            raise DataError(f"{path} must match only .tar files, but matches {other[0].name}")
+        return matches
     return []
 
 
@@ -130,7 +130,7 @@ def _content(container: Container) -> Content:
     """Return the images of a tar, from its index or by reading it."""
     path = container.path
     about = [VERSION, _place(path), container.size, container.changed]
-    with suppress(Exception):  # an index is a help, never a reason to fail
+    with suppress(Exception):  # an index only saves time: ignore every failure
         content = json.loads(gzip.decompress(index_path(path).read_bytes()))
         if content["about"] == about:
             described = content["description"]
@@ -164,14 +164,14 @@ def _read(path: Path) -> Content:
                     images.append((name, entry.offset_data, entry.size))
                 elif PurePosixPath(name).name == DESCRIPTION:
                     description = Description(_bytes(file, entry), name.removesuffix(DESCRIPTION))
-                elif ending in LABELS and entry.size <= LONGEST:
+                elif ending in LABELS and entry.size <= MAX_LABEL_BYTES:
                     labels[key, ending] = _label(ending, _bytes(file, entry), f"{path}/{name}")
                 else:
                     others.append(name)
     except (tarfile.TarError, OverflowError) as error:  # sizes may be larger than any file
         with path.open("rb") as raw:
             packed = raw.read(6).startswith(COMPRESSED)
-        hint = "it is compressed, which allows no access to single images: unpack it" if packed else error
+        hint = "it is compressed, and its images cannot be read one by one: unpack it" if packed else error
         raise DataError(f"{path} cannot be read as a tar: {hint}") from error
     if not images:
         raise DataError(f"{path} holds no image files (it holds {listed(others, 3) or 'nothing'})")
@@ -181,11 +181,11 @@ def _read(path: Path) -> Content:
 
 
 def check_keys(images: Sequence[tuple[str, int, int]], path: Path) -> None:
-    """Raise DataError if a sample of WebDataset has several images, of which one would have to be chosen."""
+    """Raise DataError if a sample of WebDataset has several images."""
     first: dict[str, str] = {}
     for name, _, _ in images:
         if (other := first.setdefault(split_name(name)[0], name)) != name:
-            raise DataError(f"{path} has samples of several images, such as {other} and {name}: allowed is one of each")
+            raise DataError(f"{path} has several images per sample, such as {other} and {name}: expected one")
 
 
 def _bytes(file: tarfile.TarFile, entry: tarfile.TarInfo) -> bytes:
@@ -194,7 +194,7 @@ def _bytes(file: tarfile.TarFile, entry: tarfile.TarInfo) -> bytes:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Return the key of a member, its name up to the first dot of the last part, and what follows, in lower case."""
+    """Return the key of a member (its name up to the first dot of the last part) and the rest in lower case."""
     folder, slash, file = name.removeprefix("./").rpartition("/")
     key, _, ending = file.partition(".")
     return folder + slash + key, ending.lower()

@@ -18,7 +18,7 @@ from torch import Tensor
 from .dataset import Batch, ImageDataset, Seed, check_options, summary
 from .decoding import WIDE_MODES, Decoding, wide_array
 from .errors import DataError
-from .labelling import MOST_LABELS, checked_names
+from .labelling import MAX_LABELS, checked_names
 from .listing import nfc
 from .memory import channels_last
 from .transforms import center_crop
@@ -70,7 +70,7 @@ def from_dataset(
     check_options(image_size, channels, "resize", "center")
     if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
         raise DataError(
-            f"{type(dataset).__name__} has no len() or no items by number: allowed is a map-style "
+            f"{type(dataset).__name__} has no len() or no items by index: expected a map-style "
             f"torch.utils.data.Dataset of (image, label)"
         )
     count = len(dataset)
@@ -81,7 +81,7 @@ def from_dataset(
     has_targets = _are_labels(_targets_of(dataset), {i: label for i, (_, label) in zip(probed, probes)})
     first = probes[0][0]
     if image_size is None and first.shape[0] != first.shape[1]:
-        raise DataError(f"the first image is {first.shape[1]}x{first.shape[0]}, not square: give image_size")
+        raise DataError(f"the first image is {first.shape[1]}x{first.shape[0]}, not square: pass image_size")
     stated = value_range is not None
     if value_range is None:
         value_range = _inferred_range([image for image, _ in probes])
@@ -128,7 +128,7 @@ class TorchDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
     def batch(self, indices: Sequence[int], seeds: Sequence[Seed] | None = None) -> Batch:
         """Return images (n, C, S, S) in [-1, 1] and labels (n,), -1 for none.
 
-        Random transforms of an item follow from its seed, or without seeds from its number.
+        Random transforms of an item depend on its seed, or on its index if there are no seeds.
         """
         items = []
         for index, seed in zip(indices, seeds or map(int, indices)):
@@ -147,14 +147,14 @@ class TorchDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
             image = _resized(image, size, self.channels).astype(np.float32) / np.float32(127.5) - 1
         elif self.value_range is None:
             raise DataError(
-                f"item {index} is an image of {image.dtype}, though the first ones are uint8: state value_range"
+                f"item {index} is an image of {image.dtype}, but the first ones are uint8: pass value_range"
             )
         else:
             image = to_signed(image, self.value_range, what)
         if image.shape[:2] != (size, size) or image.shape[2] not in (self.channels, 1 if self.channels == 3 else 0):
             height, width, channels = image.shape
             raise DataError(
-                f"item {index} is an image of {channels}x{height}x{width}: allowed is {self.channels}x{size}x{size}; "
+                f"item {index} is an image of {channels}x{height}x{width}: expected {self.channels}x{size}x{size}; "
                 f"only PIL images and integers are resized"
             )
         return np.ascontiguousarray(np.broadcast_to(image.transpose(2, 0, 1), (self.channels, size, size)))
@@ -164,7 +164,7 @@ class TorchDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
             return -1
         if not self.label_names:
             raise DataError(
-                f"item {index} has label {label}, though the first ones have none: give label_names, or labels=False"
+                f"item {index} has label {label}, but the first ones have none: pass label_names, or labels=False"
             )
         targets = getattr(self.dataset, "targets", None) if self.has_targets else None
         if targets is not None and int(targets[index]) != label:
@@ -173,7 +173,7 @@ class TorchDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
                 "items agree: hide `targets` if a transform changes labels"
             )
         if not 0 <= label < len(self.label_names):
-            raise DataError(f"item {index} has label {label}: allowed are 0 to {len(self.label_names) - 1}")
+            raise DataError(f"item {index} must have a label from 0 to {len(self.label_names) - 1}, got {label}")
         return label
 
 
@@ -205,7 +205,7 @@ def _read(
     item = dataset[index]
     image, *rest = item if isinstance(item, tuple | list) else (item,)
     if len(rest) > 1:
-        raise DataError(f"item {index} has {len(item)} parts: allowed is (image, label), or the image alone")
+        raise DataError(f"item {index} must be (image, label), or the image alone, got {len(item)} parts")
     if not isinstance(image, Tensor | np.ndarray | Image.Image):
         raise DataError(
             f"item {index} is a {type(item).__name__}, not (image, label): the image must be a PIL image, a tensor or "
@@ -234,13 +234,13 @@ def _label(label: Any, index: int) -> int | None:
         return operator.index(value)
     except (TypeError, ValueError, RuntimeError):  # item() of several values
         raise DataError(
-            f"item {index} has label {label!r}: allowed is one integer from 0 up, or None; "
+            f"item {index} must have a non-negative integer label, or None, got {label!r}; "
             f"admg.data.from_dataset(..., labels=False) leaves labels out"
         ) from None
 
 
 def _targets_of(dataset: Any) -> Any:
-    """Return the attribute `targets` of a data set, or those of the items that a subset takes; None without any."""
+    """Return the attribute `targets` of a data set, for a subset those of its items; None if there is none."""
     if not isinstance(dataset, torch.utils.data.Subset):
         return getattr(dataset, "targets", None)
     targets = _targets_of(dataset.dataset)
@@ -248,7 +248,7 @@ def _targets_of(dataset: Any) -> Any:
 
 
 def _are_labels(targets: Any, labels: Mapping[int, int | None]) -> bool:
-    """Whether these targets have the labels of some items, by number; they differ if a transform changes them."""
+    """Whether these targets equal the labels of some items, by index; they differ if a transform changes labels."""
     try:
         return targets is None or all(label is None or int(targets[i]) == label for i, label in labels.items())
     except (TypeError, ValueError, IndexError, KeyError):  # not one number for each item
@@ -256,21 +256,21 @@ def _are_labels(targets: Any, labels: Mapping[int, int | None]) -> bool:
 
 
 def _label_names(dataset: Any, has_targets: bool) -> tuple[tuple[str, ...], bool]:
-    """Return the classes that the data set names, or the numbers up to its largest label; and whether it is these."""
+    """Return the names of the classes, or the numbers up to the largest label; and whether they are numbers."""
     source = dataset
     while not hasattr(source, "classes") and isinstance(source, torch.utils.data.Subset):
         source = source.dataset
-    classes = getattr(source, "classes", None) if has_targets else None  # else they are those of other labels
+    classes = getattr(source, "classes", None) if has_targets else None  # else they name other labels
     names = [nfc(str(name)) for name in classes] if isinstance(classes, list | tuple) else []
     if names and len(set(names)) == len(names):
         return tuple(names), False
     targets = getattr(source, "targets", None) if has_targets else None
     known = np.asarray(targets) if isinstance(targets, list | tuple | Tensor | np.ndarray) else np.empty(0)
     if known.ndim != 1 or not known.size or not np.issubdtype(known.dtype, np.integer):
-        found = [label for _, label in (_read(dataset, i) for i in range(len(dataset))) if label is not None]
-        known = np.asarray(found or [0])
-    if not 0 <= int(known.min()) <= int(known.max()) < MOST_LABELS:
-        raise DataError(f"labels range from {known.min()} to {known.max()}: allowed are 0 to {MOST_LABELS - 1:,}")
+        labels = [label for _, label in (_read(dataset, i) for i in range(len(dataset))) if label is not None]
+        known = np.asarray(labels or [0])
+    if not 0 <= int(known.min()) <= int(known.max()) < MAX_LABELS:
+        raise DataError(f"labels must be from 0 to {MAX_LABELS - 1:,}, but range from {known.min()} to {known.max()}")
     return tuple(map(str, range(int(known.max()) + 1))), True
 
 

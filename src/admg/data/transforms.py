@@ -26,7 +26,7 @@ def scale_to(image: Image.Image, shorter: int) -> Image.Image:
 
 
 def scaled(image: Pixels, shorter: int) -> UInt8[np.ndarray, "h w *c"]:
-    """Return what `scale_to` does to an image, or to each channel of an array."""
+    """Apply `scale_to` to an image, or to each channel of an array."""
     if isinstance(image, Image.Image):
         return np.array(scale_to(image, shorter))
     # Pillow would take a fourth channel for transparency and weight the other three by it.

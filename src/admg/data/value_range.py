@@ -1,4 +1,4 @@
-"""The values of black and white: inferred where that is safe, checked always."""
+"""The values of black and white: inferred where unambiguous, and always checked."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ ValueRange = tuple[float, float]
 """The values of black and white."""
 
 ROUNDING = 1e-3
-"""Excess over the range of floats, as a share of it, that is taken for rounding and clipped."""
+"""Excess over the range of floats, as a share of it, that counts as a rounding error and is clipped."""
 
 
 def infer_range(images: Shaped[np.ndarray, ...], what: str = "the images") -> ValueRange:
-    """Return the values of black and white in images of any type, where the type and the values make them clear.
+    """Return the values of black and white in images of any type, if the type and the values make them unambiguous.
 
-    See `clear_range`. Raises DataError if they are not clear.
+    See `clear_range`. Raises DataError if they are ambiguous.
     """
     return clear_range(images.dtype, *extremes(images, what), what)
 
@@ -42,24 +42,24 @@ def clear_range(dtype: np.dtype, low: float, high: float, what: str) -> ValueRan
             return -1.0, 1.0
         raise DataError(
             f"{what} are floats from {low:.4g} to {high:.4g}, which is neither clearly [0, 1] nor clearly [-1, 1]: "
-            f"state the values of black and white as value_range (--value-range LOW,HIGH)"
+            f"pass the values of black and white, value_range=(LOW, HIGH)"
         )
     if dtype == np.uint16 and high > 32767:
         return 0, 65535
-    state = f"state the values of black and white as value_range (--value-range LOW,HIGH), such as {usual(low, high)}"
+    state = f"pass the values of black and white, value_range=(LOW, HIGH), such as {usual(low, high)}"
     if dtype == np.uint16:
         raise DataError(
             f"{what} are of type uint16 with values from {low:g} to {high:g}, which may be dark or have fewer "
             f"bits than 16: {state} or 0,65535"
         )
     raise DataError(
-        f"{what} are of type {dtype}: allowed are uint8, and floats in [0, 1] or [-1, 1]; else, since they range from "
-        f"{low:g} to {high:g}, {state}"
+        f"{what} are of type {dtype}, whose range is ambiguous: use uint8, or floats in [0, 1] or [-1, 1]; or, since "
+        f"they range from {low:g} to {high:g}, {state}"
     )
 
 
-STATE = "state the values of black and white as value_range (--value-range LOW,HIGH), 0,1 or 0,255"
-"""What to do about 8-bit images of 0 and 1, where files are read."""
+STATE = "pass the values of black and white, value_range=(LOW, HIGH), such as 0,1 or 0,255"
+"""Remedy for 8-bit images of 0 and 1, where files are read."""
 
 
 def check_8_bits(low: float, high: float, what: str, remedy: str = STATE) -> None:
@@ -69,14 +69,14 @@ def check_8_bits(low: float, high: float, what: str, remedy: str = STATE) -> Non
 
 
 def check_array_8_bits(images: Any, what: str, remedy: str = STATE) -> None:
-    """Raise DataError as `check_8_bits` does for images (N, ...). Of most, only the first ones are looked at."""
+    """Call `check_8_bits` for images (N, ...), of which usually only the first ones are read."""
     if len(images) and images[0:16].max() <= 1:
         values = images[0 : len(images)]
         check_8_bits(int(values.min()), int(values.max()), what, remedy)
 
 
 def usual(low: float, high: float) -> str:
-    """Return a range that integers from `low` to `high` often have, as it is typed."""
+    """Return the usual range of integers from `low` to `high`, as text LOW,HIGH."""
     if low >= 0:
         bits = max(8, int(high).bit_length() + int(high).bit_length() % 2)  # sensors have 8, 10, 12 or 14 bits
         return f"0,{2**bits - 1}"
@@ -86,7 +86,7 @@ def usual(low: float, high: float) -> str:
 def check_range(value_range: ValueRange) -> None:
     """Raise DataError unless the range is two finite numbers in increasing order."""
     if len(value_range) != 2 or not np.isfinite(value_range).all() or not value_range[1] > value_range[0]:
-        raise DataError(f"value_range is {value_range}: allowed are the values of black and white, such as (0, 1)")
+        raise DataError(f"value_range must be the values of black and white, such as (0, 1), got {value_range}")
 
 
 def to_signed(
@@ -121,7 +121,7 @@ def check_extremes(dtype: np.dtype, low: float, high: float, value_range: ValueR
     black, white = value_range
     slack = ROUNDING * (white - black) if np.issubdtype(dtype, np.floating) else 0
     if low < black - slack or high > white + slack:
-        raise DataError(f"values of {what} range from {low:.6g} to {high:.6g}, outside of [{black:g}, {white:g}]")
+        raise DataError(f"values of {what} range from {low:.6g} to {high:.6g}, outside [{black:g}, {white:g}]")
 
 
 def extremes(images: Shaped[np.ndarray, ...], what: str) -> tuple[float, float]:

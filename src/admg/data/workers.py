@@ -11,21 +11,21 @@ import torch
 from .errors import DataError
 
 T = TypeVar("T")
-MOST_WORKERS = 1024
+MAX_WORKERS = 1024
 """Largest number of processes that read images; each takes some 200 MB."""
 T_co = TypeVar("T_co", covariant=True)
 
 
 class Items(Protocol[T_co]):
-    """Items by number, made where they are asked for."""
+    """Items by index, made in the process that reads them."""
 
     def __getitem__(self, number: int) -> T_co: ...
 
 
 def in_workers(items: Items[T], numbers: range, workers: int, ahead: int = 4) -> Iterator[T]:
-    """Return the items of these numbers in order, whatever the number of processes.
+    """Return the items at these indices in order, whatever the number of processes.
 
-    workers: processes that make the items; 0: this process makes them when they are asked for
+    workers: processes that make the items; 0: this process makes each one when it is needed
     ahead: number of items that each process makes in advance
     A DataError in another process is raised here with its own message.
     """

@@ -20,14 +20,14 @@ ENCRYPTED = 1  # bit of the flags of a member
 
 def list_zip(path: Path) -> Listing:
     """Return the files in a zip. Raises DataError if it is not a zip, or if its members cannot be read at random."""
-    container = Container.of(path)
+    container = Container.from_path(path)
     try:
         with zipfile.ZipFile(path) as file:
             entries = {entry.filename: entry for entry in file.infolist() if not entry.is_dir()}
             for entry in entries.values():
                 _check(path, entry)
-            found = [name for name in entries if name.rpartition("/")[2] == DESCRIPTION]
-            described = min(found, key=lambda name: name.count("/"), default=None)
+            descriptions = [name for name in entries if name.rpartition("/")[2] == DESCRIPTION]
+            described = min(descriptions, key=lambda name: name.count("/"), default=None)
             content = None if described is None else file.read(described)
     except DataError:
         raise
@@ -45,7 +45,7 @@ def _check(path: Path, entry: zipfile.ZipInfo) -> None:
     """Raise DataError if a member cannot be read at random, or would fill the memory."""
     if entry.compress_type not in READABLE or entry.flag_bits & ENCRYPTED:
         how = "encrypted" if entry.flag_bits & ENCRYPTED else f"compressed by method {entry.compress_type}"
-        raise DataError(f"{path} has members that are {how}, such as {entry.filename}: allowed are stored and deflated")
+        raise DataError(f"{path}: members must be stored or deflated, but some are {how}, such as {entry.filename}")
     if entry.file_size > 100 * entry.compress_size:  # making paths of a million names would take a minute
         check_bomb(path / entry.filename, entry.file_size, entry.compress_size)
 

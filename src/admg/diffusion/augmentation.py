@@ -1,7 +1,7 @@
-"""Conditioning augmentation: noise and blur of the low-resolution images that an upsampler is given.
+"""Conditioning augmentation: noise and blur of the low-resolution images given to an upsampler.
 
-Ho et al. 2021, "Cascaded diffusion models for high fidelity image generation", section 4. An upsampler that is trained
-on images of data alone is given the samples of another model later, which differ from data; augmentation covers them.
+Ho et al. 2021, "Cascaded diffusion models for high fidelity image generation", section 4. An upsampler is trained on
+real images but later enlarges samples of another model, which differ from them; augmentation bridges the difference.
 """
 
 from __future__ import annotations

@@ -22,7 +22,8 @@ class DiffusionConfig:
     predict: quantity that the network predicts: eps, x0 or v
     variance: variance of the reverse process: learned_range, learned, fixed_small or fixed_large
     rescale_timesteps: give the network t*1000/T instead of t
-    zero_terminal_snr: rescale the schedule so that its last step is pure noise, as sampling begins; for predict v or x0
+    zero_terminal_snr: rescale the schedule such that its last step is pure noise, where sampling begins; requires
+        predict v or x0
     """
 
     noise_schedule: ScheduleName = "linear"
@@ -34,24 +35,24 @@ class DiffusionConfig:
 
     @property
     def schedule_name(self) -> str:
-        """Name of the noise schedule for people, such as "linear" or "linear zero-terminal-SNR"."""
-        return self.noise_schedule + " zero-terminal-SNR" * self.zero_terminal_snr
+        """Readable name of the noise schedule, such as "linear" or "linear zero-terminal-SNR"."""
+        return f"{self.noise_schedule} zero-terminal-SNR" if self.zero_terminal_snr else self.noise_schedule
 
     def build(self) -> Diffusion:
         """Return the diffusion process.
 
-        Raises ValueError if a field has an unknown value, or if eps is predicted where nothing of the image is left.
+        Raises ValueError if a field has an unknown value, or if eps is predicted and the schedule ends in pure noise.
         """
         schedule = self.schedule()
         if self.predict == "eps" and schedule.is_pure_noise(-1):
             cause = f"the {self.noise_schedule} noise schedule with {self.diffusion_steps} diffusion_steps ends"
             cause = "zero_terminal_snr ends the noise schedule" if self.zero_terminal_snr else cause
             remedy = "predict v or x0" if self.zero_terminal_snr else "choose more steps, or predict v or x0"
-            raise ValueError(f"{cause} in pure noise, where the image does not follow from eps: {remedy}")
+            raise ValueError(f"{cause} in pure noise, where eps does not determine the image: {remedy}")
         return Diffusion(schedule, self.predict, self.variance)
 
     def describes(self, diffusion: Diffusion) -> bool:
-        """Whether a process is this one, at all its steps or respaced."""
+        """Whether a process equals this one, with all its steps or respaced."""
         own, schedule = self.build(), diffusion.schedule.origin or diffusion.schedule
         if (own.predicts, own.variance, len(own)) != (diffusion.predicts, diffusion.variance, len(schedule)):
             return False
@@ -59,7 +60,7 @@ class DiffusionConfig:
         return all(torch.allclose(a.double(), b.double(), rtol=1e-6, atol=0) for a, b in pairs)
 
     def schedule(self) -> NoiseSchedule:
-        """Return the noise schedule. Raises ValueError if it is unknown, or cannot have this number of steps."""
+        """Return the noise schedule. Raises ValueError if it is unknown or does not allow this number of steps."""
         schedules = {"linear": NoiseSchedule.linear, "cosine": NoiseSchedule.cosine}
         if self.noise_schedule not in schedules:
             raise ValueError(f"unknown noise schedule {self.noise_schedule!r}: {' or '.join(get_args(ScheduleName))}")

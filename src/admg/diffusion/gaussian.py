@@ -99,7 +99,7 @@ class Diffusion:
         """Return x_0 = (x_t - sqrt(1 - ᾱ_t) eps) / sqrt(ᾱ_t). Raises ValueError if ᾱ_t is 0."""
         if self._ends_in_pure_noise and bool((self.schedule.alpha_bar[torch.as_tensor(t).cpu()] == 0).any()):
             raise ValueError(
-                "this noise schedule ends in pure noise (ᾱ = 0), where the image does not follow from eps: "
+                "this noise schedule ends in pure noise (ᾱ = 0), where eps does not determine the image: "
                 "the network must predict x0 or v there, and guides must modify x0"
             )
         c = self._constants_for(x)
@@ -121,13 +121,13 @@ class Diffusion:
         Raises ValueError if the number of output channels does not fit the kind of variance, or if the network predicts
         eps and ᾱ_t is 0.
         """
-        dtype = _working_dtype(x)
+        dtype = working_dtype(x)
         x, output, channels = x.to(dtype), network_output.to(dtype), x.shape[1]
         needed = channels * (2 if self.learns_variance else 1)
         if output.shape[1] != needed:
             raise ValueError(
                 f"variance {self.variance!r} needs {needed} output channels for {channels} image channels, "
-                f"the network gave {output.shape[1]}"
+                f"got {output.shape[1]}"
             )
         output, v = output[:, :channels], output[:, channels:]
         c = self._constants_for(x)
@@ -173,9 +173,9 @@ class Diffusion:
     def timestep(
         self, t: Index, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
     ) -> Tensor:
-        """Return the timestep that the network is given at index t: (1,) for an int, (N,) for a tensor.
+        """Return the timestep given to the network at index t: (1,) for an int, (N,) for a tensor.
 
-        dtype: of the images; timesteps that are not whole numbers are float64 with float64 images, and else float32
+        dtype: dtype of the images; fractional timesteps are float64 for float64 images, and float32 otherwise
         """
         key = torch.device(device or "cpu"), torch.float64 if dtype == torch.float64 else torch.float32
         table = self._timesteps.get(key)
@@ -204,7 +204,7 @@ class Diffusion:
 
     def _constants_for(self, x: Tensor) -> Constants:
         """Return the constants on the device of x, in the dtype that x is computed in."""
-        key = x.device, _working_dtype(x)
+        key = x.device, working_dtype(x)
         if key not in self._constants:
             self._constants[key] = self.constants.to(*key)
         return self._constants[key]
@@ -258,8 +258,8 @@ def _at(table: Tensor, t: Index) -> Tensor:
     return table[t] if isinstance(t, int) else table[t].view(-1, 1, 1, 1)
 
 
-def _working_dtype(x: Tensor) -> torch.dtype:
-    """Return float64 for a float64 tensor and float32 for any other."""
+def working_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype to compute with x in: float64 if x is float64, and float32 otherwise."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 

@@ -1,4 +1,4 @@
-"""Noise that depends only on a seed and the number of an image."""
+"""Noise that depends only on a seed and the index of an image."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class SeededNoise:
     are drawn on the CPU. An instance is a noise sampler, so it can be passed to a sampler as `noise_sampler`.
 
     seed: seed shared by all images
-    images: numbers of the images in the batch
+    images: indices of the images in the batch
     """
 
     def __init__(self, seed: int, images: Sequence[int]) -> None:
@@ -32,7 +32,7 @@ class SeededNoise:
         return torch.stack([torch.randn(tuple(shape), generator=generator) for generator in self.generators])
 
     def __call__(self, x: Images, index: int) -> Tensor:
-        """Return the next noise with the shape, device and dtype of x. The step `index` has no influence."""
+        """Return the next noise with the shape, device and dtype of x. `index`, that of the step, is ignored."""
         noise = self.draw(x.shape[1:])
         if x.is_cuda:
             return noise.pin_memory().to(x.device, x.dtype, non_blocking=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class NoiseSchedule:
-    """The variances β_t of the forward process, and the timestep that the network is given at each step.
+    """The variances β_t of the forward process, and the timestep given to the network at each step.
 
     betas: β_t in (0, 1], float64 (T,)
     timesteps: timesteps given to the network, (T,); int64, or float64 for networks trained on rescaled timesteps
@@ -32,7 +32,7 @@ class NoiseSchedule:
     def linear(cls, steps: int = 1000) -> NoiseSchedule:
         """Return DDPM's schedule, with β from 1e-4 to 0.02, scaled by 1000/T for any number of steps T from 20.
 
-        With 20 steps the last β is 1, so that nothing is left of the image. Raises ValueError for fewer.
+        With 20 steps the last β is 1, and nothing is left of the image. Raises ValueError for fewer.
         """
         _check_steps(steps)
         if steps < 20:
@@ -62,8 +62,20 @@ class NoiseSchedule:
         if betas.ndim != 1 or len(betas) == 0 or not ((betas > 0) & (betas <= 1)).all():
             raise ValueError("betas must be a non-empty list of numbers above 0 and at most 1")
         if timesteps is not None and timesteps.shape != betas.shape:
-            raise ValueError(f"timesteps of shape {tuple(timesteps.shape)} for {len(betas)} betas")
+            raise ValueError(f"timesteps must have shape ({len(betas)},), one per beta, got {tuple(timesteps.shape)}")
         return cls(betas, torch.arange(len(betas)) if timesteps is None else timesteps)
+
+    @classmethod
+    def from_alpha_bar(
+        cls, alpha_bar: Float64[Tensor, " T"], timesteps: Tensor, origin: NoiseSchedule | None = None
+    ) -> NoiseSchedule:
+        """Return the schedule with ᾱ_t (T,), which must decrease: β_t = 1 - ᾱ_t / ᾱ_{t-1}.
+
+        timesteps: (T,) given to the network
+        origin: process of which these are some of the steps
+        """
+        alpha_bar_prev = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
+        return cls(1 - alpha_bar / alpha_bar_prev, timesteps, origin)
 
     def __len__(self) -> int:
         return len(self.betas)
@@ -97,7 +109,7 @@ class NoiseSchedule:
         return NoiseSchedule(self.betas, self.timesteps.double() * (1000 / len(self)))
 
     def with_zero_terminal_snr(self) -> NoiseSchedule:
-        """Return the process with sqrt(ᾱ) moved and scaled to end in 0, as pure noise (Lin et al. 2023, algorithm 1).
+        """Return the process with sqrt(ᾱ) shifted and scaled to end at 0, pure noise (Lin et al. 2023, algorithm 1).
 
         The first step keeps its ᾱ. Raises ValueError if there is only one step.
         """
@@ -106,8 +118,7 @@ class NoiseSchedule:
         root = self.alpha_bar.sqrt()
         first, last = root[0], root[-1]
         alpha_bar = ((root - last) * first / (first - last)).square()
-        alpha_bar_prev = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
-        return NoiseSchedule(1 - alpha_bar / alpha_bar_prev, self.timesteps)
+        return NoiseSchedule.from_alpha_bar(alpha_bar, self.timesteps)
 
     def respace(self, spec: int | str | Sequence[int]) -> NoiseSchedule:
         """Return the same process with fewer steps. The network is still given the original timesteps.
@@ -115,7 +126,7 @@ class NoiseSchedule:
         spec: "ddim25" keeps every k-th step from 0, 25 in total (DDIM's rule), and "trailing25" those from the last
             downwards (Lin et al. 2023, table 2). 25, "25" or [25] keeps 25 evenly spaced steps, including the first and
             the last (Improved DDPM's rule; 1 keeps the first alone). "10,15,20" keeps as many steps in each third of
-            the process. See spaced_timesteps for "uniform25", "quad25", "logsnr25" and "karras25". "at20+310+999" keeps
+            the process. See spaced_indices for "uniform25", "quad25", "logsnr25" and "karras25". "at20+310+999" keeps
             these steps.
 
         Raises ValueError if spec has another form or asks for more steps than there are.
@@ -126,31 +137,29 @@ class NoiseSchedule:
         """Return the increasing indices of the steps that `respace` keeps. Raises ValueError as it does."""
         text = spec.strip() if isinstance(spec, str) else ""
         if named := re.fullmatch(rf"({'|'.join(SPACINGS)})0*([1-9]\d*)", text):
-            return spaced_timesteps(self.alpha_bar, named[1], int(named[2]))
+            return spaced_indices(self.alpha_bar, named[1], int(named[2]))
         if re.fullmatch(r"at\d+(\+\d+)*", text, re.ASCII):
-            return chosen_timesteps(len(self), text)
-        return respaced_timesteps(len(self), spec)
+            return listed_indices(len(self), text)
+        return respaced_indices(len(self), spec)
 
     def keep(self, kept: Tensor) -> NoiseSchedule:
         """Return the same process at some of its steps, given as increasing indices (S,)."""
-        alpha_bar = self.alpha_bar[kept]
-        alpha_bar_prev = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
-        return NoiseSchedule(1 - alpha_bar / alpha_bar_prev, self.timesteps[kept], self.origin or self)
+        return NoiseSchedule.from_alpha_bar(self.alpha_bar[kept], self.timesteps[kept], self.origin or self)
 
 
 SPACINGS = ("uniform", "quad", "logsnr", "karras")
-LARGEST_SIGMA = 160.0
-"""Noise level from which on nothing is seen of an image in [-1, 1]: about the last one of the linear schedule, twice
-EDM's. The cosine schedule ends at 20,000."""
+MAX_SIGMA = 160.0
+"""Noise level σ above which an image in [-1, 1] is indistinguishable from noise: about the last one of the linear
+schedule, twice EDM's. The cosine schedule ends at 20,000."""
 
 
-def spaced_timesteps(alpha_bar: Float64[Tensor, " T"], spacing: str, count: int) -> list[int]:
+def spaced_indices(alpha_bar: Float64[Tensor, " T"], spacing: str, count: int) -> list[int]:
     """Return `count` distinct, increasing indices in [0, T), ending at T-1; the first is 0 if there are two or more.
 
     spacing: `uniform` is even in t, `quad` in sqrt(t) (DDIM, appendix D), `logsnr` in the log signal-to-noise ratio
         (DPM-Solver), and `karras` in σ^(1/7) with σ = sqrt((1 - ᾱ)/ᾱ) (EDM, equation 5)
 
-    `logsnr` and `karras` are spaced up to LARGEST_SIGMA; of the steps above it, only the last one is taken. Positions
+    `logsnr` and `karras` are spaced up to MAX_SIGMA; of the steps above it, only the last one is taken. Positions
     are rounded to the nearest step (in log SNR for `logsnr` and `karras`). A step that would be chosen twice is moved
     to the next free one, upwards, or downwards at the end.
 
@@ -160,13 +169,13 @@ def spaced_timesteps(alpha_bar: Float64[Tensor, " T"], spacing: str, count: int)
     if count > steps:
         raise ValueError(f"respacing '{spacing}{count}': cannot take {count} steps from {steps}")
     if alpha_bar[-1] == 0:  # pure noise has no log SNR to space by
-        below = spaced_timesteps(alpha_bar[:-1], spacing, count - 1) if count > 1 else []
+        below = spaced_indices(alpha_bar[:-1], spacing, count - 1) if count > 1 else []
         return [*below, steps - 1]
     ramp = [1.0] if count == 1 else [i / (count - 1) for i in range(count)]
     if spacing in ("uniform", "quad"):
         return _distinct([round((steps - 1) * r ** (2 if spacing == "quad" else 1)) for r in ramp], steps)
     log_sigma = (1 / alpha_bar - 1).log() / 2
-    low, high = log_sigma[0].item(), min(log_sigma[-1].item(), math.log(LARGEST_SIGMA))
+    low, high = log_sigma[0].item(), min(log_sigma[-1].item(), math.log(MAX_SIGMA))
     if spacing == "logsnr":
         targets = [low + r * (high - low) for r in ramp]
     else:
@@ -176,8 +185,8 @@ def spaced_timesteps(alpha_bar: Float64[Tensor, " T"], spacing: str, count: int)
     return _distinct([*nearest[:-1], steps - 1], steps)
 
 
-def chosen_timesteps(steps: int, spec: str) -> list[int]:
-    """Return the indices that are listed in a text such as "at20+310+999".
+def listed_indices(steps: int, spec: str) -> list[int]:
+    """Return the indices listed in a text such as "at20+310+999".
 
     Raises ValueError unless they increase and are below `steps`.
     """
@@ -194,10 +203,10 @@ def _distinct(indices: list[int], steps: int) -> list[int]:
     return [min(index, steps - len(indices) + i) for i, index in enumerate(indices)]
 
 
-def respaced_timesteps(steps: int, spec: int | str | Sequence[int]) -> list[int]:
+def respaced_indices(steps: int, spec: int | str | Sequence[int]) -> list[int]:
     """Return the increasing indices in [0, steps) that `spec` keeps, the same ones as in guided-diffusion.
 
-    "trailingN", which it does not have, is that of diffusers.
+    guided-diffusion does not have "trailingN"; it is that of diffusers.
     """
     counts = _section_counts(spec)
     if isinstance(counts, str) and counts.startswith("trailing"):
@@ -241,14 +250,14 @@ def _section_counts(spec: int | str | Sequence[int]) -> list[int] | str:
         counts = []
     if not counts or min(counts) < 1:
         raise ValueError(
-            f"respacing {spec!r} is not a number of steps such as 25, nor 'ddim25', nor '10,15,20', "
-            f"nor 'trailing25', nor 'at20+310+999', nor one of {', '.join(f'{name}25' for name in SPACINGS)}"
+            f"respacing {spec!r}: expected a number of steps such as 25, or 'ddim25', '10,15,20', 'trailing25', "
+            f"'at20+310+999' or {', '.join(f'{name}25' for name in SPACINGS)}"
         )
     return counts
 
 
 def _check_steps(steps: int) -> None:
     if steps < 1:
-        raise ValueError(f"a noise schedule needs at least 1 step, got {steps}")
+        raise ValueError(f"a noise schedule must have at least 1 step, got {steps}")
     if steps > 1_000_000:
-        raise ValueError(f"a noise schedule has at most 1,000,000 steps, got {steps}")
+        raise ValueError(f"a noise schedule must have at most 1,000,000 steps, got {steps}")

@@ -1,4 +1,4 @@
-"""Whether tensors are images in [-1, 1], as models make and take them, or the noise that sampling begins with."""
+"""Checks that tensors are images in [-1, 1], the range of models, or noise at which sampling can begin."""
 
 from __future__ import annotations
 
@@ -9,48 +9,47 @@ from torch import Tensor
 
 from .gaussian import Images
 
-FAR = 3.0
-"""Magnitude of values that generated images, which may leave [-1, 1] a little, do not reach."""
-LOUD = 5.0
-"""Root mean square that x_T does not reach: its values have unit variance."""
+MAX_ABS_VALUE = 3.0
+"""Upper limit of the magnitude of generated images, which may slightly exceed [-1, 1]."""
+MAX_NOISE_RMS = 5.0
+"""Upper limit of the root mean square of x_T, whose values have unit variance."""
 
 
 def check_signed(images: Images, what: str = "images") -> None:
-    """Check that images that a user gives are in about [-1, 1], as models make and take them.
+    """Check that a user's images are approximately in [-1, 1], the range of a model's images.
 
-    Raises ValueError for integers, for values that are not finite, and for values that a model's are far from, such as
-    0 to 255. Warns of images that are probably in [0, 1], since black is -1.
+    Raises ValueError for integers, for values that are not finite, and for values far outside this range, such as 0 to
+    255. Warns of images that are probably in [0, 1], since black is -1.
     """
     if not images.is_floating_point():
-        raise ValueError(f"{what} are of type {images.dtype}: expected are floats in [-1, 1], such as x / 127.5 - 1")
+        raise ValueError(f"{what} must be floats in [-1, 1], such as x / 127.5 - 1, got {images.dtype}")
     if images.is_meta or not images.numel():
         return
     low, high = (float(value) for value in images.aminmax())
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(f"{what} have values that are not finite")
-    if low < -FAR or high > FAR:
-        raise ValueError(f"{what} have values from {low:.4g} to {high:.4g}: expected are floats in [-1, 1]")
+    if low < -MAX_ABS_VALUE or high > MAX_ABS_VALUE:
+        raise ValueError(f"{what} must be floats in [-1, 1], got values from {low:.4g} to {high:.4g}")
     if low >= 0 and 0.5 < high <= 1:
         warnings.warn(
-            f"{what} have values from {low:.4g} to {high:.4g}, none below 0: expected is [-1, 1], where -1 is black",
+            f"{what} have values from {low:.4g} to {high:.4g}, none below 0: expected [-1, 1], where -1 is black",
             stacklevel=3,
         )
 
 
 def check_noise(x_T: Images) -> None:
-    """Raise ValueError unless x_T (N, C, H, W) are finite floats, of about the scale that sampling begins with.
+    """Raise ValueError unless x_T (N, C, H, W) are finite floats of about the scale at which sampling begins.
 
-    That is unit variance, which k-diffusion and EDM multiply by sigma_max. Weaker noise passes.
+    This is unit variance, which k-diffusion and EDM multiply by sigma_max. Weaker noise is accepted.
     """
     if not isinstance(x_T, Tensor) or not x_T.is_floating_point() or x_T.ndim != 4:
         raise ValueError("x_T must be a tensor of floats (N, C, H, W)")
     if x_T.is_meta or not x_T.numel():
         return
-    found = x_T.float().square().flatten(1).mean(1).sqrt().max().item()
-    if not math.isfinite(found):
+    rms = x_T.float().square().flatten(1).mean(1).sqrt().max().item()
+    if not math.isfinite(rms):
         raise ValueError("x_T has values that are not finite")
-    if found > LOUD:
+    if rms > MAX_NOISE_RMS:
         raise ValueError(
-            f"x_T has a root mean square of {found:.4g}: sampling begins with noise of unit variance, which is not "
-            "multiplied by sigma_max"
+            f"x_T must have unit variance and must not be multiplied by sigma_max, got a root mean square of {rms:.4g}"
         )

@@ -23,15 +23,15 @@ GAMMA = {"min-snr": 5.0, "p2": 1.0}
 class Weighting:
     """Weight of each step's mean squared error, a function of its signal-to-noise ratio SNR = ᾱ / (1 - ᾱ).
 
-    Each kind is a weight of the error of x0. The error of eps is SNR times as large, and that of v SNR + 1 times, so
-    that weights are divided by these factors where eps or v is predicted.
+    Each kind is a weight of the error of x0. The error of eps is SNR times as large, and that of v SNR + 1 times;
+    weights are divided by these factors where eps or v is predicted.
 
     kind: `uniform` weights the errors of what is predicted by 1. `min-snr` weights those of x0 by min(SNR, gamma)
         (Hang et al. 2023), and `p2` by SNR / (k + SNR)^gamma (Choi et al. 2022)
     gamma: largest weight of `min-snr`, or exponent of `p2`; None: 5 for `min-snr`, 1 for `p2`
-    k: SNR of `p2` from where on the weight falls; None: 1
+    k: offset k of the SNR in `p2`: the weight decreases where the SNR exceeds it; None: 1
 
-    Raises ValueError for an unknown kind, or for a number that the kind does not have.
+    Raises ValueError for an unknown kind, or for a number that does not apply to the kind.
     """
 
     kind: WeightingName = "uniform"
@@ -41,9 +41,9 @@ class Weighting:
     def __post_init__(self) -> None:
         check(self)
         if self.gamma is not None and self.kind not in GAMMA:
-            raise ValueError(f"gamma is for the weightings {' and '.join(GAMMA)}, not for {self.kind}")
+            raise ValueError(f"gamma applies only to the weightings {' and '.join(GAMMA)}, not to {self.kind}")
         if self.k is not None and self.kind != "p2":
-            raise ValueError(f"k is for the weighting p2, not for {self.kind}")
+            raise ValueError(f"k applies only to the weighting p2, not to {self.kind}")
 
     def weights(self, schedule: NoiseSchedule, predicts: Predict) -> Float64[Tensor, " T"]:
         """Return the weight of the mean squared error of each step, float64 (T,).

@@ -1,4 +1,4 @@
-"""How fast networks run: precision, memory, kernels for CPUs and GPUs. What they compute is in `admg.models`."""
+"""Acceleration of networks: precision, memory, kernels for CPUs and GPUs. The networks are in `admg.models`."""
 
 from .acceleration import accelerate, accelerate_parts
 from .process import adapt_threads, configure_process, follow_load

@@ -20,7 +20,7 @@ from .compiling import Compile, compiled, compiles
 from .cpu.parts import InParts
 from .cpu.prepack import prepacked
 from .cpu.training import trainable
-from .cpu.winograd import LARGEST
+from .cpu.winograd import MAX_CACHED_FILTERS
 from .cuda.cast import with_cast_weights
 from .cuda.graphs import GraphedCalls
 from .memory import call_bytes, free_bytes
@@ -50,9 +50,11 @@ def accelerate(
     Blocks are fused, and weights are arranged for the device once: on a CPU for kernels in C and oneDNN, on a GPU cast
     to half precision, with CUDA graphs of whole calls. Outputs and gradients with respect to images differ from those
     of the plain network by rounding. Gradients of weights need `training=True`; without it, they are computed by the
-    plain network. The plain network also runs where the fast one would be observed or could not follow: if a module
-    has hooks, under torch.compile, torch.export, torch.jit, torch.func and forward-mode differentiation, and in
-    float64. Layers whose weights have changed since they were arranged run as in the plain network: accelerate again.
+    plain network. The plain network also runs if a module has hooks, under torch.compile, torch.export, torch.jit,
+    torch.func and forward-mode differentiation, and in float64. Layers whose weights have changed since they were
+    arranged fall back to the plain network: call accelerate() again. Changes that do not increment the version of a
+    tensor (through `.data`, NumPy or peft's `merge`) are detected on a CPU only, by comparing three elements of each
+    weight. Layers may be replaced and their settings changed at any time: the fast network is rebuilt at the next call.
 
     network: a UNet, SuperResUNet or NoisyClassifier, or any module; blocks of ours and convolutions in it are replaced
     device: device to move the network to (default: where it is)
@@ -143,7 +145,7 @@ class Build:
 
 
 class Accelerated(nn.Module):
-    """Stands for a plain network: has its parameters and submodules, and computes with another one that is faster.
+    """Proxy of a plain network: it has the same parameters and submodules, and computes with a faster network.
 
     accelerate() makes it. Its class derives from that of the plain network.
     """
@@ -152,7 +154,7 @@ class Accelerated(nn.Module):
     options: Options
 
     def __init__(self, plain: nn.Module, options: Options, build: Build | None = None):
-        fresh = nn.Module()  # the constructor of the network's class is not called: it would make parameters
+        fresh = nn.Module()  # the constructor of the network's class is not called: it would create parameters
         vars(self).update(vars(fresh), plain=plain, options=options, _build=build)
         shared = "_parameters", "_buffers", "_non_persistent_buffers_set", "_modules"
         vars(self).update({name: vars(plain)[name] for name in shared})
@@ -174,7 +176,7 @@ class Accelerated(nn.Module):
             return getattr(vars(self)["plain"], name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        if torch.compiler.is_compiling():  # whoever compiles sees the plain network
+        if torch.compiler.is_compiling():  # compilers see the plain network
             with autocast(self.options.precision, self._device()):
                 return self.plain(*args, **kwargs)
         device = self._device()
@@ -185,25 +187,25 @@ class Accelerated(nn.Module):
             return self._function()(*args, **kwargs)
 
     def _function(self) -> Callable[..., Tensor]:
-        """Return the fast network, or the plain one where that has to run."""
+        """Return the fast network, or the plain one where it is required."""
         build: Build | None = vars(self)["_build"]
         if is_traced():
             return self.plain
         if build is None or not build.snapshot.is_current():
             build = vars(self)["_build"] = _built(self.plain, self.options)
-        return self.plain if build.snapshot.is_observed() or self._trains() else build.call
+        return self.plain if build.snapshot.is_observed() or self._trains(build) else build.call
 
-    def _trains(self) -> bool:
+    def _trains(self, build: Build) -> bool:
         """Whether weights need gradients that the fast network does not give them."""
         if self.options.training or self.options.images_only or not torch.is_grad_enabled():
             return False
-        return any(p.requires_grad for p in self.plain.parameters())
+        return build.snapshot.trains()
 
     def _device(self) -> torch.device:
         return next((p.device for p in self.plain.parameters()), torch.device("cpu"))
 
     def with_replaced(self, replace: Replace) -> nn.Module:
-        """As models.surgery.with_replaced, for the accelerated network. Fast layers are shared, results kept."""
+        """As models.surgery.with_replaced, for the accelerated network. Fast layers are shared; results are cached."""
         self._function()
         build: Build = vars(self)["_build"] or _built(self.plain, self.options)
         if replace not in build.variants:
@@ -261,7 +263,7 @@ def _build_of(plain: nn.Module, network: nn.Module | None, options: Options) -> 
         return Build(Snapshot(plain), compiled(plain) if options.compile else plain)
     device = next(plain.parameters()).device
     call: Callable[..., Tensor] = network
-    if not options.training and isinstance(plain, OURS):  # others may do anything
+    if not options.training and isinstance(plain, OURS):  # other networks are unknown
         if device.type == "cuda":
             call = GraphedCalls(network, plain, _graph_fits)
         elif device.type == "cpu":
@@ -273,7 +275,7 @@ def _weights_fit(network: nn.Module, device: torch.device) -> bool:
     """Whether there is memory for prepared weights, for outputs and for gradients (see cpu.prepack)."""
     free = free_bytes(device)
     sizes = ((p.numel(), p.element_size()) for p in network.parameters())
-    most = sum(2 * count * size * (4 if count <= 9 * LARGEST else 1) for count, size in sizes)
+    most = sum(2 * count * size * (4 if count <= 9 * MAX_CACHED_FILTERS else 1) for count, size in sizes)
     return free is None or most < free
 
 

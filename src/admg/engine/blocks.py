@@ -29,14 +29,14 @@ CHANNELS_LAST = 1 << 14
 def fused(name: str, module: nn.Module) -> nn.Module:
     """Return the fused block for a plain block of this qualified name, or the module itself if there is none."""
     kind: type[nn.Module] | None = FUSED.get(type(module))
-    if "forward" in vars(module):  # a forward of the user's own
+    if "forward" in vars(module):  # a user-defined forward
         return module
     if isinstance(module, ResBlock) and not _is_usual(module):
         return module
     if type(module) is TimestepSequential and name == "input_blocks.0":
         kind = FirstBlock
     if type(module) is nn.Sequential and name == "out" and _types(module)[:2] == [FusedGroupNorm, nn.SiLU]:
-        kind = FusedHead if len(module) == 3 else None
+        kind = FusedHead if len(module) == 3 and not _have_own_forward(module[1]) else None
     return module if kind is None else shallow_copy(module, module._modules, kind)
 
 
@@ -63,7 +63,7 @@ class FusedDownsample(Downsample):
 
 
 class FusedAttention(Attention):
-    """Attention in the format that takes least time."""
+    """Attention in the fastest number format."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         differentiated = torch.is_grad_enabled() and q.requires_grad
@@ -139,7 +139,7 @@ FUSED: dict[type[nn.Module], type[nn.Module]] = {
     UNet: FusedUNet,
     SuperResUNet: FusedSuperResUNet,
 }
-"""Fused blocks by the plain ones that they replace. Subclasses of those compute in their own way and stay."""
+"""Fused blocks by the plain classes that they replace. Subclasses of these are left alone."""
 OURS = UNet, SuperResUNet, NoisyClassifier
 
 
@@ -161,7 +161,9 @@ def _is_usual(block: ResBlock) -> bool:
         and (type(acts) is nn.SiLU or resample)
         and type(block.out_layers[1]) is nn.SiLU
         and (len(block.in_layers), len(block.out_layers)) == (3, 4)
-        and not any(
-            "forward" in vars(child) for child in (block.in_layers, block.out_layers, acts, block.out_layers[1])
-        )
+        and not _have_own_forward(block.in_layers, block.out_layers, *acts.modules(), block.out_layers[1])
     )
+
+
+def _have_own_forward(*modules: nn.Module) -> bool:
+    return any("forward" in vars(module) for module in modules)

@@ -26,10 +26,10 @@ def compiles(compile: Compile) -> bool:
 
 
 def compiled(function: Callable[..., Any], backend: str | Callable[..., Any] = "inductor") -> Callable[..., Any]:
-    """Return the function (or network) compiled for any batch size; it is built at the first call.
+    """Return the function (or network) compiled for any batch size; it is compiled at the first call.
 
-    Builds are cached on disk ($TORCHINDUCTOR_CACHE_DIR, by default in admg's cache folder). If the compiler fails, a
-    warning says so, and calls run uncompiled.
+    Builds are cached on disk ($TORCHINDUCTOR_CACHE_DIR, by default in admg's cache folder). If the compiler fails,
+    calls run uncompiled, with a warning.
     """
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
     fast: Callable[..., Any] = torch.compile(function, backend=backend)
@@ -48,7 +48,7 @@ def compiled(function: Callable[..., Any], backend: str | Callable[..., Any] = "
             failed = True
             cause = getattr(error, "inner_exception", error)
             first = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
-            warnings.warn(f"torch.compile failed, going on without it: {first[:200]}", stacklevel=2)
+            warnings.warn(f"torch.compile failed, continuing without it: {first[:200]}", stacklevel=2)
             return function(*args, **kwargs)
 
     return call

@@ -1,4 +1,4 @@
-"""The device that networks run on, and the place of this process among those that a launcher started."""
+"""The device for networks, and the rank of this process among those of a launcher."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 
 @dataclass(frozen=True)
 class Processes:
-    """The place of this process among those that share some work.
+    """The rank of this process and the number of processes that share some work.
 
-    rank: number of this process, from 0
+    rank: index of this process, from 0
     count: number of processes
-    local_rank: number of this process on its machine, which chooses the GPU
+    local_rank: index of this process on its machine, which selects the GPU
     """
 
     rank: int = 0
@@ -28,9 +28,9 @@ class Processes:
 
     @classmethod
     def from_environment(cls) -> Processes:
-        """Return the place that the launcher gives, torchrun or SLURM's srun; without one, that of a single process.
+        """Return the rank and number of processes set by the launcher (torchrun or SLURM's srun), by default 0 and 1.
 
-        Raises ValueError if one of the launcher's variables is set, but not to a whole number.
+        Raises ValueError if one of the launcher's variables is not a whole number.
         """
         if "WORLD_SIZE" not in os.environ and number_in("SLURM_STEP_NUM_TASKS", 1) > 1:
             return cls(*(number_in(name) for name in ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")))
@@ -38,11 +38,11 @@ class Processes:
 
 
 ALONE = Processes()
-"""The place of a process that shares its work with no other."""
+"""A single process, which does not share its work."""
 
 
 def number_in(variable: str, default: int = 0) -> int:
-    """Return the number in an environment variable. Raises ValueError if it is set, but not to a whole number."""
+    """Return the number in an environment variable. Raises ValueError if it is not a whole number."""
     text = os.environ.get(variable, str(default))
     if not text.isdecimal():
         raise ValueError(f"the environment variable {variable} must be a whole number, got {text!r}")
@@ -50,10 +50,10 @@ def number_in(variable: str, default: int = 0) -> int:
 
 
 def rendezvous() -> str:
-    """Return the address at which the processes of the launcher meet, for torch.distributed.init_process_group.
+    """Return the rendezvous address of the launcher's processes, for torch.distributed.init_process_group.
 
-    It is given by MASTER_ADDR and MASTER_PORT, as torchrun sets them. Under SLURM without them, it is the first node of
-    the job step, and a port that follows from the number of the job.
+    It is given by MASTER_ADDR and MASTER_PORT, set by torchrun. Under SLURM without them, it is the first node of the
+    job step, with a port derived from the job id.
     """
     if "MASTER_ADDR" in os.environ or "SLURM_STEP_NODELIST" not in os.environ:
         return "env://"
@@ -67,7 +67,7 @@ def choose_device(name: str | torch.device = "auto", local_rank: int | None = No
 
     "cuda" without a number is the GPU of this process, too, if a launcher started several.
 
-    local_rank: number of this process on its machine (default: that of the launcher, or 0)
+    local_rank: index of this process on its machine (default: that of the launcher, or 0)
     Raises ValueError if torch cannot compute on the device.
     """
     if str(name) == "auto":

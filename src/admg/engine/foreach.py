@@ -11,6 +11,6 @@ from torch import Tensor
 def lerp_(tensors: Sequence[Tensor], ends: Sequence[Tensor], weight: float) -> None:
     """Replace each tensor by tensor + weight (end - tensor).
 
-    The operator is private to torch, whose optimisers use it too; tried with torch 2.13.
+    The operator is private to torch, whose optimisers also use it; tested with torch 2.13.
     """
     torch._foreach_lerp_(list(tensors), list(ends), weight)

@@ -1,4 +1,4 @@
-"""How many images fit in memory at a time, and what to do when they do not."""
+"""The number of images that fit in memory at a time, and recovery when they do not."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 T = TypeVar("T")
-MOST_IMAGES = 64
-MOST_PIXELS = 64 * 64**2
+MAX_BATCH_IMAGES = 64
+MAX_BATCH_PIXELS = 64 * 64**2
 """Maximum number of pixels of a batch on a CPU, where larger batches are no faster."""
 TENSORS_PER_BLOCK = 5
 """Tensors of the size of its output that a residual block keeps for a backward pass; without one it keeps far fewer."""
@@ -21,13 +21,13 @@ USABLE = 0.7
 
 
 def batch_size(networks: Iterable[nn.Module], shape: tuple[int, int, int], device: torch.device) -> int:
-    """Return how many images of this shape (C, H, W) to compute at a time, from 1 to 64, given the free memory.
+    """Return the number of images of this shape (C, H, W) to compute at a time, from 1 to 64, given the free memory.
 
     An image is assumed to need TENSORS_PER_BLOCK float32 tensors for every block of every network. That is about right
     for a classifier whose gradient is computed, and more than a U-Net alone needs.
     """
     pixels = shape[1] * shape[2]
-    most = MOST_IMAGES if device.type == "cuda" else max(1, min(MOST_IMAGES, MOST_PIXELS // pixels))
+    most = MAX_BATCH_IMAGES if device.type == "cuda" else max(1, min(MAX_BATCH_IMAGES, MAX_BATCH_PIXELS // pixels))
     free = free_bytes(device)
     each = sum(call_bytes(network, shape) for network in networks)
     if free is None or each == 0:
@@ -70,12 +70,12 @@ def _available() -> int | None:
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration, ValueError):  # another system than Linux
+    except (OSError, StopIteration, ValueError):  # not Linux
         return None
 
 
 def _left_in_group() -> int | None:
-    """Return what is left within the limit of a container, if there is one; cached files count as free."""
+    """Return the memory left within the limit of a container, if there is one; cached files count as free."""
     root = Path("/sys/fs/cgroup")
     try:
         used = int((root / "memory.current").read_text())
@@ -86,7 +86,7 @@ def _left_in_group() -> int | None:
 
 
 def in_batches(make: Callable[[slice], T], count: int, size: int) -> Iterator[T]:
-    """Yield make(batch) for batches of `size` of `count` images; when memory runs out, halve the size from there on.
+    """Yield make(batch) for batches of `size` of `count` images; halve the size when memory runs out.
 
     Raises OutOfMemoryError if there is not enough memory for one image.
     """

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .cpu import norm as native_norm
 from .cpu.folded import Rows, modulated
 from .cuda import fused
-from .observers import is_traced
+from .observers import is_traced, is_transformed
 
 
 def group_norm(
@@ -97,7 +97,10 @@ class Resample(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:
-        dx = Resample.apply(dy, ctx.kernel, not ctx.up, ctx.scale)
+        if is_transformed(dy):
+            dx = ctx.scale * (4 * F.avg_pool2d(dy, 2) if ctx.up else F.interpolate(dy, scale_factor=2, mode="nearest"))
+        else:
+            dx = Resample.apply(dy, ctx.kernel, not ctx.up, ctx.scale)
         if dx.shape[2:] != ctx.size:  # the last row or column of an odd size was dropped
             dx = F.pad(dx, (0, ctx.size[1] - dx.shape[3], 0, ctx.size[0] - dx.shape[2]))
         return dx, None, None, None

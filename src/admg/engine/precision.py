@@ -1,4 +1,4 @@
-"""Number formats of matrix products, and which of them a device computes natively."""
+"""Number formats of matrix products, and native support of a device for them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def native_bf16(device_type: str) -> bool:
 
 
 def _matmul_seconds(dtype: torch.dtype) -> float:
-    """Return the shortest of several timings, so that a busy machine does not mislead."""
+    """Return the shortest of several timings, which is robust on a busy machine."""
     a = torch.randn(384, 384).to(dtype)
     timings = []
     for _ in range(6):
@@ -48,12 +48,12 @@ def resolve(precision: Precision, device: torch.device) -> Resolved:
     """Return the precision, with `auto` resolved for this device: bf16 where that is native, else fp32.
 
     `auto` is never fp16, in whose small range gradients of a classifier underflow; see resolve_training for training.
-    Raises ValueError if the precision is unknown, or fp16 on another device than a GPU, where it is emulated.
+    Raises ValueError if the precision is unknown, or if it is fp16 on a device other than a GPU, where it is emulated.
     """
     if precision not in get_args(Precision):
-        raise ValueError(f"unknown precision {precision!r}: {', '.join(get_args(Precision))}")
+        raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}")
     if precision == "fp16" and device.type != "cuda":
-        raise ValueError(f"precision fp16 is for GPUs; on {device.type} choose auto, fp32 or bf16")
+        raise ValueError(f"precision fp16 needs a GPU: choose auto, fp32 or bf16 on {device.type}")
     if precision != "auto":
         return precision
     return "bf16" if native_bf16(device.type) else "fp32"

@@ -18,7 +18,7 @@ FIRST, INTERVAL, STALE = 0.5, 5.0, 600.0
 
 
 def configure_process(device: torch.device | str | None = None, threads: int | None = None) -> None:
-    """Set what makes networks fast and exact on this device (default: on any), for the whole process.
+    """Configure the whole process for fast and exact networks on this device (default: on any).
 
     On a CPU under Linux, freed memory is kept for later use instead of being given back to the system. On a GPU,
     convolutions in float32 do not use TF32, which has three digits and is cuDNN's default. It may be called twice.
@@ -36,7 +36,7 @@ def configure_process(device: torch.device | str | None = None, threads: int | N
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep the memory that it frees, up to its peak. Does nothing on other systems than Linux.
+    """Let this process keep the memory that it frees, up to its peak. Has an effect only on Linux.
 
     glibc gives large blocks back to the system at once. Every step then gets its memory as new pages, which are cleared
     one by one: a tenth of the time of a small network's forward pass.
@@ -53,10 +53,10 @@ def keep_freed_memory() -> None:
 
 @dataclass
 class Adapting:
-    """Chooses the number of threads of this process while other processes come and go.
+    """Adapts the number of threads of this process to the load of other processes.
 
     most: number of threads on an idle machine
-    since: reading of processor time that the next measurement begins with
+    since: reading of processor time at the beginning of the next measurement
     chosen: whether the first choice was made
     """
 
@@ -65,12 +65,12 @@ class Adapting:
     chosen: bool = False
 
     def adapt(self) -> None:
-        """Set the number of threads, if the last choice is some time ago. A first choice below `most` is shown."""
+        """Set the number of threads, unless the last choice was recent. A first choice below `most` is printed."""
         waited = time.monotonic() - self.since.when
         if waited < (INTERVAL if self.chosen else FIRST) or (now := Reading.now()) is None:
             return
         before, self.since = self.since, now
-        if waited > STALE:  # a studio that was idle for hours
+        if waited > STALE:  # such as a studio that was idle for hours
             return
         others = before.others_until(now)
         threads = threads_beside(others, self.most, now.cores)
@@ -90,7 +90,7 @@ _adapting: Adapting | None = None
 
 
 def follow_load(since: Reading | None) -> None:
-    """Let the number of threads follow the load of the machine from now on, up to what it is now, in this process.
+    """Let the number of threads of this process follow the load of the machine, up to the current number.
 
     Results then depend on the load as they depend on the number of threads: by rounding.
 
@@ -101,7 +101,7 @@ def follow_load(since: Reading | None) -> None:
 
 
 def adapt_threads() -> None:
-    """Adapt the number of threads to the load of the machine, between two steps; does nothing unless `follow_load` did.
+    """Adapt the number of threads to the load of the machine, between two steps, if `follow_load` was called.
 
     It must be called in the thread that computes, since OpenMP counts the threads of each separately.
     """

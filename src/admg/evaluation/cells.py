@@ -6,13 +6,13 @@ import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from admg import guidance
 from admg.checkpoints import loading
 from admg.checkpoints.model import Classifier, Model
 from admg.generation.guide_specs import GuideSet, guide_title, load_guides, parse_interval
-from admg.generation.sample import name_of
 from admg.generation.sampler_specs import find_sampler, sampler_name, set_options
 from admg.guidance import Guide
 from admg.samplers import Sampler
@@ -28,9 +28,9 @@ class Cell:
     """One combination of a sweep.
 
     sampler, steps: name of the sampler, and the respacing of the schedule
-    scale: guidance scale of the classifier, or None if the sweep has no such axis
-    cfg: guidance scale of classifier-free guidance, or None if the sweep has no such axis
-    guide: name of the guide, or "" if guides differ in scale and cfg only
+    scale: guidance scale of the classifier, or None if it is not an axis of the sweep
+    cfg: guidance scale of classifier-free guidance, or None if it is not an axis of the sweep
+    guide: name of the guide, or "" if guides differ only in scale and cfg
     """
 
     sampler: str
@@ -79,7 +79,7 @@ class Row:
         return next((value for value in self.values if value.metric == metric), None)
 
     def __getitem__(self, metric: str) -> float:
-        """Return the value of a metric as a number. Raises KeyError if there is none."""
+        """Return the value of a metric as a number. Raises KeyError if it is missing."""
         value = self.get(metric)
         if value is None:
             raise KeyError(metric)
@@ -88,7 +88,7 @@ class Row:
 
 @dataclass(frozen=True)
 class SweepGuide:
-    """A guide of a sweep with its place on the axes; see Cell."""
+    """A guide of a sweep with its position on the axes; see Cell."""
 
     guide: Guide | None
     scale: float | None = None
@@ -108,7 +108,7 @@ def named_guides(guides: Sequence[Guide | None] | Mapping[str, Guide | None]) ->
     names = [guide.name for guide in found]
     if len(set(names)) < len(names):
         repeated = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"two guides are called {repeated!r}: pass a dictionary with a name for each")
+        raise ValueError(f"two guides have the name {repeated!r}: pass a dictionary with a name for each")
     return found
 
 
@@ -117,7 +117,7 @@ def guides_over(
     *,
     scales: Iterable[float] | None = None,
     cfgs: Iterable[float] | None = None,
-    classifier: Classifier | str | None = None,
+    classifier: Classifier | str | Path | None = None,
     specs: Sequence[str] = (),
     interval: str | None = None,
     reuse: int = 1,
@@ -130,7 +130,8 @@ def guides_over(
     specs, interval, reuse: see `load_guides`
     Raises ValueError as `load_guides` does, or if an axis is empty.
     """
-    name = classifier if isinstance(classifier, str) else loading.default_classifier(name_of(model))
+    default = loading.default_classifier(loading.name_of(model))
+    name = str(classifier) if isinstance(classifier, str | Path) else default
     other = cfgs is not None or any(".py" not in spec for spec in specs)
     if scales is None and not other and (classifier is not None or name):
         scales = SCALES
@@ -146,7 +147,7 @@ def guides_over(
             bare = load_guides(model, scale=0.0, cfg=cfg, specs=specs)
             bare = replace(bare, classifier=classifier if scale else bare.classifier, scale=scale)
             return replace(bare, interval=load_interval(bare, interval), reuse=reuse)
-        unlimited = not scale and cfg is None and not specs  # without guidance there is nothing to limit
+        unlimited = not scale and cfg is None and not specs  # no guidance: nothing to limit
         limit, n = (None, 1) if unlimited and any(axes[0]) else (interval, reuse)
         return load_guides(model, classifier=name, scale=scale, cfg=cfg, specs=specs, interval=limit, reuse=n)
 
@@ -161,7 +162,7 @@ def guides_over(
 
 
 def load_interval(guides: GuideSet, interval: str | None) -> tuple[float, float] | None:
-    """Return the noise levels of an interval, or None if there is no guidance that it could limit."""
+    """Return the noise levels of an interval, or None without guidance."""
     return parse_interval(interval) if interval and guides.build() is not None else None
 
 
@@ -177,9 +178,9 @@ def pairs_of(
     split = [divided(sampler) for sampler in (samplers or [usual.sampler])]
     paired = [own is not None for _, own in split]
     if any(paired) and not all(paired):
-        raise ValueError("sampler must be a list of names, or of pairs such as ddim:25: either all or none are pairs")
+        raise ValueError("sampler must be a list of names or a list of pairs such as ddim:25, not both")
     if any(paired) and steps is not None:
-        raise ValueError("sampler has pairs of sampler and steps, such as ddim:25: leave out --steps")
+        raise ValueError("steps cannot be combined with a sampler list of pairs such as ddim:25")
     found: list[tuple[str | Sampler, str]] = []
     for sampler, own in split:
         find_sampler(sampler)
@@ -214,7 +215,7 @@ def cells_of(
         if cell.name in titles:
             raise ValueError(
                 f"two cells of the sweep would have the folder {cell.name}: {titles[cell.name]!r} and "
-                f"{cell.title!r}; give guides and samplers names that differ in letters and digits"
+                f"{cell.title!r}; choose names of guides and samplers that differ in letters and digits"
             )
         titles[cell.name] = cell.title
         cells[cell] = sampler, guide.guide
@@ -238,7 +239,7 @@ def kinds(guide: Guide | None) -> list[str]:
     """Return the kinds of guidance in a guide."""
     if guide is None:
         return []
-    if isinstance(guide, guidance.Interval):
+    if isinstance(guide, guidance.Interval | guidance.Reused):
         return kinds(guide.guide)
     if isinstance(guide, guidance.Sum):
         return [kind for part in guide.guides for kind in kinds(part)]

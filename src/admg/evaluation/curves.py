@@ -28,7 +28,7 @@ def lower_is_better(metric: str) -> bool:
 
 @dataclass(frozen=True)
 class Line:
-    """A curve: rows that differ in one quantity only.
+    """A curve: rows that differ in only one quantity.
 
     label: its name in the legend
     x: values of the quantity, in increasing order
@@ -168,5 +168,5 @@ def by_scale(line: Line) -> dict[float, tuple[float, float]]:
 
 
 def mean_sum(points: dict[float, tuple[float, float]]) -> float:
-    """Return how far up and to the right the points are."""
+    """Return a measure of how far up and to the right the points are."""
     return sum(map(sum, points.values())) / len(points)

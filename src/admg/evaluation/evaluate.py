@@ -26,20 +26,20 @@ from .features.extraction import Extractor, cache_path
 from .label_classifier import LabelClassifier, load_label_classifier
 from .metrics import METRICS, Estimate, FeatureSet, Inputs, Metric
 from .metrics.statistics import Gaussian
-from .opening import Images, as_source
+from .opening import ImageSource, as_source
 from .progress import Show
 from .report import MetricValue, Report
 from .sources import Fit, Source
 
-FEW = 10_000
+MIN_SAMPLES = 10_000
 
 MetricFunction = Callable[[Any, Any], Estimate | float]
-"""A metric of the user's: a function of the features (N, D) of samples and (M, D) of the reference."""
+"""A user's metric: a function of the features (N, D) of samples and (M, D) of the reference."""
 
 
 def evaluate(
-    samples: Images,
-    reference: Images,
+    samples: ImageSource,
+    reference: ImageSource,
     metrics: Sequence[str | MetricFunction | Metric] | None = None,
     features: str | nn.Module | FeatureNetwork = "inception",
     *,
@@ -69,23 +69,23 @@ def evaluate(
 
     samples, reference: uint8 arrays (N, H, W, C), float arrays or tensors (N, C, H, W) in [-1, 1], `Samples`, folders,
         .npz files or data sets; see `as_source` and `open_source`
-    metrics: names out of METRICS, or functions of the features of samples and reference; by default all that the
-        network and the sources allow
-    features: name of a feature network out of features.NAMES, "file.py:name", or a module; see `features.load`
+    metrics: names from METRICS, or functions of the features of samples and reference; by default all metrics that
+        the network and the sources allow
+    features: name of a feature network from features.NAMES, "file.py:name", or a module; see `features.load`
     label_classifier: a classifier for the label accuracy of samples with labels; see `load_label_classifier`
     num, num_reference: numbers of images, spread evenly over all; by default all
     fit: how reference images of another size are fitted to that of the samples: "resize" or "pad"
     value_range: values of black and white in a folder of reference images; by default as `admg.data.open` finds them
     split: "train" or "test", of data that have both
-    interval: whether to compute intervals, over the draw of the samples
+    interval: whether to compute confidence intervals over the draw of the samples
     infinite: whether to add FID extrapolated to infinitely many samples
-    seed: seed of the random groups that intervals are computed from
+    seed: seed of the random groups used for intervals
     weights: weight file of Inception, by default downloaded at first use
     batch_size: number of images per batch
     device: "auto", "cpu", "cuda" or a device
-    cache: folder of features that are kept for the next time; True for the default folder, False for none
-    processes: the place of this process among those that share the work; reports of processes other than the first
-        have no values
+    cache: folder in which features are cached; True for the default folder, False for none
+    processes: rank of this process and number of processes that share the work; reports of processes other than the
+        first have no values
     progress: True for a bar, False for none, or a function that is called with a `Progress`
     Raises ValueError if a metric cannot be computed, or if sources, network and options do not fit together.
     """
@@ -95,9 +95,9 @@ def evaluate(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if cache is False and processes.count > 1:
-        raise ValueError("cache cannot be off with several processes, which share features through it")
-    ours = one_size(as_source(samples, "the samples", labels=label_classifier is not None, split=split).spread(num))
-    theirs = as_source(reference, "the reference", split=split, value_range=value_range).spread(num_reference)
+        raise ValueError("cache is required with several processes, which share features through it")
+    ours = one_size(as_source(samples, "the samples", labels=label_classifier is not None, split=split).subset(num))
+    theirs = as_source(reference, "the reference", split=split, value_range=value_range).subset(num_reference)
     if ours.size is not None:
         theirs = theirs.fitted(ours.size, fit)
     compare_channels(ours, theirs, features)
@@ -105,7 +105,7 @@ def evaluate(
     chosen, notes = choose_metrics(metrics, network, ours, theirs, label_classifier is not None, infinite)
     labels = any(metric.needs == "labels" for metric in chosen)
     if metrics is not None and label_classifier is not None and not labels:
-        raise ValueError("label_classifier is for the metric accuracy")
+        raise ValueError("label_classifier requires the metric accuracy")
     classifier = load_label_classifier(label_classifier, ours, network.device) if labels else None
     extractor = Extractor(network, cache_path(cache), batch_size, processes, progress)
     comparison = Comparison(theirs, extractor, tuple(chosen), interval, seed)
@@ -143,9 +143,9 @@ class Comparison:
         return self._features(self.reference, "the reference")
 
     def __call__(self, samples: Source, classifier: LabelClassifier | None = None) -> list[MetricValue]:
-        """Return the metrics of samples; none in processes other than the first, which alone has all features.
+        """Return the metrics of samples; none in processes other than the first, since only that one has all features.
 
-        classifier: for the label accuracy, which is left out without one
+        classifier: classifier for the label accuracy; None leaves the accuracy out
         """
         ours, theirs = self._features(samples, "the samples"), self.reference_features
         if self.extractor.processes.rank:
@@ -173,7 +173,7 @@ class Comparison:
         )
 
     def _features(self, source: Source, name: str) -> FeatureSet:
-        """Return the features if a metric needs them, and the stored statistics if they are of this network."""
+        """Return the features if a metric needs them, and the stored statistics if they belong to this network."""
         needed = needs_features(self.metrics, self.network, source, is_reference=source is self.reference)
         activations = self.extractor(source, name) if needed else None
         return FeatureSet(activations, source.statistics if self.network.is_inception else None)
@@ -202,17 +202,17 @@ def one_size(source: Source) -> Source:
 
 
 def compare_channels(samples: Source, reference: Source, network: str | nn.Module | FeatureNetwork) -> None:
-    """Raise ValueError if the images have other channels than the reference, or than the feature network takes.
+    """Raise ValueError if the channels of the images do not fit the reference or the feature network.
 
     Comparing grey images with colour ones is allowed, with a warning.
     """
-    found = [source for source in (samples, reference) if source.images is not None]
-    for source in found:
+    with_images = [source for source in (samples, reference) if source.images is not None]
+    for source in with_images:
         check_channels(network, source.channels, f"the images of {source.name}")
-    if {source.channels for source in found} == {1, 3}:
-        grey, colour = sorted(found, key=lambda source: source.channels)
-        warnings.warn(f"{grey.name} is grey and {colour.name} in colour: both are compared as RGB", stacklevel=3)
-    elif len({source.channels for source in found}) > 1:
+    if {source.channels for source in with_images} == {1, 3}:
+        grey, colour = sorted(with_images, key=lambda source: source.channels)
+        warnings.warn(f"{grey.name} is grey and {colour.name} is in colour: comparing both as RGB", stacklevel=3)
+    elif len({source.channels for source in with_images}) > 1:
         raise ValueError(
             f"{samples.name} has images of {samples.channels} channels, and {reference.name} of {reference.channels}"
         )
@@ -220,10 +220,10 @@ def compare_channels(samples: Source, reference: Source, network: str | nn.Modul
 
 def warn_if_few(num: int) -> None:
     """Warn that distances of few samples are biased."""
-    if num < FEW:
+    if num < MIN_SAMPLES:
         warnings.warn(
-            f"{num:,} samples: the FID of fewer than {FEW:,} samples is far too high, and comparable only with that of "
-            f"as many",
+            f"{num:,} samples: the FID of fewer than {MIN_SAMPLES:,} samples is far too high, and comparable only "
+            f"with that of as many",
             stacklevel=2,
         )
 
@@ -241,10 +241,10 @@ def find_metric(metric: str | MetricFunction | Metric) -> Metric:
     if callable(metric):
         return Metric.of(metric)
     if ".py:" in metric:
-        found, _ = load_object(metric)
-        if not isinstance(found, Metric) and not callable(found):
+        function, _ = load_object(metric)
+        if not isinstance(function, Metric) and not callable(function):
             raise ValueError(f"{metric} is not a function of the features of samples and reference")
-        return found if isinstance(found, Metric) else Metric.of(found, spec=metric)
+        return function if isinstance(function, Metric) else Metric.of(function, spec=metric)
     if metric not in METRICS:
         hint = did_you_mean(metric, METRICS)
         raise ValueError(f"unknown metric {metric!r}: {hint or 'choose from ' + ', '.join(METRICS)}")
@@ -260,23 +260,23 @@ def choose_metrics(
     infinite: bool = False,
     default: Sequence[str] | None = None,
 ) -> tuple[list[Metric], list[str]]:
-    """Return the metrics to compute, in the order of METRICS, and why others cannot be computed.
+    """Return the metrics to compute, in the order of METRICS, and the reasons why others cannot be computed.
 
     metrics: the chosen ones; None for all of `default` that can be computed
     labels: whether there is a classifier for the label accuracy
     infinite: whether to add distances that are extrapolated to infinitely many samples
-    default: names of the metrics that None stands for; by default all of METRICS but the extrapolated ones
+    default: names of the metrics for None; by default all of METRICS except the extrapolated ones
     Raises ValueError if a metric is unknown, if a chosen one cannot be computed, or if none can be.
     """
-    found = None if metrics is None else list(dict.fromkeys(find_metric(metric) for metric in metrics))
+    requested = None if metrics is None else list(dict.fromkeys(find_metric(metric) for metric in metrics))
     default = [name for name, metric in METRICS.items() if metric.by_default] if default is None else default
-    candidates = [METRICS[name] for name in default] if found is None else found
+    candidates = [METRICS[name] for name in default] if requested is None else requested
 
     def reason(metric: Metric) -> str:
         return reason_against(metric, network, samples, reference, labels)
 
-    if found is not None:
-        for metric in found:
+    if requested is not None:
+        for metric in requested:
             if reason(metric):
                 raise ValueError(f"{metric.display_name(network)} cannot be computed: {reason(metric)}")
     chosen = [metric for metric in candidates if not reason(metric)]
@@ -284,15 +284,15 @@ def choose_metrics(
         raise ValueError(f"no metric can be computed: {reason(METRICS['fid'])}")
     if infinite:
         more = [METRICS[f"{m.name}_infinite"] for m in chosen if f"{m.name}_infinite" in METRICS]
-        if found is not None and not more:
-            raise ValueError("infinite is for the metrics fid and sfid")
+        if requested is not None and not more:
+            raise ValueError("infinite requires the metric fid or sfid")
         candidates = [*candidates, *(metric for metric in more if metric not in candidates)]
         chosen += [metric for metric in more if metric not in chosen and not reason(metric)]
     order = list(METRICS.values())
     chosen.sort(key=lambda metric: order.index(metric) if metric in order else len(order))
     missing: dict[str, list[str]] = {}
     for metric in candidates:
-        if reason(metric) and metric.needs != "labels":  # the accuracy is chosen by giving a classifier
+        if reason(metric) and metric.needs != "labels":  # the accuracy is enabled by passing a classifier
             missing.setdefault(reason(metric), []).append(metric.display_name(network))
     return chosen, [f"no {', '.join(names)}: {reason}" for reason, names in missing.items()]
 
@@ -305,10 +305,10 @@ def reason_against(metric: Metric, network: FeatureNetwork, samples: Source, ref
         return f"it is defined for the features of Inception, not for those of {network.name}"
     if metric.needs == "probabilities" and network.probabilities is None:
         return f"{network.name} does not predict classes"
-    if metric.name.endswith("_infinite") and stored(samples, network, metric) is not None:
-        return f"the samples of {samples.name} have stored statistics, which cannot be extrapolated"
+    if metric.name.endswith("_infinite") and stored_statistics_for(samples, network, metric) is not None:
+        return f"the stored statistics of the samples {samples.name} cannot be extrapolated"
     for source in (samples, reference) if metric.compares else (samples,):
-        if source.images is None and stored(source, network, metric) is None:
+        if source.images is None and stored_statistics_for(source, network, metric) is None:
             if metric.needs == "spatial":
                 return f"{source.name} has no mu_s and sigma_s"
             of = "of Inception's features, " if metric.stored else ""
@@ -321,10 +321,10 @@ def needs_features(metrics: Sequence[Metric], network: FeatureNetwork, source: S
     if source.images is None:
         return False
     needed = [metric for metric in metrics if metric.needs != "labels" and (metric.compares or not is_reference)]
-    return any(stored(source, network, metric) is None for metric in needed)
+    return any(stored_statistics_for(source, network, metric) is None for metric in needed)
 
 
-def stored(source: Source, network: FeatureNetwork, metric: Metric) -> Gaussian | None:
+def stored_statistics_for(source: Source, network: FeatureNetwork, metric: Metric) -> Gaussian | None:
     """Return the stored statistics that are enough for a metric, or None."""
     if source.statistics is None or not network.is_inception or not metric.stored:
         return None

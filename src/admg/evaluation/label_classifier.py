@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import nn
 
 from admg.checkpoints import loading
 from admg.checkpoints.model import Classifier
-from admg.generation.describe import identity_of
+from admg.generation.identity import identity_of
 from admg.generation.modes import evaluation_mode
 from admg.models import ClassifierConfig
 from admg.userfile import errors_of
@@ -24,7 +25,7 @@ from .features.base import fingerprint
 from .real_images import label_numbers
 from .sources import Source
 
-Predict = Callable[[UInt8[np.ndarray, "n h w c"]], Int64[np.ndarray, " n"]]
+PredictLabels = Callable[[UInt8[np.ndarray, "n h w c"]], Int64[np.ndarray, " n"]]
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,12 @@ class LabelClassifier:
 
     name: name in reports
     predict: maps uint8 images (N, H, W, C) to label numbers (N,)
-    numbers: the classifier's number of each label of the samples; None if they are the same
+    numbers: the classifier's number of each label of the samples; None if the numbers are the same
     identity: checksum of weights and code; equal identities predict the same labels
     """
 
     name: str
-    predict: Predict
+    predict: PredictLabels
     numbers: list[int] | None = None
     identity: str = ""
 
@@ -58,18 +59,18 @@ class LabelClassifier:
             correct += int((self._predicted(source[chosen]) == target)[labelled].sum())
             count += int(labelled.sum())
         if not count:
-            raise ValueError(f"{source.name} has only the label -1, which stands for no label")
+            raise ValueError(f"{source.name} has only the label -1 (no label)")
         return correct, count
 
     def _predicted(self, images: UInt8[np.ndarray, "n h w c"]) -> Int64[np.ndarray, " n"]:
         """Return the labels of the images. Raises ValueError unless they are one whole number for each."""
-        found = np.asarray(self.predict(images))
-        if found.shape != (len(images),) or not np.issubdtype(found.dtype, np.integer):
+        predicted = np.asarray(self.predict(images))
+        if predicted.shape != (len(images),) or not np.issubdtype(predicted.dtype, np.integer):
             raise ValueError(
-                f"{self.name} returned {found.dtype} of shape {found.shape} for {len(images)} images: one whole number "
-                "for each is needed, its label"
+                f"{self.name} must return one integer label for each of {len(images)} images, got {predicted.dtype} "
+                f"of shape {predicted.shape}"
             )
-        return found
+        return predicted
 
 
 def load_label_classifier(
@@ -80,38 +81,40 @@ def load_label_classifier(
     classifier: a noisy classifier, or its name or folder, which is evaluated at the lowest noise level; a module that
         maps x (N, C, H, W) in [-1, 1] to logits; an object with a method predict(images), which maps uint8 images
         (N, H, W, C) to label numbers; or "file.py:name" of one of the latter two
-    Raises ValueError if it is none of these, or if it is for images or labels other than those of the source.
+    Raises ValueError if it is none of these, or if it does not fit the images or labels of the source.
     """
     device = torch.device(device)
     if isinstance(classifier, Classifier):
         return _noisy("classifier", classifier, source, device)
+    if isinstance(classifier, Path):
+        classifier = str(classifier)
     if isinstance(classifier, str) and ".py:" not in classifier:
         return _noisy(classifier, loading.load_classifier(classifier), source, device)
     if isinstance(classifier, str):
-        found, digest = custom.from_file(classifier)
+        loaded, digest = custom.from_file(classifier)
         name = classifier.rpartition(":")[2]
         spec = file = classifier
     else:
-        found, digest, file = classifier, "", ""
+        loaded, digest, file = classifier, "", ""
         name = spec = type(classifier).__name__
     if source.label_names:
         raise ValueError(
-            f"the labels of {source.name} are names, and those of {spec} are numbers: use an .npz with arr_1"
+            f"the labels of {source.name} are names, but those of {spec} are numbers: use an .npz with arr_1"
         )
-    if callable(getattr(found, "predict", None)):
-        predict = _evaluated(lambda images: np.asarray(found.predict(images)), found, spec=file)
-        return LabelClassifier(name, predict, None, _identity(found, digest))
-    if isinstance(found, nn.Module):
-        module = found.to(device)
-        predict = _evaluated(lambda images: _labels(module(to_x(images, device))), module, spec=file)
-        return LabelClassifier(name, predict, None, _identity(found, digest))
-    raise ValueError(f"{spec} has no method predict(images) and is not a torch.nn.Module")
+    if callable(getattr(loaded, "predict", None)):
+        predict = _in_eval_mode(lambda images: np.asarray(loaded.predict(images)), loaded, spec=file)
+        return LabelClassifier(name, predict, None, _identity(loaded, digest))
+    if isinstance(loaded, nn.Module):
+        module = loaded.to(device)
+        predict = _in_eval_mode(lambda images: _labels(module(to_x(images, device))), module, spec=file)
+        return LabelClassifier(name, predict, None, _identity(loaded, digest))
+    raise ValueError(f"{spec} must have a method predict(images) or be a torch.nn.Module")
 
 
-def _evaluated(predict: Predict, *parts: Any, spec: str = "") -> Predict:
+def _in_eval_mode(predict: PredictLabels, *parts: Any, spec: str = "") -> PredictLabels:
     """Return the function with the modules of these objects in evaluation mode during each call.
 
-    spec: `path/to/file.py:name` of a user's classifier, which errors of its code name
+    spec: `path/to/file.py:name` of a user's classifier, for error messages
     """
 
     def call(images: np.ndarray) -> np.ndarray:
@@ -132,12 +135,12 @@ def _noisy(name: str, classifier: Classifier, source: Source, device: torch.devi
     names = source.label_names or (source.names_of_numbers if classifier.labels.names else ())
     numbers = _numbers(classifier, names) if names else None
     return LabelClassifier(
-        name, _evaluated(torch.inference_mode()(predict), classifier), numbers, fingerprint(classifier.network)
+        name, _in_eval_mode(torch.inference_mode()(predict), classifier), numbers, fingerprint(classifier.network)
     )
 
 
 def _numbers(classifier: Classifier, names: Sequence[str]) -> list[int]:
-    """Return the classifier's number of each name, -1 for "", a label that no sample has."""
+    """Return the classifier's number of each name, -1 for "", the name of a label that no sample has."""
     found = iter(label_numbers(classifier.labels, [name for name in names if name]))
     return [next(found) if name else -1 for name in names]
 
@@ -155,18 +158,18 @@ def to_x(images: UInt8[np.ndarray, "n h w c"], device: torch.device) -> torch.Te
 def _labels(logits: torch.Tensor) -> np.ndarray:
     if logits.ndim != 2 or logits.shape[1] < 2:
         raise ValueError(
-            f"the label classifier returned {tuple(logits.shape)}: logits (N, K) of at least 2 labels are needed"
+            f"the label classifier must return logits (N, K) of at least 2 labels, got {tuple(logits.shape)}"
         )
     return logits.argmax(1).cpu().numpy()
 
 
 def _check(name: str, classifier: Classifier, source: Source) -> None:
-    """Raise ValueError if the classifier is for images or labels other than those of the source."""
+    """Raise ValueError if the classifier does not fit the images or labels of the source."""
     config = cast(ClassifierConfig, classifier.network.config)
     side, channels = config.image_size, config.image_channels
     if source.size != (side, side) or source.channels != channels:
         have = f"{source.channels}x{source.size[0]}x{source.size[1]}" if source.size else "different sizes"
-        raise ValueError(f"classifier {name} is for images of {channels}x{side}x{side}; {source.name} has {have}")
+        raise ValueError(f"classifier {name} expects images of {channels}x{side}x{side}, but {source.name} has {have}")
     if source.labels is not None and source.labels.max() >= classifier.labels.count:
         raise ValueError(
             f"{source.name} has a label {source.labels.max()}, but {name} has {classifier.labels.count} labels"

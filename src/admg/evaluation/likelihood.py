@@ -24,7 +24,7 @@ from admg.engine.precision import Precision
 from admg.generation.modes import evaluation_mode
 
 OFF_LEVEL = 0.1
-"""How far a value may be from one of the 256 levels, in levels. Two roundings to float16 move it by up to 0.1."""
+"""Tolerance for values of 8-bit images, in levels. Two roundings to float16 change a value by up to 0.1."""
 
 NoiseAt = Callable[[Images, int], Images]
 """Maps (x_0, t) to the noise (N, C, H, W) that is added to x_0 at step t."""
@@ -87,7 +87,8 @@ def bits_per_dim(
 ) -> BitsPerDim:
     """Return the bound of images x0 (N, C, H, W) over all steps of `model.diffusion`.
 
-    The images are of 8 bits, k / 127.5 - 1 for k = 0 .. 255; others get a warning, since their bound means little.
+    The images must be 8-bit values k / 127.5 - 1, k = 0 .. 255; for others there is a warning, since the bound is not
+    meaningful.
     Respace the model for fewer steps. Arguments and errors are those of `terms`; to show progress, iterate over `terms`
     and pass the result to `gather`.
 
@@ -115,7 +116,7 @@ def terms(
 
     y: labels (N,) that the network is conditioned on, or None
     seed: seed of the noise
-    images: numbers of the images, by default 0 .. N-1; image i of a seed has the same noise in any batch
+    images: indices of the images, by default 0 .. N-1; image i of a seed has the same noise in any batch
     noise: a function of (x0, t) that returns the noise of a step, instead of the seed's
     clip: whether the predicted image is clipped to [-1, 1], as in published results
     precision: precision of matrix products
@@ -161,9 +162,7 @@ def _check(model: Model, x0: Images, y: Tensor | None) -> None:
     if model.upsamples and "low_res" not in model.given:
         raise ValueError("this model upsamples: its likelihood needs the small images, as Model.given['low_res']")
     if x0.ndim != 4 or tuple(x0.shape[1:]) != model.shape:
-        raise ValueError(
-            f"images have shape {tuple(x0.shape)}: the model expects (N, {', '.join(map(str, model.shape))})"
-        )
+        raise ValueError(f"images must have shape (N, {', '.join(map(str, model.shape))}), got {tuple(x0.shape)}")
     if len(x0) == 0:
         raise ValueError("no images")
     if y is not None:
@@ -174,16 +173,16 @@ def _check(model: Model, x0: Images, y: Tensor | None) -> None:
     levels = (x0.double() + 1) * 127.5
     if not torch.allclose(levels, levels.round(), rtol=0, atol=OFF_LEVEL):
         warnings.warn(
-            "some images are not of 8 bits, with values k / 127.5 - 1: the bound is meaningful for such images only",
+            "some images do not have 8-bit values k / 127.5 - 1: the bound is not meaningful for them",
             stacklevel=3,
         )
 
 
 def _check_labels(model: Model, y: Tensor, count: int) -> None:
-    """Raise ValueError unless these are label numbers of the model, -1 for none, one for each image."""
+    """Raise ValueError unless there is one label number of the model, or -1 for none, per image."""
     if not isinstance(y, Tensor) or y.is_floating_point() or y.dtype == torch.bool:
-        raise ValueError("labels must be a tensor of whole numbers (N,)")
+        raise ValueError("labels must be a tensor of integers (N,)")
     if y.shape != (count,):
-        raise ValueError(f"labels of shape {tuple(y.shape)} for {count} images: one number for each is needed")
+        raise ValueError(f"labels must have shape ({count},), one per image, got {tuple(y.shape)}")
     for number in set(y[y >= 0].tolist()):
         model.labels.number(number)

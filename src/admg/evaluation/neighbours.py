@@ -1,4 +1,4 @@
-"""The training images nearest to each sample, which show whether a model has memorised them."""
+"""The training images nearest to each sample, which reveal memorisation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from . import features as networks
 from .evaluate import compare_channels, one_size
 from .features import FeatureNetwork
 from .features.extraction import Extractor, cache_path
-from .opening import Images, as_source
+from .opening import ImageSource, as_source
 from .progress import Show
 from .sources import Fit, Source
 
@@ -32,7 +32,7 @@ ROWS, COLUMNS = 4096, 8192  # size of a block of distances
 class Nearest:
     """The k nearest others of N items, the nearest first.
 
-    numbers: (N, k), positions of the nearest
+    numbers: (N, k), indices of the nearest items
     distances: (N, k), Euclidean distances of features
     """
 
@@ -47,7 +47,7 @@ class Neighbours:
     samples: the samples
     training: the training images that were searched
     nearest: positions in `training` and distances, (N, k)
-    network: name of the network whose features were compared
+    network: name of the feature network
     """
 
     samples: Source
@@ -73,8 +73,8 @@ class Neighbours:
 
 
 def neighbours(
-    samples: Images,
-    training: Images,
+    samples: ImageSource,
+    training: ImageSource,
     features: str | nn.Module | FeatureNetwork = "inception",
     *,
     num: int = 10,
@@ -103,10 +103,10 @@ def neighbours(
     num: number of samples, spread evenly over all
     num_training: number of training images to search, spread evenly over all; by default all
     k: number of training images for each sample
-    closest: whether to take the `num` samples out of all that are closest to a training image
+    closest: whether to take the `num` samples closest to a training image
     fit, split, weights, batch_size, device, cache, progress: see `evaluate`
     value_range: values of black and white in a folder of training images; by default as `admg.data.open` finds them
-    processes: the place of this process among those that share the work; processes other than the first return no rows
+    processes: rank of this process and number of processes that share the work; only the first one returns rows
     Raises ValueError if k or num are out of range, or if sources, network and options do not fit together.
     """
     processes = processes or Processes()
@@ -114,10 +114,10 @@ def neighbours(
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     if cache is False and processes.count > 1:
-        raise ValueError("cache cannot be off with several processes, which share features through it")
+        raise ValueError("cache is required with several processes, which share features through it")
     ours = one_size(as_source(samples, "the samples", split=split))
-    ours = ours if closest else ours.spread(max(2, num))
-    theirs = as_source(training, "the training images", split=split, value_range=value_range).spread(num_training)
+    ours = ours if closest else ours.subset(max(2, num))
+    theirs = as_source(training, "the training images", split=split, value_range=value_range).subset(num_training)
     for source in (ours, theirs):
         if source.images is None:
             raise ValueError(f"{source.name} holds statistics and no images")
@@ -131,11 +131,11 @@ def neighbours(
     searched, chosen = extract(theirs, "the training images"), extract(ours, "the samples")
     if searched is None or chosen is None:
         return Neighbours(ours, theirs, Nearest(np.zeros((0, k), np.int64), np.zeros((0, k))), network.name)
-    found = nearest(chosen.features, searched.features, k)
-    order = found.distances[:, 0].argsort(kind="stable").tolist() if closest else list(range(len(ours)))
+    matches = nearest(chosen.features, searched.features, k)
+    order = matches.distances[:, 0].argsort(kind="stable").tolist() if closest else list(range(len(ours)))
     rows = order[:num]
     ours = replace(ours, numbers=[ours.numbers[i] for i in rows], labels=None)
-    return Neighbours(ours, theirs, Nearest(found.numbers[rows], found.distances[rows]), network.name)
+    return Neighbours(ours, theirs, Nearest(matches.numbers[rows], matches.distances[rows]), network.name)
 
 
 def nearest(features: Float[np.ndarray, "n d"], others: Float[np.ndarray, "m d"], k: int = 5) -> Nearest:
@@ -146,9 +146,9 @@ def nearest(features: Float[np.ndarray, "n d"], others: Float[np.ndarray, "m d"]
     if not 1 <= k <= len(others):
         raise ValueError(f"k must be from 1 to {len(others)}, the number of images, got {k}")
     if features.shape[1] != others.shape[1]:
-        raise ValueError(f"features of {features.shape[1]} and {others.shape[1]} dimensions cannot be compared")
-    found = [_nearest(features[i : i + ROWS], others, k) for i in range(0, len(features), ROWS)]
-    return Nearest(np.concatenate([n for n, _ in found]), np.concatenate([d for _, d in found]))
+        raise ValueError(f"features must have the same dimension, got {features.shape[1]} and {others.shape[1]}")
+    blocks = [_nearest(features[i : i + ROWS], others, k) for i in range(0, len(features), ROWS)]
+    return Nearest(np.concatenate([n for n, _ in blocks]), np.concatenate([d for _, d in blocks]))
 
 
 def _nearest(features: np.ndarray, others: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -169,7 +169,7 @@ def _nearest(features: np.ndarray, others: np.ndarray, k: int) -> tuple[np.ndarr
 
 
 def picture(samples: Source, training: Source, found: Nearest, title: str = "") -> Image.Image:
-    """Return a picture with a row for each sample: itself, then its nearest training images.
+    """Return a picture with a row per sample: the sample, then its nearest training images.
 
     The number beside a row is the distance of the nearest image.
     """

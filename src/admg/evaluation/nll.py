@@ -172,7 +172,7 @@ class NLLReport:
 
 
 def nll(
-    model: Model | str,
+    model: Model | str | Path,
     data: Path | str | Dataset | RealImages,
     *,
     num: int | None = 1000,
@@ -197,7 +197,7 @@ def nll(
     model: a model, its name or its folder
     data: a folder of images or IDX files, an .npz, or a data set in the size of the model
     num: number of images, spread evenly over the data; None: all
-    fit: how images smaller than the model's are fitted: "resize" enlarges them, "pad" adds a border
+    fit: fitting of images smaller than the model's: "resize" enlarges them, "pad" adds a border
     split: "train" or "test", of data that have both
     value_range: values of black and white; by default as in training, if that is known, or as `admg.data.open` finds
         them
@@ -215,22 +215,22 @@ def nll(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if seed < 0:
         raise ValueError(f"seed must be at least 0, got {seed}")
-    name = model if isinstance(model, str) else "model"
-    network = (loading.load(model) if isinstance(model, str) else model).to(choose_device(device))
+    loaded = loading.as_model(model)
+    name, network = loading.name_of(loaded) or "model", loaded.to(choose_device(device))
     network = network if steps is None else network.respace(steps)
     conditional = network.conditional and not unconditional
     labels = network.labels if conditional else None
     if isinstance(data, RealImages):
         images = data
     else:
-        trained = TrainedReading.of(network)
+        trained = TrainedReading.from_model(network)
         reading: dict[str, Any] = {"fit": fit, "split": split, "value_range": value_range, "trained": trained}
         images = open_real_images(data, network.shape, labels, num=num, **reading)
     where = str(data) if isinstance(data, str | Path) else "the data"
     if not conditional:
         images = dataclasses.replace(images, labels=None)
     if conditional and images.labels is None:
-        raise ValueError(f"{where} has no labels, and {name} is conditional: choose --unconditional")
+        raise ValueError(f"{where} has no labels, and {name} is conditional: pass unconditional=True")
     result = _measure(network, images, seed, batch_size, precision, progress)
     about = {"model": name, "data": where, "conditional": conditional, "steps": steps or len(network.diffusion)}
     return NLLReport.of(result, network, about | {"seed": seed})

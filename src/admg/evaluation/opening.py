@@ -20,14 +20,14 @@ from admg.generation.samples import Samples
 
 from .sources import Source, open_source
 
-Images = np.ndarray | Tensor | Samples | Source | torch.utils.data.Dataset[Any] | Path | str
+ImageSource = np.ndarray | Tensor | Samples | Source | torch.utils.data.Dataset[Any] | Path | str
 """Images of any form that `as_source` accepts."""
 
-READ = 256  # images of a data set that are read at a time
+READ_BATCH_SIZE = 256  # images of a data set that are read at a time
 
 
 def as_source(
-    images: Images,
+    images: ImageSource,
     name: str = "images",
     *,
     labels: bool = False,
@@ -36,8 +36,8 @@ def as_source(
 ) -> Source:
     """Return images of any form as a Source.
 
-    images: an array or tensor, see `of_array`; `Samples`; a path, see `open_source`; or a data set of `admg.data`, or
-        any torch data set of (image, label)
+    images: an array or tensor, see `source_from_array`; `Samples`; a path, see `open_source`; or a data set of
+        `admg.data`, or any torch data set of (image, label)
     name: name in messages, if the images have none
     labels: whether to read the labels of a path
     split: "train" or "test", of a path that has both
@@ -50,25 +50,25 @@ def as_source(
     if isinstance(images, str | Path):
         return open_source(images, labels=labels, split=split, value_range=value_range)
     if value_range is not None:
-        raise ValueError(f"value_range is for image files, and {name} are not in files")
+        raise ValueError(f"value_range applies only to image files, and {name} are not in files")
     if isinstance(images, Samples):
-        return of_samples(images, name)
+        return source_from_samples(images, name)
     if isinstance(images, Tensor | np.ndarray):
-        return of_array(images, name)
+        return source_from_array(images, name)
     if hasattr(images, "__getitem__") and hasattr(images, "__len__"):
-        return of_dataset(images, name)
-    raise ValueError(f"{name}: expected an array, Samples, a path or a data set, not {type(images).__name__}")
+        return source_from_dataset(images, name)
+    raise ValueError(f"{name} must be an array, Samples, a path or a data set, got {type(images).__name__}")
 
 
-def of_samples(samples: Samples, name: str = "images") -> Source:
+def source_from_samples(samples: Samples, name: str = "images") -> Source:
     """Return samples as a Source, with the names of the labels that they have."""
-    source, numbers = of_array(samples.images, name), samples.labels.numpy()
+    source, numbers = source_from_array(samples.images, name), samples.labels.numpy()
     if not (numbers >= 0).any():
         return source
     return replace(source, labels=numbers, names_of_numbers=names_of(samples))
 
 
-def of_array(images: np.ndarray | Tensor, name: str = "images") -> Source:
+def source_from_array(images: np.ndarray | Tensor, name: str = "images") -> Source:
     """Return images in memory as a Source.
 
     images: uint8 (N, H, W, C) or (N, H, W), or a uint8 tensor (N, C, H, W); or floats (N, C, H, W) in [0, 1], or in
@@ -86,8 +86,8 @@ def of_array(images: np.ndarray | Tensor, name: str = "images") -> Source:
         images = images[..., None]
     if images.dtype != np.uint8 or not channel_axes(images.shape)[1] or not images.size:
         raise ValueError(
-            f"{name} are {images.dtype} {images.shape}: expected uint8 (N, H, W, C), or float (N, C, H, W) in [-1, 1] "
-            f"or [0, 1], with fewer channels than pixels to a side"
+            f"{name} must be uint8 (N, H, W, C), or float (N, C, H, W) in [-1, 1] or [0, 1], with fewer channels than "
+            f"pixels per side, got {images.dtype} {images.shape}"
         )
     check_array_8_bits(images, name, "multiply them by 255")
     if len(images) < 2:
@@ -95,22 +95,24 @@ def of_array(images: np.ndarray | Tensor, name: str = "images") -> Source:
     return Source(name, images, (images.shape[1], images.shape[2]), images.shape[3])
 
 
-def of_dataset(dataset: Any, name: str = "images") -> Source:
+def source_from_dataset(dataset: Any, name: str = "images") -> Source:
     """Return a data set as a Source; one that is not in files or 8-bit arrays is read into memory.
 
     dataset: a data set of `admg.data`, or any map-style torch data set of (image, label); see `admg.data.from_dataset`
     """
-    found = from_dataset(dataset)
-    if isinstance(found, Dataset) and not (isinstance(found.images, np.ndarray) and found.images.dtype != np.uint8):
-        size = (found.image_size, found.image_size)
-        names = () if found.numbered else found.label_names
-        source = Source(name, found.images, size, found.channels, found.labels, names, fit=found.fit)
-        return replace(source, decoding=found.decoding, frames=found.frames)
-    x, y = zip(*(found.batch(range(i, min(i + READ, len(found)))) for i in range(0, len(found), READ)))
+    data = from_dataset(dataset)
+    if isinstance(data, Dataset) and not (isinstance(data.images, np.ndarray) and data.images.dtype != np.uint8):
+        size = (data.image_size, data.image_size)
+        names = () if data.numbered else data.label_names
+        source = Source(name, data.images, size, data.channels, data.labels, names, fit=data.fit)
+        return replace(source, decoding=data.decoding, frames=data.frames)
+    x, y = zip(
+        *(data.batch(range(i, min(i + READ_BATCH_SIZE, len(data)))) for i in range(0, len(data), READ_BATCH_SIZE))
+    )
     images = ((torch.cat(x) + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
     labels = torch.cat(y).numpy()
-    source = of_array(images, name)
-    names = () if getattr(found, "numbered", False) else found.label_names
+    source = source_from_array(images, name)
+    names = () if getattr(data, "numbered", False) else data.label_names
     return replace(source, labels=labels if (labels >= 0).any() else None, label_names=names)
 
 

@@ -1,4 +1,4 @@
-"""Progress of long computations: a bar, a function of the caller's, or nothing."""
+"""Progress of long computations: a bar, a callback, or nothing."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from admg.config import printable
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a computation has come.
+    """Progress of a computation.
 
-    task: what is computed, such as "features of the samples"
-    done, total: number of finished units, and of all
-    unit: what is counted, such as "image"
+    task: name of the computation, such as "features of the samples"
+    done, total: number of finished units, and of all units
+    unit: name of a unit, such as "image"
     note: a remark, such as an intermediate result
     """
 
@@ -29,7 +29,7 @@ class Progress:
 
 
 Show = bool | Callable[[Progress], None]
-"""How progress is shown: True for a bar, False for nothing, or a function that is called after each step."""
+"""Display of progress: True for a bar, False for nothing, or a function that is called after each step."""
 
 Update = Callable[..., None]
 """update(done, total=None, note=""): the number of finished units so far, of all units if it changed, and a remark."""

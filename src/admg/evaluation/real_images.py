@@ -1,4 +1,4 @@
-"""Real images that a model is measured on: opened in the model's size, with labels as the model numbers them."""
+"""Real images for measuring a model: opened at the model's size, with the model's label numbers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class RealImages:
     """Some images of a data set, fitted to the size of a model.
 
     dataset: the data set
-    numbers: positions of the images in the data set
+    numbers: indices of the images in the data set
     labels: label numbers of the model (N,), or None
     """
 
@@ -62,12 +62,12 @@ def open_real_images(
     data: a folder of images or IDX files, an .npz, or a data set in the size of the model
     labels: labels of the model; None leaves the labels of the data out
     num: number of images, spread evenly over the data set; None: all
-    fit: what to do with images that are smaller than the model's: "resize" enlarges them, "pad" adds a border
+    fit: fitting of images smaller than the model's: "resize" enlarges them, "pad" adds a border
     split: "train" or "test", of data that have both
     value_range: values of black and white; by default as `admg.data.open` finds them, or as in training
     trained: how the images of the model's training were read
     Grey and colour images of files are converted for a model of the other kind, with a warning.
-    Raises ValueError if there are no images, if they have other channels than the model, if they are smaller than the
+    Raises ValueError if there are no images, if their channels do not fit the model, if they are smaller than the
     model's and no fit is given, or if the model does not have their labels.
     """
     if num is not None and num < 1:
@@ -77,7 +77,7 @@ def open_real_images(
         dataset, path = data, "the data set"
         if (dataset.channels, dataset.image_size) != (channels, size):
             have = f"{dataset.channels}x{dataset.image_size}x{dataset.image_size}"
-            raise ValueError(f"{path} has images of {have}, but the model's are {channels}x{size}x{size}")
+            raise ValueError(f"images must be {channels}x{size}x{size} for this model, but {path} has {have}")
     else:
         path = str(data)
         trained = trained or TrainedReading()
@@ -118,7 +118,7 @@ def check_images(path: Path | str, dataset: Dataset, numbers: Sequence[int], fit
 
 
 def header(image: ImagePath | np.ndarray) -> tuple[int, int]:
-    """Return the width and height of an image; of a file only its header is read."""
+    """Return the width and height of an image; for a file, only its header is read."""
     if not isinstance(image, np.ndarray):
         with open_image(image) as file:
             return file.size
@@ -126,10 +126,10 @@ def header(image: ImagePath | np.ndarray) -> tuple[int, int]:
 
 
 def label_numbers(labels: Labels, names: Sequence[str], numbered: bool = False) -> list[int]:
-    """Return the model's number of each label name of the data, also where it is spelt as in the names of files.
+    """Return the model's number of each label name of the data; names may be spelt as in file names.
 
-    numbered: whether the data have numbers and no names: these are the model's numbers
-    If none of the names is one of the model's but they are as many, they are taken in order, with a warning.
+    numbered: whether the data have numbers without names, which are the model's numbers
+    If no name is one of the model's but there are equally many, they are matched in order, with a warning.
     Raises ValueError if the model does not have one of the labels.
     """
     other = f"the data's {len(names)} labels are not the model's {labels.count}"
@@ -145,7 +145,7 @@ def label_numbers(labels: Labels, names: Sequence[str], numbered: bool = False) 
         if labels.names:
             warnings.warn(
                 f"the names of the data's labels ({listed(names, 3)}) are not the model's ({listed(labels.names, 3)}): "
-                f"as they are as many, they are taken in order",
+                f"there are equally many, so they are matched in order",
                 stacklevel=2,
             )
         return list(range(labels.count))

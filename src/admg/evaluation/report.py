@@ -18,11 +18,11 @@ class MetricValue:
     """The value of a metric.
 
     metric: name in options, such as "fid"
-    name: name in tables, which says which features it is of: FID, or FD-<network>
+    name: display name, which includes the feature network: FID, or FD-<network>
     value: the value
     low, high: its 95 % interval, or None
-    network: the network whose features it is of, or the classifier of the accuracy
-    note: a remark that belongs to the value
+    network: the feature network, or the classifier of the accuracy
+    note: a remark about the value
     """
 
     metric: str
@@ -49,8 +49,8 @@ class Report:
     image_size, reference_size: heights and widths, or None
     network, network_identity: name and checksum of the feature network
     fit: how the reference was fitted to the size of the samples, or None
-    seed: seed of the random groups that intervals are computed from
-    notes: why some metrics could not be computed
+    seed: seed of the random groups used for intervals
+    notes: reasons why some metrics could not be computed
     """
 
     values: tuple[MetricValue, ...]
@@ -81,15 +81,19 @@ class Report:
         raise KeyError(f"no {metric!r} in this report: it has {', '.join(v.metric for v in self.values) or 'nothing'}")
 
     def __repr__(self) -> str:
-        """The table of values, in which an interval is given where there is one."""
+        """The table of values, with intervals where available."""
         width = max((len(value.name) for value in self.values), default=0) + 2
-        samples = described(self.samples, self.images, self.image_size)
-        reference = described(self.reference, self.reference_images, self.reference_size)
+        samples = images_text(self.samples, self.images, self.image_size)
+        reference = images_text(self.reference, self.reference_images, self.reference_size)
         lines = [f"{samples} against {reference}", "", f"{'':<{width}}{'':>10}  {'95 % interval':<20}  features of"]
         for value in self.values:
-            span = "" if value.low is None or value.high is None else f"{shown(value.low)} .. {shown(value.high)}"
+            span = (
+                ""
+                if value.low is None or value.high is None
+                else f"{format_value(value.low)} .. {format_value(value.high)}"
+            )
             note = f" ({value.note})" if value.note else ""
-            lines.append(f"{value.name:<{width}}{shown(value.value):>10}  {span:<20}  {value.network}{note}")
+            lines.append(f"{value.name:<{width}}{format_value(value.value):>10}  {span:<20}  {value.network}{note}")
         return "\n".join([*lines, *([""] if self.notes else []), *self.notes])
 
     def to_dict(self) -> dict[str, Any]:
@@ -98,7 +102,7 @@ class Report:
         return content | {"metrics": to_rows(self.values)}
 
     def to_json(self, path: Path | str | None = None) -> str:
-        """Return the report as JSON, and write it to `path` if there is one."""
+        """Return the report as JSON, and write it to `path` if given."""
         text = json.dumps(self.to_dict(), indent=1) + "\n"
         if path is not None:
             with atomic(path) as temporary:
@@ -117,18 +121,18 @@ def to_rows(values: tuple[MetricValue, ...] | list[MetricValue]) -> list[dict[st
     ]
 
 
-def described(name: str, images: int, size: tuple[int, int] | None) -> str:
+def images_text(name: str, images: int, size: tuple[int, int] | None) -> str:
     """Return `12 images of samples.npz (8x8)`."""
     if not images or size is None:
         return f"statistics of {name}"
     return f"{images:,} images of {name} ({size[1]}x{size[0]})"
 
 
-def describe(source: Source) -> str:
+def source_text(source: Source) -> str:
     """Return `12 images of samples.npz (8x8)`."""
-    return described(source.name, len(source), source.size)
+    return images_text(source.name, len(source), source.size)
 
 
-def shown(value: float) -> str:
+def format_value(value: float) -> str:
     """Return a number with about four significant digits, and at least three decimals if it is small."""
     return f"{value:.5f}" if abs(value) < 0.1 else f"{value:.4f}" if abs(value) < 10 else f"{value:.3f}"

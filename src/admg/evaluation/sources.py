@@ -1,4 +1,4 @@
-"""Images that are evaluated: arrays, .npz files, folders and data sets, read in slices; and stored statistics."""
+"""Images for evaluation: arrays, .npz files, folders and data sets, read in slices; and stored statistics."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ class Source:
     labels: labels (N,) of the chosen images, or None
     label_names: names of the labels, if the source names them
     statistics: statistics stored with the images or instead of them
-    numbers: positions of the chosen images in `images`
-    fit: how images of another size are fitted: "resize" (scale and crop), "pad" (a border), or None
+    numbers: indices of the chosen images in `images`
+    fit: fitting of images of another size: "resize" (scale and crop), "pad" (a border), or None
     decoding: how files become pixels
-    kinds: the files of a folder, with what their headers say
+    kinds: the files of a folder, with their headers
     frames: the frame of each file, or None for the first ones
     names_of_numbers: names of the labels 0, 1, ... of the model that made the images, "" for one that is not known
     """
@@ -80,7 +80,7 @@ class Source:
     def __getitem__(self, chosen: slice) -> Array:
         numbers = self.numbers[chosen]
         if self.size is None:
-            raise ValueError(f"{self.name} has images of different sizes: they must be fitted to one size")
+            raise ValueError(f"{self.name} has images of different sizes: fit them to one size")
         if isinstance(self.images, NpzImages | np.ndarray):
             raw = _rows(self.images, numbers)
             return raw if raw.shape[1:3] == self.size else np.stack([self._fitted(_pixels(image)) for image in raw])
@@ -96,7 +96,7 @@ class Source:
         return printable(str(self._path(number)).removeprefix(f"{self.name}/") + frame)
 
     def digest(self, chosen: slice) -> bytes:
-        """Return the SHA-256 of a slice: of its pixels or files, and of how they are fitted."""
+        """Return the SHA-256 of a slice: of its pixels or files, and of their fitting."""
         digest = hashlib.sha256()
         numbers = self.numbers[chosen]
         if isinstance(self.images, NpzImages | np.ndarray):
@@ -124,25 +124,25 @@ class Source:
         want = f"{size[1]}x{size[0]}"
         if fit is None:
             raise ValueError(
-                f"{self.name} has images of {have}, but the samples are {want}: choose --fit resize (scale and crop) "
-                f"or --fit pad (a black border)"
+                f"{self.name} has images of {have}, but the samples are {want}: pass fit='resize' (scale and crop) "
+                f"or fit='pad' (a black border)"
             )
         if size[0] != size[1]:
-            raise ValueError(f"{self.name} has images of {have}: they can be fitted to squares only, not to {want}")
+            raise ValueError(f"{self.name} has images of {have}, which can only be fitted to squares, not to {want}")
         decoding = self.decoding
         if fit == "pad" and self.kinds:
             decoding = choose_decoding(self.kinds, self.name, value_range=decoding.value_range, padded=True)
         return replace(self, size=size, fit=fit, decoding=decoding, statistics=None)  # which are of another size
 
-    def spread(self, num: int | None) -> Source:
-        """Return the source with `num` images, spread evenly over all; None keeps all. Stored statistics are of all.
+    def subset(self, num: int | None) -> Source:
+        """Return the source with `num` images, spread evenly over all; None keeps all. Stored statistics do not change.
 
-        Raises ValueError if num < 2, or if there are stored statistics alone.
+        Raises ValueError if num < 2, or if there are only stored statistics.
         """
         if num is not None and num < 2:
             raise ValueError(f"at least 2 images are needed, got {num}")
         if num is not None and self.images is None:
-            raise ValueError(f"{self.name} holds statistics and no images, so {num} of them cannot be chosen")
+            raise ValueError(f"{self.name} holds statistics but no images: {num} images cannot be chosen")
         if num is None or num >= len(self):
             return self
         at = [i * len(self) // num for i in range(num)]
@@ -184,12 +184,12 @@ def open_source(
 
     labels: whether to read labels: arr_1, or for a folder the names of sub-folders or the beginnings of file names
     value_range: values of black and white in files; by default as `admg.data.open` finds them
-    Raises ValueError if it is none of these, holds fewer than two images, or is an .npz and `value_range` is given.
+    Raises ValueError for anything else, fewer than two images, or a `value_range` for an .npz.
     """
     path = _merged(Path(path).expanduser())
     if path.suffix.lower() == ".npz":
         if value_range not in (None, (0, 255)):
-            raise ValueError(f"value_range is for image files, and {path} holds 8-bit images")
+            raise ValueError(f"value_range applies only to image files, and {path} holds 8-bit images")
         source = _open_npz(path, labels)
         source.names_of_numbers = names_of_labels(path) if labels else ()
     elif isinstance(listing := find_source(path, split), Listing):
@@ -201,7 +201,7 @@ def open_source(
         names = () if data.numbered else data.label_names
         source = Source(str(path), data.images, (height, width), channels, data.labels, names)
     if source.images is not None and len(source) < 2:
-        raise ValueError(f"{path} holds one image: at least 2 are needed")
+        raise ValueError(f"at least 2 images are needed, but {path} holds one")
     return source
 
 
@@ -215,15 +215,15 @@ def _open_npz(path: Path, labels: bool) -> Source:
     if "arr_0" not in names:
         if statistics is None:
             raise ValueError(
-                f"{path} has neither images (arr_0) nor statistics (mu, sigma), but {listed(names) or 'nothing'}"
+                f"{path} has neither images (arr_0) nor statistics (mu, sigma): it has {listed(names) or 'nothing'}"
             )
         return Source(str(path), None, None, 3, statistics=statistics)
     images = NpzImages(path).verify()
     if not channel_axes(images.shape)[1]:
-        raise ValueError(f"{path} cannot be used: arr_0 is {images.shape}: allowed is (N, H, W, C), channels last")
+        raise ValueError(f"{path} cannot be used: arr_0 must be (N, H, W, C), channels last, got {images.shape}")
     check_array_8_bits(images, f"the images in {path}", "multiply them by 255")
-    found = images.labels if labels else None
-    return Source(str(path), images, images.shape[1:3], images.shape[3], found, statistics=statistics)
+    stored_labels = images.labels if labels else None
+    return Source(str(path), images, images.shape[1:3], images.shape[3], stored_labels, statistics=statistics)
 
 
 def _open_listing(listing: Listing, labels: bool, value_range: ValueRange | None) -> Source:
@@ -238,10 +238,10 @@ def _open_listing(listing: Listing, labels: bool, value_range: ValueRange | None
     size = next(iter(sizes))[::-1] if len(sizes) == 1 else None
     paths = [file.path for file in files]
     source = Source(str(path), paths, size, max(file.kind.channels for file in files), decoding=decoding, kinds=kinds)
-    found = find_labels(listing, paths) if labels else None
-    if found is None:
+    labelling = find_labels(listing, paths) if labels else None
+    if labelling is None:
         return source
-    return replace(source, labels=found.numbers, label_names=() if found.numbered else found.names)
+    return replace(source, labels=labelling.numbers, label_names=() if labelling.numbered else labelling.names)
 
 
 def _merged(path: Path) -> Path:
@@ -257,7 +257,7 @@ def _merged(path: Path) -> Path:
         return files[0] if files else path
     merged = Shards(path, record["num"], record["shard_size"], tuple(record["shape"]), record["labelled"]).target
     if not merged.is_file():
-        raise ValueError(f"{path} holds a run that is not finished: {merged.name} does not exist yet")
+        raise ValueError(f"{path} holds an unfinished run: {merged.name} does not exist yet")
     return merged
 
 

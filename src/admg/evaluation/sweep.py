@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from admg.checkpoints.loading import as_model, name_of
 from admg.checkpoints.model import Classifier, Model
-from admg.checkpoints.weights import digests_kept
+from admg.checkpoints.weights import cached_digests
 from admg.data.arrays import Split
 from admg.data.value_range import ValueRange
 from admg.engine.compiling import Compile
@@ -26,7 +27,6 @@ from admg.generation.acceleration import networks_of
 from admg.generation.generate import plan as plan_stage
 from admg.generation.labels import LabelsArgument, uses_labels
 from admg.generation.progress import OnProgress
-from admg.generation.sample import as_model, name_of
 from admg.generation.sampler_specs import parse_sampler_options, sampler_options, set_options, with_options
 from admg.generation.shards import Shards
 from admg.generation.stage import Stage
@@ -35,19 +35,19 @@ from admg.samplers import Sampler
 
 from . import features as networks
 from .cells import Cell, Row, SweepGuide, cells_of, guides_over, kind_of, named_guides, number, pairs_of
-from .evaluate import FEW, Comparison, MetricFunction, choose_metrics, compare_channels, warn_if_few
+from .evaluate import MIN_SAMPLES, Comparison, MetricFunction, choose_metrics, compare_channels, warn_if_few
 from .features import FeatureNetwork
 from .features.extraction import Extractor, cache_path
-from .kept import KEPT, Keeper, fingerprint
 from .label_classifier import load_label_classifier
 from .metrics import Metric
-from .opening import Images, as_source, of_array
-from .report import describe
+from .metrics_cache import METRICS_FILE, MetricsCache, fingerprint_source
+from .opening import ImageSource, as_source, source_from_array
+from .report import source_text
 from .sources import Fit, Source
 from .table import SweepTable
 
 METRICS = ("fid", "is", "precision", "recall", "accuracy")  # those of the paper, and of the labels
-MOST_CELLS = 2000
+MAX_CELLS = 2000
 NEIGHBOURS = {"samples": 4, "reference images": 6}  # least numbers for metrics of nearest neighbours
 
 OnCell = Callable[[int, int, Cell | None], Any]
@@ -56,7 +56,7 @@ OnCell = Callable[[int, int, Cell | None], Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Metrics:
-    """How the cells of a sweep are evaluated; see `evaluate`."""
+    """Options for evaluating the cells of a sweep; see `evaluate`."""
 
     metrics: Sequence[str | MetricFunction | Metric] | None = None
     features: str | nn.Module | FeatureNetwork = "inception"
@@ -74,12 +74,12 @@ class Metrics:
 def sweep(
     model: Model | str | Path,
     *,
-    reference: Images,
+    reference: ImageSource,
     out: Path | str = "sweep",
     guides: Sequence[Guide | None] | Mapping[str, Guide | None] | None = None,
     scales: Iterable[float] | None = None,
     cfgs: Iterable[float] | None = None,
-    classifier: Classifier | str | None = None,
+    classifier: Classifier | str | Path | None = None,
     guide_specs: Sequence[str] = (),
     guide_interval: str | None = None,
     guide_reuse: int = 1,
@@ -127,10 +127,10 @@ def sweep(
     out: folder of the cells and results
     guides: guides, None for no guidance; a dictionary names them
     scales, cfgs: guidance scales of the classifier and of classifier-free guidance, instead of guides; all combinations
-        are sampled, since the two kinds add up
+        are sampled, since the two kinds can be added
     classifier: the classifier of `scales`; by default the model's own
-    guide_specs, guide_interval, guide_reuse: further guides and noise levels, as texts, and at every how many steps the
-        guides are evaluated; see `generation.guide_specs.load_guides`
+    guide_specs, guide_interval, guide_reuse: further guides and noise levels, as texts, and the number of steps per
+        evaluation of the guides; see `generation.guide_specs.load_guides`
     samplers: names of samplers, or pairs with their steps, "ddim:25" or ("ddim", 25); by default the model's own
     steps: respacings of the schedule, for samplers without steps of their own; by default the model's own, or 25
     sampler_options: options of samplers, "eta=0.5"; each applies to the samplers that have it
@@ -167,7 +167,7 @@ def plan_sweep(
     guides: Sequence[Guide | None] | Mapping[str, Guide | None] | None = None,
     scales: Iterable[float] | None = None,
     cfgs: Iterable[float] | None = None,
-    classifier: Classifier | str | None = None,
+    classifier: Classifier | str | Path | None = None,
     guide_specs: Sequence[str] = (),
     guide_interval: str | None = None,
     guide_reuse: int = 1,
@@ -200,10 +200,10 @@ def plan_sweep(
         network, scales=scales, cfgs=cfgs, classifier=classifier, specs=guide_specs, interval=guide_interval,
         reuse=guide_reuse,
     )  # fmt: skip
-    if (count := len(found) * len(pairs)) > MOST_CELLS:
+    if (count := len(found) * len(pairs)) > MAX_CELLS:
         raise ValueError(
-            f"{len(found):,} guides and {len(pairs):,} samplers with their steps make {count:,} cells: at most "
-            f"{MOST_CELLS:,} are sampled in one sweep"
+            f"a sweep must have at most {MAX_CELLS:,} cells, got {count:,} from {len(found):,} guides and "
+            f"{len(pairs):,} samplers with their steps"
         )
     chosen = choose_device(device)
     for module in (part for guide in found for part in networks_of(network, guide.guide)):
@@ -225,7 +225,7 @@ def plan_sweep(
 
 
 def check_options(pairs: Sequence[tuple[str | Sampler, str]], given: Sequence[str]) -> None:
-    """Raise ValueError for an option that none of the samplers has."""
+    """Raise ValueError for an option that no sampler has."""
     known = {name for sampler, _ in pairs for name in sampler_options(sampler)}
     for text in given:
         if text.partition("=")[0] not in known:
@@ -249,7 +249,7 @@ class Sweep:
 
     out: folder of the cells and results
     jobs: the job of each cell
-    options: how the jobs are run
+    options: options of the jobs
     guidance: the kinds of guidance in the sweep
     """
 
@@ -258,7 +258,7 @@ class Sweep:
     options: JobOptions
     guidance: list[str]
 
-    @digests_kept()
+    @cached_digests()
     def __repr__(self) -> str:
         lines, left = [], 0
         for cell, job in self.jobs.items():
@@ -277,20 +277,23 @@ class Sweep:
         """The number of samples per cell."""
         return len(self.stage(next(iter(self.jobs))).labels)
 
-    @digests_kept()
+    @cached_digests()
     def run(
         self,
-        reference: Images,
+        reference: ImageSource,
         metrics: Metrics | None = None,
         progress: bool | OnProgress = True,
         on_cell: OnCell | None = None,
     ) -> SweepTable:
-        """Sample and evaluate what is missing, and return the table. See `sweep`."""
+        """Sample and evaluate the missing cells, and return the table. See `sweep`.
+
+        Raises ValueError before anything is written if a cell cannot be sampled or evaluated.
+        """
         metrics, first = metrics or Metrics(), self.options.process == 0
         shards = {cell: job.check()[0] for cell, job in self.jobs.items()}
         labelled = [cell for cell in self.jobs if shards[cell].labelled]
         if metrics.label_classifier is not None and not labelled:
-            raise ValueError("label_classifier needs labels: neither the model nor a guide uses any")
+            raise ValueError("label_classifier needs labels, but neither the model nor a guide uses any")
         keeper, notes = self.keeper(reference, metrics, (labelled or [*self.jobs])[0], bool(progress) and first)
         self.try_out(shards)
         check_output_folder(self.out)
@@ -298,7 +301,7 @@ class Sweep:
         if options.overwrite:
             for job in self.jobs.values():
                 job.clear()
-                remove(job.folder / KEPT)
+                remove(job.folder / METRICS_FILE)
             options = dataclasses.replace(options, overwrite=False)
             jobs = {cell: dataclasses.replace(job, options=options) for cell, job in self.jobs.items()}
         if first:
@@ -306,7 +309,7 @@ class Sweep:
         rows: dict[Cell, Row] = {}
 
         def keep(cell: Cell) -> None:
-            if (found := keeper.kept(shards[cell])) is not None:
+            if (found := keeper.load(shards[cell])) is not None:
                 guidance = cell.guide or kind_of(self.stage(cell).recipe.guide)
                 rows[cell] = Row(cell, guidance, shards[cell].num, *found)
 
@@ -322,7 +325,7 @@ class Sweep:
         if on_cell and rows:
             on_cell(len(rows), len(jobs), None)
         if todo:
-            _ = keeper.comparison.reference_features  # an unusable reference must show before hours of sampling
+            _ = keeper.comparison.reference_features  # an unusable reference must fail before hours of sampling
         for cell in todo:
             if on_cell:
                 on_cell(list(jobs).index(cell), len(jobs), cell)
@@ -339,8 +342,10 @@ class Sweep:
         for stage in {(str(stage.recipe.sampler), kind_of(stage.recipe.guide)): stage for stage in stages}.values():
             stage.try_out()
 
-    def keeper(self, reference: Images, metrics: Metrics, cell: Cell, show: bool) -> tuple[Keeper, list[str]]:
-        """Return what evaluates the cells, and why some metrics cannot be computed.
+    def keeper(
+        self, reference: ImageSource, metrics: Metrics, cell: Cell, show: bool
+    ) -> tuple[MetricsCache, list[str]]:
+        """Return the evaluator of the cells, and the reasons why some metrics cannot be computed.
 
         cell: a cell, with labels if there is one
         Raises ValueError if a chosen metric, or any metric at all, cannot be computed.
@@ -349,11 +354,13 @@ class Sweep:
             raise ValueError(f"batch_size must be at least 1, got {metrics.batch_size}")
         stage = self.stage(cell)
         channels, height, width = stage.model.shape
-        samples = of_array(np.zeros((2, height, width, channels), np.uint8), "the samples")  # stand for those of a cell
+        samples = source_from_array(
+            np.zeros((2, height, width, channels), np.uint8), "the samples"
+        )  # stand for those of a cell
         samples.labels = np.array([0, max(0, stage.table.count - 1)])
         samples.names_of_numbers = stage.table.names
         source = as_source(reference, "the reference", split=metrics.split, value_range=metrics.value_range)
-        source = source.spread(metrics.num_reference)
+        source = source.subset(metrics.num_reference)
         source = source.fitted((height, width), metrics.fit)
         compare_channels(samples, source, metrics.features)
         processes = Processes(self.options.process, self.options.processes, Processes.from_environment().local_rank)
@@ -364,29 +371,29 @@ class Sweep:
         classifier = None
         if any(metric.needs == "labels" for metric in chosen):
             classifier = load_label_classifier(metrics.label_classifier, samples, network.device)
-            classifier.count_correct(samples, 2)  # errors must show before hours of sampling
+            classifier.count_correct(samples, 2)  # fail before hours of sampling
         extractor = Extractor(network, cache_path(metrics.cache), metrics.batch_size, processes, show)
         comparison = Comparison(source, extractor, tuple(chosen), metrics.interval)
-        return Keeper(comparison, classifier, source.name, fingerprint(source)), notes
+        return MetricsCache(comparison, classifier, source.name, fingerprint_source(source)), notes
 
-    def table(self, rows: Sequence[Row], keeper: Keeper, notes: Sequence[str]) -> SweepTable:
+    def table(self, rows: Sequence[Row], keeper: MetricsCache, notes: Sequence[str]) -> SweepTable:
         """Return the table of these rows."""
         stage, comparison = self.stage(next(iter(self.jobs))), keeper.comparison
         name, num, network = stage.name or "the model", self.num, comparison.network.name
         caption = f"{num:,} samples of {name} per row ({', '.join(self.constants(stage))}) against "
-        caption += f"{describe(comparison.reference)}, in features of {network}"
+        caption += f"{source_text(comparison.reference)}, in features of {network}"
         caption += f"; accuracy: of the labels, by {keeper.classifier.name}" if keeper.classifier else ""
         caption += ". Bold: best of each column. sweep.csv has all digits"
         caption += " and 95 % intervals." if comparison.interval else "."
-        if num < FEW:
-            caption += f"\n\nFewer than {FEW:,} samples: distances are far too high, and comparable only with those of "
-            caption += "as many."
+        if num < MIN_SAMPLES:
+            caption += f"\n\nFewer than {MIN_SAMPLES:,} samples: distances are far too high, and comparable only with "
+            caption += "those of as many."
         model, data = (Path(n).name if Path(n).exists() else n for n in (name, comparison.reference.name))
         title = f"{model}: {num:,} samples per point against {data}, in features of {network}"
         return SweepTable(rows, title, caption, tuple(notes))
 
     def constants(self, stage: Stage) -> list[str]:
-        """Return the settings that all cells share, in words."""
+        """Return a description of the settings that all cells share."""
         recipe = stage.recipe
         found = [f"seed {recipe.seed}", f"precision {recipe.precision}"]
         found += ["network not conditioned on the labels"] if recipe.unconditional else []
@@ -397,7 +404,7 @@ class Sweep:
 
 
 def produce(job: Job, shards: Shards, progress: bool | OnProgress) -> float | None:
-    """Sample what is missing of a cell; return seconds per image, if one process sampled all of it."""
+    """Sample the missing images of a cell; return seconds per image, if one process sampled all of them."""
     (left,) = job.missing()
     start = time.perf_counter()
     job.run(progress, wait=True)
@@ -405,11 +412,11 @@ def produce(job: Job, shards: Shards, progress: bool | OnProgress) -> float | No
 
 
 def check_neighbours(metrics: Sequence[Metric], samples: int, reference: int) -> None:
-    """Raise ValueError if there are too few images for a metric, which would show only after hours of sampling."""
+    """Raise ValueError if there are too few images for a metric, before hours of sampling."""
     found = [m.name for m in metrics if m.name in ("precision", "recall", "density", "coverage")]
     for (name, least), count in zip(NEIGHBOURS.items(), (samples, reference)):
         if found and 0 < count < least:
-            raise ValueError(f"{count} {name}: {', '.join(found)} need at least {least}; choose other --metrics")
+            raise ValueError(f"{', '.join(found)} need at least {least} {name}, got {count}; choose other metrics")
 
 
 __all__ = ["Metrics", "Source", "Sweep", "plan_sweep", "sweep"]

@@ -13,7 +13,7 @@ from admg.files import atomic
 
 from .cells import Row, number
 from .curves import draw, lower_is_better
-from .report import shown
+from .report import format_value
 
 
 @dataclass(frozen=True, repr=False)
@@ -23,7 +23,7 @@ class SweepTable:
     rows: the finished cells, in the order of the sweep
     title: title of the curves
     caption: description of the table, in Markdown
-    notes: why some metrics could not be computed
+    notes: reasons why some metrics could not be computed
     """
 
     rows: Sequence[Row]
@@ -63,7 +63,7 @@ class SweepTable:
         return {value.metric: value.name for row in self.rows for value in row.values}
 
     def table(self) -> list[list[Any]]:
-        """Return header and rows of the CSV file with all digits, and without times: equal sweeps write equal files."""
+        """Return header and rows of the CSV file, with all digits but without times: equal sweeps write equal files."""
         head = ["sampler", "steps", "guidance", "scale", "cfg", "samples", "network"]
         lines: list[list[Any]] = [head + [name + end for name in self.names.values() for end in ("", " low", " high")]]
         for row in self.rows:
@@ -92,7 +92,7 @@ class SweepTable:
             line += [row.cell.guide] if guides else []
             for metric in self.names:
                 value = row.get(metric)
-                text = shown(value.value) if value and math.isfinite(value.value) else ""
+                text = format_value(value.value) if value and math.isfinite(value.value) else ""
                 line.append(f"**{text}**" if value and text and value.value == best[metric] else text)
             lines.append(line + ([f"{row.seconds:.3g}" if row.seconds is not None else ""] if timed else []))
         return "\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\n{self.caption}\n"

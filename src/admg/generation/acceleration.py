@@ -23,18 +23,18 @@ def batch_that_fits(model: Model, guide: Guide | None, shape: Sequence[int] | No
 
 
 def networks_of(model: Model, guide: Guide | None) -> list[nn.Module]:
-    """Return the modules that run at each step: the model's, and those that the guide and its parts hold."""
-    found: list[nn.Module] = []
+    """Return the modules that run at each step: those of the model, and those of the guide and its parts."""
+    networks: list[nn.Module] = []
     seen, waiting = set[int](), [model.network, guide]
     for part in waiting:
         if id(part) in seen:
             continue
         seen.add(id(part))
         if isinstance(part, nn.Module):
-            found.append(part)
+            networks.append(part)
         elif isinstance(part, list | tuple):
             waiting.extend(part)
         elif dataclasses.is_dataclass(part) and not isinstance(part, type):
             fields: list[Any] = [getattr(part, field.name, None) for field in dataclasses.fields(part)]
             waiting.extend(fields)
-    return found
+    return networks

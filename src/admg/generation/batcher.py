@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from admg.checkpoints.loading import as_model
 from admg.checkpoints.model import Model
 from admg.checkpoints.networks import unwrapped
 from admg.diffusion.gaussian import Images
@@ -20,15 +21,16 @@ from admg.engine.acceleration import accelerate_parts, with_networks
 from admg.engine.compiling import Compile
 from admg.engine.precision import Precision
 from admg.guidance import ClassifierGuidance, Guide, State, log_prob_gradient
+from admg.guidance.numbers import scale_at
 from admg.models import UNet
 from admg.models.surgery import Replace, with_replaced
 
-from .labels import LabelsArgument, check_labels_used, label_names, label_table, resolve_labels
-from .meeting import Call, Meeting
+from .batching import Call, CallBatcher
+from .labels import LabelsArgument, as_tensor, check_labels_used, label_names, label_table, resolve_labels
 from .modes import evaluation_mode, modules_in
 from .pairing import check_guide, check_null_label
 from .recipe import BatchSampler, Inputs, Recipe
-from .sample import as_model, check_low_res
+from .sample import check_low_res
 from .samples import Samples
 
 
@@ -50,8 +52,8 @@ class Batcher:
 
     model: a Model, or anything that admg.load accepts
     max_images: largest number of images in one call of a network
-    max_requests: number of requests that are sampled at the same time; more wait for one of these to end
-    precision, compile: as in admg.sample()
+    max_requests: number of requests that are sampled at the same time; others wait until one of these ends
+    precision, compile: as in admg.sample(), but with "auto" as the default precision
     """
 
     def __init__(
@@ -71,8 +73,8 @@ class Batcher:
         self._modes = ExitStack()  # in which networks stay in evaluation mode until the end
         self._evaluated: set[nn.Module] = set()
         self._modes.enter_context(evaluation_mode(self.model))
-        self._meeting = Meeting(max_images)
-        self._networks: dict[int, tuple[nn.Module, Joined]] = {}
+        self._calls = CallBatcher(max_images)
+        self._networks: dict[int, tuple[nn.Module, BatchedNetwork]] = {}
         self._pool = ThreadPoolExecutor(max_requests, thread_name_prefix="request")
         self._closed = False
 
@@ -88,10 +90,10 @@ class Batcher:
         unconditional: bool = False,
         bound_guidance: bool = True,
     ) -> Future[Samples]:
-        """Ask for images, and return the future Samples. The arguments are those of admg.sample().
+        """Submit a request, and return a Future of its Samples. The arguments are those of admg.sample().
 
-        Raises ValueError as admg.sample() does, and RuntimeError after close(). What goes wrong later is raised by the
-        result() of this request alone.
+        Raises ValueError as admg.sample() does, and RuntimeError after close(). Later errors are raised by the result()
+        of this request.
         """
         if self._closed:
             raise RuntimeError("this batcher is closed: it takes no more requests")
@@ -108,15 +110,15 @@ class Batcher:
             self._modes.enter_context(evaluation_mode(*new))
             self._evaluated |= new
         names = label_names(label_table(model, guide), numbers)
-        model = dataclasses.replace(with_networks(model, self._joined), takes_labels=model.conditional)
-        joined = None if guide is None else joined_guide(with_networks(guide, self._joined))
+        model = dataclasses.replace(with_networks(model, self._batched), takes_labels=model.conditional)
+        batched = None if guide is None else batched_guide(with_networks(guide, self._batched))
         labelled = any(number is not None for number in numbers)
-        drawer = BatchSampler(model, dataclasses.replace(recipe, guide=joined), labelled)
+        drawer = BatchSampler(model, dataclasses.replace(recipe, guide=batched), labelled)
 
         def draw() -> Samples:
-            with self._meeting.attended():
+            with self._calls.worker():
                 x = torch.cat([*drawer.in_batches(numbers, Inputs(), halve=False)])
-            y = torch.tensor([-1 if number is None else number for number in numbers], dtype=torch.int64)
+            y = as_tensor(numbers)
             return Samples(x, y, tuple(names))
 
         return self._pool.submit(draw)
@@ -125,7 +127,7 @@ class Batcher:
         """Wait for all requests, and leave the networks as they were."""
         self._closed = True
         self._pool.shutdown()
-        self._meeting.close()
+        self._calls.close()
         self._modes.close()
 
     def __enter__(self) -> Batcher:
@@ -134,38 +136,38 @@ class Batcher:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None:  # give up what is not done
+        if kind is not None:  # give up unfinished requests
             self._pool.shutdown(cancel_futures=True, wait=False)
-            self._meeting.close()
+            self._calls.close()
         self.close()
 
-    def _joined(self, network: nn.Module) -> nn.Module:
-        """Return the network by which requests share the calls of this one; the same each time."""
+    def _batched(self, network: nn.Module) -> nn.Module:
+        """Return the BatchedNetwork of this network, the same object each time."""
         if id(network) not in self._networks:
             (fast,) = accelerate_parts((network,), precision=self.precision, compile=self.compile)
-            self._networks[id(network)] = network, Joined(network, fast, self._meeting)
+            self._networks[id(network)] = network, BatchedNetwork(network, fast, self._calls)
         return self._networks[id(network)][1]
 
 
-class Joined(nn.Module):
-    """Stands for a network whose calls without gradients are made together with those of other requests.
+class BatchedNetwork(nn.Module):
+    """Proxy of a network: its calls without gradients are batched with those of other requests.
 
     plain: the network
     fast: the same network, accelerated
     """
 
     fast: nn.Module
-    meeting: Meeting
+    calls: CallBatcher
 
-    def __init__(self, plain: nn.Module, fast: nn.Module, meeting: Meeting) -> None:
+    def __init__(self, plain: nn.Module, fast: nn.Module, calls: CallBatcher) -> None:
         super().__init__()
         self.plain = plain
-        vars(self).update(fast=fast, meeting=meeting)  # not submodules: the weights are those of `plain`
+        vars(self).update(fast=fast, calls=calls)  # not submodules: the weights are those of `plain`
         own = unwrapped(plain)
         self.knows_no_label = isinstance(own, UNet) and own.config.num_classes > 0  # -1
 
     def forward(self, x: Images, timesteps: Tensor, y: Tensor | None = None, **given: Tensor) -> Tensor:
-        if y is None and self.knows_no_label:  # so that images with and without labels are in one call
+        if y is None and self.knows_no_label:  # images with and without labels share one call
             y = torch.full((len(x),), -1, device=x.device)
         labels = {} if y is None else {"y": y}
         if torch.is_grad_enabled() and x.requires_grad:
@@ -177,10 +179,10 @@ class Joined(nn.Module):
 
         shapes = tuple((name, value.shape[1:], value.dtype) for name, value in sorted(given.items()))
         key = id(self), "forward", x.shape[1:], x.dtype, y is None, shapes
-        return self.meeting.ask(Call(key, x.detach(), each(timesteps, x), y, given, compute))
+        return self.calls.submit(Call(key, x.detach(), per_image(timesteps, x), y, given, compute))
 
     def with_replaced(self, replace: Replace) -> nn.Module:
-        """Return the fast network with other layers, as perturbed attention asks for; its calls are made alone."""
+        """Return the fast network with other layers, as perturbed attention needs; its calls are not batched."""
         return with_replaced(self.fast, replace)
 
     def __getattr__(self, name: str) -> Any:
@@ -197,35 +199,36 @@ class Joined(nn.Module):
             return log_prob_gradient(lambda x, t: call(self.fast, x, t), x, t, y)
 
         key = id(self), "gradient", x.shape[1:], x.dtype
-        return self.meeting.ask(Call(key, x.detach(), each(t, x), y, {}, compute))
+        return self.calls.submit(Call(key, x.detach(), per_image(t, x), y, {}, compute))
 
 
 @dataclass(frozen=True, eq=False)
-class JoinedClassifierGuidance(ClassifierGuidance):
-    """ClassifierGuidance of a Joined network, whose gradients are computed together with those of other requests."""
+class BatchedClassifierGuidance(ClassifierGuidance):
+    """ClassifierGuidance of a BatchedNetwork: its gradients are batched with those of other requests."""
 
     def __call__(self, state: State) -> Images | None:
-        if self.scale == 0 or state.y is None:
+        scale = scale_at(self.scale, state.sigma)
+        if scale == 0 or state.y is None:
             return super().__call__(state)
         network: Any = self.classifier.network  # type: ignore[attr-defined]
         gradient: Tensor = network.gradient(state.x, state.t, state.y)
-        return self.scale * gradient
+        return scale * gradient
 
 
-def joined_guide(guide: Any) -> Any:
-    """Return a guide with joined networks whose gradients of classifiers are computed together."""
-    if type(guide) is ClassifierGuidance and isinstance(getattr(guide.classifier, "network", None), Joined):
-        return JoinedClassifierGuidance(guide.classifier, guide.scale)
+def batched_guide(guide: Any) -> Any:
+    """Return the guide with the classifier gradients of its batched networks batched, too."""
+    if type(guide) is ClassifierGuidance and isinstance(getattr(guide.classifier, "network", None), BatchedNetwork):
+        return BatchedClassifierGuidance(guide.classifier, guide.scale)
     if isinstance(guide, list | tuple):
-        return type(guide)(joined_guide(part) for part in guide)
+        return type(guide)(batched_guide(part) for part in guide)
     if dataclasses.is_dataclass(guide) and not isinstance(guide, type):
         values = {f.name: getattr(guide, f.name) for f in dataclasses.fields(guide) if f.init}
-        new = {name: joined_guide(value) for name, value in values.items() if name in ("guide", "guides")}
+        new = {name: batched_guide(value) for name, value in values.items() if name in ("guide", "guides")}
         return dataclasses.replace(guide, **new) if new else guide
     return guide
 
 
-def each(t: Tensor, x: Images) -> Tensor:
+def per_image(t: Tensor, x: Images) -> Tensor:
     """Return a timestep for each image."""
     return t.expand(len(x)) if len(t) == 1 else t
 

@@ -14,7 +14,7 @@ from .images import ImageArray, to_pil
 BACKGROUND, INK = (255, 255, 255), (30, 30, 30)
 GAP = 4
 MAX_IMAGES, MAX_PIXELS, MAX_ROWS = 200, 16_000_000, 20
-"""Limits of a contact sheet that one can still look at."""
+"""Limits of a contact sheet that can still be viewed."""
 
 Layout = Callable[[ImageArray, Sequence[str], str], Image.Image]
 """(images, label name of each image, title) -> contact sheet."""
@@ -30,8 +30,8 @@ def sheet(
 ) -> Image.Image:
     """Return images (H, W, C) in a grid, each enlarged by a whole factor to about `cell` pixels, unsmoothed.
 
-    The channels of other than grey and colour images are side by side, each of about `cell` pixels. Columns are as wide
-    as the longest of their titles.
+    If images are neither grey nor colour, their channels are shown side by side, each of about `cell` pixels. Columns
+    are at least as wide as their titles.
     """
     zoom = max(1, cell // rows[0][0].shape[1])
     width, height = (zoom * side for side in to_pil(rows[0][0]).size)

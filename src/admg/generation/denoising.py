@@ -1,4 +1,4 @@
-"""Pictures of how images come out of noise: an animation of the steps, and the steps side by side."""
+"""Pictures of the denoising process: an animation of the steps, and the steps side by side."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from .labels import LabelsArgument
 from .recipe import Recipe
 
 AnimationFormat = Literal["gif", "mp4"]
-MOST_IMAGES, MOST_FRAMES, COLUMNS = 8, 60, 9
-SECONDS, LAST = 4.0, 1.5
-"""Length of an animation, and for how much longer its last frame is shown."""
+MAX_IMAGES, MAX_FRAMES, COLUMNS = 8, 60, 9
+DURATION, LAST_FRAME_DURATION = 4.0, 1.5
+"""Length of an animation in seconds, and additional time for its last frame."""
 
 
 @dataclass
 class Denoising:
-    """The steps of some images: x_t after each, and the predicted image that led there.
+    """The steps of some images: x_t after each step, and the image predicted in it.
 
     x, x0: (N, H, W, C) per step
     t: timestep that the network was given, per step
@@ -51,7 +51,7 @@ class Denoising:
         self.t.append(float(step.t))
 
     def some(self, most: int) -> list[int]:
-        """Return the numbers of at most `most` evenly spaced steps, among them the first and the last."""
+        """Return the indices of at most `most` evenly spaced steps, including the first and the last."""
         count = min(most, len(self.t))
         return sorted({round(i * (len(self.t) - 1) / max(count - 1, 1)) for i in range(count)})
 
@@ -75,7 +75,7 @@ def generate_denoising(
     animate: write denoising.gif or denoising.mp4: x_t and the predicted image of every step
     trajectory: write trajectory.png: for each image some steps side by side
 
-    Raises ValueError if nothing is to be drawn, or if there is no program that writes MP4 files.
+    Raises ValueError if neither is chosen, or if there is no program that writes MP4 files.
     """
     if not (animate or trajectory):
         raise ValueError("choose an animation, a trajectory or both")
@@ -83,8 +83,8 @@ def generate_denoising(
         ffmpeg()
     stage = plan(model, labels, recipe, out=out, num=num, init=init, strength=strength)
     folder, steps = check_output_folder(out), Denoising()
-    count = min(MOST_IMAGES, len(stage.labels))
-    stage.watch(range(count), steps.add)
+    count = min(MAX_IMAGES, len(stage.labels))
+    stage.draw_steps(range(count), steps.add)
     names = [label_title(name, label) for name, label in zip(stage.label_names[:count], stage.labels)]
     written = []
     if animate:
@@ -100,7 +100,7 @@ def frames(steps: Denoising, names: Sequence[str]) -> list[Image.Image]:
     drawn = [
         sheet([steps.x[i], steps.x0[i]], row_titles=("x_t", "predicted x0"), column_titles=names,
               title=f"t = {steps.t[i]:.0f}", cell=96)
-        for i in steps.some(MOST_FRAMES)
+        for i in steps.some(MAX_FRAMES)
     ]  # fmt: skip
     size = max(frame.width for frame in drawn), max(frame.height for frame in drawn)
     return [frame if frame.size == size else padded(frame, size) for frame in drawn]
@@ -115,7 +115,7 @@ def trajectory_picture(steps: Denoising, names: Sequence[str], title: str) -> Im
 
 
 def padded(frame: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Return a picture on a larger one of the colour of its corner."""
+    """Return a picture enlarged by a border in the colour of its corner."""
     larger = Image.new("RGB", size, frame.getpixel((0, 0)))
     larger.paste(frame, (0, 0))
     return larger
@@ -126,13 +126,13 @@ def write_animation(pictures: Sequence[Image.Image], path: Path) -> Path:
 
     Raises ValueError if there is no program that writes MP4 files, or if it fails.
     """
-    each = max(0.04, SECONDS / len(pictures))
+    each = max(0.04, DURATION / len(pictures))
     with atomic(path) as temporary:
         if path.suffix == ".gif":
-            durations = [round(1000 * each)] * (len(pictures) - 1) + [round(1000 * (each + LAST))]
+            durations = [round(1000 * each)] * (len(pictures) - 1) + [round(1000 * (each + LAST_FRAME_DURATION))]
             pictures[0].save(temporary, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
         else:
-            _write_mp4([*pictures, *[pictures[-1]] * round(LAST / each)], temporary, 1 / each)
+            _write_mp4([*pictures, *[pictures[-1]] * round(LAST_FRAME_DURATION / each)], temporary, 1 / each)
     return path
 
 
@@ -148,7 +148,7 @@ def _write_mp4(pictures: Sequence[Image.Image], path: Path, rate: float) -> None
 
 
 def ffmpeg() -> str:
-    """Return the path of ffmpeg, of the system or of the package imageio-ffmpeg. Raises ValueError without one."""
+    """Return the path of ffmpeg, of the system or of the package imageio-ffmpeg. Raises ValueError if there is none."""
     if found := shutil.which("ffmpeg"):
         return found
     if find_spec("imageio_ffmpeg"):

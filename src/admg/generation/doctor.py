@@ -26,7 +26,7 @@ from admg.files import cache_folder
 from admg.threads import available_cores
 
 Grade = Literal["ok", "note", "problem"]
-LITTLE_MEMORY, LITTLE_DISK = 2 << 30, 3 << 30
+MIN_FREE_MEMORY, MIN_FREE_DISK = 2 << 30, 3 << 30
 EXTRAS = (
     "diffusers",
     "transformers",
@@ -38,7 +38,7 @@ EXTRAS = (
     "trackio",
     "pyarrow",
 )
-"""Packages whose versions are listed where they are installed."""
+"""Packages whose versions are listed if they are installed."""
 VARIABLES = ("ADMG_HOME", "ADMG_OFFLINE", "ADMG_MIRROR", "HF_ENDPOINT", "HF_HUB_OFFLINE", "OMP_NUM_THREADS",
              "CUDA_VISIBLE_DEVICES", "ATEN_CPU_CAPABILITY")  # fmt: skip
 
@@ -60,7 +60,7 @@ class Finding:
 
 
 def examine(seconds: float = 5.0) -> Iterator[Finding]:
-    """Yield the findings. The last one is a speed test that takes about this many seconds; 0 leaves it out."""
+    """Yield the findings. The last one is a speed test of about this many seconds; 0 skips it."""
     device = choose_device()
     yield Finding("versions", _versions())
     yield from _device(device)
@@ -132,7 +132,7 @@ def _kernels(device: torch.device) -> Iterator[Finding]:
         yield Finding("kernels", f"none for {capability}: PyTorch computes everything", "", "note")
     else:
         exists = build.library(capability).is_file()
-        why = "they are of other sources" if exists else "there are none, as in the wheel for any platform"
+        why = "they were built from other sources" if exists else "there are none, as in the wheel for any platform"
         if build.compiler() is None:
             why, first = f"{why}, and there is no C compiler", "install one (apt-get install gcc), then "
         else:
@@ -143,17 +143,17 @@ def _kernels(device: torch.device) -> Iterator[Finding]:
 
 def _threads() -> Finding:
     threads, cores = torch.get_num_threads(), available_cores()
-    text = f"{threads} for {cores} cores that this process may use"
+    text = f"{threads} on {cores} cores available to this process"
     try:
         busy = os.getloadavg()[0]
-        text += f"; load of the machine {busy:.1f}"
+        text += f"; load average {busy:.1f}"
     except OSError:
         busy = 0.0
     if threads > cores:
-        advice = f"set OMP_NUM_THREADS={cores}: more threads than cores wait for each other"
+        advice = f"set OMP_NUM_THREADS={cores}: with more threads than cores, threads wait for each other"
         return Finding("threads", text, advice, "problem")
     if busy > cores + 0.5 and threads > 1:
-        return Finding("threads", text, "other processes are busy; OMP_NUM_THREADS=1 shares cores better", "note")
+        return Finding("threads", text, "other processes are busy; OMP_NUM_THREADS=1 shares the cores better", "note")
     return Finding("threads", text)
 
 
@@ -161,7 +161,7 @@ def _memory(device: torch.device) -> Finding:
     free = free_bytes(device)
     if free is None:
         return Finding("memory", "not known")
-    little = free < LITTLE_MEMORY
+    little = free < MIN_FREE_MEMORY
     advice = "close other programs, or choose a small --batch-size" if little else ""
     return Finding("memory", f"{free / 1e9:.1f} GB free", advice, "note" if little else "ok")
 
@@ -175,22 +175,22 @@ def _caches() -> Iterator[Finding]:
         text = f"{folder}: {used / 1e9:.2f} GB used, {free / 1e9:.0f} GB free"
         if not os.access(parent, os.W_OK):
             variable = "ADMG_HOME" if what == "cache" else "HF_HOME"
-            yield Finding(what, f"{text}; it cannot be written", f"set {variable} to a folder of yours", "problem")
-        elif free < LITTLE_DISK:
-            yield Finding(what, text, "a published model takes up to 2.2 GB: make room", "note")
+            yield Finding(what, f"{text}; it is not writable", f"set {variable} to a writable folder", "problem")
+        elif free < MIN_FREE_DISK:
+            yield Finding(what, text, "a published model takes up to 2.2 GB: free some space", "note")
         else:
             yield Finding(what, text)
 
 
 def speed(device: torch.device, seconds: float = 5.0) -> Finding:
-    """Return how fast the shipped model's network is here, against plain PyTorch, measured for this many seconds."""
+    """Return the speed of the shipped model's network relative to plain PyTorch, measured for this many seconds."""
     model = loading.load("fashion-mnist").to(device)
     plain, fast = model.network, accelerate(model.network, device)
     x, t = torch.randn(8, *model.shape, device=device), torch.full((8,), 500.0, device=device)
     times: dict[str, list[float]] = {"plain": [], "fast": []}
     with torch.no_grad():
         for network in (plain, fast):
-            network(x, t)  # what happens at the first call alone
+            network(x, t)  # warm-up
         end = time.perf_counter() + seconds
         while time.perf_counter() < end or len(times["fast"]) < 2:
             for name, network in (("plain", plain), ("fast", fast)):

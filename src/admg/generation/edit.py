@@ -11,18 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from admg.checkpoints.loading import as_model
 from admg.checkpoints.model import Model
 from admg.diffusion.gaussian import Images
 from admg.diffusion.noise import SeededNoise
 from admg.diffusion.signed import check_signed
 from admg.engine.compiling import Compile
 from admg.engine.precision import Precision
-from admg.guidance import Bounded, Guide
+from admg.guidance import Guide
+from admg.guidance.rows import batch_context
 from admg.samplers import Sampler, Step, ddim_inversion
 
-from .labels import LabelsArgument, check_labels_used, is_single, resolve_labels
+from .labels import LabelsArgument, as_tensor, check_labels_used, is_single, resolve_labels
 from .recipe import BatchSampler, Inputs, Recipe, Start, check_finite, dtype_of
-from .sample import as_model, draw_samples
+from .sample import draw_samples, progress_bar
 from .samples import Samples
 
 
@@ -50,12 +52,12 @@ def edit(
 
     model: a Model, or anything that admg.load accepts
     images: (N, C, H, W) in [-1, 1], one per label, or a single one for all labels
-    labels: as in sample(); a label that is not in a sequence is that of all images
-    strength: share of the `steps` that is run, in (0, 1]: of S steps the last max(1, round(strength S)). The fewer, the
-        more of the image stays. 1 runs all steps, from x_T ~ q(x_T | x_0): the noise that sample() has for this seed,
+    labels: as in sample(); a single label applies to all images
+    strength: share of the `steps` that is run, in (0, 1]: of S steps the last max(1, round(strength S)). Fewer steps
+        preserve more of the image. 1 runs all steps, from x_T ~ q(x_T | x_0): the noise of sample() for this seed,
         with sqrt(ᾱ_T) of the image in it (0.6 % with the linear schedule)
     invert: begin with the DDIM inversion of the image at that level, with the seed's noise only at the lowest level
-        (see ddim_inversion). With ddim and the same labels, that leads back to the image
+        (see ddim_inversion). With ddim and the same labels, this leads back to the image
     from_labels: labels that the network is conditioned on during inversion; None: no labels
     The other arguments are those of sample(), and the seeds have the same noise.
     Raises ValueError as sample() does, for a strength outside (0, 1], for images that do not fit the labels or the
@@ -73,9 +75,9 @@ def edit(
     images = images.expand(count, -1, -1, -1) if len(images) == 1 else images
     check_images(model, images, count)
     if from_labels is not None and not invert:
-        raise ValueError("from_labels is for invert=True: adding noise to an image needs no label")
+        raise ValueError("from_labels requires invert=True: adding noise to an image needs no label")
     if from_labels is not None and (unconditional or not model.conditional):
-        raise ValueError("from_labels is for inversion with labels, and this one is unconditional")
+        raise ValueError("from_labels must be None for an unconditional inversion")
     if from_labels is not None and is_single(from_labels):
         from_labels = [from_labels] * count  # type: ignore[list-item]
     source = None if from_labels is None else label_tensor(model, from_labels, count)
@@ -85,7 +87,11 @@ def edit(
     )  # fmt: skip
 
     def start(batch: slice) -> Start:
-        return inverted(images[batch], None if source is None else source[batch]) if invert else noised(images[batch])
+        return (
+            start_from_inversion(images[batch], None if source is None else source[batch])
+            if invert
+            else start_from_noised(images[batch])
+        )
 
     lowest = lowest_steps(model.respace(steps), strength)
     return draw_samples(BatchSampler(lowest, recipe), numbers, Inputs(start=start), first=first, progress=progress)
@@ -101,20 +107,24 @@ def encode(
     seed: int | None = 0,
     guide: Guide | None = None,
     bound_guidance: bool = True,
+    batch_size: int | None = None,
     precision: Precision = "fp32",
+    compile: Compile = "auto",
+    progress: bool = True,
 ) -> Images:
     """Return x_T of images (N, C, H, W) by DDIM inversion, or x at the level of a `strength` (see edit).
 
     labels: labels that the network is conditioned on, one per image; None: no labels
     seed: seed of the noise at the lowest level; None: the network's own prediction, which is too smooth on plain parts
         of an image
-    guide, bound_guidance: as in sample(), with these labels
+    guide: guide of the inversion, with these labels
+    The other arguments are those of sample(). Image i gets the same x_T whatever the batch size.
     sample(model, labels, x_T=..., sampler="ddim", steps=steps) leads back to the images, more closely with more steps.
-    All images are encoded in one batch. Raises ValueError as edit() does.
+    Raises ValueError as edit() does.
 
     >>> import admg, torch
     >>> model = admg.load("fashion-mnist")
-    >>> x_T = admg.encode(model, torch.full((1, 1, 32, 32), -1.0), steps=2)
+    >>> x_T = admg.encode(model, torch.full((1, 1, 32, 32), -1.0), steps=2, progress=False)
     >>> x_T.shape
     torch.Size([1, 1, 32, 32])
     """
@@ -124,16 +134,27 @@ def encode(
     numbers = [None] if y is None else [None if label < 0 else label for label in y.tolist()]
     model = lowest_steps(model.respace(steps), strength)
     noise = None if seed is None else SeededNoise(seed, range(len(images))).draw(model.shape).to(model.device)
-    recipe = Recipe(guide=guide, precision=precision)
-    with BatchSampler(model, recipe).ready(numbers) as fast:
-        guide = fast.recipe.guide
-        guide = Bounded(guide) if guide is not None and bound_guidance else guide
-        x = last(ddim_inversion(fast.model, images.to(model.device, dtype_of(model)), y=y, guide=guide, noise=noise))
-    check_finite(x, 0)
-    return x.to("cpu", dtype_of(model))
+    recipe = Recipe(
+        guide=guide, bound_guidance=bound_guidance, batch_size=batch_size, precision=precision, compile=compile
+    )
+    total = len(images) * len(model.diffusion)
+    with BatchSampler(model, recipe).ready(numbers) as fast, progress_bar(total, progress, "encoding") as bar:
+
+        def invert(batch: slice) -> Images:
+            x = images[batch].to(model.device, dtype_of(model))
+            own_y, own_noise = (None if values is None else values[batch] for values in (y, noise))
+            guide = fast.recipe.bounded_guide
+            with batch_context(batch.start, batch.stop, len(images)):
+                for step in ddim_inversion(fast.model, x, y=own_y, guide=guide, noise=own_noise):
+                    latents = step.x
+                    bar.update(len(x))
+            check_finite(latents, batch.start)
+            return latents.to("cpu", dtype_of(model))
+
+        return torch.cat([*fast.map_batches(invert, len(images), halve=batch_size is None)])
 
 
-# -- parts that jobs use as well -------------------------------------------------------------------------------------
+# -- parts that jobs also use ----------------------------------------------------------------------------------------
 
 
 def lowest_steps(model: Model, strength: float) -> Model:
@@ -149,12 +170,12 @@ def lowest_steps(model: Model, strength: float) -> Model:
     return dataclasses.replace(model, diffusion=own.with_schedule(schedule))
 
 
-def noised(images: Images) -> Start:
-    """Return a start at q(x_t | x_0), with the noise that sampling would begin with."""
+def start_from_noised(images: Images) -> Start:
+    """Return a start at q(x_t | x_0), with the seed's noise."""
     return lambda model, noise, _: model.diffusion.q_sample(images.to(noise), len(model.diffusion) - 1, noise)
 
 
-def inverted(images: Images, y: Tensor | None) -> Start:
+def start_from_inversion(images: Images, y: Tensor | None) -> Start:
     """Return a start at the DDIM inversion of the images, conditioned on y (N,), with noise at the lowest level."""
 
     def start(model: Model, noise: Images, unconditional: bool) -> Images:
@@ -172,17 +193,17 @@ def last(steps: Iterator[Step]) -> Images:
 
 
 def label_tensor(model: Model, labels: LabelsArgument, count: int, guide: Guide | None = None) -> Tensor:
-    """Return label numbers (count,), -1 for no label. Raises ValueError for unknown labels or a wrong number."""
+    """Return label numbers (count,), -1 for no label. Raises ValueError for unknown labels or another number."""
     numbers = resolve_labels(model, guide, labels)
     if len(numbers) != count:
         raise ValueError(f"{len(numbers)} labels for {count} images")
-    return torch.tensor([-1 if number is None else number for number in numbers], dtype=torch.int64)
+    return as_tensor(numbers)
 
 
 def check_images(model: Model, images: Images, count: int) -> None:
     """Raise ValueError unless there are `count` images of the model's size and range, and it does not upsample."""
     if model.upsamples:
-        raise ValueError("editing is for models that make images from noise, not for an upsampling one")
+        raise ValueError("editing needs a model that makes images from noise, not an upsampling one")
     if images.shape != (count, *model.shape):
-        raise ValueError(f"images of shape {tuple(images.shape)}: needed is {(count, *model.shape)}")
+        raise ValueError(f"expected images of shape {(count, *model.shape)}, got {tuple(images.shape)}")
     check_signed(images)

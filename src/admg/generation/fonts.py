@@ -1,4 +1,4 @@
-"""Fonts with the letters of a text: Pillow's own, DejaVu Sans, which matplotlib brings, and those of the system.
+"""Fonts that have the letters of a text: Pillow's own, DejaVu Sans from matplotlib, and the system's fonts.
 
 Pillow draws a box for a letter that a font lacks. DejaVu Sans has Latin, Greek, Cyrillic, Hebrew and Arabic letters;
 Chinese, Japanese and Korean ones need a font of the system, such as Noto Sans CJK.
@@ -22,13 +22,13 @@ WIDE_COVERAGE = re.compile(
     "simsun|simhei|yugoth|meiryo|pingfang|hiragino|sdgothic",
     re.IGNORECASE,
 )
-"""Names of the fonts that systems have for scripts that DejaVu Sans lacks."""
+"""Names of common system fonts for scripts that DejaVu Sans lacks."""
 ABSENT = "\uffff"
 """A code point that no font has."""
 
 
 def font_for(text: str, size: int) -> Font:
-    """Return the first font that has all letters of a text, else the one that lacks the fewest."""
+    """Return the first font that has all letters of a text, or else the one that lacks the fewest."""
     fonts: list[Font] = []
     for font in _fonts(size):
         if not (lacking := missing(font, text)):
@@ -55,7 +55,7 @@ def label_title(name: str, number: int | None) -> str:
 
 @contextmanager
 def figure_fonts(*texts: str) -> Iterator[None]:
-    """Let matplotlib draw these texts, if there are fonts with their letters."""
+    """Set matplotlib's fonts such that it can draw these texts, if there are fonts with their letters."""
     import matplotlib
     from matplotlib import font_manager
 
@@ -92,7 +92,7 @@ def _default(size: int) -> Font:
 
 @lru_cache
 def _dejavu(size: int) -> Font:
-    matplotlib = find_spec("matplotlib")  # found without importing it, which takes long
+    matplotlib = find_spec("matplotlib")  # found without importing it, which is slow
     assert matplotlib is not None and matplotlib.submodule_search_locations
     folder = Path(matplotlib.submodule_search_locations[0], "mpl-data", "fonts", "ttf")
     return ImageFont.truetype(folder / "DejaVuSans.ttf", size)

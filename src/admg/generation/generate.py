@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from admg.checkpoints.compatibility import check_pair, facts_of
+from admg.checkpoints.loading import as_model, name_of
 from admg.checkpoints.model import Model
 from admg.data.value_range import check_array_8_bits
 from admg.diffusion.gaussian import Images
@@ -25,7 +26,7 @@ from .images import to_uint8
 from .interpolate import frame_noise
 from .job import Generated, Job, JobOptions
 from .labels import (
-    MOST_IMAGES,
+    MAX_IMAGES,
     LabelsArgument,
     check_num,
     choose_labels,
@@ -38,7 +39,6 @@ from .labels import (
 from .pairing import check_guide, check_null_label
 from .progress import OnProgress
 from .recipe import Recipe
-from .sample import as_model, name_of
 from .shards import NpzImages
 from .stage import Stage
 from .starts import FromImages, FromNoise, Starts, checksum
@@ -76,7 +76,7 @@ def generate(
     """Generate images into a folder, in shards: the job behind `admg sample`.
 
     The same call continues an interrupted run, and several processes can share one. run.json records everything that
-    decides the images: fingerprints of the weights, the guide, the sampler, the labels. A folder that holds a run with
+    determines the images: fingerprints of the weights, the guide, the sampler, the labels. A folder with a run of
     other settings is refused. A guide or sampler that cannot be identified, such as an object with hidden state, is
     marked in run.json, and its run cannot be continued.
 
@@ -88,14 +88,15 @@ def generate(
     guide, sampler, steps, seed, unconditional, bound_guidance, batch_size, compile: as in sample()
     precision: as in sample(), but "auto" by default: bf16 where it is native
     init: an image (1, C, H, W) in [-1, 1] to start from, as in edit(), with `strength`
-    upsampler: an upsampling model that enlarges the images; out/base then holds the small ones
-    upsampler_recipe: how the upsampler is sampled; by default as the model, with ddim in 25 steps and no guide
+    upsampler: an upsampling model that enlarges the images; the small images are then in out/base
+    upsampler_recipe: how the upsampler is sampled; by default like the model, but with ddim in 25 steps and no guide
     shard_size: images per file in out/shards; None: at most 256 images and 64 MB
     keep_shards: keep out/shards after merging
-    disk_wait: minutes to wait for space when the disk is full, before the run ends
-    rank, world_size: number of this process and of all that share the run; None: those that torchrun sets, or 0 and 1
+    disk_wait: minutes to wait for space when the disk is full before the run fails
+    rank, world_size: index of this process, from 0, and number of processes that share the run; None: those of
+        torchrun, or 0 and 1
     images: write a PNG file per image; None: for up to 1,000 images
-    overwrite: remove the run that the folder holds, and start again
+    overwrite: remove an existing run in the folder, and start again
     progress: True shows a bar; a function is called with a Progress after each step
     Raises ValueError for arguments that do not fit together, before anything is written.
 
@@ -116,7 +117,7 @@ def generate(
         overwrite=overwrite, disk_wait=disk_wait,
     )  # fmt: skip
     stage = plan(model, labels, recipe, out=out, num=num, init=init, strength=strength)
-    stages = (stage,) if upsampler is None else enlarged(stage, upsampler, upsampler_recipe)
+    stages = (stage,) if upsampler is None else upsampling_stages(stage, upsampler, upsampler_recipe)
     return try_and_run(Job(stages, options), progress)
 
 
@@ -136,7 +137,7 @@ def generate_edits(
 ) -> Generated:
     """Edit each image towards each label, `num` times, into a folder: the job behind `admg edit`.
 
-    images: (M, C, H, W) in [-1, 1]; image by image, and of each label by label, their edits follow each other
+    images: (M, C, H, W) in [-1, 1]; their edits are ordered by image, then by label
     strength, invert, from_labels: as in edit(); from_labels has one label for all images, or one per image
     The other arguments are those of generate().
     Raises ValueError as edit() and generate() do.
@@ -151,19 +152,19 @@ def generate_edits(
     model, recipe = as_model(model), recipe or Recipe(precision="auto")
     check_num(num)
     if from_labels is not None and not invert:
-        raise ValueError("from_labels is for invert: adding noise to an image needs no label")
+        raise ValueError("from_labels requires invert: adding noise to an image needs no label")
     if from_labels is not None and (recipe.unconditional or not model.conditional):
-        raise ValueError("from_labels is for inversion with labels, and this one is unconditional")
+        raise ValueError("from_labels must be None for an unconditional inversion")
     check_images(model, images, len(images))
     targets, count = target_labels(model, recipe, labels), len(images)
-    if (total := num * count * len(targets)) > MOST_IMAGES:
+    if (total := num * count * len(targets)) > MAX_IMAGES:
         made = f"{num:,} edits of {count:,} images towards {len(targets):,} labels make {total:,} images"
-        raise ValueError(f"{made}: at most {MOST_IMAGES:,} are made in one run")
+        raise ValueError(f"{made}, more than the limit of {MAX_IMAGES:,} per run")
     from_y = None
     if from_labels is not None:
         source = label_list(from_labels)
         if len(source) not in (1, count):
-            raise ValueError(f"from_labels has {len(source)} labels for {count} images: give one, or one per image")
+            raise ValueError(f"from_labels must have one label or one per image, got {len(source)} for {count} images")
         from_y = label_tensor(model, source * (count if len(source) == 1 else 1), count)
     which = [i for i in range(count) for _ in range(len(targets) * num)]
     stage = Stage(
@@ -277,7 +278,7 @@ def plan(
     loaded = as_model(model)
     if loaded.upsamples:
         raise ValueError(
-            f"{name_of(loaded) or 'this model'} enlarges images: use admg upsample, or give it as upsampler"
+            f"{name_of(loaded) or 'this model'} enlarges images: use admg upsample, or pass it as upsampler"
         )
     options: dict[str, Any] = {"unconditional": recipe.unconditional, "seed": recipe.seed}
     chosen, how = choose_labels(loaded, recipe.guide, labels, num, **options)
@@ -292,10 +293,10 @@ def plan(
     )  # fmt: skip
 
 
-def enlarged(stage: Stage, upsampler: Model | str | Path, recipe: Recipe | None = None) -> tuple[Stage, Stage]:
-    """Return two stages: the given one, in OUT/base, and its enlargement. Raises ValueError if they do not fit.
+def upsampling_stages(stage: Stage, upsampler: Model | str | Path, recipe: Recipe | None = None) -> tuple[Stage, Stage]:
+    """Return two stages: the given one, in OUT/base, and the upsampling of it. Raises ValueError if they do not fit.
 
-    recipe: of the upsampler; None: as the stage, with ddim in 25 steps and no guide, as in the paper
+    recipe: recipe of the upsampler; None: that of the stage, but with ddim in 25 steps and no guide, as in the paper
     """
     model = load_upsampler(upsampler)
     name = name_of(model)
@@ -320,7 +321,7 @@ def enlarged(stage: Stage, upsampler: Model | str | Path, recipe: Recipe | None 
 
 
 def check_base_labels(stage: Stage, instead: str) -> None:
-    """Raise ValueError if the model or the guide needs labels and an image has none. instead: what to do then."""
+    """Raise ValueError if the model or the guide needs labels and an image has none. instead: advice for the error."""
     if None not in stage.labels:
         return
     if stage.model.conditional and not stage.recipe.unconditional:
@@ -340,6 +341,6 @@ def target_labels(model: Model, recipe: Recipe, labels: LabelsArgument) -> list[
 
 
 def try_and_run(job: Job, progress: bool | OnProgress) -> Generated:
-    """Run a job after one step of its first stage, which shows errors before anything is written."""
+    """Run a job, after one step of its first stage to raise errors before anything is written."""
     job.try_out()
     return job.run(progress)

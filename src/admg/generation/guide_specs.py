@@ -28,12 +28,12 @@ from .pretrained_specs import PRETRAINED, is_pretrained, load_pretrained
 class GuideSet:
     """The guides of a run: a classifier's, classifier-free guidance, others, and an interval of noise levels for all.
 
-    classifier: of the classifier guidance, or None
+    classifier: classifier of the classifier guidance, or None
     scale: guidance scale of the classifier
     cfg: guidance scale of classifier-free guidance, or None
     others: further guides, which are added
-    interval: noise levels (low, high) outside of which there is no guidance, or None
-    reuse: the guides are evaluated once in this many steps; see guidance.Reused
+    interval: noise levels (low, high) to which guidance is limited, or None
+    reuse: evaluate the guides at every n-th step only; see guidance.Reused
     """
 
     classifier: Classifier | None = None
@@ -80,13 +80,13 @@ def load_guides(
 ) -> GuideSet:
     """Load the guides that texts describe.
 
-    classifier: name, folder or file of weights; it is loaded if a guide needs it
+    classifier: name, folder or file of weights; it is loaded only if a guide needs it
     scale: guidance scale of the classifier; None: default_scale, or 0 if there is another kind of guidance
     cfg: guidance scale of classifier-free guidance
     specs: kinds of admg.guidance such as "apg:4,eta=0.5" and networks of other libraries such as "clip:a red coat",
-        which take the place of the classifier's guidance, and "path/to/file.py:name", which are added to it
+        which replace classifier guidance, and "path/to/file.py:name", which are added to it
     interval: "low,high", noise levels
-    reuse: the guides are evaluated once in this many steps; see guidance.Reused
+    reuse: evaluate the guides at every n-th step only; see guidance.Reused
     keep_classifier: load the classifier even at scale 0
     Raises ValueError for an unknown guide, an option out of range, or a classifier that does not fit the model.
     """
@@ -103,7 +103,7 @@ def load_guides(
     found = GuideSet(loaded, scale, cfg, tuple(named), parse_interval(interval) if interval else None, reuse)
     asked = "the interval limits guidance" if found.interval else "guidance is to be reused" if reuse > 1 else ""
     if found.build() is None and asked:
-        raise ValueError(f"{asked}, and there is none: give a scale, cfg or a guide")
+        raise ValueError(f"{asked}, and there is none: pass a scale, cfg or a guide")
     return found
 
 
@@ -111,8 +111,7 @@ def load_classifier_for(model: Model, name: str | None) -> Classifier:
     """Load a classifier. Raises ValueError if it does not belong to the model."""
     if not name:
         raise ValueError(
-            "guidance needs a classifier, and the model comes without one: give classifier (--classifier NAME) or "
-            "cfg (--cfg W)"
+            'guidance needs a classifier, and the model has none of its own: pass classifier="NAME", or another guide'
         )
     classifier = loading.load_classifier(name)
     check_guide(model, guidance.ClassifierGuidance(classifier))
@@ -133,7 +132,7 @@ def parse_interval(text: str) -> tuple[float, float]:
 
 @functools.cache
 def guide_kinds() -> dict[str, type[guidance.Guidance]]:
-    """Return the classes of guides by name that need a guidance scale and at most a classifier.
+    """Return the classes of guides, by name, whose only required arguments are a guidance scale and a classifier.
 
     >>> guide_kinds()["apg"].__name__
     'APG'
@@ -173,7 +172,7 @@ def parse_guide(spec: str, classifier: Classifier | None = None) -> Guide:
     for k, part in enumerate(rest.split(",") if rest else []):
         key, _, value = part.partition("=") if "=" in part or k else ("scale", "", part)
         if key not in options:
-            raise ValueError(f"guide {spec}: {name} has no option {key!r}: {', '.join(options)}")
+            raise ValueError(f"guide {spec}: {name} has no option {key!r}; its options are {', '.join(options)}")
         try:
             given[key] = type(options[key])(value)
         except ValueError:
@@ -242,10 +241,10 @@ def load_user_guide(spec: str) -> UserGuide:
     guide, digest = load_object(spec)
     path, _, name = spec.rpartition(":")
     if isinstance(guide, type):
-        raise ValueError(f"{spec} is a class: name an object of it, such as my_guide = {name}()")
+        raise ValueError(f"{spec} must be an object, not a class: define one, such as my_guide = {name}()")
     if not callable(guide):
         kind = type(guide).__name__
-        raise ValueError(f"{spec} is no guide: a function of a guidance.State or a Guidance is needed, got {kind}")
+        raise ValueError(f"{spec} is not a guide: expected a function of guidance.State or a Guidance, got {kind}")
     return UserGuide(guide, Path(path).expanduser(), name, digest)
 
 

@@ -46,7 +46,7 @@ def to_float(images: UInt8[np.ndarray, "n h w c"]) -> Images:
 
 
 def to_pil(image: UInt8[np.ndarray, "h w c"]) -> Image.Image:
-    """Return a picture of an 8-bit image: grey or in colour, or the channels side by side in grey if they are others.
+    """Return a picture of an 8-bit image: grey, colour, or for other channel counts the channels in grey, side by side.
 
     Pillow would show a fourth channel as transparency.
     """
@@ -63,11 +63,11 @@ def save_png(image: Image.Image, path: Path) -> None:
 
 
 def save_images(images: ImageArray, labels: Sequence[int | None], names: Sequence[str], out: Path) -> None:
-    """Write a file per image to the folder `out`, and dataset.json, from which training reads the same labels.
+    """Write a file per image to the folder `out`, and dataset.json with the labels for training.
 
     labels, names: number and name of each image's label, None and "" for none
 
-    The files are named `<label>_<number>.png`, with labels as file systems allow them. Images of other than one or
+    The files are named `<label>_<number>.png`, with labels made valid for file systems. Images with other than one or
     three channels become TIFF files, `.tif`, with a grey page per channel. The folder appears only once all files are
     written.
     """

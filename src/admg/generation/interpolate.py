@@ -11,19 +11,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from admg.checkpoints.loading import as_model
 from admg.checkpoints.model import Model
 from admg.diffusion.gaussian import Images
 from admg.diffusion.noise import SeededNoise
+from admg.engine.compiling import Compile
 from admg.engine.precision import Precision
 from admg.guidance import Guide
 from admg.samplers import Sampler
 
 from .edit import encode
 from .labels import Label
-from .sample import as_model, sample
+from .sample import sample
 from .samples import Samples
 
-MOST_FRAMES = 10_000
+MAX_FRAMES = 10_000
 
 
 def interpolate(
@@ -40,16 +42,17 @@ def interpolate(
     bound_guidance: bool = True,
     batch_size: int | None = None,
     precision: Precision = "fp32",
+    compile: Compile = "auto",
     progress: bool = True,
 ) -> Samples:
     """Generate the images between two images, or between the first images of two seeds.
 
-    ends: two images (2, C, H, W) in [-1, 1], which are encoded, so that the first and the last frame nearly show them,
-        more closely with more steps (and without a guide); or two seeds
-    label: label of all frames; the network is conditioned on it while it encodes images as well, without the guide
+    ends: two images (2, C, H, W) in [-1, 1], which are encoded: the first and the last frame resemble them, more
+        closely with more steps (and without a guide); or two seeds
+    label: label of all frames; the network is also conditioned on it while it encodes images, without the guide
     frames: number of images, both ends included
     The other arguments are those of sample().
-    Raises ValueError as sample() does, for fewer than two frames, and unless there are two ends.
+    Raises ValueError as sample() does, and unless there are two ends and at least two frames.
 
     >>> import admg
     >>> admg.interpolate("fashion-mnist", (0, 1), "sneaker", frames=3, steps=2, progress=False)
@@ -60,7 +63,7 @@ def interpolate(
                       precision=precision)  # fmt: skip
     return sample(model, [label] * frames, guide=guide, sampler=sampler, steps=steps, seed=seed, batch_size=batch_size,
                   x_T=x_T, unconditional=unconditional, bound_guidance=bound_guidance, precision=precision,
-                  progress=progress)  # fmt: skip
+                  compile=compile, progress=progress)  # fmt: skip
 
 
 def frame_noise(
@@ -79,10 +82,10 @@ def frame_noise(
         raise ValueError(f"interpolation needs two ends, got {len(ends)}")
     if not isinstance(ends, Tensor):
         if not all(isinstance(seed, int | np.integer) and seed >= 0 for seed in ends):
-            raise ValueError("the ends must be two seeds, integers from 0 up, or a tensor of two images")
+            raise ValueError("the ends must be two seeds (non-negative integers) or a tensor of two images")
         return between(seed_noise(model, ends), frames)
     labels = None if label is None or unconditional or not model.conditional else [label] * 2
-    return between(encode(model, ends, labels, steps=steps, seed=seed, precision=precision), frames)
+    return between(encode(model, ends, labels, steps=steps, seed=seed, precision=precision, progress=False), frames)
 
 
 def seed_noise(model: Model, seeds: Sequence[int]) -> Images:
@@ -91,9 +94,9 @@ def seed_noise(model: Model, seeds: Sequence[int]) -> Images:
 
 
 def between(ends: Images, frames: int) -> Images:
-    """Return the slerp of two ends at `frames` evenly spaced places, both ends included."""
-    if not 2 <= frames <= MOST_FRAMES:
-        raise ValueError(f"frames must be from 2, the two ends, to {MOST_FRAMES:,}, got {frames:,}")
+    """Return the slerp of two ends at `frames` evenly spaced positions, both ends included."""
+    if not 2 <= frames <= MAX_FRAMES:
+        raise ValueError(f"frames must be from 2 (the two ends) to {MAX_FRAMES:,}, got {frames:,}")
     return torch.stack([slerp(ends[0], ends[1], i / (frames - 1)) for i in range(frames)])
 
 

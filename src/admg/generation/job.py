@@ -22,14 +22,15 @@ from admg.files import LockError, check_output_folder, locked, remove, remove_le
 
 from .fonts import label_title
 from .images import save_images, save_png
+from .labels import as_tensor
 from .progress import Activity, OnProgress, Progress, reporting
-from .run_record import RUN, OtherRun, find_run, open_run, run_files
+from .run_record import RUN, RunMismatchError, find_run, open_run, run_files
 from .shards import NpzImages, Shards
 from .stage import Stage
 
 MAX_PNGS = 1000
-PATIENCE = 3600.0
-"""Seconds without a new shard after which a process no longer waits for others."""
+SHARD_TIMEOUT = 3600.0
+"""Seconds without a new shard after which a process stops waiting for others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,21 +38,21 @@ class JobOptions:
     """Output. An interrupted run continues when the same command is started again.
 
     The processes of torchrun or srun share the images, and the first one merges them; it waits as long as the others
-    write a shard at least once an hour. Processes that are started one by one are given a rank and a world_size, and
-    the last one merges.
+    write a shard at least once an hour. Processes that are started one by one need a rank and a world_size, and the
+    last one merges.
 
-    overwrite: remove the run that the folder holds, and start again
+    overwrite: remove an existing run in the folder, and start again
     images: write a PNG file per image
     shard_size: images per file in OUT/shards
     keep_shards: keep OUT/shards after merging
-    disk_wait: minutes to wait for space when the disk is full, with a note every minute, before the run ends
-    rank: number of this process, which makes every WORLD_SIZE-th shard
+    disk_wait: minutes to wait for space when the disk is full before the run fails, with a message every minute
+    rank: index of this process, from 0; it makes every WORLD_SIZE-th shard
     world_size: number of processes that share the work
     """
 
     overwrite: bool = False
     images: bool | None = setting(None, default_text=f"for up to {MAX_PNGS:,} images")
-    shard_size: int | None = setting(None, min=1, default_text="by number and size of the images")
+    shard_size: int | None = setting(None, min=1, default_text="from the number and size of the images")
     keep_shards: bool = False
     disk_wait: float = setting(0.0, min=0, metavar="MINUTES")
     rank: int | None = setting(None, min=0, default_text="that of torchrun or srun, or 0")
@@ -62,11 +63,11 @@ class JobOptions:
         if not 0 <= self.process < self.processes:
             raise ValueError(f"rank must be from 0 to {self.processes - 1}, below world_size, got {self.process}")
         if self.overwrite and self.processes > 1:
-            raise ValueError("overwrite is for one process: it would remove the shards of the others")
+            raise ValueError("overwrite requires a single process: it would remove the shards of the others")
 
     @property
     def process(self) -> int:
-        """Number of this process."""
+        """Index of this process, from 0."""
         return Processes.from_environment().rank if self.rank is None else self.rank
 
     @property
@@ -76,12 +77,12 @@ class JobOptions:
 
     @property
     def together(self) -> bool:
-        """Whether a launcher started the processes together, so that the first one waits for the others and merges."""
+        """Whether a launcher started the processes together; then the first one waits for the others and merges."""
         return self.processes > 1 and self.rank is None and self.world_size is None
 
     @property
     def merges(self) -> bool:
-        """Whether this process may merge the shards: the first one, or that which finishes last."""
+        """Whether this process may merge the shards: the first one of a launcher, or whichever finishes last."""
         return self.process == 0 or not self.together
 
 
@@ -108,7 +109,7 @@ class Generated:
 
     @property
     def finished(self) -> bool:
-        """Whether this process wrote, or found, the merged file and its pictures."""
+        """Whether this process wrote or found the merged file and its pictures."""
         return self.sheet is not None
 
     def read(self) -> NpzImages:
@@ -120,7 +121,7 @@ class Generated:
 class Job:
     """Stages that follow each other, in one run directory.
 
-    stages: of which each may enlarge the images of the one before it; the last one's folder is the run directory
+    stages: each may enlarge the images of the one before it; the folder of the last one is the run directory
     """
 
     stages: tuple[Stage, ...]
@@ -135,14 +136,14 @@ class Job:
         self.stages[0].try_out()
 
     def check(self) -> list[Shards]:
-        """Return the shards of each stage, as the run in the folder has them, without changing anything.
+        """Return the shards of each stage, according to the run in the folder, without changing anything.
 
-        Raises ValueError if the folder holds a run with other settings, which may not be overwritten, or other files.
+        Raises ValueError if the folder holds a run with other settings and `overwrite` is False, or other files.
         """
         return [check_run(stage.record, self._shards(stage), self.options.overwrite) for stage in self.stages]
 
     def missing(self) -> list[int]:
-        """Return the number of images that each stage still has to make."""
+        """Return the number of missing images of each stage."""
         if self.options.overwrite:
             return [shards.num for shards in self.check()]
         return [0 if shards.target.exists() else sum(len(shards.span(k)) for k in shards.missing())
@@ -153,16 +154,16 @@ class Job:
         clear(self.folder)
 
     def run(self, progress: bool | OnProgress = True, wait: bool = False) -> Generated:
-        """Make what is missing of each stage, merge it, and draw the last stage.
+        """Make the missing images of each stage, merge them, and draw the last stage.
 
         progress: True shows a bar; a function is called with a Progress after each step
-        wait: wait for other processes to finish the last stage as well
+        wait: also wait for other processes to finish the last stage
         Raises ValueError if the folder holds another run or other files, or if it holds the base images.
         """
         runs = self._begin()
         with ExitStack() as stack:
             for shards in runs:
-                stack.enter_context(shared(shards.folder / RUN, partial(sweep, shards)))
+                stack.enter_context(shared(shards.folder / RUN, partial(remove_unfinished_files, shards)))
             return self._run(runs, progress, wait)
 
     def _run(self, runs: list[Shards], progress: bool | OnProgress, wait: bool) -> Generated:
@@ -203,7 +204,7 @@ class Job:
         made = [shards.target for _, shards in planned]
         for stage in self.stages:
             if stage.base is not None and stage.base not in made:
-                check_base(stage.base, self.folder)
+                check_base_folder(stage.base, self.folder)
         for run in planned:
             check_run(*run, self.options.overwrite)
         if self.options.overwrite:
@@ -217,31 +218,31 @@ class Job:
 
 
 def check_run(record: Mapping[str, Any], shards: Shards, overwrite: bool) -> Shards:
-    """Return the shards as the run in the folder has them, else as they are planned.
+    """Return the shards of the run in the folder, or the planned ones if there is no run.
 
-    Raises ValueError if the folder holds another run, which may not be overwritten, or files that are of no run.
+    Raises ValueError if the folder holds another run and `overwrite` is False, or files that belong to no run.
     """
     try:
-        found = find_run(record, shards)
-    except OtherRun as error:
+        existing = find_run(record, shards)
+    except RunMismatchError as error:
         if not overwrite:
             raise ValueError(f"{error}; choose another --out, or --overwrite it") from None
         return shards
-    return shards if found is None or overwrite else found
+    return shards if existing is None or overwrite else existing
 
 
-def sweep(shards: Shards) -> None:
-    """Remove what processes that were killed left half-written."""
+def remove_unfinished_files(shards: Shards) -> None:
+    """Remove incomplete files of processes that were killed."""
     for folder in (shards.folder, shards.parts):
         remove_leftovers(folder)
 
 
-def check_base(base: Path, out: Path) -> None:
+def check_base_folder(base: Path, out: Path) -> None:
     """Raise ValueError if the base images belong to a run that this one would have to replace."""
     path = base.resolve()
     for file in (*run_files(out), *run_files(out / "base")):
         if file.resolve() in (path, *path.parents):
-            raise ValueError(f"{base} belongs to the run that {out} holds: choose another --out")
+            raise ValueError(f"{base} belongs to the run in {out}: choose another --out")
 
 
 def produce(stage: Stage, shards: Shards, options: JobOptions, report: OnProgress) -> None:
@@ -250,7 +251,7 @@ def produce(stage: Stage, shards: Shards, options: JobOptions, report: OnProgres
     missing = set() if shards.target.exists() else set(shards.missing())
     for k in mine:
         if k not in missing and not shards.target.exists() and shards.damaged(k):
-            warnings.warn(f"{shards.path(k)} is damaged, and is made again", stacklevel=2)
+            warnings.warn(f"{shards.path(k)} is damaged, and will be made again", stacklevel=2)
             missing.add(k)
     todo = [k for k in mine if k in missing]
     if not todo:
@@ -263,7 +264,7 @@ def produce(stage: Stage, shards: Shards, options: JobOptions, report: OnProgres
         report(Progress(shards.folder, activity, min(finished, total), total, total - left))
 
     say(done)
-    ended = Event()  # by an exception, so that the thread does not wait for space any more
+    ended = Event()  # by an exception: then the thread no longer waits for space
     with stage.maker() as maker, ThreadPoolExecutor(1) as writer, ExitStack() as stack:
         stack.callback(ended.set)
         writing: Future[None] | None = None
@@ -283,7 +284,7 @@ def _labels(stage: Stage, shards: Shards, k: int) -> np.ndarray | None:
     if not shards.labelled:
         return None
     span = shards.span(k)
-    return np.array([-1 if label is None else label for label in stage.labels[span.start : span.stop]], np.int64)
+    return as_tensor(stage.labels[span.start : span.stop]).numpy()
 
 
 def merge(shards: Shards) -> bool:
@@ -301,23 +302,23 @@ def merge(shards: Shards) -> bool:
         if not shards.target.exists():
             raise
         return False
-    (shards.parts / ".merging.lock").unlink(missing_ok=True)  # processes that wait for it will see the merged file
+    (shards.parts / ".merging.lock").unlink(missing_ok=True)  # processes waiting for it will see the merged file
     return True
 
 
 def wait_for_others(shards: Shards, report: OnProgress, merges: bool = True, seconds: float = 1.0) -> None:
-    """Wait until the shards of the other processes are merged, or are there if this process can merge them.
+    """Wait until the shards of the other processes are merged, or are complete if this process can merge them.
 
-    Raises TimeoutError, which is an OSError, if nothing new comes in for PATIENCE: another process has ended.
+    Raises TimeoutError, an OSError, if no new shard appears for SHARD_TIMEOUT seconds: another process has ended.
     """
     total, before, since = len(shards), -1, 0.0
     while ((missing := shards.missing()) or not merges) and not shards.target.exists():
         if len(missing) != before:
             before, since = len(missing), time.monotonic()
-        elif time.monotonic() - since > PATIENCE:
+        elif time.monotonic() - since > SHARD_TIMEOUT:
             raise TimeoutError(
-                f"{total - before} of {total} shards are in {shards.folder}, and no other came in {PATIENCE / 60:g} "
-                f"minutes: another process has ended; the same command, started again, makes the rest"
+                f"{total - before} of {total} shards are in {shards.folder}, and no new one appeared for "
+                f"{SHARD_TIMEOUT / 60:g} minutes: another process has ended; run the same command again to continue"
             )
         report(Progress(shards.folder, "waiting", total - len(missing), total, 0))
         time.sleep(seconds)
@@ -339,15 +340,15 @@ def finish(stage: Stage, shards: Shards, options: JobOptions, redraw: bool) -> G
 def check_merged(shards: Shards) -> None:
     """Raise ValueError if the merged file of a run that was finished before is damaged."""
     try:
-        found = NpzImages(shards.target).verify().shape
-        if found != (shards.num, *shards.shape):
-            raise ValueError(f"{shards.target} is damaged: it holds images {found}")
+        shape = NpzImages(shards.target).verify().shape
+        if shape != (shards.num, *shards.shape):
+            raise ValueError(f"{shards.target} is damaged: it holds images {shape}")
     except ValueError as error:
         raise ValueError(f"{error}; remove the file and the command makes it again, or --overwrite the run") from None
 
 
 def discard(shards: Shards, options: JobOptions) -> None:
-    """Remove the shards unless they are to be kept."""
+    """Remove the shards unless `keep_shards` is set."""
     if not options.keep_shards:
         shards.discard()
 

@@ -1,4 +1,4 @@
-"""The names of the labels of stored samples, which an .npz has by number alone."""
+"""The names of the labels of stored samples; an .npz holds only their numbers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .run_record import read_record
 from .samples import Samples
 
 MERGED = re.compile(r"samples_\d+x\d+x\d+x\d+\.npz")
-"""Names of Shards.target."""
+"""Pattern of the names of Shards.target."""
 
 
 def names_of(images: Any) -> tuple[str, ...]:
@@ -38,6 +38,6 @@ def names_of_labels(npz: Path) -> tuple[str, ...]:
 
 
 def table_of(names: Mapping[str, str]) -> tuple[str, ...]:
-    """Return names by number, `{"3": "Dress"}`, as a table with "" for those that lack; () if they are only numbers."""
+    """Return names by number, `{"3": "Dress"}`, as a table with "" for missing ones; () if labels have only numbers."""
     named = {int(number): name for number, name in names.items() if name not in ("", number)}
     return tuple(named.get(number, "") for number in range(max(named) + 1)) if named else ()

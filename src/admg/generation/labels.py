@@ -10,40 +10,32 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
+from jaxtyping import Int64
 from torch import Tensor
 
 from admg.checkpoints.labels import Labels
 from admg.checkpoints.model import Model
-from admg.guidance import DPS, ILVR, ExtendedClassifierGuidance, Guide, LinearInverse, LossGuidance, Sum, Wrapper
+from admg.guidance import Guide
+from admg.guidance.base import reads_labels
 
 Label = int | str | None
 """An int is the number of a label, a str its name, and None stands for no label."""
 LabelsArgument = Label | Sequence[Label] | Tensor
-MAX_RECORDED = 100
-MOST_IMAGES = 10_000_000
+MAX_RECORDED_LABELS = 100
+MAX_IMAGES = 10_000_000
 """Largest number of images of one run; more are several runs with different seeds."""
 
 
 def label_table(model: Model, guide: Guide | None) -> Labels:
-    """Return the labels that may be used: those of the model, else those of the guide's classifier."""
+    """Return the available labels: those of the model, or else those of the guide's classifier."""
     of_guide = getattr(getattr(guide, "classifier", None), "labels", None)
     return model.labels if model.labels.count or of_guide is None else of_guide
 
 
 def uses_labels(model: Model, guide: Guide | None, unconditional: bool) -> bool:
     """Whether labels have an effect: on the guide, or on a network that is conditioned on them."""
-    return reads_labels(guide) or (model.conditional and not unconditional)
-
-
-def reads_labels(guide: Guide | None) -> bool:
-    """Whether a guide follows the target labels, apart from the conditioning of the network. Users' own guides may."""
-    if isinstance(guide, Sum):
-        return any(map(reads_labels, guide.guides))
-    if isinstance(guide, ILVR) or (isinstance(guide, Wrapper) and type(guide).__module__.startswith("admg.")):
-        return reads_labels(guide.guide)
-    if isinstance(guide, ExtendedClassifierGuidance):
-        return guide.labels is None
-    return guide is not None and not isinstance(guide, LossGuidance | LinearInverse | DPS)
+    return (guide is not None and reads_labels(guide)) or (model.conditional and not unconditional)
 
 
 def check_labels_used(model: Model, guide: Guide | None, unconditional: bool, labels: Sequence[int | None]) -> None:
@@ -53,21 +45,21 @@ def check_labels_used(model: Model, guide: Guide | None, unconditional: bool, la
 
 
 def no_effect(table: Labels) -> ValueError:
-    """Return the error for labels that would have no effect. table: the labels that there are"""
+    """Return the error for labels that would have no effect. table: the known labels"""
     why = "neither the model nor a guide uses them" if table.count else "this model has no labels"
     return ValueError(f"labels would have no effect: {why}")
 
 
 def check_num(num: int | None) -> None:
     """Raise ValueError unless a number of images is None or in its range."""
-    if num is not None and not 1 <= num <= MOST_IMAGES:
-        raise ValueError(f"num must be from 1 to {MOST_IMAGES:,}, got {num}")
+    if num is not None and not 1 <= num <= MAX_IMAGES:
+        raise ValueError(f"num must be from 1 to {MAX_IMAGES:,}, got {num}")
 
 
 def resolve_labels(
     model: Model, guide: Guide | None, labels: LabelsArgument, num: int | None = None
 ) -> list[int | None]:
-    """Return the number of each image's label, None for an image without one.
+    """Return the number of each image's label, None for an image without a label.
 
     labels: one label, a sequence of them, or a tensor (N,) of numbers; -1 in a tensor stands for no label
     num: number of images, in equal shares of the labels; None: one image per label
@@ -80,13 +72,13 @@ def resolve_labels(
     if not items:
         raise ValueError("no labels: at least one is needed")
     numbers = [label_number(table, item) for item in items]
-    return numbers if num is None else shares(numbers, num)
+    return numbers if num is None else cycle_labels(numbers, num)
 
 
 def label_list(labels: LabelsArgument) -> list[Label]:
     """Return one label or several as a list. Negative numbers in a tensor or array become None."""
     if isinstance(labels, np.ndarray) and labels.dtype.kind in "UO" and labels.ndim == 1:
-        return list(labels.tolist())  # of names, or of names and numbers
+        return list(labels.tolist())  # names, or names and numbers
     if isinstance(labels, Tensor | np.ndarray):
         if np.asarray(labels).dtype.kind not in "iu" or labels.ndim > 1:
             raise ValueError(
@@ -126,9 +118,9 @@ def label_number(table: Labels, label: Any) -> int | None:
 
 
 def typed_labels(model: Model, guide: Any, labels: Sequence[int | str]) -> list[Label]:
-    """Return the numbers of labels of a command: text is a name or alias, or else a decimal number.
+    """Return the numbers of the labels of a command: text is a name or alias, or else a decimal number.
 
-    Text remains a TypedLabel where there are no labels yet to compare it with. A warning says if text could be both.
+    Text remains a TypedLabel if the labels are not known yet. Warns if text could be both a name and a number.
     Raises ValueError if there is no such label.
     """
     table = label_table(model, guide)
@@ -161,7 +153,7 @@ def choose_labels(
     unconditional: bool = False,
     seed: int = 0,
 ) -> tuple[list[int | None], Any]:
-    """Return a label for each image of a run, and how they were chosen, for its record.
+    """Return a label for each image of a run, and a description of their choice for its record.
 
     labels: "balanced" (equal shares of all labels), "random" (drawn with the seed), or as in sample(); None: balanced,
         or random for fewer images than labels. Images have no label where labels would have no effect
@@ -176,17 +168,17 @@ def choose_labels(
         return [None] * (num or (len(label_list(labels)) if labels is not None else 8)), None
     if labels is not None and not (isinstance(labels, str) and labels in ("balanced", "random")):
         numbers = resolve_labels(model, guide, labels)
-        return resolve_labels(model, guide, labels, num), recorded(numbers)
+        return resolve_labels(model, guide, labels, num), label_record(numbers)
     num = num or (8 * table.count if table.count <= 20 else 64)
     if (labels or ("random" if num < table.count else "balanced")) == "balanced":
-        return shares(range(table.count), num), "balanced"
+        return cycle_labels(range(table.count), num), "balanced"
     return [*random_labels(seed, table.count, num)], "random"
 
 
-def shares(labels: Sequence[int | None], num: int) -> list[int | None]:
-    """Return `num` labels, taken in turn, so that all have the same number of images, or one more.
+def cycle_labels(labels: Sequence[int | None], num: int) -> list[int | None]:
+    """Return `num` labels, taken in turn; the numbers of images per label differ by at most one.
 
-    >>> shares([0, 1], 5)
+    >>> cycle_labels([0, 1], 5)
     [0, 1, 0, 1, 0]
     """
     return list(itertools.islice(itertools.cycle(labels), num))
@@ -199,9 +191,13 @@ def random_labels(seed: int, count: int, num: int) -> list[int]:
     return drawn
 
 
-def recorded(numbers: Sequence[int | None]) -> Any:
-    """Return labels for the record of a run: the numbers, or a checksum of many."""
-    if len(numbers) <= MAX_RECORDED:
+def label_record(numbers: Sequence[int | None]) -> Any:
+    """Return the labels for the record of a run: the numbers, or a checksum if there are many."""
+    if len(numbers) <= MAX_RECORDED_LABELS:
         return list(numbers)
-    array = np.array([-1 if number is None else number for number in numbers], np.int64)
-    return f"{len(numbers)} labels, checksum {hashlib.sha256(array.tobytes()).hexdigest()[:12]}"
+    return f"{len(numbers)} labels, checksum {hashlib.sha256(as_tensor(numbers).numpy().tobytes()).hexdigest()[:12]}"
+
+
+def as_tensor(labels: Sequence[int | None]) -> Int64[Tensor, " n"]:
+    """Return the numbers of labels as a tensor, -1 for no label."""
+    return torch.tensor([-1 if label is None else label for label in labels], dtype=torch.int64)

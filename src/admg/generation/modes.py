@@ -1,4 +1,4 @@
-"""Evaluation mode of all modules of a run, those that a user's functions hold included.
+"""Evaluation mode for all modules of a run, including those in a user's functions.
 
 A module in training mode (batch norm, dropout) would let an image depend on the batch that it is in.
 """
@@ -8,43 +8,55 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FunctionType, MethodType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
-from .describe import captured, is_installed
+from .identity import captured, is_installed
+
+_lock = threading.Lock()
+_runs: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+"""Number of runs that hold a module in evaluation mode, of those that were in training mode before."""
 
 
 @contextmanager
 def evaluation_mode(*parts: Any) -> Iterator[None]:
-    """Put all modules in these objects into evaluation mode, and each of them back when the block is left.
+    """Context manager that puts all modules in these objects into evaluation mode, and restores their modes at the end.
 
     Modules are looked for in the fields of dataclasses, the attributes of objects of the user's own classes, and
     containers, and in the closure, the defaults and the global variables of functions.
     Raises ValueError for a batch norm without running statistics, which mixes the images of a batch in any mode.
     """
-    found = [part for module in modules_in(parts) for part in module.modules()]
-    for module in found:
+    modules = [part for module in modules_in(parts) for part in module.modules()]
+    for module in modules:
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and not module.track_running_stats:
-            raise ValueError(f"{module}: without running statistics an image depends on the others of its batch")
-    training = [module for module in found if module.training]
-    try:
-        for module in training:
+            raise ValueError(f"{module} has no running statistics: each image would depend on the others of its batch")
+    with _lock:
+        switched = [module for module in modules if module.training or module in _runs]
+        for module in switched:
+            _runs[module] = _runs.get(module, 0) + 1
             module.training = False
+    try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        with _lock:
+            for module in switched:
+                _runs[module] -= 1
+                if not _runs[module]:  # the last of the runs, perhaps in other threads
+                    del _runs[module]
+                    module.training = True
 
 
 def modules_in(parts: Iterable[Any]) -> list[nn.Module]:
-    """Return the modules that objects are or hold, each once."""
-    found: list[nn.Module] = []
+    """Return the modules among and within objects, each once."""
+    modules: list[nn.Module] = []
     seen, waiting = set[int](), list(parts)
-    kept = []  # so that no id is used twice
+    kept = []  # keeps objects alive, so that no id is used twice
     while waiting:
         part = waiting.pop()
         if id(part) in seen:
@@ -52,14 +64,14 @@ def modules_in(parts: Iterable[Any]) -> list[nn.Module]:
         seen.add(id(part))
         kept.append(part)
         if isinstance(part, nn.Module):
-            found.append(part)
+            modules.append(part)
         else:
-            waiting.extend(held(part))
-    return found
+            waiting.extend(referents(part))
+    return modules
 
 
-def held(part: Any) -> Iterable[Any]:
-    """Return the objects in which the modules of an object may be."""
+def referents(part: Any) -> Iterable[Any]:
+    """Return the objects to search for the modules of an object."""
     if isinstance(part, Mapping):
         return part.values()
     if isinstance(part, list | tuple | set | frozenset):

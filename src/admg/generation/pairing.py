@@ -14,9 +14,9 @@ from admg.guidance import AutoGuidance, Calibrated, ExtendedClassifierGuidance, 
 
 
 def check_guide(model: Model, guide: Any) -> None:
-    """Compare a model with every Classifier and Model that its guide follows; functions of the user's are not checked.
+    """Compare a model with every Classifier and Model in its guide; users' own functions are not checked.
 
-    Raises ValueError for a difference that makes the guidance wrong, and warns of one that may be right.
+    Raises ValueError for a difference that makes the guidance wrong, and warns of one that may be intended.
     """
     own = facts_of(model, "the model")
     for part in guides_in(guide):
@@ -31,7 +31,7 @@ def check_guide(model: Model, guide: Any) -> None:
 
 
 def note_empty_intervals(model: Model, guide: Any) -> None:
-    """Warn of guidance that is limited to noise levels of which no step of the model has any."""
+    """Warn of guidance limited to an interval of noise levels that contains no step of the model."""
     schedule = model.diffusion.schedule
     levels = [schedule.sigma(i) for i in range(len(schedule))]
     for part in guides_in(guide):
@@ -39,8 +39,8 @@ def note_empty_intervals(model: Model, guide: Any) -> None:
             near = sorted(levels, key=lambda level: abs(math.log(level / max(part.low, levels[0]))))[:3]
             shown = ", ".join(f"{level:.3g}" for level in sorted(near))
             warnings.warn(
-                f"no step has a noise level from {part.low:g} to {part.high:g}, so that guidance limited to it has no "
-                f"effect: the nearest are {shown}",
+                f"no step has a noise level from {part.low:g} to {part.high:g}: guidance limited to this interval has "
+                f"no effect; the nearest levels are {shown}",
                 stacklevel=2,
             )
 
@@ -52,7 +52,7 @@ def check_null_label(model: Model, labels: Sequence[int | None], unconditional: 
 
 
 def classifier_of(part: Any) -> Classifier | None:
-    """Return the classifier that is a field of a guide itself, without its calibration; None if it is no Classifier."""
+    """Return the Classifier in a field of this guide, without its calibration; None if there is none."""
     names = {field.name for field in dataclasses.fields(part)} if dataclasses.is_dataclass(part) else set()
     found = getattr(part, "classifier", None) if isinstance(part, Guidance) and "classifier" in names else None
     while isinstance(found, Calibrated):

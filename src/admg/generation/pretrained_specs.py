@@ -1,4 +1,4 @@
-"""Guides of networks of other libraries by text: "timm:resnet50.a1_in1k,label=golden retriever", "clip:a red coat"."""
+"""Guides by networks of other libraries, as text: "timm:resnet50.a1_in1k,label=golden retriever", "clip:a red coat"."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from admg.guidance import PretrainedGuidance, from_timm, from_torchvision, from_transformers
 
 CLIP = "openai/clip-vit-base-patch32"
-"""Model of `clip:`, unless another one is given."""
+"""Default model of `clip:`."""
 
 
 def _clip(text: str, model: str = CLIP, **options: Any) -> PretrainedGuidance:
@@ -40,13 +40,13 @@ def load_pretrained(spec: str) -> PretrainedGuidance:
     first, *given = re.split(rf",(?=(?:{'|'.join(sorted({'label', 'scale', 'model'}))})=)", rest)
     what = "a text" if name == "clip" else "a model"
     if not first.strip():
-        raise ValueError(f"guide {spec}: give {what}, {name}:{'a red coat' if name == 'clip' else 'MODEL'}")
+        raise ValueError(f"guide {spec}: specify {what}, {name}:{'a red coat' if name == 'clip' else 'MODEL'}")
     options: dict[str, Any] = {}
     for part in given:
         key, _, value = part.partition("=")
         if key not in allowed or not value:
             raise ValueError(
-                f"guide {spec}: {part!r} is no option of {name}: {', '.join(sorted(allowed))}, each with ="
+                f"guide {spec}: {part!r} is not an option of {name}: expected {', '.join(sorted(allowed))}, each with ="
             )
         options[key] = value
     if "scale" in options:

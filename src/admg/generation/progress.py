@@ -15,13 +15,13 @@ Activity = Literal["sampling", "upsampling", "waiting"]
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a stage of a job is.
+    """Progress of a stage of a job.
 
     folder: of the stage
     activity: "sampling", "upsampling", or "waiting" for the shards of other processes
     done: images of this process that are done, a fraction after each step; shards while waiting
     total: images of this process; shards while waiting
-    reused: images that an earlier run left
+    reused: images that an earlier run had finished
     """
 
     folder: Path
@@ -55,7 +55,7 @@ class ProgressBars:
             self.bar.close()
 
     def close(self) -> None:
-        """Leave the bar as it is, before something else is printed."""
+        """Leave the bar in its current state, before something else is printed."""
         if self.bar is not None:
             self.bar.close()
 
@@ -64,7 +64,7 @@ class ProgressBars:
 def reporting(progress: bool | OnProgress, show: bool = True) -> Iterator[OnProgress]:
     """Context manager that returns the function to call with a Progress, and closes it at the end if it can be closed.
 
-    show: whether True shows bars, as in the first of several processes
+    show: whether True shows bars; only in the first of several processes
     """
     report = progress if callable(progress) else ProgressBars() if progress and show else _ignore
     try:

@@ -20,13 +20,14 @@ from admg.engine.compiling import Compile
 from admg.engine.memory import in_batches
 from admg.engine.precision import Precision, resolve
 from admg.guidance import Bounded, Guide, Recorded
-from admg.guidance.rows import drawing
+from admg.guidance.rows import batch_context
 from admg.samplers import NoiseSampler, Step
 
 from .acceleration import batch_that_fits
 from .augmentation import augmented, check_level
-from .describe import describe_or_mark, describe_sampler
 from .guide_specs import guide_title
+from .identity import identify_or_mark, identify_sampler
+from .labels import as_tensor
 from .modes import evaluation_mode
 from .pairing import check_guide, check_null_label, note_empty_intervals
 from .sampler_specs import find_sampler, sampler_name, set_options
@@ -35,8 +36,8 @@ Start = Callable[[Model, Images, bool], Images]
 """(model, noise, unconditional) -> x (N, C, H, W) at the model's highest step, where sampling begins."""
 
 
-MOST_SIGNAL = 0.3
-"""Largest ᾱ of the first step of sampling, which begins with x_T ~ N(0, I), without a warning."""
+MAX_INITIAL_ALPHA_BAR = 0.3
+"""Largest ᾱ of the first step of sampling for which there is no warning; sampling begins with x_T ~ N(0, I)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +78,7 @@ class Recipe:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
 
     def arguments(self) -> dict[str, Any]:
-        """Return the settings as arguments of generate(), whose model is no upsampler."""
+        """Return the settings as arguments of generate(), whose model is not an upsampler."""
         names = [field.name for field in dataclasses.fields(self) if field.name != "augment_level"]
         return {name: getattr(self, name) for name in names}
 
@@ -90,16 +91,16 @@ class Recipe:
 
     @property
     def bounded_guide(self) -> Guide | None:
-        """The guide to sample with: bounded, if it is to be."""
+        """The guide to sample with, bounded if `bound_guidance` is set."""
         return Bounded(self.guide) if self.guide is not None and self.bound_guidance else self.guide
 
     def record(self, device: torch.device) -> dict[str, Any]:
-        """Return everything that decides the images, in JSON types."""
+        """Return everything that determines the images, in JSON types."""
         return {
-            "guide": describe_or_mark(self.guide),
+            "guide": identify_or_mark(self.guide),
             **({} if self.guide is None else {"bound_guidance": self.bound_guidance}),
-            "sampler": describe_sampler(self.sampler),
-            "options": describe_or_mark(set_options(self.sampler)) or None,
+            "sampler": identify_sampler(self.sampler),
+            "options": identify_or_mark(set_options(self.sampler)) or None,
             "steps": str(self.steps),
             "seed": self.seed,
             "unconditional": self.unconditional,
@@ -110,12 +111,12 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What sampling begins with, besides the seed's noise.
+    """Inputs of sampling besides the seed.
 
-    x_T: noise (N, C, H, W) in place of the seed's
+    x_T: noise (N, C, H, W) instead of the seed's
     low_res: (N, C, h, w) in [-1, 1], the images that an upsampling model enlarges
-    noise_sampler: (x, index) -> noise of a step, in place of the seed's
-    start: slice of images -> where their sampling begins
+    noise_sampler: (x, index) -> noise of a step, instead of the seed's
+    start: slice of images -> function that returns x where their sampling begins
     """
 
     x_T: Images | None = None
@@ -162,29 +163,39 @@ class BatchSampler:
         *,
         first: int = 0,
         halve: bool = True,
-        on_step: Callable[[int], Any] = lambda done: None,
+        on_progress: Callable[[int], Any] = lambda done: None,
     ) -> Iterator[Images]:
         """Yield the images batch by batch.
 
-        first: number of the first image
-        halve: whether batches are halved from where memory runs out
-        on_step: called with the number of image steps done, after each step
+        first: index of the first image
+        halve: whether to halve the batch size when memory runs out
+        on_progress: called after each step with the total number of image steps done
         """
         if inputs.start is None and inputs.x_T is None:
             note_missing_noise(self.model)
         shape = None if inputs.x_T is None else inputs.x_T.shape[1:]
-        size = self.recipe.batch_size or batch_that_fits(self.model, self.recipe.guide, shape)
         steps = len(self.model.diffusion)
 
         def make(batch: slice) -> Images:
-            count = itertools.count(1)
+            done, images = itertools.count(1), batch.stop - batch.start
             return self.draw(labels, inputs, batch, first=first,
-                             on_step=lambda n: on_step(batch.start * steps + n * next(count)))  # fmt: skip
+                             on_step=lambda _: on_progress(batch.start * steps + images * next(done)))  # fmt: skip
 
+        yield from self.map_batches(make, len(labels), shape, halve=halve)
+
+    def map_batches(
+        self, make: Callable[[slice], Images], count: int, shape: Sequence[int] | None = None, *, halve: bool = True
+    ) -> Iterator[Images]:
+        """Yield make(batch) for batches of `count` images, of the size that was set or that fits in memory.
+
+        shape: (C, H, W) of an image, by default that of the model
+        halve: whether to halve the batch size when memory runs out
+        """
+        size = self.recipe.batch_size or batch_that_fits(self.model, self.recipe.guide, shape)
         if halve:
-            yield from in_batches(make, len(labels), size)
+            yield from in_batches(make, count, size)
         else:
-            yield from (make(slice(i, min(i + size, len(labels)))) for i in range(0, len(labels), size))
+            yield from (make(slice(i, min(i + size, count))) for i in range(0, count, size))
 
     def draw(
         self,
@@ -193,22 +204,21 @@ class BatchSampler:
         batch: slice,
         *,
         first: int = 0,
-        on_step: Callable[[int], Any] = lambda count: None,
         max_steps: int | None = None,
-        watch: Callable[[Step], Any] | None = None,
+        on_step: Callable[[Step], Any] = lambda step: None,
     ) -> Images:
         """Return the images (n, C, H, W) of one batch, on the CPU.
 
         labels: of all images, like the inputs
-        max_steps: stop after this step, or later, once the guide has been evaluated; None: run all steps
-        watch: called with each step of the sampler
+        max_steps: stop after this many steps, or later once the guide has been evaluated; None: run all steps
+        on_step: called with each step of the sampler
         Raises ValueError if the sampler never evaluates the guide, or if the model upsamples and there is no `low_res`,
         and FloatingPointError if an image is not finite.
         """
         model, recipe = self.model, self.recipe
         if inputs.low_res is None:
             check_has_small_images(model)
-        y = torch.tensor([-1 if label is None else label for label in labels[batch]], dtype=torch.int64)
+        y = as_tensor(labels[batch])
         images = range(first + batch.start, first + batch.start + len(y))
         noise = SeededNoise(recipe.seed, images)
         x = noise.draw(model.shape) if inputs.x_T is None else inputs.x_T[batch]
@@ -222,9 +232,10 @@ class BatchSampler:
         bounded = recipe.bounded_guide
         guide = None if bounded is None else Recorded(bounded)
         adapt_threads()
-        whole = self.total in (0, len(labels))  # else these are the images from `first` on
-        start = batch.start if whole else first + batch.start
-        with drawing(start, start + len(y), len(labels) if whole else self.total):
+        start, total = batch.start, len(labels)
+        if self.total not in (0, total):  # these are only the images from `first` on
+            start, total = first + batch.start, self.total
+        with batch_context(start, start + len(y), total):
             steps = find_sampler(recipe.sampler)(
                 model,
                 x,
@@ -236,14 +247,12 @@ class BatchSampler:
             for done, step in enumerate(steps, 1):
                 adapt_threads()
                 x = step.x
-                on_step(len(y))
-                if watch is not None:
-                    watch(step)
+                on_step(step)
                 if max_steps is not None and done >= max_steps and (guide is None or guide.evaluated):
                     break
         if guide is not None and not guide.evaluated:
             raise ValueError(
-                f"the sampler {sampler_name(recipe.sampler)!r} never evaluated the guide, so its images would be "
+                f"the sampler {sampler_name(recipe.sampler)!r} never evaluated the guide, and its images would be "
                 "unguided: evaluate it as samplers.guided_model does, or sample without a guide"
             )
         check_finite(x, first + batch.start)
@@ -251,31 +260,31 @@ class BatchSampler:
 
 
 def checked_noise(noise_sampler: NoiseSampler) -> NoiseSampler:
-    """Return a noise sampler that raises ValueError for noise of another shape, which might be broadcast."""
+    """Return a noise sampler that raises ValueError for noise of another shape, which could be broadcast silently."""
 
     def draw(x: Images, index: int) -> Images:
         noise = noise_sampler(x, index)
         if noise.shape != x.shape:
-            raise ValueError(f"noise_sampler returned noise {tuple(noise.shape)} for images {tuple(x.shape)}")
+            raise ValueError(f"noise_sampler must return noise of shape {tuple(x.shape)}, got {tuple(noise.shape)}")
         return noise
 
     return draw
 
 
 def check_has_small_images(model: Model) -> None:
-    """Raise ValueError if the model upsamples, and does not hold the small images yet."""
+    """Raise ValueError if the model upsamples and has no small images yet."""
     if model.upsamples and "low_res" not in model.given:
         raise ValueError("this model upsamples: it needs low_res, the small images to enlarge")
 
 
 def note_missing_noise(model: Model) -> None:
-    """Warn if the first step expects images with less noise than x_T, with which sampling begins.
+    """Warn if the first step expects images with less noise than x_T, where sampling begins.
 
-    That is so for a single step in the spacing of guided-diffusion, which keeps timestep 0, and for steps without the
-    last one, pure noise, of a model that was trained up to it.
+    This happens with a single step in guided-diffusion's spacing, which keeps timestep 0, and with steps that leave out
+    the last one, pure noise, of a model that was trained up to it.
     """
     schedule = model.diffusion.schedule
-    if (alpha_bar := schedule.alpha_bar[-1].item()) > MOST_SIGNAL:
+    if (alpha_bar := schedule.alpha_bar[-1].item()) > MAX_INITIAL_ALPHA_BAR:
         warnings.warn(
             f"sampling begins with pure noise at timestep {schedule.timesteps[-1].item():g}, where {alpha_bar:.0%} of "
             "the variance is the image: samples will be noise; steps such as trailing1 begin at the noisiest timestep",
@@ -283,14 +292,14 @@ def note_missing_noise(model: Model) -> None:
         )
     if schedule.origin is not None and schedule.origin.is_pure_noise(-1) and not schedule.is_pure_noise(-1):
         warnings.warn(
-            "this model has zero terminal SNR, but these steps leave out its last one, pure noise: images will be less "
-            "good than with steps such as 25 or trailing25",
+            "this model has zero terminal SNR, but these steps leave out its last one, pure noise: images will be "
+            "worse than with steps such as 25 or trailing25",
             stacklevel=1,
         )
 
 
 def check_finite(x: Images, first: int) -> None:
-    """Raise FloatingPointError if a pixel is infinite or NaN. first: number of the first image"""
+    """Raise FloatingPointError if a pixel is infinite or NaN. first: index of the first image"""
     finite = x.isfinite().flatten(1).all(1)
     if not finite.all():
         bad = [first + i for i in (~finite).nonzero()[:, 0].tolist()]

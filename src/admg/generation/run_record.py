@@ -1,4 +1,4 @@
-"""run.json: the record of the settings that a run of images was begun with, which decides whether it may continue."""
+"""run.json: the settings with which a run of images was begun, which determine whether it may be continued."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from .shards import Shards
 
 RUN = "run.json"
 IGNORED = ("loaded_as", "label_names")
-"""Keys that do not decide the images: a network is identified by its weights, not by its name."""
-MANY = 10
-"""Number of images in a folder that make it a data set."""
+"""Keys that do not affect the images: a network is identified by its weights, not by its name."""
+MIN_DATASET_IMAGES = 10
+"""Minimum number of images for which a folder counts as a data set."""
 UNIDENTIFIED = "unidentified"
-"""Key of the description of an object that cannot be identified: no later run may continue with it."""
+"""Key in the description of an object that cannot be identified: a run with it cannot be continued."""
 
 
-class OtherRun(ValueError):
+class RunMismatchError(ValueError):
     """The folder holds a run with other settings."""
 
 
-class DamagedRecord(OtherRun):
-    """run.json is a record of admg that cannot be read any more."""
+class DamagedRecordError(RunMismatchError):
+    """run.json was written by admg but cannot be read any more."""
 
 
-class Described(msgspec.Struct):
-    """Types and ranges of what run.json holds."""
+class RunRecord(msgspec.Struct):
+    """Types and ranges of the content of run.json."""
 
     settings: dict[str, Any]
     num: Annotated[int, msgspec.Meta(ge=1)]
@@ -45,35 +45,36 @@ class Described(msgspec.Struct):
 
 
 def open_run(settings: Mapping[str, Any], shards: Shards, label_names: Sequence[str] = ()) -> Shards:
-    """Begin the run with these settings in the folder of the shards, or find it there. Return its shards.
+    """Begin the run with these settings in the folder of the shards, or find an existing one. Return its shards.
 
     A run that exists keeps its shard size. run.json is written before anything else, and only once: processes that
     share a run may call this function at the same time.
 
-    settings: everything that decides the images, in JSON types
-    label_names: names of all labels of the model, by which the labels of the images can be read
+    settings: everything that determines the images, in JSON types
+    label_names: names of all labels of the model, to interpret the labels of the images
     Raises ValueError as find_run does.
     """
-    found = find_run(settings, shards)
-    if found is None:
+    existing = find_run(settings, shards)
+    if existing is None:
         content = _content(settings, shards) | {"shard_size": shards.size}
         content |= {"label_names": [*label_names]} if label_names else {}
         _write_once(shards.folder / RUN, json.dumps(with_checksum(content), indent=2) + "\n")
-        found = find_run(settings, shards)
-    return found or shards
+        existing = find_run(settings, shards)
+    return existing or shards
 
 
 def find_run(settings: Mapping[str, Any], shards: Shards) -> Shards | None:
     """Return the shards of the run with these settings in the folder, with its shard size, or None if it has no run.
 
-    Raises OtherRun, which names the differences, if the folder holds a run with other settings. Raises ValueError if it
-    holds files that a run would replace but no run.json, a run.json that admg did not write, or a data set.
+    Raises RunMismatchError, which names the differences, if the folder holds a run with other settings. Raises
+    ValueError if it holds files that a run would replace but no run.json, a run.json that admg did not write, or a data
+    set.
     """
     present = [path.name for path in (shards.target, *_outputs(shards.folder)) if os.path.lexists(path)]
     record = read_record(shards.folder)  # after the listing: a process that begins this run writes its record first
     if record is None:
         if present:
-            missing = f"no {RUN} that says how it was made"
+            missing = f"no {RUN} with its settings"
             raise ValueError(f"{shards.folder} holds {present[0]}, but {missing}: choose another folder")
         if image := _image_of_a_data_set(shards.folder):
             raise ValueError(f"{shards.folder} looks like a data set ({image}): choose another folder")
@@ -85,23 +86,23 @@ def find_run(settings: Mapping[str, Any], shards: Shards) -> Shards | None:
         part, _, last = key.rpartition(".")
         if last == UNIDENTIFIED and recorded.get(key) != flat[key]:
             why = f"its {part} cannot be identified: {flat[key]}"
-            raise OtherRun(f"{shards.folder} holds a run that cannot be continued, since {why}")
+            raise RunMismatchError(f"{shards.folder} holds a run that cannot be continued: {why}")
     if differing := differences(record, json.loads(json.dumps(here))):
-        raise OtherRun(f"{shards.folder} holds a run with other settings: {'; '.join(differing)}")
+        raise RunMismatchError(f"{shards.folder} holds a run with other settings: {'; '.join(differing)}")
     return run
 
 
 def _image_of_a_data_set(folder: Path) -> str | None:
-    """Return the name of an image if the folder looks like a data set, to which no samples must be added, else None.
+    """Return the name of an image if the folder looks like a data set, which must not be mixed with samples, else None.
 
-    It does if it holds many images, or a folder with images that is not the folder of a run.
+    It does if it holds many images, or a folder of images that is not a run directory.
     """
     if not folder.is_dir():
         return None
-    own = _outputs(folder)  # of a process that has begun this run in the meantime
+    own = _outputs(folder)  # files of a process that has begun this run in the meantime
     entries = sorted(path for path in folder.iterdir() if path not in own)
     beside = [path.name for path in entries if is_image(path.name)]
-    if len(beside) >= MANY:
+    if len(beside) >= MIN_DATASET_IMAGES:
         return beside[0]
     classes = [path for path in entries if path.is_dir() and not (path / RUN).exists()]
     for path in classes:
@@ -114,7 +115,7 @@ def _image_of_a_data_set(folder: Path) -> str | None:
 def read_record(folder: Path) -> dict[str, Any] | None:
     """Return the content of run.json, or None if there is none.
 
-    Raises DamagedRecord if it is damaged, and ValueError if it is the file of another program.
+    Raises DamagedRecordError if it is damaged, and ValueError if it is the file of another program.
     """
     path = folder / RUN
     if not path.exists():
@@ -122,18 +123,18 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     content = path.read_bytes()
     try:
         record: dict[str, Any] = parse_json(content, path)
-        msgspec.convert(record, Described)
+        msgspec.convert(record, RunRecord)
         _recorded(folder, record)
         if is_damaged(record):
-            raise DamagedRecord(damaged(path))
+            raise DamagedRecordError(damaged(path))
         record.pop(KEY, None)
-    except DamagedRecord:
+    except DamagedRecordError:
         raise
     except (ValueError, KeyError, TypeError) as error:
         if all(b'"%s":' % key in content for key in (b"settings", b"options", b"changes")):
             raise ValueError(f"{folder} holds a training run: choose another folder") from None
         ours = sum(content.count(b'"%s":' % key) for key in (b"settings", b"num", b"shape", b"labelled", b"shard_size"))
-        kind = DamagedRecord if ours >= 3 else ValueError
+        kind = DamagedRecordError if ours >= 3 else ValueError
         raise kind(f"{path} is not the record of a run: {type(error).__name__}: {error}") from None
     return record
 
@@ -142,7 +143,7 @@ def run_files(folder: Path) -> list[Path]:
     """Return the paths that the run in this folder writes to, or [] if the folder holds no run."""
     try:
         record = read_record(folder)
-    except DamagedRecord:
+    except DamagedRecordError:
         return [*_outputs(folder), *folder.glob("samples_*x*x*x*.npz"), folder / RUN]
     except ValueError:  # a run.json of another program
         return []
@@ -187,7 +188,7 @@ def _shown(value: Any) -> str:
 
 
 def _write_once(path: Path, text: str) -> None:
-    """Write a file unless another process is first. A link, unlike a rename, never replaces a file."""
+    """Write a file unless another process has written it. A link, unlike a rename, never replaces a file."""
     temporary = temporary_beside(path)
     try:
         temporary.write_text(text, encoding="utf-8")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from admg.checkpoints import loading
+from admg.checkpoints.loading import as_model
 from admg.checkpoints.model import Model
 from admg.diffusion.gaussian import Images
 from admg.diffusion.signed import check_noise, check_signed
@@ -17,7 +16,7 @@ from admg.engine.precision import Precision
 from admg.guidance import Guide
 from admg.samplers import NoiseSampler, Sampler
 
-from .labels import LabelsArgument, check_labels_used, label_names, label_table, resolve_labels
+from .labels import LabelsArgument, as_tensor, check_labels_used, label_names, label_table, resolve_labels
 from .recipe import BatchSampler, Inputs, Recipe, check_has_small_images
 from .samples import Samples
 
@@ -56,14 +55,14 @@ def sample(
     seed: image i of a seed is the same, up to rounding, whatever the batch size and the number of processes
     unconditional: if True, the network is not conditioned on the labels; the guide still uses them
     bound_guidance: whether gradients of the guide are limited to what images in [-1, 1] make possible, see
-        guidance.Bounded; False for the paper's algorithm and the numbers of guided-diffusion
-    batch_size: images per batch; None: as many as fit in memory, at most 64, and half as many from where it runs out
-    x_T: noise of unit variance to start from (N, C, H, W), in place of the seed's; its height and width may differ from
+        guidance.Bounded; False for the paper's algorithm and guided-diffusion's results
+    batch_size: images per batch; None: as many as fit in memory, at most 64, halved whenever memory runs out
+    x_T: noise of unit variance to start from (N, C, H, W), instead of the seed's; its height and width may differ from
         the model's
-    noise_sampler: (x, index) -> noise of a step, of the shape of x, in place of the seed's
+    noise_sampler: (x, index) -> noise of a step, of the shape of x, instead of the seed's
     low_res: (N, C, h, w) in [-1, 1], the small images for an upsampling model
     augment_level: level of noise to add to them, see upsample()
-    first: number of the first image, for a process that generates images first .. first + N - 1 of a larger set
+    first: index of the first image, for a process that generates images first .. first + N - 1 of a larger set
     precision: number format of matrix products: fp32, auto (bf16 where it is native), bf16, or fp16 (on GPUs)
     compile: whether torch.compile builds the networks first: auto (no), on or off
     progress: whether to show a progress bar
@@ -77,7 +76,7 @@ def sample(
     """
     model = as_model(model)
     numbers = resolve_labels(model, guide, labels, num)
-    if not model.upsamples:  # whose images may keep the labels of the small ones
+    if not model.upsamples:  # images of an upsampler may keep the labels of the small ones
         check_labels_used(model, guide, unconditional, numbers)
     recipe = Recipe(
         guide=guide, sampler=sampler, steps=steps, seed=seed, unconditional=unconditional,
@@ -102,27 +101,12 @@ def draw_samples(
     halve = sampler.recipe.batch_size is None  # a batch size that was given is kept
     with sampler.ready(numbers) as fast, progress_bar(total, progress) as bar:
 
-        def on_step(done: int) -> None:
+        def on_progress(done: int) -> None:
             bar.update(done - bar.n)
 
-        x = torch.cat([*fast.in_batches(numbers, inputs, first=first, halve=halve, on_step=on_step)])
-    y = torch.tensor([-1 if number is None else number for number in numbers], dtype=torch.int64)
+        x = torch.cat([*fast.in_batches(numbers, inputs, first=first, halve=halve, on_progress=on_progress)])
+    y = as_tensor(numbers)
     return Samples(x, y, tuple(names))
-
-
-def as_model(model: Model | str | Path) -> Model:
-    """Return the model, loaded if it is a name or a path, which its provenance then tells."""
-    return named(loading.load(model), model) if isinstance(model, str | Path) else model
-
-
-def named(model: Model, name: str | Path) -> Model:
-    """Return the model with the name that it was loaded by in its provenance."""
-    return dataclasses.replace(model, training={**model.training, "name": str(name)})
-
-
-def name_of(model: Model) -> str:
-    """Return the name that a model was loaded by, or ""."""
-    return str(model.training.get("name", ""))
 
 
 def check_low_res(model: Model, low_res: Images | None, count: int) -> None:
@@ -131,19 +115,19 @@ def check_low_res(model: Model, low_res: Images | None, count: int) -> None:
         check_has_small_images(model)
         return
     if not model.upsamples:
-        raise ValueError("low_res is for an upsampling model; this one makes images from noise")
+        raise ValueError("low_res requires an upsampling model; this one makes images from noise")
     small = getattr(model.network.config, "small_size", 0)
     side = f"{small}x{small}" if small else "smaller than the model's own"
     fits = low_res.shape[2:] == (small, small) if small else max(low_res.shape[2:]) < max(model.shape[1:])
     if low_res.ndim != 4 or low_res.shape[:2] != (count, model.shape[0]) or not fits:
         raise ValueError(
-            f"low_res has shape {tuple(low_res.shape)}: needed are {count} images of {model.shape[0]} channels, {side}"
+            f"low_res must be {count} images of {model.shape[0]} channels, {side}, got shape {tuple(low_res.shape)}"
         )
     check_signed(low_res, "low_res")
 
 
-def progress_bar(total: int, show: bool) -> Any:
+def progress_bar(total: int, show: bool, activity: str = "sampling") -> Any:
     """Return a progress bar of image steps."""
     from tqdm.auto import tqdm
 
-    return tqdm(total=total, unit=" image steps", disable=not show, desc="sampling")
+    return tqdm(total=total, unit=" image steps", disable=not show, desc=activity)

@@ -1,4 +1,4 @@
-"""Samplers by name or by file: "ddim", "unipc", "my_sampler.py:name", and the options of their own."""
+"""Samplers by name or by file: "ddim", "unipc", "my_sampler.py:name", and their options."""
 
 from __future__ import annotations
 
@@ -64,19 +64,19 @@ def parse_sampler_options(sampler: str | Sampler, given: Sequence[str]) -> dict[
 
     Raises ValueError if the sampler does not have the option, or if the value has another type.
     """
-    known, found = sampler_options(sampler), {}
+    known, options = sampler_options(sampler), {}
     for text in given:
         name, _, value = text.partition("=")
         if name not in known:
             allowed = ", ".join(known) or "none"
-            raise ValueError(f"sampler option {text}: {sampler} has no option {name!r}: allowed are {allowed}")
+            raise ValueError(f"sampler option {text}: {sampler} has no option {name!r} (available: {allowed})")
         kind = type(known[name])
         try:
-            found[name] = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
+            options[name] = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
         except (ValueError, KeyError):
             expected = {bool: "true or false", int: "a whole number"}.get(kind, "a number")
             raise ValueError(f"sampler option {text}: {name} must be {expected}") from None
-    return found
+    return options
 
 
 def with_options(sampler: str | Sampler, options: Mapping[str, Any]) -> Sampler:
@@ -133,10 +133,10 @@ class Watched:
     """A sampler that calls a function with each step of another one: to show, record or stop the sampling.
 
     sampler: name of a sampler, or a sampler
-    on_step: called as on_step(step, images) after each step, with the positions of the batch's images in this call as a
-        range; an exception that it raises ends the sampling. The tensors of a step may be overwritten later: copy what
-        is kept
-    done: number of images that are finished; the next batch begins there. Use a new object for each call
+    on_step: called as on_step(step, images) after each step, where images is the range of the batch's indices in this
+        call; an exception that it raises ends the sampling. The tensors of a step may be overwritten later: copy those
+        that you keep
+    done: number of finished images; the next batch begins there. Use a new object for each call
     Raises ValueError for an unknown sampler.
 
     >>> import admg
@@ -158,7 +158,7 @@ class Watched:
         for step in find_sampler(self.sampler)(model, x_T, **options):
             self.on_step(step, images)
             yield step
-        self.done = images.stop  # only now: a batch that ran out of memory begins again in halves
+        self.done = images.stop  # only now: a batch that ran out of memory is repeated in halves
 
 
 def load_sampler(spec: str) -> UserSampler:
@@ -166,5 +166,5 @@ def load_sampler(spec: str) -> UserSampler:
     function, digest = load_object(spec)
     path, _, name = spec.rpartition(":")
     if isinstance(function, type) or not callable(function):
-        raise ValueError(f"{spec} is no sampler: a function (model, x_T, **options) that yields Steps is needed")
+        raise ValueError(f"{spec} is not a sampler: expected a function (model, x_T, **options) that yields Steps")
     return UserSampler(function, Path(path).expanduser(), name, digest)

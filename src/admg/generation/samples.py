@@ -24,7 +24,7 @@ class Samples:
 
     x: (N, C, H, W), float32 and about in [-1, 1]
     labels: (N,), -1 for an image without a label
-    label_names: the name of each image's label, "" without one
+    label_names: the name of each image's label, "" for no label
 
     >>> import torch
     >>> samples = Samples(torch.zeros(2, 1, 8, 8), torch.tensor([3, -1]), ("coat", ""))

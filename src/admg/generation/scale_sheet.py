@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from admg.checkpoints.loading import as_model, name_of
 from admg.checkpoints.model import Model
 from admg.files import check_output_folder
 
@@ -15,10 +16,10 @@ from .guide_specs import GuideSet
 from .images import save_png
 from .labels import LabelsArgument, choose_labels, label_table
 from .recipe import BatchSampler, Inputs, Recipe
-from .sample import as_model, draw_samples, name_of
+from .sample import draw_samples
 from .stage import Stage
 
-MOST_SCALES = 100
+MAX_SCALES = 100
 
 
 def generate_scale_sheet(
@@ -34,7 +35,7 @@ def generate_scale_sheet(
     title: str | None = None,
     progress: bool = True,
 ) -> Path:
-    """Sample the same seeds over guidance scales into one picture. Return the path of `scale-sheet.png`.
+    """Sample the same seeds at several guidance scales into one picture. Return the path of `scale-sheet.png`.
 
     labels, num: as in generate()
     guides: the guides of all columns
@@ -42,7 +43,7 @@ def generate_scale_sheet(
     out: folder of the picture
     option: the scale that varies: "scale" of the classifier or "cfg" of classifier-free guidance
     recipe: how images are drawn; its guide is not used
-    title: of the picture; None: the model, the recipe and the other guides
+    title: title of the picture; None: the model, the recipe and the other guides
     Raises ValueError as generate() does, before anything is written.
 
     >>> import admg, tempfile
@@ -53,8 +54,8 @@ def generate_scale_sheet(
     'scale-sheet.png'
     """
     model, recipe = as_model(model), recipe or Recipe(precision="auto")
-    if not 1 <= len(scales) <= MOST_SCALES:
-        raise ValueError(f"a sheet has from 1 to {MOST_SCALES} scales, got {len(scales):,}")
+    if not 1 <= len(scales) <= MAX_SCALES:
+        raise ValueError(f"a sheet must have 1 to {MAX_SCALES} scales, got {len(scales):,}")
     recipes = [dataclasses.replace(recipe, guide=guides.at(option, scale).build()) for scale in scales]
     how = {"unconditional": recipe.unconditional, "seed": recipe.seed}
     numbers, _ = choose_labels(model, recipes[0].guide, labels, num, **how)  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ from admg.data.arrays import read_arrays
 from admg.data.errors import listed
 from admg.files import atomic
 
-BROKEN = (
+READ_ERRORS = (
     OSError, EOFError, ValueError, RuntimeError, NotImplementedError, MemoryError, OverflowError, zipfile.BadZipFile,
     zlib.error, lzma.LZMAError, struct.error,
 )  # fmt: skip
@@ -44,7 +44,7 @@ class Shards:
 
     def __post_init__(self) -> None:
         if self.num < 1 or self.size < 1:
-            raise ValueError(f"there must be at least one image, and one per shard, got {self.num} and {self.size}")
+            raise ValueError(f"num and size must be at least 1, got {self.num} and {self.size}")
 
     @property
     def target(self) -> Path:
@@ -60,7 +60,7 @@ class Shards:
         return -(-self.num // self.size)
 
     def span(self, k: int) -> range:
-        """Return the numbers of the images in shard k."""
+        """Return the indices of the images in shard k."""
         return range(k * self.size, min((k + 1) * self.size, self.num))
 
     def path(self, k: int) -> Path:
@@ -71,15 +71,15 @@ class Shards:
         """Write shard k, completely or not at all. Raises ValueError if images or labels do not fit the shard."""
         count = len(self.span(k))
         if images.dtype != np.uint8 or images.shape != (count, *self.shape):
-            raise ValueError(f"a shard of {count} images {self.shape} cannot hold {images.dtype} {images.shape}")
+            raise ValueError(f"images must be uint8 {(count, *self.shape)}, got {images.dtype} {images.shape}")
         if (labels is not None) != self.labelled or (labels is not None and labels.shape != (count,)):
-            raise ValueError(f"a shard of {count} images needs {count if self.labelled else 'no'} labels")
+            raise ValueError(f"a shard of {count} images must have {count if self.labelled else 'no'} labels")
         with atomic(self.path(k), durable=True) as temporary:
             arrays = {"arr_0": images} | ({} if labels is None else {"arr_1": labels.astype(np.int64)})
             np.savez(temporary, allow_pickle=False, **arrays)
 
     def missing(self) -> list[int]:
-        """Return the numbers of the shards that are absent or incomplete."""
+        """Return the indices of the shards that are absent or incomplete."""
         return [k for k in range(len(self)) if not self._whole(k)]
 
     def _whole(self, k: int) -> bool:
@@ -91,7 +91,7 @@ class Shards:
         return shard.shape == (len(self.span(k)), *self.shape) and (shard.labels is not None) == self.labelled
 
     def damaged(self, k: int) -> bool:
-        """Whether the images of shard k, which is there, have another checksum than when they were written."""
+        """Whether the checksum of the images of shard k, which exists, is wrong."""
         try:
             NpzImages(self.path(k)).verify()
         except FileNotFoundError:  # merged in the meantime
@@ -128,11 +128,11 @@ class Shards:
                         shutil.copyfileobj(member, out, 1 << 20)
                 except FileNotFoundError:
                     raise
-                except (*BROKEN, KeyError) as error:
+                except (*READ_ERRORS, KeyError) as error:
                     raise ValueError(f"{self.path(k)} is damaged; remove it and sample again: {error}") from None
 
     def discard(self) -> None:
-        """Remove the shards, and temporary files that a killed process left while merging."""
+        """Remove the shards, and temporary files left by a process that was killed while merging."""
         shutil.rmtree(self.parts, ignore_errors=True)
         for temporary in self.folder.glob(f".{self.target.stem}.*.tmp.npz"):
             temporary.unlink(missing_ok=True)
@@ -161,13 +161,13 @@ class NpzImages:
             self._images = self._archive.open("arr_0.npy")
             dtype, shape = _read_header(self._images)
             if dtype != np.uint8 or len(shape) not in (3, 4) or not prod(shape):
-                raise ValueError(f"arr_0 is {dtype} {shape}: allowed is uint8 (N, H, W, C) or (N, H, W)")
+                raise ValueError(f"arr_0 must be uint8 (N, H, W, C) or (N, H, W), got {dtype} {shape}")
             if self._archive.getinfo("arr_0.npy").file_size != self._images.tell() + prod(shape):
-                raise ValueError(f"the header of arr_0 announces another number of values than it has: {shape}")
+                raise ValueError(f"arr_0 does not have the number of values of its header, {shape}")
             self.shape = cast(tuple[int, int, int, int], shape if len(shape) == 4 else (*shape, 1))
-            found = read_arrays(self.path, ("arr_1",))[1].get("arr_1")
-            self.labels = None if found is None else self._labels(found)
-        except BROKEN as error:
+            labels = read_arrays(self.path, ("arr_1",))[1].get("arr_1")
+            self.labels = None if labels is None else self._labels(labels)
+        except READ_ERRORS as error:
             raise ValueError(f"{self.path} cannot be used: {error}".replace("\n", " ")) from None
         self.crc = self._archive.getinfo("arr_0.npy").CRC
         self._start = self._images.tell()
@@ -180,7 +180,7 @@ class NpzImages:
         """Return a copy of the images in a slice of step 1."""
         start, stop, step = images.indices(len(self))
         if step != 1:
-            raise ValueError(f"images are read in slices of step 1, got step {step}")
+            raise ValueError(f"the step of a slice of images must be 1, got {step}")
         count, each = max(0, stop - start), prod(self.shape[1:])
         if self._begin is not None:
             data = np.fromfile(self.path, np.uint8, count * each, offset=self._begin + start * each)
@@ -190,13 +190,13 @@ class NpzImages:
         return data.reshape(count, *self.shape[1:])
 
     def verify(self) -> NpzImages:
-        """Read the whole file, and return this object. Raises ValueError if it does not have the checksums in it."""
+        """Read the whole file, and return this object. Raises ValueError if a checksum is wrong."""
         try:
-            for name in self._archive.namelist():  # also of arrays whose names may be damaged
+            for name in self._archive.namelist():  # including arrays whose names may be damaged
                 with self._archive.open(name) as member:
                     while member.read(1 << 20):
                         pass
-        except BROKEN as error:
+        except READ_ERRORS as error:
             raise ValueError(f"{self.path} is damaged: {error}") from None
         return self
 
@@ -210,9 +210,9 @@ class NpzImages:
 
     def _labels(self, labels: np.ndarray) -> Int64[np.ndarray, " n"]:
         if not np.issubdtype(labels.dtype, np.integer) or labels.shape != self.shape[:1]:
-            raise ValueError(f"arr_1 is {labels.dtype} {labels.shape}: allowed are integers ({len(self)},)")
+            raise ValueError(f"arr_1 must hold integers ({len(self)},), got {labels.dtype} {labels.shape}")
         if labels.min() < -1:
-            raise ValueError(f"arr_1 has a label {labels.min()}: allowed are labels from 0 up, and -1 for none")
+            raise ValueError(f"labels in arr_1 must be at least 0, or -1 for none, got {labels.min()}")
         return labels.astype(np.int64)
 
 
@@ -222,8 +222,8 @@ def _read_header(member: IO[bytes]) -> tuple[np.dtype, tuple[int, ...]]:
         version = np.lib.format.read_magic(cast(Any, member))
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(cast(Any, member))
-    except (*BROKEN, SyntaxError, TypeError, TokenError) as error:  # NumPy parses headers as Python
-        raise ValueError(f"it has no header of an array: {' '.join(str(error).split())[:200]}") from None
+    except (*READ_ERRORS, SyntaxError, TypeError, TokenError) as error:  # NumPy parses headers as Python
+        raise ValueError(f"it has no array header: {' '.join(str(error).split())[:200]}") from None
     if fortran and len(shape) > 1:
-        raise ValueError("it is in Fortran order: allowed is C order, NumPy's default")
+        raise ValueError("it must be in C order, NumPy's default, got Fortran order")
     return dtype, shape

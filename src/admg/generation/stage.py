@@ -18,8 +18,8 @@ from admg.checkpoints.model import Model
 from admg.samplers import Step
 
 from .contact_sheet import Layout, contact_sheet
-from .describe import network_record
 from .edit import lowest_steps
+from .identity import network_record
 from .images import to_float, to_uint8
 from .labels import label_names
 from .recipe import BatchSampler, Inputs, Recipe
@@ -32,18 +32,18 @@ SHARDS, SHARD_IMAGES, SHARD_BYTES = 500, 256, 64 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One model's pass over all images: a label for each, and small images if the model upsamples, in; one .npz out.
+    """One model's pass over all images: from labels, and small images if the model upsamples, to one .npz.
 
     out: folder of the .npz
-    model: at all its steps
+    model: model with all its steps
     recipe: how images are drawn
-    labels: number of each image's label, or None
+    labels: label number of each image, or None
     table: names of the labels
-    name: of the model, for titles
+    name: name of the model, for titles
     chosen: how the labels were chosen, for the record
     base: .npz of the small images, which an earlier stage may write
     origin: where the small images come from, for the record
-    starts: where sampling begins, if not at the seed's noise
+    starts: where sampling begins, unless at the seed's noise
     layout: layout of sheet.png
     """
 
@@ -61,7 +61,7 @@ class Stage:
 
     @cached_property
     def record(self) -> dict[str, Any]:
-        """Everything that decides the images, in JSON types."""
+        """Everything that determines the images, in JSON types."""
         return {
             "model": network_record(self.model, self.name),
             **self.recipe.record(self.model.device),
@@ -77,12 +77,12 @@ class Stage:
 
     @property
     def label_names(self) -> list[str]:
-        """Name of each image's label, "" without one."""
+        """Name of each image's label, "" for no label."""
         return label_names(self.table, self.labels)
 
     @property
     def batch(self) -> int:
-        """The number that shard sizes are multiples of: by default images with the pixels of 64 images of 64x64."""
+        """The number of which shard sizes are multiples: by default images with the pixels of 64 images of 64x64."""
         return self.recipe.batch_size or max(1, min(64, 64**3 // (self.model.shape[1] * self.model.shape[2])))
 
     @property
@@ -91,7 +91,7 @@ class Stage:
         return len(self._respaced.diffusion)
 
     def shards(self, size: int | None = None, processes: int = 1) -> Shards:
-        """Return the shards: of whole batches, small enough that little is lost by an interruption.
+        """Return the shards: multiples of the batch size, small enough that an interruption costs little.
 
         size: images per shard; None: at most 256 images and 64 MB, and at least one shard for each process
         processes: number of processes that share the images
@@ -109,18 +109,18 @@ class Stage:
         images = range(labelled, labelled + 1)
         base = None if self.base is None else NpzImages(self.base)
         recipe = dataclasses.replace(self._recipe, compile="off")
-        inputs = self._inputs(images, base)
+        inputs = self.inputs_of(images, base)
         with BatchSampler(self._respaced, recipe).ready(self.labels) as sampler:
-            sampler.draw(self._labels(images), inputs, slice(0, 1), first=labelled, max_steps=1)
+            sampler.draw(self.labels_of(images), inputs, slice(0, 1), first=labelled, max_steps=1)
 
-    def watch(self, images: range, watch: Callable[[Step], Any]) -> None:
-        """Draw the images of these numbers, the first of which is 0, and call a function with each step."""
+    def draw_steps(self, images: range, on_step: Callable[[Step], Any]) -> None:
+        """Draw the first images, whose indices begin at 0, and call `on_step` with each step of the sampler."""
         with BatchSampler(self._respaced, self._recipe).ready(self.labels) as sampler:
-            sampler.draw(self._labels(images), self._inputs(images, None), slice(0, len(images)), watch=watch)
+            sampler.draw(self.labels_of(images), self.inputs_of(images, None), slice(0, len(images)), on_step=on_step)
 
     @contextmanager
     def maker(self) -> Iterator[Maker]:
-        """Yield a Maker, whose networks are accelerated once for all shards."""
+        """Context manager that returns a Maker, whose networks are accelerated once for all shards."""
         with BatchSampler(self._respaced, self._recipe).ready(self.labels) as sampler:
             yield Maker(self, sampler, None if self.base is None else NpzImages(self.base).verify())
 
@@ -135,10 +135,10 @@ class Stage:
             return self.recipe
         return dataclasses.replace(self.recipe, seed=self.recipe.seed + UPSAMPLER_SEED)
 
-    def _labels(self, images: range) -> Sequence[int | None]:
+    def labels_of(self, images: range) -> Sequence[int | None]:
         return self.labels[images.start : images.stop]
 
-    def _inputs(self, images: range, base: NpzImages | None) -> Inputs:
+    def inputs_of(self, images: range, base: NpzImages | None) -> Inputs:
         starts = self.starts
         return Inputs(
             low_res=None if base is None else to_float(base[images.start : images.stop]),
@@ -154,18 +154,18 @@ class Maker:
     sampler: BatchSampler
     base: NpzImages | None
 
-    def make(self, images: range, on_step: Callable[[float], Any]) -> UInt8[np.ndarray, "n h w c"]:
-        """Return the images of these numbers. Raises FloatingPointError if one is not finite.
+    def make(self, images: range, on_progress: Callable[[float], Any]) -> UInt8[np.ndarray, "n h w c"]:
+        """Return the images at these indices. Raises FloatingPointError if one is not finite.
 
-        on_step: called with the number of images done, a fraction after each step
+        on_progress: called with the number of images done, a fraction after each step
         """
         stage, steps = self.stage, self.stage.steps
         parts: list[np.ndarray] = []
         batches = self.sampler.in_batches(
-            stage._labels(images),
-            stage._inputs(images, self.base),
+            stage.labels_of(images),
+            stage.inputs_of(images, self.base),
             first=images.start,
-            on_step=lambda done: on_step(done / steps),
+            on_progress=lambda done: on_progress(done / steps),
         )
         for x in batches:
             parts.append(to_uint8(x))

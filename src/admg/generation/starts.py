@@ -1,4 +1,4 @@
-"""Starts of sampling other than the seed's noise, for jobs: images that are edited, and given x_T."""
+"""Starts of sampling other than the seed's noise, for jobs: images to edit, and given x_T."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from admg.data.transforms import check_pad
 from admg.data.value_range import ValueRange, check_array_8_bits
 from admg.diffusion.gaussian import Images
 
-from .edit import inverted, noised
+from .edit import start_from_inversion, start_from_noised
 from .recipe import Start
 
 
 class Starts(Protocol):
-    """Where the sampling of each image of a run begins. strength: see edit(); record: everything that decides it."""
+    """Where the sampling of each image of a run begins. strength: see edit(); record: everything that determines it."""
 
     @property
     def strength(self) -> float: ...
@@ -46,7 +46,7 @@ class FromImages:
     """Image i begins at images[which[i]], with noise added, or at its DDIM inversion.
 
     images: (M, C, H, W) in [-1, 1]
-    which: number of the image that each image of the run begins at
+    which: for each image of the run, the index of the image at which it begins
     strength: see edit()
     invert: whether images are inverted
     from_y: (M,) labels that the network is conditioned on during inversion, or None for no labels
@@ -70,13 +70,13 @@ class FromImages:
     def start(self, images: range) -> Start:
         chosen = [self.which[i] for i in images]
         if not self.invert:
-            return noised(self.images[chosen])
-        return inverted(self.images[chosen], None if self.from_y is None else self.from_y[chosen])
+            return start_from_noised(self.images[chosen])
+        return start_from_inversion(self.images[chosen], None if self.from_y is None else self.from_y[chosen])
 
 
 @dataclass(frozen=True, eq=False)
 class FromNoise:
-    """Image i begins at x_T[i]. record: everything that decides x_T"""
+    """Image i begins at x_T[i]. record: everything that determines x_T"""
 
     x_T: Images
     record: dict[str, Any]
@@ -89,7 +89,7 @@ class FromNoise:
 
 @dataclass(frozen=True)
 class TrainedReading:
-    """How the images of a model's training were read, if known, for images of the same kind.
+    """How the training images of a model were read, if known.
 
     wide_range: values of black and white in images of more than 8 bits
     background: grey level behind transparent pixels and around padded images
@@ -99,8 +99,8 @@ class TrainedReading:
     background: int | None = None
 
     @classmethod
-    def of(cls, model: Model) -> TrainedReading:
-        """Return what the record of the training tells."""
+    def from_model(cls, model: Model) -> TrainedReading:
+        """Return the value range and fit recorded during training."""
         found, background = model.training.get("value_range"), model.training.get("background")
         if not isinstance(found, list | tuple) or len(found) != 2:
             return cls(None, background)
@@ -118,25 +118,25 @@ def load_images(
     """Load images at the size of a model. Return (M, C, S, S) in [-1, 1] and their names.
 
     sources: pictures, folders or archives of pictures, .npz, .npy or IDX files
-    fit: "resize" or "pad" images of another size; None: as the training of the model did, if that is known
-    value_range: values of black and white; None: as in training, if that is known, or as `admg.data.open` finds them
+    fit: "resize" or "pad" images of another size; None: as in the training of the model, if known
+    value_range: values of black and white; None: as in training, if known, or as `admg.data.open` finds them
     Raises ValueError for files that hold no images or other channels, and with "pad" for images larger than the
     model's. Grey and colour images are converted for a model of the other kind, with a warning.
     """
     fit = fit or trained_fit(model)
-    found, names = [], []
+    images, names = [], []
     for source in sources:
         data = _open(Path(source).expanduser(), model, fit, value_range)
-        found.append(data.batch(range(len(data)))[0])
+        images.append(data.batch(range(len(data)))[0])
         if value_range is None:
-            check_array_8_bits(((found[-1] + 1) * 127.5).round().numpy(), f"the pixels of {source}")
+            check_array_8_bits(((images[-1] + 1) * 127.5).round().numpy(), f"the pixels of {source}")
         paths = [] if hasattr(data.images, "dtype") else [Path(str(path)).stem for path in data.images]
         names += paths or [f"{Path(source).stem} {i}" for i in range(len(data))]
-    return torch.cat(found), names
+    return torch.cat(images), names
 
 
 def trained_fit(model: Model) -> Fit:
-    """Return the fit that the record or the command of the training names, else "resize", as for published models."""
+    """Return the fit in the record or the command of the training, or else "resize", as for published models."""
     if (recorded := model.training.get("fit")) in ("pad", "resize"):
         return "pad" if recorded == "pad" else "resize"
     named = re.search(r"--fit[ =](pad|resize)\b", str(model.training.get("command", "")))
@@ -149,7 +149,7 @@ def checksum(images: Images) -> str:
 
 
 def open_in_channels(path: Path | str, size: int, channels: int, **options: Any) -> Dataset:
-    """Open images with the channels of a model. Grey is made colour and colour grey where needed, with a warning.
+    """Open images with the channels of a model. Grey and colour are converted into each other, with a warning.
 
     options: those of `admg.data.open`. Raises DataError if the images have other channels than grey and colour.
     """
@@ -161,20 +161,20 @@ def open_in_channels(path: Path | str, size: int, channels: int, **options: Any)
 
 
 def note_channels(path: Path | str, found: int, channels: int) -> None:
-    """Warn that images are made grey for a model of grey ones, or made colour for a model of colour ones."""
+    """Warn that colour images are converted to grey for a model of grey images, or the reverse."""
     if found == 3 and channels == 1:
-        warnings.warn(f"{path} is in colour and the model's images are grey: it is made grey", stacklevel=4)
+        warnings.warn(f"{path} is in colour, but the model's images are grey: converting it to grey", stacklevel=4)
     elif found == 1 and channels == 3:
         warnings.warn(
-            f"{path} is grey and the model's images are in colour: it gets three equal channels", stacklevel=4
+            f"{path} is grey, but the model's images are in colour: repeating its channel three times", stacklevel=4
         )
 
 
 def _open(path: Path, model: Model, fit: Fit, value_range: ValueRange | None) -> Dataset:
     channels, size, _ = model.shape
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist: an image, or a folder of images, is needed")
-    reading = TrainedReading.of(model)
+        raise FileNotFoundError(f"{path} does not exist: expected an image or a folder of images")
+    reading = TrainedReading.from_model(model)
     if not path.is_file() or path.suffix.lower() in COLLECTIONS or "idx" in path.name:
         options: dict[str, Any] = {"fit": fit, "labels": "none", "split": "test", "value_range": value_range}
         return open_in_channels(path, size, channels, **options, **reading.options)

@@ -1,4 +1,4 @@
-"""search_steps(): the timesteps at which few network evaluations come closest to what the model draws in many.
+"""search_steps(): the timesteps with which few network evaluations best reproduce the images of many.
 
 Published schedules of this kind minimise a bound (Align Your Steps, Sabour et al. 2024) or the error of single steps
 (GITS, Chen et al. 2024). Here it is the distance of the final images, as in LD3 (Tong et al. 2024), but by a few trials
@@ -23,10 +23,10 @@ from .recipe import BatchSampler, Inputs, Recipe
 
 STARTS = ("", "trailing", *SPACINGS)
 """Known spacings: the search begins with the best of them."""
-ROUNDS, ENOUGH = 10, 0.01
-"""The largest number of rounds, and the relative gain of a round below which it is the last."""
-TRIES = 4
-"""Number of steps of a round that are tried, each more cautious than the one before."""
+MAX_ROUNDS, MIN_IMPROVEMENT = 10, 0.01
+"""The maximum number of rounds, and the relative gain below which a round is the last."""
+MAX_TRIES = 4
+"""Number of step sizes tried in a round, each smaller than the one before."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,10 @@ class FoundSteps:
 
 @dataclass
 class Distance:
-    """Measures how far the images drawn at some timesteps are from those drawn in many steps from the same noise.
+    """Measures the distance of the images drawn at some timesteps from those drawn in many steps from the same noise.
 
-    sampler: of the model at all of its steps, with accelerated networks
-    labels: of the images
+    sampler: sampler of the model with all of its steps, with accelerated networks
+    labels: labels of the images
     fine: respacing of the images to compare with
     """
 
@@ -76,7 +76,7 @@ class Distance:
         return torch.cat([*images]).clamp(-1, 1)
 
     def residual(self, timesteps: Sequence[int]) -> Tensor:
-        """Return how far each pixel at these timesteps is from what it should be, (N * C * H * W,)."""
+        """Return the error of each pixel at these timesteps, (N * C * H * W,)."""
         model = self.sampler.model
         kept = model.diffusion.schedule.keep(torch.tensor(timesteps))
         drawn = self.draw(dataclasses.replace(model, diffusion=model.diffusion.with_schedule(kept)))
@@ -104,9 +104,9 @@ def distance(model: Model, recipe: Recipe, labels: Sequence[int | None], fine: s
 def search_steps(measure: Distance, count: int) -> Iterator[FoundSteps]:
     """Search `count` timesteps with the smallest distance, and yield the best so far after each trial.
 
-    It is the method of Levenberg and Marquardt, from the best known spacing: each round moves one timestep after the
-    other a little, to see how the images depend on it, and then all of them to where the distance would be least if
-    the images were linear in them.
+    This is the Levenberg-Marquardt algorithm, from the best known spacing: each round moves one timestep after the
+    other a little, to measure how the images depend on it, and then all of them to where the distance would be least
+    if the images were linear in them.
 
     Raises ValueError if the model has fewer than `count` steps.
     """
@@ -118,19 +118,19 @@ def search_steps(measure: Distance, count: int) -> Iterator[FoundSteps]:
     def found() -> FoundSteps:
         return FoundSteps(best, measure(best), start, measure(known[start]), len(measure.errors))
 
-    for _ in range(ROUNDS):
+    for _ in range(MAX_ROUNDS):
         here, residual = best, measure.residual(best)
         slopes = torch.zeros(count, len(residual), dtype=torch.float64)
         for position in range(count):
-            if (moved := nudged(here, position, len(schedule))) is None:
+            if (moved := move_timestep(here, position, len(schedule))) is None:
                 continue
             slopes[position] = (measure.residual(moved) - residual) / (moved[position] - here[position])
             best = min(best, moved, key=measure)
             yield found()
-        for _ in range(TRIES):
-            best = min(best, stepped(here, slopes, residual, damping, len(schedule)), key=measure)
+        for _ in range(MAX_TRIES):
+            best = min(best, levenberg_marquardt_step(here, slopes, residual, damping, len(schedule)), key=measure)
             yield found()
-            improved = measure(best) < (1 - ENOUGH) * measure(here)
+            improved = measure(best) < (1 - MIN_IMPROVEMENT) * measure(here)
             damping *= 0.3 if improved else 4
             if improved:
                 break
@@ -138,7 +138,7 @@ def search_steps(measure: Distance, count: int) -> Iterator[FoundSteps]:
             return
 
 
-def nudged(timesteps: tuple[int, ...], position: int, steps: int) -> tuple[int, ...] | None:
+def move_timestep(timesteps: tuple[int, ...], position: int, steps: int) -> tuple[int, ...] | None:
     """Return the timesteps with one of them moved by an eighth of the way to its farther neighbour, or None.
 
     steps: number of timesteps of the schedule
@@ -149,10 +149,10 @@ def nudged(timesteps: tuple[int, ...], position: int, steps: int) -> tuple[int, 
     return (*timesteps[:position], here + by, *timesteps[position + 1 :]) if by else None
 
 
-def stepped(
+def levenberg_marquardt_step(
     timesteps: tuple[int, ...], slopes: Tensor, residual: Tensor, damping: float, steps: int
 ) -> tuple[int, ...]:
-    """Return the timesteps after a step of Levenberg and Marquardt, each at most half of the way to its neighbours.
+    """Return the timesteps after a Levenberg-Marquardt step, each moved at most half of the way to its neighbours.
 
     slopes: change of the residual per timestep, (S, M); residual: (M,)
     """
@@ -168,11 +168,11 @@ def stepped(
 
 
 def _room(timesteps: tuple[int, ...], position: int, steps: int) -> tuple[int, int]:
-    """Return the lowest and the highest place of a timestep between its neighbours."""
+    """Return the lowest and the highest position of a timestep between its neighbours."""
     below = timesteps[position - 1] + 1 if position else 0
     above = timesteps[position + 1] - 1 if position + 1 < len(timesteps) else steps - 1
     return below, above
 
 
 def _refuse(x: Images, index: int) -> Images:
-    raise ValueError("steps can only be searched for a sampler that draws no noise in them: dpmpp_2m, unipc, ddim, ...")
+    raise ValueError("the sampler must not draw noise in its steps: choose dpmpp_2m, unipc, ddim, ...")

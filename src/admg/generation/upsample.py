@@ -23,12 +23,12 @@ from admg.samplers import Sampler
 from .images import to_float
 from .label_names import names_of
 from .labels import LabelsArgument
-from .sample import check_low_res, named, sample
+from .sample import check_low_res, sample
 from .samples import Samples
 from .shards import NpzImages
 
 UPSAMPLER_SEED = 2**32
-"""Added to the seed: the noise of an upsampler must not repeat that of its base images."""
+"""Added to the seed: the noise of an upsampler must differ from that of its base images."""
 
 
 def upsample(
@@ -54,11 +54,11 @@ def upsample(
     images: (N, C, h, w) in [-1, 1], uint8 (N, h, w, C), Samples, or the path of an .npz of samples
     labels: one per image, as in sample(); None: those of Samples or of the .npz
     augment_level: level of noise to add to the images, at most the `augment_noise` that the model was trained with: a
-        standard deviation s, which gives sqrt(1 - s²) image + s noise. The default, 0, takes them as they are; noise
-        hides the errors of images that are samples, at the cost of their detail
+        standard deviation s, which gives sqrt(1 - s²) image + s noise. The default, 0, uses them unchanged; noise
+        hides errors in images that are samples, at the cost of detail
     The other arguments are those of sample(). The noise differs from that of sample() with the same seed, so that it
     does not repeat the noise of the base images.
-    Raises ValueError as sample() does, and for images that this model does not enlarge.
+    Raises ValueError as sample() does, and for images that this model cannot enlarge.
 
     >>> import admg  # doctest: +SKIP
     >>> small = admg.sample("openai/imagenet-64", "crane (wading bird)", num=2)  # doctest: +SKIP
@@ -77,7 +77,7 @@ def upsample(
 
 
 def small_images(images: Images | np.ndarray | Samples | str | Path) -> tuple[Images, Tensor | np.ndarray | None]:
-    """Return images as (N, C, h, w) in [-1, 1], and the labels that they come with, -1 for none."""
+    """Return images as (N, C, h, w) in [-1, 1], and their labels, -1 for none."""
     if isinstance(images, str | Path):
         stored = NpzImages(images).verify()
         check_array_8_bits(stored, f"the images in {images}", "multiply them by 255")
@@ -88,7 +88,7 @@ def small_images(images: Images | np.ndarray | Samples | str | Path) -> tuple[Im
         return images, None
     if images.dtype != np.uint8:
         raise ValueError(
-            f"images are an array of type {images.dtype}: allowed are uint8 (N, h, w, C), or a tensor in [-1, 1]"
+            f"images must be a uint8 array (N, h, w, C) or a tensor in [-1, 1], got an array of {images.dtype}"
         )
     check_array_8_bits(images, "the images", "multiply them by 255")
     return to_float(images), None
@@ -98,7 +98,7 @@ def by_name(numbers: Sequence[int], names: Sequence[str], table: Labels, source:
     """Yield the upsampler's number of each label of the small images, None for -1.
 
     names: names of their labels, by number, if they are known; a label without a name keeps its number
-    Raises ValueError if the upsampler has names, and not that of a label.
+    Raises ValueError if the upsampler has names and one of these is missing.
     """
     for number in numbers:
         name = names[number] if 0 <= number < len(names) else ""
@@ -106,20 +106,20 @@ def by_name(numbers: Sequence[int], names: Sequence[str], table: Labels, source:
             try:
                 number = table.number(name)
             except ValueError as error:
-                raise ValueError(f"{source} have the label {name!r}, which the upsampler lacks: {error}") from None
+                raise ValueError(f"{source} have the label {name!r}, but the upsampler does not: {error}") from None
         yield number if number >= 0 else None
 
 
 def load_upsampler(model: Model | str | Path) -> Model:
     """Return an upsampling model, loaded if it is a name or a path. Raises ValueError if it does not upsample."""
-    loaded = named(loading.load_upsampler(model), model) if isinstance(model, str | Path) else model
+    loaded = loading.named(loading.load_upsampler(model), model) if isinstance(model, str | Path) else model
     if not loaded.upsamples:
-        raise ValueError("this model makes images from noise: an upsampling one is needed")
+        raise ValueError("this model makes images from noise: an upsampling model is needed")
     return loaded
 
 
 def check_base(model: Model, name: str, small: tuple[int, ...], source: str) -> None:
-    """Raise ValueError unless the model enlarges images of this shape (H, W, C), which `source` has."""
+    """Raise ValueError unless the model can enlarge images of this shape (H, W, C). source: their name in messages"""
     height, width, channels = small
     try:
         check_low_res(model, torch.empty(1, channels, height, width, device="meta"), 1)
@@ -137,10 +137,10 @@ def plural(channels: int) -> str:
 
 
 def base_labels(base: NpzImages, table: Labels, num: int) -> list[int | None]:
-    """Return the label of each of the first images, None without one. Raises ValueError for one outside the table."""
+    """Return the label of each of the first images, None for no label. Raises ValueError for one outside the table."""
     if base.labels is None:
         return [None] * num
     labels = [*by_name(base.labels[:num].tolist(), names_of(base.path), table, str(base.path))]
     if table.count and (highest := max(-1 if label is None else label for label in labels)) >= table.count:
-        raise ValueError(f"{base.path} has a label {highest} in arr_1: the model's are 0 to {table.count - 1}")
+        raise ValueError(f"{base.path}: labels in arr_1 must be from 0 to {table.count - 1}, got {highest}")
     return labels

@@ -37,12 +37,17 @@ class Guidance:
         return None
 
     def begin(self) -> Guidance:
-        """Return the guide for one run of a sampler. Override it if the guide has a memory from step to step."""
+        """Return the guide for one run of a sampler. Override it if the guide keeps state between steps."""
         return self
 
     def uses_uncond(self, state: State) -> bool:
         """Whether `modify_prediction` will use `state.uncond`."""
         return False
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether the guide itself uses the target labels `state.y`. Labels that nothing uses are refused."""
+        return True
 
     def __add__(self, other: Guide) -> Guidance:
         return Sum((self, other))
@@ -58,7 +63,7 @@ class Guidance:
 
 @dataclass(frozen=True)
 class Sum(Guidance):
-    """The sum of guides. Each modifies the prediction that the one before it left, and their gradients are added.
+    """The sum of guides. Each modifies the prediction of the one before it, and their gradients are added.
 
     guides: guides, which may be plain functions
     """
@@ -86,6 +91,10 @@ class Sum(Guidance):
         return any(uses_uncond(guide, state) for guide in self.guides)
 
     @property
+    def reads_labels(self) -> bool:
+        return any(map(reads_labels, self.guides))
+
+    @property
     def classifier(self) -> Any:
         """The first classifier among the guides, or None. Its labels can be used by name."""
         return next((c for guide in self.guides if (c := getattr(guide, "classifier", None)) is not None), None)
@@ -93,7 +102,7 @@ class Sum(Guidance):
 
 @dataclass(frozen=True)
 class Wrapper(Guidance):
-    """A guide that passes everything on to another guide. Subclasses override what they change.
+    """A guide that delegates everything to another guide. Subclasses override what they change.
 
     guide: guide, which may be a plain function
     """
@@ -111,6 +120,10 @@ class Wrapper(Guidance):
 
     def uses_uncond(self, state: State) -> bool:
         return uses_uncond(self.guide, state)
+
+    @property
+    def reads_labels(self) -> bool:
+        return reads_labels(self.guide)
 
     @property
     def classifier(self) -> Any:
@@ -159,11 +172,11 @@ def gradient_of(guide: Guide, state: State) -> Tensor | None:
 
 
 def checked_gradient(found: Any, state: State, name: str) -> Tensor | None:
-    """Return what the guide of this name returned. Raises ValueError as `gradient_of` does."""
+    """Return the checked gradient of the guide of this name. Raises ValueError as `gradient_of` does."""
     if found is None or (isinstance(found, Tensor) and found.shape == state.x.shape):
         return found
     what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"type {type(found).__name__}"
-    raise ValueError(f"{name} returned a gradient of {what}: one like x is needed, {tuple(state.x.shape)}")
+    raise ValueError(f"{name} must return a gradient like x, {tuple(state.x.shape)}, got {what}")
 
 
 def modified_prediction(guide: Guide, state: State) -> Prediction:
@@ -172,8 +185,13 @@ def modified_prediction(guide: Guide, state: State) -> Prediction:
 
 
 def uses_uncond(guide: Guide, state: State) -> bool:
-    """Whether the guide modifies the prediction by means of `state.uncond`."""
+    """Whether the guide uses `state.uncond` to modify the prediction."""
     return isinstance(guide, Guidance) and guide.uses_uncond(state)
+
+
+def reads_labels(guide: Guide) -> bool:
+    """Whether the guide uses the target labels, apart from the conditioning of the network. A plain function may."""
+    return guide.reads_labels if isinstance(guide, Guidance) else True
 
 
 @overload

@@ -1,4 +1,4 @@
-"""Gradients limited to what an exact score of images in [-1, 1] can be."""
+"""Gradients limited to the range of the exact score of images in [-1, 1]."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Bounded(Wrapper):
 
     For any f(x_0) >= 0, such as p(y | x_0)^s or a product of several, the exact gradient of log E[f(x_0) | x_t] is
     sqrt(ᾱ)/(1 - ᾱ) (E_f[x_0 | x_t] - E[x_0 | x_t]), where E_f is weighted by f (Tweedie's formula). Both means are in
-    [-1, 1], so no entry exceeds ±2 sqrt(ᾱ)/(1 - ᾱ), at any guidance scale and for any sum of guides. An entry that does
-    is replaced by the largest value of the same sign that is possible for the predicted x0, at which the guided x0,
-    x0 + (1 - ᾱ)/sqrt(ᾱ) g, is ±1. All other entries stay unchanged, bit for bit.
+    [-1, 1], so no entry exceeds ±2 sqrt(ᾱ)/(1 - ᾱ), at any guidance scale and for any sum of guides. An entry that
+    exceeds this is replaced by the largest value of the same sign that is possible for the predicted x0, at which the
+    guided x0, x0 + (1 - ᾱ)/sqrt(ᾱ) g, is ±1. All other entries stay unchanged, bit for bit.
 
     Without the bound, any response of a classifier to near-pure noise is amplified by 1/sqrt(ᾱ) in the guided x0, a
     factor of 20,000 at the first step of a cosine schedule. sample() and the commands bound their guides by default.
@@ -47,3 +47,16 @@ def bounded_by_x0(g: Images, x0: Images, alpha_bar: float) -> Images:
     unit = math.sqrt(alpha_bar) / (1 - alpha_bar)  # moves x0 by 1
     nearest = torch.where(g > 0, 1 - x0, -1 - x0) * unit
     return torch.where(g.abs() > 2 * unit, nearest.to(g), g)
+
+
+def clamp_gradient(g: Images, state: State) -> Images:
+    """Return a gradient with each entry clamped to ±2 sqrt(ᾱ)/(1 - ᾱ), which no exact score exceeds (see Bounded).
+
+    For gradients through the network's x0-hat, which are far larger near pure noise, since errors of eps count
+    1/sqrt(ᾱ) times. If the sampler does not clip x0, the range of images is not known, and g is returned as it is.
+    """
+    if not state.clip:
+        return g
+    alpha_bar = state.diffusion.schedule.alpha_bar[state.index].item()
+    limit = 2 * math.sqrt(alpha_bar) / (1 - alpha_bar)
+    return g.clamp(-limit, limit)

@@ -11,13 +11,11 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from admg.diffusion.gaussian import Diffusion, Images
+from admg.diffusion.gaussian import Diffusion, Images, working_dtype
 from admg.diffusion.signed import check_signed
 
-from .numbers import at_least_float32
-
 LIMITS = (0.01, 100.0)
-"""Range of fitted temperatures. A classifier without errors would get 0, one worse than guessing infinity."""
+"""Range of fitted temperatures. Otherwise a perfect classifier would get 0, and one worse than chance infinity."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +33,7 @@ class Calibrated:
 
     def __call__(self, x: Images, timesteps: Tensor) -> Tensor:
         at, logits = [self.temperature(t) for t in timesteps.tolist()], self.classifier(x, timesteps)
-        return logits / torch.tensor(at, dtype=at_least_float32(logits), device=x.device)[:, None]
+        return logits / torch.tensor(at, dtype=working_dtype(logits), device=x.device)[:, None]
 
     def temperature(self, t: float) -> float:
         """Return the temperature at a timestep."""
@@ -77,10 +75,12 @@ def calibrated(
     Raises ValueError if the labels do not fit the images, if these are not in [-1, 1], or if `levels` is out of range.
     """
     if len(images) != len(labels) or len(labels) == 0:
-        raise ValueError(f"calibration needs one label for each image, got {len(images)} images, {len(labels)} labels")
+        raise ValueError(f"calibration needs one label per image, got {len(images)} images and {len(labels)} labels")
     check_signed(images)
     if not 1 <= levels <= len(diffusion) or batch_size < 1:
-        raise ValueError(f"calibration takes 1 to {len(diffusion)} noise levels in batches, got {levels}, {batch_size}")
+        raise ValueError(
+            f"levels must be from 1 to {len(diffusion)}, and batch_size at least 1, got {levels} and {batch_size}"
+        )
     indices = torch.linspace(0, len(diffusion) - 1, levels).round().long().tolist()
     timesteps = tuple(float(diffusion.timestep(index).item()) for index in indices)
     generator = torch.Generator().manual_seed(seed)
@@ -133,7 +133,7 @@ def expected_calibration_error(logits: Float[Tensor, "n k"], labels: Int64[Tenso
     """
     _check(logits, labels)
     if bins < 1:
-        raise ValueError(f"the calibration error needs at least 1 bin, got {bins}")
+        raise ValueError(f"bins must be at least 1, got {bins}")
     confidence, guess = logits.double().softmax(1).max(1)
     excess = confidence - (guess == labels.to(guess.device)).double()
     which = (confidence * bins).ceil().long().clamp(1, bins) - 1  # bin b is (b/bins, (b + 1)/bins]
@@ -144,4 +144,4 @@ def _check(logits: Tensor, labels: Tensor) -> None:
     if logits.ndim != 2 or labels.shape != (len(logits),) or len(labels) == 0:
         raise ValueError(f"expected logits (N, K) and labels (N,), got {tuple(logits.shape)} and {tuple(labels.shape)}")
     if not (int(labels.min()) >= 0 and int(labels.max()) < logits.shape[1]):
-        raise ValueError(f"labels must be 0 to {logits.shape[1] - 1}, as the classifier's are")
+        raise ValueError(f"labels must be from 0 to {logits.shape[1] - 1}, the classifier's labels")

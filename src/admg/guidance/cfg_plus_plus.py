@@ -36,7 +36,7 @@ class CFGPlusPlus(Guidance):
     def modify_prediction(self, state: State) -> Prediction:
         _, uncond = state.both()
         if state.pred is not state.unguided:
-            raise ValueError("CFG++ uses the network's own predictions: no guide may modify them before it")
+            raise ValueError("CFG++ needs the network's own predictions: no guide may modify them before it")
         x0 = state.with_pred(uncond).moved(self.scale, state.pred, uncond).x0
         return SplitPrediction(state.pred, x0.clamp(-1, 1) if state.clip else x0, uncond.eps)
 

@@ -9,14 +9,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from admg.diffusion.gaussian import Images
+from admg.diffusion.gaussian import Images, working_dtype
 
 from .base import Guidance
 from .logits import check_arguments_at, check_logits
-from .numbers import finite
+from .numbers import Scale, check_scale, scale_at
 from .state import State
 
-NoisyClassifier = Callable[[Images, Tensor], Tensor]
+ClassifierFunction = Callable[[Images, Tensor], Tensor]
 """(x_t, timesteps) -> logits (N, K), differentiable in x_t."""
 
 
@@ -25,30 +25,31 @@ class ClassifierGuidance(Guidance):
     """The gradient s ∇ log p(y | x_t) of a classifier trained on noised images.
 
     classifier: function (x_t, timesteps) -> logits (N, K), differentiable in x_t
-    scale: guidance scale s; 1 samples from p(x) p(y | x), larger values give samples that follow the label more closely
-        and are less diverse, and 0 does not evaluate the classifier
+    scale: guidance scale s, or a function of the noise level `State.sigma`; 1 samples from p(x) p(y | x), larger values
+        give samples that follow the label more closely and are less diverse, and 0 does not evaluate the classifier
 
     Raises ValueError if the scale is not finite, if the sampler is given no labels y, or if the classifier takes no
     timesteps or does not return logits of the target labels.
     """
 
-    classifier: NoisyClassifier
-    scale: float = 1.0
+    classifier: ClassifierFunction
+    scale: Scale = 1.0
 
     def __post_init__(self) -> None:
-        finite(self.scale, "the guidance scale")
+        check_scale(self.scale)
         check_arguments_at(self.classifier, "x")
 
     def __call__(self, state: State) -> Images | None:
-        if self.scale == 0:
+        scale = scale_at(self.scale, state.sigma)
+        if scale == 0:
             return None
         if state.y is None:
-            raise ValueError("classifier guidance needs labels: give the sampler y, one target label per image")
-        return self.scale * log_prob_gradient(self.classifier, state.x, state.t, state.y, state.highest_label)
+            raise ValueError("classifier guidance needs labels: pass y to the sampler, one target label per image")
+        return scale * log_prob_gradient(self.classifier, state.x, state.t, state.y, state.highest_label)
 
 
 def log_prob_gradient(
-    classifier: NoisyClassifier, x: Images, t: Tensor, y: Tensor, highest_label: int | None = None
+    classifier: ClassifierFunction, x: Images, t: Tensor, y: Tensor, highest_label: int | None = None
 ) -> Float[Tensor, "n c h w"]:
     """Return ∇_x log p(y | x_t), the gradient of the target label's log-softmax, in float32 (float64 for float64 x).
 
@@ -57,7 +58,7 @@ def log_prob_gradient(
 
     Raises ValueError if the classifier does not return logits (N, K) of these labels.
     """
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    dtype = working_dtype(x)
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
         logits = classifier(x, t)

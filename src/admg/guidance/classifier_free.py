@@ -8,7 +8,7 @@ from typing import Any
 from admg.diffusion.gaussian import Diffusion, Images, Prediction
 
 from .base import Guidance
-from .numbers import finite
+from .numbers import Scale, check_scale, scale_at
 from .state import DiffusionModel, State, check_conditional
 
 
@@ -16,26 +16,27 @@ from .state import DiffusionModel, State, check_conditional
 class ClassifierFreeGuidance(Guidance):
     """ε̂ = ε(x) + w (ε(x, y) - ε(x)), with one network that was trained with label dropout.
 
-    scale: guidance scale w; 0 is unconditional, 1 conditional (at no cost), larger values follow the label more
-        closely and are less diverse. Ho & Salimans write 1 + w for it
+    scale: guidance scale w, or a function of the noise level `State.sigma`; 0 is unconditional, 1 conditional (at no
+        cost), larger values follow the label more closely and are less diverse. Ho & Salimans write 1 + w for it
 
     Raises ValueError if the network is not conditioned on labels, or if the scale is not finite.
     """
 
-    scale: float = 2.0
+    scale: Scale = 2.0
 
     def __post_init__(self) -> None:
-        finite(self.scale, "the guidance scale")
+        check_scale(self.scale)
 
     def uses_uncond(self, state: State) -> bool:
-        return self.scale != 1
+        return scale_at(self.scale, state.sigma) != 1
 
     def modify_prediction(self, state: State) -> Prediction:
         check_conditional(state)
-        if self.scale == 1:
+        scale = scale_at(self.scale, state.sigma)
+        if scale == 1:
             return state.pred
         _, uncond = state.both()
-        return away_from(state, uncond, self.scale)
+        return away_from(state, uncond, scale)
 
 
 @dataclass(frozen=True)
@@ -44,16 +45,20 @@ class AutoGuidance(Guidance):
 
     bad_model: model of the same diffusion process that is worse, for example an earlier checkpoint (a dataclass such
         as admg.Model); it is conditioned on the same labels
-    scale: guidance scale w; 1 costs nothing
+    scale: guidance scale w, or a function of the noise level `State.sigma`; 1 costs nothing
 
     Raises ValueError if the scale is not finite, or if the models were trained on different noise schedules.
     """
 
     bad_model: Any
-    scale: float = 2.0
+    scale: Scale = 2.0
 
     def __post_init__(self) -> None:
-        finite(self.scale, "the guidance scale")
+        check_scale(self.scale)
+
+    @property
+    def reads_labels(self) -> bool:
+        return False
 
     def begin(self) -> Guidance:
         return AutoGuidanceRun(self)
@@ -66,7 +71,7 @@ class AutoGuidance(Guidance):
 class AutoGuidanceRun(Guidance):
     """Autoguidance in one run of a sampler, for which the bad model is respaced once.
 
-    guide: its settings
+    guide: settings of the guide
     respaced: bad model at the steps of a diffusion process, one for each process of the run
     """
 
@@ -74,17 +79,18 @@ class AutoGuidanceRun(Guidance):
     respaced: dict[Diffusion, DiffusionModel] = field(default_factory=dict)
 
     def modify_prediction(self, state: State) -> Prediction:
-        if self.guide.scale == 1:
+        scale = scale_at(self.guide.scale, state.sigma)
+        if scale == 1:
             return state.pred
         diffusion = state.diffusion
         if diffusion not in self.respaced:
             self.respaced[diffusion] = at_steps_of(diffusion, self.guide.bad_model)
         bad = self.respaced[diffusion].predict(state.x, state.index, state.model_y, clip=False)
-        return away_from(state, bad, self.guide.scale)
+        return away_from(state, bad, scale)
 
 
 def away_from(state: State, weak: Prediction, scale: float | Images) -> Prediction:
-    """Return ε̂ = ε_weak + w (ε - ε_weak), where ε is the network's own. What other guides have added to ε is kept."""
+    """Return ε̂ = ε_weak + w (ε - ε_weak) with the network's own ε. Contributions of other guides to ε are kept."""
     return state.moved(scale - 1, state.unguided, weak)
 
 

@@ -10,12 +10,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from admg.diffusion.gaussian import working_dtype
+
 from .base import Guidance
+from .bounded import clamp_gradient
 from .divergence import Divergence
-from .gradient import At, bounded, check_at, dtype_of, gradient
+from .gradient import At, check_at, gradient
 from .logits import check_arguments_at, check_logits
-from .numbers import Scale, check_scale, finite, per_image_norm, scale_at
-from .rows import rows
+from .numbers import Scale, check_scale, clip_norm, finite, per_image_norm, scale_at
+from .rows import select_batch_rows
 from .state import State
 
 
@@ -26,7 +29,7 @@ class ExtendedClassifierGuidance(Guidance):
     classifier: function (x_t, timesteps) -> logits (N, K), differentiable in x_t; with at="x0", x_0 -> logits
     scale: guidance scale s, or a function of the noise level State.sigma; 0 does not evaluate the classifier
     at: "x0" evaluates a classifier of clean images at the predicted x_0, not clipped. The gradient goes through the
-        network as well (Bansal et al. 2023, "Universal guidance"); see gradient.bounded for its limit
+        network as well (Bansal et al. 2023, "Universal guidance"); see bounded.clamp_gradient for its limit
     labels: weights w of Σ_k w_k log p(k | x), used instead of the sampler's y: {label: weight}, or a tensor (K,), or
         (N, K) for each image; a label with a negative weight is avoided
     temperature: divisor of the logits, or a function of State.sigma; values above 1 correct an overconfident
@@ -35,7 +38,7 @@ class ExtendedClassifierGuidance(Guidance):
         conditional probability, 1 the joint energy z_y (after Ma et al. 2024, who use a temperature of its own)
     entropy: weight λ of the entropy λ H(p(· | x)), which is added to the log-probability so that gradients do not
         vanish where the classifier is sure too early (Javid et al. 2025, with a fixed λ)
-    divergence: divergence from a smoothed label, which serves the same purpose; see Divergence
+    divergence: divergence from a smoothed label, with the same purpose; see Divergence
     normalise: whether the gradient of each image is normalised to norm 1 before it is scaled
     max_norm: largest norm of the gradient of each image before it is scaled
 
@@ -61,28 +64,31 @@ class ExtendedClassifierGuidance(Guidance):
         if not callable(self.temperature):
             check_temperature(self.temperature)
         if not 0 <= self.joint <= 1:
-            raise ValueError(f"joint must be in [0, 1], from conditional to joint, got {self.joint}")
+            raise ValueError(f"joint must be in [0, 1], got {self.joint}")
         if not self.max_norm > 0:
-            raise ValueError(f"the largest norm of a gradient must be above 0, got {self.max_norm}")
+            raise ValueError(f"max_norm must be above 0, got {self.max_norm}")
+
+    @property
+    def reads_labels(self) -> bool:
+        return self.labels is None
 
     def __call__(self, state: State) -> Tensor | None:
         scale = scale_at(self.scale, state.sigma)
         if scale == 0:
             return None
         if state.y is None and self.labels is None:
-            raise ValueError("classifier guidance needs labels: give the sampler y, one target label per image")
+            raise ValueError("classifier guidance needs labels: pass y to the sampler, one target label per image")
 
         def log_p(images: Tensor) -> Tensor:
             logits = self.classifier(images) if self.at == "x0" else self.classifier(images, state.t)
             check_logits(logits, state.y if self.labels is None else None, state.highest_label)
-            return self.log_prob(logits.to(dtype_of(state.x)) / self.temperature_at(state.sigma), state.y)
+            return self.log_prob(logits.to(working_dtype(state.x)) / self.temperature_at(state.sigma), state.y)
 
         g = gradient(log_p, state, self.at, "the classifier")
         if self.normalise:
             g = g / per_image_norm(g).clamp(min=1e-12)
-        if self.max_norm < math.inf:
-            g = g * (self.max_norm / per_image_norm(g).clamp(min=1e-12)).clamp(max=1)
-        return bounded(scale * g, state) if self.at == "x0" else scale * g
+        g = clip_norm(g, self.max_norm)
+        return clamp_gradient(scale * g, state) if self.at == "x0" else scale * g
 
     def log_prob(self, logits: Float[Tensor, "n k"], y: Tensor | None) -> Float[Tensor, " n"]:
         """Return the log-probability whose gradient is followed, from logits already divided by the temperature."""
@@ -118,14 +124,16 @@ def label_weights(labels: Mapping[int, float] | Tensor, logits: Float[Tensor, "n
     if isinstance(labels, Mapping):
         unknown = [label for label in labels if not 0 <= label < k]
         if unknown:
-            raise ValueError(f"label {unknown[0]} is not one of the classifier's labels, which are 0 to {k - 1}")
+            raise ValueError(f"labels must be from 0 to {k - 1}, the classifier's labels, got {unknown[0]}")
         weights = logits.new_zeros(k)
         for label, weight in labels.items():
             weights[label] = weight
     else:
-        weights = (labels if labels.ndim == 1 else rows(labels, len(logits), "the weights of labels")).to(logits)
+        weights = (labels if labels.ndim == 1 else select_batch_rows(labels, len(logits), "the weights of labels")).to(
+            logits
+        )
     if weights.shape not in ((k,), (n, k)):
-        raise ValueError(f"label weights have shape {tuple(weights.shape)}, expected ({k},), or ({n}, {k}) per image")
+        raise ValueError(f"label weights must have shape ({k},), or ({n}, {k}) per image, got {tuple(weights.shape)}")
     if not weights.isfinite().all():
         raise ValueError("label weights must be finite numbers")
     return weights

@@ -19,8 +19,8 @@ class Divergence:
     """The term -λ D(p, q) with p = p(· | x) and q = (1 - ε) [k = y] + ε/K, added to the classifier's log-probability.
 
     Where the classifier is sure of y, ∇ log p(y | x) vanishes. The gradient of -KL(q || p) in the logits, q - p, does
-    not: it leads away from certainties above q's, so the image keeps changing. (The paper names the divergences; the
-    target q, a smoothed label, is our choice.)
+    not: it reduces probabilities that exceed those of q, so the image keeps changing. (The paper names the divergences;
+    the target q, a smoothed label, is our choice.)
 
     weight: weight λ
     kind: "q||p" covers all of q; "p||q" and "js" (Jensen-Shannon) are bounded, and their gradients vanish where p is
@@ -38,10 +38,10 @@ class Divergence:
     def __post_init__(self) -> None:
         finite(self.weight, "the weight of the divergence")
         if self.kind not in get_args(Kind):
-            raise ValueError(f"unknown divergence {self.kind!r}: {', '.join(get_args(Kind))}")
+            raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {self.kind!r}")
         if not 0 <= self.smoothing < 1 or (self.kind == "p||q" and self.smoothing == 0):
             above = "above 0 and below 1 for p||q" if self.kind == "p||q" else "in [0, 1)"
-            raise ValueError(f"the smoothing of a label must be {above}, got {self.smoothing}")
+            raise ValueError(f"smoothing must be {above}, got {self.smoothing}")
 
     def __call__(self, log_p: Float[Tensor, "n k"], weights: Tensor) -> Float[Tensor, " n"]:
         """Return -λ D of each image.
@@ -50,7 +50,7 @@ class Divergence:
         """
         weights = weights.expand_as(log_p)
         if (weights < 0).any():
-            raise ValueError("a divergence needs labels to follow: no label may have a negative weight")
+            raise ValueError("a divergence cannot avoid labels: no label may have a negative weight")
         total = weights.sum(-1, keepdim=True)
         q = (1 - self.smoothing) * weights / total.clamp(min=1e-12) + self.smoothing / log_p.shape[1]
         if self.kind == "js":

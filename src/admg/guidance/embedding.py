@@ -11,10 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from admg.diffusion.gaussian import Images
+from admg.diffusion.gaussian import Images, working_dtype
 
-from .numbers import at_least_float32
-from .rows import rows
+from .rows import select_batch_rows
 
 Distance = Literal["spherical", "cosine"]
 
@@ -31,7 +30,7 @@ class EmbeddingDistance:
     target: target embedding (D,), or (N, D) for each image; it need not be normalised
     distance: "spherical" for θ²/2, "cosine" for 1 - cos θ
 
-    Raises ValueError if the target is 0, not finite, or has another shape than the embeddings.
+    Raises ValueError if the target is 0, not finite, or does not have the shape of the embeddings.
     """
 
     embed: Callable[[Images], Float[Tensor, "n d"]]
@@ -40,19 +39,23 @@ class EmbeddingDistance:
 
     def __post_init__(self) -> None:
         if self.distance not in get_args(Distance):
-            raise ValueError(f"unknown distance {self.distance!r}: {', '.join(get_args(Distance))}")
+            raise ValueError(f"distance must be one of {', '.join(get_args(Distance))}, got {self.distance!r}")
         if self.target.ndim not in (1, 2):
-            raise ValueError(f"a target embedding has shape (D,) or (N, D), not {tuple(self.target.shape)}")
+            raise ValueError(f"a target embedding must have shape (D,) or (N, D), got {tuple(self.target.shape)}")
         if not self.target.isfinite().all() or (self.target == 0).all(-1).any():
             raise ValueError("a target embedding must be finite and not 0")
 
     def __call__(self, images: Images) -> Float[Tensor, " n"]:
         embedded = self.embed(images)
-        embedded = embedded.to(at_least_float32(embedded))
-        target = self.target if self.target.ndim == 1 else rows(self.target, len(embedded), "the target embedding")
+        embedded = embedded.to(working_dtype(embedded))
+        target = (
+            self.target
+            if self.target.ndim == 1
+            else select_batch_rows(self.target, len(embedded), "the target embedding")
+        )
         target = target.to(embedded)
         if embedded.ndim != 2 or target.shape not in (embedded.shape, embedded.shape[1:], (1, *embedded.shape[1:])):
-            raise ValueError(f"a target of shape {tuple(target.shape)} for embeddings {tuple(embedded.shape)}")
+            raise ValueError(f"the target must have shape {tuple(embedded.shape)}, got {tuple(target.shape)}")
         u, v = normalize(embedded, dim=-1), normalize(target, dim=-1)
         if self.distance == "cosine":
             return 1 - (u * v).sum(-1)

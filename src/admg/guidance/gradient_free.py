@@ -9,13 +9,13 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from admg.diffusion.gaussian import Prediction
+from admg.diffusion.gaussian import Prediction, working_dtype
 
 from .base import Guidance
 from .classifier_free import away_from
 from .gradient import At, check_at
 from .logits import check_arguments_at, check_logits
-from .numbers import Scale, at_least_float32, check_scale, scale_at
+from .numbers import Scale, check_scale, scale_at
 from .state import State, check_conditional
 
 Reference = Literal["label", "null"]
@@ -46,7 +46,7 @@ class GradientFreeGuidance(Guidance):
         check_at(self.at)
         check_arguments_at(self.classifier, self.at)
         if self.reference not in get_args(Reference):
-            raise ValueError(f"the reference is 'label' or 'null', not {self.reference!r}")
+            raise ValueError(f"reference must be 'label' or 'null', got {self.reference!r}")
 
     def uses_uncond(self, state: State) -> bool:
         return self.reference == "null" and scale_at(self.scale, state.sigma) != 1
@@ -62,7 +62,7 @@ class GradientFreeGuidance(Guidance):
             images = [state.unguided.x0] if self.at == "x0" else [state.x, state.t]
             logits = self.classifier(*images)
         check_logits(logits, y, state.highest_label)
-        p = logits.to(at_least_float32(logits)).softmax(-1)
+        p = logits.to(working_dtype(logits)).softmax(-1)
         if p.shape[1] < 2:
             raise ValueError("gradient-free guidance needs a classifier with at least two labels")
         labelled, own = y >= 0, y.clamp(min=0)[:, None]

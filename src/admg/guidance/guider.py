@@ -15,12 +15,12 @@ from .scheduler import SchedulerGuidance
 def diffusers_guider(
     guide: Guide, scheduler: Any, *, y: Tensor | None = None, start: float = 0.0, stop: float = 1.0
 ) -> Any:
-    """Return a guider for the modular pipelines of diffusers, whose denoiser then follows a guide.
+    """Return a guider for diffusers' modular pipelines that applies a guide to the denoiser's predictions.
 
     pipeline.update_components(guider=diffusers_guider(guide, pipeline.scheduler, y=labels))
 
-    The guide sees what the denoiser is given: images, or the latents of a latent model. A guider of diffusers is given
-    predictions alone, so this one reads x_t and t from the call of the denoiser, by a hook that is removed after it.
+    The guide sees the input of the denoiser: images, or the latents of a latent model. A guider of diffusers receives
+    only predictions, so this one reads x_t and t from the call of the denoiser, by a hook that is removed afterwards.
 
     scheduler: scheduler of the pipeline
     y: target labels (N,) of the guide
@@ -73,7 +73,7 @@ def diffusers_guider(
             return GuiderOutput(pred=guided, pred_cond=pred_cond, pred_uncond=None)
 
         def _denoise(self, x: Images, t: Tensor, labels: Tensor | None) -> Tensor:
-            """Return the output of the denoiser: the known one first, then that of other x with the same conditions."""
+            """Return the output of the denoiser: the known one first, then those for other x with equal conditions."""
             if self.prediction is not None:
                 known, self.prediction = self.prediction, None
                 return known

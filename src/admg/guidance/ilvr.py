@@ -11,9 +11,9 @@ from torch.nn.functional import interpolate
 from admg.diffusion.gaussian import Images, Prediction
 from admg.diffusion.signed import check_signed
 
-from .base import Guidance, Guide, begin, gradient_of, modified_prediction, uses_uncond
+from .base import Guidance, Guide, begin, gradient_of, modified_prediction, reads_labels, uses_uncond
 from .operators import Downsample
-from .rows import rows
+from .rows import select_batch_rows
 from .state import State
 
 
@@ -33,7 +33,7 @@ class ILVR(Guidance):
 
     Where x0 is clipped, which happens later, pixels beyond [-1, 1] lose some of the low frequencies.
 
-    Raises ValueError if the factor does not divide the sides, or if the reference has another shape or range.
+    Raises ValueError if the factor does not divide the sides, or if the shape or range of the reference is wrong.
     """
 
     reference: Images
@@ -42,7 +42,7 @@ class ILVR(Guidance):
 
     def __post_init__(self) -> None:
         if self.reference.ndim != 4:
-            raise ValueError(f"a reference has shape (1 or N, C, H, W), not {tuple(self.reference.shape)}")
+            raise ValueError(f"the reference must have shape (1 or N, C, H, W), got {tuple(self.reference.shape)}")
         check_signed(self.reference, "the reference")
         self.low(self.reference)
 
@@ -53,6 +53,10 @@ class ILVR(Guidance):
     def begin(self) -> Guidance:
         return replace(self, guide=begin(self.guide))
 
+    @property
+    def reads_labels(self) -> bool:
+        return self.guide is not None and reads_labels(self.guide)
+
     def uses_uncond(self, state: State) -> bool:
         return self.guide is not None and uses_uncond(self.guide, state)
 
@@ -60,9 +64,9 @@ class ILVR(Guidance):
         if self.guide is not None:
             state = state.with_pred(modified_prediction(self.guide, state))
         x0 = state.pred.x0
-        y = rows(self.reference, len(x0), "the reference").to(state.x)
+        y = select_batch_rows(self.reference, len(x0), "the reference").to(state.x)
         if y.shape[1:] != x0.shape[1:] or len(y) not in (1, len(x0)):
-            raise ValueError(f"a reference of shape {tuple(y.shape)} for images {tuple(x0.shape)}")
+            raise ValueError(f"the reference must have shape {tuple(x0.shape)}, or be one image, got {tuple(y.shape)}")
         return state.with_x0(x0 + self.low(y - x0))
 
     def __call__(self, state: State) -> Tensor | None:

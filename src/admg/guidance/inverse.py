@@ -12,8 +12,10 @@ from torch import Tensor
 from admg.diffusion.gaussian import Images
 
 from .base import Guidance
-from .gradient import bounded, gradient
-from .rows import rows
+from .bounded import clamp_gradient
+from .gradient import gradient
+from .numbers import finite
+from .rows import select_batch_rows
 from .state import State
 
 
@@ -23,7 +25,7 @@ class LinearInverse(Guidance):
 
     The variance of x_0 given x_t is modelled as r_t² = prior_std² σ²/(prior_std² + σ²), with the noise level σ. A small
     σ_y makes the ODE stiff, so that it needs more steps, in particular with prior_std=0. If the sampler clips x0, the
-    entries of the gradient are limited, since x0-hat is rough near pure noise; see gradient.bounded.
+    entries of the gradient are limited, since x0-hat is rough near pure noise; see bounded.clamp_gradient.
 
     operator: operator A of images (N, C, H, W): linear with A Aᵀ = g I, or any differentiable function if prior_std=0
     measurement: y, with the shape of A(x), for each image or for one image
@@ -43,18 +45,22 @@ class LinearInverse(Guidance):
 
     def __post_init__(self) -> None:
         if not 0 < self.noise_std < math.inf:
-            raise ValueError(f"the standard deviation of the measurement's noise must be above 0, got {self.noise_std}")
+            raise ValueError(f"noise_std must be above 0, got {self.noise_std}")
         if not 0 <= self.prior_std < math.inf:
-            raise ValueError(f"the standard deviation of the data must be at least 0, got {self.prior_std}")
+            raise ValueError(f"prior_std must be at least 0, got {self.prior_std}")
         if self.prior_std and getattr(self.operator, "gram", None) is None:
             raise ValueError("prior_std needs an operator with A Aᵀ = g I, such as Mask, Downsample or Grey")
+
+    @property
+    def reads_labels(self) -> bool:
+        return False
 
     def __call__(self, state: State) -> Tensor:
         variance = self.variance(state.sigma)
         score = gradient(
             lambda x0: -residual(self.operator, self.measurement, x0).square().sum(1) / (2 * variance), state, "x0"
         )
-        return bounded(score, state)
+        return clamp_gradient(score, state)
 
     def variance(self, sigma: float) -> float:
         """Return the variance σ_y² + g r_t² of each entry of y given x_t, at a noise level."""
@@ -84,8 +90,11 @@ class DPS(Guidance):
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.scale):
-            raise ValueError(f"the step size of DPS must be a finite number, got {self.scale}")
+        finite(self.scale, "the step size of DPS")
+
+    @property
+    def reads_labels(self) -> bool:
+        return False
 
     def __call__(self, state: State) -> Tensor | None:
         if self.scale == 0:
@@ -93,18 +102,19 @@ class DPS(Guidance):
         g = gradient(lambda x0: norm(residual(self.operator, self.measurement, x0)), state, "x0")
         variance = state.prediction.variance
         beta = state.diffusion.schedule.betas[state.index].item()
-        return bounded(-self.scale / torch.where(variance > 0, variance, beta) * g, state)
+        return clamp_gradient(-self.scale / torch.where(variance > 0, variance, beta) * g, state)
 
 
 def residual(operator: Callable[[Images], Tensor], measurement: Tensor, x0: Images) -> Tensor:
     """Return y - A(x0) of each image, (N, M). Raises ValueError if the shapes do not agree."""
     predicted = operator(x0)
     if not measurement.is_floating_point():
-        raise ValueError(f"the measurement is of type {measurement.dtype}: expected are floats, as of the operator")
-    y = rows(measurement, len(predicted), "the measurement").to(predicted)
+        raise ValueError(f"the measurement must be floating-point, like the operator's result, got {measurement.dtype}")
+    y = select_batch_rows(measurement, len(predicted), "the measurement").to(predicted)
     if y.shape[1:] != predicted.shape[1:] or len(y) not in (1, len(predicted)):
         raise ValueError(
-            f"the measurement has shape {tuple(y.shape)}, but the operator returns {tuple(predicted.shape)}"
+            f"the measurement must have the shape of the operator's result, {tuple(predicted.shape)}, "
+            f"got {tuple(y.shape)}"
         )
     return (y - predicted).flatten(1)
 

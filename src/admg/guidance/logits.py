@@ -1,4 +1,4 @@
-"""What a classifier that guides must take and return."""
+"""Checks of the arguments and the result of a guiding classifier."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CLEAN = ": a classifier of clean images guides with ExtendedClassifierGuidance(c
 def check_arguments(classifier: Callable[..., Any], *arguments: str, instead: str = "") -> None:
     """Raise ValueError if a classifier cannot be called with these arguments, judging by its signature.
 
-    instead: what to do then
+    instead: advice for the error
     """
     function = classifier.forward if isinstance(classifier, nn.Module) else classifier
     try:
@@ -48,13 +48,13 @@ def check_logits(logits: Tensor, y: Tensor | None, highest: int | None = None) -
     if not isinstance(logits, Tensor) or logits.ndim != 2 or (y is not None and len(logits) != len(y)):
         found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"type {type(logits).__name__}"
         count = "N" if y is None else len(y)
-        raise ValueError(f"the classifier returned a result of {found}: needed are logits ({count}, K) of K classes")
+        raise ValueError(f"the classifier must return logits ({count}, K) of K classes, got {found}")
     if y is None or not len(y):
         return
     if highest is None and y.device.type == "cpu":
         highest = int(y.max())
     if highest is not None and highest >= logits.shape[1]:
         raise ValueError(
-            f"label {highest} is not one of the classifier's: it returned logits of {logits.shape[1]} classes, "
-            f"0 to {logits.shape[1] - 1}"
+            f"labels must be from 0 to {logits.shape[1] - 1}, since the classifier returned logits of "
+            f"{logits.shape[1]} classes, got {highest}"
         )

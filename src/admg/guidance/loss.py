@@ -11,7 +11,8 @@ from torch import Tensor
 from admg.diffusion.gaussian import Images
 
 from .base import Guidance
-from .gradient import At, bounded, check_at, gradient
+from .bounded import clamp_gradient
+from .gradient import At, check_at, gradient
 from .numbers import Scale, check_scale, scale_at
 from .state import State
 
@@ -22,7 +23,7 @@ class LossGuidance(Guidance):
 
     With at="x" this is exact if E is the energy of x_t, -log E[exp(-E(x_0)) | x_t]. With at="x0" it is an approximation
     that uses the predicted x_0 for x_0. If the sampler clips x0, its entries are limited so that it does not diverge
-    near pure noise; see gradient.bounded.
+    near pure noise; see bounded.clamp_gradient.
 
     energy: loss of images, a differentiable function (N, C, H, W) -> (N,). With at="x0" the images are the network's
         own prediction, approximately in [-1, 1], not clipped
@@ -40,9 +41,13 @@ class LossGuidance(Guidance):
         check_scale(self.scale)
         check_at(self.at)
 
+    @property
+    def reads_labels(self) -> bool:
+        return False
+
     def __call__(self, state: State) -> Tensor | None:
         scale = scale_at(self.scale, state.sigma)
         if scale == 0:
             return None
         g = -scale * gradient(self.energy, state, self.at, "the loss")
-        return bounded(g, state) if self.at == "x0" else g
+        return clamp_gradient(g, state) if self.at == "x0" else g

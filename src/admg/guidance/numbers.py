@@ -33,17 +33,18 @@ def scale_at(scale: Scale, sigma: float) -> float:
     return finite(scale(sigma) if callable(scale) else scale, f"the guidance scale at noise level {sigma:.3g}")
 
 
-def at_least_float32(x: Tensor) -> torch.dtype:
-    """Return the dtype to compute with x in: its own, or float32 if that is narrower."""
-    return torch.promote_types(x.dtype, torch.float32)
-
-
 def per_image_norm(g: Images) -> Float[Tensor, "n 1 1 1"]:
     """Return the Euclidean norm of each image."""
     norm: Tensor = torch.linalg.vector_norm(g.flatten(1), dim=1)
     return norm.view(-1, 1, 1, 1)
 
 
-def per_image_dot(a: Images, b: Images) -> Float[Tensor, "n 1 1 1"]:
-    """Return the inner product of each image of a with that of b."""
-    return (a * b).flatten(1).sum(1).view(-1, 1, 1, 1)
+def clip_norm(g: Images, max_norm: float) -> Images:
+    """Return the images with the Euclidean norm of each limited to max_norm, which may be inf."""
+    return g if max_norm == math.inf else g * (max_norm / per_image_norm(g).clamp(min=1e-12)).clamp(max=1)
+
+
+def projection(a: Images, b: Images) -> Float[Tensor, "n 1 1 1"]:
+    """Return <a, b>/<b, b> of each image: the s that minimises ||a - s b||."""
+    dot, square = ((u * v).flatten(1).sum(1).view(-1, 1, 1, 1) for u, v in ((a, b), (b, b)))
+    return dot / square.clamp(min=1e-12)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -19,22 +18,13 @@ BT709 = (0.2126, 0.7152, 0.0722)
 """Weights of red, green and blue in the luminance (ITU-R BT.709)."""
 
 
-class Operator(Protocol):
-    """A linear operator of images."""
-
-    @property
-    def gram(self) -> float | None: ...
-
-    def __call__(self, x: Images) -> Tensor: ...
-
-
 @dataclass(frozen=True, eq=False)
 class Mask:
     """Inpainting: the known pixels of each image, as a list (N, M).
 
     known: bool tensor (H, W) or (C, H, W), the same for each image
 
-    Raises ValueError if no pixel is known or if the images have another size.
+    Raises ValueError if no pixel is known or if the mask does not match the images.
     """
 
     known: Tensor
@@ -42,11 +32,11 @@ class Mask:
 
     def __post_init__(self) -> None:
         if self.known.dtype != torch.bool or self.known.ndim not in (2, 3) or not self.known.any():
-            raise ValueError("a mask is a bool tensor (H, W) or (C, H, W), with at least one known pixel")
+            raise ValueError("a mask must be a bool tensor (H, W) or (C, H, W) with at least one known pixel")
 
     def __call__(self, x: Images) -> Tensor:
         if self.known.shape[-2:] != x.shape[-2:] or (self.known.ndim == 3 and self.known.shape != x.shape[1:]):
-            raise ValueError(f"a mask of {tuple(self.known.shape)} does not fit images {tuple(x.shape[1:])}")
+            raise ValueError(f"the mask must match images of shape {tuple(x.shape[1:])}, got {tuple(self.known.shape)}")
         return x[:, self.known.expand(x.shape[1:]).to(x.device)]
 
 
@@ -61,7 +51,7 @@ class Downsample:
 
     def __post_init__(self) -> None:
         if self.factor < 1:
-            raise ValueError(f"the factor of downsampling must be at least 1, got {self.factor}")
+            raise ValueError(f"factor must be at least 1, got {self.factor}")
 
     @property
     def gram(self) -> float | None:
@@ -69,7 +59,9 @@ class Downsample:
 
     def __call__(self, x: Images) -> Tensor:
         if x.shape[-1] % self.factor or x.shape[-2] % self.factor:
-            raise ValueError(f"blocks of {self.factor} pixels do not divide images of {x.shape[-2]}x{x.shape[-1]}")
+            raise ValueError(
+                f"factor must divide the sides of the images, {x.shape[-2]}x{x.shape[-1]}, got {self.factor}"
+            )
         return F.avg_pool2d(x, self.factor)
 
 
@@ -88,7 +80,7 @@ class Grey:
 
     def __call__(self, x: Images) -> Tensor:
         if len(self.weights) != x.shape[1]:
-            raise ValueError(f"{len(self.weights)} channel weights for images of {x.shape[1]} channels")
+            raise ValueError(f"weights must have one number for each of {x.shape[1]} channels, got {len(self.weights)}")
         return torch.einsum("nchw,c->nhw", x, x.new_tensor(list(self.weights)))[:, None]
 
 
@@ -104,7 +96,7 @@ class Blur:
 
     def __post_init__(self) -> None:
         if self.kernel.ndim != 2 or self.kernel.shape[0] % 2 == 0 or self.kernel.shape[1] % 2 == 0:
-            raise ValueError(f"a blur kernel has two odd sides, got {tuple(self.kernel.shape)}")
+            raise ValueError(f"a blur kernel must have two odd sides, got {tuple(self.kernel.shape)}")
 
     @classmethod
     def gaussian(cls, sigma: float) -> Blur:

@@ -14,7 +14,7 @@ from admg.models.blocks import AttentionBlock
 
 from .base import Guidance
 from .classifier_free import away_from
-from .numbers import finite
+from .numbers import Scale, check_scale, scale_at
 from .state import State
 
 
@@ -24,24 +24,31 @@ class PerturbedAttentionGuidance(Guidance):
 
     It needs neither labels nor another model. The network is conditioned on the same labels in both cases.
 
-    scale: guidance scale w; 1 costs nothing. Ahn et al. write 1 + s for it
+    scale: guidance scale w, or a function of the noise level `State.sigma`; 1 costs nothing. Ahn et al. write 1 + s
+        for it
 
     Raises ValueError if the network's `middle_block` has no attention, or if the scale is not finite.
     """
 
-    scale: float = 3.0
+    scale: Scale = 3.0
 
     def __post_init__(self) -> None:
-        finite(self.scale, "the guidance scale")
+        check_scale(self.scale)
+
+    @property
+    def reads_labels(self) -> bool:
+        return False
 
     def modify_prediction(self, state: State) -> Prediction:
-        middle = getattr(getattr(state.model, "network", None), "middle_block", None)
-        if not isinstance(middle, nn.Module) or not any(isinstance(m, AttentionBlock) for m in middle.modules()):
+        network = getattr(state.model, "network", None)
+        named = network.named_modules() if isinstance(network, nn.Module) else ()
+        if not any(isinstance(m, AttentionBlock) and name.startswith("middle_block.") for name, m in named):
             raise ValueError("perturbed-attention guidance needs a network with attention in its middle block")
-        if self.scale == 1:
+        scale = scale_at(self.scale, state.sigma)
+        if scale == 1:
             return state.pred
         model: Any = state.model
         model = replace(model, network=with_identity_attention(model.network))
         with torch.no_grad():
             perturbed = model.predict(state.x, state.index, state.model_y, clip=False)
-        return away_from(state, perturbed, self.scale)
+        return away_from(state, perturbed, scale)

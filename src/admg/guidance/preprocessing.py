@@ -1,4 +1,4 @@
-"""How images are prepared for networks of other libraries, differentiably: resized, cropped, normalised."""
+"""Differentiable preprocessing of images for networks of other libraries: resize, crop, normalise."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import Tensor
 
 from admg.diffusion.gaussian import Images
 
-Interpolation = Literal["bilinear", "bicubic"]
+Interpolation = Literal["nearest", "bilinear", "bicubic"]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-PIL = {2: "bilinear", 3: "bicubic"}
-"""Filters of Pillow by their numbers, which configurations of transformers have. Others become bicubic."""
+PIL: dict[int, Interpolation] = {0: "nearest", 2: "bilinear", 3: "bicubic"}
+"""Pillow's filters by the numbers used in configurations of transformers. Other filters become bicubic."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,9 @@ class Preprocessing:
 
     resize: height and width to resize to, or the length to resize the shorter side to; None for no resize
     crop: height and width of the crop, or None
-    mean, std: of the normalisation, per channel, for images in [0, 1]
-    interpolation: bilinear or bicubic
+    mean, std: mean and standard deviation of the normalisation, per channel, for images in [0, 1]
+    interpolation: nearest, bilinear or bicubic
+    reverse_channels: whether the network expects blue, green and red
 
     Raises ValueError if a number is out of range.
     """
@@ -39,32 +40,40 @@ class Preprocessing:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     interpolation: Interpolation = "bicubic"
+    reverse_channels: bool = False
 
     def __post_init__(self) -> None:
         sizes = [*_sides(self.resize), *_sides(self.crop)]
         if any(side < 1 for side in sizes):
             raise ValueError(f"sizes must be at least 1 pixel, got {sizes}")
         if len(self.mean) != len(self.std) or not all(number > 0 for number in self.std):
-            raise ValueError(f"mean {self.mean} and std {self.std} must have a number per channel, std above 0")
+            raise ValueError(f"mean and std must have one number per channel, std above 0, got {self.mean}, {self.std}")
         if self.interpolation not in get_args(Interpolation):
-            raise ValueError(f"unknown interpolation {self.interpolation!r}: {' or '.join(get_args(Interpolation))}")
+            raise ValueError(f"interpolation must be {' or '.join(get_args(Interpolation))}, got {self.interpolation}")
 
     def __call__(self, images: Images) -> Float[Tensor, "n c2 h2 w2"]:
         """Return the input of the network. Grey images become three equal channels.
 
-        Raises ValueError if images have another number of channels than the network takes.
+        Raises ValueError if the number of channels is wrong.
         """
         channels = len(self.mean)
         if images.shape[1] not in (1, channels):
-            raise ValueError(f"the network takes images of {channels} channels, not of {images.shape[1]}")
+            raise ValueError(f"the network expects images of {channels} channels, got {images.shape[1]}")
         x = (images.expand(-1, channels, -1, -1) + 1) / 2
         height, width = self.target(x.shape[2], x.shape[3])
         if (height, width) != x.shape[2:]:
-            x = F.interpolate(x, (height, width), mode=self.interpolation, antialias=True, align_corners=False)
+            x = self.resized(x, (height, width))
         if self.crop is not None:
             x = centre(x, self.crop)
         mean, std = (x.new_tensor(numbers).view(-1, 1, 1) for numbers in (self.mean, self.std))
-        return (x - mean) / std
+        prepared = (x - mean) / std
+        return prepared.flip(1) if self.reverse_channels else prepared
+
+    def resized(self, x: Images, size: tuple[int, int]) -> Images:
+        """Return images of this height and width."""
+        if self.interpolation == "nearest":
+            return F.interpolate(x, size, mode="nearest-exact")
+        return F.interpolate(x, size, mode=self.interpolation, antialias=True, align_corners=False)
 
     def target(self, height: int, width: int) -> tuple[int, int]:
         """Return the size that images of this size are resized to."""
@@ -79,7 +88,7 @@ class Preprocessing:
 
     @classmethod
     def of_timm(cls, config: Mapping[str, Any]) -> Preprocessing:
-        """Return what timm's evaluation transform does, from `timm.data.resolve_model_data_config(model)`.
+        """Return the counterpart of timm's evaluation transform, from `timm.data.resolve_model_data_config(model)`.
 
         Raises ValueError for a crop mode without a counterpart.
         """
@@ -87,14 +96,14 @@ class Preprocessing:
         share, mode = config.get("crop_pct") or 0.875, config.get("crop_mode") or "center"
         scaled = tuple(int(side / share) for side in (height, width))
         if mode not in ("center", "squash"):
-            raise ValueError(f"crop_mode {mode!r} of timm has no counterpart: center or squash")
+            raise ValueError(f"crop_mode of timm must be center or squash, got {mode!r}")
         resize = scaled[0] if mode == "center" and height == width else (scaled[0], scaled[1])
         return cls(resize, (height, width), _numbers(config["mean"]), _numbers(config["std"]),
                    _interpolation(config.get("interpolation", "bicubic")))  # fmt: skip
 
     @classmethod
     def of_torchvision(cls, preset: Any) -> Preprocessing:
-        """Return what a preset of torchvision does, from `weights.transforms()`."""
+        """Return the counterpart of a preset of torchvision, from `weights.transforms()`."""
         resize, crop = preset.resize_size, preset.crop_size[0]
         side = int(resize[0]) if len(resize) == 1 else (int(resize[0]), int(resize[1]))
         name = getattr(preset.interpolation, "value", preset.interpolation)
@@ -102,23 +111,31 @@ class Preprocessing:
 
     @classmethod
     def of_transformers(cls, config: Mapping[str, Any]) -> Preprocessing:
-        """Return what an image processor of transformers does, from its preprocessor_config.json.
+        """Return the counterpart of an image processor of transformers, from its preprocessor_config.json.
 
-        Raises ValueError for sizes in a form without a counterpart.
+        Raises ValueError if it has none.
         """
-        resize = _size(config.get("size")) if config.get("do_resize", True) else None
-        crop = _size(config.get("crop_size")) if config.get("do_center_crop", False) else None
+        kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "image processor")
+        for name, wanted in {"do_rescale": True, "do_pad": False}.items():
+            if bool(config.get(name, wanted)) != wanted:
+                raise ValueError(f"{kind} with {name}={config[name]} is not supported")
+        if kind.startswith("Perceiver"):
+            raise ValueError(f"{kind} is not supported, since its crop depends on the size of the image")
+        resize, crop = _geometry(config, kind)
         mean, std = _numbers(config.get("image_mean") or (0, 0, 0)), _numbers(config.get("image_std") or (1, 1, 1))
-        if not config.get("do_normalize", True):
+        if not config.get("do_normalize", not kind.startswith("MobileViT")):
             mean, std = (0.0,) * len(mean), (1.0,) * len(std)
-        if not config.get("do_rescale", True):
-            raise ValueError("an image processor without do_rescale, for values up to 255, has no counterpart")
-        crop_size = (crop, crop) if isinstance(crop, int) else crop
-        return cls(resize, crop_size, mean, std, _interpolation(config.get("resample", 3)))
+        white = 255 * float(config.get("rescale_factor") or 1 / 255)  # the value of white before the normalisation
+        black = -1.0 if config.get("rescale_offset") else 0.0
+        if config.get("include_top"):  # EfficientNet divides by image_std once more
+            std = tuple(a * b for a, b in zip(std, _numbers(config["image_std"])))
+        mean, std = tuple((number - black) / white for number in mean), tuple(number / white for number in std)
+        flip = bool(config.get("do_flip_channel_order"))
+        return cls(resize, crop, mean, std, _interpolation(config.get("resample", 3)), flip)
 
 
 def centre(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return the centre of images; where they are smaller, they get a margin of zeros, as in other libraries."""
+    """Return the centre of images; smaller images are padded with zeros, as in other libraries."""
     (height, width), (rows, columns) = x.shape[2:], size
     missing = max(rows - height, 0), max(columns - width, 0)
     if any(missing):
@@ -138,7 +155,7 @@ def _numbers(values: Any) -> tuple[float, ...]:
 
 def _interpolation(name: Any) -> Interpolation:
     text = PIL.get(name, "bicubic") if isinstance(name, int) else str(getattr(name, "value", name)).lower()
-    return "bilinear" if "bilinear" in text else "bicubic"
+    return next((known for known in get_args(Interpolation) if known in text), "bicubic")
 
 
 def _size(size: Any) -> int | tuple[int, int] | None:
@@ -150,6 +167,24 @@ def _size(size: Any) -> int | tuple[int, int] | None:
         return int(known["shortest_edge"])
     if set(known) == {"height", "width"}:
         return int(known["height"]), int(known["width"])
-    raise ValueError(
-        f"the size {dict(size)} of an image processor has no counterpart: shortest_edge, or height and width"
-    )
+    raise ValueError(f"the size of an image processor must have shortest_edge, or height and width, got {dict(size)}")
+
+
+def _geometry(config: Mapping[str, Any], kind: str) -> tuple[int | tuple[int, int] | None, tuple[int, int] | None]:
+    """Return the sizes of the resize and of the crop of an image processor of transformers."""
+    resize = _size(config.get("size")) if config.get("do_resize", True) else None
+    crop = _size(config.get("crop_size")) if config.get("do_center_crop", False) else None
+    crop = (crop, crop) if isinstance(crop, int) else crop
+    share = config.get("crop_pct")
+    if isinstance(resize, int) and kind.startswith("Levit"):
+        resize = int(256 / 224 * resize)
+    elif share is not None and resize is not None:
+        if not isinstance(resize, int):
+            raise ValueError(f"{kind} with crop_pct is supported for a size of shortest_edge only, got {resize}")
+        if crop is not None:  # PoolFormer
+            resize = int(resize / share)
+        elif resize < 384:  # ConvNeXt, which distorts larger images instead
+            resize, crop = int(resize / share), (resize, resize)
+        else:
+            resize = (resize, resize)
+    return resize, crop

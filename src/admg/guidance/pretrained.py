@@ -26,19 +26,17 @@ from .numbers import Scale
 from .preprocessing import Preprocessing
 from .state import State
 
-EXTRAS = {"timm": "timm", "torchvision": "torchvision", "transformers": "transformers"}
-"""The extra of admg that installs each library."""
 CLASSIFIER_SCALE, TEXT_SCALE = 10.0, 500.0
 
 
 class PretrainedNetwork:
     """A network of another library as a function of images in [-1, 1]: prepared, in float32, on their device.
 
-    It is no module, so that nothing replaces parts of a network that admg does not know.
+    It is deliberately not a module: admg must not replace parts of an unknown network.
 
     module: network; it is put into evaluation mode, and its weights get no gradients
     preprocessing: images -> input of the network
-    call: (module, input) -> output, if it is not just module(input)
+    call: (module, input) -> output; None: module(input)
     """
 
     def __init__(
@@ -60,7 +58,7 @@ class PretrainedGuidance(Wrapper):
 
     guide: the guidance itself
     title: short text, such as "clip: a red coat"
-    classes: number of classes of a classifier that is given the sampler's labels; 0 for any other guide
+    classes: number of classes of a classifier that uses the sampler's labels; 0 for any other guide
     names: names of these classes, if they are known
     """
 
@@ -75,8 +73,8 @@ class PretrainedGuidance(Wrapper):
             raise ValueError(f"{self.title}: {differing}: name the target class, label=...")
         if self.classes and count and count != self.classes:
             raise ValueError(
-                f"{self.title}: the model has {count} labels and the classifier {self.classes}, so that they are not "
-                "the same: name the target class, label=..."
+                f"{self.title}: the model has {count} labels, but the classifier has {self.classes}: pass the target "
+                "class, label=..."
             )
         return super().__call__(state)
 
@@ -90,7 +88,7 @@ def from_timm(
     """Return guidance by a classifier of timm: `from_timm("resnet50.a1_in1k", "golden retriever")`.
 
     model: name of a model of timm, or a loaded one
-    label: target class, by name or number; None: the sampler's labels, for a model with the same ones
+    label: target class, by name or number; None: the sampler's labels, for a model with the same labels
     scale: guidance scale
 
     Raises ValueError if timm is not installed, or if there is no such model or class.
@@ -110,8 +108,8 @@ def from_torchvision(
 ) -> PretrainedGuidance:
     """Return guidance by a classifier of torchvision: `from_torchvision("resnet50", "golden retriever")`.
 
-    model: name of a model of torchvision, or a loaded one, whose weights are then given
-    weights: its weights: a name such as IMAGENET1K_V2, or an entry of torchvision's enumerations
+    model: name of a model of torchvision, or a loaded one; then `weights` are those it was loaded with
+    weights: a name such as IMAGENET1K_V2, or an entry of torchvision's enumerations
     label, scale: see from_timm
 
     Raises ValueError if torchvision is not installed, or if there is no such model or class.
@@ -160,15 +158,17 @@ def from_transformers(
     transformers = library("transformers")
     name = model if isinstance(model, str) else type(model).__name__
     if text is not None and label is not None:
-        raise ValueError("give a text or a label, not both")
+        raise ValueError("pass a text or a label, not both")
     kind = transformers.AutoModelForImageClassification if text is None else transformers.AutoModel
     network = loaded("transformers", model, lambda: kind.from_pretrained(model)) if isinstance(model, str) else model
     if isinstance(model, str) and processor is None:
         mixin = import_module("transformers.image_processing_base").ImageProcessingMixin
         processor = loaded("transformers", model, lambda: mixin.get_image_processor_dict(model)[0])
     if processor is None:
-        raise ValueError(f"{name}: give the image processor of a loaded model, processor=...")
+        raise ValueError(f"{name}: pass the image processor of the loaded model, processor=...")
     preprocessing = Preprocessing.of_transformers(entries(processor))
+    if not isinstance(processor, dict):
+        check_preprocessing(preprocessing, getattr(processor, "image_processor", processor))
     if text is None:
         config: Any = network.config
         names = tuple(str(config.id2label[i]) for i in range(len(config.id2label)))
@@ -218,7 +218,7 @@ def number_of_classes(classifier: PretrainedNetwork) -> int:
     logits = classifier(torch.zeros(1, len(classifier.preprocessing.mean), 32, 32, device=weight.device))
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"{type(classifier.module).__name__} returned {found} for an image: needed are logits (1, K)")
+        raise ValueError(f"{type(classifier.module).__name__} must return logits (1, K) for an image, got {found}")
     return logits.shape[1]
 
 
@@ -242,7 +242,7 @@ def class_number(label: str | int, classes: int, names: Sequence[str], title: st
     if isinstance(label, int) or (label.isdecimal() and label not in names):
         if int(label) < classes and int(label) >= 0:
             return int(label)
-        raise ValueError(f"{title}: class {label} is not one of 0 to {classes - 1}")
+        raise ValueError(f"{title}: classes are 0 to {classes - 1}, got {label}")
     known = known_names(names, classes)
     if label.lower() in known:
         return known[label.lower()]
@@ -255,7 +255,7 @@ def class_number(label: str | int, classes: int, names: Sequence[str], title: st
 def differing_label(ours: tuple[str, ...], theirs: tuple[str, ...], classes: int) -> str | None:
     """Return how the labels of a model differ from the classes of a classifier with the same numbers; None if not.
 
-    Names that the classifier does not have may be others for the same classes, unless none of them is known.
+    Names that the classifier does not have may be synonyms, unless none of the names is known.
     """
     if len(ours) != classes or not (theirs or classes == 1000):
         return None
@@ -272,9 +272,21 @@ def differing_label(ours: tuple[str, ...], theirs: tuple[str, ...], classes: int
 @torch.no_grad()
 def text_embedding(network: Any, tokenizer: Any, texts: Sequence[str]) -> Tensor:
     """Return the mean of the normalised embeddings of texts (D,)."""
-    tokens = tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt").to(network.device)
+    kind = str(getattr(network.config, "model_type", ""))
+    padding = "max_length" if kind.startswith("siglip") else True  # SigLIP was trained on padded texts, without a mask
+    tokens = tokenizer(list(texts), padding=padding, truncation=True, return_tensors="pt").to(network.device)
     features = _features(network.get_text_features(**tokens)).float()
     return nn.functional.normalize(features, dim=-1).mean(0)
+
+
+def check_preprocessing(preprocessing: Preprocessing, processor: Any) -> None:
+    """Raise ValueError unless an image processor of transformers prepares a smooth image in the same way."""
+    rows, columns = torch.meshgrid(torch.arange(48), torch.arange(64), indexing="ij")
+    image = torch.stack([2 * rows + 40, 3 * columns + 20, 255 - 2 * rows - 2 * columns]).to(torch.uint8)
+    theirs = torch.as_tensor(processor(image.permute(1, 2, 0).numpy(), return_tensors="pt")["pixel_values"])
+    ours = preprocessing(image[None].float() / 127.5 - 1)
+    if ours.shape != theirs.shape or (ours - theirs).abs().mean() > 0.1 * theirs.std():
+        raise ValueError(f"{type(processor).__name__} does more than resize, crop and normalise: it is not supported")
 
 
 def _image_features(network: Any, prepared: Tensor) -> Tensor:
@@ -282,7 +294,7 @@ def _image_features(network: Any, prepared: Tensor) -> Tensor:
 
 
 def _features(output: Any) -> Tensor:
-    """Return the features, which older versions of transformers return as they are."""
+    """Return the features, which older versions of transformers return directly."""
     found: Tensor = output if isinstance(output, Tensor) else output.pooler_output
     return found
 
@@ -308,11 +320,11 @@ def library(name: str) -> Any:
     except ImportError as error:
         missing = getattr(error, "name", None) or root
         reason = "" if missing.partition(".")[0] == root else f" ({missing} is missing)"
-        raise ValueError(f"this guide needs {root}{reason}: pip install 'admg[{EXTRAS[root]}]'") from None
+        raise ValueError(f"this guide needs {root}{reason}: pip install 'admg[{root}]'") from None
 
 
 def loaded(root: str, name: Any, load: Callable[[], Any]) -> Any:
-    """Return what a function of a library loads. Its errors become a ValueError of one line."""
+    """Return the result of a loading function of a library. Its errors become a ValueError of one line."""
     try:
         return load()
     except Exception as error:  # libraries raise their own, and those of the Hub

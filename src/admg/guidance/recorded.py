@@ -1,4 +1,4 @@
-"""Finding out whether a sampler evaluates its guide."""
+"""A guide that records whether a sampler evaluates it."""
 
 from __future__ import annotations
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from admg.diffusion.gaussian import Images, Prediction
 
 from .base import Wrapper
-from .numbers import per_image_dot
+from .numbers import projection
 from .state import State, check_consistent
 
 
 @dataclass(frozen=True)
 class Rescaled(Wrapper):
-    """A guide whose ε̂ is brought towards the standard deviation of ε: φ ε̂ std(ε)/std(ε̂) + (1 - φ) ε̂.
+    """A guide whose ε̂ is rescaled towards the standard deviation of ε: φ ε̂ std(ε)/std(ε̂) + (1 - φ) ε̂.
 
     The standard deviation is over the channels and pixels of each image. Without this, large scales of
     ClassifierFreeGuidance overexpose. (The paper rescales v, which its model predicts; here it is always ε.)
@@ -48,4 +48,4 @@ def x0_shift(guided: Prediction, own: Prediction) -> Images:
     It follows from ε - ε̂ = sqrt(ᾱ/(1 - ᾱ)) Δ: then std(ε)/std(ε̂) - 1 is sqrt(ᾱ) cov(Δ, x)/var(x) in the limit ᾱ = 0.
     """
     noise = own.eps - own.eps.mean(dim=(1, 2, 3), keepdim=True)
-    return per_image_dot(guided.x0 - own.x0, noise) / per_image_dot(noise, noise).clamp(min=1e-12) * own.eps
+    return projection(guided.x0 - own.x0, noise) * own.eps

@@ -1,4 +1,4 @@
-"""Guidance that is computed at some steps and reused at those between.
+"""Guidance that is computed at some steps and reused at the steps between them.
 
 The idea is that of Dinh, Liu & Xu 2024, "Compress guidance in conditional diffusion sampling", who hold the gradient;
 extrapolating it is ours.
@@ -28,7 +28,7 @@ class Reused(Wrapper):
 
     guide: guide, whose modified predictions and gradients are both reused. If it is an Interval, the steps outside it
         are not counted; where another guide has no effect when it is evaluated, none is extrapolated
-    every: number of steps n for one evaluation; 1 evaluates the guide at each step
+    every: n, the number of steps per evaluation; 1 evaluates the guide at each step
 
     Raises ValueError unless every >= 1.
     """
@@ -37,7 +37,7 @@ class Reused(Wrapper):
 
     def __post_init__(self) -> None:
         if self.every < 1:
-            raise ValueError(f"guidance can be reused from every step or more, got {self.every}")
+            raise ValueError(f"every must be at least 1, got {self.every}")
 
     def begin(self) -> Guidance:
         if self.every == 1:
@@ -58,7 +58,7 @@ class Line:
         self.points = [] if effect is None else [*self.points[-1:], (at, effect)]
 
     def value(self, at: float) -> Tensor | None:
-        """Return the effect at a noise level, or None if the guide had none so far."""
+        """Return the effect at a noise level, or None if the guide has had none so far."""
         if not self.points:
             return None
         (before, first), (last, effect) = self.points[0], self.points[-1]
@@ -99,7 +99,7 @@ class ReusedRun(Guidance):
         if state.pure_noise:  # log σ is infinite
             return gradient_of(self.guide, state)
         fresh, factor = self._is_fresh(), -state.sigma / math.hypot(1, state.sigma)  # -√(1-ᾱ)
-        self.evaluations += 1  # the gradient is the last that a sampler asks for at a step
+        self.evaluations += 1  # a sampler computes the gradient last in each step
         if not fresh:
             effect = self.gradients.value(math.log(state.sigma))
             return None if effect is None else effect / factor

@@ -1,4 +1,4 @@
-"""Values that a guide has for each image, while a sampler draws only some of the images at a time."""
+"""Per-image values of a guide, for samplers that draw the images in batches."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _batch: ContextVar[Batch | None] = ContextVar("batch", default=None)
 
 
 @contextmanager
-def drawing(start: int, stop: int, total: int) -> Iterator[None]:
-    """State in this context which images a sampler draws, so that `rows` can find what belongs to them."""
+def batch_context(start: int, stop: int, total: int) -> Iterator[None]:
+    """State in this context which images a sampler draws, so that `select_batch_rows` can find what belongs to them."""
     token = _batch.set(Batch(start, stop, total))
     try:
         yield
@@ -32,7 +32,7 @@ def drawing(start: int, stop: int, total: int) -> Iterator[None]:
         _batch.reset(token)
 
 
-def rows(values: Tensor, count: int, what: str) -> Tensor:
+def select_batch_rows(values: Tensor, count: int, what: str) -> Tensor:
     """Return the rows of values (N, ...) that belong to the `count` images of a batch; a single row is for all images.
 
     what: name of the values in messages
@@ -43,5 +43,5 @@ def rows(values: Tensor, count: int, what: str) -> Tensor:
     if len(values) == 1 or batch is None or batch.stop - batch.start != count or batch.total == count:
         return values
     if len(values) != batch.total:
-        raise ValueError(f"{what} has {len(values)} rows for {batch.total} images: give one, or one for each image")
+        raise ValueError(f"{what} must have one row, or one for each of {batch.total} images, got {len(values)}")
     return values[batch.start : batch.stop]

@@ -1,4 +1,4 @@
-"""Guides in the loop of a scheduler of diffusers, for networks that are called as those of diffusers are.
+"""Guides in the loop of a scheduler of diffusers, for networks with the call signature of diffusers.
 
 Nothing of diffusers is imported: a scheduler has `alphas_cumprod`, `timesteps` and `config.prediction_type`.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,18 +17,18 @@ from torch import Tensor
 from admg.diffusion.gaussian import Diffusion, Images, Index, Predict, Prediction
 from admg.diffusion.schedule import NoiseSchedule
 
-from .base import Guide, begin, modified_prediction
+from .base import Guide, begin, gradient_of, modified_prediction
 from .bounded import Bounded
 from .state import NetworkPredictions, State, check_consistent
 
-PREDICTS: dict[str, Predict] = dict(zip(("epsilon", "sample", "v_prediction"), get_args(Predict)))
+PREDICTS: dict[str, Predict] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 """What a network predicts, by its name in diffusers."""
 Denoiser = Callable[[Images, Tensor, Tensor | None], Tensor]
 """(x, timestep, labels or None) -> output of a network, (N, C or 2C, H, W)."""
 
 
 class SchedulerGuidance:
-    """A network of diffusers whose output follows a guide, for the loop of a scheduler with variance-preserving noise.
+    """A guided network of diffusers, for the loop of a scheduler with variance-preserving noise.
 
         guided = SchedulerGuidance(guide, scheduler, unet, y=labels)
         for t in scheduler.timesteps:
@@ -42,10 +42,10 @@ class SchedulerGuidance:
     scheduler: scheduler of diffusers, after set_timesteps
     network: a UNet2DModel, or a function (x, t, y) -> output
     y: target labels (N,)
-    conditional: whether the network is given y, too; None: whether it is a UNet2DModel with class embeddings
+    conditional: whether the network is conditioned on y, too; None: if it is a UNet2DModel with class embeddings
     clip: whether the predicted x0 is clipped to [-1, 1] before the gradient is added, as the samplers of admg do. A
         scheduler may clip again after it: turn that off by clip_sample=False, or leave this off
-    bound: whether gradients are limited to what images in [-1, 1] make possible, if x0 is clipped; see Bounded
+    bound: whether gradients are limited to the range possible for images in [-1, 1], if x0 is clipped; see Bounded
 
     Raises ValueError if the scheduler has another kind of process.
     """
@@ -76,12 +76,12 @@ class SchedulerGuidance:
     def __call__(self, x: Images, t: Tensor | float) -> Tensor:
         """Return the output to pass to `scheduler.step`, in the form of the network's own.
 
-        x: what the network is given, (N, C, H, W): x_t, for some schedulers after scale_model_input
+        x: input of the network, (N, C, H, W): x_t, for some schedulers after scale_model_input
         t: timestep, one of `scheduler.timesteps`
         """
         steps = tuple(sorted({float(step) for step in self.scheduler.timesteps}))
         if float(t) not in steps:
-            raise ValueError(f"timestep {float(t):g} is none of scheduler.timesteps: call set_timesteps first")
+            raise ValueError(f"timestep {float(t):g} is not in scheduler.timesteps: call set_timesteps first")
         index = steps.index(float(t))
         if self.last is None or float(t) > self.last or index == len(steps) - 1:
             self.running = begin(self.guide)
@@ -112,15 +112,15 @@ class _Model:
 def followed(
     guide: Guide, model: _Model, x: Images, index: int, y: Tensor | None, output: Tensor, clip: bool
 ) -> Tensor:
-    """Return the network's output with a guide followed.
+    """Return the network's output, modified by the guide.
 
-    output: of the network at x, (N, C or 2C, H, W); channels of a variance stay as they are
+    output: output of the network at x, (N, C or 2C, H, W); channels of a variance are unchanged
     """
     diffusion, alpha_bar = model.diffusion, model.diffusion.schedule.alpha_bar[index].item()
     known = NetworkPredictions(unguided=diffusion.predict(output, x, index, clip=False))
     state = State(x, index, y, y if model.conditional else None, model, clip, computed=known)
     state = state.with_pred(modified_prediction(guide, state))
-    p, g = state.prediction, guide(state)
+    p, g = state.prediction, gradient_of(guide, state)
     check_consistent(p)
     eps, x0 = p.eps, p.x0
     if g is not None and not state.pure_noise:
@@ -158,8 +158,7 @@ def schedule(alphas_cumprod: tuple[float, ...], steps: tuple[float, ...]) -> Noi
     whole = [int(step) if step == int(step) else None for step in steps]
     between = 1 / (1 + np.interp(steps, np.arange(len(curve)), sigmas) ** 2)
     alpha_bar = torch.tensor([curve[n] if n is not None else value for n, value in zip(whole, between)])
-    before = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
-    return NoiseSchedule(1 - alpha_bar / before, torch.tensor(steps, dtype=torch.float64))
+    return NoiseSchedule.from_alpha_bar(alpha_bar, torch.tensor(steps, dtype=torch.float64))
 
 
 def called(unet: Any) -> Denoiser:

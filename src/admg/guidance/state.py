@@ -1,4 +1,4 @@
-"""What a guide knows at a step of a sampler."""
+"""The information available to a guide at a step of a sampler."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class State:
 
     @property
     def t(self) -> Tensor:
-        """The timestep that networks and classifiers are given, (1,)."""
+        """The timestep given to networks and classifiers, (1,)."""
         return self.diffusion.timestep(self.index, self.x.device, self.x.dtype)
 
     @property
@@ -124,7 +124,7 @@ class State:
 
     @torch.no_grad()
     def predict(self, y: Tensor | None) -> Prediction:
-        """Return the network's prediction at x given other labels y (N,), or given none; not clipped."""
+        """Return the network's prediction at x for other labels y (N,), or for None without labels; not clipped."""
         return self.model.predict(self.x, self.index, y, clip=False)
 
     @torch.enable_grad()
@@ -166,7 +166,7 @@ class State:
 def check_conditional(state: State) -> Tensor:
     """Return the labels that the network is conditioned on. Raises ValueError if there are none."""
     if state.model_y is None:
-        raise ValueError("classifier-free guidance needs a conditional model that is conditioned on labels y")
+        raise ValueError("this guidance needs a conditional model that is given labels y")
     return state.model_y
 
 

@@ -22,17 +22,17 @@ def timestep_embedding(
     dim: int,
     max_period: float = 10_000.0,
     dtype: torch.dtype = torch.float32,
-    closed: bool = False,
+    endpoint: bool = False,
 ) -> Tensor:
     """Return the sinusoidal embedding (N, dim) of timesteps (N,): cosines, then sines (DDPM, appendix B).
 
     Frequencies fall geometrically from 1 to 1/max_period. Timesteps may be fractional. An odd `dim` ends with a zero.
 
-    closed: whether the last frequency is 1/max_period itself, as in DDPM's own code; otherwise it is the one before
+    endpoint: whether the last frequency is 1/max_period itself, as in DDPM's own code; otherwise it is the one before
     """
     half = dim // 2
     steps = torch.arange(half, dtype=dtype, device=timesteps.device)
-    intervals = max(half - 1, 1) if closed else half
+    intervals = max(half - 1, 1) if endpoint else half
     angles = timesteps.to(dtype)[:, None] * torch.exp(-math.log(max_period) * steps / intervals)[None]
     embedding = torch.cat([angles.cos(), angles.sin()], dim=-1)
     return F.pad(embedding, (0, dim % 2))
@@ -43,7 +43,7 @@ class GroupNorm32(nn.GroupNorm):
 
     def __init__(self, channels: int):
         if channels % 32:
-            raise ValueError(f"{channels} channels: every width of the network must be a multiple of 32 (group norm)")
+            raise ValueError(f"every width of the network must be a multiple of 32 (group norm), got {channels}")
         super().__init__(32, channels)
 
     def forward(self, x: Float[Tensor, "n c *s"]) -> Float[Tensor, "n c *s"]:
@@ -198,7 +198,7 @@ class AttentionPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[2:] != (self.size, self.size):
-            raise ValueError(f"the attention pool takes {self.size}x{self.size} features, got {tuple(x.shape[2:])}")
+            raise ValueError(f"the attention pool expects {self.size}x{self.size} features, got {tuple(x.shape[2:])}")
         tokens = x.flatten(2).transpose(1, 2)
         tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)
         tokens = tokens + self.positional_embedding.T.to(tokens.dtype)

@@ -48,14 +48,14 @@ class NoisyClassifier(UNetEncoder):
             first = nn.Linear(sum(self.skip_widths) + width, 2048)
             self.out = nn.Sequential(first, GroupNorm32(2048), nn.SiLU(), nn.Linear(2048, c.num_classes))
         else:
-            raise ValueError(f"unknown pool {c.pool!r}: attention, adaptive, spatial or spatial_v2")
+            raise ValueError(f"pool must be attention, adaptive, spatial or spatial_v2, got {c.pool!r}")
 
     def forward(self, x: Float[Tensor, "n c h w"], timesteps: Tensor) -> Float[Tensor, "n k"]:
         """Return logits (N, num_classes) in the dtype of x, for images x noised to `timesteps`.
 
         x: (N, C, H, W), in about [-1, 1]
         timesteps: (N,), or (1,) for all images, in [0, 1000)
-        Raises ValueError if the levels do not divide the size, or the attention pool was made for another size.
+        Raises ValueError if the levels do not divide the size, or if the attention pool was built for another size.
         """
         features = self.encode(x, self.embed(timesteps))
         if self.config.pool.startswith("spatial"):

@@ -56,14 +56,14 @@ class SuperResUNet(UNet):
     ) -> Float[Tensor, "n c2 h w"]:
         """As UNet.forward, for x of the large size, given low_res (N, C, h, w) in [-1, 1] of any smaller size.
 
-        level: level of noise in each low-resolution image (N,), from 0 to `augment_noise`; None for images without
+        level: level of noise in each low-resolution image (N,), from 0 to `augment_noise`; None for no noise
         Raises ValueError for a level that the network is not conditioned on.
         """
         emb = self.embed(timesteps)
         if self.config.augment_noise:
             emb = emb + self._embed_level(torch.zeros(1, device=x.device) if level is None else level)
         elif level is not None:
-            raise ValueError("this network is not conditioned on the level of noise in low-resolution images")
+            raise ValueError("level must be None: this network is not conditioned on the level of noise")
         upsampled = F.interpolate(low_res, x.shape[2:], mode="bilinear")
         return self.denoise(torch.cat([x, upsampled.to(x.dtype)], dim=1), emb, y)
 

@@ -17,20 +17,21 @@ Replace = Callable[[str, nn.Module], nn.Module]
 def with_replaced(network: nn.Module, replace: Replace) -> nn.Module:
     """Return a network in which `replace` has substituted modules; the given network stays as it is.
 
-    Parameters, buffers and hooks are shared, not copied: each change of a weight is seen by both. Subtrees in which
-    nothing is replaced are the very same modules. The others are shallow copies or, of classes that are neither torch's
+    Parameters, buffers and hooks are shared, not copied: each change of a weight is seen by both. Subtrees without
+    replacements are the original modules. The others are shallow copies or, of classes that are neither torch's
     nor ours, views that read and write all attributes of the original. `replace` is called for every module, children
-    first, and is given a module whose children have already been replaced. It must not change that module.
+    first, and is given a module whose children have already been replaced. It must not change that module. A module
+    with a `forward` of its own, rather than of its class, is left as it is with all its children.
 
-    A module that stands for another one, as an accelerated network does, may define `with_replaced(replace)` itself.
+    A module that acts as a proxy of another one, such as an accelerated network, may define `with_replaced(replace)`.
     """
     own: Any = getattr(network, "with_replaced", None)
     return own(replace) if callable(own) else _visit("", network, replace, {})
 
 
 def _visit(name: str, module: nn.Module, replace: Replace, seen: dict[nn.Module, nn.Module]) -> nn.Module:
-    if module not in seen and type(module).__call__ is not nn.Module.__call__:  # compiled or scripted
-        seen[module] = module
+    if module not in seen and (type(module).__call__ is not nn.Module.__call__ or "forward" in vars(module)):
+        seen[module] = module  # compiled, scripted, or bound to the original
     if module not in seen:
         prefix = f"{name}." if name else ""
         children = {
@@ -43,25 +44,52 @@ def _visit(name: str, module: nn.Module, replace: Replace, seen: dict[nn.Module,
 
 
 def _with_children(module: nn.Module, children: dict[str, Any]) -> nn.Module:
-    if type(module).__module__.startswith(("torch.nn.modules.", "admg.")):
+    if isinstance(module, View):
+        module = object.__getattribute__(module, "__dict__")["original"]
+    if is_known(module):
         return shallow_copy(module, children)
     view = object.__new__(_view_class(cast(Any, type(module))))
-    view.__dict__.update(_original=module, _modules=children)
+    object.__getattribute__(view, "__dict__").update(original=module, children=children)
     return view
 
 
+def is_known(module: nn.Module) -> bool:
+    """Whether the class is torch's or ours, so that its attributes do not change from call to call."""
+    return type(module).__module__.startswith(("torch.nn.modules.", "admg."))
+
+
 class View(nn.Module):
-    """A module with other children that otherwise reads and writes the attributes of the original."""
+    """A module with other children that otherwise reads and writes the attributes of the original.
+
+    Its `__dict__` is that of the original.
+    """
+
+    def __getattribute__(self, name: str) -> Any:
+        own = object.__getattribute__(self, "__dict__")
+        if name == "_modules":
+            return own["children"]
+        attributes = vars(own["original"])
+        if name == "__dict__":
+            return attributes
+        kind = object.__getattribute__(self, "__class__")
+        if name in attributes and not hasattr(getattr(kind, name, None), "__set__"):  # a property goes first
+            return attributes[name]
+        return object.__getattribute__(self, name)
 
     def __getattr__(self, name: str) -> Any:
-        children = self.__dict__["_modules"]
-        return children[name] if name in children else getattr(self.__dict__["_original"], name)
+        own = object.__getattribute__(self, "__dict__")
+        return own["children"][name] if name in own["children"] else getattr(own["original"], name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self.__dict__["_original"], name, value)
+        own = object.__getattribute__(self, "__dict__")
+        setattr(own["original"], name, value)
+        if name in own["original"]._modules:
+            own["children"][name] = value
 
     def __delattr__(self, name: str) -> None:
-        delattr(self.__dict__["_original"], name)
+        own = object.__getattribute__(self, "__dict__")
+        delattr(own["original"], name)
+        own["children"].pop(name, None)
 
 
 @cache
@@ -77,7 +105,7 @@ def shallow_copy(module: nn.Module, children: dict[str, Any], kind: type[nn.Modu
 
 
 def with_identity_attention(network: nn.Module) -> nn.Module:
-    """Return the network with each pixel of its middle block attending to itself alone; parameters are shared.
+    """Return the network with each pixel of its middle block attending only to itself; parameters are shared.
 
     Ahn et al. 2024, "Self-rectifying diffusion sampling with perturbed-attention guidance".
     """

@@ -39,7 +39,7 @@ DDPM_EPSILON = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """Architecture of the encoder, which the U-Net and the classifier have in common.
+    """Architecture of the encoder, shared by the U-Net and the classifier.
 
     image_size: side of the training images in pixels; it decides where attention is used
     image_channels: 1 for grey, 3 for RGB
@@ -71,7 +71,7 @@ class EncoderConfig:
         "num_heads_upsample": (0, 1024),
         "small_size": (0, 16_384),
     }
-    """Smallest and largest value of each number; larger ones are mistakes, which would fill the memory."""
+    """Smallest and largest value of each number; larger values are mistakes and would exhaust the memory."""
 
     image_size: int = 64
     image_channels: int = 3
@@ -95,11 +95,9 @@ class EncoderConfig:
         object.__setattr__(self, "attention_resolutions", tuple(self.attention_resolutions))
         self._check_ranges()
         if self.head_channels < 0 or (self.head_channels == 0 and self.num_heads < 1):
-            raise ValueError(
-                f"attention heads: head_channels {self.head_channels} must be positive, or 0 with num_heads >= 1"
-            )
+            raise ValueError(f"head_channels must be positive, or 0 with num_heads >= 1, got {self.head_channels}")
         if min(self.attention_resolutions, default=1) < 1:
-            raise ValueError(f"attention_resolutions {self.attention_resolutions} must be positive numbers of pixels")
+            raise ValueError(f"attention_resolutions must be positive, got {self.attention_resolutions}")
         if self.image_size <= 0 or self.image_size % self.downsampling:
             raise ValueError(
                 f"image size {self.image_size} must be a positive multiple of {self.downsampling}: "
@@ -115,7 +113,7 @@ class EncoderConfig:
             raise ValueError(f"channel_mult must have at most 16 factors above 0 and up to 64, got {self.channel_mult}")
 
     def _attention(self) -> tuple[int, ...]:
-        """Return the sides with attention. Raises ValueError for one that no level has, unless it is a default."""
+        """Return the sides with attention. Raises ValueError for a given side that no level has."""
         given, sizes = self.attention_resolutions, [self.image_size >> level for level in range(self.levels)]
         missing = [side for side in given if side not in sizes]
         if not missing or (given == ATTENTION and len(missing) < len(given)):
@@ -162,8 +160,8 @@ class EncoderConfig:
         return heads
 
 
-def attended(resolutions: Sequence[int], size: int, levels: int) -> tuple[int, ...]:
-    """Return attention_resolutions with the same effect as in guided-diffusion, which ignores what matches no level.
+def effective_attention_resolutions(resolutions: Sequence[int], size: int, levels: int) -> tuple[int, ...]:
+    """Return attention_resolutions with the same effect as in guided-diffusion, which ignores sides without a level.
 
     guided-diffusion compares size // resolution with the factor of each level, so that 30 means the level of 32 pixels
     in an image of 64. Sides that an EncoderConfig takes are returned unchanged.
@@ -185,7 +183,7 @@ def default_channel_mult(size: int) -> tuple[float, ...]:
     while levels < len(CHANNEL_MULT[known]) and size % 2**levels == 0 and size >> levels >= 4:
         levels += 1
     if levels == 1:
-        raise ValueError(f"image size {size} must be a multiple of 2, better of 16, unless channel_mult is given")
+        raise ValueError(f"image_size must be a multiple of 2 (preferably 16) unless channel_mult is given, got {size}")
     return CHANNEL_MULT[known][:levels]
 
 
@@ -193,7 +191,7 @@ def default_channel_mult(size: int) -> tuple[float, ...]:
 class UNetConfig(EncoderConfig):
     """Architecture of a U-Net; the defaults are the paper's best (section 3).
 
-    num_classes: number of labels that the network can be conditioned on; 0 for an unconditional one
+    num_classes: number of labels that the network can be conditioned on; 0 for an unconditional network
     learn_variance: learned variance: 2C output channels, the prediction and then v
     num_heads_upsample: number of attention heads in the decoder; 0 for `num_heads`
     ddpm_layers: the details of DDPM's own network (Ho et al. 2020), which some checkpoints of diffusers have: 1e-6 as
@@ -207,7 +205,7 @@ class UNetConfig(EncoderConfig):
 
 
 class UNetEncoder(nn.Module):
-    """The time embedding, the encoder and the middle block, which the U-Net and the classifier have in common."""
+    """The time embedding, the encoder and the middle block, shared by the U-Net and the classifier."""
 
     def __init__(self, config: EncoderConfig, in_channels: int):
         super().__init__()
@@ -257,15 +255,15 @@ class UNetEncoder(nn.Module):
     def embed(self, timesteps: Tensor) -> Float[Tensor, "n d"]:
         """Return the embedding of timesteps (N,), which conditions every residual block."""
         wide = torch.promote_types(self.dtype, torch.float32)
-        closed = getattr(self.config, "ddpm_layers", False)
-        embedding = timestep_embedding(timesteps, self.config.channels, dtype=wide, closed=closed)
+        endpoint = getattr(self.config, "ddpm_layers", False)
+        embedding = timestep_embedding(timesteps, self.config.channels, dtype=wide, endpoint=endpoint)
         return self.time_embed(embedding.to(self.dtype))
 
     def encode(self, x: Tensor, emb: Tensor) -> list[Tensor]:
         """Return the features after each input block and, last, after the middle block."""
         (height, width), step = x.shape[2:], self.config.downsampling
         if height % step or width % step:
-            raise ValueError(f"an image of {height}x{width} does not fit: height and width must be multiples of {step}")
+            raise ValueError(f"the height and width of an image must be multiples of {step}, got {height}x{width}")
         features: list[Tensor] = []
         h = x.to(self.dtype)
         for block in self.input_blocks:
@@ -327,7 +325,7 @@ class UNet(UNetEncoder):
         """Return the output of forward() for all input channels, from the embedding of the timesteps."""
         if y is not None:
             if not self.config.num_classes:
-                raise ValueError("this network is unconditional and takes no labels y")
+                raise ValueError("y must be None: this network is unconditional")
             emb = emb + self.label_emb(y.clamp(min=0)) * (y >= 0)[:, None]
         h = self.decode(self.encode(x, emb), emb)
         with torch.autocast(x.device.type, enabled=False):  # as in guided-diffusion, the last layer is not in fp16

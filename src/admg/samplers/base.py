@@ -1,4 +1,4 @@
-"""What every sampler does before its own step: predict with the model and evaluate the guide.
+"""The common part of all samplers: predict with the model and evaluate the guide.
 
 A sampler is a generator function `sampler(model, x_T, *, y, guide, noise_sampler, clip, unconditional)` that yields a
 `Step` for each step. To write one, build a `GuidedModel` with `guided_model` and call its `predict` (Algorithm 1,
@@ -27,8 +27,8 @@ class Step:
     """The result of a step of a sampler.
 
     x: x_{t-1}, (N, C, H, W)
-    x0: the predicted image that led there, (N, C, H, W)
-    t: timestep that the network was given
+    x0: the image predicted in this step, (N, C, H, W)
+    t: timestep given to the network
     index: index of t in the schedule, from len(schedule) - 1 down to 0
     """
 
@@ -111,7 +111,7 @@ def guided_model(
     Raises ValueError if y is not one label per image.
     """
     if y is not None and y.shape != (len(x_T),):
-        raise ValueError(f"y must be one label for each of {len(x_T)} images, not of shape {tuple(y.shape)}")
+        raise ValueError(f"y must have shape ({len(x_T)},), one label per image, got {tuple(y.shape)}")
     model_y = y if getattr(model, "conditional", False) and not unconditional else None
     known = guide is not None and y is not None and len(y) > 0 and not y.is_meta
     highest = int(y.max()) if known and y is not None else None  # once per run, since it waits for a GPU

@@ -24,12 +24,16 @@ def ddpm(
 ) -> Iterator[Step]:
     """Sample x_{t-1} ~ N(μ + Σ g, Σ) with the model's own Σ, where g = s ∇ log p(y | x_t) is the guide's gradient.
 
+    model: a Model, or any object with `diffusion`, `conditional` and `predict`; see guidance.state.DiffusionModel
     x_T: standard normal noise (N, C, H, W)
     y: target labels (N,)
     guide: guide, for example ClassifierGuidance(classifier, scale)
     noise_sampler: function (x, index) -> noise of a step
     clip: whether x0 is clipped to [-1, 1] before μ is derived from it
     unconditional: if True, the network is not conditioned on y; the guide still uses it
+
+    Yields a Step after each of the len(model.diffusion) steps; Step.x of the last one holds the samples (N, C, H, W).
+    Raises ValueError if y is not one label per image.
     """
     x, guided = x_T, guided_model(model, x_T, y, guide, clip, unconditional)
     for i in guided.indices():

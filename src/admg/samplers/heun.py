@@ -16,7 +16,7 @@ from admg.guidance import DiffusionModel, Guide
 from .base import NoiseSampler, Step, gaussian_noise, guided_model
 from .levels import level
 
-LARGEST_FALL = 100.0  # of σ over a step of second order
+MAX_SIGMA_RATIO = 100.0  # of σ over a step of second order
 
 
 def heun(
@@ -52,21 +52,21 @@ def heun(
     if not (s_churn >= 0 and s_noise >= 0):
         raise ValueError(f"s_churn and s_noise must not be negative, got {s_churn} and {s_noise}")
     if not 0 <= s_min <= s_max:
-        raise ValueError(f"noise is added at levels with 0 <= s_min <= s_max, got {s_min} and {s_max}")
+        raise ValueError(f"s_min and s_max must satisfy 0 <= s_min <= s_max, got {s_min} and {s_max}")
     steps = len(model.diffusion)
     model, base, raised = _with_raised_levels(model, min(s_churn / steps, math.sqrt(2) - 1), s_min, s_max)
     x, guided, diffusion = x_T, guided_model(model, x_T, y, guide, clip, unconditional), model.diffusion
     for i in range(steps - 1, -1, -1):
-        now, hat, then = (level(diffusion, k) for k in (base[i], raised[i], base[i - 1] if i else -1))
+        current, noised, target = (level(diffusion, k) for k in (base[i], raised[i], base[i - 1] if i else -1))
         if raised[i] > base[i]:  # x̂ = x + sqrt(σ̂² - σ²) S_noise ε
-            more = math.sqrt((hat.sigma / hat.alpha) ** 2 - (now.sigma / now.alpha) ** 2)
-            x = hat.alpha * (x / now.alpha + more * s_noise * noise_sampler(x, i))
+            more = math.sqrt((noised.sigma / noised.alpha) ** 2 - (current.sigma / current.alpha) ** 2)
+            x = noised.alpha * (x / current.alpha + more * s_noise * noise_sampler(x, i))
         p = guided.predict_guided(x, raised[i])
-        x = then.alpha * p.x0 + then.sigma * p.eps  # Euler: x̂ + (σ' - σ̂) ε
-        if i > 0 and hat.sigma * then.alpha <= LARGEST_FALL * then.sigma * hat.alpha:
+        x = target.alpha * p.x0 + target.sigma * p.eps  # Euler: x̂ + (σ' - σ̂) ε
+        if i > 0 and noised.sigma * target.alpha <= MAX_SIGMA_RATIO * target.sigma * noised.alpha:
             slope = guided.predict_guided(x, base[i - 1]).eps
-            change = then.sigma / then.alpha - hat.sigma / hat.alpha  # σ' - σ̂
-            x = x + then.alpha * change * (slope - p.eps) / 2  # (ε + ε')/2 in place of ε
+            change = target.sigma / target.alpha - noised.sigma / noised.alpha  # σ' - σ̂
+            x = x + target.alpha * change * (slope - p.eps) / 2  # (ε + ε')/2 in place of ε
         yield replace(guided.step(x, p.x0, raised[i]), index=i)
 
 

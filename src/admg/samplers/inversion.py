@@ -27,7 +27,7 @@ def ddim_inversion(
 
     ddim(model, x_T) with the same labels and guide leads back to the image, up to an error that falls with the number
     of steps. There is one step more than in ddim: the first one leads from the image, whose noise level the network
-    does not know, to the lowest level. Step.t is the timestep that the network was given.
+    does not know, to the lowest level. Step.t is the timestep given to the network.
 
     noise: standard normal noise like x0 to use in the first step, instead of the network's prediction. It keeps x_T
         from being smoother than noise where the image has no noise at all, for example on a plain background
@@ -37,7 +37,7 @@ def ddim_inversion(
     return _invert(guided_model(model, x0, y, guide, clip, unconditional), x0, noise)
 
 
-# A function of its own, since sample() takes every generator function of this package for a sampler.
+# A separate function, since sample() treats every generator function of this package as a sampler.
 def _invert(guided: GuidedModel, x: Images, noise: Images | None) -> Iterator[Step]:
     diffusion = guided.model.diffusion
     lowest = level(diffusion, 0)

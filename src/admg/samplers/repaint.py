@@ -13,7 +13,7 @@ from admg.diffusion.gaussian import Diffusion, Images
 from admg.diffusion.signed import check_signed
 from admg.guidance import DiffusionModel, Guide
 from admg.guidance.operators import Mask
-from admg.guidance.rows import rows
+from admg.guidance.rows import select_batch_rows
 
 from .base import NoiseSampler, Sampler, Step, gaussian_noise, guided_model
 
@@ -34,7 +34,7 @@ def repaint(known: Images, mask: Tensor, *, jump_length: int = 10, resamplings: 
     Raises ValueError if shapes do not fit, if j or r is below 1, or if j is not below the number of steps.
     """
     if known.ndim != 4:
-        raise ValueError(f"the known images have shape (1 or N, C, H, W), not {tuple(known.shape)}")
+        raise ValueError(f"the known images must have shape (1 or N, C, H, W), got {tuple(known.shape)}")
     Mask(mask)(known)  # raises ValueError if the shapes do not fit
     if jump_length < 1 or resamplings < 1:
         raise ValueError(f"jump_length and resamplings must be at least 1, got {jump_length} and {resamplings}")
@@ -55,13 +55,15 @@ def _repaint(
     clip: bool = True,
     unconditional: bool = False,
 ) -> Iterator[Step]:
-    known = rows(known, len(x_T), "the known images")
+    known = select_batch_rows(known, len(x_T), "the known images")
     if known.shape[1:] != x_T.shape[1:] or len(known) not in (1, len(x_T)):
-        raise ValueError(f"known images of shape {tuple(known.shape)} for samples {tuple(x_T.shape)}")
+        raise ValueError(
+            f"the known images must have shape {tuple(x_T.shape)}, or be one image, got {tuple(known.shape)}"
+        )
     check_signed(known, "the known images")
     x, guided, diffusion = x_T, guided_model(model, x_T, y, guide, clip, unconditional), model.diffusion
     known, mask = known.to(x_T), mask.to(x_T.device)
-    for i, rise, last in path(len(diffusion), jump_length, resamplings):
+    for i, rise, last in jump_schedule(len(diffusion), jump_length, resamplings):
         p, g = guided.predict(x, i)
         mean = p.mean if g is None else p.mean + p.variance * g  # Algorithm 1
         if i > 0:
@@ -71,12 +73,12 @@ def _repaint(
         else:
             x = torch.where(mask, known, mean)
         if rise:
-            x = noised_up(diffusion, x, i - 1, i - 1 + rise, noise_sampler)
+            x = renoise(diffusion, x, i - 1, i - 1 + rise, noise_sampler)
         if last:
             yield guided.step(x, p.x0, i)
 
 
-def path(steps: int, jump_length: int, resamplings: int) -> Iterator[tuple[int, int, bool]]:
+def jump_schedule(steps: int, jump_length: int, resamplings: int) -> Iterator[tuple[int, int, bool]]:
     """Yield (i, rise, last) for each denoising step from i to i - 1.
 
     rise: number of levels by which x is noised afterwards
@@ -85,20 +87,20 @@ def path(steps: int, jump_length: int, resamplings: int) -> Iterator[tuple[int, 
     Raises ValueError if the jumps are not shorter than the number of steps.
     """
     if resamplings > 1 and jump_length >= steps:
-        raise ValueError(f"RePaint's jumps must be shorter than the {steps} steps, got a jump_length of {jump_length}")
-    left = {level: resamplings - 1 for level in range(0, steps - jump_length, jump_length)}
+        raise ValueError(f"jump_length must be less than the number of steps, {steps}, got {jump_length}")
+    remaining = {level: resamplings - 1 for level in range(0, steps - jump_length, jump_length)}
     i = steps - 1
     while i >= 0:
         below = (i - 1) // jump_length * jump_length  # the only level from which a jump can lead to i again
-        last = left.get(below, 0) == 0
+        last = remaining.get(below, 0) == 0
         rise = 0 if last or below < i - 1 else jump_length
         if rise:
-            left[below] -= 1
+            remaining[below] -= 1
         yield i, rise, last
         i += rise - 1
 
 
-def noised_up(diffusion: Diffusion, x: Images, low: int, high: int, noise_sampler: NoiseSampler) -> Images:
+def renoise(diffusion: Diffusion, x: Images, low: int, high: int, noise_sampler: NoiseSampler) -> Images:
     """Return a sample x_high ~ q(x_high | x_low), all steps between them at once."""
-    kept = (diffusion.schedule.alpha_bar[high] / diffusion.schedule.alpha_bar[low]).item()
-    return math.sqrt(kept) * x + math.sqrt(1 - kept) * noise_sampler(x, high)
+    ratio = (diffusion.schedule.alpha_bar[high] / diffusion.schedule.alpha_bar[low]).item()
+    return math.sqrt(ratio) * x + math.sqrt(1 - ratio) * noise_sampler(x, high)

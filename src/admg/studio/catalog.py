@@ -12,19 +12,19 @@ from torch import Tensor
 
 from admg.checkpoints import loading
 from admg.checkpoints.labels import Labels
+from admg.checkpoints.loading import as_model
 from admg.checkpoints.model import Classifier, Model
 from admg.checkpoints.published import SamplingSettings
 from admg.diffusion.gaussian import Images, Index, Prediction
 from admg.generation.guide_specs import load_classifier_for
-from admg.generation.sample import as_model
 
 
 @dataclass(frozen=True)
 class Entry:
     """A model that can be chosen.
 
-    name: as admg.load takes it
-    classifier_name: as admg.load_classifier takes it, "" without a classifier
+    name: argument of admg.load
+    classifier_name: argument of admg.load_classifier, "" without a classifier
     """
 
     name: str
@@ -34,7 +34,7 @@ class Entry:
 
     @property
     def labels(self) -> Labels:
-        """The labels of the model, else those of its classifier."""
+        """The labels of the model, or else those of its classifier."""
         return self.model.labels if self.model.labels.count or self.classifier is None else self.classifier.labels
 
     @property
@@ -81,7 +81,7 @@ def _load(spec: str, device: torch.device) -> Entry:
     name, _, classifier = spec.partition(",")
     model = as_model(name)
     if model.upsamples:
-        raise ValueError(f"{name} enlarges images, and the studio shows models that make images from noise")
+        raise ValueError(f"{name} enlarges images, but the studio needs models that make images from noise")
     chosen = classifier or loading.default_classifier(name) or ""
     loaded = load_classifier_for(model, chosen).to(device) if chosen else None
     return Entry(name, model.to(device), chosen, loaded)

@@ -13,23 +13,23 @@ from admg.training.curves import new_figure, plot_log
 
 from .sampling import Frame
 
-MOST_LINES = 10
+MAX_LINES = 10
 """Labels whose probabilities are drawn."""
 
 
 def lines_of(frames: Sequence[Frame], image: int | None) -> tuple[list[float], dict[int, list[float]]]:
     """Return t after each step, and the classifier's probability of each label there.
 
-    Of more than MOST_LINES labels, those with the largest probabilities at any step are kept.
+    Of more than MAX_LINES labels, those with the largest probabilities at any step are kept.
 
     image: number of the image; None for the mean of all
     """
-    found = [(frame.t, frame.probabilities) for frame in frames if frame.probabilities is not None]
-    if not found:
+    points = [(frame.t, frame.probabilities) for frame in frames if frame.probabilities is not None]
+    if not points:
         return [], {}
-    values = np.stack([of_all.mean(0) if image is None else of_all[image] for _, of_all in found])
-    chosen = sorted(np.argsort(-values.max(0), kind="stable")[:MOST_LINES].tolist())
-    return [t for t, _ in found], {label: values[:, label].tolist() for label in chosen}
+    values = np.stack([of_all.mean(0) if image is None else of_all[image] for _, of_all in points])
+    chosen = sorted(np.argsort(-values.max(0), kind="stable")[:MAX_LINES].tolist())
+    return [t for t, _ in points], {label: values[:, label].tolist() for label in chosen}
 
 
 def probability_chart(frames: Sequence[Frame], image: int | None, names: Sequence[str], highest: float) -> Image.Image:

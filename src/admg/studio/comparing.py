@@ -62,10 +62,11 @@ def compare(entry: Entry, a: Settings, b: Settings, job: Job) -> Comparison:
     """Draw both, report their frames, and compare them."""
     first = draw(entry, a, job)
     second = draw(entry, b, job)
-    return Comparison(judged(entry, first), judged(entry, second), difference(first.samples, second.samples))
+    left, right = (evaluate_samples(entry, result) for result in (first, second))
+    return Comparison(left, right, difference(first.samples, second.samples))
 
 
-def judged(entry: Entry, result: Result) -> Side:
+def evaluate_samples(entry: Entry, result: Result) -> Side:
     """Return what the classifier says of the images at its lowest noise level, and how diverse they are."""
     samples = result.samples
     correct, labelled = 0, 0
@@ -73,9 +74,9 @@ def judged(entry: Entry, result: Result) -> Side:
         device = entry.model.device
         with torch.no_grad():
             times = entry.classifier.diffusion.timestep(0, device).expand(len(samples))
-            found = entry.classifier(samples.x.float().to(device), times).argmax(1).cpu()
+            predicted = entry.classifier(samples.x.float().to(device), times).argmax(1).cpu()
         has_label = samples.labels >= 0
-        correct, labelled = int((found == samples.labels)[has_label].sum()), int(has_label.sum())
+        correct, labelled = int((predicted == samples.labels)[has_label].sum()), int(has_label.sum())
     return Side(result, correct, labelled, diversity(samples))
 
 

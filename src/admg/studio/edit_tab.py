@@ -109,7 +109,7 @@ class EditTab:
         entry = self.studio.catalog[settings.model]
         pictures = pictures_of(drawn, use, second, own, entry)
         total = len(entry.model.respace(settings.spec).diffusion)
-        first = {self.before: given(pictures), self.command: edit_command(settings, own, pictures, entry),
+        first = {self.before: input_picture(pictures), self.command: edit_command(settings, own, pictures, entry),
                  self.code: edit_code(settings, own, pictures, entry)}  # fmt: skip
         for update in self.studio.queue.run(
             visitor(request), lambda job: draw_edit(entry, settings, own, pictures, job)
@@ -121,7 +121,7 @@ class EditTab:
             if isinstance(update, Done) and update.result is not None:
                 folder = self.studio.folders.new(visitor(request))
                 changed[self.after] = grid(update.result.samples.images, "images")
-                changed[self.files] = written(update.result, pictures, folder)
+                changed[self.files] = write_downloads(update.result, pictures, folder)
             yield changed
 
 
@@ -163,7 +163,7 @@ def pictures_of(drawn: Any, use: Any, second: Any, own: EditSettings, entry: Ent
     return Pictures(picture, mask if inpaints else None, other)
 
 
-def given(pictures: Pictures) -> Any:
+def input_picture(pictures: Pictures) -> Any:
     """Return the input of the model as a picture, with the part to redraw in red; None without a picture."""
     if pictures.picture is None:
         return None
@@ -174,7 +174,7 @@ def given(pictures: Pictures) -> Any:
     return image
 
 
-def written(result: Result, pictures: Pictures, folder: Path) -> list[str]:
+def write_downloads(result: Result, pictures: Pictures, folder: Path) -> list[str]:
     """Write the files that are offered, and return their paths."""
     paths = [save_npz(result.samples, folder), folder / "sheet.png"]
     result.samples.sheet().save(paths[1])

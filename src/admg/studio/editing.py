@@ -24,8 +24,8 @@ from admg.samplers import repaint
 
 from .catalog import Entry, interruptible
 from .jobs import Job
-from .sampling import Recorder, Result, counting, watched
-from .settings import LARGEST_SEED, Settings
+from .sampling import Recorder, Result, counting_model, recording_recipe
+from .settings import MAX_SEED, Settings
 
 Method = Literal["repaint", "dps", "sdedit", "inversion", "interpolate"]
 METHODS: dict[str, Method] = {
@@ -57,7 +57,7 @@ class EditSettings:
     resamplings: int = setting(4, min=1, max=20)
     jump_length: int = setting(5, min=1, max=100)
     dps_scale: float = setting(1.0, min=0, max=100)
-    second_seed: int = setting(1, min=0, max=LARGEST_SEED)
+    second_seed: int = setting(1, min=0, max=MAX_SEED)
 
     def __post_init__(self) -> None:
         check(self)
@@ -177,7 +177,7 @@ def draw_edit(entry: Entry, settings: Settings, own: EditSettings, pictures: Pic
     respaced = model.respace(settings.spec)
     if own.method in INPAINTING:
         recorder = Recorder(entry, job, len(respaced.diffusion), settings.num)
-        arguments = watched(recipe, respaced, recorder).arguments()
+        arguments = recording_recipe(recipe, respaced, recorder).arguments()
         samples = sample(model, [label] * settings.num, progress=False, **arguments)
         return Result(settings, samples, recorder.frames)
     inverted = own.method == "inversion"
@@ -186,7 +186,7 @@ def draw_edit(entry: Entry, settings: Settings, own: EditSettings, pictures: Pic
     samples = edit(
         model, to_float(pictures.given()[None]), [label] * settings.num, strength=own.strength, invert=inverted,
         from_labels=[entry.labels.parse(own.from_label)] * settings.num if inverted and own.from_label else None,
-        progress=False, **watched(recipe, respaced, recorder).arguments(),
+        progress=False, **recording_recipe(recipe, respaced, recorder).arguments(),
     )  # fmt: skip
     return Result(settings, samples, recorder.frames)
 
@@ -202,5 +202,5 @@ def _interpolated(
     arguments = recipe.arguments()
     del arguments["compile"]
     return interpolate(
-        counting(entry.model, job, steps), ends, label, frames=settings.num, progress=False, **arguments
+        counting_model(entry.model, job, steps), ends, label, frames=settings.num, progress=False, **arguments
     )  # fmt: skip

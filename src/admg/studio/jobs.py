@@ -15,7 +15,7 @@ PAUSE = 0.1
 """Seconds between two looks at a running job."""
 
 
-class Stopped(Exception):
+class JobStopped(Exception):
     """The job was stopped. The message says why."""
 
 
@@ -59,11 +59,11 @@ class Job:
         self.reason = self.reason or reason
 
     def check(self) -> None:
-        """Raise Stopped if the job is to be stopped, or has taken too long."""
+        """Raise JobStopped if the job is to be stopped, or has taken too long."""
         if self.began is not None and time.monotonic() - self.began > self.seconds:
             self.stop(f"stopped after {self.seconds:g} seconds, the limit of this studio")
         if self.reason:
-            raise Stopped(self.reason)
+            raise JobStopped(self.reason)
 
     def report(self, update: Any) -> None:
         """Show an update, in place of an earlier one that has not been looked at, and check()."""
@@ -135,7 +135,7 @@ class JobQueue:
                 future.cancel()
         try:
             result = None if future.cancelled() else future.result()
-        except Stopped:
+        except JobStopped:
             result = None
         if job.latest is not None:
             yield job.latest

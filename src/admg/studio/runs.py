@@ -27,7 +27,7 @@ from .settings import whole_number
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,59}")
 """Names that a visitor may give a new run: no dots and no separators, so that they stay in the folder of the runs."""
 HOLDER = re.compile(r"process (\d+) on (.+), since ")
-"""What a process writes into the lock file of a run directory, see files.held."""
+"""What a process writes into the lock file of a run directory, see files.locked_nowait."""
 PICTURES = (".png",)
 
 
@@ -123,13 +123,13 @@ def is_running(out: Path) -> bool:
     A process of another computer that was killed counts as running, since it cannot be looked at.
     """
     try:
-        found = HOLDER.match((out / LOCK).read_text(errors="replace"))
+        match = HOLDER.match((out / LOCK).read_text(errors="replace"))
     except OSError:
         return False
-    if found is None or found[2] != platform.node():
-        return found is not None
+    if match is None or match[2] != platform.node():
+        return match is not None
     try:
-        os.kill(int(found[1]), 0)
+        os.kill(int(match[1]), 0)
     except ProcessLookupError:
         return False
     except OSError:  # a process of another user

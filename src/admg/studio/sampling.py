@@ -22,8 +22,8 @@ from .catalog import Entry, interruptible
 from .jobs import Job
 from .settings import CLASSIFIER, Settings
 
-MOST_FRAMES = 100
-MOST_BYTES = 128 << 20
+MAX_FRAMES = 100
+MAX_FRAME_BYTES = 128 << 20
 """Limits of the steps that are kept of a job."""
 
 
@@ -47,7 +47,7 @@ class Frame:
 
 @dataclass(eq=False)
 class Recorder:
-    """Keeps the steps of a job, and reports each. At most MOST_FRAMES evenly spaced ones are kept.
+    """Keeps the steps of a job, and reports each. At most MAX_FRAMES evenly spaced ones are kept.
 
     entry: the model, with the label classifier
     total: number of steps
@@ -72,7 +72,7 @@ class Recorder:
         self.job.report(self.latest)
 
     def _keep(self, frame: Frame) -> None:
-        most = max(2, min(MOST_FRAMES, MOST_BYTES // (frame.x.nbytes + frame.x0.nbytes)))
+        most = max(2, min(MAX_FRAMES, MAX_FRAME_BYTES // (frame.x.nbytes + frame.x0.nbytes)))
         every = -(-self.total // most)
         if (self.total - frame.number) % every == 0:  # the last one always
             self.frames.append(frame)
@@ -116,7 +116,7 @@ class Result:
     frames: list[Frame]
 
 
-def watched(recipe: Recipe, model: Model, recorder: Recorder) -> Recipe:
+def recording_recipe(recipe: Recipe, model: Model, recorder: Recorder) -> Recipe:
     """Return the recipe whose steps are recorded."""
     sampler = Watched(recipe.sampler, lambda step, images: recorder.on_step(model, step, images))
     return dataclasses.replace(recipe, sampler=sampler)
@@ -125,12 +125,12 @@ def watched(recipe: Recipe, model: Model, recorder: Recorder) -> Recipe:
 def draw(entry: Entry, settings: Settings, job: Job) -> Result:
     """Draw the images of these settings, and report a Frame after each step.
 
-    Raises ValueError if the settings do not fit the model, and Stopped if the job is stopped.
+    Raises ValueError if the settings do not fit the model, and JobStopped if the job is stopped.
     """
     model, recipe = interruptible(entry.model, job.check), settings.recipe(entry)
     respaced = model.respace(settings.spec)
     recorder = Recorder(entry, job, len(respaced.diffusion), settings.num)
-    arguments = watched(recipe, respaced, recorder).arguments()
+    arguments = recording_recipe(recipe, respaced, recorder).arguments()
     samples = sample(model, settings.numbers(entry), progress=False, **arguments)
     return Result(settings, samples, recorder.frames)
 
@@ -143,7 +143,7 @@ class Counted:
     total: int
 
 
-def counting(model: Model, job: Job, total: int) -> Model:
+def counting_model(model: Model, job: Job, total: int) -> Model:
     """Return the model that reports how often its network has been evaluated."""
     done = 0
 
@@ -184,7 +184,7 @@ def draw_sheet(entry: Entry, settings: Settings, scales: list[float], job: Job) 
     """Return the same seeds over guidance scales as one picture. Reports a Counted at each step."""
     option = sheet_option(settings)
     steps = len(entry.model.respace(settings.spec).diffusion)
-    model = counting(entry.model, job, len(scales) * steps)
+    model = counting_model(entry.model, job, len(scales) * steps)
     with tempfile.TemporaryDirectory() as folder:
         path = generate_scale_sheet(
             model, settings.typed(entry), settings.guides(entry), scales, out=folder, option=option, num=settings.num,

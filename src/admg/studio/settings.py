@@ -21,7 +21,7 @@ from .limits import Limits
 
 NO_GUIDANCE, CLASSIFIER = "none", "classifier"
 SPACINGS = ("even", "ddim", "trailing", "uniform", "quad", "logsnr", "karras", "tuned")
-LARGEST_SEED = 2**32 - 1
+MAX_SEED = 2**32 - 1
 
 
 def guidance_choices() -> list[str]:
@@ -60,7 +60,7 @@ class Settings:
     spacing: str = setting("even", choices=SPACINGS)
     eta: float = setting(0.0, min=0, max=1)
     unconditional: bool = False
-    seed: int = setting(0, min=0, max=LARGEST_SEED)
+    seed: int = setting(0, min=0, max=MAX_SEED)
 
     @property
     def spec(self) -> str:
@@ -129,14 +129,14 @@ def read(values: Mapping[str, Any], limits: Limits) -> Settings:
     values: by name of the field; numbers may be floats, as a browser sends them
     Raises ValueError, which names the setting and what is allowed, for anything else.
     """
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for option in options(Settings):
         if option.name not in values:
             continue
         value = values[option.name]
-        found[option.name] = _labels(value) if option.name == "labels" else _converted(option.name, value, option.type)
-        check_value(option.name, found[option.name], option.declared, option.type)
-    settings = Settings(**found)
+        result[option.name] = _labels(value) if option.name == "labels" else _converted(option.name, value, option.type)
+        check_value(option.name, result[option.name], option.declared, option.type)
+    settings = Settings(**result)
     if settings.guidance not in guidance_choices():
         raise ValueError(f"guidance must be one of {', '.join(guidance_choices())}, got {settings.guidance[:80]!r}")
     if settings.high and settings.low > settings.high:

@@ -30,7 +30,7 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def shown(error: Exception) -> gr.Error:
+def as_gradio_error(error: Exception) -> gr.Error:
     """Return an error as the message that the page shows. An unexpected one goes to the log of the server."""
     if isinstance(error, gr.Error):
         return error
@@ -51,7 +51,7 @@ def with_messages(function: Callable[..., Any]) -> Callable[..., Any]:
             try:
                 yield from function(*args)
             except Exception as error:
-                raise shown(error) from None
+                raise as_gradio_error(error) from None
 
         return generator
 
@@ -60,7 +60,7 @@ def with_messages(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return function(*args)
         except Exception as error:
-            raise shown(error) from None
+            raise as_gradio_error(error) from None
 
     return call
 

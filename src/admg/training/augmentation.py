@@ -21,7 +21,7 @@ class AugmentConfig:
         in Ho et al. 2021
     """
 
-    augment_noise: float | None = setting(None, min=0, max=1, default_text="0, or that of the model of --init")
+    augment_noise: float | None = setting(None, min=0, max=1, default_text="0, or that of the --init model")
     augment_blur: float = setting(0.0, min=0, max=1)
 
     def __post_init__(self) -> None:

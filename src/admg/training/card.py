@@ -1,4 +1,4 @@
-"""The model card: README.md beside the weights, which says what the model is and how it was made.
+"""The model card: README.md beside the weights, which describes the model and its training.
 
 It is Markdown with a block of YAML in front, as the Hugging Face Hub reads it.
 """
@@ -17,12 +17,14 @@ import torch
 from admg.checkpoints.card import CARD, CURVES, MARK, SAMPLES, is_users
 from admg.checkpoints.card_text import LICENCE, code, front_matter, one_line, plain, summary, table, usage
 from admg.checkpoints.model import Classifier, Model
+from admg.checkpoints.provenance import installed_version
 from admg.data import ImageDataset
 from admg.data.classes import describe_classes
-from admg.evaluation.kept import installed_version
 from admg.files import atomic
 
-SHOWN = ("loss", "mse", "vb", "accuracy", "train_loss", "val_loss", "train_accuracy", "val_accuracy", "fd", "fid")
+SHOWN_METRICS = (
+    "loss", "mse", "vb", "accuracy", "train_loss", "val_loss", "train_accuracy", "val_accuracy", "fd", "fid"
+)  # fmt: skip
 """Measurements that are shown, if there are any."""
 TEXTS = {
     "loss": "training loss, mean over the last steps",
@@ -40,7 +42,7 @@ TEXTS = {
 
 @dataclass(frozen=True)
 class RunDetails:
-    """What a card says of a run besides the provenance of the model.
+    """Facts about a run for its card, besides the provenance of the model.
 
     out: run directory
     dataset: training images
@@ -105,45 +107,45 @@ def card_text(model: Model | Classifier, run: RunDetails, pictures: set[str]) ->
 
 
 def images_text(training: Mapping[str, Any], dataset: ImageDataset) -> str:
-    """Return what is known of the training images."""
-    found = [f"{len(dataset):,} images of `{code(training.get('data', 'unknown'))}`."]
+    """Return a description of the training images."""
+    sentences = [f"{len(dataset):,} images of `{code(training.get('data', 'unknown'))}`."]
     if dataset.label_names:
-        found.append(f"Classes: {plain(describe_classes(dataset))}.")
+        sentences.append(f"Classes: {plain(describe_classes(dataset))}.")
     reading = {name: training.get(name) or getattr(dataset, name, None) for name in ("fit", "crop", "flip")}
     options = [f"{name} `{code(value)}`" for name, value in reading.items() if value]
-    found += [f"Fitted to the size with {', '.join(options)}."] if options else []
+    sentences += [f"Fitted to the size with {', '.join(options)}."] if options else []
     validation = training.get("validation", {})
     if "fraction" in validation:
         share = f"{validation['images']:,} further images ({validation['fraction']:.3g} of all)"
-        found.append(f"{share} were held out for validation.")
+        sentences.append(f"{share} were held out for validation.")
     elif validation:
-        found.append(f"Validation: {validation['images']:,} images of `{code(validation['data'])}`.")
+        sentences.append(f"Validation: {validation['images']:,} images of `{code(validation['data'])}`.")
     if training.get("label_dropout"):
-        found.append(f"{training['label_dropout']:.3g} of the images were trained on without their label.")
-    return " ".join(found)
+        sentences.append(f"{training['label_dropout']:.3g} of the images were trained on without their label.")
+    return " ".join(sentences)
 
 
 def training_text(model: Model | Classifier) -> list[str]:
     """Return the command, the recipe, the initial weights, and a table of all options."""
     training = model.training
-    found = [f"    {one_line(training['command'])}"] if training.get("command") else []
+    lines = [f"    {one_line(training['command'])}"] if training.get("command") else []
     if training.get("recipe"):
-        found.append(f"Recipe: `{code(training['recipe'])}`.")
+        lines.append(f"Recipe: `{code(training['recipe'])}`.")
     if isinstance(training.get("init"), Mapping):
-        found.append(f"Training began with the weights of `{code(training['init'].get('model', 'another model'))}`.")
+        lines.append(f"Training began with the weights of `{code(training['init'].get('model', 'another model'))}`.")
     options: dict[str, Any] = {**training.get("objective", {}), **training["train"]}
     for part in (model.config, getattr(model.network, "config", None)):
         options |= dict(vars(part)) if part is not None else {}
     typed = {name: ",".join(map(str, v)) if isinstance(v, list | tuple) else v for name, v in options.items()}
     rows = [(name, f"`{code(value)}`") for name, value in typed.items() if value not in (None, "", {})]
-    return [*found, table(("option", "value"), rows)]
+    return [*lines, table(("option", "value"), rows)]
 
 
 def results(training: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Return the latest measurements with their meaning."""
     evaluation = training.get("evaluation", {})
     names = {"network": evaluation.get("evaluate_network", "a network"), "num": evaluation.get("evaluate_num", "some")}
-    shown = [name for name in SHOWN if isinstance(training.get(name), int | float)]
+    shown = [name for name in SHOWN_METRICS if isinstance(training.get(name), int | float)]
     return [(f"`{name}`", f"{training[name]:.4g}", plain(TEXTS[name].format(**names))) for name in shown]
 
 

@@ -23,7 +23,7 @@ from admg.disk import cannot_write
 from admg.engine.device import ALONE, Processes
 from admg.files import atomic, remove, sha256
 
-from . import averages
+from . import ema_state
 from .sharded_checkpoint import load_parts, load_rest, load_whole, save_parts
 from .sharding import has_parts, load_network, load_optimizer, local, network_state, trained_names
 from .step import Learner
@@ -31,14 +31,14 @@ from .step import Learner
 FOLDER, STATE, CHECKSUMS = "checkpoints", "state.pt", "checksums.json"
 
 
-def state_of(learner: Learner, step: int) -> dict[str, Any]:
+def checkpoint_state(learner: Learner, step: int) -> dict[str, Any]:
     """Return the weights, their averages, the optimiser's state and the number of steps done.
 
     If the network is sharded, each process gets its parts. The keys are those of a network that is not.
     """
     network = network_state(learner.network, whole=False)
     optimizer = learner.optimizer.state_dict()
-    kept = averages.state_of(learner.averages, len(learner.config.profiles))
+    kept = ema_state.checkpoint_entries(learner.averages, len(learner.config.profiles))
     trained = {"optimizer": optimizer, "trained": trained_names(learner.network)}
     return {"step": step, **trained, "network": network, **kept, "learner": learner.state()}
 
@@ -55,11 +55,11 @@ def save(
 
     If the state is sharded, all processes must call this together; else, the first one does.
 
-    keep: number of the last checkpoints that stay
-    keep_every: those whose number of steps is a multiple of this stay as well; 0 for none
-    beside: content of JSON files in the checkpoint, by name, which say what the run is
+    keep: number of latest checkpoints to keep
+    keep_every: also keep checkpoints whose number of steps is a multiple of this; 0 for none
+    beside: content of JSON files in the checkpoint, by name, that describe the run
 
-    Raises OSError if the disk is full or cannot be written; then the checkpoints before are as they were.
+    Raises OSError if the disk is full or cannot be written; earlier checkpoints are then unchanged.
     """
     path = folder / FOLDER / f"{state['step']:07d}"
 
@@ -75,7 +75,7 @@ def save(
             temporary.mkdir()
             try:
                 torch.save(state, temporary / STATE)
-            except RuntimeError as error:  # which torch raises for a full disk
+            except RuntimeError as error:  # torch raises it for a full disk
                 raise cannot_write(path, temporary, error) from None
             finish(temporary)
     if processes.rank == 0:
@@ -85,13 +85,13 @@ def save(
 
 def remove_old(folder: Path, keep: int, keep_every: int) -> None:
     """Remove old checkpoints; the arguments are those of `save`."""
-    for other in saved(folder)[:-keep]:
+    for other in saved_checkpoints(folder)[:-keep]:
         if not (keep_every and step_of(other) % keep_every == 0):
             remove(other)
 
 
-def saved(folder: Path) -> list[Path]:
-    """Return the checkpoints of a run directory, the last one at the end, whether they are damaged or not."""
+def saved_checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints of a run directory, the latest one last, including damaged ones."""
     names = (folder / FOLDER).glob("*")
     return sorted((path for path in names if path.is_dir() and re.fullmatch(r"\d{7,}", path.name)), key=step_of)
 
@@ -104,26 +104,27 @@ def step_of(path: Path) -> int:
 def latest(folder: Path) -> Path | None:
     """Return the last checkpoint of a run directory that is not damaged, or None if the run has none yet.
 
-    A damaged one is passed over with a warning. Raises CheckpointError if all are damaged.
+    Damaged checkpoints are skipped with a warning. Raises CheckpointError if all are damaged.
     """
-    found = saved(folder)
-    for path in reversed(found):
+    checkpoints = saved_checkpoints(folder)
+    for path in reversed(checkpoints):
         problem = damage(path)
         if problem is None:
             return path
-        warnings.warn(f"{path} is passed over: {problem}", stacklevel=2)
-    if found:
-        raise CheckpointError(f"all {len(found)} checkpoints of the run in {folder} are damaged: choose another folder")
+        warnings.warn(f"skipping {path}: {problem}", stacklevel=2)
+    if checkpoints:
+        count = len(checkpoints)
+        raise CheckpointError(f"all {count} checkpoints of the run in {folder} are damaged: choose another folder")
     return None
 
 
 def damage(path: Path) -> str | None:
-    """Return what is wrong with a checkpoint, found by reading all its files, or None if it is as it was written."""
+    """Read all files of a checkpoint, and return a description of the damage, or None if it is intact."""
     try:
         recorded = read_any(path / CHECKSUMS)
         names = {file.name for file in path.iterdir()} - {CHECKSUMS}
         if not isinstance(recorded, dict) or recorded.keys() != names:
-            return "it has other files than its checksums"
+            return "its files differ from those listed in its checksums"
         return next((f"{name} is damaged" for name in sorted(names) if sha256(path / name) != recorded[name]), None)
     except (OSError, ValueError) as error:
         return str(error)
@@ -143,12 +144,12 @@ def read(path: Path, mmap: bool = False) -> dict[str, Any]:
     with _not_resumable(path):
         state = pickles.load(path / STATE, mmap) if (path / STATE).exists() else load_rest(path)
         if not isinstance(state, dict):
-            raise ValueError("it holds no training run")
+            raise ValueError("it does not hold a training run")
         return state
 
 
 def was_healthy(path: Path) -> bool:
-    """Whether the last step before a checkpoint had a finite loss that was not far too high; see `Guard.is_good`."""
+    """Whether the loss of the last step before a checkpoint was finite and not far too high; see LossMonitor."""
     health = read(path, mmap=True).get("health", {})
     return not (health.get("skipped") or health.get("high"))
 
@@ -166,24 +167,24 @@ def resume(path: Path, learner: Learner) -> dict[str, Any]:
     with _not_resumable(path):
         state = _whole_or_parts(path, learner)
         load_network(learner.network, state["network"])
-        started = averages.restore(learner.averages, state, folder)
+        started = ema_state.restore(learner.averages, state, folder)
         names = trained_names(learner.network)
         if other := set(state.get("trained", names)) ^ set(names):
-            raise ValueError(f"it trained other tensors than this run, such as {min(other)} (freeze)")
+            raise ValueError(f"the trained tensors differ from those of this run, such as {min(other)} (see freeze)")
         load_optimizer(learner.network, learner.optimizer, state["optimizer"])
         _match_memory_format(learner.optimizer)
         learner.load_state(state.get("learner", {}))
         step = int(state["step"])
     if learner.config.ema_snapshots:
-        averages.check_snapshots(learner.averages, step, folder)
+        ema_state.check_snapshots(learner.averages, step, folder)
     if learner.processes.rank == 0:
-        averages.note_changes(started, state, folder, learner.averages)
+        ema_state.note_changes(started, state, folder, learner.averages)
     return state
 
 
 @contextmanager
 def _not_resumable(path: Path) -> Iterator[None]:
-    """Raise CheckpointError in place of the many kinds of error that torch raises for a foreign or damaged file."""
+    """Context manager that turns the various errors of torch for a foreign or damaged file into CheckpointError."""
     try:
         yield
     except Exception as error:
@@ -198,25 +199,25 @@ def _whole_or_parts(path: Path, learner: Learner) -> dict[str, Any]:
         return load_parts(path, lambda key: _parameter_of(key, learner.network))
     state: Any = pickles.load(path / STATE) if whole else load_whole(path)
     if not isinstance(state, dict):
-        raise ValueError("it holds no training run")
+        raise ValueError("it does not hold a training run")
     return state
 
 
 def _parameter_of(key: str, network: nn.Module) -> Tensor:
-    """Return the weight that a sharded tensor belongs to, by its key in the flattened state. Raises ValueError."""
+    """Return the weight of a sharded tensor, by its key in the flattened state. Raises ValueError if there is none."""
     *_, number, last = key.split("/")
     names = trained_names(network)
     name = last.removeprefix("module.")
     if key.startswith("optimizer/"):
         name = names[int(number)] if int(number) < len(names) else f"weight number {number}"
-    found = dict(network.named_parameters()).get(name)
-    if found is None:
+    parameter = dict(network.named_parameters()).get(name)
+    if parameter is None:
         raise ValueError(f"the network has no {name}")
-    return found
+    return parameter
 
 
 def _match_memory_format(optimizer: torch.optim.Optimizer) -> None:
-    """Give the moments the memory format of the weights, since the fused AdamW pairs them by their place in memory.
+    """Give the moments the memory format of the weights, since the fused AdamW pairs elements by memory position.
 
     The weights may be channels-last here and may not have been where the checkpoint was saved.
     """

@@ -1,4 +1,4 @@
-"""Options that were not given: those of the run that is resumed, or the defaults for the data."""
+"""Defaults of options that are not given: those of the resumed run, or values chosen for the data."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from admg.checkpoints import native
 from admg.diffusion.config import DiffusionConfig
 from admg.models import ClassifierConfig, SuperResConfig, UNetConfig
 
-from .config import LABEL_DROPOUT, ObjectiveConfig, SettledConfig, TrainConfig
-from .defaults import PROCESS, left_open, network_defaults, settle
-from .initialisation import described
+from .config import LABEL_DROPOUT, ObjectiveConfig, ResolvedConfig, TrainConfig
+from .defaults import PROCESS, fill_defaults, network_defaults, unset_fields
+from .initialisation import folder_to_resume
 
 FROM_DATA = ("image_size", "image_channels", "num_classes", "learn_variance", "small_size")
-"""Fields of a network that follow from the data and from other options."""
+"""Fields of a network that are determined by the data and by other options."""
 
 
 @dataclass
@@ -36,11 +36,11 @@ class Choices:
     initial: bool = False
     made: dict[str, Any] = field(default_factory=dict)
 
-    def training(self, config: TrainConfig | None) -> SettledConfig:
+    def training(self, config: TrainConfig | None) -> ResolvedConfig:
         """Return the options of training with a number for each."""
-        settled = settle(config or TrainConfig(), self.resumed)
-        if not isinstance(config, SettledConfig):
-            self._chose({name: getattr(settled, name) for name in left_open(config or TrainConfig())})
+        settled = fill_defaults(config or TrainConfig(), self.resumed)
+        if not isinstance(config, ResolvedConfig):
+            self._chose({name: getattr(settled, name) for name in unset_fields(config or TrainConfig())})
         return settled
 
     def objective(self, given: ObjectiveConfig) -> ObjectiveConfig:
@@ -86,8 +86,8 @@ class Choices:
 
 
 def record_of(out: Path | str) -> Mapping[str, Any]:
-    """Return what config.json says of the run that a directory holds; {} if there is none to resume."""
-    folder = described(out)
+    """Return the content of config.json of the run in a directory; {} if there is none to resume."""
+    folder = folder_to_resume(out)
     if folder is None:
         return {}
     about = native.read_about(folder)

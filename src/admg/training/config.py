@@ -8,7 +8,7 @@ from typing import Any
 from admg.config import check, setting
 from admg.data import ClassSampling
 from admg.data.sampling import Sampling, parse_weights
-from admg.data.workers import MOST_WORKERS
+from admg.data.workers import MAX_WORKERS
 from admg.diffusion.losses import Objective
 from admg.diffusion.weighting import Weighting, WeightingName
 from admg.engine.compiling import Compile
@@ -19,7 +19,7 @@ from .profiles import DEFAULT, SNAPSHOT_PROFILES, Profile, Spec, parse_profiles,
 from .services import LogChoice, services_of
 from .timesteps import Timesteps, TimestepsName
 
-LARGEST_BATCH = 1 << 20
+MAX_BATCH_SIZE = 1 << 20
 LABEL_DROPOUT = 0.1
 """Share of images that a new run trains on without their label."""
 
@@ -43,7 +43,7 @@ class TrainConfig:
         the decay of an exponential moving average such as 0.9999. Of several, separated by commas, the first is written
         to model/ and each of the others to its own folder, such as model-ema-0.999/
     ema_snapshots: steps between snapshots of two averages, from which admg ema makes averages of other lengths; they
-        take 8 bytes of memory and up to 256 of disk per parameter; 0 for none
+        take 8 bytes of memory and up to 256 bytes of disk per parameter; 0 for none
     grad_clip: largest norm of the gradient, above 0; longer gradients are scaled down
     precision: number format of matrix products; auto uses bf16 where the processor multiplies it natively, else fp16 on
         a GPU with tensor cores, else fp32. fp16 scales the loss, and skips steps whose gradient overflows
@@ -63,27 +63,27 @@ class TrainConfig:
         tensorboard, wandb (Weights & Biases), trackio, mlflow, or none
     log_every: steps between rows of log.csv
     checkpoint_every: steps between checkpoints
-    keep_checkpoints: number of the last checkpoints that are kept
-    keep_every: checkpoints whose number of steps is a multiple of this are kept for good; 0 for none
-    disk_wait: minutes to wait for space when the disk is full, with a note every minute, before the run ends; with
-        several processes at most 20
+    keep_checkpoints: number of latest checkpoints to keep
+    keep_every: also keep checkpoints whose number of steps is a multiple of this; 0 for none
+    disk_wait: minutes to wait for space when the disk is full before the run fails, with a message every minute; at
+        most 20 with several processes
     rollback_lr: factor by which the learning rate is multiplied when a run goes back to a checkpoint because its loss
         was not finite or far too high for several steps; 1 keeps the learning rate
     preview_every: steps between previews: pictures of samples, or validation accuracies
     """
 
     steps: int = setting(100_000, min=1)
-    batch_size: int | None = setting(None, min=1, max=LARGEST_BATCH, default_text="16")
-    accumulate: int = setting(1, min=1, max=LARGEST_BATCH)
+    batch_size: int | None = setting(None, min=1, max=MAX_BATCH_SIZE, default_text="16")
+    accumulate: int = setting(1, min=1, max=MAX_BATCH_SIZE)
     lr: float | None = setting(None, above=0, default_text="1e-3, or up to 2e-3 for a batch of more than 16")
     warmup: int | None = setting(None, min=0, default_text="50")
     lr_schedule: LRSchedule = "constant"
     lr_anneal_steps: int | None = setting(None, min=1)
     weight_decay: float = setting(0.0, min=0)
     ema: Spec | tuple[Spec, ...] | None = setting(
-        None, metavar="LENGTH%|DECAY", default_text=f"{DEFAULT}, or what the run to resume has"
+        None, metavar="LENGTH%|DECAY", default_text=f"{DEFAULT}, or that of the resumed run"
     )
-    ema_snapshots: int | None = setting(None, min=0, default_text="0, or what the run to resume has")
+    ema_snapshots: int | None = setting(None, min=0, default_text="0, or that of the resumed run")
     grad_clip: float = setting(1.0, above=0, infinite=True)
     precision: Precision = "auto"
     freeze: tuple[str, ...] = setting((), repeat=True, metavar="PATTERN")
@@ -93,7 +93,7 @@ class TrainConfig:
     sampling: Sampling = "uniform"
     class_power: float | None = setting(None, min=0, max=2)
     class_weight: tuple[str, ...] = setting((), metavar="CLASS=W", repeat=True)
-    workers: int = setting(0, min=0, max=MOST_WORKERS)
+    workers: int = setting(0, min=0, max=MAX_WORKERS)
     device: str = "auto"
     log: tuple[LogChoice, ...] = ("auto",)
     log_every: int = setting(50, min=1)
@@ -110,7 +110,7 @@ class TrainConfig:
         if self.ema is not None:
             object.__setattr__(self, "ema", specs_of(parse_profiles(self.ema)))  # 0.999 for "0.999"
         if self.shard and self.compile == "on":
-            raise ValueError("shard and compile=on cannot be combined: a sharded network runs as it is")
+            raise ValueError("shard and compile=on cannot be combined: a sharded network is never compiled")
         if self.shard and self.disk_wait:
             raise ValueError(
                 "shard and disk_wait cannot be combined: the processes of a sharded network write together"
@@ -122,9 +122,7 @@ class TrainConfig:
         if self.sampling == "weighted" and not given:
             raise ValueError("sampling weighted needs class_power or class_weight")
         if given != (self.sampling == "weighted"):
-            raise ValueError(
-                "sampling must be weighted, with either class_power or class_weight, if one of them is given"
-            )
+            raise ValueError("class_power and class_weight need sampling='weighted', and cannot be combined")
         parse_weights(self.class_weight)
 
     @property
@@ -146,10 +144,10 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SettledConfig(TrainConfig):
-    """A TrainConfig that leaves nothing open; `defaults.settle` makes it."""
+class ResolvedConfig(TrainConfig):
+    """A TrainConfig with a value for every option, made by `defaults.fill_defaults`."""
 
-    batch_size: int = setting(min=1, max=LARGEST_BATCH)
+    batch_size: int = setting(min=1, max=MAX_BATCH_SIZE)
     lr: float = setting(above=0)
     warmup: int = setting(min=0)
 
@@ -167,9 +165,9 @@ class ObjectiveConfig:
         logit-normal (of t) or log-normal (of sigma) density
     timesteps_mean: mean of the normal distribution (default: 0 for logit-normal, -1.2 for log-normal)
     timesteps_std: standard deviation of the normal distribution (default: 1 for logit-normal, 1.2 for log-normal)
-    label_dropout: share of images that are trained without their label, so that the model is also unconditional
-        (default: 0.1, or that of the run to resume)
-    unlabelled: train an unconditional model; labels are not looked for in files (as with --labels none)
+    label_dropout: share of images that are trained without their label, which makes the model also unconditional
+        (default: 0.1, or that of the resumed run)
+    unlabelled: train an unconditional model; labels in files are ignored (as with --labels none)
     """
 
     objective: Objective = "hybrid"
@@ -187,10 +185,10 @@ class ObjectiveConfig:
         check(self)
         self.task_options()
         if self.vlb_weight is not None and self.objective != "hybrid":
-            raise ValueError(f"vlb_weight is for the objective hybrid, not for {self.objective}")
+            raise ValueError(f"vlb_weight applies only to the objective hybrid, not to {self.objective}")
         if self.weighting != "uniform" and self.objective == "vlb":
             raise ValueError(
-                f"weighting {self.weighting} weights the mean squared error, which the objective vlb lacks"
+                f"weighting must be uniform for objective vlb, which has no mean squared error, got {self.weighting}"
             )
 
     def task_options(self) -> dict[str, Any]:

@@ -10,17 +10,17 @@ from typing import Any, Literal
 from admg.files import atomic
 
 HIDDEN = {"step", "images", "lr", "images_per_second", "grad_norm", "data_wait", "memory_gib", "loss_scale", "skipped"}
-LAYOUT: Literal["constrained"] | None = "constrained"  # which draws a figure three times, and keeps texts apart
+LAYOUT: Literal["constrained"] | None = "constrained"  # slower, but keeps texts from overlapping
 AT_LEVEL = re.compile(r"(.+)_t(\d+)")
 PARTS = {"train": {"linestyle": "--"}, "val": {"linestyle": "-"}}
-"""How values of training and of validation images are drawn, by the first part of a column's name."""
+"""Line styles of values of training and validation images, by the first part of a column's name."""
 Points = tuple[tuple[int, ...], tuple[float, ...]]
 
 
 def plot_log(rows: Sequence[Mapping[str, str]], path: Path) -> None:
     """Plot the columns of the log over the number of images seen, on a log scale if all values are positive.
 
-    Values of training and of validation images are in one panel, and so are those of all noise levels.
+    Values of training and validation images share a panel, and so do those of all noise levels.
     """
     panels = grouped(rows)
     if not panels:
@@ -51,7 +51,7 @@ def plot_log(rows: Sequence[Mapping[str, str]], path: Path) -> None:
 
 
 def grouped(rows: Sequence[Mapping[str, str]]) -> dict[str, dict[tuple[str, int | None], Points]]:
-    """Return the series of each panel, by its title, each with the part of the data and the noise level that it is of.
+    """Return the series of each panel by its title; a series is identified by the part of the data and the noise level.
 
     The columns `train_loss_t0` and `val_loss_t0` are the series ("train", 0) and ("val", 0) of one panel.
     """
@@ -62,11 +62,11 @@ def grouped(rows: Sequence[Mapping[str, str]]) -> dict[str, dict[tuple[str, int 
             continue
         part, _, quantity = name.partition("_")
         part, quantity = (part, quantity) if part in PARTS and quantity else ("", name)
-        found = AT_LEVEL.fullmatch(quantity)
-        title = f"{found[1]} by noise level" if found else quantity
+        match = AT_LEVEL.fullmatch(quantity)
+        title = f"{match[1]} by noise level" if match else quantity
         title = f"{title}, training and validation images" if part else title
         images, values = zip(*points)
-        panels.setdefault(title, {})[part, int(found[2]) if found else None] = images, values
+        panels.setdefault(title, {})[part, int(match[2]) if match else None] = images, values
     return panels
 
 
@@ -93,7 +93,7 @@ def plot_levels(series: Mapping[str, Mapping[int, float]], title: str, what: str
 
 
 def plot_accuracy(accuracy: Mapping[str, Mapping[int, float]], classes: int, title: str, path: Path) -> None:
-    """Plot accuracy over the noise level, a line for each part of the data, with that of guessing as a dotted line."""
+    """Plot accuracy over the noise level, a line for each part of the data, and the chance level as a dotted line."""
     figure = new_figure(5, 3.5)
     axes = figure.add_subplot()
     for name, values in accuracy.items():

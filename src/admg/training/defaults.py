@@ -1,6 +1,6 @@
 """Defaults that train well on small data sets.
 
-docs/training.md has the comparison that the numbers come from. The settings of papers are recipes.
+docs/training.md has the comparison behind the numbers. The settings of papers are recipes.
 """
 
 from __future__ import annotations
@@ -12,40 +12,40 @@ from typing import Any
 
 from admg.models.unet import default_channel_mult
 
-from .config import SettledConfig, TrainConfig
+from .config import ResolvedConfig, TrainConfig
 
 BATCH_SIZE = 16
-LR, LARGEST_LR = 1e-3, 2e-3
+LR, MAX_LR = 1e-3, 2e-3
 WARMUP = 50
-FEW = 20_000
+SMALL_DATASET_SIZE = 20_000
 """Number of images below which networks are small."""
 PROCESS: dict[str, Any] = {"predict": "v", "noise_schedule": "cosine"}
 CLASSIFIER_PROCESS: dict[str, Any] = {"noise_schedule": "cosine"}
 HEAD_CHANNELS = 64
 
 
-def left_open(config: TrainConfig) -> list[str]:
-    """Return the names of the options that SettledConfig has a number for, and this one does not."""
-    return [name for name in SettledConfig.__annotations__ if getattr(config, name) is None]
+def unset_fields(config: TrainConfig) -> list[str]:
+    """Return the names of the options that have a number in ResolvedConfig, but not in this configuration."""
+    return [name for name in ResolvedConfig.__annotations__ if getattr(config, name) is None]
 
 
-def settle(config: TrainConfig, resumed: Mapping[str, Any] | None = None) -> SettledConfig:
+def fill_defaults(config: TrainConfig, resumed: Mapping[str, Any] | None = None) -> ResolvedConfig:
     """Return the same options with a number for each.
 
-    resumed: config.json of the run that is resumed, whose numbers are taken
+    resumed: config.json of the resumed run, whose numbers take precedence
     """
-    if isinstance(config, SettledConfig):
+    if isinstance(config, ResolvedConfig):
         return config
     recorded = (resumed or {}).get("training", {}).get("train", {})
     batch_size = config.batch_size or recorded.get("batch_size", BATCH_SIZE)
-    defaults = {"batch_size": BATCH_SIZE, "lr": learning_rate(batch_size), "warmup": WARMUP}
+    defaults = {"batch_size": BATCH_SIZE, "lr": default_lr(batch_size), "warmup": WARMUP}
     values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-    return SettledConfig(**values | {name: recorded.get(name, defaults[name]) for name in left_open(config)})
+    return ResolvedConfig(**values | {name: recorded.get(name, defaults[name]) for name in unset_fields(config)})
 
 
-def learning_rate(batch_size: int) -> float:
-    """Return the learning rate for a batch size: it grows with the square root, within the range that was compared."""
-    return min(max(LR, LR * math.sqrt(batch_size / BATCH_SIZE)), LARGEST_LR)
+def default_lr(batch_size: int) -> float:
+    """Return the learning rate for a batch size: proportional to its square root, within the tested range."""
+    return min(max(LR, LR * math.sqrt(batch_size / BATCH_SIZE)), MAX_LR)
 
 
 def network_defaults(given: Mapping[str, Any], image_size: int, images: int) -> dict[str, Any]:
@@ -55,7 +55,8 @@ def network_defaults(given: Mapping[str, Any], image_size: int, images: int) -> 
 
     Raises ValueError if the image size cannot be halved and no `channel_mult` is given.
     """
-    size = {"channels": 64, "num_res_blocks": 1} if images < FEW else {"channels": 128, "num_res_blocks": 2}
+    small = images < SMALL_DATASET_SIZE
+    size = {"channels": 64, "num_res_blocks": 1} if small else {"channels": 128, "num_res_blocks": 2}
     widths = [
         int(mult * (given.get("channels") or size["channels"]))
         for mult in given.get("channel_mult") or default_channel_mult(image_size)

@@ -16,27 +16,27 @@ from admg.checkpoints.model import Model
 from admg.config import check, check_used, setting
 from admg.data import ImageDataset
 from admg.data.split import subset
-from admg.data.stream import spread
+from admg.data.stream import evenly_spaced_indices
 from admg.evaluation import features
 from admg.evaluation.features import FeatureNetwork
 from admg.evaluation.features.base import check_channels
 from admg.evaluation.features.extraction import cache_path, extract
 from admg.evaluation.metrics.fid import Target
 from admg.evaluation.metrics.statistics import Gaussian
-from admg.evaluation.opening import of_array, of_dataset
+from admg.evaluation.opening import source_from_array, source_from_dataset
 from admg.generation.sample import sample
 
-MOST = 10_000
+MAX_REFERENCE_IMAGES = 10_000
 """Largest number of training images that samples are compared with."""
-READ = 64  # images that are read at a time
+READ_BATCH_SIZE = 64  # images to read at a time
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """Evaluation during training.
 
-    evaluate_every: steps between Fréchet distances of samples to training images, which are the column fd of the log,
-        or fid for the network inception
+    evaluate_every: steps between measurements of the Fréchet distance of samples to training images, column fd of the
+        log, or fid for the network inception
     evaluate_num: number of samples, drawn with 25 steps of DDIM, always from the same noise
     evaluate_network: feature network: efficientnet-lite0, which needs no download, inception, dinov2_vits14, ..., or
         file.py:name of a torch module
@@ -53,11 +53,11 @@ class EvaluationConfig:
 
 @dataclass(eq=False)
 class FrechetDistance:
-    """Measures the distance of samples to at most 10,000 training images, which are spread evenly over all.
+    """Measures the distance of samples to at most 10,000 training images, spread evenly over all.
 
     Samples have the labels of training images, in proportion to their number, and an upsampler enlarges small copies of
-    training images. Their noise is always the same, so that distances can be compared from step to step; those of few
-    samples are too high.
+    training images. Their noise is always the same, which makes distances comparable from step to step; with few
+    samples, distances are too high.
 
     every: number of steps between measurements
     images: training images
@@ -75,19 +75,11 @@ class FrechetDistance:
     def __post_init__(self) -> None:
         check_channels(self.network, self.images.channels, "the training images")
 
-    @classmethod
-    def of(cls, config: EvaluationConfig, images: ImageDataset) -> list[FrechetDistance]:
-        """Return the measure that a configuration asks for, or none. Raises ValueError if it cannot be measured."""
-        if config.evaluate_every is None:
-            return []
-        network = features.load(config.evaluate_network)
-        return [cls(config.evaluate_every, images, config.evaluate_num, network)]
-
     def __call__(self, task: Any, network: nn.Module, folder: Path, step: int) -> dict[str, float]:
         """Return the distance, "fid" if the features are those of Inception and "fd" otherwise."""
-        model: Model = task.as_model(network, {"label_dropout": 1.0})  # images without a label were trained on, too
+        model: Model = task.as_model(network, {"label_dropout": 1.0})  # images without a label were also trained on
         self.network.to(model.device)
-        found = extract(of_array(self.draw(task, model), "the samples"), self.network)
+        found = extract(source_from_array(self.draw(task, model), "the samples"), self.network)
         name = "fid" if self.network.is_inception else "fd"
         return {name: self.target.distance(Gaussian.of(found.features))}
 
@@ -96,7 +88,7 @@ class FrechetDistance:
         at = [i * len(self.images) // self.num for i in range(self.num)]
         labels, low_res = getattr(self.images, "labels", None), None
         if model.upsamples or not isinstance(labels, np.ndarray):
-            parts = [self.images.batch(at[i : i + READ]) for i in range(0, len(at), READ)]
+            parts = [self.images.batch(at[i : i + READ_BATCH_SIZE]) for i in range(0, len(at), READ_BATCH_SIZE)]
             y = torch.cat([y for _, y in parts]).tolist()
             low_res = torch.cat([task.shrink(x) for x, _ in parts]) if model.upsamples else None
         else:
@@ -108,6 +100,14 @@ class FrechetDistance:
     @cached_property
     def target(self) -> Target:
         """The Gaussian of the features of training images; features are kept for the next run."""
-        chosen = subset(self.images, list(spread(len(self.images), MOST)))
-        found = extract(of_dataset(chosen, "the training images"), self.network, cache_path(True))
+        chosen = subset(self.images, list(evenly_spaced_indices(len(self.images), MAX_REFERENCE_IMAGES)))
+        found = extract(source_from_dataset(chosen, "the training images"), self.network, cache_path(True))
         return Target(Gaussian.of(found.features))
+
+
+def frechet_distances(config: EvaluationConfig, images: ImageDataset) -> list[FrechetDistance]:
+    """Return the measures that the configuration enables: one or none. Raises ValueError if it cannot be measured."""
+    if config.evaluate_every is None:
+        return []
+    network = features.load(config.evaluate_network)
+    return [FrechetDistance(config.evaluate_every, images, config.evaluate_num, network)]

@@ -1,4 +1,4 @@
-"""Processes that train one network together: how they meet, and what they exchange (torch.distributed)."""
+"""Processes that train one network together: their process group and their exchanges (torch.distributed)."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from torch.nn.parallel import DistributedDataParallel
 
 from admg.engine.device import Processes, rendezvous
 
-from .watch import Watch
+from .heartbeat import HeartbeatMonitor
 
 T = TypeVar("T")
-PATIENCE = timedelta(minutes=30)
+TIMEOUT = timedelta(minutes=30)
 """Time that a process waits for the others, for example while the first one draws a preview."""
-LONGEST_WAIT = 20
+MAX_WAIT_MINUTES = 20
 """Minutes that the first process may wait for space on its disk, while the others wait for it."""
 
 
 def join(device: torch.device, alone: bool = False) -> Processes:
-    """Return the place of this process among those of its launcher, after all of them have met.
+    """Return the rank of this process and the number of processes, after initialising the process group.
 
-    torchrun and SLURM's srun are understood. Without a launcher, or with one process, this returns at once. A process
-    group that exists already is used. Raises ValueError if the processes do not meet.
+    Supports torchrun and SLURM's srun. Without a launcher, or with one process, this returns at once. An existing
+    process group is used. Raises ValueError if the processes cannot connect.
 
-    alone: make a process group of a single process, too, which a sharded network needs
+    alone: also initialise a process group of a single process, which a sharded network needs
     """
     processes = Processes.from_environment()
     if processes.count == 1 and not alone:
@@ -43,10 +43,10 @@ def join(device: torch.device, alone: bool = False) -> Processes:
         else:
             place["init_method"] = rendezvous()
         try:
-            dist.init_process_group(backend, timeout=PATIENCE, **place)
+            dist.init_process_group(backend, timeout=TIMEOUT, **place)
         except (RuntimeError, OSError) as error:
             reason = str(error).splitlines()[0]
-            raise ValueError(f"process {processes.rank} of {processes.count} met no others: {reason}") from error
+            raise ValueError(f"process {processes.rank} of {processes.count} could not connect: {reason}") from error
     if (dist.get_rank(), dist.get_world_size()) != (processes.rank, processes.count):
         raise ValueError(
             f"the process group has rank {dist.get_rank()} of {dist.get_world_size()}, but the launcher gave this "
@@ -61,18 +61,18 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def watch(processes: Processes) -> Watch | None:
-    """Return a watch over the processes of the group, which notices if one of them ends; None for a single process."""
+def start_heartbeat(processes: Processes) -> HeartbeatMonitor | None:
+    """Return a monitor of the processes of the group, which detects if one of them ends; None for a single process."""
     if processes.count == 1 or dist.group.WORLD is None:
         return None
     store: Any = dist.group.WORLD.get_group_store()
-    return Watch(dist.PrefixStore("admg watch", store.clone()), processes)  # type: ignore[attr-defined]
+    return HeartbeatMonitor(dist.PrefixStore("admg watch", store.clone()), processes)  # type: ignore[attr-defined]
 
 
 def share_of(batch_size: int, accumulate: int, processes: Processes) -> int:
-    """Return the number of images of each step that fall to one process.
+    """Return the number of images of a step per process.
 
-    Raises ValueError if the batch cannot be divided equally among the processes, or a part not among `accumulate`.
+    Raises ValueError if the batch cannot be divided equally among the processes, or this part into `accumulate` parts.
     """
     count = processes.count
     share, rest = divmod(batch_size, count)
@@ -103,7 +103,7 @@ def averaged(means: Mapping[str, Tensor], processes: Processes) -> dict[str, Ten
 
 
 def wait_for_all(processes: Processes) -> None:
-    """Wait until all processes have come here."""
+    """Wait until all processes have reached this point."""
     if processes.count > 1:
         dist.barrier()
 
@@ -118,19 +118,19 @@ def gathered(values: Tensor, processes: Processes) -> Tensor:
 
 
 def from_first(make: Callable[[], T], processes: Processes) -> T:
-    """Return what the first process makes, in all processes. A ValueError of the first one is raised in all."""
+    """Return the result of a function of the first process in all processes. Its ValueError is raised in all."""
     if processes.count == 1:
         return make()
-    found: list[Any] = [None, None]
+    outcome: list[Any] = [None, None]
     if processes.rank == 0:
         try:
-            found[0] = make()
+            outcome[0] = make()
         except ValueError as error:
-            found[1] = error
-    dist.broadcast_object_list(found)
-    if found[1] is not None:
-        raise found[1]
-    made: T = found[0]
+            outcome[1] = error
+    dist.broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    made: T = outcome[0]
     return made
 
 
@@ -138,6 +138,6 @@ def any_of(flag: bool, processes: Processes, device: torch.device) -> bool:
     """Whether the flag is set in any process."""
     if processes.count == 1:
         return flag
-    found = torch.tensor(float(flag), device=device)
-    dist.all_reduce(found, dist.ReduceOp.MAX)
-    return bool(found)
+    flags = torch.tensor(float(flag), device=device)
+    dist.all_reduce(flags, dist.ReduceOp.MAX)
+    return bool(flags)

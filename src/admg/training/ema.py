@@ -50,6 +50,6 @@ class EMA:
         self.count = int(state["n_averaged"])
 
     def restart(self, weights: dict[str, Any]) -> None:
-        """Begin again from these weights of the network."""
+        """Restart from the current weights of the network."""
         load_network(self.network, weights)
         self.count = 0

@@ -9,7 +9,7 @@ from torch import nn
 
 
 def freeze(network: nn.Module, patterns: Sequence[str]) -> None:
-    """Let the parameters whose names match a pattern, such as "input_blocks.*", get no gradients.
+    """Turn off gradients of the parameters whose names match a pattern, such as "input_blocks.*".
 
     Raises ValueError if a pattern matches none, or if none is left to train.
     """
@@ -17,11 +17,11 @@ def freeze(network: nn.Module, patterns: Sequence[str]) -> None:
         return
     parameters = dict(network.named_parameters())
     for pattern in patterns:
-        found = [name for name in parameters if fnmatchcase(name, pattern)]
-        if not found:
+        matches = [name for name in parameters if fnmatchcase(name, pattern)]
+        if not matches:
             parts = dict.fromkeys(name.partition(".")[0] for name in parameters)
             raise ValueError(f"freeze {pattern!r} matches no parameter; their names begin with {'., '.join(parts)}.")
-        for name in found:
+        for name in matches:
             parameters[name].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in parameters.values()):
         raise ValueError(f"freeze {', '.join(map(repr, patterns))} leaves no parameter to train")

@@ -1,4 +1,4 @@
-"""The images that a network is measured on and not trained on: data of their own, or a share of the training images."""
+"""Validation images, on which a network is not trained: separate data, or a share of the training images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from admg.data.errors import listed
 from admg.data.layouts import in_channels
 from admg.data.split import split
 
-from .opening import Data, image_fields, name_of, open_data, size_of
+from .opening import Data, data_name, image_fields, open_data, size_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,19 +35,19 @@ class ValidationConfig:
         check(self)
         if self.val_data and self.val_fraction is not None:
             raise ValueError(
-                "val_data cannot be given together with val_fraction (--val-fraction): validation images are data of "
-                "their own, or a share of the training images"
+                "val_data cannot be combined with val_fraction: validation images are separate data, or a share of "
+                "the training images"
             )
 
     def chosen(self, images: DataConfig) -> DataConfig | float | None:
         """Return the argument `validation` of `train_diffusion` and others: images, a share of `images`, or None.
 
         images: the training images
-        Raises ValueError if a number of validation images is given, but none are.
+        Raises ValueError if a number of validation images is given, but no validation images.
         """
         chosen = images.held_out(self.val_data) if self.val_fraction is None else self.val_fraction
         if chosen is None and self.val_images != type(self).val_images:
-            raise ValueError("--val-images is the number of validation images: give --val-data or --val-fraction")
+            raise ValueError("val_images needs val_data or val_fraction")
         return chosen
 
 
@@ -65,9 +65,9 @@ class ClassifierValidationConfig(ValidationConfig):
 class Parts:
     """The images of a run.
 
-    training: images that the network is trained on
-    held_out: images that it is measured on, or None
-    record: what the provenance of the model says of them
+    training: images for training
+    held_out: images for validation, or None
+    record: entries about them for the provenance of the model
     """
 
     training: ImageDataset
@@ -88,9 +88,9 @@ def divide(
 
     data, dataset: the training images, as they were given and opened
     validation: other images, the share of the training images that is held out, or None
-    seed: seed of the run, which decides the held-out images of a new run
+    seed: seed of the run, which determines the held-out images of a new run
     resumed: how the resumed run was trained; {} for a new run
-    unlabelled: whether labels do not matter
+    unlabelled: whether labels are ignored
 
     Raises ValueError if the images do not fit together, or if other images were held out before the run was resumed.
     """
@@ -99,31 +99,31 @@ def divide(
     if resumed and fraction != known.get("fraction"):
         before = f"with val_fraction {known['fraction']:g}" if "fraction" in known else "without val_fraction"
         raise ValueError(
-            f"the run was started {before} (--val-fraction), which decides which images it is trained on: resume it "
-            "in the same way, or choose another run directory"
+            f"the run was started {before}, which determines its training images: resume it in the same way, or "
+            "choose another run directory"
         )
     if fraction is None:
         if validation is None or isinstance(validation, int | float):
             return Parts(dataset, None, {})
-        held_out = open_validation(validation, dataset, name_of(data), unlabelled)
-        name = Path(name_of(validation)).name
+        held_out = open_validation(validation, dataset, data_name(data), unlabelled)
+        name = Path(data_name(validation)).name
         return Parts(dataset, held_out, {"validation": {"data": name, "images": len(held_out)}})
     seed = int(known.get("seed", seed))
     training, held_out = split(dataset, fraction, seed)
     if known.get("images", len(held_out)) != len(held_out):
         warnings.warn(
-            f"{name_of(data)} has changed since the run was started: some images that were held out may now be trained "
-            "on",
+            f"{data_name(data)} has changed since the run was started: some held-out images may now be used "
+            "for training",
             stacklevel=3,
         )
     return Parts(training, held_out, {"validation": {"fraction": fraction, "seed": seed, "images": len(held_out)}})
 
 
 def open_validation(data: Data, training: ImageDataset, name: str, unlabelled: bool = False) -> ImageDataset:
-    """Open validation images, with labels numbered as those of training. Classes without an image are named in a note.
+    """Open validation images, with labels numbered as those of training. Warns of classes without an image.
 
     name: name of the training images, for messages
-    unlabelled: whether labels do not matter
+    unlabelled: whether labels are ignored
 
     Raises ValueError if an image is of another class, or if the images have another size or other channels.
     """
@@ -132,7 +132,7 @@ def open_validation(data: Data, training: ImageDataset, name: str, unlabelled: b
         held_out = with_classes(held_out, training.label_names, "validation images", name)
         if empty := empty_classes(held_out):
             warnings.warn(
-                f"no validation image is of the class{'es' if len(empty) > 1 else ''} {listed(empty)}", stacklevel=2
+                f"no validation images of the class{'es' if len(empty) > 1 else ''} {listed(empty)}", stacklevel=2
             )
     if image_fields(held_out) != image_fields(training):
         raise ValueError(f"the validation images are {size_of(held_out)}, and the training images {size_of(training)}")
@@ -143,6 +143,6 @@ def with_channels(dataset: ImageDataset, channels: int) -> ImageDataset:
     """Return grey images in colour, or colour ones in grey, with a note, if that gives this number of channels."""
     if not isinstance(dataset, Dataset) or {dataset.channels, channels} != {1, 3}:
         return dataset
-    made = "grey, as the training images are" if channels == 1 else "in colour, with three equal channels"
-    warnings.warn(f"the validation images are made {made}", stacklevel=3)
+    made = "grey, like the training images" if channels == 1 else "colour, with three equal channels"
+    warnings.warn(f"converting the validation images to {made}", stacklevel=3)
     return in_channels(dataset, channels)

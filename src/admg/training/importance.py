@@ -13,7 +13,7 @@ from .timesteps import Timesteps
 HISTORY = 10
 """Number of losses of each timestep that are remembered."""
 UNIFORM = 0.001
-"""Share of timesteps that are drawn uniformly, so that each is drawn now and then, as in guided-diffusion."""
+"""Share of timesteps that are drawn uniformly, which ensures that each occurs, as in guided-diffusion."""
 
 
 class ImportanceSampler:
@@ -27,14 +27,6 @@ class ImportanceSampler:
     def __init__(self, steps: int) -> None:
         self.losses = np.zeros((steps, HISTORY))
         self.counts = np.zeros(steps, dtype=np.int64)
-
-    @classmethod
-    def of(cls, task: Any) -> ImportanceSampler | None:
-        """Return a new sampler for a task that is to have one, and None for any other."""
-        timesteps = getattr(task, "timesteps", None)
-        if not isinstance(timesteps, Timesteps) or timesteps.kind != "loss-second-moment":
-            return None
-        return cls(len(task.model.diffusion))
 
     def probabilities(self) -> np.ndarray:
         """Return p_t, float64 (T,)."""
@@ -55,7 +47,7 @@ class ImportanceSampler:
         return torch.from_numpy(t).to(u.device), torch.from_numpy(1 / (len(p) * p[t])).to(u.device)
 
     def update(self, t: Tensor, losses: Tensor) -> None:
-        """Remember losses (N,) of timesteps (N,), without their weights; those that are not finite are left out."""
+        """Add the losses (N,) of timesteps (N,), without their weights; losses that are not finite are ignored."""
         for step, loss in zip(t.tolist(), losses.tolist()):
             if np.isfinite(loss):
                 self.losses[step, self.counts[step] % HISTORY] = loss
@@ -68,3 +60,11 @@ class ImportanceSampler:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore the history that `state_dict` returned."""
         self.losses, self.counts = (state[name].numpy().copy() for name in ("losses", "counts"))
+
+
+def importance_sampler_for(task: Any) -> ImportanceSampler | None:
+    """Return a new sampler for a task that draws its timesteps by their losses, and None for any other."""
+    timesteps = getattr(task, "timesteps", None)
+    if not isinstance(timesteps, Timesteps) or timesteps.kind != "loss-second-moment":
+        return None
+    return ImportanceSampler(len(task.model.diffusion))

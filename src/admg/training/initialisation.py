@@ -1,4 +1,4 @@
-"""What a run starts from: random weights, or a model whose architecture and process it takes over."""
+"""Initialisation of a run: random weights, or a model with its architecture and process."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Init = str | Path | Model | Classifier
 def open_initial(init: Init | None, flags: str | None, kind: Kind, out: Path | str | None) -> Initial | None:
     """Return the model that a run starts from, or None for random weights.
 
-    out: run directory; a run that is resumed has its own weights, so that what it started from is not read again
+    out: run directory; a resumed run has its own weights, so the initial model is not read again
 
     Raises ValueError as load_initial() does, for flags without a model, and if the run trains another kind of network.
     """
@@ -42,9 +42,9 @@ def open_initial(init: Init | None, flags: str | None, kind: Kind, out: Path | s
         check_kind(out, kind)
     if init is None:
         if flags is not None:
-            raise ValueError("init_flags are the flags of init (--init), which is not given")
+            raise ValueError("init_flags requires init")
         return None
-    if out is not None and (folder := described(out)) is not None:
+    if out is not None and (folder := folder_to_resume(out)) is not None:
         return initial_of_run(folder, kind, f"the run in {out}")
     return load_initial(init, kind, flags)
 
@@ -52,22 +52,22 @@ def open_initial(init: Init | None, flags: str | None, kind: Kind, out: Path | s
 def check_kind(out: Path | str, kind: Kind) -> None:
     """Raise ValueError if a run directory holds the run of another kind of network."""
     with suppress(CheckpointError):
-        folder = described(out)
-        found = kind if folder is None else native.read_about(folder).kind
-        if found != kind:
-            wanted, there = (NETWORK_KINDS[k].title for k in (kind, found))
+        folder = folder_to_resume(out)
+        present = kind if folder is None else native.read_about(folder).kind
+        if present != kind:
+            wanted, there = (NETWORK_KINDS[k].title for k in (kind, present))
             raise ValueError(
                 f"{out} holds the training of a {there}, not of a {wanted}: choose another directory, or "
                 f"--overwrite this one"
             )
 
 
-def described(out: Path | str) -> Path | None:
-    """Return the folder in a run directory whose config.json says what the run to resume is; None if there is no run.
+def folder_to_resume(out: Path | str) -> Path | None:
+    """Return the folder in a run directory whose config.json describes the run to resume; None if there is no run.
 
     It is the last checkpoint whose config.json is not damaged, or else model/: older checkpoints have no config.json.
     """
-    checkpoints = checkpointing.saved(Path(out))
+    checkpoints = checkpointing.saved_checkpoints(Path(out))
     for folder in reversed(checkpoints):
         with suppress(CheckpointError):
             native.read_about(folder)
@@ -77,7 +77,7 @@ def described(out: Path | str) -> Path | None:
 
 
 def process_of(given: DiffusionConfig | Mapping[str, Any] | None, initial: Initial | None) -> DiffusionConfig:
-    """Return the diffusion process: what was given, and otherwise that of the model to start from or the defaults."""
+    """Return the diffusion process: the given fields, and the others from the initial model or the defaults."""
     if isinstance(given, DiffusionConfig):
         return given
     return DiffusionConfig(**({} if initial is None else dataclasses.asdict(initial.diffusion)) | dict(given or {}))
@@ -93,7 +93,7 @@ def fit_to_data(kind: type[C], network: C | Mapping[str, Any] | None, initial: I
     given = {} if network is None else network if isinstance(network, Mapping) else dataclasses.asdict(network)
     for name, value in derived.items():
         if given.get(name, value) != value:
-            raise ValueError(f"network: {name} is {given[name]}, but the data and the other options need {value}")
+            raise ValueError(f"network: {name} must be {value} for this data and the other options, got {given[name]}")
     return kind(**{**given, **derived}) if initial is None else inherited(initial, kind, given, derived)
 
 
@@ -105,7 +105,7 @@ def initialised(kind: type[N], architecture: Any, seed: int) -> N:
 
 
 def start_from(part: Model | Classifier, initial: Initial | None, init: Init | None, kind: Kind) -> dict[str, Any]:
-    """Fill the network with the weights of the model, and return where it started, for the provenance.
+    """Fill the network with the weights of the model, and return a record of the initialisation for the provenance.
 
     Raises ValueError if the weights do not fit, or mean something else.
     """
@@ -114,7 +114,7 @@ def start_from(part: Model | Classifier, initial: Initial | None, init: Init | N
     if not initial.state:  # the run is resumed
         recorded: Mapping[str, Any] = initial.training.get("init") or {}
         if recorded.get("model") != str(init) and not isinstance(init, Model | Classifier):
-            warnings.warn(f"{initial.name} is resumed with its own weights: {init} is not read", stacklevel=2)
+            warnings.warn(f"resuming {initial.name} with its own weights: ignoring {init}", stacklevel=2)
         return {"init": dict(recorded)} if recorded else {}
     check_pair("init", facts_of(part, "this run"), initial.facts(kind))
     done = transfer(initial, part.network, part.labels)

@@ -29,7 +29,7 @@ class Log:
     def __init__(self, out: Path, step: int = 0):
         self.csv, self.jsonl, self.step = out / CSV, out / JSONL, step
         self.rows = [row for row in read_rows(self.csv) if int(row["step"]) <= step] if step else []
-        self.names: list[str] = []  # columns of the present files, which are rewritten with the first row
+        self.names: list[str] = []  # columns of the current files, which are rewritten with the first row
 
     def rewind(self, step: int) -> None:
         """Drop the rows after a step; the files are rewritten with the next row."""
@@ -42,15 +42,15 @@ class Log:
         return checksum(self.rows)
 
     def check(self, recorded: str) -> None:
-        """Compare the rows with a checksum, and take those of metrics.jsonl if they have it and these have not."""
+        """Compare the rows with a checksum; if it matches only metrics.jsonl, use the rows of that file."""
         if not recorded or self.checksum == recorded:
             return
         others = [row for row in read_jsonl(self.jsonl) if int(row["step"]) <= self.step]
         if checksum(others) == recorded:
-            warnings.warn(f"{self.csv} is damaged, and is rewritten from {self.jsonl.name}", stacklevel=2)
+            warnings.warn(f"{self.csv} is damaged: rewriting it from {self.jsonl.name}", stacklevel=2)
             self.rows = others
         else:
-            warnings.warn(f"{self.csv} is damaged or was changed; what can be read of it stays", stacklevel=2)
+            warnings.warn(f"{self.csv} is damaged or was changed: keeping its readable rows", stacklevel=2)
 
     def append(self, step: int, images: int, values: Mapping[str, float]) -> None:
         """Write a row. Both files are only appended to unless there is a new column, or the last attempt failed."""
@@ -75,7 +75,7 @@ class Log:
 
 
 def measurements(out: Path) -> frozenset[str]:
-    """Return the names of what a run has logged; none if its log cannot be read."""
+    """Return the names of the logged measurements; none if the log cannot be read."""
     with suppress(OSError, ValueError), (out / CSV).open(encoding="utf-8", newline="") as file:
         return frozenset(next(csv.reader(file), [])) - {"step", "images"}
     return frozenset()
@@ -84,28 +84,28 @@ def measurements(out: Path) -> frozenset[str]:
 def read_rows(path: Path) -> list[dict[str, str]]:
     """Return the rows of a log.csv, without their empty cells; [] if there is none.
 
-    A last line that was not written to its end is left out, and so are lines that hold no numbers.
+    An incomplete last line and lines without numbers are skipped.
     """
     if not path.exists():
         return []
     whole, newline, _ = path.read_text(encoding="utf-8", errors="replace").rpartition("\n")
     rows = csv.DictReader(io.StringIO(whole + newline))
-    found: list[dict[str, str]] = []
-    with suppress(csv.Error):  # which ends the reading of a damaged file
+    parsed: list[dict[str, str]] = []
+    with suppress(csv.Error):  # a damaged file: stop reading
         for row in rows:
-            found.append({name: text for name, text in row.items() if text})
-    return [row for row in found if is_row(row)]
+            parsed.append({name: text for name, text in row.items() if text})
+    return [row for row in parsed if is_row(row)]
 
 
 def read_jsonl(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a metrics.jsonl as `read_rows` does those of log.csv."""
+    """Return the rows of a metrics.jsonl; see `read_rows`."""
     if not path.exists():
         return []
-    found: list[dict[str, str]] = []
+    rows: list[dict[str, str]] = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         with suppress(ValueError, AttributeError, TypeError):
-            found.append({name: to_text(name, value) for name, value in json.loads(line).items()})
-    return [row for row in found if is_row(row)]
+            rows.append({name: to_text(name, value) for name, value in json.loads(line).items()})
+    return [row for row in rows if is_row(row)]
 
 
 def is_row(row: Mapping[str, str]) -> bool:
@@ -118,7 +118,7 @@ def is_row(row: Mapping[str, str]) -> bool:
 
 
 def to_text(name: str, value: float | None) -> str:
-    """Return a value as it stands in a row."""
+    """Return the text of a value in a row."""
     return str(value) if name in COUNTS else f"{math.nan if value is None else value:.6g}"
 
 

@@ -1,4 +1,4 @@
-"""Learning rates: warm-up and decay, as functions of the number of the step alone."""
+"""Learning rates: warm-up and decay, as functions of the step index alone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from .config import SettledConfig, TrainConfig
+    from .config import ResolvedConfig, TrainConfig
 
 LRSchedule = Literal["constant", "linear", "cosine", "inverse-sqrt"]
 DECAYS: dict[LRSchedule, Callable[[float], float]] = {
@@ -25,8 +25,8 @@ def anneal_steps(config: TrainConfig) -> int:
     return config.lr_anneal_steps or (config.steps if config.lr_schedule in ENDS_AT_0 else max(1, config.steps // 10))
 
 
-def learning_rate(config: SettledConfig, step: int) -> float:
-    """Return the learning rate of a step, counted from 0: that of the decay, times that of the warm-up."""
+def lr_at_step(config: ResolvedConfig, step: int) -> float:
+    """Return the learning rate of a step, counted from 0: the product of lr, decay and warm-up."""
     warmup = min(1.0, (step + 1) / max(1, config.warmup))
     return config.lr * warmup * DECAYS[config.lr_schedule](step / anneal_steps(config))
 
@@ -35,7 +35,7 @@ def check_schedule(config: TrainConfig) -> None:
     """Raise ValueError if the number of annealing steps does not fit the schedule."""
     steps = config.lr_anneal_steps
     if steps is not None and config.lr_schedule == "constant":
-        raise ValueError("lr_anneal_steps is for lr_schedule linear, cosine or inverse-sqrt, not for constant")
+        raise ValueError("lr_anneal_steps applies only to lr_schedule linear, cosine and inverse-sqrt, not to constant")
     if steps is not None and config.lr_schedule in ENDS_AT_0 and steps < config.steps:
         raise ValueError(
             f"lr_anneal_steps must be at least the {config.steps} steps of the run, after which the learning rate "

@@ -1,4 +1,4 @@
-"""The training images: opened from a path or options, or any data set that is wrapped."""
+"""The training images: opened from a path or options, or a wrapped data set."""
 
 from __future__ import annotations
 
@@ -21,20 +21,18 @@ Data = Named | torch.utils.data.Dataset[Any]
 def open_data(data: Data, unlabelled: bool = False) -> ImageDataset:
     """Open a path or a DataConfig, or wrap a data set. Raises DataError, which is a ValueError.
 
-    unlabelled: do not look for labels in files; a data set keeps those that it has
+    unlabelled: ignore labels in files; a data set keeps its labels
     """
     if isinstance(data, str | Path):
         return open_dataset(data, labels="none" if unlabelled else "auto")
     if not isinstance(data, DataConfig):
         return from_dataset(data)
     if unlabelled and data.labels not in ("auto", "none"):
-        raise ValueError(
-            f"unlabelled (--unlabelled) leaves labels out, and labels (--labels) is {data.labels}: choose one"
-        )
+        raise ValueError(f"unlabelled ignores labels, and cannot be combined with labels {data.labels}")
     return (dataclasses.replace(data, labels="none") if unlabelled else data).open()
 
 
-def name_of(data: Data) -> str:
+def data_name(data: Data) -> str:
     """Return a name of the data for messages."""
     if isinstance(data, DataConfig):
         return data.data
@@ -42,11 +40,11 @@ def name_of(data: Data) -> str:
 
 
 def check_outside(out: Path | str, data: Data, dataset: ImageDataset) -> None:
-    """Raise ValueError if the run directory lies among the training images, whose files would become images of it."""
+    """Raise ValueError if the run directory lies among the training images: its pictures would become part of them."""
     if not isinstance(dataset, Dataset) or isinstance(dataset.images, np.ndarray) or not isinstance(data, Named):
         return
-    folder, run = Path(name_of(data)).expanduser().resolve(), Path(out).expanduser().resolve()
-    if (run / "run.json").is_file():  # one that is there is left out of the images
+    folder, run = Path(data_name(data)).expanduser().resolve(), Path(out).expanduser().resolve()
+    if (run / "run.json").is_file():  # an existing run is left out of the images
         return
     if folder.is_dir() and run.is_relative_to(folder) and not any(map(is_hidden_folder, run.relative_to(folder).parts)):
         raise ValueError(f"the run directory {out} lies in the folder of the training images, {folder}: choose another")

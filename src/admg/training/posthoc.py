@@ -29,10 +29,10 @@ from admg.checkpoints.weights import CheckpointError
 
 from . import snapshots
 from .log import measurements
-from .profiles import LONGEST, SNAPSHOT_PROFILES, Power
+from .profiles import MAX_RELATIVE_LENGTH, SNAPSHOT_PROFILES, Power
 
-WORST = 0.1
-"""Largest relative error of a profile with which an average is still reconstructed."""
+MAX_RELATIVE_ERROR = 0.1
+"""Maximum relative error of a profile for reconstructing an average."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +75,17 @@ def as_length(length: float | str) -> float:
         number = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
         number = np.nan
-    if not 0 < number <= LONGEST:
-        raise ValueError(f"length must be above 0 and at most {LONGEST}, or up to {100 * LONGEST:g}%, got {text!r}")
+    if not 0 < number <= MAX_RELATIVE_LENGTH:
+        raise ValueError(
+            f"length must be above 0 and at most {MAX_RELATIVE_LENGTH}, or up to {100 * MAX_RELATIVE_LENGTH:g}%, "
+            f"got {text!r}"
+        )
     return number
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """An average of a run that its snapshots can give.
+    """An average of a run that its snapshots determine.
 
     run: run directory
     length: relative length of the average
@@ -97,21 +100,21 @@ class Reconstruction:
 
     @classmethod
     def plan(cls, run: Path | str, length: float | str, step: int | None = None) -> Reconstruction:
-        """Return the reconstruction; see `reconstruct_ema` for the arguments and errors. Nothing is read yet."""
+        """Return the reconstruction; see `reconstruct_ema` for the arguments and errors. Weights are not read yet."""
         run, length = Path(run), as_length(length)
         steps = steps_until(run, step)
         fitted = fit(steps, length, steps[-1])
-        if fitted.error > WORST:
+        if fitted.error > MAX_RELATIVE_ERROR:
             shortest, longest = reach(steps)
             raise ValueError(
                 f"length {length:g} cannot be made from the {len(steps)} snapshots of {run} until step {steps[-1]}: "
-                f"they reach from {shortest:g} to {longest:g}"
+                f"possible lengths are {shortest:g} to {longest:g}"
             )
         return cls(run, length, steps, fitted)
 
     @property
     def record(self) -> dict[str, Any]:
-        """What the provenance of the model says of its average."""
+        """The entry about the average for the provenance of the model."""
         about = {"length": self.length, "step": self.steps[-1], "snapshots": len(self.steps), "error": self.fit.error}
         digest = hashlib.sha256()
         for step in self.steps:
@@ -171,30 +174,28 @@ def steps_until(run: Path, step: int | None) -> tuple[int, ...]:
 
     Raises ValueError if there is no snapshot at this step.
     """
-    found = snapshots.steps_of(run)
-    if not found:
-        raise ValueError(
-            f"{run} has no snapshots of averages: ema_snapshots (--ema-snapshots) of its training makes them"
-        )
-    last = found[-1] if step is None else step
+    steps = snapshots.steps_of(run)
+    if not steps:
+        raise ValueError(f"{run} has no snapshots of averages: train with ema_snapshots to write them")
+    last = steps[-1] if step is None else step
     with suppress(CheckpointError):
         reached = native.read_about(run / "model").training.get("steps", 0)
         if step is None and reached > last:
             text = f"the last snapshot of {run} is of step {last}, and its model of step {reached}"
             warnings.warn(text, stacklevel=2)
-    if last not in found:
-        near = sorted(sorted(found, key=lambda other: abs(other - last))[:2])
+    if last not in steps:
+        near = sorted(sorted(steps, key=lambda other: abs(other - last))[:2])
         raise ValueError(
             f"step {last} of {run} has no snapshot; the nearest {'are' if len(near) > 1 else 'is'} "
-            f"{' and '.join(map(str, near))}, and the last is {found[-1]}"
+            f"{' and '.join(map(str, near))}, and the last is {steps[-1]}"
         )
-    return tuple(other for other in found if other <= last)
+    return tuple(other for other in steps if other <= last)
 
 
 def reach(steps: Sequence[int]) -> tuple[float, float]:
     """Return the smallest and the largest length, in whole percent, that snapshots can give at the last step."""
-    percents = range(1, round(100 * LONGEST) + 1)
-    good = [percent / 100 for percent in percents if fit(steps, percent / 100, steps[-1]).error <= WORST]
+    percents = range(1, round(100 * MAX_RELATIVE_LENGTH) + 1)
+    good = [percent / 100 for percent in percents if fit(steps, percent / 100, steps[-1]).error <= MAX_RELATIVE_ERROR]
     return min(good), max(good)
 
 
@@ -221,7 +222,7 @@ def fill(network: torch.nn.Module, run: Path, steps: Sequence[int], coefficients
 
 
 class Reader:
-    """Reads the tensors of a snapshot in the order of their keys, and compares them with the checksum at the end.
+    """Reads the tensors of a snapshot in the order of their keys, and verifies their checksum at the end.
 
     Raises CheckpointError if the file is damaged or of another network.
     """
@@ -253,13 +254,13 @@ class Reader:
 
     @property
     def checksum(self) -> str:
-        """The checksum that was written."""
+        """The stored checksum."""
         return str((self.file.metadata() or {}).get("sha256"))
 
     def check(self) -> None:
-        """Raise CheckpointError if the tensors that were read have another checksum."""
+        """Raise CheckpointError if the checksum of the tensors read so far differs."""
         if self.digest.hexdigest() != self.checksum:
-            raise CheckpointError(f"{self.path} is damaged: its checksum is not the one that was written")
+            raise CheckpointError(f"{self.path} is damaged: its checksum does not match")
 
     @contextmanager
     def _readable(self) -> Iterator[None]:

@@ -39,7 +39,7 @@ def prefetch(
 ) -> Generator[tuple[Tensor, ...]]:
     """Yield x and y of each batch of the stream with the random numbers of `task.draw`, on the device.
 
-    first: number of the first step
+    first: index of the first step
     processes: place of this process among those that share each batch; the stream has this process's part of them
 
     For a GPU a thread prepares batches in advance, and copies do not wait for earlier steps. Closing the generator ends
@@ -58,10 +58,10 @@ def prefetch(
 def draw_batches(
     task: Draws, stream: Iterator[Batch], seed: int, first: int, processes: Processes = ALONE
 ) -> Iterator[tuple[Tensor, ...]]:
-    """Yield x and y of each batch with its random numbers, which depend on the seed and the number of the step alone.
+    """Yield x and y of each batch with its random numbers, which depend on the seed and the step index alone.
 
-    Every process draws the numbers of the whole batch and takes its rows, so that they do not depend on the number of
-    processes.
+    Every process draws the numbers of the whole batch and takes its rows, which makes them independent of the number
+    of processes.
     """
     check_labels = getattr(task, "check_labels", None)
     for step, (x, y) in enumerate(stream, first):
@@ -74,7 +74,7 @@ def draw_batches(
 
 
 def in_background(items: Iterator[T], count: int = 2) -> Generator[T]:
-    """Yield the same items, up to `count` of which a thread makes in advance; its exceptions are raised here."""
+    """Yield the same items, up to `count` of them prepared in advance by a thread; its exceptions are raised here."""
     end: Any = object()
     with ThreadPoolExecutor(1) as pool:
         pending = deque(pool.submit(next, items, end) for _ in range(count))

@@ -1,8 +1,8 @@
-"""How an average weighs the weights of past steps: by exponential decay, or by a power of the step (EDM2).
+"""Profiles of averages over past steps: exponential decay, or a power of the step (EDM2).
 
 The power-function average of Karras et al. 2024, "Analyzing and Improving the Training Dynamics of Diffusion Models",
-gives the weights of step τ, at step t, the profile p(τ) = (γ + 1) τ^γ / t^(γ + 1). Its shape does not depend on t: the
-average covers the same share of every run, however long. The share is the standard deviation of p divided by t, σ_rel.
+has at step t the profile p(τ) = (γ + 1) τ^γ / t^(γ + 1) over the steps τ. Its shape does not depend on t: the average
+covers the same share of every run, however long. The share is the standard deviation of p divided by t, σ_rel.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import cached_property
 
 import numpy as np
 
-LONGEST = 0.28
+MAX_RELATIVE_LENGTH = 0.28
 """Longest relative length: γ = 0, an equal weight for every step, has a length of 1/√12 = 0.289."""
 
 Spec = str | float
@@ -25,7 +25,7 @@ Spec = str | float
 class Decay:
     """Exponential moving average, over about 1 / (1 - decay) steps.
 
-    decay: the value that β rises to; it starts small, so that the random weights of the start are forgotten
+    decay: final value of β, which starts small to forget the random initial weights
     """
 
     decay: float
@@ -51,7 +51,7 @@ class Decay:
 class Power:
     """Power-function average, whose length is a share of the run.
 
-    length: σ_rel, above 0 and at most LONGEST
+    length: σ_rel, above 0 and at most MAX_RELATIVE_LENGTH
     """
 
     length: float
@@ -93,36 +93,36 @@ def gamma_of(length: float) -> float:
 
 
 def parse_profile(spec: Spec) -> Profile:
-    """Return the average of a decay such as 0.9999, or of a length such as "10%". Raises ValueError for all else."""
+    """Return the average of a decay such as 0.9999, or of a length such as "10%". Raises ValueError otherwise."""
     text = str(spec).strip()
     try:
         number = float(text.removesuffix("%"))
     except ValueError:
         number = math.nan
-    if text.endswith("%") and 0 < number <= 100 * LONGEST:
+    if text.endswith("%") and 0 < number <= 100 * MAX_RELATIVE_LENGTH:
         return Power(number / 100)
     if not text.endswith("%") and 0 <= number < 1:
         return Decay(number)
     raise ValueError(
         f"ema must be a decay of at least 0 and below 1 such as 0.9999, or a length of the run above 0% and at most "
-        f"{100 * LONGEST:g}% such as 10%, got {text!r}"
+        f"{100 * MAX_RELATIVE_LENGTH:g}% such as 10%, got {text!r}"
     )
 
 
 def parse_profiles(specs: Spec | Sequence[Spec]) -> tuple[Profile, ...]:
     """Return the averages of one decay or length, of a list separated by commas, or of a sequence.
 
-    Raises ValueError if one of them is neither a decay nor a length, or is there twice.
+    Raises ValueError if one of them is neither a decay nor a length, or is repeated.
     """
     parts = specs.split(",") if isinstance(specs, str) else [specs] if isinstance(specs, int | float) else [*specs]
-    found = tuple(parse_profile(part) for part in parts)
-    if len(set(found)) < len(found) or not found:
-        names = ", ".join(map(str, found)) or "none"
-        raise ValueError(f"ema must be one average or several different ones, got {names}")
-    return found
+    profiles = tuple(parse_profile(part) for part in parts)
+    if len(set(profiles)) < len(profiles) or not profiles:
+        names = ", ".join(map(str, profiles)) or "none"
+        raise ValueError(f"ema must be one average or several distinct ones, got {names}")
+    return profiles
 
 
 def specs_of(profiles: Sequence[Profile]) -> Spec | tuple[Spec, ...]:
-    """Return what `parse_profiles` makes these averages of: a single spec, or a tuple of several."""
+    """Return the specs of averages, the inverse of `parse_profiles`: a single spec, or a tuple of several."""
     specs = tuple(profile.spec for profile in profiles)
     return specs[0] if len(specs) == 1 else specs

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from admg.files import LockError, held, remove, remove_leftovers
-from admg.generation.run_record import DamagedRecord, read_record
+from admg.files import LockError, locked_nowait, remove, remove_leftovers
+from admg.generation.run_record import DamagedRecordError, read_record
 
 from . import checkpointing, log, run_settings, services, snapshots
 
@@ -16,23 +16,23 @@ LOCK = ".lock"
 
 
 @contextmanager
-def taken(out: Path) -> Iterator[None]:
-    """Create a run directory, keep other processes out of it, and remove what killed ones left half-written.
+def locked(out: Path) -> Iterator[None]:
+    """Create a run directory, lock it, and remove incomplete files of processes that were killed.
 
     Raises ValueError if another process trains there.
     """
     out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         try:
-            stack.enter_context(held(out / LOCK, f"the run directory {out}"))
+            stack.enter_context(locked_nowait(out / LOCK, f"the run directory {out}"))
         except LockError as error:
-            warnings.warn(f"{error}: nothing keeps a second training out of {out}", stacklevel=2)
-        sweep(out)
+            warnings.warn(f"{error}: a second training in {out} cannot be prevented", stacklevel=2)
+        remove_unfinished_files(out)
         yield
 
 
-def sweep(out: Path) -> None:
-    """Remove what processes that were killed left half-written."""
+def remove_unfinished_files(out: Path) -> None:
+    """Remove incomplete files of processes that were killed."""
     within = (checkpointing.FOLDER, snapshots.FOLDER, "samples", "model")
     for folder in (out, *(out / name for name in within), *out.glob("model-ema-*")):
         remove_leftovers(folder)
@@ -44,7 +44,7 @@ def check_new(out: Path) -> None:
     """Raise ValueError if the directory, which has no checkpoint, holds a model that a new run would replace."""
     if (out / "model").exists():
         raise ValueError(
-            f"{out} holds a model and no checkpoint to resume from: choose another directory, or --overwrite this one"
+            f"{out} holds a model but no checkpoint to resume from: choose another directory, or --overwrite this one"
         )
 
 
@@ -52,7 +52,7 @@ def check_no_samples(out: Path) -> None:
     """Raise ValueError if the directory holds samples, whose run.json a training run would replace."""
     try:
         holds_samples = read_record(out) is not None
-    except DamagedRecord:
+    except DamagedRecordError:
         holds_samples = True
     except ValueError:  # that of a training run
         holds_samples = False
@@ -68,22 +68,22 @@ def clear(out: Path) -> None:
         remove(path)
 
 
-def go_back(out: Path, limit: int) -> Path | None:
-    """Return the last good checkpoint of fewer steps than `limit`, or None, after removing those that are later.
+def roll_back(out: Path, limit: int) -> Path | None:
+    """Return the last good checkpoint of fewer steps than `limit`, or None, after removing later ones.
 
-    The later ones would be resumed otherwise, although training failed after them. One that was saved while the run was
-    failing, because it was asked to stop, is taken only if there is no other.
+    Later ones would otherwise be resumed, although training failed after them. A checkpoint that was saved while the
+    run was failing, because of a request to stop, is used only if there is no other.
     """
-    found = [path for path in checkpointing.saved(out) if checkpointing.step_of(path) < limit]
-    whole = [path for path in found if checkpointing.damage(path) is None]
+    earlier = [path for path in checkpointing.saved_checkpoints(out) if checkpointing.step_of(path) < limit]
+    whole = [path for path in earlier if checkpointing.damage(path) is None]
     good = next((path for path in reversed(whole) if checkpointing.was_healthy(path)), whole[-1] if whole else None)
     if good is not None:
-        remove_after(out, checkpointing.step_of(good))
+        remove_later_checkpoints(out, checkpointing.step_of(good))
     return good
 
 
-def remove_after(out: Path, step: int) -> None:
+def remove_later_checkpoints(out: Path, step: int) -> None:
     """Remove the checkpoints of more than this number of steps."""
-    for path in checkpointing.saved(out):
+    for path in checkpointing.saved_checkpoints(out):
         if checkpointing.step_of(path) > step:
             remove(path)

@@ -1,4 +1,4 @@
-"""run.json of a run directory: what decides the meaning of a run's weights, and which options have been changed."""
+"""run.json of a run directory: the settings that determine the meaning of its weights, and changes of options."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from .config import ObjectiveConfig, TrainConfig
 
 FILE = "run.json"
 LASTING = ("seed", "batch_size", "sampling", "class_power", "class_weight")
-"""Options of TrainConfig that decide which images a step has. All others may change when a run is resumed."""
+"""Options of TrainConfig that determine the images of a step. All others may change when a run is resumed."""
 CHANGEABLE = ("label_dropout",)
-"""Options of the objective that may change: the model records the largest share of labels that were dropped."""
+"""Options of the objective that may change: the model records the largest share of dropped labels."""
 UNKNOWN = {"data": ("value_range", "background", "frames"), "noised": ()}
 """Settings that records of earlier versions lack, although a run may have had any value."""
 
 
 def settings_of(task: Any, dataset: ImageDataset, config: TrainConfig, provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what must not change when a run is resumed, in JSON types.
+    """Return the settings that must not change when a run is resumed, in JSON types.
 
     provenance: how the model is trained; its entries "objective", "init" and "augment_blur" count
     """
@@ -40,7 +40,7 @@ def settings_of(task: Any, dataset: ImageDataset, config: TrainConfig, provenanc
     config_of, diffusion = getattr(task.network, "config", None), getattr(part, "config", None)
     network: Any = type(task.network).__name__
     if dataclasses.is_dataclass(config_of) and not isinstance(config_of, type):
-        network = dataclasses.asdict(config_of) | {"checkpoint": None}  # which changes no number
+        network = dataclasses.asdict(config_of) | {"checkpoint": None}  # does not change results
     settings = {
         "task": type(task).__name__,
         "data": data_of(dataset),
@@ -51,31 +51,31 @@ def settings_of(task: Any, dataset: ImageDataset, config: TrainConfig, provenanc
         **({"noised": task.noised} if hasattr(task, "noised") else {}),
         **{name: getattr(config, name) for name in LASTING},
     }
-    found: dict[str, Any] = json.loads(json.dumps(settings, default=str))
-    return found
+    converted: dict[str, Any] = json.loads(json.dumps(settings, default=str))
+    return converted
 
 
 def data_of(dataset: ImageDataset) -> dict[str, Any]:
     """Return the number and size of the images, their labels, and a checksum of their names and sizes in bytes.
 
-    The place of the files, and their time of change, do not count. Nothing is read of a data set that is not ours.
+    The location and the modification time of the files are ignored. Nothing is read of a data set that is not ours.
     """
-    found: dict[str, Any] = {"images": len(dataset), "image_size": dataset.image_size, "channels": dataset.channels}
-    found |= {"labels": len(dataset.label_names), "names": checksum(json.dumps(dataset.label_names).encode())}
+    record: dict[str, Any] = {"images": len(dataset), "image_size": dataset.image_size, "channels": dataset.channels}
+    record |= {"labels": len(dataset.label_names), "names": checksum(json.dumps(dataset.label_names).encode())}
     if isinstance(dataset, Dataset):
         labels = b"" if dataset.labels is None else np.ascontiguousarray(dataset.labels).tobytes()
-        found |= {
+        record |= {
             "fit": dataset.fit,
             "crop": dataset.crop,
             "flip": dataset.flip,
             **reading_of(dataset),
             "content": checksum(labels, *parts(dataset)),
         }
-    return found
+    return record
 
 
 def reading_of(dataset: Dataset) -> dict[str, Any]:
-    """Return how files become pixels, if that was stated or follows from the files."""
+    """Return the decoding of files into pixels, if it was stated or follows from the files."""
     decoding = dataset.decoding
     frames = None if dataset.frames is None else checksum(np.asarray(dataset.frames, np.int64).tobytes())
     return {
@@ -86,7 +86,7 @@ def reading_of(dataset: Dataset) -> dict[str, Any]:
 
 
 def parts(dataset: Dataset) -> list[bytes]:
-    """Return what identifies the images: names and sizes of files, or the values of at most 1000 images of an array."""
+    """Return data that identify the images: names and sizes of files, or values of at most 1000 images of an array."""
     images = dataset.images
     if isinstance(images, np.ndarray):
         return [np.ascontiguousarray(images[i]).tobytes() for i in range(0, len(images), max(1, len(images) // 1000))]
@@ -103,7 +103,7 @@ def checksum(*contents: bytes) -> str:
 def defaults_of(task: Any) -> dict[str, Any]:
     """Return the defaults of the settings of a run and of its network, noise process and objective, in JSON types.
 
-    They are what a setting was before admg had it, in the record of a run that an earlier version began.
+    They are the values of settings that the record of a run of an earlier version lacks.
     """
     part = getattr(task, "model", None) or getattr(task, "classifier", None)
     configs = {
@@ -113,8 +113,8 @@ def defaults_of(task: Any) -> dict[str, Any]:
     }
     defaults = {name: _defaults(config) for name, config in configs.items() if dataclasses.is_dataclass(config)}
     defaults |= {name: value for name, value in _defaults(TrainConfig).items() if name in LASTING}
-    found: dict[str, Any] = json.loads(json.dumps(defaults, default=str))
-    return found
+    converted: dict[str, Any] = json.loads(json.dumps(defaults, default=str))
+    return converted
 
 
 def _defaults(config: Any) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def _defaults(config: Any) -> dict[str, Any]:
 
 
 def check_settings(out: Path, settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-    """Raise CheckpointError, which names what differs, unless a run that is resumed has these settings.
+    """Raise CheckpointError, which names the differences, unless the resumed run has these settings.
 
     defaults: of the settings, by `defaults_of`; those that the record lacks had these values
     """
@@ -149,7 +149,7 @@ def check_settings(out: Path, settings: Mapping[str, Any], defaults: Mapping[str
 
 
 def changes(out: Path, config: TrainConfig, provenance: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the options that have changed since the run was last started, as (before, now)."""
+    """Return the options changed since the last start, as (old, new) pairs."""
     record = read(out)
     if record is None:
         return {}
@@ -168,7 +168,7 @@ def _options(config: TrainConfig, provenance: Mapping[str, Any]) -> dict[str, An
 def write(
     out: Path, settings: Mapping[str, Any], config: TrainConfig, provenance: Mapping[str, Any], step: int
 ) -> None:
-    """Write the settings of a new run, or what has changed of the options of a run that is resumed at this step."""
+    """Write the settings of a new run, or the changed options of a run that is resumed at this step."""
     options = _options(config, provenance)
     record = read(out) or {"settings": settings, "options": options, "changes": []}
     known = {name: options[name] for name in CHANGEABLE if name in options} | record["options"]
@@ -180,11 +180,11 @@ def write(
 
 
 def read(out: Path) -> dict[str, Any] | None:
-    """Return the record of the run, or None if there is none that can be read.
+    """Return the record of the run, or None if no record can be read.
 
-    If that in the run directory is missing or damaged, it is that of the last checkpoint that has one.
+    If the record in the run directory is missing or damaged, the last one in a checkpoint is used.
     """
-    for folder in (out, *reversed(checkpointing.saved(out))):
+    for folder in (out, *reversed(checkpointing.saved_checkpoints(out))):
         try:
             record = read_json(folder / FILE)
             dict(record["settings"]), dict(record["options"]), list(record["changes"])
@@ -192,5 +192,5 @@ def read(out: Path) -> dict[str, Any] | None:
         except FileNotFoundError:
             continue
         except (OSError, ValueError, KeyError, TypeError) as error:
-            warnings.warn(f"{folder / FILE} is ignored, and rewritten: {error}", stacklevel=2)
+            warnings.warn(f"{folder / FILE} will be rewritten: {error}", stacklevel=2)
     return None

@@ -12,12 +12,12 @@ LOWEST = 2.0**-14
 
 
 class LossScaler:
-    """Scales the loss, and skips the steps whose gradient is not finite, after which the scale is halved.
+    """Scales the loss, skips steps whose gradient is not finite, and halves the scale after them.
 
-    After 2000 steps without an overflow, the scale is doubled. Several processes have the same gradient, so that they
+    After 2000 steps without an overflow, the scale is doubled. All processes have the same gradient, and therefore
     skip the same steps.
 
-    enabled: whether to do so; otherwise the loss is left as it is, and every step is taken
+    enabled: whether to scale; otherwise the loss is unchanged, and every step is taken
     """
 
     def __init__(self, device: torch.device, enabled: bool) -> None:
@@ -35,7 +35,7 @@ class LossScaler:
     def step(self, optimizer: torch.optim.Optimizer, number: int) -> bool:
         """Take a step of the optimiser, unless the gradient is not finite, and return whether it was taken.
 
-        number: number of the step, for the message
+        number: index of the step, for the message
 
         Raises FloatingPointError if gradients overflow at every scale.
         """
@@ -50,7 +50,7 @@ class LossScaler:
     def measurements(self, like: Tensor) -> dict[str, Tensor]:
         """Return the scale after the step, for the log; nothing if the loss is not scaled.
 
-        like: tensor whose device the measurement is to be on
+        like: tensor on the device for the measurement
         """
         return {"loss_scale": like.new_tensor(self.scaler.get_scale())} if self.enabled else {}
 
@@ -59,5 +59,5 @@ class LossScaler:
         return self.scaler.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore the state that `state_dict` returned."""
         self.scaler.load_state_dict(state)

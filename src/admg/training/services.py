@@ -26,11 +26,11 @@ LogChoice = Literal["auto", "tensorboard", "wandb", "trackio", "mlflow", "none"]
 EXTRAS: dict[ServiceName, str] = {"tensorboard": "train", "wandb": "wandb", "trackio": "trackio", "mlflow": "mlflow"}
 """The extra of admg that installs the package of each service."""
 IDS = "services.json"
-"""File in the run directory with the identifiers by which services know the run."""
+"""File in the run directory with the identifiers of the run in services."""
 
 
 class Service(Protocol):
-    """Where measurements and pictures of a run are shown."""
+    """A service that shows the measurements and pictures of a run."""
 
     def scalars(self, values: Mapping[str, float], step: int) -> None: ...
 
@@ -43,7 +43,7 @@ class Service(Protocol):
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What a service is given about a run.
+    """Facts about a run for services.
 
     out: run directory, whose name is that of the run
     step: number of steps done
@@ -56,7 +56,7 @@ class RunFacts:
 
 
 def services_of(choices: Sequence[LogChoice]) -> list[ServiceName]:
-    """Return the services that are chosen: "auto" is TensorBoard if it is installed.
+    """Return the chosen services: "auto" is TensorBoard if it is installed.
 
     Raises ValueError if the package of a service is missing, or if "auto" or "none" is not the only choice.
     """
@@ -77,47 +77,47 @@ def installed(package: str) -> bool:
     return package in sys.modules or find_spec(package) is not None
 
 
-def open_services(names: Sequence[ServiceName], facts: RunFacts) -> list[Guarded]:
-    """Start the services, or go on with the runs that they know if some steps are done."""
+def open_services(names: Sequence[ServiceName], facts: RunFacts) -> list[TolerantService]:
+    """Start the services, or continue their existing runs if the run is resumed."""
     kinds: dict[ServiceName, Callable[[RunFacts], Service]]
     kinds = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases, "trackio": Trackio, "mlflow": MLflow}
-    return [Guarded(name, kinds[name], facts) for name in names]
+    return [TolerantService(name, kinds[name], facts) for name in names]
 
 
-class Guarded:
+class TolerantService:
     """A service whose first error ends it with a warning, so that it never stops the training."""
 
     def __init__(self, name: ServiceName, kind: Callable[[RunFacts], Service], facts: RunFacts):
         self.name = name
         self.service: Service | None = None
-        self._guarded(lambda: setattr(self, "service", kind(facts)))
+        self._call_safely(lambda: setattr(self, "service", kind(facts)))
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Show the values that are finite."""
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         if service := self.service:
-            self._guarded(lambda: service.scalars(finite, step))
+            self._call_safely(lambda: service.scalars(finite, step))
 
     def picture(self, name: str, path: Path, step: int) -> None:
         """Show a PNG file."""
         if service := self.service:
-            self._guarded(lambda: service.picture(name, path, step))
+            self._call_safely(lambda: service.picture(name, path, step))
 
     def flush(self) -> None:
         if service := self.service:
-            self._guarded(service.flush)
+            self._call_safely(service.flush)
 
     def close(self) -> None:
         if service := self.service:
-            self._guarded(service.close)
+            self._call_safely(service.close)
 
-    def _guarded(self, action: Callable[[], object]) -> None:
+    def _call_safely(self, action: Callable[[], object]) -> None:
         try:
             action()
         except Exception as error:  # a service may raise anything, and training goes on
             self.service = None
             reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
-            warnings.warn(f"{self.name} failed and gets no further measurements: {reason[0]}", stacklevel=3)
+            warnings.warn(f"{self.name} failed and will receive no further measurements: {reason[0]}", stacklevel=3)
 
 
 class TensorBoard:
@@ -191,7 +191,7 @@ class Trackio:
         import trackio
 
         self.trackio: Any = trackio
-        with redirect_stdout(io.StringIO()):  # advice on how to look at it, in the middle of the progress bar
+        with redirect_stdout(io.StringIO()):  # its advice would interrupt the progress bar
             self.run: Any = trackio.init(
                 project=os.environ.get("TRACKIO_PROJECT", "admg"),
                 name=known_id(facts, "trackio") or facts.out.resolve().name,
@@ -253,12 +253,12 @@ class MLflow:
 
 
 def known_id(facts: RunFacts, name: ServiceName) -> str | None:
-    """Return the identifier by which a service knows a run that is resumed, or None."""
+    """Return the identifier of a resumed run in a service, or None."""
     return read_ids(facts.out).get(name) if facts.step else None
 
 
 def keep_id(facts: RunFacts, name: ServiceName, value: str) -> None:
-    """Keep the identifier of the run in the run directory."""
+    """Store the identifier of the run in the run directory."""
     ids = read_ids(facts.out) | {name: value}
     with atomic(facts.out / IDS) as temporary:
         write_json(temporary, ids)

@@ -1,7 +1,7 @@
 """Checkpoints of a sharded network: every process writes its part, by torch.distributed.checkpoint.
 
-The parts are safetensors, so that nothing that a file contains is run. Any number of processes can read them, each what
-it needs. All that is not sharded, such as numbers of steps, is in rest.pt.
+The parts are safetensors, which cannot contain code. Any number of processes can read them, each only its own part.
+Everything that is not sharded, such as numbers of steps, is in rest.pt.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .sharding import is_part
 
 REST = "rest.pt"
 FILE_BYTES = 256 << 20
-"""Size of the files of a process. One at a time is prepared in memory, before it is written."""
+"""Size of the files of a process. They are prepared in memory one at a time, before they are written."""
 
 
 def save_parts(
@@ -33,7 +33,7 @@ def save_parts(
 ) -> None:
     """Write a nested state into a folder that appears when it is complete; all processes must call this together.
 
-    finish: what the first process does with the folder before it appears
+    finish: function of the folder that the first process calls before the folder appears
     """
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
     from torch.distributed.checkpoint.state_dict_saver import save
@@ -48,7 +48,7 @@ def save_parts(
             place[0].mkdir()
             try:
                 torch.save(without_parts(state), place[0] / REST)
-            except RuntimeError as error:  # which torch raises for a full disk
+            except RuntimeError as error:  # torch raises it for a full disk
                 raise cannot_write(folder, place[0], error) from None
         # returns in the first process when all have written
         files = numbers_of_files(parts, FILE_BYTES * processes.count)
@@ -79,13 +79,13 @@ def load_whole(folder: Path) -> dict[str, Any]:
         for name, found in known.items()
     }
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that a single process reads it, as is meant
+        warnings.simplefilter("ignore")  # a single process reads it intentionally
         load(parts, storage_reader=reader, no_dist=True)
     return with_parts(load_rest(folder), parts)
 
 
 def load_parts(folder: Path, like: Callable[[str], Tensor]) -> dict[str, Any]:
-    """Return the state that save_parts() wrote, of whose sharded tensors each process gets its parts.
+    """Return the state that save_parts() wrote; each process gets its parts of sharded tensors.
 
     All processes must call this together. Raises an error of torch.distributed.checkpoint if a tensor has another
     shape.
@@ -104,7 +104,7 @@ def load_parts(folder: Path, like: Callable[[str], Tensor]) -> dict[str, Any]:
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Context manager that raises the first error of a process, as an OSError, in place of the report of all errors."""
+    """Context manager that raises the first error of a process as an OSError, instead of the report of all errors."""
     from torch.distributed.checkpoint.api import CheckpointException
 
     try:
@@ -115,7 +115,7 @@ def plain_errors() -> Iterator[None]:
 
 
 def load_rest(folder: Path) -> dict[str, Any]:
-    """Return the state that save_parts() wrote, with None in place of sharded tensors."""
+    """Return the state that save_parts() wrote, with None instead of sharded tensors."""
     state: dict[str, Any] = pickles.load(folder / REST)
     return state
 
@@ -138,7 +138,7 @@ def without_parts(state: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 def with_parts(state: Mapping[Any, Any], parts: Mapping[str, Tensor], prefix: str = "") -> dict[Any, Any]:
-    """Return nested dictionaries with the tensors of these names, as `flat` joins them, in their places."""
+    """Return nested dictionaries with the tensors of these names, as `flat` joins them, inserted."""
     return {
         key: with_parts(value, parts, f"{prefix}{key}/")
         if isinstance(value, Mapping)

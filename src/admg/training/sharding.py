@@ -1,7 +1,7 @@
 """Networks whose weights, gradients and optimiser state are divided among the processes: PyTorch's FSDP2.
 
-States have the keys of a network in one process, so that a run can go on with another number of processes, whether
-sharded or not.
+States have the keys of a network in one process, so a run can be resumed with another number of processes, sharded or
+not.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from admg.engine.device import Processes
 
-# FSDP2 is imported where it is used: that takes longer than the rest of a command's start, and few runs are sharded.
+# FSDP2 is imported where it is used: its import is slow, and few runs are sharded.
 
 
 def shard(network: nn.Module, device: torch.device, processes: Processes) -> None:
@@ -34,7 +34,7 @@ def shard(network: nn.Module, device: torch.device, processes: Processes) -> Non
 
 def is_sharded(network: nn.Module) -> bool:
     """Whether `shard` has divided the network."""
-    fsdp = sys.modules.get("torch.distributed.fsdp")  # without which nothing is sharded
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # without it, nothing is sharded
     return fsdp is not None and isinstance(network, fsdp.FSDPModule)
 
 
@@ -66,7 +66,7 @@ def has_parts(state: Any) -> bool:
 def network_state(network: nn.Module, whole: bool = True) -> dict[str, Any]:
     """Return the state dict of a network.
 
-    whole: gather a sharded one in the first process, for which all must call this; otherwise return their parts
+    whole: gather a sharded one in the first process, which requires all to call this; otherwise return their parts
     """
     if not whole or not is_sharded(network):
         return network.state_dict()
@@ -76,7 +76,7 @@ def network_state(network: nn.Module, whole: bool = True) -> dict[str, Any]:
 
 
 def load_network(network: nn.Module, state: dict[str, Any]) -> None:
-    """Load a state dict into the network: a whole one, sharded or not the network, or the parts of a sharded one."""
+    """Load a state dict into the network: a whole one (also into a sharded network), or the parts of a sharded one."""
     if is_sharded(network) and not has_parts(state):
         from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
@@ -94,7 +94,7 @@ def load_optimizer(network: nn.Module, optimizer: torch.optim.Optimizer, state: 
     saved = [number for group in state["param_groups"] for number in group["params"]]
     moments = {number: tuple(values["exp_avg"].shape) for number, values in state["state"].items()}
     if len(saved) != len(own) or any(moments.get(number, shape) != shape for number, shape in zip(saved, own)):
-        raise ValueError(f"it trained {len(saved)} tensors, others than the {len(own)} of this run (freeze)")
+        raise ValueError(f"the {len(saved)} trained tensors differ from the {len(own)} of this run (see freeze)")
     if not is_sharded(network) or has_parts(state):
         optimizer.load_state_dict(state)
         return

@@ -26,14 +26,14 @@ from .profiles import SNAPSHOT_PROFILES, Power
 from .sharding import network_state
 
 FOLDER = "ema"
-MOST = 32
+MAX_SNAPSHOTS = 32
 """Largest number of snapshots of a run, not counting one at a last step that is not among them."""
 
 
 def save(run: Path, averages: Sequence[EMA], step: int, every: int, writes: bool) -> None:
-    """Write a snapshot of step `step`, and remove those that are one too many.
+    """Write a snapshot of step `step`, and remove surplus ones.
 
-    averages: the averages of the run, those of SNAPSHOT_PROFILES among them
+    averages: the averages of the run, including those of SNAPSHOT_PROFILES
     every: steps between snapshots, as the user chose it
     writes: whether this process writes; if the network is sharded, all processes must call this together
     """
@@ -50,7 +50,7 @@ def save(run: Path, averages: Sequence[EMA], step: int, every: int, writes: bool
     with atomic(path_of(run, step), durable=True) as temporary:
         try:
             save_file(tensors, temporary, metadata=metadata)
-        except SafetensorError as error:  # which it raises for a full disk
+        except SafetensorError as error:  # raised for a full disk
             raise cannot_write(path_of(run, step), temporary.parent, error) from None
         temporary.chmod(stat.S_IMODE(temporary.parent.stat().st_mode) & 0o666)  # readable by others, too
     for other in steps_of(run):
@@ -59,21 +59,21 @@ def save(run: Path, averages: Sequence[EMA], step: int, every: int, writes: bool
 
 
 def check_spacing(run: Path, every: int, before: int) -> None:
-    """Raise ValueError if a resumed run would have snapshots of another spacing, which would replace those it has.
+    """Raise ValueError if a resumed run would write snapshots at another spacing, which would replace existing ones.
 
     every, before: steps between snapshots, now and when the run was last started; 0 for none
     """
     if every and before and every != before and steps_of(run):
         raise ValueError(
-            f"the snapshots of averages in {run / FOLDER} are of every {before} steps: resume the run with "
-            f"ema_snapshots (--ema-snapshots) {before}, or with 0, which ends them"
+            f"the snapshots of averages in {run / FOLDER} are {before} steps apart: resume the run with "
+            f"ema_snapshots {before}, or with 0 to write no more of them"
         )
 
 
 def kept_steps(step: int, every: int) -> set[int]:
-    """Return the steps whose snapshots a run has at this step: at most MOST multiples of `every`, and this step."""
+    """Return the steps of a run's snapshots at this step: at most MAX_SNAPSHOTS multiples of `every`, and this step."""
     spacing = every
-    while step // spacing > MOST:
+    while step // spacing > MAX_SNAPSHOTS:
         spacing *= 2
     return {*range(spacing, step + 1, spacing), step}
 
@@ -84,7 +84,7 @@ def steps_of(run: Path) -> list[int]:
     return sorted(int(match[1]) for match in names if match)
 
 
-def remove_after(run: Path, step: int) -> None:
+def remove_later_snapshots(run: Path, step: int) -> None:
     """Remove the snapshots of later steps, which a run that is resumed at this step will repeat."""
     for other in steps_of(run):
         if other > step:

@@ -26,10 +26,10 @@ from .augmentation import AugmentConfig
 from .choices import Choices, record_of
 from .config import ObjectiveConfig, TrainConfig
 from .defaults import CLASSIFIER_PROCESS
-from .distance import EvaluationConfig, FrechetDistance
+from .distance import EvaluationConfig, frechet_distances
 from .held_out import Parts, divide
-from .initialisation import Init, described, fit_to_data, initialised, open_initial, process_of, start_from
-from .opening import Data, check_outside, image_fields, name_of, open_data
+from .initialisation import Init, fit_to_data, folder_to_resume, initialised, open_initial, process_of, start_from
+from .opening import Data, check_outside, data_name, image_fields, open_data
 from .run_settings import reading_of
 from .tasks import ClassifierTask, DiffusionTask
 from .trainer import TrainingRun
@@ -57,17 +57,17 @@ def train_diffusion(
 
     data: a data set of `admg.data`, any map-style `torch.utils.data.Dataset` of (image, label), or a path
     out: run directory; one that holds a checkpoint is resumed
-    config: steps, batch size, learning rate, ...; see TrainConfig, and `defaults` for what it leaves open
-    network: architecture, or only some of its fields; the others are those of the run that is resumed or of the model
-        to start from, or are chosen by the number of images. The image size, the channels of the images and the number
-        of labels follow from the data.
-    diffusion: diffusion process, or only some of its fields; the others are those of the run that is resumed or of the
-        model to start from, or else v-prediction with the cosine schedule
+    config: steps, batch size, learning rate, ...; see TrainConfig, and `defaults` for options that are not given
+    network: architecture, or only some of its fields; the others are those of the resumed run or of the initial
+        model, or are chosen by the number of images. The image size, the channels and the number of labels follow from
+        the data.
+    diffusion: diffusion process, or only some of its fields; the others are those of the resumed run or of the
+        initial model, or else v-prediction with the cosine schedule
     objective: loss and share of labels that are dropped; see ObjectiveConfig
-    validation: images that the loss by noise level is measured on, or the share of the training images (a float below
-        1) that is held out for this
+    validation: images for measuring the loss by noise level, or the share of the training images (a float below 1)
+        that is held out for this
     val_images: number of those images, spread evenly over all
-    evaluation: whether and how the distance of samples to the training images is measured; see EvaluationConfig
+    evaluation: measurement of the distance of samples to the training images; see EvaluationConfig
     init: model to start from: a name, folder or file of weights, or a loaded model. The run takes over its architecture
         and its process, and its weights as far as labels, channels and image size are the same; see transfer()
     init_flags: flags of OpenAI's scripts for a file in their format (default: inferred)
@@ -104,13 +104,13 @@ def train_diffusion(
     objective = choices.objective(objective)
     fields = unet_fields(dataset, process, objective)
     unet = initialised(UNet, fit_to_data(UNetConfig, choices.network(network), initial, **fields), config.seed)
-    model = as_model(unet, process, dataset)
+    model = build_model(unet, process, dataset)
     task = DiffusionTask(model, **objective.task_options())
     note_untrained(process, objective)
     resumed = check_resumed(model, out, overwrite)
     parts = divide(data, dataset, validation, seed=config.seed, resumed=resumed, unlabelled=objective.unlabelled)
     measures = measures_of(parts, config, val_images, evaluation)
-    record = {**describe(data, dataset), **choices.record, **(provenance or {})}
+    record = {**data_record(data, dataset), **choices.record, **(provenance or {})}
     record |= start_from(model, initial, init, "diffusion")
     record |= {"objective": dataclasses.asdict(objective)}
     record |= parts.record | evaluation_record(evaluation) | dropout_record(model, dataset, objective, resumed)
@@ -138,10 +138,10 @@ def train_classifier(
     data, out, config, init, init_flags, provenance, overwrite: see `train_diffusion`; the data must have labels
     network: architecture, or only some of its fields; see `train_diffusion`
     diffusion: process that noises the images, which should be that of the model to be guided
-    validation: images that the accuracy is measured on, as well as on as many training images; or the share of the
-        training images (a float below 1) that is held out for this. Classes are matched by name, and may be fewer
+    validation: images for measuring the accuracy, in addition to as many training images; or the share of the training
+        images (a float below 1) that is held out for this. Classes are matched by name, and some may be missing
     val_images: number of those images, spread evenly over all
-    noised: False to train on clean images alone, as a baseline: such a classifier guides badly
+    noised: False to train on clean images only, as a baseline: such a classifier guides badly
 
     Raises ValueError and OSError as `train_diffusion` does.
 
@@ -163,7 +163,9 @@ def train_classifier(
     dataset = open_data(data)
     check_outside(out, data, dataset)
     if not dataset.label_names:
-        raise ValueError(f"{name_of(data)} has no labels: use class sub-folders, or file names such as label_name.png")
+        raise ValueError(
+            f"{data_name(data)} has no labels: use class sub-folders, or file names such as label_name.png"
+        )
     initial = open_initial(init, init_flags, "classifier", None if overwrite else out)
     choices = choices_for(dataset, None if overwrite else out, initial)
     config = choices.training(config)
@@ -176,7 +178,7 @@ def train_classifier(
     parts = divide(data, dataset, validation, seed=config.seed, resumed=check_resumed(classifier, out, overwrite))
     measured = None if parts.held_out is None else parts.training
     task = ClassifierTask(classifier, parts.held_out, val_images, noised, measured)
-    record = {**describe(data, dataset), **choices.record, **(provenance or {}), **parts.record}
+    record = {**data_record(data, dataset), **choices.record, **(provenance or {}), **parts.record}
     record |= start_from(classifier, initial, init, "classifier")
     record |= {} if noised else {"noised": False}
     config.class_sampling.order_of(parts.training, config.seed)  # raises before anything is written
@@ -246,14 +248,14 @@ def train_upsampler(
         fields["augment_noise"] = augment.augment_noise
     architecture = fit_to_data(SuperResConfig, choices.network(network), initial, **fields)
     unet = initialised(SuperResUNet, architecture, config.seed)
-    model = as_model(unet, process, dataset)
+    model = build_model(unet, process, dataset)
     note_untrained(process, objective)
     resumed = check_resumed(model, out, overwrite)
     parts = divide(data, dataset, validation, seed=config.seed, resumed=resumed, unlabelled=objective.unlabelled)
     options = {**objective.task_options(), "augment_blur": augment.augment_blur}
     task = UpsamplerTask(model, small, **options, examples=parts.held_out or parts.training)
     measures = measures_of(parts, config, val_images, evaluation)
-    record = {**describe(data, dataset), **choices.record, **(provenance or {})}
+    record = {**data_record(data, dataset), **choices.record, **(provenance or {})}
     record |= start_from(model, initial, init, "upsampler")
     record |= {"augment_blur": augment.augment_blur} if augment.augment_blur else {}
     record |= {"objective": dataclasses.asdict(objective)}
@@ -265,15 +267,15 @@ def train_upsampler(
 def measures_of(
     parts: Parts, config: TrainConfig, val_images: int, evaluation: EvaluationConfig | None
 ) -> list[Measure]:
-    """Return what is measured while a diffusion model or an upsampler is trained."""
-    found: list[Measure] = [*FrechetDistance.of(evaluation or EvaluationConfig(), parts.training)]
+    """Return the measures for training a diffusion model or an upsampler."""
+    measures: list[Measure] = [*frechet_distances(evaluation or EvaluationConfig(), parts.training)]
     if parts.held_out is not None:
-        found.append(ValidationLoss(config.preview_every, parts.held_out, parts.training, val_images))
-    return found
+        measures.append(ValidationLoss(config.preview_every, parts.held_out, parts.training, val_images))
+    return measures
 
 
 def of_classifier(diffusion: DiffusionConfig) -> DiffusionConfig:
-    """Return the process, to predict v in place of eps if it ends in pure noise, where eps is refused.
+    """Return the process, predicting v instead of eps if it ends in pure noise, where eps is not allowed.
 
     A classifier predicts neither.
     """
@@ -282,17 +284,17 @@ def of_classifier(diffusion: DiffusionConfig) -> DiffusionConfig:
 
 
 def note_untrained(diffusion: DiffusionConfig, objective: ObjectiveConfig) -> None:
-    """Warn if the objective leaves something untrained: the variance, or the step that sampling begins at."""
+    """Warn if the objective does not train the variance, or the step at which sampling begins."""
     if objective.objective == "simple" and diffusion.variance.startswith("learned"):
         warnings.warn(
             f"the objective simple does not train the variance, which is {diffusion.variance}: choose the objective "
-            "hybrid, or variance fixed_small (--variance fixed_small)",
+            "hybrid, or variance fixed_small",
             stacklevel=2,
         )
     if objective.weighting != "uniform" and diffusion.schedule().is_pure_noise(-1):
         warnings.warn(
-            f"weighting {objective.weighting} gives the last step, pure noise, the weight 0: what the network predicts "
-            "there follows from its neighbours alone",
+            f"weighting {objective.weighting} gives the last step, pure noise, the weight 0: the prediction there is "
+            "determined only by neighbouring steps",
             stacklevel=2,
         )
 
@@ -302,19 +304,19 @@ def evaluation_record(evaluation: EvaluationConfig | None) -> dict[str, Any]:
     return {"evaluation": dataclasses.asdict(evaluation)} if evaluation and evaluation.evaluate_every else {}
 
 
-def describe(data: Data, dataset: ImageDataset) -> dict[str, Any]:
+def data_record(data: Data, dataset: ImageDataset) -> dict[str, Any]:
     """Return the name of the data, how the images were fitted to the size, and the date, for the provenance."""
     named = isinstance(data, str | Path | DataConfig)
     reading: dict[str, Any] = {}
     if isinstance(dataset, Dataset):
         known = {name: value for name, value in reading_of(dataset).items() if value is not None and name != "frames"}
         reading = {"fit": dataset.fit} | known
-    name = Path(name_of(data)).name if named else type(data).__name__
+    name = Path(data_name(data)).name if named else type(data).__name__
     return {"data": name, **reading, "date": time.strftime("%Y-%m-%d")}
 
 
 def choices_for(dataset: ImageDataset, out: Path | str | None, initial: Initial | None) -> Choices:
-    """Return what chooses the options that are not given, for this data set and the run that `out` may hold."""
+    """Return the choices of options that are not given, for this data set and an existing run in `out`."""
     recorded = {} if out is None else record_of(out)
     return Choices(dataset.image_size, len(dataset), recorded, initial=initial is not None)
 
@@ -336,20 +338,20 @@ def default_small_size(size: int, initial: Initial | None) -> int:
     return size // 4
 
 
-def as_model(network: nn.Module, diffusion: DiffusionConfig, dataset: ImageDataset) -> Model:
+def build_model(network: nn.Module, diffusion: DiffusionConfig, dataset: ImageDataset) -> Model:
     shape = (dataset.channels, dataset.image_size, dataset.image_size)
     labels = Labels(len(dataset.label_names), dataset.label_names)
     return Model(network, diffusion.build(), shape, labels, diffusion)
 
 
 def check_resumed(part: Model | Classifier, out: Path | str, overwrite: bool = False) -> Mapping[str, Any]:
-    """Compare with the run that the directory holds, and return how that run was trained; {} if there is none.
+    """Compare with the run in the directory, and return its provenance; {} if there is none.
 
-    overwrite: whether that run is going to be replaced
+    overwrite: whether that run will be replaced
 
     Raises ValueError if its weights mean something else.
     """
-    folder = None if overwrite else described(out)
+    folder = None if overwrite else folder_to_resume(out)
     if folder is None:
         return {}
     try:
@@ -365,7 +367,7 @@ def dropout_record(
 ) -> dict[str, float]:
     """Return the share of images that the network is trained on without their label, for the provenance.
 
-    resumed: how the resumed run was trained; the larger of both shares is returned. The result is {} if it is unknown
+    resumed: provenance of the resumed run; the larger of both shares is returned. The result is {} if it is unknown
     whether a data set that is not ours has images without a label.
     """
     if not model.conditional:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from admg.checkpoints.weights import is_finite
+from admg.diffusion.gaussian import working_dtype
 from admg.engine import accelerate
 from admg.engine.compiling import compiles
 from admg.engine.cuda.graphed_backward import Backward, GraphedBackward
@@ -21,11 +22,11 @@ from admg.engine.precision import autocast, resolve_training
 
 from . import distributed
 from .config import TrainConfig
-from .defaults import settle
+from .defaults import fill_defaults
 from .ema import EMA
 from .freezing import freeze
-from .importance import ImportanceSampler
-from .lr import learning_rate
+from .importance import importance_sampler_for
+from .lr import lr_at_step
 from .prefetch import step_seed
 from .profiles import Power
 from .scaling import LossScaler
@@ -33,23 +34,23 @@ from .sharding import is_sharded, local, network_state, shard, whole
 from .tasks import Task
 
 LOSSES = "losses"
-"""Key of the loss of each image (N,) among the results of a backward pass, if timesteps are drawn by their losses."""
+"""Key of the per-image losses (N,) among the results of a backward pass, if timesteps are drawn by their losses."""
 
 
 class Learner:
     """The state of a training run: a network that learns a task, averages of its weights, and the optimiser.
 
-    processes: place of this process among those that train the network together, each with its part of every batch
+    processes: rank of this process and number of processes that train together, each with its part of every batch
     """
 
     def __init__(self, task: Task[Any], config: TrainConfig, device: torch.device, processes: Processes = ALONE):
-        config = settle(config)
+        config = fill_defaults(config)
         self.task, self.config, self.device, self.processes = task, config, device, processes
         self.network = task.network.to(device).train()
         freeze(self.network, config.freeze)
         self.precision = resolve_training(config.precision, device)
         self.scaler = LossScaler(device, enabled=self.precision == "fp16")
-        self.importance = ImportanceSampler.of(task)
+        self.importance = importance_sampler_for(task)
         self.lr_factor = 1.0
         if device.type == "cuda" or self.precision == "bf16":  # the memory format of its convolutions
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -68,7 +69,7 @@ class Learner:
         self.fast_task = with_network(task, fast)
         if processes.count > 1 and self.fast_task.network is not fast:
             raise ValueError(
-                f"{type(task).__name__} has no field `model` or `classifier`: it trains in one process only"
+                f"{type(task).__name__} has no field `model` or `classifier`, and can be trained only in one process"
             )
         trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay, fused=True)
@@ -80,7 +81,7 @@ class Learner:
 
     @property
     def average(self) -> EMA:
-        """The average of the weights that samples are made with: the first that the configuration names."""
+        """The average of the weights used for samples: the first one in the configuration."""
         return self.averages[0]
 
     @property
@@ -93,13 +94,13 @@ class Learner:
 
         drawn: this process's part of a batch, x_0 and labels, and of its random numbers from `task.draw`, on the device
 
-        A step whose loss or gradient is not finite changes no weights, and "skipped" is 1; in fp16 it halves the scale
-        of the loss.
+        A step whose loss or gradient is not finite does not change the weights, and "skipped" is 1; in fp16 it halves
+        the scale of the loss.
         """
         seed = step_seed(self.config.seed, number) + 1 + self.processes.rank
         torch.manual_seed(seed)  # dropout draws from torch's global generator
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr_factor * learning_rate(self.config, number)
+            group["lr"] = self.lr_factor * lr_at_step(self.config, number)
         drawn = self._with_timesteps(drawn)
         means = self.backward(drawn)
         if self.importance is not None:
@@ -127,17 +128,17 @@ class Learner:
     def _remember(self, t: Tensor, losses: Tensor) -> None:
         """Add the losses of all processes to the history, in the order of the images of the batch."""
         assert self.importance is not None
-        found = distributed.gathered(torch.stack([t.double(), losses.double()], 1), self.processes)
-        self.importance.update(found[:, 0].long(), found[:, 1])
+        gathered = distributed.gathered(torch.stack([t.double(), losses.double()], 1), self.processes)
+        self.importance.update(gathered[:, 0].long(), gathered[:, 1])
 
     def state(self) -> dict[str, Any]:
-        """Return what must be saved beside the network, its average and the optimiser."""
+        """Return the state besides the network, its average and the optimiser."""
         parts = {"importance": self.importance, "scaler": self.scaler if self.scaler.enabled else None}
-        found: dict[str, Any] = {name: part.state_dict() for name, part in parts.items() if part is not None}
-        return found | ({} if self.lr_factor == 1 else {"lr_factor": self.lr_factor})
+        state: dict[str, Any] = {name: part.state_dict() for name, part in parts.items() if part is not None}
+        return state | ({} if self.lr_factor == 1 else {"lr_factor": self.lr_factor})
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state` returned; what a run saved and this one does not have is ignored."""
+        """Restore the result of `state`; entries without a counterpart in this run are ignored."""
         self.lr_factor = float(state.get("lr_factor", 1.0))
         if self.importance is not None and "importance" in state:
             self.importance.load_state_dict(state["importance"])
@@ -174,8 +175,8 @@ class Learner:
             return network.no_sync()
         return nullcontext()
 
-    def spoilt(self) -> str | None:
-        """Return which part of the state holds NaN or an infinite number, which need not show in a loss, or None."""
+    def first_nonfinite(self) -> str | None:
+        """Return the part of the state that holds NaN or an infinite number (the loss may still be finite), or None."""
         moments = [value for state in self.optimizer.state.values() for value in state.values()]
         parts = {
             "weights": self.network.state_dict().values(),
@@ -198,7 +199,7 @@ class Learner:
 
 
 def with_network(task: Any, network: nn.Module) -> Any:
-    """Return the task with this network in the model or classifier that it holds; a task without either stays."""
+    """Return the task with this network in its model or classifier; a task without either is returned unchanged."""
     for name in ("model", "classifier"):
         if dataclasses.is_dataclass(task) and hasattr(task, name):
             part: Any = dataclasses.replace(getattr(task, name), network=network)
@@ -208,7 +209,7 @@ def with_network(task: Any, network: nn.Module) -> Any:
 
 def at_least_float32(values: Tensor) -> Tensor:
     """Return the values in float32, or in float64 if they are."""
-    return values if values.dtype == torch.float64 else values.float()
+    return values.to(working_dtype(values))
 
 
 def _recomputes(network: nn.Module) -> bool:

@@ -1,4 +1,4 @@
-"""Signals that ask a training run to stop: it finishes the step, saves, and ends, so that nothing is lost."""
+"""Signals that request a training run to stop: it finishes the step, saves a checkpoint and ends."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from types import FrameType
 from typing import Any
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
-"""Ctrl-C; what `kill`, batch systems and containers send; what SLURM sends with --signal=USR1@120."""
+"""Sent by Ctrl-C; by `kill`, batch systems and containers; by SLURM with --signal=USR1@120."""
 
 
 class StopSignals:
-    """A context in which these signals call a function instead of ending the process. A second Ctrl-C ends it at once.
+    """Context manager in which these signals call a function instead of ending the process; a second Ctrl-C ends it.
 
     call: the function
     received: the first signal, or None
 
-    Signals reach the main thread alone: in any other thread the context changes nothing.
+    Signals reach only the main thread: in any other thread the context has no effect.
     """
 
     def __init__(self, call: Callable[[], object]) -> None:

@@ -1,4 +1,4 @@
-"""What a network can learn: diffusion and classification of noised images; super-resolution is in upsampler.py."""
+"""Tasks: diffusion and classification of noised images; super-resolution is in upsampler.py."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from admg.generation.sample import sample
 
 from .config import ObjectiveConfig
 from .curves import plot_accuracy
-from .timesteps import Timesteps
+from .timesteps import Timesteps, evenly_spaced_timesteps
 
 PREVIEW_STEPS = 25
 """Number of steps of the samples in previews."""
@@ -33,7 +33,7 @@ M_co = TypeVar("M_co", bound=Model | Classifier, covariant=True)
 
 
 class Task(Protocol[M_co]):
-    """A network, the loss that it minimises, and what to show of it during training."""
+    """A network, the loss that it minimises, and its previews during training."""
 
     @property
     def network(self) -> nn.Module: ...
@@ -46,16 +46,16 @@ class Task(Protocol[M_co]):
     def loss(self) -> Callable[..., dict[str, Tensor]]:
         """Method that returns the terms (N,) of each image, "loss" among them, given x_0, labels and rows of `draw`.
 
-        On a GPU it is captured in a CUDA graph and replayed for other batches: it must depend on the tensors alone.
+        On a GPU it is captured in a CUDA graph and replayed for other batches: it must depend only on the tensors.
         """
         ...
 
     def preview(self, network: nn.Module, folder: Path, step: int) -> dict[str, float]:
-        """Draw or measure what the averaged network has learned, and return metrics for the log."""
+        """Draw or measure the results of the averaged network, and return metrics for the log."""
         ...
 
     def as_model(self, network: nn.Module, training: dict[str, Any]) -> M_co:
-        """Return the averaged network with all that is needed to use it; `training` is its provenance."""
+        """Return the averaged network as a model or classifier; `training` is its provenance."""
         ...
 
 
@@ -88,7 +88,7 @@ class DiffusionTask:
         check_whole(diffusion)
         self.timesteps.check_schedule(diffusion.schedule)
         if self.vlb_weight is not None and not diffusion.learns_variance:
-            raise ValueError(f"vlb_weight is for a learned variance, not for {diffusion.variance}")
+            raise ValueError(f"vlb_weight needs a learned variance, got {diffusion.variance}")
         self._weights = None if self.weighting.kind == "uniform" else StepWeights(self.weighting, diffusion)
 
     @property
@@ -96,7 +96,7 @@ class DiffusionTask:
         return self.model.network
 
     def draw(self, shape: torch.Size, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Return t (or what it is chosen by, see Timesteps.draw), noise, and whether each label is dropped."""
+        """Return t (or the numbers that determine it, see Timesteps.draw), noise, and whether each label is dropped."""
         t = self.timesteps.draw(self.model.diffusion.schedule, shape[0], generator)
         noise = torch.randn(shape, generator=generator)
         return t, noise, torch.rand(shape[0], generator=generator) < self.label_dropout
@@ -138,9 +138,9 @@ class DiffusionTask:
 class ClassifierTask:
     """A noisy classifier, learned by cross-entropy on images noised to a uniformly random timestep.
 
-    validation: images that it is measured on (optional)
+    validation: validation images (optional)
     val_images: number of those images, spread evenly over all
-    training: training images that it is measured on too (optional), as many: a higher accuracy there is overfitting
+    training: training images (optional), of which as many are also measured: a higher accuracy there is overfitting
     noised: False for a classifier of clean images, at timestep 0 alone
 
     Raises ValueError if the process of the classifier is respaced.
@@ -162,7 +162,7 @@ class ClassifierTask:
     def check_labels(self, y: Tensor) -> None:
         """Raise DataError if an image of a batch has no label: a classifier learns nothing from it."""
         if bool((y < 0).any()):
-            raise DataError("some images have no label: a classifier needs the label of each image")
+            raise DataError("every image needs a label for training a classifier, but some have none")
 
     def draw(self, shape: torch.Size, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Return t and noise."""
@@ -192,12 +192,11 @@ class ClassifierTask:
         """Return the accuracy on some images at each noise level. Their noise is the same at each call."""
         diffusion = self.classifier.diffusion
         device = next(network.parameters()).device
-        levels = [round(k * (len(diffusion) - 1) / 9) for k in range(10)]
-        right, count = dict.fromkeys(levels, 0), 0
+        right, count = dict.fromkeys(evenly_spaced_timesteps(len(diffusion)), 0), 0
         generator = torch.Generator().manual_seed(0)
         for x, y in spread_batches(images, num, 250):
             self.check_labels(y)
-            for t in levels:
+            for t in right:
                 noise = torch.randn(x.shape, generator=generator)
                 x_t = diffusion.q_sample(x, t, noise).to(device)
                 logits = network(x_t, diffusion.timestep(t, device))

@@ -1,4 +1,4 @@
-"""How often each timestep is trained: uniformly, in proportion to its loss, or by a density of the noise level."""
+"""Distribution of the timesteps in training: uniform, in proportion to the loss, or by a density of the noise level."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from admg.diffusion import NoiseSchedule
 TimestepsName = Literal["uniform", "loss-second-moment", "logit-normal", "log-normal"]
 MEAN_STD = {"logit-normal": (0.0, 1.0), "log-normal": (-1.2, 1.2)}
 """Mean and standard deviation in the papers."""
+LEVELS = 10
+"""Number of timesteps at which losses and accuracies are measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,13 +24,14 @@ class Timesteps:
     """The distribution of the timesteps that a diffusion model is trained on.
 
     kind: `uniform` draws each t equally often. `loss-second-moment` draws t in proportion to the root mean square of
-        its latest losses, see ImportanceSampler; losses are divided by the frequency of t, so that their expectation is
-        that of `uniform`. `logit-normal` (Esser et al. 2024) draws logit((t + 1/2) / T) from a normal distribution, and
-        `log-normal` (EDM) log σ, with σ = sqrt((1 - ᾱ) / ᾱ). These two leave losses as they are, so that they change
-        the objective: noise levels count as often as they are drawn.
-    mean, std: of the normal distribution; None: 0 and 1 for `logit-normal`, -1.2 and 1.2 for `log-normal`
+        its latest losses, see ImportanceSampler; losses are divided by the frequency of t, which keeps their
+        expectation that of `uniform`. `logit-normal` (Esser et al. 2024) draws logit((t + 1/2) / T) from a normal
+        distribution, and `log-normal` (EDM) log σ, with σ = sqrt((1 - ᾱ) / ᾱ). These two do not reweight losses, and
+        thus change the objective: noise levels count as often as they are drawn.
+    mean, std: mean and standard deviation of the normal distribution; None: 0 and 1 for `logit-normal`, -1.2 and 1.2
+        for `log-normal`
 
-    Raises ValueError for an unknown kind, or for a number that the kind does not have.
+    Raises ValueError for an unknown kind, or for a number that does not apply to the kind.
     """
 
     kind: TimestepsName = "uniform"
@@ -39,7 +42,7 @@ class Timesteps:
         check(self)
         for name in ("mean", "std"):
             if getattr(self, name) is not None and self.kind not in MEAN_STD:
-                raise ValueError(f"{name} is for the timesteps {' and '.join(MEAN_STD)}, not for {self.kind}")
+                raise ValueError(f"{name} applies only to the timesteps {' and '.join(MEAN_STD)}, not to {self.kind}")
 
     def draw(self, schedule: NoiseSchedule, count: int, generator: torch.Generator) -> Tensor:
         """Return t (count,), int64 in [0, T).
@@ -52,7 +55,7 @@ class Timesteps:
         return u if self.kind == "loss-second-moment" else torch.searchsorted(self._inner_cdf(schedule), u, right=True)
 
     def probabilities(self, schedule: NoiseSchedule) -> Float64[Tensor, " T"]:
-        """Return the probability of each t, float64 (T,). That of `loss-second-moment` is the one at the start."""
+        """Return the probability of each t, float64 (T,). For `loss-second-moment`, it is the initial one."""
         if self.kind not in MEAN_STD:
             return torch.full((len(schedule),), 1 / len(schedule), dtype=torch.float64)
         ends = torch.tensor([0.0]), self._inner_cdf(schedule), torch.tensor([1.0])
@@ -78,3 +81,8 @@ class Timesteps:
             edges = (log_sigma[1:] + log_sigma[:-1]) / 2
         cdf: Tensor = torch.special.ndtr((edges - mean) / std)
         return cdf
+
+
+def evenly_spaced_timesteps(steps: int, count: int = LEVELS) -> list[int]:
+    """Return `count` timesteps from 0 to the last one, evenly spaced; or all timesteps if there are not more."""
+    return list(dict.fromkeys(round(k * (steps - 1) / (count - 1)) for k in range(count)))

@@ -1,4 +1,4 @@
-"""What a run records while it trains: means over steps in its log, and the same in TensorBoard and other services."""
+"""Recording of measurements during training: means over steps, in the log and in services such as TensorBoard."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import Any
 
 from .curves import plot_log
 from .log import Log
-from .services import Guarded
+from .services import TolerantService
 
-LAST = {"memory_gib"}
-"""Measurements of which a row has the last value rather than the mean."""
+LAST_VALUE_METRICS = {"memory_gib"}
+"""Measurements for which a row has the last value instead of the mean."""
 
 
 class Tracker:
-    """Averages the measurements of steps, and now and then writes a row of them to the log and to services.
+    """Averages the measurements of steps, and periodically writes a row to the log and to services.
 
     out: run directory
     step: number of steps done; later rows of an existing log are dropped, since their steps will be repeated
     services: services that get the same numbers, and the pictures
     """
 
-    def __init__(self, out: Path, step: int, services: Sequence[Guarded] = ()):
+    def __init__(self, out: Path, step: int, services: Sequence[TolerantService] = ()):
         self.out, self.services = out, services
         self.log = Log(out, step)
         self.sums: dict[str, float] = defaultdict(float)
@@ -35,14 +35,14 @@ class Tracker:
     def add(self, measurements: Mapping[str, float]) -> None:
         """Add the measurements of one step to the means of the next row, except those that are not finite."""
         for name, value in measurements.items():
-            if name in LAST:
+            if name in LAST_VALUE_METRICS:
                 self.metrics[name] = value
             elif math.isfinite(value):
                 self.sums[name] += value
                 self.counts[name] += 1
 
     def add_metrics(self, metrics: Mapping[str, float]) -> None:
-        """Add metrics, such as a validation loss, to the next row as they are."""
+        """Add metrics, such as a validation loss, to the next row unchanged."""
         self.metrics |= metrics
         self.latest |= metrics
 
@@ -64,12 +64,12 @@ class Tracker:
         self.metrics = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the sums of the row that is not finished, and what is needed to check the log, for a checkpoint."""
+        """Return the sums of the unfinished row and the checksum of the log, for a checkpoint."""
         about = {"latest": dict(self.latest), "log": self.log.checksum}
         return {"sums": dict(self.sums), "counts": dict(self.counts), "metrics": dict(self.metrics), **about}
 
     def resume(self, state: Mapping[str, Any] | None) -> None:
-        """Restore what `state_dict` returned, so that the next row is that of a run without interruption."""
+        """Restore the result of `state_dict`: the next row equals that of a run without interruption."""
         if state is not None:
             self.sums.update(state["sums"])
             self.counts.update(state["counts"])
@@ -78,7 +78,7 @@ class Tracker:
             self.log.check(state.get("log", ""))
 
     def rewind(self, step: int) -> None:
-        """Drop the rows after a step, which are going to be repeated."""
+        """Drop the rows after a step, which will be repeated."""
         self.log.rewind(step)
         self.sums.clear()
         self.counts.clear()
@@ -89,7 +89,7 @@ class Tracker:
         plot_log(self.log.rows, self.out / "curves.png")
 
     def flush(self) -> None:
-        """Have the services write what they were given, so that a checkpoint is never ahead of them."""
+        """Flush the services, so that a checkpoint is never ahead of them."""
         for service in self.services:
             service.flush()
 

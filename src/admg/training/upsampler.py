@@ -1,4 +1,4 @@
-"""What an upsampler learns: super-resolution of images, given small copies of them."""
+"""The task of an upsampler: super-resolution of images, given small copies of them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class UpsamplerTask:
 
     small_size: side of the small copies in pixels
     objective, label_dropout, vlb_weight, weighting, timesteps: see DiffusionTask
-    augment_blur: see AugmentConfig; `augment_noise` is that of the network
+    augment_blur: see AugmentConfig; `augment_noise` is a field of the network
     examples: images that previews enlarge (optional)
     """
 
@@ -64,7 +64,7 @@ class UpsamplerTask:
         return self.model.network
 
     def draw(self, shape: torch.Size, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Return the random numbers of a DiffusionTask, and those of draw_augmentation() if there is any."""
+        """Return the random numbers of a DiffusionTask, and those of draw_augmentation() if there is augmentation."""
         drawn = self.diffusion_task.draw(shape, generator)
         small = torch.Size([*shape[:2], self.small_size, self.small_size])
         return (*drawn, *draw_augmentation(small, self.augment_noise, self.augment_blur, generator))

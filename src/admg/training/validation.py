@@ -1,4 +1,4 @@
-"""The loss by noise level on images that a network is not trained on, beside that on training images."""
+"""The loss by noise level on held-out images and on training images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from admg.checkpoints.model import Model
 from admg.data import ImageDataset
-from admg.data.stream import spread
+from admg.data.stream import evenly_spaced_indices
 from admg.diffusion.losses import loss_terms
 from admg.diffusion.noise import SeededNoise
 from admg.engine import memory
@@ -20,12 +20,11 @@ from admg.engine.acceleration import accelerate_parts
 from admg.generation.modes import evaluation_mode
 
 from .curves import plot_levels
-
-LEVELS = 10
+from .timesteps import evenly_spaced_timesteps
 
 
 class Measure(Protocol):
-    """Something that is measured now and then while a network is trained, with the averaged weights."""
+    """A periodic measurement of the averaged weights during training."""
 
     @property
     def every(self) -> int: ...
@@ -40,7 +39,7 @@ class ValidationLoss:
     """Measures the loss at ten noise levels on held-out images, and on as many training images.
 
     The loss is the mean squared error of the network's prediction (L_simple). Images are as in training, but without
-    augmentation and label dropout. Their noise is always the same, image by image, and so the curves are smooth. The
+    augmentation and label dropout. Each image always has the same noise, which makes the curves smooth. The
     gap between the two losses is overfitting.
 
     every: number of steps between measurements
@@ -69,11 +68,6 @@ class ValidationLoss:
         return means | {f"{name}_loss_t{t}": value for name, values in losses.items() for t, value in values.items()}
 
 
-def levels(steps: int, count: int = LEVELS) -> list[int]:
-    """Return timesteps that are spread evenly from 0 to the last one; all of them if there are fewer."""
-    return list(dict.fromkeys(round(k * (steps - 1) / (count - 1)) for k in range(count)))
-
-
 @torch.no_grad()
 def losses_by_level(model: Model, images: ImageDataset, num: int, shrink: Any = None) -> dict[int, float]:
     """Return the mean loss of some images at each noise level.
@@ -84,8 +78,8 @@ def losses_by_level(model: Model, images: ImageDataset, num: int, shrink: Any = 
     Raises FloatingPointError if a loss is not finite.
     """
     device = model.device
-    chosen = spread(len(images), num)
-    sums = dict.fromkeys(levels(len(model.diffusion)), 0.0)
+    chosen = evenly_spaced_indices(len(images), num)
+    sums = dict.fromkeys(evenly_spaced_timesteps(len(model.diffusion)), 0.0)
     size = memory.batch_size([model.network], model.shape, device)
     with evaluation_mode(model.network):
         fast = accelerate_parts(model, precision="fp32")
@@ -103,7 +97,7 @@ def _losses(
 ) -> Tensor:
     """Return the sum of the losses of a batch at each level.
 
-    at: positions of the images among the chosen ones, which their noise follows from
+    at: positions of the images among the chosen ones, which determine their noise
     """
     dtype = next((p.dtype for p in model.network.parameters() if p.dtype == torch.float64), torch.float32)
     x, y = images.batch([chosen[i] for i in at])

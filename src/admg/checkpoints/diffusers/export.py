@@ -37,7 +37,8 @@ from safetensors.torch import save_file
 
 from admg.checkpoints.exported import Exported
 from admg.checkpoints.model import Classifier, Model
-from admg.checkpoints.networks import unwrapped
+from admg.checkpoints.networks import check_as_configured, kind_of, unwrapped
+from admg.checkpoints.weights import check_values
 from admg.diffusion.gaussian import Diffusion
 from admg.files import atomic, sha256
 from admg.models import UNet
@@ -65,12 +66,14 @@ def to_diffusers(model: Model, folder: Path | str, scheduler: Scheduler = "ddpm"
     Raises ValueError if diffusers has no counterpart of the model, or if `folder` holds something else.
     """
     if scheduler not in get_args(Scheduler):
-        raise ValueError(f"unknown scheduler {scheduler!r}: {' or '.join(get_args(Scheduler))}")
+        raise ValueError(f"scheduler must be one of {', '.join(get_args(Scheduler))}, got {scheduler!r}")
     if isinstance(model, Classifier):
         raise ValueError("diffusers has no noisy classifier: export a diffusion model, or the classifier to openai")
     network = unwrapped(model.network)
-    if not isinstance(network, UNet):
-        raise ValueError(f"only a UNet can be exported to diffusers, not a {type(network).__name__}")
+    if not isinstance(network, UNet) or kind_of(network) is None:
+        raise ValueError(f"expected a UNet for export to diffusers, got a {type(network).__name__}")
+    check_as_configured(network)
+    check_values("the network to export", network.state_dict())
     if getattr(network.config, "augment_noise", 0):
         raise ValueError("UNet2DModel cannot be conditioned on the noise of the low-resolution images of an upsampler")
     folder = free(folder)
@@ -166,34 +169,34 @@ def pipeline_config(scheduler: Scheduler) -> dict[str, Any]:
 
 
 def notes(model: Model, diffusion: Diffusion, scheduler: Scheduler) -> tuple[str, ...]:
-    """Return what the user of the folder must know about this model."""
-    found = []
+    """Return remarks on this model for users of the folder."""
+    lines = []
     if model.conditional:
-        found.append(
+        lines.append(
             f"labels are numbers, class_labels=torch.tensor([...]) of 0 to {model.labels.count - 1} at every call: "
             "a pipeline of diffusers loads the model but does not pass them; a label cannot be left out"
         )
     if model.upsamples:
-        found.append(
+        lines.append(
             "the network takes 2C channels, torch.cat([x_t, low_res], 1), with low_res in [-1, 1] enlarged by "
             'F.interpolate(low_res, size, mode="bilinear"); no pipeline of diffusers does this, so none is named'
         )
     if scheduler != "ddpm" and diffusion.learns_variance:
-        found.append("the channels of the learned variance are omitted, since this sampler does not use them")
+        lines.append("the channels of the learned variance are omitted, since this sampler does not use them")
     elif diffusion.learns_variance:
-        found.append("the output has 2C channels, which DDPMScheduler accepts; for DDIM, export with scheduler ddim")
+        lines.append("the output has 2C channels, which DDPMScheduler accepts; for DDIM, export with scheduler ddim")
     if scheduler == "ddim":
-        found.append(
+        lines.append(
             "DDIMScheduler gives other images than admg by default, and the same ones with "
             "step(..., use_clipped_model_output=True): see the script in the README of the folder"
         )
     if scheduler == "dpmpp_2m" and diffusion.schedule.is_pure_noise(-1):
-        found.append(
+        lines.append(
             "DPMSolverMultistepScheduler has 2^-24 for the ᾱ of pure noise, 0 here: images differ by up to 1e-3"
         )
     if scheduler == "dpmpp_2m":
-        found.append("the same images as admg's need the timesteps of the script in the README of the folder")
+        lines.append("the same images as admg's need the timesteps of the script in the README of the folder")
     network = unwrapped(model.network)
     if isinstance(network, UNet) and needs_table(network.config, diffusion.schedule.timesteps):
-        found.append("the time embedding is a table of the steps, so timesteps must be integers")
-    return tuple(found)
+        lines.append("the time embedding is a table of the steps, so timesteps must be integers")
+    return tuple(lines)

@@ -1,6 +1,6 @@
 """Load a folder of diffusers, a UNet2DModel or a pipeline with one, as a Model.
 
-The scheduler in the folder says what the process is; without one, DDPM's is assumed, and said.
+The scheduler in the folder defines the process; without one, DDPM's process is assumed, with a warning.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ PIPELINES = {"unet", "scheduler"}
 
 @dataclass(frozen=True)
 class Folder:
-    """Where the parts of a model are.
+    """Paths of the parts of a model.
 
     unet: folder of the network
     scheduler: scheduler_config.json, or None
@@ -72,18 +72,18 @@ def is_folder(folder: Path) -> bool:
 def load(folder: Path) -> Model:
     """Return the model in a folder of diffusers, in float32 and eval mode.
 
-    Raises CheckpointError, naming the part, if something has no counterpart here or cannot be used.
+    Raises CheckpointError, naming the part, if it has no counterpart here or cannot be used.
     """
-    found = parts_of(folder)
-    content = read_json(found.unet / "config.json")
+    parts = parts_of(folder)
+    content = read_json(parts.unet / "config.json")
     if (name := content.get("_class_name")) != "UNet2DModel":
         raise CheckpointError(f"{folder}: a {name} of diffusers has no counterpart, only a UNet2DModel")
-    config = read_config(found.unet / "config.json", content)
+    config = read_config(parts.unet / "config.json", content)
     try:
-        path = weights_file(found.unet)
+        path = weights_file(parts.unet)
         if content.get(SHA256) not in (None, sha256(path)):
-            raise DamagedError(f"{path} is damaged: its SHA-256 is not the one in config.json")
-        return _built(folder, found, config, path)
+            raise DamagedError(f"{path} is damaged: its SHA-256 differs from config.json")
+        return _built(folder, parts, config, path)
     except CheckpointError:
         raise
     except ValueError as error:
@@ -107,9 +107,9 @@ def _built(folder: Path, found: Folder, config: UNet2D, path: Path) -> Model:
 
 
 def with_sinusoids(theirs: dict[str, Tensor], config: UNet2D) -> tuple[dict[str, Tensor], bool]:
-    """Return the weights with sinusoids in place of a table of time embeddings, which our exports may have.
+    """Return the weights with sinusoids instead of a table of time embeddings, which our exports may have.
 
-    The second result is whether our network is given rescaled timesteps for it.
+    The second result is whether our network then needs rescaled timesteps.
 
     Raises ValueError if no sinusoids give the values of the table, to about 1e-4 of a sinusoid.
     """
@@ -127,7 +127,7 @@ def with_sinusoids(theirs: dict[str, Tensor], config: UNet2D) -> tuple[dict[str,
     )
     best = min(plain, rescaled, key=lambda fit: fit.error)
     if best.error > TABLE_ERROR * weight.double().abs().sum(1).max():
-        raise ValueError("its learned time embedding is no table of sinusoids, and has no counterpart")
+        raise ValueError("its learned time embedding is not a table of sinusoids, and has no counterpart")
     return rest | {first: best.weight}, best is rescaled
 
 
@@ -141,7 +141,7 @@ def _is_our_upsampler(folder: Path) -> bool:
 
 
 def parts_of(folder: Path) -> Folder:
-    """Return where the network and the scheduler are: in the folder itself, or in subfolders as in a pipeline.
+    """Return the paths of the network and the scheduler: in the folder itself, or in subfolders as in a pipeline.
 
     Raises CheckpointError if a pipeline has other parts.
     """
@@ -167,7 +167,7 @@ def weights_file(folder: Path) -> Path:
         if (folder / name).is_file():
             return folder / name
     if any(folder.glob("*.index.json")):
-        raise CheckpointError(f"{folder}: weights in several files are not read: save the model again as one file")
+        raise CheckpointError(f"{folder} has several files of weights: save the model again as one file")
     raise CheckpointError(f"{folder} has no {WEIGHTS[0]}")
 
 
@@ -181,7 +181,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     pickles.check_members(path)
     content = pickles.load(path)
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise CheckpointError(f"{path} is no state dict")
+        raise CheckpointError(f"{path} is not a state dict")
     return content
 
 
@@ -189,7 +189,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 class Scheduler(msgspec.Struct):
-    """The entries of scheduler_config.json that say what the process is, with the defaults of DDPMScheduler."""
+    """The entries of scheduler_config.json that define the process, with the defaults of DDPMScheduler."""
 
     name: str = msgspec.field(default="DDPMScheduler", name="_class_name")
     num_train_timesteps: int = 1000
@@ -203,9 +203,9 @@ class Scheduler(msgspec.Struct):
 
     def __post_init__(self) -> None:
         if self.variance_type is not None and self.variance_type not in VARIANCES:
-            raise ValueError(f"variance_type {self.variance_type} has no counterpart: {', '.join(VARIANCES)}")
+            raise ValueError(f"variance_type must be one of {', '.join(VARIANCES)}, got {self.variance_type}")
         if self.prediction_type not in PREDICTS:
-            raise ValueError(f"prediction_type {self.prediction_type} has no counterpart: {', '.join(PREDICTS)}")
+            raise ValueError(f"prediction_type must be one of {', '.join(PREDICTS)}, got {self.prediction_type}")
         if self.trained_betas is None and self.beta_schedule is None:
             raise ValueError(f"the process of a {self.name}, which has no betas, has no counterpart")
 
@@ -242,14 +242,14 @@ class Scheduler(msgspec.Struct):
         if self.beta_schedule == "sigmoid":
             return torch.linspace(-6, 6, steps, dtype=torch.float64).sigmoid() * (last - first) + first
         allowed = "linear, scaled_linear, squaredcos_cap_v2, sigmoid"
-        raise ValueError(f"beta_schedule {self.beta_schedule} has no counterpart: {allowed}")
+        raise ValueError(f"beta_schedule must be one of {allowed}, got {self.beta_schedule}")
 
 
 def read_scheduler(found: Folder) -> Scheduler:
-    """Return what the scheduler says of the process. Raises CheckpointError if it has no counterpart here."""
+    """Return the process of the scheduler. Raises CheckpointError if it has no counterpart here."""
     if found.scheduler is None:
         warnings.warn(
-            f"{found.unet} has no scheduler_config.json: DDPM's process is assumed (linear schedule, 1000 steps, eps)",
+            f"{found.unet} has no scheduler_config.json: assuming DDPM's process (linear schedule, 1000 steps, eps)",
             stacklevel=1,
         )
         return Scheduler(beta_schedule="linear")
@@ -262,7 +262,7 @@ def read_scheduler(found: Folder) -> Scheduler:
 def process_of(scheduler: Scheduler, rescaled: bool) -> tuple[Diffusion, DiffusionConfig | None]:
     """Return the diffusion process that a scheduler is configured for, and its DiffusionConfig if it has one.
 
-    rescaled: whether our network is given rescaled timesteps
+    rescaled: whether our network needs rescaled timesteps
 
     Raises ValueError for a schedule that is unknown, or ends in pure noise where eps is predicted.
     """

@@ -1,4 +1,4 @@
-"""The README of an exported folder: how to load it, and how to get the images that admg makes from the same noise."""
+"""The README of an exported folder: loading it, and reproducing the images of admg from the same noise."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from admg.checkpoints.model import Model
 from admg.config import printable
-from admg.diffusion.schedule import respaced_timesteps
+from admg.diffusion.schedule import respaced_indices
 
 Scheduler = Literal["ddpm", "ddim", "dpmpp_2m"]
 CLASSES: dict[Scheduler, str] = {
@@ -33,9 +33,9 @@ def readme(model: Model, scheduler: Scheduler, steps: int, remarks: tuple[str, .
     """Return the README of the folder.
 
     steps: number of steps of the process, T
-    remarks: what the user of the folder must know about this model
+    remarks: remarks on this model for users of the folder
     """
-    lines = [HEADING, DIFFERENCES[scheduler].format(steps=steps, ddim=respacing(scheduler, model)) + "\n"]
+    lines = [HEADING, DIFFERENCES[scheduler].format(steps=steps, ddim=spacing_prefix(scheduler, model)) + "\n"]
     lines += ["```python", *theirs(model, scheduler, steps), "```\n"]
     lines += ["From the same noise, admg makes the same images, up to rounding:\n"]
     lines += ["```python", *ours(model, scheduler, steps), "```\n", *(f"- {remark}" for remark in remarks)]
@@ -47,7 +47,7 @@ def readme(model: Model, scheduler: Scheduler, steps: int, remarks: tuple[str, .
 def theirs(model: Model, scheduler: Scheduler, steps: int) -> list[str]:
     """Return the lines of a script for diffusers that samples as admg does; `folder` is that of the export."""
     name, (channels, height, width) = CLASSES[scheduler], model.shape
-    count, timesteps = images(model), spaced(scheduler, steps)
+    count, timesteps = images(model), shared_timesteps(scheduler, steps)
     loop = {
         "ddpm": "x = scheduler.step(output, t, x, generator=generator).prev_sample",
         "ddim": "x = scheduler.step(output, t, x, use_clipped_model_output=True).prev_sample",
@@ -84,9 +84,9 @@ def theirs(model: Model, scheduler: Scheduler, steps: int) -> list[str]:
 
 def ours(model: Model, scheduler: Scheduler, steps: int) -> list[str]:
     """Return the lines of a script for admg that makes the same images; `model` is the model."""
-    count = len(spaced(scheduler, steps))
+    count = len(shared_timesteps(scheduler, steps))
     arguments = ["model", "y" if model.conditional else f"num={images(model)}"]
-    arguments += [f'sampler="{scheduler}"', f'steps="{respacing(scheduler, model)}{count}"', "x_T=x_T"]
+    arguments += [f'sampler="{scheduler}"', f'steps="{spacing_prefix(scheduler, model)}{count}"', "x_T=x_T"]
     arguments += ["low_res=low_res"] if model.upsamples else []
     lines = ["import admg"]
     if scheduler == "ddpm":
@@ -95,7 +95,7 @@ def ours(model: Model, scheduler: Scheduler, steps: int) -> list[str]:
     return [*lines, f"samples = admg.sample({', '.join(arguments)})  # samples.x is x"]
 
 
-def respacing(scheduler: Scheduler, model: Model) -> str:
+def spacing_prefix(scheduler: Scheduler, model: Model) -> str:
     """Return the beginning of the name of the steps of this scheduler in admg."""
     if scheduler != "ddim":
         return ""
@@ -112,12 +112,12 @@ def small_size(model: Model) -> int:
     return getattr(getattr(model.network, "config", None), "small_size", 0) or model.shape[1] // 4
 
 
-def spaced(scheduler: Scheduler, steps: int) -> list[int]:
-    """Return timesteps that diffusers and admg both have: as many as possible up to STEPS, in ascending order."""
+def shared_timesteps(scheduler: Scheduler, steps: int) -> list[int]:
+    """Return timesteps common to diffusers and admg: as many as possible up to STEPS, in ascending order."""
     for count in range(min(STEPS, steps), 0, -1):
         if scheduler == "ddim" and steps % count:
             continue
-        kept = respaced_timesteps(steps, f"ddim{count}" if scheduler == "ddim" else count)
+        kept = respaced_indices(steps, f"ddim{count}" if scheduler == "ddim" else count)
         if scheduler != "ddpm" or kept == np.linspace(0, steps - 1, count).round().astype(int).tolist():
             return kept
     return list(range(steps))

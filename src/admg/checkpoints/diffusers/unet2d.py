@@ -123,11 +123,11 @@ def needs_table(c: UNetConfig, timesteps: Tensor) -> bool:
     return c.width(0) != c.channels or not torch.equal(timesteps.double(), torch.arange(len(timesteps)).double())
 
 
-def time_table(timesteps: Tensor, weight: Tensor, width: int, closed: bool = False) -> tuple[Tensor, Tensor]:
+def time_table(timesteps: Tensor, weight: Tensor, width: int, endpoint: bool = False) -> tuple[Tensor, Tensor]:
     """Return a table (T, width) and a matrix (4C, width) whose product equals sinusoids (T, C) @ weight.T.
 
     weight: (4C, C) weight of the first linear layer of the time embedding
-    closed: see timestep_embedding
+    endpoint: see timestep_embedding
 
     If width < C, the table holds the leading singular vectors of the sinusoids. The low frequencies of T steps are
     almost linearly dependent, so slightly more than half of the vectors can be enough, as for the 256 sinusoids of
@@ -136,7 +136,7 @@ def time_table(timesteps: Tensor, weight: Tensor, width: int, closed: bool = Fal
     Raises ValueError if they are not enough.
     """
     weight = weight.detach().cpu().float()
-    table = timestep_embedding(timesteps.cpu(), weight.shape[1], closed=closed)
+    table = timestep_embedding(timesteps.cpu(), weight.shape[1], endpoint=endpoint)
     missing = width - table.shape[1]
     if missing >= 0:
         return nn.functional.pad(table, (0, missing)), nn.functional.pad(weight, (0, missing))

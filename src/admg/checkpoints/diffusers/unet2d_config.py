@@ -16,7 +16,7 @@ KINDS = {
     "DownBlock2D": (False, "conv"), "AttnDownBlock2D": (True, ""), "ResnetDownsampleBlock2D": (False, "resnet"),
     "UpBlock2D": (False, "conv"), "AttnUpBlock2D": (True, ""), "ResnetUpsampleBlock2D": (False, "resnet"),
 }  # fmt: skip
-"""Blocks with a counterpart: whether they have attention, and how they resample if that is not an option."""
+"""Blocks with a counterpart: whether they have attention, and their resampling if it is not an option."""
 
 
 class UNet2D(msgspec.Struct, forbid_unknown_fields=True):
@@ -71,10 +71,10 @@ class UNet2D(msgspec.Struct, forbid_unknown_fields=True):
     @property
     def ddpm_layers(self) -> bool:
         """Whether the details are those of DDPM's own network. Raises ValueError for a mixture of both."""
-        found = (self.freq_shift, self.norm_eps, self.downsample_padding if self.pads else None)
-        if found[:2] == (0, 1e-5) and found[2] in (1, None):
+        values = (self.freq_shift, self.norm_eps, self.downsample_padding if self.pads else None)
+        if values[:2] == (0, 1e-5) and values[2] in (1, None):
             return False
-        if found[:2] == (1, DDPM_EPSILON) and found[2] in (0, None):
+        if values[:2] == (1, DDPM_EPSILON) and values[2] in (0, None):
             return True
         shown = f"freq_shift {self.freq_shift:g}, norm_eps {self.norm_eps:g}"
         raise ValueError(
@@ -93,7 +93,7 @@ class UNet2D(msgspec.Struct, forbid_unknown_fields=True):
         down = {KINDS[name][1] or self.downsample_type for name in self.down_block_types[:-1]}
         up = {KINDS[name][1] or self.upsample_type for name in self.up_block_types[:-1]}
         if len(down | up) > 1 or not down | up <= {"conv", "resnet"}:
-            raise ValueError(f"resampling by {' and '.join(sorted(down | up))}: one of conv and resnet is needed")
+            raise ValueError(f"resampling must be conv or resnet at all levels, got {' and '.join(sorted(down | up))}")
         return "resnet" in down | up
 
 
@@ -116,7 +116,7 @@ def network_config(c: UNet2D, learns_variance: bool, upsamples: bool) -> UNetCon
     learns_variance: whether half of the output channels are those of a variance
     upsamples: whether half of the input channels are those of a low-resolution image, which our exports have
 
-    Raises ValueError for what has no counterpart.
+    Raises ValueError for features without a counterpart.
     """
     check_counterparts(c)
     channels, parts = c.out_channels, 2 if learns_variance else 1
@@ -155,10 +155,10 @@ def multiple(width: int, channels: int) -> float:
 
 
 def check_counterparts(c: UNet2D) -> None:
-    """Raise ValueError, naming the entry, for what our networks do not have."""
+    """Raise ValueError, naming the entry, for features that our networks do not have."""
     names = [*c.down_block_types, *c.up_block_types]
     if unknown := [name for name in names if name not in KINDS]:
-        raise ValueError(f"block {unknown[0]} has no counterpart: {', '.join(KINDS)}")
+        raise ValueError(f"blocks must be among {', '.join(KINDS)}, got {unknown[0]}")
     if not len(c.down_block_types) == len(c.up_block_types) == len(c.block_out_channels) > 0:
         raise ValueError("down_block_types, up_block_types and block_out_channels must have equal lengths")
     if any(up.startswith(("Down", "AttnDown", "ResnetDown")) for up in c.up_block_types):
@@ -182,12 +182,13 @@ def check_counterparts(c: UNet2D) -> None:
     }
     for name, allowed in needed.items():
         if getattr(c, name) not in allowed:
-            raise ValueError(f"{name} {getattr(c, name)} has no counterpart: {' or '.join(map(str, allowed))}")
+            raise ValueError(f"{name} must be {' or '.join(map(str, allowed))}, got {getattr(c, name)}")
     if c.channels * 4 != (c.time_embedding_dim or 4 * c.channels):
-        raise ValueError(f"time_embedding_dim {c.time_embedding_dim} has no counterpart: a multiple of 4")
+        raise ValueError(f"time_embedding_dim must be a multiple of 4, got {c.time_embedding_dim}")
     if c.time_embedding_type == "positional" and c.channels != c.block_out_channels[0]:
         raise ValueError(
-            f"time_embedding_dim {c.time_embedding_dim} has no counterpart: 4 times the first of block_out_channels"
+            f"time_embedding_dim must be {4 * c.block_out_channels[0]}, 4 times the first of block_out_channels, "
+            f"got {c.time_embedding_dim}"
         )
     if c.time_embedding_type == "learned" and not c.num_train_timesteps:
         raise ValueError("num_train_timesteps, the size of the learned time embedding, is missing")

@@ -79,18 +79,18 @@ class TableFit:
     error: float
 
 
-def from_table(table: Tensor, weight: Tensor, timesteps: Tensor, channels: int, closed: bool) -> TableFit:
+def from_table(table: Tensor, weight: Tensor, timesteps: Tensor, channels: int, endpoint: bool) -> TableFit:
     """Return the weight (4C, C) for which sinusoids of the timesteps give most nearly what a table of T steps gives.
 
     table: learned time embedding (T, W) of a UNet2DModel
     weight: (4C, W) weight of the linear layer after it
     timesteps: (T,) timesteps that our network is given
     channels: number of sinusoids, C
-    closed: see timestep_embedding
+    endpoint: see timestep_embedding
     """
     table, weight = table.double(), weight.double()
-    sinusoids = timestep_embedding(timesteps.double(), channels, dtype=torch.float64, closed=closed)
+    sinusoids = timestep_embedding(timesteps.double(), channels, dtype=torch.float64, endpoint=endpoint)
     # sinusoids of low frequencies are nearly dependent, so that many weights fit: a small one, which float32 holds
-    found: Tensor = torch.linalg.lstsq(sinusoids, table @ weight.T, rcond=1e-6, driver="gelsd").solution
-    rounded = found.float()
+    solution: Tensor = torch.linalg.lstsq(sinusoids, table @ weight.T, rcond=1e-6, driver="gelsd").solution
+    rounded = solution.float()
     return TableFit(rounded.T.contiguous(), (sinusoids @ rounded.double() - table @ weight.T).abs().max().item())

@@ -1,6 +1,6 @@
 """Download large files once into the user's cache: interrupted downloads resume, and complete files are verified.
 
-What is compared: the size, the MD5 that the server states, the SHA-256 if it is known in advance.
+Verified are the size, the MD5 if the server states it, and the SHA-256 if it is known in advance.
 
 Next to the file `x.pt` are `x.pt.json` (its SHA-256, recorded at first use, and its source) and, during the download,
 `x.pt.part` with `x.pt.part.json`.
@@ -17,7 +17,7 @@ from typing import Any
 from admg.files import cache_folder
 
 from .connection import Part, Progress, discard, receive
-from .errors import DownloadError, Refused
+from .errors import DownloadError, DownloadRefusedError
 from .locks import locked
 from .records import ANY, Expected, Record, beside, check, check_md5, read_json, read_record, verify, write_json
 
@@ -48,7 +48,7 @@ def sources(url: str) -> list[str]:
     mirrors = [base.strip() for base in os.environ.get("ADMG_MIRROR", "").split(",") if base.strip()]
     for base in mirrors:
         if not base.startswith(("http://", "https://")):
-            raise ValueError(f"ADMG_MIRROR must hold URLs that start with https:// or http://, not {base!r}")
+            raise ValueError(f"ADMG_MIRROR must hold URLs that start with https:// or http://, got {base!r}")
     return [f"{base.rstrip('/')}/{url.rsplit('/', 1)[-1]}" for base in mirrors] + [url]
 
 
@@ -93,7 +93,7 @@ def download(url: str, path: Path, expected: Expected = ANY) -> Iterator[Progres
                 yield from receive(source, path)
                 _finish(source, path, expected)
                 return
-            except Refused as error:
+            except DownloadRefusedError as error:
                 errors.append(f"{source}: {error}")
         raise DownloadError(f"cannot download {path.name} ({'; '.join(errors)}); {by_hand(url, path)}")
 
@@ -107,7 +107,7 @@ def _finish(source: str, path: Path, expected: Expected) -> None:
         record = check(part, read_record(path), expected)
     except DownloadError as error:
         discard(path)
-        raise Refused(str(error)) from None
+        raise DownloadRefusedError(str(error)) from None
     etag = known.validator if known else ""
     write_json(beside(path, ".json"), dataclasses.replace(record, url=source, etag=etag))
     part.replace(path)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .errors import DownloadError, Refused
+from .errors import DownloadError, DownloadRefusedError
 from .records import beside, read_json, write_json
 
 CHUNK = 1 << 20
@@ -51,7 +51,7 @@ class Part:
 
 
 def receive(source: str, path: Path) -> Iterator[Progress]:
-    """Complete the part file, yielding the progress. Raises Refused when further connections make no progress."""
+    """Complete the part file, yielding the progress. Raises DownloadRefusedError if connections make no progress."""
     part, failures, best, answered = beside(path, ".part"), 0, 0, False
     while True:
         try:
@@ -63,16 +63,16 @@ def receive(source: str, path: Path) -> Iterator[Progress]:
             if error.code == 416:  # the part belongs to another version
                 discard(path)
             elif error.code not in (408, 429) and error.code < 500:
-                raise Refused(f"the server answers {error.code} {error.reason}") from None
+                raise DownloadRefusedError(f"the server answers {error.code} {error.reason}") from None
             reason = f"the server answers {error.code} {error.reason}"
         except BROKEN as error:
             reason = str(getattr(error, "reason", error)) or type(error).__name__
             if isinstance(getattr(error, "reason", error), ssl.SSLCertVerificationError):
-                raise Refused(reason) from None
+                raise DownloadRefusedError(reason) from None
         size = part.stat().st_size if part.exists() else 0
         best, failures = max(best, size), 0 if size > best else failures + 1
         if failures >= (TRIES if answered else TRIES // 2):
-            raise Refused(f"{reason}, {failures} times in a row")
+            raise DownloadRefusedError(f"{reason}, {failures} times in a row")
         time.sleep(PAUSE * 2**failures)
 
 
@@ -93,7 +93,7 @@ def _connect(source: str, path: Path) -> Iterator[Progress]:
             discard(path)
             raise ConnectionError("the file has changed on the server")
         if "text/html" in response.headers.get("Content-Type", ""):
-            raise Refused(WEB_PAGE)
+            raise DownloadRefusedError(WEB_PAGE)
         have = have if resumed else 0
         _check_space(path, now.total - have)
         if not resumed:
@@ -107,7 +107,7 @@ def _copy(response: http.client.HTTPResponse, part: Path, have: int, total: int)
     """Append the body of the response after the first `have` bytes of the part."""
     chunk = response.read1(CHUNK)
     if have == 0 and chunk.lstrip()[:1] == b"<":
-        raise Refused(WEB_PAGE)
+        raise DownloadRefusedError(WEB_PAGE)
     with part.open("ab" if have else "wb") as file:
         yield Progress(have, total)
         while chunk:
@@ -126,7 +126,7 @@ def _total(response: http.client.HTTPResponse) -> int:
     tail = response.headers.get("Content-Range", "").rpartition("/")[2]
     length = tail if response.status == 206 else response.headers.get("Content-Length", "")
     if not length.isdecimal() and "chunked" not in response.headers.get("Transfer-Encoding", ""):
-        raise Refused("the server does not send the size of the file")
+        raise DownloadRefusedError("the server does not send the size of the file")
     return int(length) if length.isdecimal() else 0
 
 

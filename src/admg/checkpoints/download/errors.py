@@ -5,5 +5,5 @@ class DownloadError(OSError):
     """A file cannot be downloaded, or has changed. The message says what to do."""
 
 
-class Refused(DownloadError):
+class DownloadRefusedError(DownloadError):
     """A source does not have a usable file, and trying again will not help."""

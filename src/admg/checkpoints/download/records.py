@@ -77,7 +77,7 @@ def check(file: Path, record: Record | None, expected: Expected) -> Record:
     stat = file.stat()
     if stat.st_size < expected.at_least:
         raise DownloadError(
-            f"{file} has {stat.st_size:,} bytes and must have at least {expected.at_least:,}: it is incomplete"
+            f"{file} has {stat.st_size:,} bytes but must have at least {expected.at_least:,}: it is incomplete"
         )
     with file.open("rb") as stream:
         if stream.read(CHUNK).lstrip()[:1] == b"<":

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from admg.checkpoints.exported import Exported
 from admg.checkpoints.model import Classifier, Model
-from admg.checkpoints.networks import kind_of, unwrapped
+from admg.checkpoints.networks import check_as_configured, kind_of, unwrapped
+from admg.checkpoints.weights import check_values
 from admg.diffusion.config import DiffusionConfig
 from admg.files import atomic
 from admg.models import ClassifierConfig, UNetConfig
@@ -42,7 +43,7 @@ def to_openai(model: Model | Classifier, path: Path | str) -> Exported:
     """
     path = Path(path)
     if path.is_dir():
-        raise ValueError(f"{path} is a folder: give the name of a file, such as {path / 'model.pt'}")
+        raise ValueError(f"{path} is a folder: pass the name of a file, such as {path / 'model.pt'}")
     if path.exists() and not zipfile.is_zipfile(path):
         raise ValueError(f"{path} exists and is not a .pt file, so it is not replaced: choose another name")
     config = openai_config(model)
@@ -63,6 +64,7 @@ def openai_config(model: Model | Classifier) -> OpenAIConfig:
         raise ValueError(f"guided-diffusion has no counterpart of {type(network).__name__}")
     if model.config is None:
         raise ValueError("only a model with its DiffusionConfig can be exported to openai")
+    check_as_configured(network)
     if getattr(network.config, "augment_noise", 0):
         raise ValueError("guided-diffusion has no upsampler that is conditioned on noise of the low-resolution images")
     if getattr(network.config, "ddpm_layers", False):
@@ -76,6 +78,7 @@ def openai_config(model: Model | Classifier) -> OpenAIConfig:
 
 def weights(network: nn.Module) -> OrderedDict[str, Tensor]:
     """Return the state dict on the CPU in float32. Each tensor owns its whole storage, since torch.save writes that."""
+    check_values("the network to export", network.state_dict())
     state: OrderedDict[str, Tensor] = OrderedDict()
     for name, value in network.state_dict().items():
         value = value.detach().to("cpu", torch.float32).contiguous()
@@ -85,16 +88,16 @@ def weights(network: nn.Module) -> OrderedDict[str, Tensor]:
 
 def notes(model: Model | Classifier, config: OpenAIConfig) -> tuple[str, ...]:
     """Return one sentence for each patch that guided-diffusion needs, and for each feature that it lacks."""
-    found = [
+    lines = [
         f"guided-diffusion has no flag --{name}: leave it out there, and {patch(name, config)}"
         for name in extra_flags(config)
         if not has_flag(name, config)
     ]
     if isinstance(model, Model) and model.conditional:
-        found.append("guided-diffusion always needs a label: sampling without labels (y = -1, or no y) is not possible")
+        lines.append("guided-diffusion always needs a label: sampling without labels (y = -1, or no y) is not possible")
     if model.labels.names:
-        found.append("label names are not kept")
-    return tuple(found)
+        lines.append("label names are not kept")
+    return tuple(lines)
 
 
 def has_flag(name: str, config: OpenAIConfig) -> bool:
@@ -104,7 +107,7 @@ def has_flag(name: str, config: OpenAIConfig) -> bool:
 
 
 def patch(flag: str, config: OpenAIConfig) -> str:
-    """Return what to change in guided-diffusion instead of passing this flag."""
+    """Return the change of guided-diffusion that replaces this flag."""
     n, builder, network = config.network, BUILDERS[config.kind], NETWORK_CLASSES[config.kind]
     if flag == "num_classes":
         where = f"out_channels={n.num_classes} in {builder}" if config.kind == "classifier" else ""

@@ -55,7 +55,7 @@ class Family:
     relabelled: bool
 
 
-def known() -> dict[str, OpenAIConfig]:
+def known_settings() -> dict[str, OpenAIConfig]:
     """Return the settings of the known models by name, OpenAI's first."""
     published = {name: flag.parse(model.flags, model.kind) for name, model in PUBLISHED_FLAGS.items()}
     return published | {name: flag.parse(flags) for name, flags in OTHERS.items()}
@@ -63,7 +63,7 @@ def known() -> dict[str, OpenAIConfig]:
 
 def family_of(inferred: OpenAIConfig) -> Family | None:
     """Return the known model with the shapes of this configuration, or else with these shapes but other labels."""
-    classes, models = inferred.network.num_classes, known()
+    classes, models = inferred.network.num_classes, known_settings()
     for name, config in models.items():
         if shape.same_architecture(config, inferred):
             return Family(name, config, relabelled=False)

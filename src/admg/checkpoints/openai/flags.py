@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from admg.checkpoints.networks import Kind
 from admg.diffusion.config import DiffusionConfig
 from admg.models import ClassifierConfig, SuperResConfig, UNetConfig
-from admg.models.unet import CHANNEL_MULT, attended
+from admg.models.unet import CHANNEL_MULT, effective_attention_resolutions
 
 from . import pasted
 from .table import EXTRA, IGNORED, REFERENCE, Flags
@@ -61,7 +61,7 @@ def read(flags: str) -> Flags:
 def takes_improved_default(flags: str) -> bool:
     """Return whether `rescale_timesteps` is not given and is assumed to be True, as in improved-diffusion.
 
-    This is so if there is no flag that only guided-diffusion has, and one sign of improved-diffusion: --sigma_small,
+    This holds if there is no flag that only guided-diffusion has, and one sign of improved-diffusion: --sigma_small,
     32 pixels without --channel_mult, or the 4000 steps of its recipes. With 1000 steps it makes no difference.
     """
     given = given_flags(flags)
@@ -83,7 +83,7 @@ def configure(flags: Flags, kind: Kind) -> OpenAIConfig:
     make: dict[str, Callable[[Flags], UNetConfig | ClassifierConfig]]
     make = {"diffusion": _unet, "upsampler": _upsampler, "classifier": _classifier}
     if kind not in make:
-        raise ValueError(f"unknown kind {kind!r}: {', '.join(make)}")
+        raise ValueError(f"kind must be one of {', '.join(make)}, got {kind!r}")
     return OpenAIConfig(kind, make[kind](flags), _process(flags))
 
 
@@ -104,7 +104,7 @@ def _unet_fields(f: Flags, size: int, kind: Kind) -> dict[str, Any]:
         "channels": f.num_channels,
         "channel_mult": (mult := f.channel_mult or known_channel_mult(kind, size)),
         "num_res_blocks": f.num_res_blocks,
-        "attention_resolutions": attended(f.attention_resolutions, size, len(mult)),
+        "attention_resolutions": effective_attention_resolutions(f.attention_resolutions, size, len(mult)),
         "num_heads": f.num_heads,
         "num_heads_upsample": max(f.num_heads_upsample, 0),
         "head_channels": max(f.num_head_channels, 0),
@@ -135,7 +135,9 @@ def _classifier(f: Flags) -> ClassifierConfig:
         channels=f.classifier_width,
         channel_mult=mult,
         num_res_blocks=f.classifier_depth,
-        attention_resolutions=attended(f.classifier_attention_resolutions, f.image_size, len(mult)),
+        attention_resolutions=effective_attention_resolutions(
+            f.classifier_attention_resolutions, f.image_size, len(mult)
+        ),
         num_heads=f.classifier_num_heads,
         head_channels=max(f.classifier_num_head_channels, 0),
         new_attention_order=f.classifier_use_new_attention_order,
@@ -162,7 +164,7 @@ def known_channel_mult(kind: Kind, size: int) -> tuple[float, ...]:
     mult = default_channel_mult(kind, size)
     if not mult:
         sizes = ", ".join(map(str, sorted(CHANNEL_MULT)))
-        raise ValueError(f"channel_mult must be given for image size {size}: it is known for {sizes} only")
+        raise ValueError(f"channel_mult is required for image size {size}: it is known only for {sizes}")
     return mult
 
 
@@ -184,11 +186,11 @@ def _value(name: str, text: str, hint: Any) -> Any:
         truth = {"yes": True, "true": True, "t": True, "y": True, "1": True}
         truth |= {"no": False, "false": False, "f": False, "n": False, "0": False}
         if text.lower() not in truth:
-            raise ValueError(f"flags: --{name} must be True or False, not {text!r}")
+            raise ValueError(f"flags: --{name} must be True or False, got {text!r}")
         return truth[text.lower()]
     if get_origin(hint) is Literal:
         if text not in get_args(hint):
-            raise ValueError(f"flags: --{name} must be {' or '.join(get_args(hint))}, not {text!r}")
+            raise ValueError(f"flags: --{name} must be {' or '.join(get_args(hint))}, got {text!r}")
         return text
     try:
         if get_origin(hint) is tuple:
@@ -198,7 +200,7 @@ def _value(name: str, text: str, hint: Any) -> Any:
         return hint(text)
     except (ValueError, OverflowError):
         expected = {int: "a whole number", float: "a number"}.get(hint, "numbers such as 16,8")
-        raise ValueError(f"flags: --{name} must be {expected}, not {text!r}") from None
+        raise ValueError(f"flags: --{name} must be {expected}, got {text!r}") from None
 
 
 # -- configuration -> text -------------------------------------------------------------------------------------------

@@ -116,7 +116,7 @@ def read(source: Source, kind: Kind | None = None) -> tuple[str, Weights]:
 
 
 def provenance(weights: Weights) -> dict[str, str]:
-    """Return which weights of the checkpoint were taken, where there is a choice or a wrapper."""
+    """Return a description of the chosen weights, if there is a choice or a wrapper."""
     if not weights.where:
         return {}
     return {"weights": f"{weights.where} (average)" if weights.average else weights.where}
@@ -139,7 +139,7 @@ def _kind(name: str, shapes: Shapes, expected: Kind | None, flags: str | None = 
     if kinds == ("upsampler",) and not expected and "large_size" not in (flags or "") and channels not in (2, 6):
         out = shapes["out.2.weight"][0]
         raise CheckpointError(
-            f"{name} is a network from {channels} to {out} channels, which may segment images and is no diffusion "
+            f"{name} is a network from {channels} to {out} channels, which may segment images and is not a diffusion "
             f"model; if it is an upsampler of {channels // 2} channels, load it with the flags --large_size and "
             f"--small_size"
         )
@@ -188,13 +188,15 @@ def _inferred(name: str, shapes: Shapes, kind: Kind, betas: Tensor | None) -> Op
 
 def _with_schedule(name: str, betas: Tensor, process: DiffusionConfig) -> DiffusionConfig:
     """Return the process with the schedule of a checkpoint's own betas. Raises CheckpointError if it has no name."""
-    found = families.schedule_of(betas)
-    if found is None:
+    recognised = families.schedule_of(betas)
+    if recognised is None:
         raise CheckpointError(
             f"{name} holds betas ({_betas_text(betas)}) that are those of neither the linear nor the cosine schedule: "
-            "to load it with another schedule than its own, give the flags"
+            "to load it with another schedule, pass the flags"
         )
-    return dataclasses.replace(process, noise_schedule=found.noise_schedule, diffusion_steps=found.diffusion_steps)
+    return dataclasses.replace(
+        process, noise_schedule=recognised.noise_schedule, diffusion_steps=recognised.diffusion_steps
+    )
 
 
 def _betas_text(betas: Tensor) -> str:
@@ -224,15 +226,15 @@ def _contradiction(name: str, error: str, config: OpenAIConfig, shapes: Shapes) 
     """Return the message for flags that contradict a state dict: which flags, where, and what the shapes suggest."""
     differs = error.partition("architecture: ")[2] or error
     try:
-        found = shape.infer(shapes, kind=config.kind)
+        inferred = shape.infer(shapes, kind=config.kind)
     except CheckpointError as other:
         return f"{name} does not fit the flags ({differs}): {other}"
-    given, suggested = (flag.values_of(c) for c in _comparable(config, found))
+    given, suggested = (flag.values_of(c) for c in _comparable(config, inferred))
     names = [f.name for f in dataclasses.fields(Flags) if getattr(given, f.name) != getattr(suggested, f.name)]
     names = [n for n in names if getattr(suggested, n) != ()]  # channel_mult follows from the image size
     hints = []
     if {"class_cond", "num_classes"} & set(names):
-        hints.append(_label_hint(found))
+        hints.append(_label_hint(inferred))
     if others := [n for n in names if n not in ("class_cond", "num_classes")]:
         hints.append(f"its shapes suggest {flag.write(suggested, *others)}")
     return f"{name} contradicts the flags {flag.write(given, *names)} ({differs}): {'; '.join(hints)}"

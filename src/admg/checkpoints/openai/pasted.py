@@ -12,7 +12,7 @@ def pairs(flags: str) -> dict[str, str]:
     Raises ValueError for invalid quoting, a word that belongs to no flag, a flag without a value, and a shell variable
     whose value is not in the text.
     """
-    rest, found = words(flags), {}
+    rest, values = words(flags), {}
     while rest:
         name, equals, text = rest.pop(0).partition("=")
         if not name.startswith("--"):
@@ -21,8 +21,8 @@ def pairs(flags: str) -> dict[str, str]:
             if not rest or rest[0].startswith("--"):
                 raise ValueError(f"flags: {name} needs a value")
             text = rest.pop(0)
-        found[name.removeprefix("--")] = text
-    return found
+        values[name.removeprefix("--")] = text
+    return values
 
 
 def words(flags: str) -> list[str]:
@@ -39,7 +39,7 @@ def words(flags: str) -> list[str]:
         elif not word.startswith("$"):
             opened.append(word)
         elif word.strip("${}") not in assigned:
-            raise ValueError(f"flags: {word} was not expanded: paste the flags that it stands for")
+            raise ValueError(f"flags: {word} was not expanded: paste its value")
     return opened
 
 

@@ -20,7 +20,7 @@ from . import wrappers
 from .wrappers import Weights
 
 CONTAINERS = ("state_dict", "model_state_dict", "model")
-"""Keys under which a state dict is looked for that is not of one of our networks."""
+"""Keys to search for the state dict of a network that is not ours."""
 RESUMED = {"step", "optimizer", "network", "average"}
 """Keys of the state.pt of a checkpoint in a run directory of admg."""
 
@@ -38,8 +38,7 @@ def read(path: Path | str, fits: Callable[[Shapes], bool] = lambda shapes: True)
 
     fits: which weights to take where the file holds those of several networks; see wrappers.find
 
-    Whatever the file holds beside them is ignored. Prefixes and nested dictionaries do not matter; averaged weights are
-    preferred.
+    Other content of the file is ignored. Prefixes and nested dictionaries are allowed; averages are preferred.
 
     Raises CheckpointError if the file cannot be read, is not of torch or safetensors, has no weights that can be read
     without running code, or is the state of an optimizer or of a training run of admg.
@@ -53,7 +52,7 @@ def read(path: Path | str, fits: Callable[[Shapes], bool] = lambda shapes: True)
             check_stored(name, value, path.stat().st_size)
     except CheckpointError as error:
         raise CheckpointError(f"{path} {error}") from None
-    except RuntimeError as error:  # which torch raises for nested tensors and others of unusual kinds
+    except RuntimeError as error:  # raised for nested and other unusual tensors
         raise CheckpointError(f"{path} holds tensors that cannot be weights: {str(error).splitlines()[0]}") from None
     return weights
 
@@ -74,12 +73,12 @@ def ema_beside(path: Path | str) -> Path | None:
     """
     path = Path(path)
     own = re.fullmatch(r"(?:model|opt)(\d+)\.pt", path.name)
-    found = []
+    rates = []
     for other in path.parent.glob("ema_*.pt") if own else ():
         if match := re.fullmatch(r"ema_(\d*\.?\d+)_(\d+)\.pt", other.name):
             step = int(match[2])
-            found.append((own is not None and step == int(own[1]), step, float(match[1]), other))
-    return max(found)[-1] if found else None
+            rates.append((own is not None and step == int(own[1]), step, float(match[1]), other))
+    return max(rates)[-1] if rates else None
 
 
 def _refuse_training_state(path: Path, content: Any) -> None:
@@ -88,7 +87,7 @@ def _refuse_training_state(path: Path, content: Any) -> None:
     if keys >= RESUMED:
         model = path.parent.parent.parent / "model"  # from run/checkpoints/0001000/state.pt
         use = f"the model is {model}" if model.is_dir() else "the model is the folder model/ of the run directory"
-        raise CheckpointError(f"{path} is what admg resumes a training run from, not a model: {use}")
+        raise CheckpointError(f"{path} is the state of a training run, not a model: {use}")
     if keys >= {"state", "param_groups"}:
         ema = ema_beside(path)
         use = f"load {ema.name} next to it" if ema else "load the ema_*.pt (or model*.pt) of the same step"
@@ -96,7 +95,7 @@ def _refuse_training_state(path: Path, content: Any) -> None:
 
 
 def _other_state(content: Any) -> dict[str, Tensor]:
-    """Return a state dict that is not of one of our networks, without the prefix "module."; its shapes say what it is.
+    """Return a state dict of another network, without the prefix "module."; its shapes identify it.
 
     Raises CheckpointError if there is none.
     """
@@ -106,12 +105,12 @@ def _other_state(content: Any) -> dict[str, Tensor]:
         if isinstance(content, dict) and container in content and isinstance(content[container], dict):
             content = content[container]
     if not isinstance(content, dict) or not content:
-        raise CheckpointError(f"holds no state dict (names and tensors) but {_type_text(content)}")
+        raise CheckpointError(f"does not hold a state dict (names and tensors): it holds {_type_text(content)}")
     for name, value in dict.items(content):
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise CheckpointError(f"holds no state dict: {name!r} is {_type_text(value)}, not a tensor")
+            raise CheckpointError(f"does not hold a state dict: {name!r} is {_type_text(value)}, not a tensor")
     if any(".resnets." in name for name in content):
-        raise CheckpointError("holds a network of diffusers, whose parameters have other names: it is not read")
+        raise CheckpointError("holds a network of diffusers, whose parameters have other names: not supported")
     prefix = "module." if all(name.startswith("module.") for name in content) else ""
     return {name.removeprefix(prefix): value for name, value in wrappers.tensors_in(content).items()}
 

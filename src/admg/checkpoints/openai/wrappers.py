@@ -1,4 +1,4 @@
-"""Find the weights of a network in what training code has saved: nested dictionaries, prefixes, averages, buffers."""
+"""Find the weights of a network in checkpoints of training code: nested dictionaries, prefixes, averages, buffers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Weights:
     """The weights of one network in a checkpoint.
 
     state: tensors by the network's own names
-    where: keys and prefix under which they stand; empty if they are all that there is
+    where: keys and prefix of their position; empty if the checkpoint holds nothing else
     average: whether they are an average over training (EMA)
     betas: β_t of the process, if the checkpoint holds them
     instead_of: where other weights of the same network are, to which these were preferred
@@ -51,30 +51,30 @@ class Weights:
 def find(content: Any, fits: Callable[[Shapes], bool] = lambda shapes: True) -> Weights | None:
     """Return the weights of a network, or None if there are none.
 
-    fits: whether weights of these shapes are of the kind that is needed, where there are several
+    fits: function of shapes that chooses among the weights of several networks
 
     Averaged weights are preferred to others, and of several averages the one with the highest rate in its name.
 
     Raises CheckpointError if several weights differ and none is preferred, or if the network denoises latents.
     """
-    found = [weights for where, node in _dictionaries(content) for weights in _in_dictionary(where, node)]
-    found += [average for weights in found for average in _without_names(content, weights)]
-    if len(found) > 1:
-        found = [weights for weights in found if fits(shapes_in(weights.state))] or found
-    if not found:
+    candidates = [weights for where, node in _dictionaries(content) for weights in _in_dictionary(where, node)]
+    candidates += [average for weights in candidates for average in _without_names(content, weights)]
+    if len(candidates) > 1:
+        candidates = [weights for weights in candidates if fits(shapes_in(weights.state))] or candidates
+    if not candidates:
         return None
-    best = max(map(_rank, found))
-    chosen, *others = (weights for weights in found if _rank(weights) == best)
+    best = max(map(_rank, candidates))
+    chosen, *others = (weights for weights in candidates if _rank(weights) == best)
     if any(not _same(chosen.state, other.state) for other in others):
         listed = ", ".join(repr(weights.where) for weights in (chosen, *others))
         raise CheckpointError(f"holds the weights of several networks, under {listed}: save one of them alone")
-    instead_of = tuple(dict.fromkeys(weights.where for weights in found if _rank(weights) != best))
+    instead_of = tuple(dict.fromkeys(weights.where for weights in candidates if _rank(weights) != best))
     return replace(chosen, instead_of=instead_of, unread="" if chosen.average else _unread_average(content))
 
 
 def python_objects(content: Any) -> list[str]:
     """Return the names of the classes and functions that the content holds an Inert for."""
-    return list(dict.fromkeys(pickles.name_of(v) for _, v in _values(content) if isinstance(v, pickles.Inert)))
+    return list(dict.fromkeys(pickles.qualified_name(v) for _, v in _values(content) if isinstance(v, pickles.Inert)))
 
 
 def is_average(where: str) -> bool:
@@ -83,7 +83,7 @@ def is_average(where: str) -> bool:
 
 
 def _rank(weights: Weights) -> tuple[bool, float]:
-    """Return what is preferred: averages to others, and high rates to low ones."""
+    """Return a sort key: averages are preferred, and high rates to low ones."""
     rates = re.findall(r"\d*\.\d+", weights.where) if weights.average else []
     return weights.average, float(rates[-1]) if rates else 0.0
 
@@ -145,7 +145,7 @@ def tensors_in(content: dict[Any, Any]) -> dict[str, Tensor]:
 
 
 def _plain(name: str) -> str:
-    """Return the name without what wrappers add, at its beginning and within."""
+    """Return the name without the parts that wrappers add, at its beginning and within."""
     for part in WRAPPERS:
         name = name.replace(f".{part}", ".").removeprefix(part)
     return name
@@ -192,7 +192,7 @@ def _is_list_of_tensors(value: Any) -> bool:
 
 
 def _unread_average(content: Any) -> str:
-    """Return where the content names an average of a form that is not read, or ""."""
+    """Return the position of an average of an unsupported form in the content, or ""."""
     for where, value in _values(content):
         if is_average(where) and (_is_list_of_tensors(value) or isinstance(value, pickles.Inert)):
             return where

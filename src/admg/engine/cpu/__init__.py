@@ -1,6 +1,6 @@
 """C kernels for CPUs, which make one or two passes over memory where PyTorch makes several.
 
-Installing admg from source builds them if there is a C compiler. Without them PyTorch computes the same.
+Installing admg from source builds them if there is a C compiler. Without them, PyTorch computes the same results.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ def kernels() -> ctypes.CDLL | None:
     if capability not in build.CAPABILITIES:
         return None
     try:
-        found = ctypes.CDLL(str(build.library(capability)))  # with the OpenMP threads of torch, which is loaded already
-        found.source.restype = ctypes.c_char_p
+        library = ctypes.CDLL(str(build.library(capability)))  # with torch's OpenMP threads, which are loaded already
+        library.source.restype = ctypes.c_char_p
     except (OSError, AttributeError):
         return None
-    return found if found.source().decode() == build.digest() else None
+    return library if library.source().decode() == build.digest() else None
 
 
 def available() -> bool:
@@ -41,7 +41,7 @@ def missing() -> bool:
 
 def reads(*tensors: Tensor | None) -> bool:
     """Whether kernels may read the memory of these tensors: they are plain CPU tensors and no trace is being made."""
-    # private, as there are no public names for these questions; tried with torch 2.13
+    # private names, since there are no public ones; tested with torch 2.13
     if torch._C._len_torch_dispatch_stack() or torch._C._is_tracing():
         return False
     for t in tensors:
@@ -64,6 +64,15 @@ def call(name: str, *arguments: Tensor | int | float | None) -> int:
 def scratch(name: str, *sizes: int) -> Tensor:
     """Return the float32 work space that a kernel needs for these sizes, as its function `<name>_scratch` reports."""
     return torch.empty(call(f"{name}_scratch", *sizes), dtype=torch.float32, device="cpu")
+
+
+def channels_last(n: int, c: int, height: int, width: int) -> Tensor:
+    """Return float32 images for a kernel to write.
+
+    They are not a view, so that they may be the output of an autograd function and still be changed in place.
+    """
+    size = n, c, height, width
+    return torch.empty(size, dtype=torch.float32, device="cpu", memory_format=torch.channels_last)
 
 
 @cache

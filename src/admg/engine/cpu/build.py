@@ -54,7 +54,7 @@ def build(portable: bool = False) -> Iterator[Path]:
         raise OSError("the kernels are for Linux on x86-64")
     command = compiler()
     if command is None:
-        raise OSError("there is no C compiler (cc, or what $CC names)")
+        raise OSError("there is no C compiler (cc or $CC)")
     for capability, flags in CAPABILITIES.items():
         with tempfile.TemporaryDirectory(dir=HERE) as folder:
             line = [*command, *FLAGS.split(), *flags.split(), f'-D{SOURCE}="{digest()}"']
@@ -71,7 +71,7 @@ def build(portable: bool = False) -> Iterator[Path]:
 
 
 def _run(command: list[str], folder: str) -> None:
-    """Run a compiler in a folder. Raises OSError with the first line of what it says if it fails."""
+    """Run a compiler in a folder. Raises OSError with the first line of its output if it fails."""
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.strip()]

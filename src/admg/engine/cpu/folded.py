@@ -1,7 +1,7 @@
 """Fused GroupNorm, modulation and SiLU on a CPU in PyTorch, for channels-last images.
 
-The weights of the norm and of the modulation are folded into one multiply-add per element, SiLU works in place, and for
-the backward pass nothing is kept but the input and the statistics. In bf16, sums and factors are in float32.
+The weights of the norm and of the modulation are folded into one multiply-add per element, SiLU works in place, and
+only the input and the statistics are kept for the backward pass. In bf16, sums and factors are in float32.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+
+from admg.engine.observers import is_transformed
 
 Rows = Float[Tensor, "n c"]
 
@@ -40,7 +42,7 @@ class Folded(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, mean, rstd = ctx.saved_tensors
-        if torch.is_grad_enabled():  # this gradient will itself be differentiated
+        if needs_formula(dy):
             return *differentiable_gradients(ctx, dy, x, weight, bias), None, None, None
         return *gradients(dy, x, weight, bias, mean, rstd, ctx.silu), None, None, None
 
@@ -91,21 +93,27 @@ def gradients(
     return torch.addcmul(c, x, b, out=z).addcmul_(dz, a), dweight, dbias
 
 
+def needs_formula(dy: Tensor) -> bool:
+    """Whether the gradient will itself be differentiated, or is transformed."""
+    return torch.is_grad_enabled() or is_transformed(dy)
+
+
 def differentiable_gradients(
     ctx: Any, dy: Tensor, x: Tensor, weight: Rows, bias: Rows, offset: Tensor | None = None
 ) -> list[Tensor | None]:
     """Return the needed gradients, differentiable, of SiLU(weight·x̂ + bias), where x̂ is x + offset normalised."""
-    leaves = [tensor.view_as(tensor) for tensor in (x, weight, bias)]  # the inputs may depend on one another
-    x, weight, bias = leaves
-    moved = x.float() if offset is None else x.float() + offset[:, None, None]
-    y = by_formula(moved, weight, bias, ctx.groups, ctx.eps, ctx.silu)
-    return wanted_gradients(ctx, y.to(x.dtype), leaves, dy)
+    with torch.enable_grad():
+        leaves = [tensor.view_as(tensor) for tensor in (x, weight, bias)]  # the inputs may depend on one another
+        x, weight, bias = leaves
+        moved = x.float() if offset is None else x.float() + offset[:, None, None]
+        y = by_formula(moved, weight, bias, ctx.groups, ctx.eps, ctx.silu).to(x.dtype)
+    return wanted_gradients(ctx, y, leaves, dy)
 
 
 def wanted_gradients(ctx: Any, y: Tensor, leaves: Sequence[Tensor], dy: Tensor) -> list[Tensor | None]:
     """Return the differentiable gradients of those leaves, the first inputs of ctx, that need one."""
     wanted = [leaf for leaf, needed in zip(leaves, ctx.needs_input_grad) if needed]
-    found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
+    found = iter(torch.autograd.grad(y, wanted, dy, create_graph=torch.is_grad_enabled()))
     return [next(found) if needed else None for _, needed in zip(leaves, ctx.needs_input_grad)]
 
 
@@ -143,7 +151,7 @@ class FoldedBF16(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         """As gradients()."""
         x, weight, bias, mean, variance = ctx.saved_tensors
-        if torch.is_grad_enabled():  # this gradient will itself be differentiated
+        if needs_formula(dy):
             return *differentiable_gradients(ctx, dy, x, weight, bias), None, None, None
         joined, dz, rstd = _join(x), _join(dy), (variance + ctx.eps).rsqrt()
         if ctx.silu:

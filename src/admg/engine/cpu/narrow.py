@@ -1,4 +1,4 @@
-"""3x3 convolutions to a few channels, as images and gradients with respect to images have; see narrow.c."""
+"""3x3 convolutions to a few channels, for images and gradients with respect to images; see narrow.c."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from . import available, call
+from . import available, call, channels_last
 
 
 def pays(weight: Float[Tensor, "k c height width"]) -> bool:
@@ -15,7 +15,7 @@ def pays(weight: Float[Tensor, "k c height width"]) -> bool:
     return available() and weight.dtype == torch.float32 and kernel == [3, 3] and k <= 6 and c % 32 == 0
 
 
-def arranged(weight: Float[Tensor, "k c 3 3"]) -> Float[Tensor, "k 3 3 c"]:
+def reorder_weight(weight: Float[Tensor, "k c 3 3"]) -> Float[Tensor, "k 3 3 c"]:
     """Return the weight in the order of the kernel."""
     return weight.permute(0, 2, 3, 1).contiguous()
 
@@ -26,7 +26,7 @@ def convolve(
     """Return the convolution of images padded by one pixel of zeros; channels last."""
     (n, c, height, width), k = x.shape, len(weight)
     x = x.permute(0, 2, 3, 1).contiguous()
-    y = x.new_empty(n, height, width, k)
+    y = channels_last(n, k, height, width)
     bias = None if bias is None else bias.contiguous()
     call("narrow_convolve", x, weight, bias, y, x.new_zeros(c), n, height, width, c, k)
-    return y.permute(0, 3, 1, 2)
+    return y

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from . import available, call, reads
-from .folded import Folded, FoldedBF16, Rows, by_formula, modulated, wanted_gradients
+from .folded import Folded, FoldedBF16, Rows, by_formula, modulated, needs_formula, wanted_gradients
 
 BLOCK = 8192
 """Number of values that a kernel sums at a time, so that they stay in the first-level cache."""
@@ -75,11 +75,12 @@ class Native(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         """Compute folded.gradients for the modulated weight and bias, and from these the gradients of all inputs."""
         x, *factors, moments = ctx.saved_tensors
-        if torch.is_grad_enabled():  # this gradient will itself be differentiated
-            leaves: list[Any] = [None if t is None else t.view_as(t) for t in (x, *factors)]
-            x, *factors = leaves
-            y = by_formula(x.float(), *modulated(len(x), *factors), ctx.groups, ctx.eps, ctx.silu)
-            return *wanted_gradients(ctx, y.to(x.dtype), leaves, dy), None, None, None
+        if needs_formula(dy):
+            with torch.enable_grad():
+                leaves: list[Any] = [None if t is None else t.view_as(t) for t in (x, *factors)]
+                x, *factors = leaves
+                y = by_formula(x.float(), *modulated(len(x), *factors), ctx.groups, ctx.eps, ctx.silu).to(x.dtype)
+            return *wanted_gradients(ctx, y, leaves, dy), None, None, None
         x, dy = (
             t.contiguous(memory_format=torch.channels_last) for t in (x, dy)
         )  # hooks may have changed the memory format

@@ -1,7 +1,8 @@
-"""Parts of a batch in threads of their own, instead of all threads at every operation.
+"""One part of a batch per thread, instead of all threads sharing every operation.
 
-A network has hundreds of operations. Threads that share each of them wait for each other after each; on a core that
-another process uses too, that wait is as long as the other's turn. Threads that share out the images wait once a call.
+A network has hundreds of operations. Threads that share each operation wait for each other after each one; on a core
+that another process also uses, they wait as long as the other's turn. Threads that divide the images wait only once
+per call.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from admg.engine.observers import is_transformed
 from admg.engine.precision import Resolved, autocast
 
 BALANCE = 1.15
-"""Largest ratio between the largest part and the mean, above which threads share the operations instead."""
+"""Maximum ratio between the largest part and the mean; above it, threads share the operations instead."""
 
 
 def parts_of(images: int, threads: int) -> int:
-    """Return the number of parts of a batch: a divisor of the number of threads, which a part shares."""
+    """Return the number of parts of a batch: a divisor of the number of threads, which are divided among the parts."""
     fair = (n for n in range(min(threads, images), 1, -1) if threads % n == 0 and _ratio(images, n) <= BALANCE)
     return next(fair, 1)
 
@@ -38,7 +40,8 @@ def _ratio(images: int, parts: int) -> float:
 class Inputs:
     """The arguments of a network, some of them with one row for each image.
 
-    tensors: those that have rows
+    tensors: the arguments that have rows
+    shared: the tensors that all images share
     """
 
     args: Sequence[Any]
@@ -52,8 +55,13 @@ class Inputs:
     def tensors(self) -> list[Tensor]:
         return [value for value in (*self.args, *self.kwargs.values()) if self._has_rows(value)]
 
+    @property
+    def shared(self) -> list[Tensor]:
+        values = (*self.args, *self.kwargs.values())
+        return [value for value in values if isinstance(value, Tensor) and not self._has_rows(value)]
+
     def call(self, network: Callable[..., Tensor], tensors: Sequence[Tensor]) -> Tensor:
-        """Call the network with other tensors, or parts of them, in the places of those that have rows."""
+        """Call the network with other tensors, or parts of them, instead of those that have rows."""
         given = iter(tensors)
         args = [next(given) if self._has_rows(value) else value for value in self.args]
         kwargs = {name: next(given) if self._has_rows(value) else value for name, value in self.kwargs.items()}
@@ -61,14 +69,14 @@ class Inputs:
 
 
 class InParts:
-    """Calls of a network on a CPU, each part of the batch in a thread of its own.
+    """Calls of a network on a CPU, with a separate thread for each part of the batch.
 
     Values are the same up to rounding, and so are gradients with respect to the inputs, of any order. Weights get no
     gradients.
 
     network: called with parts of the batch
-    plain: the network that it was made from; while that is in training mode, the batch is not divided: dropout would
-        draw its numbers in an order that depends on the threads
+    plain: the network from which it was made; while that is in training mode, the batch is not divided, since dropout
+        would draw its numbers in an order that depends on the threads
     """
 
     def __init__(self, network: nn.Module, plain: nn.Module, precision: Resolved):
@@ -81,6 +89,8 @@ class InParts:
         if parts == 1 or self.plain.training:
             return self.network(*args, **kwargs)
         inputs = Inputs(args, kwargs, len(x))
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs.shared):
+            return self.network(*args, **kwargs)  # the parts would have to add up its gradient
         run = _Threads(parts, threads // parts, self.precision)
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs.tensors):
             output: Tensor = _Differentiable.apply(self.network, inputs, run, *inputs.tensors)  # type: ignore[no-untyped-call]
@@ -107,11 +117,13 @@ class _Differentiable(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         needs = ctx.needs_input_grad[3:]
-        if torch.is_grad_enabled():  # create_graph=True: the gradient itself is differentiated, which is rare
-            tensors = ctx.saved_tensors
-            output = ctx.inputs.call(ctx.network, tensors)
+        again = torch.is_grad_enabled()
+        if again or is_transformed(gradient):  # the gradient itself is differentiated, say, which is rare
+            with torch.enable_grad():
+                tensors = [t.view_as(t) for t in ctx.saved_tensors]  # the inputs may depend on one another
+                output = ctx.inputs.call(ctx.network, tensors)
             wanted = [tensor for tensor, needed in zip(tensors, needs) if needed]
-            found = iter(torch.autograd.grad(output, wanted, gradient, create_graph=True))
+            found = iter(torch.autograd.grad(output, wanted, gradient, create_graph=again))
         else:
             divided = zip(ctx.parts, gradient.tensor_split(ctx.run.parts))
             grads = ctx.run(_gradients, [(leaves, output, part) for (leaves, output), part in divided])
@@ -120,7 +132,7 @@ class _Differentiable(torch.autograd.Function):
 
 
 def _gradients(leaves: list[Tensor], output: Tensor, gradient: Tensor) -> tuple[Tensor, ...]:
-    return torch.autograd.grad(output, leaves, gradient, retain_graph=True)  # it may be asked for again
+    return torch.autograd.grad(output, leaves, gradient, retain_graph=True)  # it may be needed again
 
 
 @dataclass(frozen=True)
@@ -154,7 +166,7 @@ class _Threads:
         futures = [_pool(self.parts).submit(in_thread, given) for given in arguments]
         wait(futures)
         if changed:
-            torch.set_num_threads(before)  # the number is of one thread, but also that of threads that begin later
+            torch.set_num_threads(before)  # the number belongs to one thread, but later threads inherit it
         return [future.result() for future in futures]
 
 

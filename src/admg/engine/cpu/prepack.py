@@ -1,4 +1,4 @@
-"""Layers whose weights are cast and arranged once as the kernels of a CPU need them, instead of at each call.
+"""Layers whose weights are cast and arranged once for the kernels of a CPU, instead of at each call.
 
 For one large image or a few small ones, arranging the weights takes a fifth of the time of a network. In float32, 3x3
 convolutions use Winograd's algorithm, which takes less than half of the time.
@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from admg.engine.layers import PreparedLayer, can_be_prepared, keeps_size
-from admg.engine.observers import is_traced
+from admg.engine.observers import is_traced, is_transformed
 
-from . import narrow, reads, winograd
+from . import channels_last, narrow, reads, winograd
 
 
 def prepacked(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -25,7 +25,7 @@ def prepacked(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
     Convolutions are prepacked for float32 and, if `dtype` is bf16, for that too; linear layers for bf16 only. Results
     differ from those of the layer by rounding. They are differentiable in the images, to any order, and not in the
     weights. Prepacked weights take the memory of the weights, and as much again for gradients; small ones in float32
-    (winograd.LARGEST) up to four times as much.
+    (winograd.MAX_CACHED_FILTERS) up to four times as much.
     """
     mkldnn = torch.backends.mkldnn.is_available()
     in_bf16 = dtype == torch.bfloat16 and mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -50,8 +50,8 @@ class PrepackedLayer(PreparedLayer):
     def forward(self, x: Tensor) -> Tensor:
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
         if dtype not in self.dtypes or x.dtype not in (torch.float32, dtype) or is_traced() or not reads(x):
-            return self.layer(x)
-        return self.compute(x.to(dtype)) if self.is_current() else self.layer(x)
+            return self.layer.forward(x)
+        return self.compute(x.to(dtype)) if self.is_current() else self.layer.forward(x)
 
     def compute(self, x: Tensor) -> Tensor:
         """Return the output, computed in the dtype of x."""
@@ -89,7 +89,7 @@ class PrepackedConv(PrepackedLayer):
         if x.ndim == 3:
             return self.compute(x[None])[0]
         if x.ndim != 4 or x.shape[1] != self.fixed_weight.shape[1]:
-            return self.layer(x)  # which raises the usual error
+            return self.layer.forward(x)  # raises the usual error
         there, back = self.layouts[x.dtype]
         if torch.is_grad_enabled() and x.requires_grad:
             return _Convolution.apply(x, there, back, self.fixed_bias)
@@ -106,29 +106,40 @@ class Layouts:
         self.weight, self.dtype, self.turned = weight, dtype, turned
         self.to_few = narrow.pays(weight.transpose(0, 1) if turned else weight)
         self.kept: tuple[Hashable, Tensor] | None = None
-        """What the layout is for, and the layout; in one tuple, as several threads may call it with different sizes."""
+        """Key of the layout, and the layout; in one tuple, since several threads may call it with different sizes."""
 
     def convolve(self, x: Tensor, bias: Tensor | None) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
         if self.dtype == torch.float32 and (m := winograd.tile(self.weight, x)):
             if not winograd.is_kept(self.weight):
                 return winograd.convolve_unpacked(x, self.weight, bias, m, self.turned)
-            transformed = self._arranged(m, lambda: winograd.transformed(self.weight, m, self.turned))
+            transformed = self._arranged(m, lambda: winograd.transform_weight(self.weight, m, self.turned))
             return winograd.convolve(x, transformed, bias)
         if self.dtype == torch.float32 and self.weight[0, 0].numel() == 1 and not winograd.is_small(self.weight):
             weight = self._oriented().flatten(1)  # as fast as oneDNN's convolution, which needs a copy of it
-            return F.linear(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
+            y = channels_last(len(x), len(weight), *x.shape[2:])
+            rows, out = (t.permute(0, 2, 3, 1).flatten(0, 2) for t in (x, y))
+            if bias is None:
+                torch.mm(rows, weight.t(), out=out)
+            else:
+                torch.addmm(bias, rows, weight.t(), out=out)
+            return y
         if self.dtype == torch.float32 and self.to_few:
-            return narrow.convolve(x, self._arranged("few", lambda: narrow.arranged(self._oriented())), bias)
+            return narrow.convolve(x, self._arranged("few", lambda: narrow.reorder_weight(self._oriented())), bias)
         same = [size // 2 for size in self.weight.shape[2:]], [1, 1], [1, 1], 1  # padding, stride, dilation, groups
 
         def ordered() -> Tensor:
             weight = self._oriented().to(self.dtype).contiguous()
             return torch.ops.mkldnn._reorder_convolution_weight(weight, *same, list(x.shape))
 
-        # oneDNN's order of the weights depends on the shape. These are private operators, tried with torch 2.13.
+        # oneDNN's order of the weights depends on the shape. These are private operators, tested with torch 2.13.
         weight = self._arranged(x.shape, ordered)
         return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *same, "none", [], "")
+
+    def by_torch(self, x: Tensor) -> Tensor:
+        """Return convolve(x, None) by an operation that tracing and transforms know."""
+        weight = self._oriented().to(x.dtype)
+        return F.conv2d(x, weight, padding=[size // 2 for size in self.weight.shape[2:]])
 
     def _arranged(self, what: Hashable, make: Callable[[], Tensor]) -> Tensor:
         kept = self.kept
@@ -150,6 +161,8 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:
+        if is_transformed(dy):
+            return ctx.back.by_torch(dy), None, None, None
         return _Convolution.apply(dy, ctx.back, ctx.there, None), None, None, None
 
     @staticmethod

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from admg.engine.layers import PreparedLayer, can_be_prepared, keeps_size
-from admg.engine.observers import is_traced
+from admg.engine.observers import is_traced, is_transformed
 
 from . import reads, winograd
 from .weight_gradient import pays, weight_gradient
@@ -38,11 +38,11 @@ class WinogradConv(PreparedLayer):
         weight, bias = self.layer.weight, self.layer.bias
         differentiated = torch.is_grad_enabled() and weight.requires_grad
         if not differentiated or x.ndim != 4 or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
-            return self.layer(x)
+            return self.layer.forward(x)
         if is_traced() or not reads(x, weight, bias) or not pays(weight, x):
-            return self.layer(x)
+            return self.layer.forward(x)
         if weight.dtype != torch.float32 or (bias is not None and bias.dtype != torch.float32):
-            return self.layer(x)
+            return self.layer.forward(x)
         return _Convolution.apply(x, weight, bias)
 
 
@@ -57,7 +57,7 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         to_x, to_weight, to_bias = ctx.needs_input_grad
-        if torch.is_grad_enabled():  # for second derivatives
+        if torch.is_grad_enabled() or is_transformed(dy):  # for second derivatives and batches of gradients
             return torch.ops.aten.convolution_backward(dy, x, weight, ctx.bias_shape, *SAME, ctx.needs_input_grad)
         dy = dy.contiguous(memory_format=torch.channels_last)
         dx = _convolve(dy, weight, None, turned=True) if to_x else None
@@ -72,5 +72,5 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, turned: bool = Fal
     if m := winograd.tile(weight, x):
         if not winograd.is_kept(weight):
             return winograd.convolve_unpacked(x, weight, bias, m, turned)
-        return winograd.convolve(x, winograd.transformed(weight, m, turned), bias)
+        return winograd.convolve(x, winograd.transform_weight(weight, m, turned), bias)
     return torch.ops.aten.convolution(x, weight.flip(2, 3).transpose(0, 1) if turned else weight, bias, *SAME)

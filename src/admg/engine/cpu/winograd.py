@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from . import available, call, scratch
+from . import available, call, channels_last, scratch
 
 TILES = 1024
 """Number of values that PyTorch processes at a time, so that they stay in the cache."""
-LARGEST = 2**15
+MAX_CACHED_FILTERS = 2**15
 """Number of filters above which transformed weights, which take up to four times the memory, are not kept: transforming
 them at each call costs a tenth of the time for large images or batches, and half of it for a single small image."""
 G = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
@@ -47,13 +47,13 @@ def is_kept(weight: Float[Tensor, "k c 3 3"]) -> bool:
 
 def is_small(weight: Tensor) -> bool:
     """Whether layouts of a weight (K, C, ...) take little memory."""
-    return weight.shape[0] * weight.shape[1] <= LARGEST
+    return weight.shape[0] * weight.shape[1] <= MAX_CACHED_FILTERS
 
 
-def transformed(weight: Float[Tensor, "k c 3 3"], m: int, turned: bool = False) -> Tensor:
+def transform_weight(weight: Float[Tensor, "k c 3 3"], m: int, turned: bool = False) -> Tensor:
     """Return G g Gᵀ for convolve(). With `turned` it is the weight of the gradient with respect to x."""
     if not _is_native(weight):
-        return _transformed(weight.flip(2, 3).transpose(0, 1) if turned else weight)
+        return _transform_weight(weight.flip(2, 3).transpose(0, 1) if turned else weight)
     k, c = weight.shape[:2]
     u = weight.new_empty((m + 2) ** 2, k * c)
     call("winograd_pack", weight.contiguous(), u, k, c, m, turned)
@@ -72,7 +72,7 @@ def convolve(x: Float[Tensor, "n c h w"], weight: Tensor, bias: Float[Tensor, " 
 def convolve_unpacked(
     x: Float[Tensor, "n c h w"], weight: Float[Tensor, "k c 3 3"], bias: Tensor | None, m: int, turned: bool = False
 ) -> Float[Tensor, "n k h w"]:
-    """As convolve(x, transformed(weight, m, turned), bias), transforming the weight as it goes, without storing it."""
+    """Like convolve(x, transformed(weight, m, turned), bias), but transforms the weight on the fly, not storing it."""
     n, _, height, width = x.shape
     c, k = weight.shape[:2] if turned else weight.shape[1::-1]
     return _call(x, None, weight.contiguous(), bias, (n, height, width, c, k, m), turned)
@@ -83,11 +83,11 @@ def _call(
 ) -> Tensor:
     n, height, width, _, k, _ = sizes
     x = x.permute(0, 2, 3, 1).contiguous()
-    y = x.new_empty(n, height, width, k)
+    y = channels_last(n, k, height, width)
     bias = None if bias is None else bias.contiguous()
     work = scratch("winograd", *sizes, u is not None)
     call("winograd_convolve", x, u, weight, bias, y, work, *sizes, turned)
-    return y.permute(0, 3, 1, 2)
+    return y
 
 
 def _is_native(weight: Tensor) -> bool:
@@ -95,7 +95,7 @@ def _is_native(weight: Tensor) -> bool:
     return available() and weight.dtype == torch.float32 and all(c % 32 == 0 for c in weight.shape[:2])
 
 
-def _transformed(weight: Float[Tensor, "k c 3 3"]) -> Float[Tensor, "16 c k"]:
+def _transform_weight(weight: Float[Tensor, "k c 3 3"]) -> Float[Tensor, "16 c k"]:
     """Return G g Gᵀ for m = 2."""
     g = G.to(weight)
     return torch.einsum("ai,bj,kcij->abck", g, g, weight).flatten(0, 1).contiguous()

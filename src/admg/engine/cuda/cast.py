@@ -33,10 +33,10 @@ class CastLayer(PreparedLayer):
         self.half_bias = None if self.fixed_bias is None else self.fixed_bias.to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._compute(x, self.half_bias) if self.takes(x) else self.layer(x)
+        return self._compute(x, self.half_bias) if self.takes(x) else self.layer.forward(x)
 
     def without_bias(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the output without the bias, and the bias (C,) in float32; adding it would be a pass of its own."""
+        """Return the output without the bias, and the bias (C,) in float32; adding it here would need another pass."""
         return (self._compute(x, None), self.fixed_bias) if self.takes(x) else (self.layer(x), None)
 
     def takes(self, x: Tensor) -> bool:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from admg.engine.cpu.folded import Rows, differentiable_gradients
+from admg.engine.cpu.folded import Rows, differentiable_gradients, needs_formula
+from admg.engine.observers import is_transformed
 
 
 @cache
@@ -23,7 +24,7 @@ def kernels() -> Any:
     except ImportError:
         return None
     except Exception as error:  # compilers and drivers raise many kinds
-        warnings.warn(f"Triton does not work here, going on without it: {str(error)[:200]}", stacklevel=2)
+        warnings.warn(f"Triton does not work here, continuing without it: {str(error)[:200]}", stacklevel=2)
         return None
     return triton_norm
 
@@ -52,7 +53,7 @@ class Norm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, offset, *made = ctx.saved_tensors
-        if torch.is_grad_enabled():  # this gradient will itself be differentiated
+        if needs_formula(dy):
             return *differentiable_gradients(ctx, dy, x, weight, bias, offset), None, None, None, None
         return *kernels().gradients(dy, x, *made, ctx.groups, ctx.silu), None, None, None, None
 
@@ -78,4 +79,6 @@ class Join(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, ...]:
         parts = dy[:, : ctx.channels], dy[:, ctx.channels :]
+        if is_transformed(dy):
+            return parts
         return tuple(part.contiguous(memory_format=torch.channels_last) for part in parts)

@@ -15,10 +15,10 @@ Backward = Callable[[Sequence[Tensor]], dict[str, Tensor]]
 
 
 class GraphedBackward:
-    """backward(drawn), which gives gradients to weights that have none yet; replayed from its third call on.
+    """backward(drawn), which adds gradients to weights without gradients; replayed from the third call on.
 
-    Batches of another shape than the captured one run as usual, and so do all if the task does what cannot be captured,
-    such as waiting for the GPU.
+    Batches whose shape differs from the captured one run as usual. All batches do if the task cannot be captured, for
+    example because it waits for the GPU.
     """
 
     def __init__(self, backward: Backward, network: nn.Module):

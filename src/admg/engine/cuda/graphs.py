@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from admg.engine.observers import is_transformed
+
 Call = Callable[..., Tensor]
 CAPTURING = threading.Lock()
 """Held during a capture: a process can capture one graph at a time."""
@@ -69,7 +71,7 @@ class GraphedCalls:
             return (value.shape, value.dtype, value.stride()) if isinstance(value, Tensor) else value
 
         given = tuple(map(key, args)), tuple((name, key(value)) for name, value in kwargs.items())
-        weights = tuple((id(p), p._version) for p in self.network.parameters())
+        weights = tuple((id(p), p._version, p.data_ptr()) for p in self.network.parameters())
         around = _autocast(), torch.cuda.current_stream().cuda_stream
         return given, weights, around, torch.is_grad_enabled() and args[0].requires_grad
 
@@ -113,7 +115,7 @@ class Graph:
             self.output = self.output.detach()
 
     def call(self, *inputs: Tensor) -> Tensor:
-        """Call the function without the graph, with these in the place of the leading ones of self.inputs."""
+        """Call the function without the graph, with these inputs instead of the leading ones of self.inputs."""
         given = dict(zip(map(id, self.inputs), inputs))
         args = [given.get(id(value), value) for value in self.args]
         kwargs = {name: given.get(id(value), value) for name, value in self.kwargs.items()}
@@ -153,13 +155,13 @@ class _Replay(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
         graph, again = ctx.graph, torch.is_grad_enabled()
         with graph.lock:
-            if graph.latest is ctx.token and not again:
+            if graph.latest is ctx.token and not again and not is_transformed(dy):
                 graph.latest = None
                 graph.dy.copy_(dy)
                 graph.backward.replay()
                 return graph.dx.clone(), None, None
         x, *others = ctx.saved_tensors
         with torch.enable_grad():
-            x = x.view_as(x) if again else x.detach().requires_grad_()
+            x = x.view_as(x)
             (dx,) = torch.autograd.grad(graph.call(x, *others), x, dy, create_graph=again)
         return dx, None, None

@@ -1,8 +1,8 @@
 """Infer the settings of a diffusion model that its state dict does not determine, from real images.
 
-Heads and order of the attention, noise schedule, number of steps, rescaled timesteps and what is predicted: a
-checkpoint loads with any of them, and with a wrong one it generates noisy images without an error. Each candidate
-denoises real images at the same noise levels, and the right one has the smallest error.
+The settings are the attention heads and their order, the noise schedule, the number of steps, rescaled timesteps and
+the predicted quantity. A checkpoint loads with any of them, but wrong ones give noisy images without an error. Each
+candidate denoises real images at the same noise levels, and the right one has the smallest error.
 """
 
 from .candidates import Attention, Candidate, attentions, processes

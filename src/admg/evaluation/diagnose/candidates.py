@@ -1,4 +1,4 @@
-"""The candidates: settings of the attention and diffusion processes, without those that are equivalent to others."""
+"""The candidates: attention settings and diffusion processes, without duplicates that are equivalent."""
 
 from __future__ import annotations
 
@@ -78,45 +78,45 @@ def heads_by_block(network: UNet, attention: Attention) -> tuple[int, ...]:
 
 
 def attentions(network: UNet) -> list[Attention]:
-    """Return the settings that the network's widths allow, its own first.
+    """Return the settings that the network's widths allow, with its own first.
 
     With one head in each block both orders are the same.
     """
     own = Attention.of(network.config)
     by_channels = [Attention(own.num_heads, channels, new) for channels in HEAD_CHANNELS for new in (False, True)]
     by_count = [Attention(count, 0, new) for count in NUM_HEADS for new in (False, True)]
-    found: dict[tuple[tuple[int, ...], bool], Attention] = {}
+    splits: dict[tuple[tuple[int, ...], bool], Attention] = {}
     for attention in [own, *by_channels, *by_count]:
         try:
             heads = heads_by_block(network, attention)
         except ValueError:
             continue
-        found.setdefault((heads, attention.new_order and max(heads, default=1) > 1), attention)
-    return list(found.values())
+        splits.setdefault((heads, attention.new_order and max(heads, default=1) > 1), attention)
+    return list(splits.values())
 
 
 def processes(own: DiffusionConfig, levels: Sequence[float] = LEVELS) -> list[tuple[DiffusionConfig, ...]]:
     """Return groups of processes that look the same to a network; `own` comes first in the first group."""
-    found: list[tuple[DiffusionConfig, ...]] = []
+    groups: list[tuple[DiffusionConfig, ...]] = []
     every = itertools.product((False, True), STEPS, get_args(ScheduleName))
     tried = [
         dataclasses.replace(own, noise_schedule=schedule, diffusion_steps=steps, rescale_timesteps=rescaled)
         for rescaled, steps, schedule in every
-        if not (rescaled and steps == 1000)  # 1000 rescaled steps are the same as not rescaled
+        if not (rescaled and steps == 1000)  # rescaling has no effect for 1000 steps
     ]
     for process in dict.fromkeys([own, *tried]):
         found_timesteps = timesteps(process, levels)
-        for i, group in enumerate(found):
+        for i, group in enumerate(groups):
             if (timesteps(group[0], levels) - found_timesteps).abs().max() <= SAME_TIMESTEP:
-                found[i] = (*group, process)
+                groups[i] = (*group, process)
                 break
         else:
-            found.append((process,))
-    return found
+            groups.append((process,))
+    return groups
 
 
 @contextmanager
-def restored(network: UNet) -> Iterator[None]:
+def restoring_attention(network: UNet) -> Iterator[None]:
     """Context manager that restores the settings of the attention blocks."""
     before = [(block, block.heads, block.new_order) for block, _ in blocks(network)]
     try:

@@ -32,7 +32,7 @@ SAMPLED = 100
 
 @dataclass(frozen=True, repr=False)
 class CheckpointDiagnosis:
-    """The settings of a checkpoint, inferred from images; `print` shows a table, the verdict and what to do.
+    """The settings of a checkpoint, inferred from images; `print` shows a table, the verdict and advice.
 
     diagnosis: the result of the search
     checkpoint: name of the checkpoint
@@ -100,12 +100,12 @@ def diagnose_checkpoint(
     flags: flags of guided-diffusion's scripts, to check
     image_size: side of the images in pixels; by default that of the flags, of the images, or of the weights
     num: number of images, spread evenly over all
-    fit: how images smaller than the model's are fitted: "resize" enlarges them, "pad" adds a border
+    fit: fitting of images smaller than the model's: "resize" enlarges them, "pad" adds a border
     split: "train" or "test", of data that have both
     value_range: values of black and white; by default as in training, if that is known, or as `admg.data.open` finds
         them
     unconditional: if True, the network is not conditioned on the labels of the images
-    exhaustive: whether to try all combinations first, which takes several times as long
+    exhaustive: whether to try all combinations first, which is several times slower
     seed: seed of the noise
     device: "auto", "cpu", "cuda" or a device
     progress: True for a bar, False for none, or a function that is called with a `Progress`
@@ -120,8 +120,8 @@ def diagnose_checkpoint(
     if size is None and flags is None and file:
         size = size_of_images(images, fit, model, value_range)
     model = resized(model, size, flags).to(choose_device(device))
-    found, note = open_images(images, model, num, fit, split, unconditional, value_range)
-    x0, y = found.batch(slice(None))
+    real_images, note = open_images(images, model, num, fit, split, unconditional, value_range)
+    x0, y = real_images.batch(slice(None))
     board: Board | None = None
     with track("diagnosing", 0, "pass", progress) as update:
         for board in search(model, x0, y, seed=seed, exhaustive=exhaustive):
@@ -161,12 +161,12 @@ def load(checkpoint: str, flags: str | None) -> Model:
 def size_of_images(
     path: Path | str, fit: str | None, model: Model, value_range: ValueRange | None = None
 ) -> int | None:
-    """Return the side of the images if all are squares smaller than the shapes of the weights suggest, else None.
+    """Return the side of the images if all are square and smaller than the weights suggest, else None.
 
     With a border (fit: pad) it is the next size that the levels of the network divide.
     """
     config = cast(UNetConfig, model.network.config)
-    options = {"value_range": value_range, **TrainedReading.of(model).options}
+    options = {"value_range": value_range, **TrainedReading.from_model(model).options}
     dataset = open_dataset(path, 1, labels="none", **options)
     sides = {side for image in dataset.images[:SAMPLED] for side in header(image)}
     if len(sides) != 1 or (side := sides.pop()) >= config.image_size:
@@ -181,7 +181,7 @@ def resized(model: Model, size: int | None, flags: str | None) -> Model:
     if size is None or size == config.image_size:
         return model
     if flags is not None:
-        raise ValueError(f"the flags have image size {config.image_size} and --image-size is {size}: leave one out")
+        raise ValueError(f"image_size contradicts the flags: got {size} and {config.image_size}")
     changed = dataclasses.replace(config, image_size=size, attention_resolutions=resolutions(config, size))
     model.network.config = changed  # type: ignore[assignment]
     return dataclasses.replace(model, shape=(config.image_channels, size, size))
@@ -204,7 +204,7 @@ def open_images(
     def opened(labels: bool) -> RealImages:
         found = open_real_images(
             path, model.shape, model.labels if labels else None, num=num, fit=fit, split=split,
-            value_range=value_range, trained=TrainedReading.of(model),
+            value_range=value_range, trained=TrainedReading.from_model(model),
         )  # fmt: skip
         if found.labels is None:
             model.check_unconditional()

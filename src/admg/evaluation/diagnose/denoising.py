@@ -24,7 +24,7 @@ from admg.diffusion.noise import SeededNoise
 LEVELS = (14.0, 7.0, 2.0, -3.0, -14.0)
 """Signal-to-noise ratios in dB, for images in [-1, 1] and noise of unit variance."""
 
-WORST = 1e6
+MAX_ERROR = 1e6
 """Upper limit of errors; also used for errors that are NaN."""
 
 
@@ -61,17 +61,17 @@ class Probe:
         return {name: value for name, value in given.items() if value is not None}
 
 
-def noised(model: Model, x0: Images, y: Tensor | None, levels: Sequence[float], seed: int) -> Probe:
+def make_probe(model: Model, x0: Images, y: Tensor | None, levels: Sequence[float], seed: int) -> Probe:
     """Add noise to images at these levels.
 
     Raises ValueError if there are no images or levels, if the images do not fit the model, or if they have no contrast.
     """
     if x0.ndim != 4 or len(x0) == 0 or tuple(x0.shape[1:]) != model.shape:
         raise ValueError(
-            f"images have shape {tuple(x0.shape)}: expected (N, {', '.join(map(str, model.shape))}) with N > 0"
+            f"images must have shape (N, {', '.join(map(str, model.shape))}) with N > 0, got {tuple(x0.shape)}"
         )
     if not levels:
-        raise ValueError("no noise levels")
+        raise ValueError("at least one noise level is needed")
     spread = float(x0.double().var(correction=0))
     if spread < 1e-4:
         raise ValueError("the images have no contrast: real images are needed to measure how well they are denoised")
@@ -111,11 +111,10 @@ def outputs(model: Model, process: DiffusionConfig, probe: Probe) -> Tensor:
 
 
 def relative_errors(output: Tensor, predict: Predict, probe: Probe) -> Float[Tensor, "n l"]:
-    """Return the squared error of x_0, divided by that of the best guess from mean and variance of the pixels alone.
+    """Return the squared error of x_0, divided by that of the best guess from only the mean and variance of the pixels.
 
     The error of that guess is spread / (1 + SNR spread). A value of 1 means that the network knows nothing about the
-    images, and 0 that it knows them exactly. x_0 is not clipped, so that the ratio is the same for errors of x_0, eps
-    and v.
+    images, and 0 that it knows them exactly. x_0 is not clipped, which makes the ratio the same for x_0, eps and v.
     """
     output = output[:, :, : probe.x0.shape[1]]
     sqrt_alpha_bar, sqrt_noise = _column(probe.alpha_bar.sqrt()), _column((1 - probe.alpha_bar).sqrt())
@@ -129,7 +128,7 @@ def relative_errors(output: Tensor, predict: Predict, probe: Probe) -> Float[Ten
     errors = (x0 - probe.x0).square().flatten(2).mean(2).T.double().cpu()
     snr = probe.alpha_bar / (1 - probe.alpha_bar)
     relative = errors * (1 + snr * probe.spread) / probe.spread
-    return relative.nan_to_num(WORST, posinf=WORST).clamp(1e-12, WORST)
+    return relative.nan_to_num(MAX_ERROR, posinf=MAX_ERROR).clamp(1e-12, MAX_ERROR)
 
 
 def variance_bits(output: Tensor, process: DiffusionConfig, probe: Probe) -> float:

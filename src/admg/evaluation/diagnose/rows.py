@@ -2,8 +2,8 @@
 
 Training never changes the bias of the keys, on which softmax does not depend, and scales the three kinds of rows
 differently. Under the right order, rows of the same kind are therefore alike. This needs no images, and is stronger
-evidence than the denoising error where the attention has little effect. It does not show the number of heads of the
-new order, in which each kind is a third of the rows whatever the heads.
+evidence than the denoising error where the attention has little effect. It does not determine the number of heads of
+the new order, in which each kind is a third of the rows for any number of heads.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from admg.models import UNet
 
 from .candidates import Attention, blocks, heads_by_block
 
-FREEDOM = 10
+PARAMETERS_PER_BLOCK = 10
 """Fitted parameters per block: means and variances by kind, minus those of all rows."""
 
 
@@ -45,4 +45,4 @@ def rows_by_kind(rows: int, heads: int, new_order: bool) -> Tensor:
 
 def decisive(network: UNet) -> float:
     """Return the significant difference in nats: three standard deviations under the hypothesis of equal rows."""
-    return max(20.0, 3 * math.sqrt(FREEDOM * len(blocks(network))))
+    return max(20.0, 3 * math.sqrt(PARAMETERS_PER_BLOCK * len(blocks(network))))

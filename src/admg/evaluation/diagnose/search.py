@@ -1,6 +1,6 @@
 """The search for the best candidate: alternately the best process and the best attention, until neither changes.
 
-Candidates race: all are tried on a few images, and only those that are not beaten yet are tried on more.
+Candidates race: all are tried on a few images, and only those that are still undefeated are tried on more.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from admg.diffusion.config import DiffusionConfig
 from admg.diffusion.gaussian import Images, Variance
 from admg.models import UNet, UNetConfig
 
-from .candidates import PREDICTIONS, Attention, Candidate, attentions, processes, restored, use
-from .denoising import LEVELS, Probe, noised, outputs, relative_errors, variance_bits
+from .candidates import PREDICTIONS, Attention, Candidate, attentions, processes, restoring_attention, use
+from .denoising import LEVELS, Probe, make_probe, outputs, relative_errors, variance_bits
 from .rows import decisive, log_likelihood
 
 FIRST_IMAGES = 4
-FAR = 0.5
-"""A mean difference of log errors that is decisive whatever its spread: a factor of 1.65."""
-LEAST = 0.0005
+DECISIVE_DIFFERENCE = 0.5
+"""A mean difference of log errors that is decisive for any spread: a factor of 1.65."""
+MIN_DIFFERENCE = 0.0005
 """A mean difference of log errors that is never decisive."""
-KNOWS_NOTHING = 0.75
+MAX_BEST_ERROR = 0.75
 """If the error of the best candidate is above this, no candidate fits."""
 
 Verdict = Literal["clear", "tied", "none"]
@@ -40,7 +40,7 @@ Run = tuple[DiffusionConfig, Attention]
 
 @dataclass(frozen=True)
 class Trial:
-    """How well one candidate denoises.
+    """The denoising result of one candidate.
 
     candidate: the candidate
     error: relative error, 1 for no knowledge (see denoising.relative_errors); geometric mean over images and levels
@@ -141,10 +141,10 @@ class Board:
     def beaten(self, a: Candidate, by: Candidate) -> bool:
         """Whether the error of a is significantly larger."""
         difference, mean = self.difference(a, by)
-        if mean > FAR or len(difference) < FIRST_IMAGES:
-            return mean > 0.2 * FAR
+        if mean > DECISIVE_DIFFERENCE or len(difference) < FIRST_IMAGES:
+            return mean > 0.2 * DECISIVE_DIFFERENCE
         spread = float(difference.std()) / math.sqrt(len(difference))
-        return mean > max(LEAST, (4 if len(difference) >= 2 * FIRST_IMAGES else 6) * spread)
+        return mean > max(MIN_DIFFERENCE, (4 if len(difference) >= 2 * FIRST_IMAGES else 6) * spread)
 
     def contenders(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Return the candidates that the best does not beat and the rows of qkv do not contradict, the best first."""
@@ -189,13 +189,13 @@ def search(
     exhaustive: whether to begin with all combinations of process and attention, on a few images
     """
     network = _network(model)
-    own, probe = _own(model), noised(model, x0, y, levels, seed)
+    own, probe = _own(model), make_probe(model, x0, y, levels, seed)
     groups, settings = processes(own.process, levels), attentions(network)
     board = Board(model, probe, groups, len(groups) + len(settings) - 1)
     board.rows = {attention: log_likelihood(network, attention) for attention in settings}
     firsts = [group[0] for group in groups]
     attention = board.likely([Candidate(own.process, a) for a in settings])[0].attention
-    with restored(network):
+    with restoring_attention(network):
         if exhaustive:
             runs = list(itertools.product(firsts, settings))
             board.planned += len(runs)
@@ -215,7 +215,7 @@ def search(
 
 
 def race(board: Board, runs: Sequence[Run], as_in: Candidate | None = None) -> Iterator[Board]:
-    """Set board.best to the best candidate of the runs. as_in: only candidates that predict what this one does"""
+    """Set board.best to the best candidate of the runs. as_in: only candidates with the prediction of this one"""
     alive, count, total = list(runs), FIRST_IMAGES, len(board.probe.x0)
     while True:
         count = min(count, total)
@@ -242,7 +242,7 @@ def conclude(board: Board) -> Diagnosis:
     rivals = tuple(_trial(board, c, best) for c in unbeaten if c in likely)
     others = sorted((_trial(board, c, best) for c in board.scores if c != best), key=lambda trial: trial.ratio)
     first = _trial(board, best, best)
-    verdict: Verdict = "none" if first.error > KNOWS_NOTHING else "tied" if rivals else "clear"
+    verdict: Verdict = "none" if first.error > MAX_BEST_ERROR else "tied" if rivals else "clear"
     group = next(group for group in board.groups if _same_but_predict(group[0], best.process))
     return Diagnosis(
         trials=(first, *others),
@@ -263,7 +263,7 @@ def _variance(board: Board, best: Candidate) -> dict[str, float]:
         return {}
     probe = board.probe.images(slice(0, FIRST_IMAGES))
     network = _network(board.model)
-    with restored(network):
+    with restoring_attention(network):
         use(network, best.attention)
         output = outputs(board.model, best.process, probe)
     kinds = get_args(Variance)

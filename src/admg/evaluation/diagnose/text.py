@@ -1,4 +1,4 @@
-"""The result of a diagnosis in words: a table of candidates, the verdict, and what to do."""
+"""The result of a diagnosis as text: a table of candidates, the verdict, and advice."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from admg.diffusion.config import DiffusionConfig
 from .candidates import Candidate
 from .search import Diagnosis, Trial
 
-SHOWN = 10
+MAX_TRIALS = 10
 
 
-def described(candidate: Candidate) -> tuple[str, str, str, str]:
+def candidate_columns(candidate: Candidate) -> tuple[str, str, str, str]:
     """Return process, prediction, heads and order."""
     process, attention = candidate.process, candidate.attention
     heads = f"heads of {attention.head_channels}" if attention.head_channels else f"{attention.num_heads} heads"
@@ -31,7 +31,7 @@ def process_name(process: DiffusionConfig) -> str:
 
 def joined(candidate: Candidate) -> str:
     """Return `linear 1000, eps, heads of 64, old`."""
-    return ", ".join(described(candidate))
+    return ", ".join(candidate_columns(candidate))
 
 
 def table(diagnosis: Diagnosis) -> str:
@@ -41,10 +41,10 @@ def table(diagnosis: Diagnosis) -> str:
         f"{'ratio':>8} {'error':>9}  {'process':22} {'predicts':8}  {'attention':16} {'order':5} {'rows':>6} {levels}"
     )
     lines = ["", head]
-    shown = [*diagnosis.trials[:SHOWN]]
+    shown = [*diagnosis.trials[:MAX_TRIALS]]
     shown += [diagnosis.stated] if diagnosis.stated not in shown else []
     for trial in shown:
-        process, predict, heads, order = described(trial.candidate)
+        process, predict, heads, order = candidate_columns(trial.candidate)
         by_level = "".join(f"{error:9.3f}" for error in trial.by_level)
         errors = f"{trial.ratio:8.3f} {trial.error:9.4f}"
         lines.append(f"{errors}  {process:22} {predict:8}  {heads:16} {order:5} {0 - trial.rows:6.0f} {by_level}")
@@ -54,7 +54,7 @@ def table(diagnosis: Diagnosis) -> str:
 
 
 def verdict(diagnosis: Diagnosis, images: int, given: str) -> str:
-    """Return the verdict. given: where the model's own settings come from: "flags", "checkpoint", or "" for a guess"""
+    """Return the verdict. given: source of the model's own settings: "flags", "checkpoint", or "" for a guess"""
     best = diagnosis.best
     if diagnosis.verdict == "none":
         size = "" if given == "flags" else ", is --image-size right"
@@ -81,7 +81,7 @@ def verdict(diagnosis: Diagnosis, images: int, given: str) -> str:
 
 
 def margin(diagnosis: Diagnosis) -> str:
-    """Return by how much the best is ahead of other processes and predictions, and of other attentions."""
+    """Return the margin of the best over other processes and predictions, and over other attention settings."""
     best = diagnosis.best.candidate
     others = [t for t in diagnosis.trials[1:] if t.candidate.process != best.process]
     attention = [t for t in diagnosis.trials[1:] if t.candidate.process == best.process]
@@ -104,7 +104,11 @@ def stated(diagnosis: Diagnosis, given: str) -> list[str]:
     what = "The flags" if given == "flags" else "The settings of the checkpoint"
     if diagnosis.as_stated:
         return [f"{what} are right." if diagnosis.verdict == "clear" else f"{what} are among them."]
-    pairs = zip(described(diagnosis.stated.candidate), described(diagnosis.best.candidate), ("", "", "", " order"))
+    pairs = zip(
+        candidate_columns(diagnosis.stated.candidate),
+        candidate_columns(diagnosis.best.candidate),
+        ("", "", "", " order"),
+    )
     wrong = [f"{said}{noun}, but {found} fits" for said, found, noun in pairs if said != found]
     return [f"{what} are wrong: {'; '.join(wrong)}. Their error is {times(diagnosis.stated)}."]
 

@@ -29,7 +29,7 @@ def load(
     if isinstance(network, nn.Module):
         return custom.from_module(network)
     if weights is not None and network != "inception":
-        raise ValueError(f"weights is a file for inception, not for {network}")
+        raise ValueError(f"weights applies only to inception, not to {network}")
     if network == "inception":
         try:
             return inception.load(weights, offline)

@@ -18,7 +18,6 @@ from admg.generation.modes import evaluation_mode
 from admg.userfile import errors_of
 
 Pixels = UInt8[Tensor, "n c h w"]  # C = 3, unless the network takes any channels
-ImagesAsFloat = Float[Tensor, "n 3 h2 w2"]
 
 
 @dataclass(frozen=True)
@@ -46,13 +45,13 @@ class Activations:
 class FeatureNetwork:
     """A network that computes the features that metrics compare.
 
-    name: shown with each metric; the Fréchet distance is called FID for "Inception" and FD-<name> for any other
+    name: name in tables; the Fréchet distance is called FID for "Inception" and FD-<name> for any other
     module: maps the output of `prepare` to features (N, D), or to a pair of these and the maps of sFID (N, C, H, W)
     prepare: maps uint8 images (N, 3, H, W) to the input of the module
     identity: checksum of weights, architecture and preprocessing; equal identities have equal features
     probabilities: maps features (N, D) to p(y | x) (N, K) for the Inception Score; None if there are no classes
-    any_channels: whether images of other than one or three channels are passed on as they are
-    spec: `path/to/file.py:name` of a user's network, which errors of its code name
+    any_channels: whether images with other than one or three channels are passed on unchanged
+    spec: `path/to/file.py:name` of a user's network, for error messages
     """
 
     name: str
@@ -104,7 +103,7 @@ class FeatureNetwork:
         features, maps = output if isinstance(output, tuple) else (output, None)
         if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(images):
             got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-            raise ValueError(f"network {self.name} returned {got} for {len(images)} images: expected features (N, D)")
+            raise ValueError(f"network {self.name} must return features (N, D), got {got} for {len(images)} images")
         if not torch.isfinite(features).all():
             raise ValueError(f"network {self.name} returned features that are not finite")
         spatial = None if maps is None else maps.permute(0, 2, 3, 1).flatten(1)  # NHWC, as in stored statistics
@@ -112,13 +111,13 @@ class FeatureNetwork:
 
 
 def check_channels(network: Any, channels: int, what: str) -> None:
-    """Raise ValueError if a feature network, or its name, does not take images with this number of channels."""
+    """Raise ValueError if a feature network, or its name, does not support images with this number of channels."""
     own = isinstance(network, nn.Module) or (isinstance(network, str) and ".py:" in network)
     if channels not in (1, 3) and not own and not getattr(network, "any_channels", False):
         name = network if isinstance(network, str) else network.name
         raise ValueError(
-            f"{what} have {channels} channels, and the feature network {name} takes grey and colour images: give a "
-            f"network of your own for them, file.py:name or a torch.nn.Module"
+            f"{what} have {channels} channels, but the feature network {name} supports only grey and colour images: "
+            f"pass a network of your own, file.py:name or a torch.nn.Module"
         )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from admg.generation.describe import identity_of
+from admg.generation.identity import identity_of
 from admg.userfile import errors_of, load_object
 
 from .base import FeatureNetwork, fingerprint
@@ -21,16 +21,16 @@ def from_module(module: nn.Module, name: str = "", source: str = "", spec: str =
     If the module has a method `prepare`, it maps the uint8 images (N, C, H, W) to the input of the module instead.
 
     name: shown with the metrics; by default the name of the class
-    source: anything else that determines the features; it becomes part of the identity, as the weights, the source of
-        the module's class and its attributes do
-    spec: the user's file that the module is from, `path/to/file.py:name`, which errors of its code name
+    source: anything else that determines the features; it becomes part of the identity, in addition to the weights,
+        the source of the module's class and its attributes
+    spec: the user's file with the module, `path/to/file.py:name`, for error messages
     Raises ValueError if it is not a module.
     """
     if not isinstance(module, nn.Module):
-        raise ValueError(f"a feature network must be a torch.nn.Module, not {type(module).__name__}")
+        raise ValueError(f"a feature network must be a torch.nn.Module, got {type(module).__name__}")
     prepare = getattr(module, "prepare", None) or to_unit_range
     name = name or type(module).__name__
-    if name.lower().startswith("inception"):  # the names FID and IS are for the published network only
+    if name.lower().startswith("inception"):  # the names FID and IS are reserved for the published network
         name = f"own-{name}"
     identity = fingerprint(module, name, source, identity_of(module))
     return FeatureNetwork(name, module, prepare, identity, any_channels=True, spec=spec)
@@ -46,8 +46,8 @@ def from_file(spec: str) -> tuple[Any, str]:
 
     Raises ValueError if there is no such file or name, or if the file fails.
     """
-    found, digest = load_object(spec)
-    if isinstance(found, nn.Module) or not callable(found):
-        return found, digest
+    loaded, digest = load_object(spec)
+    if isinstance(loaded, nn.Module) or not callable(loaded):
+        return loaded, digest
     with errors_of(spec):
-        return found(), digest
+        return loaded(), digest

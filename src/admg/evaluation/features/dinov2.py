@@ -35,7 +35,7 @@ def load(name: str, offline: bool = False) -> FeatureNetwork:
 
 
 def _from_hub(name: str, offline: bool) -> nn.Module:
-    """Load from the folder of the hub if it is there, without asking a server."""
+    """Load from the folder of the hub if it is there, without contacting a server."""
     folder = Path(torch.hub.get_dir()) / f"{REPO.replace('/', '_')}_main"
     there = (folder / "hubconf.py").is_file()
     if offline and not there:

@@ -37,9 +37,9 @@ class Extraction:
 
     source: the images
     network: the network that computes the features
-    cache: folder of the features; None keeps none, which is possible with one process only
+    cache: folder of the features; None for no cache, which is possible only with one process
     batch_size: number of images per batch
-    rank, processes: number of this process, and of all
+    rank, processes: index of this process, and number of processes
     """
 
     source: Source
@@ -56,7 +56,7 @@ class Extraction:
         if not 0 <= self.rank < self.processes:
             raise ValueError(f"rank must be from 0 to {self.processes - 1}, got {self.rank}")
         if self.processes > 1 and self.cache is None:
-            raise ValueError("several processes share features through the cache: it cannot be off")
+            raise ValueError("cache is required with several processes, which share features through it")
         if self.source.images is None:
             raise ValueError(f"{self.source.name} holds statistics and no images")
 
@@ -118,7 +118,7 @@ class Extraction:
         return self.cache / name[:2] / f"{name[2:34]}.npz"
 
     def _kept(self, block: int, path: Path) -> Activations | None:
-        """Return a block of the cache, or None if it is absent, damaged, or not that of these images."""
+        """Return a block of the cache, or None if it is absent, damaged, or of other images."""
         found = read(path)
         return found if found is not None and len(found) == len(self.source.numbers[self.span(block)]) else None
 
@@ -137,8 +137,8 @@ class Extractor:
     network: the network that computes the features
     cache: folder of the features, or None
     batch_size: number of images per batch
-    processes: the place of this process among those that share the work
-    show: how progress is shown
+    processes: rank of this process and number of processes that share the work
+    show: display of progress
     """
 
     network: FeatureNetwork
@@ -148,7 +148,7 @@ class Extractor:
     show: Show = False
 
     def __call__(self, source: Source, name: str) -> Activations | None:
-        """Return the features of a source, in process 0 alone. name: what the progress bar calls the source"""
+        """Return the features of a source, only in process 0. name: name of the source in the progress bar"""
         rank, count = self.processes.rank, self.processes.count
         job = Extraction(source, self.network, self.cache, self.batch_size, rank, count)
         done = 0
@@ -167,7 +167,7 @@ def cache_path(cache: Path | str | bool) -> Path | None:
 
 
 def extract(source: Source, network: FeatureNetwork, cache: Path | None = None, batch_size: int = 50) -> Activations:
-    """Return all features of a source, computed by this process alone."""
+    """Return all features of a source, computed only by this process."""
     extraction = Extraction(source, network, cache, batch_size)
     for _ in extraction.compute():
         pass
@@ -177,11 +177,11 @@ def extract(source: Source, network: FeatureNetwork, cache: Path | None = None, 
 def read(path: Path) -> Activations | None:
     """Return a block of the cache, or None if it is absent, damaged, or not written here under this name."""
     try:
-        _, found = read_arrays(path, ("features", "spatial", "name"))
+        _, arrays = read_arrays(path, ("features", "spatial", "name"))
     except (OSError, ValueError):
         return None
-    features, spatial = found.get("features"), found.get("spatial")
-    named = "name" in found and str(found["name"]) == path.stem
+    features, spatial = arrays.get("features"), arrays.get("spatial")
+    named = "name" in arrays and str(arrays["name"]) == path.stem
     if not named or features is None:
         return None
     parts = [features] if spatial is None else [features, spatial]

@@ -108,7 +108,7 @@ class MixedC(nn.Module, Chain):
         return self.branches(x)[0]
 
     def branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the output of the block, and that of its first branch alone."""
+        """Return the output of the block, and that of its first branch."""
         first = self.branch1x1(x)
         seven, double = self.chain(x, "branch7x7", 1, 2, 3), self.chain(x, "branch7x7dbl", 1, 2, 3, 4, 5)
         return torch.cat([first, seven, double, self.branch_pool(mean_pool(x))], 1), first
@@ -227,7 +227,7 @@ def load(path: Path | str | None = None, offline: bool = False) -> FeatureNetwor
 
     path: weight file; by default the one in the cache folder, which is downloaded at first use
     offline: whether downloads are forbidden
-    Raises DownloadError (an OSError) if the file cannot be downloaded or has another checksum, and ValueError if it
+    Raises DownloadError (an OSError) if the file cannot be downloaded or its checksum is wrong, and ValueError if it
     does not have these layers.
     """
     if path is None:
@@ -261,7 +261,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         state: dict[str, Tensor] = pickles.load(path)
         pairs = state.items() if isinstance(state, dict) else [(None, None)]
         if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in pairs):
-            raise CheckpointError("it holds no names with tensors")
+            raise CheckpointError("it does not hold a state dict")
         weights = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
         for name, value in weights.items():
             check_stored(name, value, path.stat().st_size)

@@ -1,4 +1,4 @@
-"""What a metric is: a function of the features of samples and reference, with its name and what it needs."""
+"""`Metric`: a function of the features of samples and reference, with its name and requirements."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from admg.evaluation.features.base import Activations, FeatureNetwork
-from admg.generation.describe import identity_of
+from admg.generation.identity import identity_of
 from admg.userfile import errors_of
 
 from .intervals import Estimate
@@ -51,7 +51,7 @@ class Inputs:
     samples, reference: features of the images that are compared
     network: the network that computed the features
     interval: whether to compute 95 % confidence intervals
-    seed: seed of the random groups that the intervals are computed from
+    seed: seed of the random groups used for the intervals
     correct: the numbers of samples that a classifier assigns to their label, and of all labelled samples
     label_classifier: name of that classifier
     """
@@ -79,14 +79,14 @@ class Metric:
 
     name: its name in options and in reports
     compute: the function that computes it
-    title: the name in tables, which says which features it is of; by default the capitalised name
-    note: a remark that belongs to the value
-    needs: what is needed of the network, or "labels"
+    title: display name; by default the capitalised name
+    note: a remark about the value
+    needs: requirement on the network, or "labels"
     compares: whether it compares with a reference
     lower_is_better: whether smaller values are better
     by_default: whether it is computed if no metrics are chosen
     stored: whether stored statistics are enough to compute it
-    identity: checksum of a user's function; values of one with another identity are not kept
+    identity: checksum of a user's function; cached values of another identity are discarded
     """
 
     name: str
@@ -104,7 +104,7 @@ class Metric:
     def of(cls, function: Callable[[Features, Features], Estimate | float], spec: str = "") -> Metric:
         """Make a metric from a function of the features (N, D) of samples and (M, D) of the reference.
 
-        spec: the user's file that the function is from, `path/to/file.py:name`, which errors of its code name
+        spec: the user's file with the function, `path/to/file.py:name`, for error messages
         """
 
         def compute(inputs: Inputs) -> Estimate:

@@ -16,7 +16,7 @@ from .base import Inputs, Metric, Needs
 from .intervals import GROUPS, Estimate, draw_groups, jackknife
 from .statistics import Features, Gaussian, Moments, check_features, check_same_dim
 
-LEAST = 5000  # smallest number of samples that FID is extrapolated from
+MIN_SAMPLES = 5000  # smallest number of samples that FID is extrapolated from
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
@@ -33,7 +33,7 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
 
 
 class Target:
-    """A Gaussian that many are compared with; the root of its covariance is computed once."""
+    """A Gaussian for repeated comparisons; the root of its covariance is computed once."""
 
     def __init__(self, gaussian: Gaussian):
         check_gaussian(gaussian)
@@ -78,8 +78,8 @@ def frechet_infinite(parts: Sequence[Moments], reference: Gaussian, error: float
 
     It is the line through FID as a function of 1/n, at 1/n = 0. FID with n = N/b samples is the mean over b disjoint
     blocks, where b is 2 or a divisor of the number of groups with n >= 5,000; unlike random subsets, disjoint blocks
-    together hold each image once, so that the choice of images does not add noise. The line is a good fit if n is well
-    above D. The bias of a small reference remains.
+    contain each image exactly once: the choice of images adds no noise. The line is a good fit if n is well above D.
+    The bias of a small reference remains.
 
     error: standard error of FID with N samples, from `frechet_estimate`, which is also the error here up to O(1/N)
     Raises ValueError if the number of groups is odd, there are fewer than 4 samples, or the dimensions differ.
@@ -87,11 +87,11 @@ def frechet_infinite(parts: Sequence[Moments], reference: Gaussian, error: float
     target, count = Target(reference), sum(part.count for part in parts)
     if len(parts) % 2 or count < 4:
         raise ValueError(
-            f"{count} samples in {len(parts)} groups: extrapolating FID needs at least 4 samples and an even number of "
+            f"extrapolating FID needs at least 4 samples, got {count}, and an even number of groups, got {len(parts)}"
             f"groups"
         )
-    blocks = [b for b in range(1, len(parts)) if len(parts) % b == 0 and (b <= 2 or count / b >= LEAST)]
-    means = [np.mean([target.distance(block) for block in united(parts, b)]) for b in blocks]
+    blocks = [b for b in range(1, len(parts)) if len(parts) % b == 0 and (b <= 2 or count / b >= MIN_SAMPLES)]
+    means = [np.mean([target.distance(block) for block in block_gaussians(parts, b)]) for b in blocks]
     _, value = np.polyfit(np.array(blocks) / count, means, 1)  # a block has N/b samples
     return Estimate.spread(float(value), error)
 
@@ -106,7 +106,7 @@ def group_moments(features: Features, seed: int = 0, groups: int = GROUPS) -> li
     return [Moments.of(features[group == g]) for g in range(int(group.max()) + 1)]
 
 
-def united(parts: Sequence[Moments], blocks: int) -> Iterator[Gaussian]:
+def block_gaussians(parts: Sequence[Moments], blocks: int) -> Iterator[Gaussian]:
     """Yield the Gaussians of equally large blocks of consecutive groups."""
     each = len(parts) // blocks
     return (Moments.join(parts[i : i + each]).gaussian() for i in range(0, len(parts), each))
@@ -129,7 +129,7 @@ def check_gaussian(gaussian: Gaussian) -> None:
     """Raise ValueError if mean and covariance are not (D,) and (D, D), or not finite."""
     mean, cov = gaussian.mean, gaussian.cov
     if mean.ndim != 1 or not len(mean) or cov.shape != (len(mean), len(mean)):
-        raise ValueError(f"mean and covariance have shapes {mean.shape} and {cov.shape}: expected (D,) and (D, D)")
+        raise ValueError(f"mean and covariance must have shapes (D,) and (D, D), got {mean.shape} and {cov.shape}")
     if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
         raise ValueError("mean and covariance must be finite")
 

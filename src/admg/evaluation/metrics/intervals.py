@@ -1,6 +1,6 @@
 """95 % confidence intervals of a metric over the draw of the generated images.
 
-The reference is taken as given, as a published reference batch is.
+The reference is treated as fixed, like a published reference batch.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ class Estimate:
 
 
 def wilson(right: int, count: int, z: float = Z) -> tuple[float, float]:
-    """Return Wilson's interval (95 %) of a proportion, of which `right` in `count` were observed.
+    """Return Wilson's interval (95 %) of a proportion of which `right` in `count` were observed.
 
     Raises ValueError unless 0 <= right <= count and count >= 1.
     """
     if not 0 <= right <= count or count < 1:
-        raise ValueError(f"{right} of {count} is not a proportion")
+        raise ValueError(f"expected 0 <= right <= count and count >= 1, got {right} and {count}")
     p, z2 = right / count, z * z / count
     middle, half = p + z2 / 2, z * math.sqrt(p * (1 - p) / count + z2 / (4 * count))
     return max(0.0, (middle - half) / (1 + z2)), min(1.0, (middle + half) / (1 + z2))
@@ -65,7 +65,7 @@ def draw_groups(count: int, seed: int, groups: int = GROUPS) -> Int64[np.ndarray
     With fewer samples than groups there are as many groups as samples: the jackknife then leaves out one at a time.
     """
     if groups < 2:
-        raise ValueError(f"{groups} group of samples: the jackknife needs at least 2")
+        raise ValueError(f"the jackknife needs at least 2 groups of samples, got {groups}")
     return np.random.default_rng(seed).permutation(np.arange(count) % min(groups, count))
 
 
@@ -84,8 +84,8 @@ def jackknife(
 ) -> Estimate:
     """Return the interval of a metric from its values without each group: the delete-a-group jackknife (Kott 2001).
 
-    Unlike the bootstrap it repeats no images, which would change the rank of covariances and the nearest neighbours.
-    Its variance is on average not too small, whatever the metric (Efron & Stein 1981).
+    Unlike the bootstrap, it does not repeat images, which would change the rank of covariances and the nearest
+    neighbours. On average its variance is not too small, for any metric (Efron & Stein 1981).
 
     share: share of the jackknife's variance that is the metric's own
     """

@@ -61,7 +61,7 @@ def kid_subsets(
         raise ValueError(f"subsets and size must be at least 2, got {subsets} and {size}")
     for name, features in (("samples", samples), ("reference images", reference)):
         if len(features) < size:
-            raise ValueError(f"{len(features)} {name}: KID with subsets of {size} needs at least {size}")
+            raise ValueError(f"KID with subsets of {size} needs at least {size} {name}, got {len(features)}")
     x, y = _both(samples, reference, device)
     rng = np.random.default_rng(seed)
     values = [_mmd2(*(z[_drawn(rng, len(z), size).to(z.device)] for z in (x, y))) for _ in range(subsets)]

@@ -21,7 +21,7 @@ from .statistics import Features, check_features, check_same_dim
 
 ENTRIES = 3 << 20  # distances per block, in float64: 24 MiB, which malloc reuses
 SLACK = 1e-12  # added to squared radii, relative to the largest squared norm: well above the products' rounding
-MARGIN = 1.2  # of the variance of recall, for what differs between halves and the whole; see docs/results.md
+MARGIN = 1.2  # factor on the variance of recall, for differences of halves and the whole; see docs/results.md
 
 
 class PrecisionRecall(NamedTuple):
@@ -65,8 +65,8 @@ def precision_recall(samples: Features, reference: Features, k: int = 3) -> Prec
     >>> precision_recall(near, np.concatenate([near, near + 1000]))  # samples cover half of the reference
     PrecisionRecall(precision=1.0, recall=0.5)
     """
-    found = prdc(samples, reference, k, k, groups=0)
-    return PrecisionRecall(found.precision.value, found.recall.value)
+    counts = prdc(samples, reference, k, k, groups=0)
+    return PrecisionRecall(counts.precision.value, counts.recall.value)
 
 
 def density_coverage(samples: Features, reference: Features, k: int = 5) -> DensityCoverage:
@@ -74,8 +74,8 @@ def density_coverage(samples: Features, reference: Features, k: int = 5) -> Dens
 
     Raises ValueError as `prdc` does.
     """
-    found = prdc(samples, reference, k, k, groups=0)
-    return DensityCoverage(found.density.value, found.coverage.value)
+    counts = prdc(samples, reference, k, k, groups=0)
+    return DensityCoverage(counts.density.value, counts.coverage.value)
 
 
 def prdc(
@@ -89,11 +89,11 @@ def prdc(
 ) -> Manifold:
     """Return precision and recall with k neighbours, and density and coverage with k_density, from one pass.
 
-    Distances come from matrix products in float64, in blocks, so that memory grows only with N + M. Radii are enlarged
-    by the rounding error of the products, so that points on a surface are inside and equal images have distance 0.
+    Distances come from matrix products in float64, in blocks: memory grows only with N + M. Radii are enlarged by the
+    rounding error of the products, which puts points on a surface inside and makes distances of equal images 0.
 
-    Precision has Wilson's interval, density that of a mean, recall one from halves of both sets (see `_Halves`), and
-    coverage that of the delete-a-group jackknife without most of its excess (see `_jackknife`).
+    Intervals: Wilson's for precision, that of a mean for density, from halves of both sets for recall (see `_Halves`),
+    and by the delete-a-group jackknife, without most of its excess, for coverage (see `_jackknife`).
 
     seed, groups: random groups of samples for the jackknife; with groups=0 there are no intervals
     device: where to compute; it must support float64
@@ -102,10 +102,10 @@ def prdc(
     for name, features, least in (("samples", samples, k), ("reference images", reference, max(k, k_density))):
         check_features(features, name)
         if not 1 <= least < len(features):
-            raise ValueError(f"{len(features)} {name}: {least} nearest neighbours need at least {least + 1}")
+            raise ValueError(f"{least} nearest neighbours need at least {least + 1} {name}, got {len(features)}")
     check_same_dim(samples, reference)
     group = draw_groups(len(samples), seed, groups) if groups else np.zeros(len(samples), np.int64)
-    order = np.argsort(group, kind="stable")  # so that a block of rows is of one group
+    order = np.argsort(group, kind="stable")  # each block of rows belongs to one group
     centre = reference.mean(0, dtype=np.float64)  # centred features have less cancellation in their products
     x, y = (_Points(torch.from_numpy(points - centre).to(device)) for points in (samples[order], reference))
     halves = None
@@ -138,7 +138,7 @@ class _Counts:
     balls: (N,), number of reference balls around each sample
     recalled: (M,), whether the reference image is in a ball of a sample
     covered: (G, M), whether a sample of this group is in the ball of the reference image
-    covered_by: which samples are, see _Sets
+    covered_by: the samples that cover each reference image, see _Sets
     halves: recall of halves; None if there are too few samples for intervals
     """
 
@@ -170,13 +170,13 @@ class _Sets:
 
 
 class _Halves:
-    """Which reference images random halves of the samples recall, with balls that reach to neighbours in the same half.
+    """The reference images recalled by random halves of the samples, with balls up to neighbours in the same half.
 
-    side, part: (HALVES, N) and (HALVES, M), which of two halves each sample and each reference image is in
+    side, part: (HALVES, N) and (HALVES, M), half of each sample and of each reference image
 
-    Recall depends on its neighbourhoods alone, which have the same k points in half of both sets, though they are
-    larger: the variance of recall in a half is twice that in the whole, and the difference between two disjoint halves
-    has twice the variance of either. This is only nearly so where a few images decide alone; hence MARGIN.
+    Recall depends only on neighbourhoods, which also have k points in halves of both sets, though they are larger: the
+    variance of recall in a half is twice that in the whole, and the difference between two disjoint halves has twice
+    the variance of either. This is only approximate where a few images dominate, hence MARGIN.
     """
 
     def __init__(self, side: Tensor, part: Tensor, k: int) -> None:
@@ -185,7 +185,7 @@ class _Halves:
 
     @property
     def neighbours(self) -> int:
-        """Number of neighbours of a sample that are looked at: fewer than k are in its half with probability 1e-5."""
+        """Number of neighbours of a sample to consider: fewer than k are in its half with probability 1e-5."""
         return 2 * self.k + 18
 
     def begin(self, nearest: Tensor, index: Tensor) -> None:
@@ -259,8 +259,8 @@ def _jackknife(value: float, covered: Tensor, sets: _Sets) -> Estimate:
     expectation of O_1 - O_2 + O_3 - ..., where O_c is the sum of m_S² over the sets S of c samples, with m_S the number
     of reference images whose balls have all of S and no other sample. (P(neither i nor j is covered) - P(i is not)
     P(j is not) has an unbiased estimate: ±1 where i and j are covered by the same samples, + for an odd number of them,
-    else 0.) The jackknife's is O_1 alone, too large where most balls have several samples. The whole series is noisy,
-    so that it is summed as a geometric one, O_1/(1 + O_2/O_1).
+    else 0.) The jackknife's is O_1 alone, too large where most balls have several samples. The whole series is noisy
+    and therefore summed as a geometric one, O_1/(1 + O_2/O_1).
     """
     times = covered.sum(0)
     without = [float((times > covered[g].int()).double().mean()) for g in range(len(covered))]

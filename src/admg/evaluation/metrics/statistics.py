@@ -108,7 +108,7 @@ class Moments:
         """Remove a part of the features: (a + b) - b is a, up to rounding."""
         check_same_dim(self.mean, other.mean)
         if (n := self.count - other.count) < 1:
-            raise ValueError(f"{other.count} of {self.count} features cannot be removed: at least 1 must remain")
+            raise ValueError(f"at least 1 feature must remain, but {other.count} of {self.count} would be removed")
         shift = other.mean - self.mean
         scatter = self.scatter - other.scatter
         scatter -= np.outer(shift, shift * (self.count * other.count / n))
@@ -117,7 +117,7 @@ class Moments:
     def gaussian(self) -> Gaussian:
         """Return mean and covariance. Raises ValueError if there are fewer than 2 features."""
         if self.count < 2:
-            raise ValueError(f"{self.count} image: a covariance needs at least 2")
+            raise ValueError(f"a covariance needs at least 2 images, got {self.count}")
         return Gaussian(self.mean, self.scatter / (self.count - 1), self.count)
 
 
@@ -141,9 +141,9 @@ def load_statistics(path: Path | str) -> tuple[Gaussian, Gaussian | None]:
 def statistics_of(
     path: Path | str, names: Sequence[str], arrays: Mapping[str, np.ndarray]
 ) -> tuple[Gaussian, Gaussian | None]:
-    """Return what `load_statistics` does, from the arrays that were read. names: of all arrays in the file"""
+    """Return the result of `load_statistics` from arrays already read. names: names of all arrays in the file"""
     if not {"mu", "sigma"} <= arrays.keys():
-        raise ValueError(f"{path} has no mu and sigma, but {listed(names) or 'nothing'}")
+        raise ValueError(f"{path} has no mu and sigma: it has {listed(names) or 'nothing'}")
     features = as_gaussian(arrays["mu"], arrays["sigma"], f"{path}: mu and sigma")
     if not {"mu_s", "sigma_s"} <= arrays.keys():
         return features, None
@@ -153,7 +153,7 @@ def statistics_of(
 def as_gaussian(mean: np.ndarray, cov: np.ndarray, name: str) -> Gaussian:
     """Return stored arrays in float64. Raises ValueError if they are not float (D,) and (D, D), or not finite."""
     if mean.ndim != 1 or cov.shape != (len(mean), len(mean)) or {mean.dtype.kind, cov.dtype.kind} != {"f"}:
-        raise ValueError(f"{name} have shapes {mean.shape} and {cov.shape}: expected float (D,) and (D, D)")
+        raise ValueError(f"{name} must be float (D,) and (D, D), got shapes {mean.shape} and {cov.shape}")
     if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
         raise ValueError(f"{name} are not finite")
     return Gaussian(mean.astype(np.float64), cov.astype(np.float64))
@@ -162,9 +162,9 @@ def as_gaussian(mean: np.ndarray, cov: np.ndarray, name: str) -> Gaussian:
 def check_features(features: Features, name: str, least: int = 2) -> None:
     """Raise ValueError if the features are not float (N, D), are fewer than `least`, or are not finite."""
     if features.ndim != 2 or features.dtype.kind != "f" or features.shape[1] == 0:
-        raise ValueError(f"{name} have shape {features.shape}, {features.dtype}: expected float (N, D)")
+        raise ValueError(f"{name} must be float (N, D), got {features.dtype} {features.shape}")
     if (n := len(features)) < least:
-        raise ValueError(f"{n} {name}: at least {least} are needed")
+        raise ValueError(f"at least {least} {name} are needed, got {n}")
     for start in range(0, n, ROWS):
         finite = np.isfinite(features[start : start + ROWS]).all(1)
         if not finite.all():
@@ -174,4 +174,4 @@ def check_features(features: Features, name: str, least: int = 2) -> None:
 def check_same_dim(a: np.ndarray, b: np.ndarray) -> None:
     """Raise ValueError if the last dimensions differ."""
     if a.shape[-1] != b.shape[-1]:
-        raise ValueError(f"features of {a.shape[-1]} and {b.shape[-1]} dimensions cannot be compared")
+        raise ValueError(f"features must have the same dimension, got {a.shape[-1]} and {b.shape[-1]}")

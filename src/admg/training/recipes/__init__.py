@@ -13,7 +13,7 @@ from admg.config import build, did_you_mean, flat
 from admg.data import DataConfig
 from admg.diffusion.config import DiffusionConfig
 from admg.models import ClassifierConfig, SuperResConfig, UNetConfig
-from admg.training.config import ObjectiveConfig, SettledConfig
+from admg.training.config import ObjectiveConfig, ResolvedConfig
 
 from .cost import Cost
 
@@ -30,10 +30,10 @@ class Recipe:
     """The hyperparameters of a model.
 
     name: name of the recipe
-    command: command that it is for
-    title: what it trains
+    command: command that it applies to
+    title: description of the model
     values: options of the command by name
-    classes: number of labels of the data that it was made for; 0 without labels
+    classes: number of labels of its data; 0 without labels
     cost: parameters and work of the network
     published: name of the published model that was trained with it, or None
     text: the TOML file, which cites the source of every value
@@ -60,8 +60,8 @@ class Recipe:
         return build(DataConfig, self.values, data=path)
 
     @property
-    def training(self) -> SettledConfig:
-        return build(SettledConfig, self.values)
+    def training(self) -> ResolvedConfig:
+        return build(ResolvedConfig, self.values)
 
     @property
     def diffusion(self) -> DiffusionConfig:
@@ -102,7 +102,7 @@ def names() -> tuple[str, ...]:
 
 @functools.cache
 def recipe(name: str) -> Recipe:
-    """Return a recipe. Raises ValueError if there is none of this name."""
+    """Return a recipe. Raises ValueError if there is no recipe of this name."""
     if name not in names():
         hint = did_you_mean(name, names()) or f"choose one of {', '.join(names())}"
         raise ValueError(f"unknown recipe {name!r}: {hint}")
@@ -129,11 +129,9 @@ def architecture_of(tables: Mapping[str, Any]) -> UNetConfig | ClassifierConfig:
 
 
 def recipe_for(command: Command, name: str) -> Recipe:
-    """Return a recipe of a command. Raises ValueError if there is none, or if it is one of another command."""
+    """Return a recipe of a command. Raises ValueError if it does not exist, or belongs to another command."""
     found = recipe(name)
     if found.command != command:
         own = ", ".join(other for other in names() if recipe(other).command == command)
-        raise ValueError(
-            f"recipe {name} is for admg {found.command}, not for admg {command}, which has the recipes {own}"
-        )
+        raise ValueError(f"recipe {name} belongs to admg {found.command}; the recipes of admg {command} are {own}")
     return found

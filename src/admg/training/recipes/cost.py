@@ -1,4 +1,4 @@
-"""What it costs to train a network: memory and time."""
+"""The cost of training a network: memory and time."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Cost:
         that autocast keeps in bfloat16; the activations are estimated by their size for one image.
 
         images: images that a GPU computes at a time
-        shards: number of GPUs that the state is divided among (--shard); 1 keeps all of it on each
+        shards: number of GPUs among which the state is divided (--shard); 1 keeps all of it on each
         """
         cast = 2 * self.parameters if precision == "bf16" else 0
         activations = self.activation_mb_bf16 if precision == "bf16" else self.activation_mb_fp32

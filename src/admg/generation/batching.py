@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 @dataclass(eq=False)
 class Call:
-    """What one request asks for.
+    """A network call of one request.
 
     key: calls with the same key can be made as one
     x, t, y: images (n, C, H, W), their timesteps (n,), and their labels (n,), -1 for none, or None
@@ -30,7 +31,7 @@ class Call:
     compute: Callable[..., Tensor]
     result: Tensor | None = None
     error: Exception | None = None
-    passed_over: bool = False
+    skipped: bool = False
 
     @property
     def done(self) -> bool:
@@ -38,17 +39,17 @@ class Call:
 
 
 @dataclass(eq=False)
-class Meeting:
+class CallBatcher:
     """Run threads one at a time, and compute their network calls in batches once all threads are waiting.
 
-    A separate thread computes the batches. It chooses the key with the most waiting images, or a key that was passed
-    over before.
+    A separate thread computes the batches. It chooses the key with the most waiting images, or a key that was skipped
+    before.
 
     max_images: largest number of images in one call
     """
 
     max_images: int
-    attending: int = 0
+    workers: int = 0
     busy: bool = False
     closed: bool = False
     calls: list[Call] = field(default_factory=list)
@@ -58,62 +59,72 @@ class Meeting:
         self.thread = threading.Thread(target=self._serve, name="batcher", daemon=True)
         self.thread.start()
 
-    def attended(self) -> Attendance:
-        """Return the context in which a thread belongs to the meeting."""
-        return Attendance(self)
+    @contextmanager
+    def worker(self) -> Iterator[None]:
+        """Context manager that makes the thread a worker, which runs while no other worker does."""
+        with self.changed:
+            self.workers += 1
+            self.changed.wait_for(lambda: not self.busy)
+            self.busy = True
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.workers -= 1
+                self._release()
 
-    def ask(self, call: Call) -> Tensor:
-        """Return the result of a call, from a thread that belongs to the meeting.
+    def submit(self, call: Call) -> Tensor:
+        """Return the result of a call, from a worker thread.
 
-        Raises what the call raises, and CancelledError if the meeting is closed in the meantime.
+        Raises what the call raises, and CancelledError if the batcher is closed in the meantime.
         """
         with self.changed:
             self.calls.append(call)
-            self._pass_on()
+            self._release()
             self.changed.wait_for(lambda: (call.done or self.closed) and not self.busy)
             self.busy = True
             if not call.done:
-                raise CancelledError("the request was given up")
+                raise CancelledError("the request was cancelled")
         if call.error is not None:
             raise call.error
         assert call.result is not None
         return call.result
 
     def close(self) -> None:
-        """End the meeting: threads that wait for a call get no result."""
+        """End the batching: threads that wait for a call get no result."""
         with self.changed:
             self.closed = True
             self.changed.notify_all()
         self.thread.join()
 
-    def _pass_on(self) -> None:
+    def _release(self) -> None:
         self.busy = False
         self.changed.notify_all()
 
     def _serve(self) -> None:
         def ready() -> bool:
-            return self.closed or bool(not self.busy and self.calls and len(self.calls) == self.attending)
+            return self.closed or bool(not self.busy and self.calls and len(self.calls) == self.workers)
 
         while True:
             with self.changed:
                 self.changed.wait_for(ready)
                 if self.closed:
                     return
-                chosen = self._chosen()
+                chosen = self._select_batch()
                 self.busy = True
-            make_together(chosen)
+            run_batched(chosen)
             with self.changed:
                 self.calls = [call for call in self.calls if not call.done]
-                self._pass_on()
+                self._release()
 
-    def _chosen(self) -> list[Call]:
+    def _select_batch(self) -> list[Call]:
         """Return the calls to make now, as many as fit into one call: at least one."""
         groups: dict[tuple[Any, ...], list[Call]] = {}
         for call in self.calls:
             groups.setdefault(call.key, []).append(call)
 
         def urgency(group: list[Call]) -> tuple[bool, int]:
-            return any(call.passed_over for call in group), sum(len(call.x) for call in group)
+            return any(call.skipped for call in group), sum(len(call.x) for call in group)
 
         group = max(groups.values(), key=urgency)
         chosen, images = [group[0]], len(group[0].x)
@@ -122,31 +133,12 @@ class Meeting:
                 chosen.append(call)
                 images += len(call.x)
         for call in self.calls:
-            call.passed_over = call not in chosen
+            call.skipped = call not in chosen
         return chosen
 
 
-@dataclass
-class Attendance:
-    """Context of a thread that belongs to a meeting: it runs while no other does."""
-
-    meeting: Meeting
-
-    def __enter__(self) -> None:
-        meeting = self.meeting
-        with meeting.changed:
-            meeting.attending += 1
-            meeting.changed.wait_for(lambda: not meeting.busy)
-            meeting.busy = True
-
-    def __exit__(self, *exception: object) -> None:
-        with self.meeting.changed:
-            self.meeting.attending -= 1
-            self.meeting._pass_on()
-
-
-def make_together(calls: list[Call]) -> None:
-    """Make calls of the same key as one, and give each its result. If that fails, make each of them alone."""
+def run_batched(calls: list[Call]) -> None:
+    """Make calls with the same key as one, and set the result of each. If that fails, make each call separately."""
     try:
         first, sizes = calls[0], [len(call.x) for call in calls]
         y = None if first.y is None else torch.cat([call.y for call in calls if call.y is not None])
@@ -159,4 +151,4 @@ def make_together(calls: list[Call]) -> None:
             calls[0].error = error
             return
         for call in calls:
-            make_together([call])
+            run_batched([call])

@@ -1,4 +1,4 @@
-"""Metrics of a run, kept beside its samples together with everything that determines them."""
+"""Metrics of a run, stored beside its samples together with everything that determines them."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import hashlib
 import json
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 
+from admg.checkpoints.provenance import installed_version
 from admg.checksums import read_json, write_json
 from admg.data.decoding import Decoding
 from admg.data.members import stamp
@@ -24,12 +24,12 @@ from .label_classifier import LabelClassifier
 from .report import MetricValue, to_rows
 from .sources import Source, open_source
 
-KEPT = "metrics.json"
+METRICS_FILE = "metrics.json"
 
 
 @dataclass(frozen=True)
-class Keeper:
-    """Computes the metrics of finished runs, and keeps them in metrics.json beside the samples.
+class MetricsCache:
+    """Computes the metrics of finished runs, and stores them in metrics.json beside the samples.
 
     comparison: the comparison with the reference
     classifier: classifier for the label accuracy, or None
@@ -42,9 +42,9 @@ class Keeper:
     reference: str
     identity: str
 
-    def kept(self, shards: Shards) -> tuple[list[MetricValue], float | None] | None:
-        """Return the metrics of the samples as they are now, and seconds per image; None if they are not kept."""
-        record = read_record(shards.folder / KEPT)
+    def load(self, shards: Shards) -> tuple[list[MetricValue], float | None] | None:
+        """Return the metrics of the samples as they are now, and seconds per image; None if they are not stored."""
+        record = read_record(shards.folder / METRICS_FILE)
         if record is None or not shards.target.is_file():
             return None
         about = json.loads(json.dumps(self.about(shards)))
@@ -59,16 +59,16 @@ class Keeper:
         return values, seconds
 
     def compute(self, shards: Shards, seconds: float | None) -> None:
-        """Compute and keep the metrics; process 0 writes them, and the others compute their share of the features."""
+        """Compute and store the metrics; process 0 writes them, and the others compute their share of the features."""
         classifier = self.classifier if shards.labelled else None
         samples = open_source(shards.target, labels=classifier is not None)
         values = self.comparison(samples, classifier)
         if not values and self.comparison.extractor.processes.rank:
             return
         if seconds is None:
-            seconds = (read_record(shards.folder / KEPT) or {}).get("seconds_per_image")
+            seconds = (read_record(shards.folder / METRICS_FILE) or {}).get("seconds_per_image")
         content = self.about(shards) | {"seconds_per_image": seconds, "metrics": to_rows(values)}
-        with atomic(shards.folder / KEPT) as temporary:
+        with atomic(shards.folder / METRICS_FILE) as temporary:
             write_json(temporary, content)
 
     def about(self, shards: Shards) -> dict[str, Any]:
@@ -93,22 +93,14 @@ class Keeper:
         }
 
 
-def installed_version() -> str:
-    """Return the version of this package, or "" if it runs without being installed."""
-    try:
-        return metadata.version("admg")
-    except metadata.PackageNotFoundError:
-        return ""
-
-
 def fingerprint_npz(images: NpzImages) -> str:
-    """Return a fingerprint from the checksum of the images in the file, so that they need not be read."""
+    """Return a fingerprint from the checksum of the images in the file, without reading the images."""
     labels = b"" if images.labels is None else images.labels.tobytes()
     return f"{images.crc:08x} {hashlib.sha256(labels).hexdigest()[:12]} {images.shape}"
 
 
-def fingerprint(source: Source) -> str:
-    """Return a fingerprint of a reference, without reading its images where something else shows a change."""
+def fingerprint_source(source: Source) -> str:
+    """Return a fingerprint of a reference, without reading its images if file metadata reveal a change."""
     digest = hashlib.sha256(f"{source.size} {source.channels} {source.fit}".encode())
     digest.update(np.asarray(source.numbers, np.int64).tobytes())
     if source.decoding != Decoding():

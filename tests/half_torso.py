@@ -1,4 +1,4 @@
-"""Networks with their convolutions in half precision, as guided-diffusion's --use_fp16 runs them."""
+"""Networks with convolutions in half precision, like guided-diffusion with --use_fp16."""
 
 from __future__ import annotations
 

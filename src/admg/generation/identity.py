@@ -1,7 +1,7 @@
-"""Descriptions of models, guides and samplers in JSON types, which decide whether a run may be continued.
+"""Identities of models, guides and samplers in JSON types, which determine whether a run may be continued.
 
 Networks are identified by a fingerprint of their weights, dataclasses by their fields, and functions and classes by
-their qualified name; those of users also by their source and the values that their code captures.
+their qualified name; users' own functions and classes also by their source and the values that their code captures.
 """
 
 from __future__ import annotations
@@ -54,67 +54,67 @@ def _leniently() -> Iterator[None]:
 
 
 class UnidentifiedError(ValueError):
-    """The object cannot be identified, so that a later run could not tell whether it is the same."""
+    """The object cannot be identified: a later run could not check that it is the same."""
 
 
-def describe(value: Any) -> Any:
-    """Return a description of a guide, a sampler or a part of one, in JSON types.
+def identify(value: Any) -> Any:
+    """Return the identity of a guide, a sampler or a part of one, in JSON types.
 
-    Equal descriptions mean equal images. Raises UnidentifiedError for objects whose state cannot be read.
+    Equal identities mean equal images. Raises UnidentifiedError for objects whose state cannot be read.
 
     >>> from admg import guidance
-    >>> describe(guidance.ClassifierFreeGuidance(3.0))
+    >>> identify(guidance.ClassifierFreeGuidance(3.0))
     {'type': 'ClassifierFreeGuidance', 'scale': 3.0}
     """
-    return _describe(value, ())
+    return _identify(value, ())
 
 
-def describe_or_mark(value: Any) -> Any:
-    """Return describe(value), or a unique mark if it cannot be identified: a run with it can never be continued."""
+def identify_or_mark(value: Any) -> Any:
+    """Return identify(value), or a unique mark if it cannot be identified: a run with it can never be continued."""
     try:
-        return describe(value)
+        return identify(value)
     except UnidentifiedError as error:
         return {UNIDENTIFIED: f"it holds {error} (begun as {secrets.token_hex(4)})"}
 
 
 def identity_of(value: Any) -> str:
-    """Return describe(value) as text, by which what is computed with it can be kept.
+    """Return identify(value) as text, to use as the key of a cache.
 
-    It is the same in every process: parts whose state cannot be read count by their type alone.
+    It is the same in every process: parts whose state cannot be read are described by their type alone.
     """
     with _leniently():
-        return json.dumps(describe(value), sort_keys=True)
+        return json.dumps(identify(value), sort_keys=True)
 
 
-def describe_sampler(sampler: Any) -> Any:
-    """Return the name of one of admg's samplers without its options, and describe(sampler) of any other."""
+def identify_sampler(sampler: Any) -> Any:
+    """Return the name of a sampler of admg without its options, and identify(sampler) for any other."""
     if isinstance(sampler, str):
         return sampler
     if isinstance(sampler, functools.partial) and not sampler.args:
-        return describe_sampler(sampler.func)
-    if isinstance(sampler, Watched):  # watching changes no image
-        return describe_sampler(sampler.sampler)
+        return identify_sampler(sampler.func)
+    if isinstance(sampler, Watched):  # watching does not change images
+        return identify_sampler(sampler.sampler)
     name = next((name for name, function in SAMPLERS.items() if function is sampler), None)
-    return name or describe_or_mark(sampler)
+    return name or identify_or_mark(sampler)
 
 
 def network_record(part: Model | Classifier, name: str = "") -> dict[str, Any]:
-    """Return the name of a model, for people to read, the fingerprint of its weights, and what it adds to its config.
+    """Return the readable name of a model, the fingerprint of its weights, and its deviations from its config.
 
-    That is a diffusion process other than the one that its DiffusionConfig describes, and given arguments.
+    These are a diffusion process other than that of its DiffusionConfig, and conditioning arguments.
     """
     record: dict[str, Any] = {"loaded_as": name or part.training.get("name"), "weights": fingerprint(part)}
     process = _process(part.diffusion)
     if part.config is None or process != _process(part.config.build()):
         record["process"] = process
     if given := getattr(part, "given", None):
-        record["given"] = describe(given)
+        record["given"] = identify(given)
     return record
 
 
 def _process(diffusion: Diffusion) -> dict[str, Any]:
     schedule = diffusion.schedule
-    arrays = {"betas": describe(schedule.betas), "timesteps": describe(schedule.timesteps)}
+    arrays = {"betas": identify(schedule.betas), "timesteps": identify(schedule.timesteps)}
     return {"predicts": diffusion.predicts, "variance": diffusion.variance, **arrays}
 
 
@@ -126,7 +126,7 @@ def fingerprint(part: Model | Classifier | nn.Module) -> str:
     return _checksum(repr((config, getattr(network, "config", None), weights)).encode())
 
 
-def _describe(value: Any, path: tuple[int, ...]) -> Any:
+def _identify(value: Any, path: tuple[int, ...]) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if id(value) in path:  # an object that refers to itself
@@ -141,21 +141,21 @@ def _describe(value: Any, path: tuple[int, ...]) -> Any:
     if isinstance(value, UserGuide | UserSampler):
         return {"file": f"{value.path.name}:{value.name}", "checksum": value.digest}
     if isinstance(value, Mapping):
-        return {str(key): _describe(item, path) for key, item in value.items()}
+        return {str(key): _identify(item, path) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_describe(item, path) for item in value]
+        return [_identify(item, path) for item in value]
     if isinstance(value, set | frozenset):
-        return sorted((_describe(item, path) for item in value), key=repr)
+        return sorted((_identify(item, path) for item in value), key=repr)
     if isinstance(value, Path | torch.dtype | torch.device | range | complex | slice | re.Pattern | np.dtype):
         return str(value)
     if isinstance(value, bytes):
         return {"bytes": _checksum(value)}
     if _qualified(type(value)) in ("types.SimpleNamespace", "argparse.Namespace"):
-        return {"namespace": {key: _describe(item, path) for key, item in vars(value).items()}}
+        return {"namespace": {key: _identify(item, path) for key, item in vars(value).items()}}
     if isinstance(value, functools.partial):
-        return {"partial": [_describe(part, path) for part in (value.func, value.args, value.keywords)]}
+        return {"partial": [_identify(part, path) for part in (value.func, value.args, value.keywords)]}
     if isinstance(value, MethodType):
-        return {"method": value.__name__, "of": _describe(value.__self__, path)}
+        return {"method": value.__name__, "of": _identify(value.__self__, path)}
     if isinstance(value, FunctionType):
         return _function(value, path)
     if isinstance(value, type):
@@ -172,9 +172,9 @@ def _array(value: Any) -> dict[str, Any]:
 
 
 def _instance(value: Any, path: tuple[int, ...]) -> dict[str, Any]:
-    """Describe an object by its class and by its fields, or by its attributes if it is no dataclass.
+    """Identify an object by its class and by its fields, or by its attributes if it is not a dataclass.
 
-    Objects of installed classes that are not callable, such as open files, have state that no attribute shows.
+    Objects of installed classes that are not callable, such as open files, have state that attributes do not show.
     """
     kind = _named(type(value), path)
     if dataclasses.is_dataclass(value):
@@ -189,54 +189,54 @@ def _instance(value: Any, path: tuple[int, ...]) -> dict[str, Any]:
         return kind
     else:
         raise UnidentifiedError(f"an object of type {type(value).__qualname__}")
-    return kind | {name: _describe(item, path) for name, item in fields.items()}
+    return kind | {name: _identify(item, path) for name, item in fields.items()}
 
 
 def _module(module: nn.Module, path: tuple[int, ...]) -> dict[str, Any]:
-    """Describe a network by its weights; parts of a user's own classes by their code and their attributes as well."""
+    """Identify a network by its weights, and parts of users' own classes also by their code and attributes."""
     parts = {}
     for name, part in module.named_modules():
         if not _is_ours(type(part)) and not is_installed(type(part)):
             own = {key: value for key, value in vars(part).items() if key not in OF_MODULES}
             with _leniently():
-                parts[name] = _named(type(part), path) | {key: _describe(value, path) for key, value in own.items()}
-    found = {"type": type(module).__qualname__, "weights": fingerprint(module)}
-    return found | ({"parts": parts} if parts else {})
+                parts[name] = _named(type(part), path) | {key: _identify(value, path) for key, value in own.items()}
+    identity = {"type": type(module).__qualname__, "weights": fingerprint(module)}
+    return identity | ({"parts": parts} if parts else {})
 
 
 def _named(kind: type, path: tuple[int, ...] = ()) -> dict[str, Any]:
-    """Describe a class by its name; a user's own by its source, what its code captures, and its bases as well."""
+    """Describe a class by its name, a user's own also by its source, its captured values and its bases."""
     if _is_ours(kind):
         return {"type": kind.__qualname__}
     if is_installed(kind):
         return {"type": _qualified(kind)}
-    found = {"type": kind.__qualname__, "source": _checksum(_source(kind).encode())}
+    identity = {"type": kind.__qualname__, "source": _checksum(_source(kind).encode())}
     if id(kind) in path:  # its code names the class itself
-        return found
+        return identity
     path = (*path, id(kind))
     bases = [_named(base, path) for base in kind.__bases__ if not _is_ours(base) and not is_installed(base)]
     values = {}
     for name, method in _methods(kind):
         with _leniently():
-            if own := {key: _describe(value, path) for key, value in captured(method)}:
+            if own := {key: _identify(value, path) for key, value in captured(method)}:
                 values[name] = own
-    return found | ({"bases": bases} if bases else {}) | ({"captured": values} if values else {})
+    return identity | ({"bases": bases} if bases else {}) | ({"captured": values} if values else {})
 
 
 def _methods(kind: type) -> Iterator[tuple[str, FunctionType]]:
-    """Yield the functions that are written in the body of a class, those of properties and static methods too."""
+    """Yield the functions defined in the body of a class, including those of properties and static methods."""
     for name, value in vars(kind).items():
         for function in (value, *(getattr(value, key, None) for key in ("__func__", "fget", "func"))):
             written = inspect.unwrap(function) if isinstance(function, FunctionType) else None
-            if isinstance(written, FunctionType) and written.__code__.co_filename != "<string>":  # a dataclass's own
+            if isinstance(written, FunctionType) and written.__code__.co_filename != "<string>":  # dataclass's
                 yield name, written
 
 
 def _function(function: FunctionType, path: tuple[int, ...]) -> dict[str, Any]:
-    """Describe a function by name; a user's own by its source, its defaults and the values that it captures."""
+    """Describe a function by name, a user's own also by its source, its defaults and its captured values."""
     if _is_ours(function) or is_installed(function):
         return {"function": _qualified(function)}
-    values = {name: _describe(value, path) for name, value in captured(function)}
+    values = {name: _identify(value, path) for name, value in captured(function)}
     return {"function": function.__qualname__, "source": _checksum(_source(function).encode())} | (
         {"captured": values} if values else {}
     )
@@ -267,7 +267,7 @@ def _names(code: CodeType) -> set[str]:
 
 
 def _source(thing: Any) -> str:
-    """Return the source of a class or function; the bytecode of a function typed into an interpreter without it."""
+    """Return the source of a class or function, or the bytecode of a function typed into an interpreter."""
     try:
         return textwrap.dedent(inspect.getsource(thing))
     except (OSError, TypeError):

@@ -13,8 +13,8 @@ import torch
 
 import admg
 from admg import guidance, samplers
-from admg.generation.describe import UnidentifiedError, describe, describe_sampler, fingerprint
 from admg.generation.guide_specs import guide_title
+from admg.generation.identity import UnidentifiedError, fingerprint, identify, identify_sampler
 
 PULL = 3.0
 
@@ -76,9 +76,9 @@ def test_descriptions_are_json_and_differ_where_images_would(tiny_classifier, ti
         Stateful(2.0),
         Stateful(1.0).__call__,
     ]
-    texts = [json.dumps(describe(guide)) for guide in guides]
+    texts = [json.dumps(identify(guide)) for guide in guides]
     assert len(set(texts)) == len(guides)
-    again = [describe(Pull(1.0, torch.zeros(2))), describe(captured(2.0)), describe(Stateful(1.0))]
+    again = [identify(Pull(1.0, torch.zeros(2))), identify(captured(2.0)), identify(Stateful(1.0))]
     assert [json.dumps(text) for text in again] == [texts[13], texts[11], texts[15]]
 
 
@@ -101,27 +101,27 @@ def test_any_changed_weight_changes_the_fingerprint(tiny_model):
 
 
 def test_global_variables_that_a_function_uses_are_part_of_it(monkeypatch):
-    before = describe(pull), describe(helped)
+    before = identify(pull), identify(helped)
     monkeypatch.setitem(globals(), "PULL", 4.0)
-    after = describe(pull), describe(helped)
+    after = identify(pull), identify(helped)
     assert before[0]["captured"] == {"PULL": 3.0} and before[0] != after[0] and before[1] != after[1]
 
 
 def test_an_object_without_readable_state_is_not_identified():
     with pytest.raises(UnidentifiedError, match="Slotted"):
-        describe(Slotted())
+        identify(Slotted())
     with pytest.raises(UnidentifiedError, match="Generator"):
-        describe(Pull(1.0, torch.Generator()))
+        identify(Pull(1.0, torch.Generator()))
 
 
 def test_samplers():
-    assert describe_sampler("unipc") == describe_sampler(samplers.unipc) == "unipc"
-    assert describe_sampler(functools.partial(samplers.ddim, eta=0.5)) == "ddim"  # options are recorded beside it
+    assert identify_sampler("unipc") == identify_sampler(samplers.unipc) == "unipc"
+    assert identify_sampler(functools.partial(samplers.ddim, eta=0.5)) == "ddim"  # options are recorded beside it
 
     def mine(model, x_T, **options):
         yield from samplers.ddim(model, x_T, **options)
 
-    assert describe_sampler(mine)["function"].endswith("mine")
+    assert identify_sampler(mine)["function"].endswith("mine")
 
 
 @pytest.mark.thorough
@@ -131,7 +131,7 @@ def test_samplers():
         (guidance.ClassifierFreeGuidance(2.0), guidance.ClassifierFreeGuidance(2.5), "guide.scale is 2.0 there, 2.5"),
         (captured(1.0), captured(2.0), "guide.captured.strength is 1.0 there, 2.0 here"),
         (pull, None, "guide.function is pull there, unset here"),
-        (Slotted(), Slotted(), "cannot be continued, since its guide cannot be identified: it holds an object of type"),
+        (Slotted(), Slotted(), "cannot be continued: its guide cannot be identified: it holds an object of type"),
     ],
 )
 def test_a_run_with_another_guide_is_refused(tiny_model, tmp_path, first, second, message):

@@ -11,7 +11,7 @@ from typing import Any
 from admg.checkpoints import native
 from admg.checkpoints.weights import CheckpointError
 
-from .config import SettledConfig
+from .config import ResolvedConfig
 from .ema import EMA
 from .profiles import SNAPSHOT_PROFILES, Decay, Spec, parse_profile, specs_of
 
@@ -19,7 +19,7 @@ OLD_DECAY = 0.9999
 """Decay of runs that do not name their average: the default when there was no other kind."""
 
 
-def continued(config: SettledConfig, state: Mapping[str, Any] | None, folder: Path) -> SettledConfig:
+def resume_profiles(config: ResolvedConfig, state: Mapping[str, Any] | None, folder: Path) -> ResolvedConfig:
     """Return the configuration with the averages of the checkpoint that is resumed, unless it names others.
 
     state: contents of the checkpoint in this run directory, or None if there is none
@@ -35,7 +35,7 @@ def folder_of(average: EMA, first: EMA) -> str:
     return "model" if average is first else f"model-ema-{average.profile.slug}"
 
 
-def state_of(averages: Sequence[EMA], named: int) -> dict[str, Any]:
+def checkpoint_entries(averages: Sequence[EMA], named: int) -> dict[str, Any]:
     """Return the entries of a checkpoint; the first average stands where older checkpoints have their only one.
 
     named: number of averages that the configuration names; those of the snapshots follow
@@ -56,11 +56,11 @@ def restore(averages: Sequence[EMA], state: Mapping[str, Any], folder: Path) -> 
     specs: Sequence[Spec] = state.get("ema") or [_old_decay(folder)]
     saved = {str(parse_profile(specs[0])): state["average"], **state.get("averages", {})}
     for average in averages:
-        found = saved.get(str(average.profile))
-        if found is None:
+        entry = saved.get(str(average.profile))
+        if entry is None:
             average.restart(state["network"])
         else:
-            average.load_state_dict(found)
+            average.load_state_dict(entry)
     return [str(average.profile) for average in averages if str(average.profile) not in saved]
 
 
@@ -69,7 +69,7 @@ def check_snapshots(averages: Sequence[EMA], step: int, folder: Path) -> None:
     short = [str(a.profile) for a in averages if a.profile in SNAPSHOT_PROFILES and a.count != step]
     if short:
         raise ValueError(
-            f"ema_snapshots (--ema-snapshots) must be 0 for the run in {folder}, which is resumed at step {step}: it "
+            f"ema_snapshots must be 0 for the run in {folder}, which is resumed at step {step}: it "
             f"has not kept the average {' and '.join(short)} from its first step on; start over in another folder"
         )
 

@@ -19,8 +19,8 @@ from helpers import state_file
 
 import admg
 from admg.engine.device import Processes
-from admg.training import watch
-from admg.training.watch import ProcessLost, Watch
+from admg.training import heartbeat
+from admg.training.heartbeat import HeartbeatMonitor, ProcessLostError
 
 GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:8906"
 WORKER = Path(__file__).parents[1] / "dying_worker.py"
@@ -31,31 +31,31 @@ COMMAND = ["train", "--image-size", "8", "--channels", "32", "--channel-mult", "
 
 
 @pytest.fixture
-def three(monkeypatch) -> Iterator[list[Watch]]:
+def three(monkeypatch) -> Iterator[list[HeartbeatMonitor]]:
     """Watches of three processes in one, with a beat of 20 ms."""
-    monkeypatch.setattr(watch, "BEAT", 0.02)
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_SECONDS", 0.02)
     store = dist.HashStore()
-    watches = [Watch(store, Processes(rank, 3)) for rank in range(3)]
-    yield watches
-    for one in watches:
+    monitors = [HeartbeatMonitor(store, Processes(rank, 3)) for rank in range(3)]
+    yield monitors
+    for one in monitors:
         one.stop()
 
 
 @contextmanager
 def raises_lost(message: str) -> Iterator[None]:
-    with pytest.raises(ProcessLost) as caught:
+    with pytest.raises(ProcessLostError) as caught:
         yield
     assert str(caught.value) == message
 
 
 @pytest.mark.thorough
 def test_a_process_that_is_silent_is_named_to_all(three):
-    """Rank 1 stops without a word; rank 0 watches it, and rank 2 learns of it. It takes 30 beats, not fewer."""
+    """Rank 1 stops without a word; rank 0 monitors it, and rank 2 learns of it. It takes 30 beats, not fewer."""
     three[1].stopped.set()
     started = time.monotonic()
     for one in (three[0], three[2]):
         assert one.noticed.wait(10)
-        with raises_lost("process 1 of 3 has ended without a word, or cannot be reached"), one.guard():
+        with raises_lost("process 1 of 3 has ended without a message, or cannot be reached"), one.reporting_failures():
             raise RuntimeError(GLOO)
     assert time.monotonic() - started > 29 * 0.02
 
@@ -63,16 +63,16 @@ def test_a_process_that_is_silent_is_named_to_all(three):
 def test_a_lost_connection_shortens_the_wait(three):
     three[1].stopped.set()
     started = time.monotonic()
-    with raises_lost("process 1 of 3 has ended without a word, or cannot be reached"), three[0].guard():
+    with raises_lost("process 1 of 3 has ended without a message, or cannot be reached"), three[0].reporting_failures():
         raise RuntimeError(GLOO)
-    assert three[0].patience == 3 and time.monotonic() - started < 25 * 0.02
+    assert three[0].max_missed == 3 and time.monotonic() - started < 25 * 0.02
 
 
 def test_the_reason_of_an_error_is_said_to_the_others(three):
-    with pytest.raises(OSError, match="cannot read"), three[2].guard():
+    with pytest.raises(OSError, match="cannot read"), three[2].reporting_failures():
         raise OSError("cannot read\n cat.png")
     for one in three[:2]:
-        with raises_lost("process 2 of 3 has ended: cannot read cat.png"), one.guard():
+        with raises_lost("process 2 of 3 has ended: cannot read cat.png"), one.reporting_failures():
             raise RuntimeError(GLOO)
 
 
@@ -86,14 +86,14 @@ def test_processes_that_leave_are_not_missed(three):
 @pytest.mark.thorough
 def test_a_process_that_cannot_be_interrupted_is_ended(three, monkeypatch):
     """Unless `guard` has raised in time."""
-    monkeypatch.setattr(watch, "GRACE", 0.1)
+    monkeypatch.setattr(heartbeat, "ABORT_SECONDS", 0.1)
     reasons: list[str] = []
     three[0].on_stuck = three[2].on_stuck = reasons.append
     threading.Timer(0.05, three[2].raised.set).start()
     three[1].stopped.set()
     three[0].thread.join(10)
     three[2].thread.join(10)
-    assert reasons == ["process 1 of 3 has ended without a word, or cannot be reached"]
+    assert reasons == ["process 1 of 3 has ended without a message, or cannot be reached"]
 
 
 def check_intact(out: Path) -> None:
