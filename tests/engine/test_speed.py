@@ -285,7 +285,7 @@ def test_a_failing_compiler_gives_one_warning(tiny_model):
 
     torch._dynamo.reset()
     x, t = torch.randn(2, 1, 8, 8), torch.tensor([5])
-    warns = pytest.warns(UserWarning, match="going on without it: no C++ compiler$".replace("+", r"\+"))
+    warns = pytest.warns(UserWarning, match="continuing without it: no C++ compiler$".replace("+", r"\+"))
     fast = compiled(network, backend=backend)
     with torch.no_grad(), warns as warned:
         got = fast(x, t)
@@ -321,10 +321,10 @@ def test_compile_modes():
 
 
 def test_fp16_is_for_gpus(tiny_model):
-    with pytest.raises(ValueError, match="fp16 is for GPUs; on cpu choose auto, fp32 or bf16"):
+    with pytest.raises(ValueError, match="precision fp16 needs a GPU: choose auto, fp32 or bf16 on cpu"):
         admg.sample(tiny_model, [0], precision="fp16", progress=False)
     assert resolve("auto", torch.device("cpu")) in ("fp32", "bf16") and resolve("bf16", torch.device("cpu")) == "bf16"
-    with pytest.raises(ValueError, match="unknown precision 'half': auto, fp32, bf16, fp16"):
+    with pytest.raises(ValueError, match="precision must be one of auto, fp32, bf16, fp16, got 'half'"):
         resolve("half", torch.device("cpu"))
 
 
@@ -351,7 +351,7 @@ def test_a_run_continues_with_another_batch_size_or_compile_mode(tiny_folders, t
     assert not main([*same, "--precision", taken, "--compile", "on", "--batch-size", "1"])
     assert "holds the finished run with these settings" in capsys.readouterr().out
     assert main([*same, "--precision", "fp16"]) == 2
-    assert "precision fp16 is for GPUs" in capsys.readouterr().err
+    assert "precision fp16 needs a GPU" in capsys.readouterr().err
 
 
 class Limited(nn.Module):

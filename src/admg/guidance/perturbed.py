@@ -10,7 +10,7 @@ from torch import nn
 
 from admg.diffusion.gaussian import Prediction
 from admg.models import with_identity_attention
-from admg.models.blocks import AttentionBlock
+from admg.models.surgery import IdentityAttention
 
 from .base import Guidance
 from .classifier_free import away_from
@@ -40,15 +40,15 @@ class PerturbedAttentionGuidance(Guidance):
         return False
 
     def modify_prediction(self, state: State) -> Prediction:
-        network = getattr(state.model, "network", None)
-        named = network.named_modules() if isinstance(network, nn.Module) else ()
-        if not any(isinstance(m, AttentionBlock) and name.startswith("middle_block.") for name, m in named):
-            raise ValueError("perturbed-attention guidance needs a network with attention in its middle block")
         scale = scale_at(self.scale, state.sigma)
         if scale == 1:
             return state.pred
         model: Any = state.model
-        model = replace(model, network=with_identity_attention(model.network))
+        network = getattr(model, "network", None)
+        identity = with_identity_attention(network) if isinstance(network, nn.Module) else nn.Module()
+        if not any(isinstance(module, IdentityAttention) for module in identity.modules()):
+            raise ValueError("perturbed-attention guidance needs a network with attention in its middle block")
+        model = replace(model, network=identity)
         with torch.no_grad():
             perturbed = model.predict(state.x, state.index, state.model_y, clip=False)
         return away_from(state, perturbed, scale)
