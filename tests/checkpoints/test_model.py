@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import admg
 from admg.checkpoints.diffusers.export import to_diffusers
@@ -240,6 +241,16 @@ def test_weights_that_would_not_load_are_not_stored(tiny_model, tmp_path):
         model.network.out[2].weight[0, 0, 0, 0] = 1e200  # finite, but not as float32
     for store in (model.save, lambda path: to_openai(model, path), lambda path: to_diffusers(model, path)):
         with pytest.raises(ValueError, match=r"has NaN or infinite numbers in out\.2\.weight$"):
+            store(tmp_path / "model")
+        assert not any(tmp_path.iterdir())
+
+
+def test_pruned_networks_are_not_stored(tiny_model, tmp_path):
+    """Their weights have other names, and are computed in a hook."""
+    model = replace(tiny_model, network=copy.deepcopy(tiny_model.network))
+    prune.l1_unstructured(model.network.out[2], "weight", 0.5)
+    for store in (model.save, lambda path: to_openai(model, path), lambda path: to_diffusers(model, path)):
+        with pytest.raises(ValueError, match=r"does not fit its architecture: 1 missing, first out\.2\.weight"):
             store(tmp_path / "model")
         assert not any(tmp_path.iterdir())
 

@@ -5,19 +5,21 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-import torch
 from torch import nn
 
 from admg.engine.acceleration import Accelerated
 from admg.guidance.logits import check_arguments
 from admg.models import ClassifierConfig, NoisyClassifier, SuperResConfig, SuperResUNet, UNet, UNetConfig
+from admg.models.surgery import is_setting
 from admg.models.unet import EncoderConfig
 
+from .weights import compare, on_meta, shapes_in
+
 Kind = Literal["diffusion", "upsampler", "classifier"]
-NOT_COMPARED = frozenset({"training", "checkpoint", "p", "inplace"})
-"""Attributes of modules that leave the outputs of a trained network unchanged."""
+NOT_COMPARED = frozenset({"checkpoint", "p", "inplace"})
+"""Settings of modules that do not affect the outputs of a trained network."""
 
 
 @dataclass(frozen=True)
@@ -101,18 +103,20 @@ def _accepts_y(function: Callable[..., Any]) -> bool | None:
 # -- checks ----------------------------------------------------------------------------------------------------------
 
 
-def check_as_configured(network: nn.Module) -> None:
-    """Check that a network of ours consists of the layers that its config describes, since nothing else is stored.
+def check_as_configured(network: nn.Module, title: str) -> None:
+    """Check that a network of ours is the one that its config describes, since only the config and weights are stored.
 
-    Names and types of modules are compared, and their plain attributes (padding_mode, eps, ...); hooks are not.
+    The names and shapes of parameters, the types of modules and their plain attributes (padding_mode, eps, ...) are
+    compared; hooks are not.
+
+    title: name of the network in messages about its parameters
 
     Raises ValueError if they differ.
     """
-    own: Any = network
-    with torch.device("meta"):
-        expected = type(own)(own.config)
-    layers, known = dict(own.named_modules()), dict(expected.named_modules())
-    if unknown := [*(layers.keys() ^ known.keys())]:
+    expected = on_meta(type(network), cast(Any, network).config)
+    compare(title, shapes_in(expected.state_dict()), shapes_in(network.state_dict()))
+    layers, known = dict(network.named_modules()), dict(expected.named_modules())
+    if unknown := sorted(layers.keys() ^ known.keys()):
         verb = "is not" if unknown[0] in layers else "is"
         raise ValueError(f"the network cannot be stored: the layer {unknown[0]!r} {verb} part of its config")
     for name, layer in known.items():
@@ -124,8 +128,7 @@ def check_as_configured(network: nn.Module) -> None:
         if "forward" in found:
             raise ValueError(f"{where} has a forward function of its own")
         for key, value in attributes.items():
-            plain = isinstance(value, int | float | str | tuple | None) and not key.startswith("_")
-            if plain and key not in NOT_COMPARED and found.get(key) != value:
+            if is_setting(key, value) and key not in NOT_COMPARED and found.get(key) != value:
                 raise ValueError(f"{where} has {key}={found.get(key)!r}, and its config {value!r}")
 
 

@@ -72,7 +72,8 @@ def check_values(source: Path | str, state: dict[str, Tensor]) -> None:
         if not is_plain(value):
             layout = "" if value.layout is torch.strided else " and sparse"
             raise CheckpointError(f"{source}: weights must be floating-point, got {name} as {value.dtype}{layout}")
-        if not value.is_meta and not is_finite(value.float()):  # as it is loaded
+        as_loaded = value.float() if value.dtype == torch.float64 else value  # float64 may exceed float32
+        if not value.is_meta and not is_finite(as_loaded):
             raise CheckpointError(f"{source} has NaN or infinite numbers in {name}")
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook  # hooks on all modules; nothing public lists them
 
-from admg.models.surgery import is_known
+from admg.models.surgery import is_known, is_setting
 
 from .layers import computes_plainly
 
@@ -35,11 +35,11 @@ def is_transformed(gradient: Tensor) -> bool:
 
 
 class Snapshot:
-    """What a fast network is built from at one time, and all places where hooks can appear. Checks take microseconds.
+    """The state of a network that its fast version was built from, and all hooks. Checks take microseconds.
 
-    Besides the modules and their classes, these are the plain attributes of those that fast modules stand for or are
-    copies of. Of other modules, whose attributes are read from the original, it is whether they have a `forward` of
-    their own.
+    The state consists of the modules, their classes, and the settings of modules that the fast version replaces or
+    copies. The settings of other modules are read from the original at each call; for these modules, the state records
+    only whether `forward` was set on the instance.
     """
 
     def __init__(self, network: nn.Module):
@@ -47,9 +47,9 @@ class Snapshot:
         self.modules, self.classes = modules, [*map(type, modules)]
         self.attributes = [vars(module) for module in modules if _is_read_once(module)]
         self.counts = [*map(len, self.attributes)]
-        watched = [(found, name) for found in self.attributes for name in found if _is_plain(name, found[name])]
+        watched = [(values, name) for values in self.attributes for name in values if is_setting(name, values[name])]
         watched += [(vars(module), "forward") for module in modules if not _is_read_once(module)]
-        self.places, self.names = [found for found, _ in watched], [name for _, name in watched]
+        self.places, self.names = [values for values, _ in watched], [name for _, name in watched]
         self.values = [*map(dict.get, self.places, self.names)]
         self.parameters = [module._parameters for module in modules if module._parameters]
         self.hooks = [getattr(module, name) for module in modules for name in HOOKS]
@@ -63,7 +63,7 @@ class Snapshot:
         return _has_any_global_hook() or any(self.hooks)
 
     def is_current(self) -> bool:
-        """Whether the network is as it was, except for the values of its weights."""
+        """Whether the network is unchanged, except for the values of its weights."""
         kind = None if self.parameter is None else (self.parameter.device, self.parameter.dtype)
         return (
             kind == self.kind
@@ -75,15 +75,9 @@ class Snapshot:
 
     def trains(self) -> bool:
         """Whether any parameter requires a gradient."""
-        return any(p is not None and p.requires_grad for found in self.parameters for p in found.values())
+        return any(p is not None and p.requires_grad for parameters in self.parameters for p in parameters.values())
 
 
 def _is_read_once(module: nn.Module) -> bool:
-    """Whether fast modules may hold the attributes of the module, rather than read them at each call."""
+    """Whether a fast version of the module copies its settings, instead of reading them at each call."""
     return is_known(module) or computes_plainly(module)
-
-
-def _is_plain(name: str, value: object) -> bool:
-    """Whether it is a setting of a module, as the stride of a convolution."""
-    plain = value is None or isinstance(value, bool | int | float | str | tuple)
-    return plain and not name.startswith("_") and name not in ("training", "forward")

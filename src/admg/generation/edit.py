@@ -145,9 +145,9 @@ def encode(
             own_y, own_noise = (None if values is None else values[batch] for values in (y, noise))
             guide = fast.recipe.bounded_guide
             with batch_context(batch.start, batch.stop, len(images)):
-                for step in ddim_inversion(fast.model, x, y=own_y, guide=guide, noise=own_noise):
+                for done, step in enumerate(ddim_inversion(fast.model, x, y=own_y, guide=guide, noise=own_noise), 1):
                     latents = step.x
-                    bar.update(len(x))
+                    bar.update(batch.start * len(model.diffusion) + done * len(x) - bar.n)
             check_finite(latents, batch.start)
             return latents.to("cpu", dtype_of(model))
 

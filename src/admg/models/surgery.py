@@ -21,7 +21,7 @@ def with_replaced(network: nn.Module, replace: Replace) -> nn.Module:
     replacements are the original modules. The others are shallow copies or, of classes that are neither torch's
     nor ours, views that read and write all attributes of the original. `replace` is called for every module, children
     first, and is given a module whose children have already been replaced. It must not change that module. A module
-    with a `forward` of its own, rather than of its class, is left as it is with all its children.
+    whose `forward` was set on the instance is returned unchanged, with all its children.
 
     A module that acts as a proxy of another one, such as an accelerated network, may define `with_replaced(replace)`.
     """
@@ -53,6 +53,12 @@ def _with_children(module: nn.Module, children: dict[str, Any]) -> nn.Module:
     return view
 
 
+def is_setting(name: str, value: object) -> bool:
+    """Whether an attribute of a module is a plain setting, such as the stride of a convolution."""
+    plain = isinstance(value, int | float | str | tuple | None)
+    return plain and not name.startswith("_") and name not in ("training", "forward")
+
+
 def is_known(module: nn.Module) -> bool:
     """Whether the class is torch's or ours, so that its attributes do not change from call to call."""
     return type(module).__module__.startswith(("torch.nn.modules.", "admg."))
@@ -72,7 +78,7 @@ class View(nn.Module):
         if name == "__dict__":
             return attributes
         kind = object.__getattribute__(self, "__class__")
-        if name in attributes and not hasattr(getattr(kind, name, None), "__set__"):  # a property goes first
+        if name in attributes and not hasattr(getattr(kind, name, None), "__set__"):  # properties take precedence
             return attributes[name]
         return object.__getattribute__(self, name)
 

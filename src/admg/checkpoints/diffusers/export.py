@@ -41,13 +41,14 @@ from admg.checkpoints.networks import check_as_configured, kind_of, unwrapped
 from admg.checkpoints.weights import check_values
 from admg.diffusion.gaussian import Diffusion
 from admg.files import atomic, sha256
+from admg.guidance.scheduler import PREDICTS
 from admg.models import UNet
 
 from .readme import CLASSES, HEADING, Scheduler, readme
 from .unet2d import needs_table, unet2d_config, unet2d_state
 from .unet2d_config import SHA256
 
-PREDICTION = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
+PREDICTION = {ours: theirs for theirs, ours in PREDICTS.items()}
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 FILES = frozenset({"config.json", "scheduler_config.json", "model_index.json", "README.md", WEIGHTS})
 LINEAR_BETAS = 1e-4, 0.02  # for 1000 steps, as in NoiseSchedule.linear
@@ -72,7 +73,7 @@ def to_diffusers(model: Model, folder: Path | str, scheduler: Scheduler = "ddpm"
     network = unwrapped(model.network)
     if not isinstance(network, UNet) or kind_of(network) is None:
         raise ValueError(f"expected a UNet for export to diffusers, got a {type(network).__name__}")
-    check_as_configured(network)
+    check_as_configured(network, "the network to export")
     check_values("the network to export", network.state_dict())
     if getattr(network.config, "augment_noise", 0):
         raise ValueError("UNet2DModel cannot be conditioned on the noise of the low-resolution images of an upsampler")

@@ -22,9 +22,10 @@ from admg.checkpoints.labels import Labels
 from admg.checkpoints.model import Model
 from admg.checkpoints.weights import CheckpointError, DamagedError, build_network, on_meta
 from admg.diffusion.config import DiffusionConfig, ScheduleName
-from admg.diffusion.gaussian import Diffusion, Predict, Variance
+from admg.diffusion.gaussian import Diffusion, Variance
 from admg.diffusion.schedule import NoiseSchedule
 from admg.files import sha256
+from admg.guidance.scheduler import PREDICTS
 from admg.models import SuperResUNet, UNet
 
 from .export import LINEAR_BETAS
@@ -35,7 +36,6 @@ from .unet2d_state import from_table, our_state
 
 NAME = "diffusion_pytorch_model"
 WEIGHTS = (f"{NAME}.safetensors", f"{NAME}.bin", f"{NAME}.fp16.safetensors")
-PREDICTS: dict[str, Predict] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 VARIANCES: dict[str, Variance] = {
     "fixed_small": "fixed_small", "fixed_small_log": "fixed_small", "fixed_large": "fixed_large",
     "fixed_large_log": "fixed_large", "learned_range": "learned_range",

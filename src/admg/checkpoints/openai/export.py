@@ -64,7 +64,7 @@ def openai_config(model: Model | Classifier) -> OpenAIConfig:
         raise ValueError(f"guided-diffusion has no counterpart of {type(network).__name__}")
     if model.config is None:
         raise ValueError("only a model with its DiffusionConfig can be exported to openai")
-    check_as_configured(network)
+    check_as_configured(network, "the network to export")
     if getattr(network.config, "augment_noise", 0):
         raise ValueError("guided-diffusion has no upsampler that is conditioned on noise of the low-resolution images")
     if getattr(network.config, "ddpm_layers", False):

@@ -118,7 +118,7 @@ class _Differentiable(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         needs = ctx.needs_input_grad[3:]
         again = torch.is_grad_enabled()
-        if again or is_transformed(gradient):  # the gradient itself is differentiated, say, which is rare
+        if again or is_transformed(gradient):  # rare, for example for second derivatives
             with torch.enable_grad():
                 tensors = [t.view_as(t) for t in ctx.saved_tensors]  # the inputs may depend on one another
                 output = ctx.inputs.call(ctx.network, tensors)

@@ -48,7 +48,7 @@ class Estimate:
 
 
 def wilson(right: int, count: int, z: float = Z) -> tuple[float, float]:
-    """Return Wilson's interval (95 %) of a proportion of which `right` in `count` were observed.
+    """Return the 95 % Wilson interval of a proportion that was observed as `right` / `count`.
 
     Raises ValueError unless 0 <= right <= count and count >= 1.
     """
