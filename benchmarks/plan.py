@@ -135,13 +135,15 @@ def report(plans: list[Plan], machines: Machines) -> str:
     rows = {
         "GPUs": [str(plan.gpus) for plan in plans],
         "batch, parts": [f"{plan.batch_size}, {plan.accumulate}" for plan in plans],
-        "images of a GPU at a time": [str(plan.images) for plan in plans],
+        "images per GPU at a time": [str(plan.images) for plan in plans],
         "DDP: memory (GB)": [f"{plan.ddp_memory / gb:.1f}" for plan in plans],
         "FSDP2: memory (GB)": [f"{plan.fsdp_memory / gb:.1f}" for plan in plans],
-        "of these activations (GB)": [f"{plan.images * plan.cost.activation_mb_bf16 / 1e3:.1f}" for plan in plans],
-        "DDP: sent by a GPU in a step (GB)": [f"{plan.ddp_bytes / gb:.2f}" for plan in plans],
-        "FSDP2: sent by a GPU in a step (GB)": [f"{plan.fsdp_bytes / gb:.2f}" for plan in plans],
-        "computation of a step (s)": [f"{plan.seconds(machines):.3f}" for plan in plans],
+        "activations, included above (GB)": [
+            f"{plan.images * plan.cost.activation_mb_bf16 / 1e3:.1f}" for plan in plans
+        ],
+        "DDP: sent per GPU and step (GB)": [f"{plan.ddp_bytes / gb:.2f}" for plan in plans],
+        "FSDP2: sent per GPU and step (GB)": [f"{plan.fsdp_bytes / gb:.2f}" for plan in plans],
+        "computation per step (s)": [f"{plan.seconds(machines):.3f}" for plan in plans],
         "DDP: efficiency": [efficiency(plan, plan.ddp_bytes, 0.0) for plan in plans],
         "FSDP2: efficiency": [
             efficiency(plan, plan.fsdp_bytes, plan.accumulate / (2 * plan.accumulate + 1)) for plan in plans

@@ -10,7 +10,7 @@ import torch
 
 from admg.generation.samples import Samples
 from admg.studio.comparing import compare, difference, diversity, evaluate_samples
-from admg.studio.sampling import Result, draw
+from admg.studio.sampling import Result, run_sampling
 from admg.studio.settings import Settings
 
 
@@ -48,7 +48,7 @@ def test_both_sides_have_the_same_seeds(entry, job):
     a = Settings(model=entry.name, labels=("two",), num=2, steps=2, guidance="none")
     b = dataclasses.replace(a, guidance="classifier", scale=50.0)
     found = compare(entry, a, b, job)
-    assert torch.equal(found.a.result.samples.x, draw(entry, a, job).samples.x)
-    assert torch.equal(found.b.result.samples.x, draw(entry, b, job).samples.x)
+    assert torch.equal(found.a.result.samples.x, run_sampling(entry, a, job).samples.x)
+    assert torch.equal(found.b.result.samples.x, run_sampling(entry, b, job).samples.x)
     assert found.difference == difference(found.a.result.samples, found.b.result.samples) > 0
     assert [row[0].split(" ")[0] for row in found.table()] == ["label", "diversity", "difference"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from admg.studio.edit_tab import DRAWING, MASK, edit_settings, input_picture, pictures_of
+from admg.studio.edit_tab import DRAWING, MASK, edit_settings, input_picture, read_pictures
 from admg.studio.editing import METHODS, EditSettings, Pictures, check_edit, painted, prepared
 from admg.studio.settings import Settings
 
@@ -41,19 +41,19 @@ def test_what_is_painted_is_the_mask_or_part_of_the_picture(entry):
     background, both = Image.new("RGB", (80, 80), (0, 0, 0)), Image.new("RGB", (80, 80), (255, 255, 255))
     drawn = {"background": background, "layers": [layer((0, 0, 40, 80))], "composite": both}
     inpaint, change = EditSettings(method="repaint"), EditSettings(method="sdedit")
-    masked = pictures_of(drawn, MASK, None, inpaint, entry)
+    masked = read_pictures(drawn, MASK, None, inpaint, entry)
     assert masked.picture.max() == 0 and masked.painted[:, :3].all() and not masked.painted[:, 5:].any()
-    assert pictures_of(drawn, DRAWING, None, inpaint, entry).picture.min() == 255
-    changed = pictures_of(drawn, MASK, None, change, entry)
+    assert read_pictures(drawn, DRAWING, None, inpaint, entry).picture.min() == 255
+    changed = read_pictures(drawn, MASK, None, change, entry)
     assert changed.picture.min() == 255 and changed.painted is None
     for empty in (None, {"background": None, "layers": [layer()], "composite": both}):
-        assert pictures_of(empty, MASK, None, change, entry).picture is None
+        assert read_pictures(empty, MASK, None, change, entry).picture is None
     sketch = {"background": None, "layers": [layer((0, 0, 40, 80))], "composite": both}
-    assert pictures_of(sketch, MASK, None, change, entry).picture is not None
-    assert pictures_of(sketch, MASK, None, inpaint, entry).picture is None  # a mask alone is no picture
+    assert read_pictures(sketch, MASK, None, change, entry).picture is not None
+    assert read_pictures(sketch, MASK, None, inpaint, entry).picture is None  # a mask alone is no picture
 
 
-def test_the_part_to_draw_anew_is_shown_in_red():
+def test_the_region_to_inpaint_is_shown_in_red():
     mask = np.zeros((8, 8), bool)
     mask[0, 0] = True
     shown = input_picture(Pictures(np.full((8, 8, 1), 50, np.uint8), mask))
@@ -67,13 +67,13 @@ PICTURE, PART = np.zeros((8, 8, 1), np.uint8), np.eye(8, dtype=bool)
 @pytest.mark.parametrize(
     ("method", "pictures", "changed", "message"),
     [
-        ("sdedit", Pictures(), {}, "a picture is needed"),
-        ("repaint", Pictures(PICTURE), {}, "paint over the part"),
-        ("dps", Pictures(PICTURE, np.ones((8, 8), bool)), {}, "all of the picture is painted over"),
-        ("interpolate", Pictures(PICTURE), {}, "between two pictures"),
-        ("interpolate", Pictures(), {"num": 1}, "at least 2 images"),
-        ("sdedit", Pictures(PICTURE), {"labels": ("one", "two")}, "choose one label"),
-        ("repaint", Pictures(PICTURE, PART), {"eta": 0.5}, "inpainting has its own sampler"),
+        ("sdedit", Pictures(), {}, "this edit needs a picture"),
+        ("repaint", Pictures(PICTURE), {}, "paint over the region"),
+        ("dps", Pictures(PICTURE, np.ones((8, 8), bool)), {}, "the whole picture is painted over"),
+        ("interpolate", Pictures(PICTURE), {}, "needs two pictures"),
+        ("interpolate", Pictures(), {"num": 1}, "at least 2, got 1"),
+        ("sdedit", Pictures(PICTURE), {"labels": ("one", "two")}, "one label or none"),
+        ("repaint", Pictures(PICTURE, PART), {"eta": 0.5}, "eta has no effect on inpainting"),
     ],
 )
 def test_edits_that_lack_something(method, pictures, changed, message, entry):
@@ -87,5 +87,5 @@ def test_options_of_a_page_are_checked():
     for name, value in (("strength", 0), ("strength", None), ("resamplings", 1.5), ("resamplings", 10**6)):
         with pytest.raises(ValueError, match=name):
             edit_settings(next(iter(METHODS)), page | {name: value})
-    with pytest.raises(ValueError, match="choose what to do"):
+    with pytest.raises(ValueError, match="the kind of edit must be one of Inpaint"):
         edit_settings("rm -rf", page)

@@ -51,11 +51,11 @@ def test_jobs_run_one_after_the_other(queue):
 
 def test_a_visitor_has_one_job_and_the_number_of_those_that_wait_is_limited(queue):
     first, free = blocked(queue, "a")
-    with pytest.raises(ValueError, match="you have a job already"):
+    with pytest.raises(ValueError, match="you already have a job"):
         next(queue.run("a", lambda job: None))
     second = queue.run("b", lambda job: None)
     next(second)
-    with pytest.raises(ValueError, match="the studio is busy: 1 jobs are waiting"):
+    with pytest.raises(ValueError, match="the studio is busy: 1 job is waiting"):
         next(queue.run("c", lambda job: None))
     free.set()
     assert [*first][-1] == Done("a") and [*second][-1] == Done(None)
@@ -114,8 +114,8 @@ def test_closing_stops_what_runs_and_what_waits():
     second = queue.run("b", lambda job: None)
     next(second)
     queue.close()
-    assert [*first][-1].stopped == [*second][-1].stopped == "the studio was closed"
-    with pytest.raises(ValueError, match="being closed"):
+    assert [*first][-1].stopped == [*second][-1].stopped == "the studio was shut down"
+    with pytest.raises(ValueError, match="shutting down"):
         next(queue.run("c", lambda job: None))
 
 

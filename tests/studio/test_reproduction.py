@@ -13,8 +13,8 @@ from admg.cli.main import main
 from admg.generation.edit import edit
 from admg.studio.commands import sample_code, sample_command
 from admg.studio.edit_commands import edit_code, edit_command
-from admg.studio.editing import EditSettings, Pictures, draw_edit
-from admg.studio.sampling import draw, draw_sheet
+from admg.studio.editing import EditSettings, Pictures, run_edit
+from admg.studio.sampling import run_sampling, run_sheet
 from admg.studio.settings import Settings
 
 CHOICES = {
@@ -54,7 +54,7 @@ def run_code(text, folder, monkeypatch):
 @pytest.mark.parametrize("choice", CHOICES)
 def test_samples(choice, entry, job, tmp_path, monkeypatch):
     settings = settings_for(entry, **CHOICES[choice])
-    result = draw(entry, settings, job)
+    result = run_sampling(entry, settings, job)
     assert np.array_equal(run_command(sample_command(settings, entry), tmp_path / "out"), result.samples.images)
     made = run_code(sample_code(settings, entry), tmp_path, monkeypatch)
     assert torch.equal(made.x, result.samples.x) and torch.equal(made.labels, result.samples.labels)
@@ -64,7 +64,7 @@ def test_samples(choice, entry, job, tmp_path, monkeypatch):
 @pytest.mark.thorough
 def test_a_scale_sheet(entry, job, tmp_path):
     settings = settings_for(entry, labels=("two",))
-    sheet = draw_sheet(entry, settings, [0.0, 8.0], job)
+    sheet = run_sheet(entry, settings, [0.0, 8.0], job)
     parts = shlex.split(sample_command(settings, entry, sheet="scale=0,8"))[1:]
     parts[parts.index("--out") + 1] = str(tmp_path)
     assert main(parts) == 0
@@ -100,7 +100,7 @@ def test_edits(kind, entry, job, pictures, tmp_path, monkeypatch):
         pictures = Pictures(pictures.picture, None, pictures.second if kind == "pictures" else None)
     if kind == "seeds":
         pictures = Pictures()
-    result = draw_edit(entry, settings, own, pictures, job)
+    result = run_edit(entry, settings, own, pictures, job)
     for name, image in pictures.files().items():
         image.save(tmp_path / name)
     made = run_code(edit_code(settings, own, pictures, entry), tmp_path, monkeypatch)
@@ -118,7 +118,7 @@ def test_edits(kind, entry, job, pictures, tmp_path, monkeypatch):
 
 @pytest.mark.thorough
 def test_the_frames_end_with_the_images(entry, job):
-    result = draw(entry, settings_for(entry, labels=("two",), num=3), job)
+    result = run_sampling(entry, settings_for(entry, labels=("two",), num=3), job)
     assert [frame.number for frame in result.frames] == [1, 2, 3]
     assert np.array_equal(result.frames[-1].x, result.samples.images)
     assert result.frames[-1].t == 0 and result.frames[0].t > result.frames[1].t
@@ -130,7 +130,7 @@ def test_the_frames_end_with_the_images(entry, job):
 def test_what_edit_itself_draws(entry, job, pictures):
     """An independent call of the library with the same picture and seed gives the same images."""
     settings, own = settings_for(entry, labels=("two",), guidance="none", seed=3), EditSettings(method="sdedit")
-    result = draw_edit(entry, settings, own, Pictures(pictures.picture), job)
+    result = run_edit(entry, settings, own, Pictures(pictures.picture), job)
     x = torch.from_numpy(pictures.picture).permute(2, 0, 1)[None].float() / 127.5 - 1
     expected = edit(entry.model, x, ["two"] * 2, strength=0.6, steps=3, seed=3, progress=False,
                     precision=settings.recipe(entry).precision)  # fmt: skip

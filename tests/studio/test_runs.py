@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from admg.studio.charts import log_chart
-from admg.studio.runs import NewRun, RunFolder, Trainer, duration, is_running, newest_picture
+from admg.studio.runs import NewRun, RunFolder, Trainer, duration, is_running, latest_preview
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_a_run_that_has_just_begun(tmp_path):
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / ".lock").write_text("")
     view = RunFolder(tmp_path).view("new")
-    assert view.status == "new: no training has begun here" and newest_picture(tmp_path / "new") is None
+    assert view.status == "new: no training has started here" and latest_preview(tmp_path / "new") is None
 
 
 def test_times_in_words():
@@ -98,19 +98,19 @@ def new_run(**changed):
 def test_only_data_sets_of_the_folder_can_be_trained_on(trainer):
     assert trainer.data_sets() == ["grey", "more.zip"]
     for name in ("link", "..", "../runs", "/etc", ".hidden"):
-        with pytest.raises(ValueError, match="there is no data set"):
+        with pytest.raises(ValueError, match="unknown data set"):
             trainer.command(new_run(data=name))
     (trainer.runs.root / "first").mkdir()
-    with pytest.raises(ValueError, match="there is a run 'first' already"):
+    with pytest.raises(ValueError, match="a run named 'first' already exists"):
         trainer.command(new_run())
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"name": "../x"}, "the name of a run has"),
-        ({"name": ""}, "the name of a run has"),
-        ({"name": "a" * 61}, "the name of a run has"),
+        ({"name": "../x"}, "the name of a run must have"),
+        ({"name": ""}, "the name of a run must have"),
+        ({"name": "a" * 61}, "the name of a run must have"),
         ({"name": None}, "the run needs a name"),
         ({"data": None}, "choose a data set"),
         ({"image_size": 12}, "image_size must be a multiple of 8"),
@@ -127,7 +127,7 @@ def test_trainings_that_are_refused(changed, message):
 @pytest.mark.slow
 def test_a_training_is_started_watched_and_stopped(trainer):
     trainer.start(new_run(steps=100_000))
-    with pytest.raises(ValueError, match="first is being trained"):
+    with pytest.raises(ValueError, match="first is still training"):
         trainer.start(new_run(name="second"))
     end = time.monotonic() + 120
     while not (trainer.runs.root / "first" / "run.json").exists():

@@ -1,4 +1,4 @@
-"""The studio: a page in a browser to sample, edit, compare and train with. It needs Gradio (the extra `studio`)."""
+"""The studio: a web page for sampling, editing, comparing and training. Requires Gradio (the extra `studio`)."""
 
 from .limits import Limits
 from .server import serving

@@ -1,4 +1,4 @@
-"""The models that visitors of the studio can choose from, each with its classifier. No other model can be loaded."""
+"""The models that visitors can choose from, each with its classifier. No other model can be loaded."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from admg.generation.guide_specs import load_classifier_for
 
 @dataclass(frozen=True)
 class Entry:
-    """A model that can be chosen.
+    """A model of the catalog.
 
     name: argument of admg.load
-    classifier_name: argument of admg.load_classifier, "" without a classifier
+    classifier_name: argument of admg.load_classifier; "" if there is none
     """
 
     name: str
@@ -51,8 +51,8 @@ class Entry:
 class Catalog:
     """The models of a studio, loaded once.
 
-    names: "MODEL", as admg.load takes it, with its own classifier if it has one, or "MODEL,CLASSIFIER"
-    Raises ValueError as admg.load does, for a model that upsamples, and for a classifier that does not fit.
+    names: "MODEL", an argument of admg.load, used with its own classifier if it has one; or "MODEL,CLASSIFIER"
+    Raises ValueError like admg.load, and for an upsampler or a classifier that does not match its model.
     """
 
     def __init__(self, names: Sequence[str], device: torch.device | str = "cpu"):
@@ -62,7 +62,7 @@ class Catalog:
         self.entries = {entry.name: entry for entry in found}
 
     def __getitem__(self, name: Any) -> Entry:
-        """Return the entry of a name. Raises ValueError for a name that was not given when the studio was started."""
+        """Return the entry of a name. Raises ValueError for a name that is not in the catalog."""
         if not isinstance(name, str) or name not in self.entries:
             raise ValueError(f"unknown model {str(name)[:80]!r}: this studio has {', '.join(self.entries)}")
         return self.entries[name]
@@ -73,7 +73,7 @@ class Catalog:
 
     @property
     def first(self) -> Entry:
-        """The model that is chosen at first."""
+        """The model that is selected initially."""
         return next(iter(self.entries.values()))
 
 
@@ -81,7 +81,7 @@ def _load(spec: str, device: torch.device) -> Entry:
     name, _, classifier = spec.partition(",")
     model = as_model(name)
     if model.upsamples:
-        raise ValueError(f"{name} enlarges images, but the studio needs models that make images from noise")
+        raise ValueError(f"{name} is an upsampler; the studio needs models that generate images from noise")
     chosen = classifier or loading.default_classifier(name) or ""
     loaded = load_classifier_for(model, chosen).to(device) if chosen else None
     return Entry(name, model.to(device), chosen, loaded)
@@ -103,6 +103,6 @@ class Interruptible(Model):
 
 
 def interruptible(model: Model, before: Callable[[], Any]) -> Interruptible:
-    """Return the model, with the same network, that calls `before` before each evaluation."""
+    """Return a copy of the model, with the same network, that calls `before` before each evaluation."""
     fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
     return Interruptible(**fields | {"before": before})

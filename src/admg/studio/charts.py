@@ -1,4 +1,4 @@
-"""Charts of the page, drawn by Matplotlib: probabilities over t, and the log of a training run."""
+"""Matplotlib charts: label probabilities over t, and the log of a training run."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from admg.training.curves import new_figure, plot_log
 from .sampling import Frame
 
 MAX_LINES = 10
-"""Labels whose probabilities are drawn."""
+"""Largest number of labels in a chart."""
 
 
-def lines_of(frames: Sequence[Frame], image: int | None) -> tuple[list[float], dict[int, list[float]]]:
+def probability_lines(frames: Sequence[Frame], image: int | None) -> tuple[list[float], dict[int, list[float]]]:
     """Return t after each step, and the classifier's probability of each label there.
 
-    Of more than MAX_LINES labels, those with the largest probabilities at any step are kept.
+    If there are more than MAX_LINES labels, those with the highest peak probabilities are kept.
 
     image: number of the image; None for the mean of all
     """
@@ -39,9 +39,9 @@ def probability_chart(frames: Sequence[Frame], image: int | None, names: Sequenc
     highest: timestep of pure noise
     """
     figure = new_figure(9, 2.9)
-    figure.set_layout_engine("none")  # laying out takes longer than drawing
+    figure.set_layout_engine("none")  # the layout engine takes longer than drawing
     axes = figure.add_axes((0.07, 0.17, 0.71, 0.78))
-    times, lines = lines_of(frames, image)
+    times, lines = probability_lines(frames, image)
     for label, values in lines.items():
         axes.plot(times, values, label=names[label], linewidth=1.8, color=f"C{label % 10}",
                   marker="." if len(times) == 1 else None)  # fmt: skip
@@ -49,11 +49,11 @@ def probability_chart(frames: Sequence[Frame], image: int | None, names: Sequenc
     axes.grid(alpha=0.3)
     if lines:
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.03), fontsize="small", frameon=False)
-    return drawn(figure)
+    return rendered(figure)
 
 
 def log_chart(rows: Sequence[Mapping[str, str]]) -> Image.Image | None:
-    """Return the curves of a training run, as its curves.png shows them; None without any."""
+    """Return the curves of a training run, as in its curves.png; None if nothing is logged yet."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "curves.png"
         plot_log(rows, path)
@@ -63,8 +63,8 @@ def log_chart(rows: Sequence[Mapping[str, str]]) -> Image.Image | None:
             return image.convert("RGB")
 
 
-def drawn(figure: object) -> Image.Image:
-    """Return a figure as a picture."""
+def rendered(figure: object) -> Image.Image:
+    """Return a figure as an image."""
     canvas = figure.canvas  # type: ignore[attr-defined]
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

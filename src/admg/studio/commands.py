@@ -1,4 +1,4 @@
-"""The command line and the Python code that make again what a page shows, bit for bit on the same machine."""
+"""The command and the Python code that reproduce what a page shows, bit for bit on the same machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def sample_command(settings: Settings, entry: Entry, sheet: str = "") -> str:
     """
     parts = ["admg", "sample", "--model", settings.model, *label_options(settings), "--num", str(settings.num)]
     varied = sheet.partition("=")[0]
-    parts += [*(["--sheet", sheet] if sheet else []), *drawing_options(settings, entry, varied)]
+    parts += [*(["--sheet", sheet] if sheet else []), *sampling_options(settings, entry, varied)]
     return shlex.join([*parts, "--out", "samples"])
 
 
@@ -26,10 +26,10 @@ def label_options(settings: Settings) -> list[str]:
     return [part for label in settings.labels for part in ("--label", label)]
 
 
-def drawing_options(settings: Settings, entry: Entry, varied: str = "") -> list[str]:
-    """Return the options of sampling and guidance that `admg sample` and the commands like it share.
+def sampling_options(settings: Settings, entry: Entry, varied: str = "") -> list[str]:
+    """Return the sampling and guidance options that `admg sample`, `admg edit` and `admg interpolate` share.
 
-    varied: "scale" or "cfg" if a sheet varies it, which is then left out
+    varied: option that a scale sheet varies, "scale" or "cfg", which is left out
     """
     parts: list[str] = []
     if settings.guidance in (NO_GUIDANCE, CLASSIFIER):
@@ -50,33 +50,33 @@ def drawing_options(settings: Settings, entry: Entry, varied: str = "") -> list[
 
 
 def sample_code(settings: Settings, entry: Entry) -> str:
-    """Return Python code that draws the same images as `samples`."""
-    lines = [*heading(settings, entry)]
+    """Return Python code that generates the same images."""
+    lines = preamble(settings, entry)
     lines += ["samples = admg.sample(", f"    model, {labels_text(settings, entry)}, num={settings.num},"]
-    return "\n".join([*lines, *drawing_arguments(settings, entry), ")", 'samples.save("samples")', ""])
+    return "\n".join([*lines, *sampling_arguments(settings, entry), ")", 'samples.save("samples")', ""])
 
 
-def heading(settings: Settings, entry: Entry, *imports: str) -> list[str]:
+def preamble(settings: Settings, entry: Entry, *imports: str) -> list[str]:
     """Return the lines that import admg and load the model, and its classifier if guidance needs it."""
     device = entry.model.device.type
     moved = "" if device == "cpu" else f'.to("{device}")'
-    own = ["import functools", ""] if settings.eta and settings.sampler == "ddim" else []
-    lines = [*own, "import admg", *imports, "", f"model = admg.load({settings.model!r}){moved}"]
+    standard = ["import functools", ""] if settings.eta and settings.sampler == "ddim" else []
+    lines = [*standard, "import admg", *imports, "", f"model = admg.load({settings.model!r}){moved}"]
     if settings.needs_classifier:
         lines.append(f"classifier = admg.load_classifier({entry.classifier_name!r}){moved}")
     return lines
 
 
-def drawing_arguments(settings: Settings, entry: Entry, sampler: str = "", guide: str = "") -> list[str]:
-    """Return the arguments of sampling and guidance that admg.sample and admg.edit share, a line each.
+def sampling_arguments(settings: Settings, entry: Entry, sampler: str = "", guide: str = "") -> list[str]:
+    """Return the arguments that admg.sample and admg.edit share, one line each.
 
-    sampler, guide: code of another sampler, or of another guide
+    sampler, guide: code that replaces that of the settings
     """
     guide = guide or ("" if settings.guidance == NO_GUIDANCE else guide_code(settings))
     lines = [f"guide={guide},"] if guide else []
     eta = settings.eta if settings.sampler == "ddim" else 0
-    own = f"functools.partial(admg.samplers.ddim, eta={number(eta)})" if eta else f'"{settings.sampler}"'
-    lines.append(f'sampler={sampler or own}, steps="{settings.spec}", seed={settings.seed},')
+    chosen = f"functools.partial(admg.samplers.ddim, eta={number(eta)})" if eta else f'"{settings.sampler}"'
+    lines.append(f'sampler={sampler or chosen}, steps="{settings.spec}", seed={settings.seed},')
     if settings.unconditional:
         lines.append("unconditional=True,")
     lines.append(f'precision="{precision(settings, entry)}",')
@@ -99,7 +99,7 @@ def guide_code(settings: Settings) -> str:
 
 
 def labels_text(settings: Settings, entry: Entry) -> str:
-    """Return the labels as code: names, or numbers if they have no names; without `labels`, those that are chosen."""
+    """Return the labels as code: names, or numbers if they have no names. Without `labels`, the default labels."""
     if settings.labels:
         return f"[{', '.join(label_text(label, entry) for label in settings.labels)}]"
     numbers = settings.numbers(entry)
@@ -113,5 +113,5 @@ def label_text(label: str, entry: Entry) -> str:
 
 
 def precision(settings: Settings, entry: Entry) -> str:
-    """Return the number format that the images were computed in."""
+    """Return the precision that the images are computed in."""
     return str(settings.recipe(entry).precision)

@@ -1,4 +1,4 @@
-"""Two settings on the same seeds, and what differs: how many images show their label, and how diverse they are."""
+"""Comparison of two settings with the same seeds: label accuracy, and diversity within a label."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from admg.generation.samples import Samples
 
 from .catalog import Entry
 from .jobs import Job
-from .sampling import Result, draw
+from .sampling import Result, run_sampling
 from .settings import Settings
 
 
@@ -21,9 +21,9 @@ class Side:
     """One of the two settings.
 
     result: its images
-    correct, labelled: number of images that the classifier assigns to their label, of those that have one
-    diversity: root mean square difference of the pixels of two images with the same label; white - black is 1. None if
-        no two images have the same label
+    correct, labelled: number of images that the classifier assigns to their label, and number with a label
+    diversity: root-mean-square difference between the pixels (0 to 1) of two images with the same label. None if no
+        two images have the same label
     """
 
     result: Result
@@ -42,32 +42,32 @@ class Side:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Two sides with the same seeds. difference: root mean square difference between the images of the same seed"""
+    """Both sides. difference: root-mean-square difference between the pixels (0 to 1) of images with the same seed"""
 
     a: Side
     b: Side
     difference: float
 
     def table(self) -> list[list[str]]:
-        """Return rows of a table: quantity, A, B."""
+        """Return the rows of the table: quantity, A, B."""
         diversity = ["none" if side.diversity is None else f"{side.diversity:.3f}" for side in (self.a, self.b)]
         return [
             ["label accuracy (95 % interval)", self.a.accuracy, self.b.accuracy],
             ["diversity within a label (RMS)", *diversity],
-            ["difference of the same seeds (RMS)", f"{self.difference:.3f}", ""],
+            ["difference between A and B (RMS)", f"{self.difference:.3f}", ""],
         ]
 
 
 def compare(entry: Entry, a: Settings, b: Settings, job: Job) -> Comparison:
-    """Draw both, report their frames, and compare them."""
-    first = draw(entry, a, job)
-    second = draw(entry, b, job)
+    """Generate the images of both settings, reporting their frames, and compare them."""
+    first = run_sampling(entry, a, job)
+    second = run_sampling(entry, b, job)
     left, right = (evaluate_samples(entry, result) for result in (first, second))
     return Comparison(left, right, difference(first.samples, second.samples))
 
 
 def evaluate_samples(entry: Entry, result: Result) -> Side:
-    """Return what the classifier says of the images at its lowest noise level, and how diverse they are."""
+    """Measure label accuracy, with the classifier at its lowest noise level, and diversity."""
     samples = result.samples
     correct, labelled = 0, 0
     if entry.classifier is not None:
@@ -81,18 +81,18 @@ def evaluate_samples(entry: Entry, result: Result) -> Side:
 
 
 def diversity(samples: Samples) -> float | None:
-    """Return the root mean square difference of the pixels of all pairs of images with the same label, in [0, 1]."""
+    """Return the root-mean-square pixel difference of all pairs of images with the same label, in [0, 1]."""
     total, pairs = 0.0, 0
     images = samples.images.reshape(len(samples), -1).astype(np.float64) / 255
     for label in sorted(set(samples.labels.tolist())):
-        own = images[samples.labels.numpy() == label]
-        for i in range(len(own) - 1):
-            total += float(((own[i + 1 :] - own[i]) ** 2).mean(1).sum())
-            pairs += len(own) - 1 - i
+        same = images[samples.labels.numpy() == label]
+        for i in range(len(same) - 1):
+            total += float(((same[i + 1 :] - same[i]) ** 2).mean(1).sum())
+            pairs += len(same) - 1 - i
     return float(np.sqrt(total / pairs)) if pairs else None
 
 
 def difference(a: Samples, b: Samples) -> float:
-    """Return the root mean square difference of the pixels of the same images of two runs, in [0, 1]."""
+    """Return the root-mean-square pixel difference between images with the same seed, in [0, 1]."""
     change = (a.images.astype(np.float64) - b.images.astype(np.float64)) / 255
     return float(np.sqrt((change**2).mean()))

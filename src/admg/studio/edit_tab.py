@@ -1,4 +1,4 @@
-"""The tab Edit: inpaint a picture, change its label, interpolate."""
+"""The Edit tab: inpainting, changes of the label, interpolation."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import gradio as gr
 
 from .catalog import Entry
 from .edit_commands import edit_code, edit_command
-from .editing import INPAINTING, METHODS, EditSettings, Pictures, draw_edit, painted, prepared
-from .fields import drawing_fields, subject_fields, values_of
+from .editing import INPAINTING, METHODS, EditSettings, Pictures, painted, prepared, run_edit
+from .fields import by_name, image_fields, sampling_fields
 from .jobs import Done
 from .pictures import enlarged, grid, save_npz
 from .sampling import Frame, Result
 from .settings import NO_GUIDANCE, read, real_number, whole_number
 from .shared import Studio
-from .visits import QUICK, STREAM, status_of, stopper, visitor, with_messages, with_picture_messages
+from .visits import QUICK, STREAM, status_of, stop_handler, visitor, with_messages, with_picture_messages
 
 CANVAS = 384
-MASK, DRAWING = "the part to redraw", "part of the picture"
+MASK, DRAWING = "the region to inpaint", "part of the picture"
 COLOURS: list[str | tuple[str, float]] = ["#ffffff", "#000000", "#808080", "#ff3b30"]
 
 
 class EditTab:
-    """Lays out the tab within the current gr.Tab, and connects its parts."""
+    """Builds the tab inside the current gr.Tab and connects its events."""
 
     def __init__(self, studio: Studio):
         self.studio = studio
@@ -44,7 +44,7 @@ class EditTab:
                     language="shell", wrap_lines=True, show_label=False, elem_id="edit-command", interactive=False
                 )
             with gr.Tab("Download"):
-                self.files = gr.File(label="The images, and the pictures that the code reads", file_count="multiple",
+                self.files = gr.File(label="Generated images and input pictures", file_count="multiple",
                                      interactive=False, elem_id="edit-files")  # fmt: skip
         for component in (self.editor, self.second):
             with_picture_messages(component)
@@ -52,32 +52,32 @@ class EditTab:
 
     def lay_out_pictures(self) -> None:
         self.editor = gr.ImageEditor(
-            type="pil", image_mode="RGBA", sources=["upload", "clipboard"], format="png", label="Upload, draw, mask",
+            type="pil", image_mode="RGBA", sources=["upload", "clipboard"], format="png", label="Upload, paint, mask",
             canvas_size=(CANVAS, CANVAS), layers=False, transforms=["crop"], buttons=[], elem_id="edit-editor",
             brush=gr.Brush(default_size=24, colors=COLOURS), height=520,
         )  # fmt: skip
-        self.paint = gr.Radio([MASK, DRAWING], value=MASK, label="What you paint is", elem_id="edit-paint")
-        with gr.Column(visible=False) as self.second_box:  # Gradio makes a new Image when its own visibility changes
+        self.paint = gr.Radio([MASK, DRAWING], value=MASK, label="Painted strokes are", elem_id="edit-paint")
+        with gr.Column(visible=False) as self.second_box:  # Gradio rebuilds a hidden Image
             self.second = gr.Image(type="pil", image_mode=None, sources=["upload"], label="Second picture",
                                    format="png", elem_id="edit-second", height=240)  # fmt: skip
 
     def lay_out_settings(self) -> None:
         catalog, limits = self.studio.catalog, self.studio.limits
-        self.method = gr.Dropdown(list(METHODS), value=next(iter(METHODS)), label="What to do", elem_id="edit-method")
-        self.fields = subject_fields(catalog, limits, "edit", several=False)
-        self.own = {
-            "strength": gr.Slider(0.05, 1, value=0.6, step=0.05, label="Strength: share of the steps that is run",
+        self.method = gr.Dropdown(list(METHODS), value=next(iter(METHODS)), label="Kind of edit", elem_id="edit-method")
+        self.fields = image_fields(catalog, limits, "edit", several=False)
+        self.edit_fields = {
+            "strength": gr.Slider(0.05, 1, value=0.6, step=0.05, label="Strength (share of the steps that are run)",
                                   visible=False, elem_id="edit-strength"),
-            "from_label": gr.Dropdown(["", *catalog.first.label_names], value="", label="Label of the picture, if any",
-                                      visible=False, elem_id="edit-from"),
-            "resamplings": gr.Slider(1, 20, value=4, step=1, label="Passes of RePaint", elem_id="edit-passes"),
-            "jump_length": gr.Slider(1, 50, value=5, step=1, label="Length of its jumps in steps", elem_id="edit-jump"),
-            "dps_scale": gr.Slider(0, 10, value=1, step=0.1, label="Step size of DPS", visible=False,
+            "from_label": gr.Dropdown(["", *catalog.first.label_names], value="", visible=False,
+                                      label="Label of the picture (optional)", elem_id="edit-from"),
+            "resamplings": gr.Slider(1, 20, value=4, step=1, label="RePaint resamplings", elem_id="edit-passes"),
+            "jump_length": gr.Slider(1, 50, value=5, step=1, label="RePaint jump length (steps)", elem_id="edit-jump"),
+            "dps_scale": gr.Slider(0, 10, value=1, step=0.1, label="DPS step size", visible=False,
                                    elem_id="edit-size"),
             "second_seed": gr.Number(1, label="Second seed", visible=False,
                                      elem_id="edit-other"),
         }  # fmt: skip
-        self.fields |= drawing_fields(catalog.first, limits, "edit", guidance=NO_GUIDANCE)
+        self.fields |= sampling_fields(catalog.first, limits, "edit", guidance=NO_GUIDANCE)
         with gr.Row():
             self.start = gr.Button("Edit", variant="primary", elem_id="edit-start")
             self.stop = gr.Button("Stop", elem_id="edit-stop")
@@ -85,34 +85,36 @@ class EditTab:
 
     def lay_out_result(self) -> None:
         options: dict[str, Any] = {"format": "png", "type": "pil", "interactive": False}
-        self.before = gr.Image(**options, label="Input of the model, with the part to redraw in red", height=300,
+        self.before = gr.Image(**options, label="Model input (region to inpaint in red)", height=300,
                                buttons=["fullscreen"], elem_id="edit-before")  # fmt: skip
         self.after = gr.Image(**options, show_label=False, elem_id="edit-after", buttons=["download", "fullscreen"],
                               height=430)  # fmt: skip
 
     def connect(self) -> None:
-        inputs = [self.editor, self.paint, self.second, self.method, *self.fields.values(), *self.own.values()]
+        inputs = [self.editor, self.paint, self.second, self.method, *self.fields.values(), *self.edit_fields.values()]
         outputs = [self.status, self.before, self.after, self.command, self.code, self.files]
         self.start.click(with_messages(self.edit), inputs, outputs, **STREAM)
-        self.stop.click(stopper(self.studio.queue), None, None, **STREAM)
-        self.method.change(visible_fields, self.method, [self.paint, self.second_box, *self.own.values()], **QUICK)
+        self.stop.click(stop_handler(self.studio.queue), None, None, **STREAM)
+        self.method.change(
+            visible_fields, self.method, [self.paint, self.second_box, *self.edit_fields.values()], **QUICK
+        )
         catalog = self.studio.catalog
         self.fields["model"].change(
             lambda name: gr.update(choices=["", *catalog[name].label_names], value=""),
-            self.fields["model"], self.own["from_label"], **QUICK,
+            self.fields["model"], self.edit_fields["from_label"], **QUICK,
         )  # fmt: skip
 
     def edit(self, request: gr.Request, drawn: Any, use: Any, second: Any, method: Any, *values: Any) -> Iterator[Any]:
-        """Draw the edits, and show each step."""
-        settings = read(values_of(self.fields, values), self.studio.limits)
-        own = edit_settings(method, values_of(self.own, values[len(self.fields) :]))
+        """Generate the edits, showing each step."""
+        settings = read(by_name(self.fields, values), self.studio.limits)
+        options = edit_settings(method, by_name(self.edit_fields, values[len(self.fields) :]))
         entry = self.studio.catalog[settings.model]
-        pictures = pictures_of(drawn, use, second, own, entry)
+        pictures = read_pictures(drawn, use, second, options, entry)
         total = len(entry.model.respace(settings.spec).diffusion)
-        first = {self.before: input_picture(pictures), self.command: edit_command(settings, own, pictures, entry),
-                 self.code: edit_code(settings, own, pictures, entry)}  # fmt: skip
+        first = {self.before: input_picture(pictures), self.command: edit_command(settings, options, pictures, entry),
+                 self.code: edit_code(settings, options, pictures, entry)}  # fmt: skip
         for update in self.studio.queue.run(
-            visitor(request), lambda job: draw_edit(entry, settings, own, pictures, job)
+            visitor(request), lambda job: run_edit(entry, settings, options, pictures, job)
         ):
             changed: dict[Any, Any] = {self.status: status_of(update, total)} | first
             first = {}
@@ -126,7 +128,7 @@ class EditTab:
 
 
 def visible_fields(title: Any) -> list[Any]:
-    """Return which fields are visible for a kind of edit: of the painting, the second picture, and of EditTab.own."""
+    """Return which fields a kind of edit shows: meaning of strokes, second picture, EditTab.edit_fields."""
     method = METHODS.get(title, "repaint")
     of_method = {
         "strength": ("sdedit", "inversion"), "from_label": ("inversion",), "resamplings": ("repaint",),
@@ -137,34 +139,34 @@ def visible_fields(title: Any) -> list[Any]:
 
 
 def edit_settings(method: Any, values: Mapping[str, Any]) -> EditSettings:
-    """Return the options of the edit that the page holds. Raises ValueError for values out of range."""
+    """Return the edit options chosen on the page. Raises ValueError for values out of range."""
     if method not in METHODS:
-        raise ValueError(f"choose what to do: {', '.join(METHODS)}")
+        raise ValueError(f"the kind of edit must be one of {', '.join(METHODS)}")
     numbers: dict[str, Any] = {name: real_number(name, values[name]) for name in ("strength", "dps_scale")}
     numbers |= {name: whole_number(name, values[name]) for name in ("resamplings", "jump_length", "second_seed")}
     return EditSettings(method=METHODS[method], from_label=str(values["from_label"] or ""), **numbers)
 
 
-def pictures_of(drawn: Any, use: Any, second: Any, own: EditSettings, entry: Entry) -> Pictures:
-    """Return the pictures of the page at the size of the model.
+def read_pictures(drawn: Any, use: Any, second: Any, options: EditSettings, entry: Entry) -> Pictures:
+    """Return the pictures on the page at the size of the model.
 
-    drawn: value of the editor: the picture behind, the painted layers, and both together
-    use: what the painted layers are, MASK or DRAWING
-    second: the other picture of an interpolation
+    drawn: value of the gr.ImageEditor: background, layers, composite
+    use: meaning of the painted strokes, MASK or DRAWING
+    second: second picture of an interpolation
     """
     drawn = drawn or {}
     layers = [layer for layer in drawn.get("layers") or [] if layer is not None]
     mask = painted(layers, entry.model)
-    inpaints = own.method in INPAINTING
+    inpaints = options.method in INPAINTING
     if drawn.get("background") is None and (mask is None or (inpaints and use != DRAWING)):
         return Pictures()
     picture = prepared(drawn["background" if inpaints and use != DRAWING else "composite"], entry.model)
-    other = prepared(second, entry.model) if own.method == "interpolate" else None
+    other = prepared(second, entry.model) if options.method == "interpolate" else None
     return Pictures(picture, mask if inpaints else None, other)
 
 
 def input_picture(pictures: Pictures) -> Any:
-    """Return the input of the model as a picture, with the part to redraw in red; None without a picture."""
+    """Return the input of the model, with the region to inpaint in red; None without a picture."""
     if pictures.picture is None:
         return None
     image = enlarged(pictures.picture).convert("RGB")
@@ -175,7 +177,7 @@ def input_picture(pictures: Pictures) -> Any:
 
 
 def write_downloads(result: Result, pictures: Pictures, folder: Path) -> list[str]:
-    """Write the files that are offered, and return their paths."""
+    """Write the files to download, and return their paths."""
     paths = [save_npz(result.samples, folder), folder / "sheet.png"]
     result.samples.sheet().save(paths[1])
     for name, image in pictures.files().items():

@@ -1,4 +1,4 @@
-"""Edits of a picture that a visitor uploads or draws: inpainting, changes of the label, interpolation."""
+"""Edits of a picture that a visitor uploads or paints: inpainting, changes of the label, interpolation."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ INPAINTING = ("repaint", "dps")
 
 @dataclass(frozen=True, kw_only=True)
 class EditSettings:
-    """What is done to the picture.
+    """Options of an edit.
 
-    method: what is done
-    strength: share of the steps that is run, for changes of the label
-    from_label: label that the picture has, for the inversion; "" for none
-    resamplings: passes of RePaint over each part of the steps
-    jump_length: length of RePaint's jumps in steps
+    method: kind of edit
+    strength: share of the steps that are run, for changes of the label
+    from_label: label of the picture, for DDIM inversion; "" for none
+    resamplings: RePaint passes over each segment of the steps
+    jump_length: RePaint jump length in steps
     dps_scale: step size of DPS
-    second_seed: seed of the other end of an interpolation without pictures
+    second_seed: seed of the last image of an interpolation without pictures
     """
 
     method: Method = "repaint"
@@ -65,11 +65,11 @@ class EditSettings:
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """The pictures of an edit at the size of the model, as its files picture.png, mask.png and second.png hold them.
+    """The pictures of an edit at the size of the model. Their files are picture.png, mask.png and second.png.
 
-    picture: uint8 (S, S, C), None without one
-    painted: bool (S, S), true where new pixels are to be drawn; None without a mask
-    second: uint8 (S, S, C), the other end of an interpolation
+    picture: uint8 (S, S, C), or None
+    painted: bool (S, S), True in the region to inpaint; None without a mask
+    second: uint8 (S, S, C), last image of an interpolation; or None
     """
 
     picture: UInt8[np.ndarray, "s s c"] | None = None
@@ -77,7 +77,7 @@ class Pictures:
     second: UInt8[np.ndarray, "s s c"] | None = None
 
     def files(self) -> dict[str, Image.Image]:
-        """Return the pictures by the name of their file."""
+        """Return the pictures by file name."""
         found = {}
         for name, pixels in (("picture.png", self.picture), ("second.png", self.second)):
             if pixels is not None:
@@ -89,17 +89,17 @@ class Pictures:
     def given(self) -> UInt8[np.ndarray, "s s c"]:
         """Return the picture. Raises ValueError without one."""
         if self.picture is None:
-            raise ValueError("a picture is needed: upload one, or draw one")
+            raise ValueError("this edit needs a picture: upload or paint one")
         return self.picture
 
 
 def prepared(image: Image.Image | None, model: Model) -> UInt8[np.ndarray, "s s c"] | None:
-    """Return the square in the middle of a picture at the size of the model, or None without a picture."""
+    """Return the centre square of a picture, resized to the model, or None without a picture."""
     if image is None:
         return None
     channels, size, _ = model.shape
     if channels not in (1, 3):
-        raise ValueError(f"this model's images have {channels} channels, and pictures of a browser 1 or 3")
+        raise ValueError(f"the studio can edit images with 1 or 3 channels; those of this model have {channels}")
     if image.mode in WIDE_MODES:
         image = Image.fromarray(np.asarray(Decoding().pixels(image)))
     if image.mode in ("RGBA", "LA", "P"):
@@ -111,94 +111,101 @@ def prepared(image: Image.Image | None, model: Model) -> UInt8[np.ndarray, "s s 
 
 
 def painted(layers: Sequence[Image.Image], model: Model) -> Bool[np.ndarray, "s s"] | None:
-    """Return where the layers of an editor are painted, at the size of the model; None if nowhere."""
+    """Return the painted region at the size of the model, or None if nothing is painted."""
     _, size, _ = model.shape
     found = np.zeros((size, size), bool)
     for layer in layers:
         alpha = layer.convert("RGBA").getchannel("A")
-        found |= center_crop(alpha, size) >= 64  # a quarter of the pixel
+        found |= center_crop(alpha, size) >= 64  # a quarter of the pixel is covered
     return found if found.any() else None
 
 
-def check_edit(settings: Settings, own: EditSettings, pictures: Pictures, entry: Entry) -> None:
-    """Raise ValueError if something is missing for this edit, or would have no effect."""
-    if own.method == "interpolate":
+def check_edit(settings: Settings, options: EditSettings, pictures: Pictures, entry: Entry) -> None:
+    """Raise ValueError if the edit lacks an input, or if an input would have no effect."""
+    if options.method == "interpolate":
         if (pictures.picture is None) != (pictures.second is None):
-            raise ValueError("an interpolation is between two pictures, or without any between two seeds")
+            raise ValueError("interpolation needs two pictures, or none to interpolate between two seeds")
         if settings.num < 2:
-            raise ValueError("an interpolation has at least 2 images, its ends")
+            raise ValueError(f"the number of images of an interpolation must be at least 2, got {settings.num}")
     else:
         pictures.given()
-    if own.method in INPAINTING:
+    if options.method in INPAINTING:
         if pictures.painted is None:
-            raise ValueError("paint over the part of the picture that should be redrawn")
+            raise ValueError("paint over the region to inpaint")
         if pictures.painted.all():
-            raise ValueError("all of the picture is painted over: leave a part of it to go by")
+            raise ValueError("the whole picture is painted over: leave a part of it unpainted")
     if len(settings.labels) > 1:
-        raise ValueError("choose one label for an edit, or none")
-    if own.method in ("repaint", "dps") and settings.eta:
-        raise ValueError("eta is for changes of the label and interpolation; inpainting has its own sampler")
-    if own.from_label:
-        entry.labels.parse(own.from_label)
+        raise ValueError("an edit takes one label or none")
+    if options.method in ("repaint", "dps") and settings.eta:
+        raise ValueError("eta has no effect on inpainting: set it to 0")
+    if options.from_label:
+        entry.labels.parse(options.from_label)
 
 
-def known_of(pictures: Pictures) -> tuple[Images, torch.Tensor]:
-    """Return the picture (1, C, S, S) in [-1, 1], and the mask (S, S) that is true where its pixels are kept."""
+def known_and_mask(pictures: Pictures) -> tuple[Images, torch.Tensor]:
+    """Return the picture, (1, C, S, S) in [-1, 1], and the mask, (S, S), True where its pixels are kept."""
     assert pictures.painted is not None
     return to_float(pictures.given()[None]), torch.from_numpy(~pictures.painted)
 
 
-def edit_recipe(settings: Settings, own: EditSettings, pictures: Pictures, entry: Entry) -> Recipe:
-    """Return how the edits are drawn: with RePaint as the sampler, or DPS added to the guide."""
+def edit_recipe(settings: Settings, options: EditSettings, pictures: Pictures, entry: Entry) -> Recipe:
+    """Return the recipe of an edit. Inpainting sets RePaint as its sampler, or adds DPS to its guide."""
     recipe = settings.recipe(entry)
-    if own.method not in INPAINTING:
+    if options.method not in INPAINTING:
         return recipe
-    known, mask = known_of(pictures)
-    if own.method == "repaint":
-        sampler = repaint(known, mask, jump_length=own.jump_length, resamplings=own.resamplings)
+    known, mask = known_and_mask(pictures)
+    if options.method == "repaint":
+        sampler = repaint(known, mask, jump_length=options.jump_length, resamplings=options.resamplings)
         return dataclasses.replace(recipe, sampler=sampler)
     operator = Mask(mask)
-    dps = DPS(operator, operator(known), own.dps_scale)
+    dps = DPS(operator, operator(known), options.dps_scale)
     guide: Any = dps if recipe.guide is None else Sum((recipe.guide, dps))
     return dataclasses.replace(recipe, guide=guide)
 
 
-def draw_edit(entry: Entry, settings: Settings, own: EditSettings, pictures: Pictures, job: Job) -> Result:
-    """Draw the edits, and report a Frame or a Counted after each step.
+def run_edit(entry: Entry, settings: Settings, options: EditSettings, pictures: Pictures, job: Job) -> Result:
+    """Generate the edits, reporting a Frame or a Counted after each step.
 
     Raises ValueError if the settings do not fit the picture or the model.
     """
-    check_edit(settings, own, pictures, entry)
-    recipe = edit_recipe(settings, own, pictures, entry)
+    check_edit(settings, options, pictures, entry)
+    recipe = edit_recipe(settings, options, pictures, entry)
     label = entry.labels.parse(settings.labels[0]) if settings.labels else None
-    if own.method == "interpolate":
-        return Result(settings, _interpolated(entry, settings, recipe, pictures, own, job, label), [])
+    if options.method == "interpolate":
+        return Result(settings, _interpolated(entry, settings, recipe, pictures, options, job, label), [])
     model = interruptible(entry.model, job.check)
     respaced = model.respace(settings.spec)
-    if own.method in INPAINTING:
+    if options.method in INPAINTING:
         recorder = Recorder(entry, job, len(respaced.diffusion), settings.num)
         arguments = recording_recipe(recipe, respaced, recorder).arguments()
         samples = sample(model, [label] * settings.num, progress=False, **arguments)
         return Result(settings, samples, recorder.frames)
-    inverted = own.method == "inversion"
-    steps = max(1, int(own.strength * len(respaced.diffusion) + 0.5))
+    inverted = options.method == "inversion"
+    source = entry.labels.parse(options.from_label) if inverted and options.from_label else None
+    steps = max(1, int(options.strength * len(respaced.diffusion) + 0.5))
     recorder = Recorder(entry, job, steps, settings.num)
     samples = edit(
-        model, to_float(pictures.given()[None]), [label] * settings.num, strength=own.strength, invert=inverted,
-        from_labels=[entry.labels.parse(own.from_label)] * settings.num if inverted and own.from_label else None,
+        model, to_float(pictures.given()[None]), [label] * settings.num, strength=options.strength, invert=inverted,
+        from_labels=None if source is None else [source] * settings.num,
         progress=False, **recording_recipe(recipe, respaced, recorder).arguments(),
     )  # fmt: skip
     return Result(settings, samples, recorder.frames)
 
 
 def _interpolated(
-    entry: Entry, settings: Settings, recipe: Recipe, pictures: Pictures, own: EditSettings, job: Job, label: int | None
+    entry: Entry,
+    settings: Settings,
+    recipe: Recipe,
+    pictures: Pictures,
+    options: EditSettings,
+    job: Job,
+    label: int | None,
 ) -> Samples:
-    ends: Images | tuple[int, int] = (settings.seed, own.second_seed)
+    ends: Images | tuple[int, int] = (settings.seed, options.second_seed)
     steps = len(entry.model.respace(settings.spec).diffusion)
     if pictures.picture is not None and pictures.second is not None:
         ends = to_float(np.stack([pictures.picture, pictures.second]))
-        steps *= 2  # the encoding comes first
+        steps *= 2  # for the encoding
     arguments = recipe.arguments()
     del arguments["compile"]
     return interpolate(

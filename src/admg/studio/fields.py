@@ -1,4 +1,4 @@
-"""The input fields of the settings, which the tabs share."""
+"""Input fields for the settings, shared by the tabs."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from .limits import Limits
 from .settings import CLASSIFIER, NO_GUIDANCE, SPACINGS, guidance_choices
 
 Fields = dict[str, Any]
-"""Components by the name of the field of Settings that they set."""
+"""Gradio components by name of the field of Settings that they set."""
 
 
-def subject_fields(catalog: Catalog, limits: Limits, key: str, several: bool = True) -> Fields:
-    """Return the fields of what is drawn: model, labels, number of images, seed.
+def image_fields(catalog: Catalog, limits: Limits, key: str, several: bool = True) -> Fields:
+    """Return the fields for model, labels, number of images and seed.
 
-    key: beginning of the elements' ids
+    key: prefix of the element ids
     several: whether several labels can be chosen
     """
     first = catalog.first
@@ -43,21 +43,21 @@ def subject_fields(catalog: Catalog, limits: Limits, key: str, several: bool = T
 
 
 def chosen_labels(entry: Entry, several: bool) -> Any:
-    """Return the update of the field of labels for another model."""
+    """Return the update of the labels field when another model is selected."""
     names = entry.label_names
     value: Any = names[:1] if several else (names[0] if names else None)
     return gr.update(choices=names, value=value, visible=bool(names))
 
 
-def drawing_fields(entry: Entry, limits: Limits, key: str, **preset: Any) -> Fields:
-    """Return the fields of how it is drawn: guidance, sampler, steps.
+def sampling_fields(entry: Entry, limits: Limits, key: str, **preset: Any) -> Fields:
+    """Return the fields for guidance, sampler and steps.
 
-    preset: values at first, in place of the recommended ones
+    preset: initial values that replace the recommended ones
     """
-    usual = entry.recommended
+    recommended = entry.recommended
     values: dict[str, Any] = {
-        "guidance": CLASSIFIER if entry.classifier is not None else NO_GUIDANCE, "scale": usual.scale or 4.0,
-        "sampler": usual.sampler, "steps": int(usual.steps) if str(usual.steps).isdecimal() else 25,
+        "guidance": CLASSIFIER if entry.classifier is not None else NO_GUIDANCE, "scale": recommended.scale or 4.0,
+        "sampler": recommended.sampler, "steps": int(recommended.steps) if str(recommended.steps).isdecimal() else 25,
     } | preset  # fmt: skip
     with gr.Group():
         guidance = gr.Dropdown(
@@ -70,20 +70,20 @@ def drawing_fields(entry: Entry, limits: Limits, key: str, **preset: Any) -> Fie
                                   elem_id=f"{key}-sampler")  # fmt: skip
             steps = gr.Number(min(values["steps"], limits.max_steps), label=f"Steps (1 to {limits.max_steps})",
                               min_width=80, elem_id=f"{key}-steps")  # fmt: skip
-            spacing = gr.Dropdown(list(SPACINGS), value="even", label="Spacing of the steps", min_width=110,
+            spacing = gr.Dropdown(list(SPACINGS), value="even", label="Step spacing", min_width=110,
                                   elem_id=f"{key}-spacing")  # fmt: skip
-        eta = gr.Slider(0, 1, value=0, step=0.05, label="Randomness of ddim (eta)", elem_id=f"{key}-eta")
-        unconditional = gr.Checkbox(False, label="Network without the labels (the guide still uses them)",
+        eta = gr.Slider(0, 1, value=0, step=0.05, label="DDIM eta (0: deterministic)", elem_id=f"{key}-eta")
+        unconditional = gr.Checkbox(False, label="Unconditional network (labels are used by the guide only)",
                                     elem_id=f"{key}-unconditional")  # fmt: skip
         with gr.Row():
-            low = gr.Number(0, label="Lowest guided noise level", min_width=110, elem_id=f"{key}-low")
-            high = gr.Number(0, label="Highest (0: no limit)", min_width=110, elem_id=f"{key}-high")
+            low = gr.Number(0, label="Guide from σ =", min_width=110, elem_id=f"{key}-low")
+            high = gr.Number(0, label="to σ = (0: no limit)", min_width=110, elem_id=f"{key}-high")
     return {
         "guidance": guidance, "scale": scale, "sampler": sampler, "steps": steps, "spacing": spacing, "eta": eta,
         "unconditional": unconditional, "low": low, "high": high,
     }  # fmt: skip
 
 
-def values_of(fields: Fields, values: Sequence[Any]) -> Mapping[str, Any]:
-    """Return the values of the fields, in their order, by name."""
+def by_name(fields: Fields, values: Sequence[Any]) -> Mapping[str, Any]:
+    """Return the values by field name."""
     return dict(zip(fields, values))

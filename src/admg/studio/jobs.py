@@ -1,4 +1,4 @@
-"""Jobs of the studio: one runs at a time, each visitor has at most one, and can be stopped at its next step."""
+"""Job queue. One job runs at a time; each visitor has at most one job, and can stop it at the next step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 PAUSE = 0.1
-"""Seconds between two looks at a running job."""
+"""Polling interval for a running job, in seconds."""
 
 
 class JobStopped(Exception):
@@ -21,7 +21,7 @@ class JobStopped(Exception):
 
 @dataclass(frozen=True)
 class Waiting:
-    """An update of a job that has not begun. ahead: number of jobs before it"""
+    """An update of a job that has not started. ahead: number of jobs ahead of it"""
 
     ahead: int
 
@@ -31,8 +31,8 @@ class Done(Generic[T]):
     """The last update of a job.
 
     result: what its function returned; None if it was stopped
-    notes: warnings
-    stopped: why it was stopped, "" if it was not
+    notes: warnings that it caused
+    stopped: why it was stopped; "" if it was not
     """
 
     result: T | None
@@ -41,40 +41,40 @@ class Done(Generic[T]):
 
 
 class Job:
-    """A job of a visitor. Its function calls `report` with each update, and `check` before each long computation.
+    """A visitor's job. Its function calls `report` with each update, and `check` before each long computation.
 
-    seconds: time after which `check` stops it, counted from its beginning
+    seconds: time limit, measured from the start of the job
     """
 
     def __init__(self, visitor: str, seconds: float):
         self.visitor, self.seconds = visitor, seconds
-        self.began: float | None = None
+        self.started: float | None = None
         self.reason = ""
         self.latest: Any = None
         self.notes: tuple[str, ...] = ()
         self.changed = threading.Event()
 
     def stop(self, reason: str = "stopped") -> None:
-        """Let the job end before its next step."""
+        """Stop the job before its next step."""
         self.reason = self.reason or reason
 
     def check(self) -> None:
-        """Raise JobStopped if the job is to be stopped, or has taken too long."""
-        if self.began is not None and time.monotonic() - self.began > self.seconds:
-            self.stop(f"stopped after {self.seconds:g} seconds, the limit of this studio")
+        """Raise JobStopped if the job was stopped or has exceeded its time limit."""
+        if self.started is not None and time.monotonic() - self.started > self.seconds:
+            self.stop(f"stopped after {self.seconds:g} seconds, the time limit of this studio")
         if self.reason:
             raise JobStopped(self.reason)
 
     def report(self, update: Any) -> None:
-        """Show an update, in place of an earlier one that has not been looked at, and check()."""
+        """Set the latest update, replacing an earlier one that was not shown, and call check()."""
         self.latest = update
         self.changed.set()
         self.check()
 
     def call(self, function: Callable[[Job], T]) -> T:
-        """Run the function of the job, in the thread that computes."""
+        """Run the function of the job, in the worker thread."""
         self.check()
-        self.began = time.monotonic()
+        self.started = time.monotonic()
         self.changed.set()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
@@ -86,30 +86,30 @@ class Job:
 
 
 class JobQueue:
-    """Runs jobs one after the other, in a thread of its own.
+    """Runs jobs one after the other in a worker thread.
 
-    seconds: limit of each job
-    waiting: number of jobs that may wait
+    seconds: time limit of each job
+    waiting: maximum number of waiting jobs
     """
 
     def __init__(self, seconds: float = 600.0, waiting: int = 8):
-        self.seconds, self.most = seconds, waiting + 1
-        self.jobs: list[Job] = []  # the running one first
+        self.seconds, self.max_jobs = seconds, waiting + 1
+        self.jobs: list[Job] = []  # the running job comes first
         self.lock = threading.Lock()
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="studio")
 
     def run(self, visitor: str, function: Callable[[Job], T]) -> Iterator[Any]:
-        """Yield the updates of a job: Waiting while it waits, what it reports, and Done at the end.
+        """Yield the updates of a job: Waiting while it waits, then what it reports, and Done at the end.
 
-        Leaving the iteration early stops the job. Raises ValueError if the visitor has a job already or if too many
-        jobs wait, and whatever the function raises.
+        Closing the iterator stops the job. Raises ValueError if the visitor already has a job or the queue is full, and
+        any exception of the function.
         """
         job = self.added(visitor)
         try:
             future = self.thread.submit(job.call, function)
         except RuntimeError:
             self.remove(job)
-            raise ValueError("the studio is being closed") from None
+            raise ValueError("the studio is shutting down") from None
         future.add_done_callback(lambda _: self.remove(job))
         try:
             yield from self.updates(job, future)
@@ -119,11 +119,11 @@ class JobQueue:
                 future.cancel()
 
     def updates(self, job: Job, future: Future[T]) -> Iterator[Any]:
-        """Yield the updates of a job that was submitted."""
+        """Yield the updates of a submitted job."""
         ahead = None
         while not future.done():
             place = self.place(job)
-            if job.began is None and place != ahead:
+            if job.started is None and place != ahead:
                 ahead = place
                 yield Waiting(place)
             if job.changed.wait(PAUSE):
@@ -131,7 +131,7 @@ class JobQueue:
                 update, job.latest = job.latest, None
                 if update is not None:
                     yield update
-            if job.began is None and job.reason:
+            if job.started is None and job.reason:
                 future.cancel()
         try:
             result = None if future.cancelled() else future.result()
@@ -139,21 +139,23 @@ class JobQueue:
             result = None
         if job.latest is not None:
             yield job.latest
-        self.remove(job)  # now, so that the visitor can begin another one
+        self.remove(job)  # now, so that the visitor can start another one
         yield Done(result, job.notes, job.reason if result is None else "")
 
     def added(self, visitor: str) -> Job:
         with self.lock:
             if any(job.visitor == visitor for job in self.jobs):
-                raise ValueError("you have a job already: wait until it is finished, or stop it first")
-            if len(self.jobs) >= self.most:
-                raise ValueError(f"the studio is busy: {len(self.jobs) - 1} jobs are waiting; try again later")
+                raise ValueError("you already have a job: wait until it is finished, or stop it first")
+            if len(self.jobs) >= self.max_jobs:
+                waiting = len(self.jobs) - 1
+                jobs = "1 job is" if waiting == 1 else f"{waiting} jobs are"
+                raise ValueError(f"the studio is busy: {jobs} waiting; try again later")
             job = Job(visitor, self.seconds)
             self.jobs.append(job)
             return job
 
     def place(self, job: Job) -> int:
-        """Return the number of jobs before this one."""
+        """Return the number of jobs ahead of this one."""
         with self.lock:
             return self.jobs.index(job) if job in self.jobs else 0
 
@@ -171,8 +173,8 @@ class JobQueue:
         return bool(found)
 
     def close(self) -> None:
-        """Stop all jobs and the thread."""
+        """Stop all jobs and the worker thread."""
         with self.lock:
             for job in self.jobs:
-                job.stop("the studio was closed")
+                job.stop("the studio was shut down")
         self.thread.shutdown(wait=True, cancel_futures=True)

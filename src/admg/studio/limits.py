@@ -1,4 +1,4 @@
-"""Limits on what one visitor of the studio can ask of the machine."""
+"""Limits on the resources that visitors of the studio can use."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from admg.config import check, setting
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Limits. What exceeds one of them is refused with a message that names it.
+    """Limits for visitors. Requests that exceed one are refused with a message that names it.
 
     max_images: images per job
     max_steps: sampling steps per job
-    max_seconds: seconds of computation after which a job is stopped
-    max_waiting: jobs that may wait for the one that is running
+    max_seconds: time limit of a job in seconds
+    max_waiting: waiting jobs
     max_upload: size of an upload in MiB
     max_megapixels: size of an uploaded picture in millions of pixels
     """

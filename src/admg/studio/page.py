@@ -1,4 +1,4 @@
-"""The page of the studio: its tabs, and what happens when a visitor leaves."""
+"""The page of the studio, with its tabs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures of a job: grids of images, animations of the denoising, files to download."""
+"""Image grids, animations of the denoising, and files to download."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from admg.generation.samples import Samples
 from .sampling import Frame
 
 SIDE = 480
-"""Width and height of a grid in pixels, about."""
+"""Approximate width and height of a grid in pixels."""
 FRAME_SECONDS, LAST_SECONDS = 0.08, 1.5
-"""How long an animation shows each step, and the last one."""
+"""Duration of each step of an animation, and of the last one, in seconds."""
 
 
 def grid(images: ImageArray, title: str = "") -> Image.Image:
-    """Return images as a square grid of about SIDE pixels under a title, each enlarged by a whole factor."""
+    """Return a grid of about SIDE x SIDE pixels with a title. Images are enlarged by an integer factor."""
     count = images.shape[0]
     columns = math.ceil(math.sqrt(count))
     rows = [[images[i : i + 1][0] for i in range(start, min(start + columns, count))]
@@ -44,8 +44,8 @@ def predicted_grid(frame: Frame) -> Image.Image:
     return grid(frame.x0, "predicted x0")
 
 
-def both(frame: Frame) -> Image.Image:
-    """Return x_t and the predicted x_0 of all images of a step, side by side."""
+def side_by_side(frame: Frame) -> Image.Image:
+    """Return x_t and the predicted x_0 of all images, side by side."""
     left, right = noisy_grid(frame), predicted_grid(frame)
     canvas = Image.new("RGB", (left.width + right.width + 12, max(left.height, right.height)), "white")
     canvas.paste(left, (0, 0))
@@ -54,18 +54,18 @@ def both(frame: Frame) -> Image.Image:
 
 
 def save_gif(frames: Sequence[Frame], path: Path) -> Path:
-    """Write an animation of the steps. Raises ValueError if there are none."""
+    """Write the steps as an animated GIF. Raises ValueError if there are none."""
     if not frames:
         raise ValueError("there are no steps to show: generate images first")
-    pictures = [both(frame) for frame in frames]
+    pictures = [side_by_side(frame) for frame in frames]
     first, *rest = [one.quantize(32, method=Image.Quantize.FASTOCTREE) for one in pictures]
     times = [round(1000 * seconds) for seconds in (*[FRAME_SECONDS] * len(rest), LAST_SECONDS)]
     first.save(path, save_all=True, append_images=rest, duration=times, loop=0)
     return path
 
 
-def encoder() -> str | None:
-    """Return the path of ffmpeg, that of the system or of the package imageio-ffmpeg; None if there is neither."""
+def ffmpeg() -> str | None:
+    """Return the path of ffmpeg, from the system or the package imageio-ffmpeg; None if neither is installed."""
     if found := shutil.which("ffmpeg"):
         return found
     try:
@@ -76,15 +76,15 @@ def encoder() -> str | None:
 
 
 def save_mp4(frames: Sequence[Frame], path: Path) -> Path:
-    """Write an animation of the steps as MP4. Raises ValueError without steps or without an encoder."""
-    program = encoder()
+    """Write the steps as an MP4 animation. Raises ValueError without steps or without ffmpeg."""
+    program = ffmpeg()
     if program is None:
-        raise ValueError("MP4 needs ffmpeg, or the package imageio-ffmpeg: take the GIF")
+        raise ValueError("an MP4 animation requires ffmpeg or the package imageio-ffmpeg; the GIF does not")
     if not frames:
         raise ValueError("there are no steps to show: generate images first")
-    pictures = [np.asarray(both(frame)) for frame in frames]
+    pictures = [np.asarray(side_by_side(frame)) for frame in frames]
     pictures += [pictures[-1]] * round(LAST_SECONDS / FRAME_SECONDS)
-    height, width = (side // 2 * 2 for side in pictures[0].shape[:2])  # as yuv420p needs
+    height, width = (side // 2 * 2 for side in pictures[0].shape[:2])  # yuv420p requires even sizes
     command = [program, "-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}",
                "-r", f"{1 / FRAME_SECONDS:g}", "-i", "-", "-pix_fmt", "yuv420p", str(path)]  # fmt: skip
     content = b"".join(np.ascontiguousarray(picture[:height, :width]).tobytes() for picture in pictures)
@@ -102,10 +102,10 @@ def save_npz(samples: Samples, folder: Path) -> Path:
 
 
 def enlarged(image: UInt8[np.ndarray, "h w c"], side: int = 256) -> Image.Image:
-    """Return an 8-bit image, enlarged by a whole factor to about `side` pixels."""
+    """Return an 8-bit image, enlarged by an integer factor to about `side` pixels."""
     return sheet([[image]], cell=side)
 
 
-def in_steps(frames: Sequence[Frame], number: int) -> Frame:
-    """Return the frame of a step, or the next one that was kept."""
+def frame_at(frames: Sequence[Frame], number: int) -> Frame:
+    """Return the frame of a step, or if it was not kept the next one that was."""
     return next((frame for frame in frames if frame.number >= number), frames[-1])

@@ -1,4 +1,4 @@
-"""Training runs: what their run directories show, and those that the studio starts as separate processes."""
+"""Training runs: views of run directories, and runs that the studio starts as separate processes."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ from admg.training.run_directory import LOCK
 from .settings import whole_number
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,59}")
-"""Names that a visitor may give a new run: no dots and no separators, so that they stay in the folder of the runs."""
+"""Valid names of new runs. Without dots and separators, they cannot leave the folder of the runs."""
 HOLDER = re.compile(r"process (\d+) on (.+), since ")
-"""What a process writes into the lock file of a run directory, see files.locked_nowait."""
+"""Content of the lock file of a run directory, see files.locked_nowait."""
 PICTURES = (".png",)
 
 
 @dataclass(frozen=True)
 class RunView:
-    """What a run directory shows of a run.
+    """The state of a training run.
 
     name: of the directory
     step: number of steps done
-    steps: number of steps it was begun with
-    rate: images per second, None if it is not known yet
-    seconds_left: estimated from the rate, None if it is not known
-    running: whether a process trains there
+    steps: total number of steps
+    rate: images per second; None if unknown
+    seconds_left: estimated remaining time; None if unknown
+    running: whether a process is training it
     rows: of log.csv
-    preview: the newest picture, or None
+    preview: path of the latest preview, or None
     """
 
     name: str
@@ -56,9 +56,9 @@ class RunView:
 
     @property
     def status(self) -> str:
-        """The state of the run in a line."""
+        """The state in one line of text."""
         if not self.steps:
-            return f"{self.name}: no training has begun here"
+            return f"{self.name}: no training has started here"
         parts = [f"step {self.step:,} of {self.steps:,}"]
         if self.rate is not None:
             parts.append(f"{self.rate:.3g} images/s")
@@ -69,7 +69,7 @@ class RunView:
 
 
 def duration(seconds: float) -> str:
-    """Return a time in words.
+    """Return a duration as text.
 
     >>> duration(75), duration(7500), duration(12)
     ('1 min 15 s', '2 h 5 min', '12 s')
@@ -81,15 +81,15 @@ def duration(seconds: float) -> str:
 
 
 class RunFolder:
-    """The folder whose run directories can be watched. Nothing outside of it is read."""
+    """The folder whose run directories are shown. Nothing outside it is read."""
 
     def __init__(self, root: Path | str):
         self.root = Path(root).expanduser()
         if not self.root.is_dir():
-            raise ValueError(f"{root} is not a folder: the run directories are looked for in it")
+            raise ValueError(f"{root} is not a folder of run directories")
 
     def names(self) -> list[str]:
-        """Return the names of the run directories, the newest first."""
+        """Return the names of the run directories, newest first."""
         found = [path for path in self.root.iterdir() if self._is_run(path)]
         return [path.name for path in sorted(found, key=lambda path: -path.stat().st_mtime)]
 
@@ -98,13 +98,13 @@ class RunFolder:
         return path.is_dir() and not path.is_symlink() and any((path / file).is_file() for file in files)
 
     def path(self, name: Any) -> Path:
-        """Return the path of a run. Raises ValueError if there is none of this name."""
+        """Return the path of a run. Raises ValueError for an unknown name."""
         if not isinstance(name, str) or name not in self.names():
             raise ValueError(f"there is no run {str(name)[:80]!r} here")
         return self.root / name
 
     def view(self, name: Any) -> RunView:
-        """Return what the run of a name shows. Raises ValueError if there is none of this name."""
+        """Return the state of a run. Raises ValueError for an unknown name."""
         out = self.path(name)
         rows, record = log.read_rows(out / log.CSV), run_settings.read(out) or {"options": {}}
         options = record["options"]
@@ -114,13 +114,13 @@ class RunFolder:
         batch, left = options.get("batch_size"), None
         if rate and isinstance(batch, int):
             left = max(0, steps - step) * batch / rate
-        return RunView(str(name), step, steps, rate, left, is_running(out), rows, newest_picture(out))
+        return RunView(str(name), step, steps, rate, left, is_running(out), rows, latest_preview(out))
 
 
 def is_running(out: Path) -> bool:
-    """Whether a process trains in the run directory, by its lock file, which is read but never locked.
+    """Whether a process is training in the run directory. Reads its lock file without locking it.
 
-    A process of another computer that was killed counts as running, since it cannot be looked at.
+    A process on another computer counts as running, because it cannot be checked.
     """
     try:
         match = HOLDER.match((out / LOCK).read_text(errors="replace"))
@@ -137,15 +137,15 @@ def is_running(out: Path) -> bool:
     return True
 
 
-def newest_picture(out: Path) -> Path | None:
-    """Return the newest preview of a run, or None."""
+def latest_preview(out: Path) -> Path | None:
+    """Return the path of the latest preview of a run, or None."""
     folder = out / "samples"
     found = [path for path in folder.iterdir() if path.suffix in PICTURES] if folder.is_dir() else []
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def read_picture(path: Path | None) -> Image.Image | None:
-    """Return a picture, or None if it is just being replaced."""
+    """Return a picture, or None if it cannot be read, for example while it is being replaced."""
     try:
         with Image.open(path) as image:  # type: ignore[arg-type]
             return image.convert("RGB")
@@ -155,11 +155,11 @@ def read_picture(path: Path | None) -> Image.Image | None:
 
 @dataclass(frozen=True, kw_only=True)
 class NewRun:
-    """A training run that a visitor starts.
+    """Settings of a new training run.
 
-    name: of the run directory
+    name: name of the run directory
     data: name of a data set
-    image_size: side of the images in pixels
+    image_size: width and height of the images in pixels
     steps: number of steps
     batch_size: images per step
     """
@@ -174,14 +174,14 @@ class NewRun:
         check(self)
         if not NAME.fullmatch(self.name):
             raise ValueError(
-                "the name of a run has 1 to 60 letters, digits, - or _, and begins with a letter or a digit"
+                "the name of a run must have 1 to 60 letters, digits, - or _, and start with a letter or a digit"
             )
         if self.image_size % 8:
             raise ValueError(f"image_size must be a multiple of 8, got {self.image_size}")
 
     @classmethod
     def read(cls, name: Any, data: Any, **numbers: Any) -> NewRun:
-        """Return the training that a page describes. Raises ValueError for values that it may not have."""
+        """Return the settings from the values of a page. Raises ValueError for invalid values."""
         if not isinstance(data, str) or not data:
             raise ValueError("choose a data set")
         if not isinstance(name, str):
@@ -190,23 +190,23 @@ class NewRun:
 
 
 class Trainer:
-    """Starts training runs, one at a time, as processes that write into the folder of the runs.
+    """Starts training runs, one at a time, as separate processes.
 
     runs: folder of the run directories
-    data: folder of data sets: each of its folders and archives, and the folder itself if it holds pictures
+    data: folder of data sets: the folders and archives in it, and the folder itself if it contains pictures
     """
 
     def __init__(self, runs: RunFolder, data: Path | str):
         self.runs, self.root = runs, Path(data).expanduser()
         if not self.root.is_dir():
-            raise ValueError(f"{data} is not a folder: the data sets are looked for in it")
+            raise ValueError(f"{data} is not a folder of data sets")
         self.process: subprocess.Popen[str] | None = None
         self.name = ""
         self.lines: deque[str] = deque(maxlen=12)
         self.lock = threading.Lock()
 
     def data_sets(self) -> list[str]:
-        """Return the names of the data sets; "." is the folder itself."""
+        """Return the names of the data sets. "." is the folder itself."""
         kinds = (".zip", ".npz", ".tar", ".parquet")
         inner = [path for path in self.root.iterdir() if not path.name.startswith(".") and not path.is_symlink()]
         names = sorted(path.name for path in inner if path.is_dir() or path.suffix in kinds)
@@ -214,12 +214,12 @@ class Trainer:
         return [*(["."] if pictures else []), *names]
 
     def command(self, new: NewRun) -> list[str]:
-        """Return the arguments of `admg` that train. Raises ValueError for an unknown data set or a name in use."""
+        """Return the arguments of `admg` for a run. Raises ValueError for an unknown data set or a name in use."""
         if new.data not in self.data_sets():
-            raise ValueError(f"there is no data set {new.data[:80]!r} here: {', '.join(self.data_sets())}")
+            raise ValueError(f"unknown data set {new.data[:80]!r}: this studio has {', '.join(self.data_sets())}")
         out = self.runs.root / new.name
         if out.exists():
-            raise ValueError(f"there is a run {new.name!r} already: choose another name")
+            raise ValueError(f"a run named {new.name!r} already exists: choose another name")
         every = max(1, min(500, new.steps // 10))
         rows = max(1, min(50, new.steps // 50))
         return [
@@ -236,7 +236,7 @@ class Trainer:
         """Start a training run. Raises ValueError if one is running, or as `command` does."""
         with self.lock:
             if self.running:
-                raise ValueError(f"{self.name} is being trained: wait until it is finished, or stop it first")
+                raise ValueError(f"{self.name} is still training: wait until it is finished, or stop it first")
             arguments = self.command(new)
             self.name = new.name
             self.lines.clear()
@@ -250,11 +250,11 @@ class Trainer:
         assert process.stdout is not None
         for line in process.stdout:
             text = line.replace("\r", "\n").strip().splitlines()
-            if text and "%|" not in text[-1]:  # which is a progress bar
+            if text and "%|" not in text[-1]:  # not a progress bar
                 self.lines.append(text[-1].replace(str(self.root), "DATA").replace(str(self.runs.root), "RUNS"))
 
     def stop(self) -> bool:
-        """Let the training that was started here end after its next step, with a checkpoint. Return whether one ran."""
+        """Stop the training after its next step, with a checkpoint. Return whether it was running."""
         with self.lock:
             if not self.running or self.process is None:
                 return False
@@ -262,12 +262,12 @@ class Trainer:
             return True
 
     def message(self) -> str:
-        """Return what the last training that was started here has printed."""
-        state = "" if self.process is None or self.running else f"\n(ended with code {self.process.returncode})"
+        """Return the last lines that the training has printed."""
+        state = "" if self.process is None or self.running else f"\n(exit code {self.process.returncode})"
         return "\n".join(self.lines) + state
 
     def close(self, seconds: float = 30.0) -> None:
-        """Stop the training, and wait until it has saved its state."""
+        """Stop the training, and wait for its checkpoint."""
         if self.stop() and self.process is not None:
             try:
                 self.process.wait(seconds)

@@ -1,4 +1,4 @@
-"""The tab Sample: images step by step, the classifier's probabilities, the scale sheet, code and downloads."""
+"""The Sample tab: images step by step, label probabilities, scale sheet, code and downloads."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ from PIL import Image
 from .catalog import Entry
 from .charts import probability_chart
 from .commands import sample_code, sample_command
-from .fields import drawing_fields, subject_fields, values_of
+from .fields import by_name, image_fields, sampling_fields
 from .jobs import Done
-from .pictures import encoder, grid, in_steps, noisy_grid, predicted_grid, save_gif, save_mp4, save_npz
-from .sampling import Frame, Result, draw, draw_sheet, parse_scales, sheet_option
+from .pictures import ffmpeg, frame_at, grid, noisy_grid, predicted_grid, save_gif, save_mp4, save_npz
+from .sampling import Frame, Result, parse_scales, run_sampling, run_sheet, sheet_option
 from .settings import Settings, number, read
 from .shared import Studio
-from .visits import STREAM, status_of, stopper, visitor, with_messages
+from .visits import STREAM, status_of, stop_handler, visitor, with_messages
 
 MEAN = "mean of all images"
 CHART_SECONDS = 0.4
-"""Least time between two drawings of the chart while images are drawn."""
+"""Minimum time between two updates of the chart during sampling."""
 
 
 @dataclass(frozen=True, eq=False)
-class View:
-    """A finished job, as its steps can be looked at."""
+class FinishedJob:
+    """A finished job, whose steps can be shown again."""
 
     result: Result
     entry: Entry
 
     @property
     def images(self) -> list[str]:
-        """The numbers of the images, from 1, as text."""
+        """Image numbers from 1, as text."""
         return [str(i + 1) for i in range(len(self.result.samples))]
 
     def chart(self, which: Any) -> Image.Image:
-        """Return the chart of an image, or of the mean of all."""
+        """Return the chart of an image, or of the mean."""
         return chart_of(self.result.frames, which, self.entry)
 
 
 def chart_of(frames: list[Frame], which: Any, entry: Entry) -> Image.Image:
-    """Return the chart of probabilities. which: number of the image from 1, or MEAN"""
+    """Return the chart of label probabilities. which: image number from 1, or MEAN"""
     num = len(frames[0].x) if frames else 0
     image = int(which) - 1 if str(which).isdecimal() and 1 <= int(which) <= num else None
     highest = float(entry.model.diffusion.schedule.timesteps[-1])
@@ -53,7 +53,7 @@ def chart_of(frames: list[Frame], which: Any, entry: Entry) -> Image.Image:
 
 
 class SampleTab:
-    """Lays out the tab within the current gr.Tab, and connects its parts."""
+    """Builds the tab inside the current gr.Tab and connects its events."""
 
     def __init__(self, studio: Studio):
         self.studio = studio
@@ -78,7 +78,7 @@ class SampleTab:
 
     def lay_out_settings(self) -> None:
         catalog, limits = self.studio.catalog, self.studio.limits
-        self.fields = subject_fields(catalog, limits, "sample") | drawing_fields(catalog.first, limits, "sample")
+        self.fields = image_fields(catalog, limits, "sample") | sampling_fields(catalog.first, limits, "sample")
         with gr.Row():
             self.start = gr.Button("Generate", variant="primary", elem_id="sample-start")
             self.stop = gr.Button("Stop", elem_id="sample-stop")
@@ -91,70 +91,74 @@ class SampleTab:
             self.x_0 = gr.Image(**options, buttons=["download", "fullscreen"], elem_id="sample-x0", height=430)
         with gr.Row():
             self.step = gr.Slider(1, 25, value=25, step=1, label="Step", elem_id="sample-step", interactive=True)
-            self.which = gr.Dropdown([MEAN], value=MEAN, label="The classifier's probability of each label, for",
+            self.which = gr.Dropdown([MEAN], value=MEAN, label="Label probabilities (classifier)",
                                      elem_id="sample-which")  # fmt: skip
         self.chart = gr.Image(**options, buttons=[], elem_id="sample-curve")
 
     def lay_out_sheet(self) -> None:
         with gr.Row(equal_height=True):
-            self.scales = gr.Textbox("0, 1, 2, 4, 8", label="The same seeds over these guidance scales",
+            self.scales = gr.Textbox("0, 1, 2, 4, 8", label="Guidance scales, each with the same seeds",
                                      elem_id="sheet-scales", scale=3)  # fmt: skip
-            self.draw_sheet = gr.Button("Draw the sheet", elem_id="sheet-start", scale=1)
+            self.start_sheet = gr.Button("Generate sheet", elem_id="sheet-start", scale=1)
         self.sheet_status = gr.Markdown("", elem_id="sheet-status")
         self.sheet = gr.Image(format="png", type="pil", interactive=False, show_label=False, elem_id="sheet",
                               buttons=["download", "fullscreen"])  # fmt: skip
-        self.sheet_command = gr.Code(language="shell", wrap_lines=True, label="The same sheet", interactive=False)
+        self.sheet_command = gr.Code(
+            language="shell", wrap_lines=True, label="Command of this sheet", interactive=False
+        )
 
     def lay_out_downloads(self) -> None:
         self.files = {
             "png": gr.DownloadButton("PNG", elem_id="download-png", interactive=False),
             "npz": gr.DownloadButton("NPZ", elem_id="download-npz", interactive=False),
-            "gif": gr.DownloadButton("GIF of the denoising", elem_id="download-gif", interactive=False),
-            "mp4": gr.DownloadButton("MP4", elem_id="download-mp4", interactive=False, visible=encoder() is not None),
+            "gif": gr.DownloadButton("GIF animation", elem_id="download-gif", interactive=False),
+            "mp4": gr.DownloadButton(
+                "MP4 animation", elem_id="download-mp4", interactive=False, visible=ffmpeg() is not None
+            ),
         }
 
     def connect(self) -> None:
         inputs, pictures = [*self.fields.values()], [self.x_t, self.x_0, self.chart]
         outputs = [self.status, *pictures, self.command, self.code, self.done, self.step, self.which]
         generated = self.start.click(with_messages(self.generate), [self.which, *inputs], outputs, **STREAM)
-        # An event of its own: an animation takes a second, in which the button would do nothing.
+        # A separate event: writing the animation takes a second, during which the button would not respond.
         generated.success(with_messages(self.offer), self.done, [*self.files.values()], **STREAM)
-        self.draw_sheet.click(with_messages(self.generate_sheet), [self.scales, *inputs],
+        self.start_sheet.click(with_messages(self.generate_sheet), [self.scales, *inputs],
                               [self.sheet_status, self.sheet, self.sheet_command], **STREAM)  # fmt: skip
-        self.stop.click(stopper(self.studio.queue), None, None, **STREAM)
+        self.stop.click(stop_handler(self.studio.queue), None, None, **STREAM)
         for event in (self.step.release, self.which.input):
-            event(with_messages(self.look), [self.done, self.step, self.which], pictures, **STREAM)
+            event(with_messages(self.show_step), [self.done, self.step, self.which], pictures, **STREAM)
 
     def settings(self, values: Any) -> tuple[Settings, Entry]:
-        settings = read(values_of(self.fields, values), self.studio.limits)
+        settings = read(by_name(self.fields, values), self.studio.limits)
         return settings, self.studio.catalog[settings.model]
 
     def generate(self, request: gr.Request, which: Any, *values: Any) -> Iterator[Any]:
-        """Draw images, and show each step."""
+        """Generate images, showing each step."""
         settings, entry = self.settings(values)
         total = len(entry.model.respace(settings.spec).diffusion)
         texts = {self.command: sample_command(settings, entry), self.code: sample_code(settings, entry)}
         frames: list[Frame] = []
-        drawn = 0.0
-        for update in self.studio.queue.run(visitor(request), lambda job: draw(entry, settings, job)):
+        updated = 0.0
+        for update in self.studio.queue.run(visitor(request), lambda job: run_sampling(entry, settings, job)):
             changed: dict[Any, Any] = {self.status: status_of(update, total)} | ({} if frames else texts)
             if isinstance(update, Frame):
                 frames.append(update)
                 changed |= {self.x_t: noisy_grid(update), self.x_0: predicted_grid(update)}
-                if time.monotonic() - drawn > CHART_SECONDS and entry.classifier is not None:
-                    changed[self.chart], drawn = chart_of(frames, which, entry), time.monotonic()
+                if time.monotonic() - updated > CHART_SECONDS and entry.classifier is not None:
+                    changed[self.chart], updated = chart_of(frames, which, entry), time.monotonic()
             result = update.result if isinstance(update, Done) else None
-            yield changed if result is None else changed | self.finished(View(result, entry), which)
+            yield changed if result is None else changed | self.finished(FinishedJob(result, entry), which)
 
-    def offer(self, request: gr.Request, view: View | None) -> dict[Any, Any]:
-        """Write the files of the finished images for the download."""
+    def offer(self, request: gr.Request, view: FinishedJob | None) -> dict[Any, Any]:
+        """Write the files to download."""
         if view is None:
             return {}
         paths = downloads(view.result, self.studio.folders.new(visitor(request)))
         return {self.files[kind]: gr.update(value=str(path), interactive=True) for kind, path in paths.items()}
 
-    def finished(self, view: View, which: Any) -> dict[Any, Any]:
-        """Return what changes once all images are there."""
+    def finished(self, view: FinishedJob, which: Any) -> dict[Any, Any]:
+        """Return the updates of the page for a finished job."""
         frames = view.result.frames
         which = which if which in view.images else MEAN
         return {
@@ -164,20 +168,20 @@ class SampleTab:
             self.which: gr.update(choices=[MEAN, *view.images], value=which),
         }  # fmt: skip
 
-    def look(self, view: View | None, position: Any, which: Any) -> Any:
-        """Show a step of the finished images again."""
+    def show_step(self, view: FinishedJob | None, position: Any, which: Any) -> Any:
+        """Show a step of a finished job."""
         if view is None:
             return gr.skip(), gr.skip(), gr.skip()
-        frame = in_steps(view.result.frames, int(position))
+        frame = frame_at(view.result.frames, int(position))
         return noisy_grid(frame), predicted_grid(frame), view.chart(which)
 
     def generate_sheet(self, request: gr.Request, text: Any, *values: Any) -> Iterator[Any]:
-        """Draw the scale sheet."""
+        """Generate the scale sheet."""
         settings, entry = self.settings(values)
         chosen = parse_scales(text)
         spec = f"{sheet_option(settings)}={','.join(map(number, chosen))}"
         command = sample_command(settings, entry, sheet=spec)
-        for update in self.studio.queue.run(visitor(request), lambda job: draw_sheet(entry, settings, chosen, job)):
+        for update in self.studio.queue.run(visitor(request), lambda job: run_sheet(entry, settings, chosen, job)):
             changed: dict[Any, Any] = {self.sheet_status: status_of(update)}
             if isinstance(update, Done) and update.result is not None:
                 changed |= {self.sheet: update.result, self.sheet_command: command}
@@ -185,11 +189,11 @@ class SampleTab:
 
 
 def downloads(result: Result, folder: Path) -> dict[str, Path]:
-    """Write the files that are offered, and return their paths by kind."""
+    """Write the files to download, and return their paths by kind."""
     paths = {"png": folder / "sheet.png"}
     result.samples.sheet().save(paths["png"])
     paths["npz"] = save_npz(result.samples, folder)
     paths["gif"] = save_gif(result.frames, folder / "denoising.gif")
-    if encoder() is not None:
+    if ffmpeg() is not None:
         paths["mp4"] = save_mp4(result.frames, folder / "denoising.mp4")
     return paths

@@ -1,4 +1,4 @@
-"""Sampling that reports each step: x_t, the predicted x_0 and the classifier's probability of each label."""
+"""Sampling that reports each step: x_t, the predicted x_0 and the label probabilities of the classifier."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from .settings import CLASSIFIER, Settings
 
 MAX_FRAMES = 100
 MAX_FRAME_BYTES = 128 << 20
-"""Limits of the steps that are kept of a job."""
+"""Limits on the frames that are kept of a job."""
 
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """All images of a job after a step. Images whose batch has not begun are grey.
+    """All images of a job after a step. Images whose batch has not started are grey.
 
     number: number of the step, from 1
-    t: timestep of x, the noise level that is left
+    t: timestep of x
     x: uint8 (N, H, W, C), x_t
     x0: uint8 (N, H, W, C), the predicted x_0
-    probabilities: (N, K) of each label, by the classifier; None without a classifier
+    probabilities: float32 (N, K), label probabilities of the classifier; None without a classifier
     """
 
     number: int
@@ -47,7 +47,7 @@ class Frame:
 
 @dataclass(eq=False)
 class Recorder:
-    """Keeps the steps of a job, and reports each. At most MAX_FRAMES evenly spaced ones are kept.
+    """Reports each step of a job, and keeps at most MAX_FRAMES evenly spaced ones.
 
     entry: the model, with the label classifier
     total: number of steps
@@ -62,23 +62,23 @@ class Recorder:
     latest: Frame | None = None
 
     def on_step(self, model: Model, step: Step, images: range) -> None:
-        """Record a step, whose x is at the next lower level of the schedule, and report it."""
-        t = model.diffusion.schedule.timesteps[step.index - 1].item() if step.index else 0  # of the finished image
+        """Record and report a step. Its x is at the next lower noise level."""
+        t = model.diffusion.schedule.timesteps[step.index - 1].item() if step.index else 0  # 0: the finished image
         number = self.total - step.index
-        x, x0 = self._put(step.x, images, "x"), self._put(step.x0, images, "x0")
+        x, x0 = self._merged(step.x, images, "x"), self._merged(step.x0, images, "x0")
         self.latest = Frame(number, t, x, x0, self._probabilities(step.x, float(t), images))
         if images.stop == self.num:
             self._keep(self.latest)
         self.job.report(self.latest)
 
     def _keep(self, frame: Frame) -> None:
-        most = max(2, min(MAX_FRAMES, MAX_FRAME_BYTES // (frame.x.nbytes + frame.x0.nbytes)))
-        every = -(-self.total // most)
-        if (self.total - frame.number) % every == 0:  # the last one always
+        count = max(2, min(MAX_FRAMES, MAX_FRAME_BYTES // (frame.x.nbytes + frame.x0.nbytes)))
+        every = -(-self.total // count)
+        if (self.total - frame.number) % every == 0:  # always true for the last step
             self.frames.append(frame)
 
-    def _put(self, x: Tensor, images: range, name: str) -> UInt8[np.ndarray, "n h w c"]:
-        """Return the images of all batches with these in their places."""
+    def _merged(self, x: Tensor, images: range, name: str) -> UInt8[np.ndarray, "n h w c"]:
+        """Return the images of all batches, with x in its place."""
         part = to_uint8(x)
         if self.latest is None:
             whole = np.full((self.num, *part.shape[1:]), 127, np.uint8)
@@ -104,11 +104,11 @@ class Recorder:
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What a job has drawn.
+    """The result of a job.
 
-    settings: what was asked for
+    settings: its settings
     samples: the finished images
-    frames: the steps that led there
+    frames: the recorded steps
     """
 
     settings: Settings
@@ -117,13 +117,13 @@ class Result:
 
 
 def recording_recipe(recipe: Recipe, model: Model, recorder: Recorder) -> Recipe:
-    """Return the recipe whose steps are recorded."""
+    """Return the recipe with a sampler whose steps are recorded."""
     sampler = Watched(recipe.sampler, lambda step, images: recorder.on_step(model, step, images))
     return dataclasses.replace(recipe, sampler=sampler)
 
 
-def draw(entry: Entry, settings: Settings, job: Job) -> Result:
-    """Draw the images of these settings, and report a Frame after each step.
+def run_sampling(entry: Entry, settings: Settings, job: Job) -> Result:
+    """Generate the images of these settings, reporting a Frame after each step.
 
     Raises ValueError if the settings do not fit the model, and JobStopped if the job is stopped.
     """
@@ -137,14 +137,14 @@ def draw(entry: Entry, settings: Settings, job: Job) -> Result:
 
 @dataclass(frozen=True)
 class Counted:
-    """How far a job without pictures is: evaluations of the network so far, of about `total`."""
+    """Progress of a job without frames: `done` of about `total` network evaluations."""
 
     done: int
     total: int
 
 
 def counting_model(model: Model, job: Job, total: int) -> Model:
-    """Return the model that reports how often its network has been evaluated."""
+    """Return a copy of the model that reports the number of evaluations of its network."""
     done = 0
 
     def before() -> None:
@@ -173,15 +173,15 @@ def parse_scales(text: Any) -> list[float]:
 
 
 def sheet_option(settings: Settings) -> str:
-    """Return which scale a scale sheet varies, "scale" or "cfg". Raises ValueError for other kinds of guidance."""
+    """Return the option that a scale sheet varies, "scale" or "cfg". Raises ValueError for other kinds of guidance."""
     option = {CLASSIFIER: "scale", "classifier-free": "cfg"}.get(settings.guidance)
     if option is None:
-        raise ValueError("a scale sheet is for classifier or classifier-free guidance: choose one of them")
+        raise ValueError("a scale sheet needs classifier or classifier-free guidance: choose one of them")
     return option
 
 
-def draw_sheet(entry: Entry, settings: Settings, scales: list[float], job: Job) -> Image.Image:
-    """Return the same seeds over guidance scales as one picture. Reports a Counted at each step."""
+def run_sheet(entry: Entry, settings: Settings, scales: list[float], job: Job) -> Image.Image:
+    """Return a scale sheet: the same seeds at several guidance scales. Reports a Counted at each step."""
     option = sheet_option(settings)
     steps = len(entry.model.respace(settings.spec).diffusion)
     model = counting_model(entry.model, job, len(scales) * steps)

@@ -1,4 +1,4 @@
-"""The web server of the studio: on loopback by default, without analytics, with limits on what it is sent."""
+"""The web server of the studio: on loopback by default, without analytics, with limits on request sizes."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ Send = Callable[[Message], Awaitable[None]]
 
 
 class BodyLimit:
-    """ASGI middleware that answers requests whose body is too large with 413, before they are read to the end."""
+    """ASGI middleware that answers requests with too large a body with status 413, without reading all of it."""
 
-    def __init__(self, app: Any, most: int):
-        self.app, self.most = app, most
+    def __init__(self, app: Any, max_bytes: int):
+        self.app, self.max_bytes = app, max_bytes
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         sizes = [value for name, value in scope["headers"] if name == b"content-length"]
-        if sizes and not (sizes[0].isdigit() and int(sizes[0]) <= self.most):
-            await refuse(send, self.most)
+        if sizes and not (sizes[0].isdigit() and int(sizes[0]) <= self.max_bytes):
+            await refuse(send, self.max_bytes)
             return
         received = 0
 
@@ -43,16 +43,16 @@ class BodyLimit:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            if received > self.most:
+            if received > self.max_bytes:
                 return {"type": "http.disconnect"}
             return message
 
         await self.app(scope, limited, send)
 
 
-async def refuse(send: Send, most: int) -> None:
+async def refuse(send: Send, max_bytes: int) -> None:
     """Answer that the request is too large."""
-    text = f'{{"detail": "an upload may have at most {most >> 20} MiB"}}'.encode()
+    text = f'{{"detail": "uploads are limited to {max_bytes >> 20} MiB"}}'.encode()
     headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
     await send({"type": "http.response.start", "status": 413, "headers": headers})
     await send({"type": "http.response.body", "body": text})
@@ -69,16 +69,16 @@ def serving(
     data: Path | str | None = None,
     device: str = "auto",
 ) -> Iterator[str]:
-    """Context manager that serves the studio in threads of this process, and returns its address.
+    """Context manager that serves the studio from threads of this process, and yields its address.
 
-    models: that visitors can choose from, as for Catalog
-    host, port: address to listen at; port None: the first free one from 7860
-    runs: folder whose run directories the tab Train shows
-    data: folder of data sets that a visitor may train on; the runs then go into `runs`
-    Raises ValueError for models or folders that cannot be used, and without Gradio; OSError if the port is in use.
+    models: names of the models that visitors can choose, see Catalog
+    host, port: address to listen on. If port is None, the first free one from 7860
+    runs: folder of run directories, shown in the Train tab
+    data: folder of data sets on which visitors can start training runs, which are written to `runs`
+    Raises ValueError for invalid models or folders and if Gradio is not installed; OSError if the port is in use.
     """
     if data is not None and runs is None:
-        raise ValueError("data is for training runs, which are written to the folder --runs: give it, too")
+        raise ValueError("data requires runs, the folder to which training runs are written")
     limits = limits or Limits()
     folder = None if runs is None else RunFolder(runs)
     trainer = None if data is None or folder is None else Trainer(folder, data)
@@ -94,7 +94,7 @@ def serving(
 
         from .page import CSS, FONTS, MONOSPACE, build
 
-        Image.MAX_IMAGE_PIXELS = limits.max_megapixels * 1_000_000 // 2  # Pillow refuses twice as many
+        Image.MAX_IMAGE_PIXELS = limits.max_megapixels * 1_000_000 // 2  # Pillow raises an error at twice this number
         catalog = Catalog(models, choose_device(device))
         queue = JobQueue(limits.max_seconds, limits.max_waiting)
         files = Path(scratch) / "files"
@@ -102,6 +102,7 @@ def serving(
         studio = Studio(catalog, limits, queue, Folders(files), folder, trainer)
         page = build(studio)
         page.queue(max_size=limits.max_waiting + 32, default_concurrency_limit=None)
+        limit = Middleware(BodyLimit, max_bytes=limits.max_upload << 20)
         theme = gr.themes.Default(font=FONTS, font_mono=MONOSPACE)
         try:
             _, address, _ = page.launch(
@@ -109,7 +110,7 @@ def serving(
                 css=CSS, allowed_paths=[], max_file_size=limits.max_upload << 20, footer_links=[], ssr_mode=False,
                 enable_monitoring=False, mcp_server=False, pwa=False, state_session_capacity=100, inbrowser=False,
                 strict_cors=True, max_threads=limits.max_waiting + 40, run_history=False,
-                app_kwargs={"middleware": [Middleware(BodyLimit, most=limits.max_upload << 20)], "openapi_url": None},
+                app_kwargs={"middleware": [limit], "openapi_url": None},
             )  # fmt: skip
             yield address
         finally:

@@ -1,4 +1,4 @@
-"""The settings of an image on the page, checked against the limits, and the recipe that they stand for."""
+"""The settings of a job, checked against the limits, and the recipe that they describe."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ MAX_SEED = 2**32 - 1
 
 
 def guidance_choices() -> list[str]:
-    """Return the kinds of guidance that can be chosen."""
+    """Return the available kinds of guidance."""
     return [NO_GUIDANCE, CLASSIFIER, *guide_kinds()]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What decides the images of a job. `read` makes one from the values of a page.
+    """Settings that determine the images of a job. `read` creates them from the values of a page.
 
-    model: name of a model of the catalog
-    labels: names of labels, in equal shares; () for images without labels
+    model: name of a model in the catalog
+    labels: names of labels, which get equal numbers of images; () for the default labels
     num: number of images
-    guidance: kind of guidance, one of guidance_choices()
+    guidance: one of guidance_choices()
     scale: guidance scale
-    low: noise level below which there is no guidance
-    high: noise level above which there is no guidance, 0 for no limit
+    low: noise level σ below which there is no guidance
+    high: noise level σ above which there is no guidance; 0 for no limit
     sampler: name of a sampler
     steps: number of steps
-    spacing: how the steps are spaced over the noise levels
-    eta: randomness of ddim
-    unconditional: whether the labels are kept from the network
+    spacing: spacing of the steps over the noise levels
+    eta: η of DDIM, from 0 (deterministic) to 1
+    unconditional: if True, only the guide uses the labels
     seed: seed of the noise
     """
 
@@ -69,14 +69,14 @@ class Settings:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The noise levels that guidance is limited to, or None."""
+        """The range of noise levels with guidance, or None for all."""
         if self.guidance == NO_GUIDANCE or not (self.low or self.high):
             return None
         return self.low, self.high or math.inf
 
     @property
     def guide_spec(self) -> str:
-        """The guide as `--guide` takes it."""
+        """The guide as an argument of `--guide`."""
         return f"{self.guidance}:{number(self.scale)}"
 
     @property
@@ -86,7 +86,7 @@ class Settings:
         return self.guidance == CLASSIFIER or "classifier" in getattr(kind, "__dataclass_fields__", {})
 
     def guides(self, entry: Entry) -> GuideSet:
-        """Return the guides. Raises ValueError for guidance that the model or its classifier does not allow."""
+        """Return the guides. Raises ValueError for guidance that needs a classifier if the model has none."""
         if self.guidance == NO_GUIDANCE:
             return GuideSet()
         if self.needs_classifier and entry.classifier is None:
@@ -98,7 +98,7 @@ class Settings:
         return GuideSet(others=(parse_guide(self.guide_spec, entry.classifier),), interval=self.interval)
 
     def recipe(self, entry: Entry) -> Recipe:
-        """Return how the images are drawn."""
+        """Return the recipe for the images."""
         sampler: Any = self.sampler
         if self.eta and self.sampler == "ddim":
             sampler = functools.partial(samplers.ddim, eta=self.eta)
@@ -108,7 +108,7 @@ class Settings:
         )  # fmt: skip
 
     def numbers(self, entry: Entry) -> list[int | None]:
-        """Return the number of each image's label. Without `labels`, they are chosen as `admg sample` does.
+        """Return the number of each image's label. Without `labels`, `admg sample`'s defaults are used.
 
         Raises ValueError for an unknown label, or for labels that would have no effect.
         """
@@ -124,10 +124,10 @@ class Settings:
 
 
 def read(values: Mapping[str, Any], limits: Limits) -> Settings:
-    """Return the settings that a page holds.
+    """Return the settings from the values of a page.
 
-    values: by name of the field; numbers may be floats, as a browser sends them
-    Raises ValueError, which names the setting and what is allowed, for anything else.
+    values: values by field name. Whole numbers may be floats, as browsers send them.
+    Raises ValueError for other values, with a message that names the setting and what is allowed.
     """
     result: dict[str, Any] = {}
     for option in options(Settings):
@@ -149,19 +149,19 @@ def read(values: Mapping[str, Any], limits: Limits) -> Settings:
 
 
 def whole_number(name: str, value: Any) -> int:
-    """Return a whole number that a page sends. Raises ValueError for anything else."""
+    """Convert a value of a page to an integer. Raises ValueError if it is not a whole number."""
     converted: int = _converted(name, value, int)
     return converted
 
 
 def real_number(name: str, value: Any) -> float:
-    """Return a finite number that a page sends. Raises ValueError for anything else."""
+    """Convert a value of a page to a float. Raises ValueError if it is not a finite number."""
     converted: float = _converted(name, value, float)
     return converted
 
 
 def number(value: float) -> str:
-    """Return a number as it is typed.
+    """Format a number as a user would type it.
 
     >>> number(4.0), number(0.25), number(1e-05)
     ('4', '0.25', '1e-05')

@@ -1,4 +1,4 @@
-"""What the pages of a studio share: models, limits, the queue of jobs, files to download, runs."""
+"""State that the tabs share: models, limits, job queue, files to download, training runs."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from .runs import RunFolder, Trainer
 
 
 class Folders:
-    """A folder of files to download for each visitor; a new one replaces the last one.
+    """Folders of files to download, one per visitor. A new folder replaces the visitor's previous one.
 
-    root: folder that holds them
+    root: folder that contains them
     """
 
     def __init__(self, root: Path):
         self.root = root
-        self.of: dict[str, Path] = {}
+        self.by_visitor: dict[str, Path] = {}
 
     def new(self, visitor: str) -> Path:
-        """Return a new, empty folder."""
+        """Create an empty folder for a visitor and return its path."""
         self.remove(visitor)
-        self.of[visitor] = Path(tempfile.mkdtemp(dir=self.root))
-        return self.of[visitor]
+        self.by_visitor[visitor] = Path(tempfile.mkdtemp(dir=self.root))
+        return self.by_visitor[visitor]
 
     def remove(self, visitor: str) -> None:
         """Remove the folder of a visitor, if there is one."""
-        if (old := self.of.pop(visitor, None)) is not None:
+        if (old := self.by_visitor.pop(visitor, None)) is not None:
             shutil.rmtree(old, ignore_errors=True)
 
 
 @dataclass(frozen=True, eq=False)
 class Studio:
-    """What the pages of a studio share.
+    """State that the tabs share.
 
-    runs, trainer: None for a studio without a folder of runs or of data sets
+    runs, trainer: None without a folder of runs or of data sets
     """
 
     catalog: Catalog
@@ -50,12 +50,12 @@ class Studio:
     trainer: Trainer | None = None
 
     def leave(self, visitor: str) -> None:
-        """Stop the job of a visitor who leaves, and remove the files that were offered."""
+        """Stop the job of a visitor who has left the page, and remove the files to download."""
         self.queue.stop(visitor, "the visitor has left")
         self.folders.remove(visitor)
 
     def close(self) -> None:
-        """Stop the jobs, and the training that was started here."""
+        """Stop all jobs and the training run, if one was started here."""
         self.queue.close()
         if self.trainer is not None:
             self.trainer.close()

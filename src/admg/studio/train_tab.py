@@ -1,4 +1,4 @@
-"""The tab Train: watch the run directories of a folder, and start a training run."""
+"""The Train tab: shows the run directories of a folder, and starts training runs."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from .shared import Studio
 from .visits import QUICK, STREAM, with_messages
 
 EVERY = 2.0
-"""Seconds between two looks at a run."""
-NO_RUNS = "No folder of runs was given when this studio was started: `admg studio --runs DIR`."
-NO_DATA = "Trainings can be started if the studio has a folder of data sets: `admg studio --runs DIR --data DIR`."
+"""Refresh interval in seconds."""
+NO_RUNS = "To watch training runs here, start the studio with the folder that contains them: `admg studio --runs DIR`."
+NO_DATA = "To start training runs here, add a folder of data sets: `admg studio --runs DIR --data DIR`."
 
 
 class TrainTab:
-    """Lays out the tab within the current gr.Tab, and connects its parts."""
+    """Builds the tab inside the current gr.Tab and connects its events."""
 
     def __init__(self, studio: Studio):
         if studio.runs is None:
@@ -29,7 +29,7 @@ class TrainTab:
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
                 names = self.runs.names()
-                # An update that began before a training was started may replace the choices by ones without its run.
+                # Custom values: a refresh that began before a run was started may remove it from the choices.
                 self.chosen = gr.Dropdown(names, value=names[0] if names else None, label="Run", elem_id="train-run",
                                           allow_custom_value=True)  # fmt: skip
                 self.status = gr.Markdown("", elem_id="train-status")
@@ -38,14 +38,14 @@ class TrainTab:
                 else:
                     self.lay_out_new(studio.trainer)
             with gr.Column(scale=5, min_width=500):
-                options: dict[str, Any] = {"format": "png", "type": "pil", "interactive": False}
-                self.curves = gr.Image(**options, label="Curves", elem_id="train-curves")
-                self.preview = gr.Image(**options, label="Newest samples", elem_id="train-preview", height=420)
+                options: dict[str, Any] = {"format": "png", "type": "pil", "interactive": False, "show_label": False}
+                self.curves = gr.Image(**options, elem_id="train-curves")
+                self.preview = gr.Image(**options, elem_id="train-preview", height=420)
         self.connect(studio.trainer)
 
     def lay_out_new(self, trainer: Trainer) -> None:
         with gr.Group():
-            data = gr.Dropdown(trainer.data_sets(), label="Data set to train on", elem_id="new-data")
+            data = gr.Dropdown(trainer.data_sets(), label="Data set", elem_id="new-data")
             name = gr.Textbox(label="Name of the new run", max_length=60, elem_id="new-name")
             with gr.Row():
                 size = gr.Number(32, label="Image size", min_width=80,
@@ -55,15 +55,15 @@ class TrainTab:
         with gr.Row():
             self.start = gr.Button("Train", variant="primary", elem_id="new-start")
             self.stop = gr.Button("Stop and save", elem_id="new-stop")
-        self.output = gr.Textbox(label="Messages of the training", lines=5, interactive=False, elem_id="new-output")
+        self.output = gr.Textbox(label="Training log", lines=5, interactive=False, elem_id="new-output")
         self.new = [name, data, size, steps, batch]
 
     def connect(self, trainer: Trainer | None) -> None:
         seen: Any = gr.State(None)
-        timer, look = gr.Timer(EVERY), with_messages(self.look)
+        timer, refresh = gr.Timer(EVERY), with_messages(self.refresh)
         outputs = [self.chosen, self.status, self.curves, self.preview, seen]
-        timer.tick(look, [self.chosen, seen], outputs, **QUICK)
-        self.chosen.input(look, [self.chosen, seen], outputs, **STREAM)
+        timer.tick(refresh, [self.chosen, seen], outputs, **QUICK)
+        self.chosen.input(refresh, [self.chosen, seen], outputs, **STREAM)
         if trainer is None:
             return
 
@@ -74,24 +74,24 @@ class TrainTab:
 
         def stop() -> None:
             if not trainer.stop():
-                gr.Info("No training that was started here is running.")
+                gr.Info("No training run that was started here is running.")
 
         self.start.click(with_messages(start), self.new, self.chosen, **STREAM)
         self.stop.click(stop, None, None, **STREAM)
         timer.tick(trainer.message, None, self.output, **QUICK)
 
-    def look(self, name: Any, seen: Any) -> Any:
-        """Show the run as it is now. Pictures are sent only when they have changed.
+    def refresh(self, name: Any, seen: Any) -> Any:
+        """Return the current state of the run. Pictures are sent only if they have changed.
 
-        seen: the name, the number of rows and the preview that the page shows
+        seen: name, number of rows and preview that the page shows
         """
         known = self.runs.names()
         if not name:
-            return gr.update(choices=known), "No run is chosen.", None, None, None
+            return gr.update(choices=known), "No run selected.", None, None, None
         if name not in known:
             trainer = self.trainer
             starting = trainer is not None and trainer.running and name == trainer.name
-            status = f"{name}: starting" if starting else f"There is no run {str(name)[:80]!r} here."
+            status = f"{name}: starting" if starting else f"Unknown run {str(name)[:80]!r}."
             return gr.update(choices=known), status, None, None, None
         view = self.runs.view(name)
         now = (name, len(view.rows), str(view.preview))

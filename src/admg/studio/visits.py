@@ -1,4 +1,4 @@
-"""What the tabs share: who asks, errors as messages on the page, the status of a job in words."""
+"""Helpers of the event handlers: visitor, error messages on the page, status of a job as text."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .jobs import Done, JobQueue, Waiting
 from .sampling import Counted, Frame
 
 STREAM: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
-"""How to connect an event that runs a job or may show a message. JobQueue lets jobs wait, or refuses them."""
+"""Options of events that run a job or may show a message. JobQueue lets jobs wait, or refuses them."""
 QUICK: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
-"""How to connect an event that answers at once and shows no message: messages need Gradio's queue."""
+"""Options of events that return at once and show no message. Messages need Gradio's queue."""
 LOGGER = logging.getLogger("admg.studio")
 
 
 def visitor(request: gr.Request | None) -> str:
-    """Return a name for the page that asks: a visitor with two open pages counts twice."""
+    """Return an identifier of the page that sent the request. Two open pages are two visitors."""
     return str(getattr(request, "session_hash", None) or "a program")
 
 
@@ -31,19 +31,19 @@ def one_line(error: BaseException) -> str:
 
 
 def as_gradio_error(error: Exception) -> gr.Error:
-    """Return an error as the message that the page shows. An unexpected one goes to the log of the server."""
+    """Convert an exception to a message on the page. Unexpected ones are written to the server log."""
     if isinstance(error, gr.Error):
         return error
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "out of memory" in str(error)):
-        return gr.Error("not enough memory: ask for fewer images", print_exception=False)
+        return gr.Error("not enough memory: generate fewer images", print_exception=False)
     if isinstance(error, ValueError | FloatingPointError):
         return gr.Error(one_line(error), print_exception=False)
-    LOGGER.error("an error of the studio", exc_info=error)
-    return gr.Error("an error of the studio: the log of the server has the details", print_exception=False)
+    LOGGER.error("internal error of the studio", exc_info=error)
+    return gr.Error("internal error: see the server log for details", print_exception=False)
 
 
 def with_messages(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the event handler whose errors are messages on the page."""
+    """Return the event handler with its errors shown as messages on the page."""
     if inspect.isgeneratorfunction(function):
 
         @functools.wraps(function)
@@ -66,9 +66,9 @@ def with_messages(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def status_of(update: Any, total: int = 0) -> str:
-    """Return an update of a job in words. total: number of steps"""
+    """Return an update of a job as text. total: number of steps"""
     if isinstance(update, Waiting):
-        return f"Waiting: {update.ahead} job{'s' if update.ahead != 1 else ''} before yours"
+        return f"Waiting: {update.ahead} job{'s' if update.ahead != 1 else ''} ahead of yours"
     if isinstance(update, Frame):
         return f"Step {update.number} of {total}"
     if isinstance(update, Counted):
@@ -80,7 +80,7 @@ def status_of(update: Any, total: int = 0) -> str:
 
 
 def with_picture_messages(component: Any) -> Any:
-    """Return a component that takes pictures, whose errors name what is wrong with a file."""
+    """Let a component that reads pictures explain what is wrong with a file. Returns the component."""
     read = component.preprocess
 
     def preprocess(payload: Any) -> Any:
@@ -88,21 +88,21 @@ def with_picture_messages(component: Any) -> Any:
             return read(payload)
         except Image.DecompressionBombError:
             most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000
-            raise gr.Error(f"the picture has more than {most} megapixels", print_exception=False) from None
+            raise gr.Error(f"the picture must have at most {most} megapixels", print_exception=False) from None
         except (OSError, ValueError, SyntaxError) as error:
-            LOGGER.info("a picture that cannot be read: %s", one_line(error))
+            LOGGER.info("unreadable picture: %s", one_line(error))
             raise gr.Error("the file cannot be read as a picture, such as a PNG or JPEG file",
                            print_exception=False) from None  # fmt: skip
 
-    component.preprocess = preprocess  # on the object: a class of its own would be a component without a front end
+    component.preprocess = preprocess  # on the instance: Gradio has no front end for subclasses
     return component
 
 
-def stopper(queue: JobQueue) -> Callable[..., None]:
-    """Return the event handler of a button that stops the visitor's job."""
+def stop_handler(queue: JobQueue) -> Callable[..., None]:
+    """Return the event handler that stops the visitor's job."""
 
     def stop(request: gr.Request) -> None:
         if not queue.stop(visitor(request)):
-            gr.Info("No job of yours is running.")
+            gr.Info("You have no running job.")
 
     return stop

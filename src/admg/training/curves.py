@@ -25,6 +25,8 @@ def plot_log(rows: Sequence[Mapping[str, str]], path: Path) -> None:
     panels = grouped(rows)
     if not panels:
         return
+    from matplotlib.ticker import EngFormatter
+
     columns = min(3, len(panels))
     lines = -(-len(panels) // columns)
     figure = new_figure(4.5 * columns, 3.2 * lines)
@@ -45,6 +47,7 @@ def plot_log(rows: Sequence[Mapping[str, str]], path: Path) -> None:
             title = f"noise level t: {levels[0]} (dark) to {levels[-1]} (light)"
         if any(part in PARTS for part, _ in series):
             axes.legend(fontsize="x-small", title=title if levels else None, title_fontsize="x-small")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 10k, since longer numbers overlap
         axes.grid(alpha=0.3)
     with atomic(path) as temporary:
         figure.savefig(temporary, dpi=110)
