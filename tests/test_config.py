@@ -6,9 +6,12 @@ import tomllib
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 
 from admg import config
+from admg.config import check_integer
+from admg.training import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,3 +104,12 @@ def test_toml_holds_every_option_and_reads_back(tmp_path):
     path.write_text("a = = 1", encoding="utf-8")
     with pytest.raises(ValueError, match=r"run\.toml is not valid TOML"):
         config.read_toml(path)
+
+
+@pytest.mark.parametrize("value", [1.5, 2.0, "3", None, True, np.float64(2)])
+def test_integers_are_not_other_numbers(value):
+    with pytest.raises(ValueError, match="seed must be an integer of at least 0, got"):
+        check_integer("seed", value, 0)
+    with pytest.raises(ValueError, match=r"steps must be an integer, got 2\.5"):
+        TrainConfig(steps=2.5)
+    check_integer("seed", np.int64(0), 0)

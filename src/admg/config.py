@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import json
 import math
+import numbers
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
@@ -217,6 +218,14 @@ def check_used(config: Any, by: str, *names: str) -> None:
             raise ValueError(f"{name} requires --{by.replace('_', '-')}")
 
 
+def check_integer(name: str, value: Any, minimum: int = 1) -> None:
+    """Raise ValueError unless a value is an integer, of Python or NumPy, of at least `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}")
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value}")
+
+
 def check_value(name: str, value: Any, declared: Setting, hint: Any) -> None:
     """Raise ValueError, naming the field, if a value is out of its range. Numbers without a range must be finite."""
     if value is None:
@@ -227,6 +236,14 @@ def check_value(name: str, value: Any, declared: Setting, hint: Any) -> None:
             raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {item!r}")
         if isinstance(item, int | float) and not isinstance(item, bool) and item not in range:
             raise ValueError(f"{name} must be {range}, got {item}")
+        if isinstance(item, float) and int in parts(hint) and float not in parts(hint):
+            raise ValueError(f"{name} must be an integer, got {item}")
+
+
+def parts(hint: Any) -> set[Any]:
+    """Return the types in a type hint: {int, None} for `tuple[int, ...] | None`."""
+    inner = get_args(hint)
+    return set().union(*map(parts, inner)) if inner and get_origin(hint) is not Literal else {hint}
 
 
 def literals(hint: Any) -> tuple[Any, ...]:

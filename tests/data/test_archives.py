@@ -136,6 +136,53 @@ def test_system_folders_of_archives_are_named(photos, tmp_path):
         open_dataset(zipped(photos, tmp_path / "photos.zip"), 8)
 
 
+PETS = [f"{part}/{name}/{i}.png" for part in ("train", "val") for name in ("cat", "dog") for i in range(2)]
+
+
+@pytest.mark.parametrize("pack", [zipped, tarred])
+@pytest.mark.parametrize("top", ["", "pets/"])
+@pytest.mark.parametrize(
+    "files, metadata, options",
+    [
+        (PETS, {}, {}),
+        (PETS, {}, {"split": "test"}),
+        ([name for name in PETS if "/cat/" in name], {}, {}),
+        (PETS, {"train/metadata.csv": "file_name,label\n" + "".join(f"{n[6:]},{i}\n" for i, n in enumerate(PETS))}, {}),
+        (["a.png", "b.png"], {"metadata.csv": "file_name,label\na.png,x\nb.png,y\n"}, {}),
+        (["s/a.png", "t/b.png"], {"metadata.csv": "file_name,label\ns/a.png,1\nt/b.png,0\n"}, {}),
+        (["s/a.png", "t/b.png"], {"metadata.jsonl": '{"file_name": "s/a.png"}\n', "t/metadata.csv": "x"}, {}),
+        (["train/a_1.png", "train/b_1.png", "val/a_2.png", "val/b_2.png"], {}, {}),
+    ],
+)
+def test_parts_and_metadata_of_an_archive_are_those_of_the_folder(tmp_path, pack, top, files, metadata, options):
+    archive = tmp_path / ("a.zip" if pack is zipped else "a.tar")
+    folder = tmp_path / "pets"
+    for i, name in enumerate(files):
+        save(folder / name, noise(8, 8, seed=i))
+    for name, text in metadata.items():
+        (folder / name).write_text(text)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        expected, before = open_dataset(folder, 8, **options), len(caught)
+        dataset = open_dataset(pack(folder, archive, top=top), 8, **options)
+    assert same(dataset, expected) and expected.label_names and dataset.numbered == expected.numbered
+    notes = [str(note.message).partition(": ")[2] for note in caught]
+    assert notes[:before] == notes[before:]
+
+
+def test_a_zip_with_backslashes(tmp_path):
+    names = ["cat\\1.png", "cat\\2.png", "dog\\3.png", "dog\\4.png", "..\\dog\\5.png", ".git\\6.png"]
+    path = write_zip(tmp_path / "a.zip", {name: png(noise(8, 8)) for name in names} | {"dog\\": b""})
+    with pytest.warns(UserWarning, match="left out .*: .., .git"):
+        dataset = open_dataset(path, 8)
+    assert dataset.label_names == ("cat", "dog") and dataset.labels.tolist() == [0, 0, 1, 1]
+    assert [file.name for file in dataset.images] == ["cat/1.png", "cat/2.png", "dog/3.png", "dog/4.png"]
+    mixed = write_zip(tmp_path / "b.zip", {"a/x\\1.png": png(noise(8, 8)), "a/x\\2.png": png(noise(8, 8))})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert open_dataset(mixed, 8).label_names == ("a",)  # part of a name, as on Unix
+
+
 def edm(path: Path, labels: object, count: int = 5, **more: object) -> Path:
     content = {f"00000/img{i:08d}.png": png(noise(8, 8, 3, seed=i)) for i in range(count)}
     return write_zip(path, content | {"dataset.json": json.dumps({"labels": labels} | more).encode()})
@@ -342,6 +389,10 @@ def test_ranges_of_shards(tmp_path):
         (lambda i: {"json": b'{"class_name": "dog"}', "CLS": b"cat"}, 0, ("cat",)),
         (lambda i: {"txt": f"a picture of {i}".encode()}, "captions", ()),
         (lambda i: {"npy": b"x"}, "none", ()),
+        (lambda i: {"json": b'{"label": 1.0}'}, 1, tuple("01")),
+        (lambda i: {"json": b'{"Label": true}'}, 1, tuple("01")),
+        (lambda i: {"json": b'{"category": 1, "x": 5}'}, 1, tuple("01")),
+        (lambda i: {"class": b"1"}, 1, tuple("01")),
     ],
 )
 def test_labels_of_webdataset(tmp_path, label, labels, names):
@@ -375,6 +426,22 @@ def test_labels_of_webdataset(tmp_path, label, labels, names):
 def test_unclear_labels_of_webdataset_are_refused(tmp_path, label, said):
     with pytest.raises(DataError, match=said):
         open_dataset(webdataset(tmp_path / "w", label), 8)
+
+
+def test_a_json_without_a_label_is_noted(tmp_path):
+    folder = webdataset(tmp_path / "w", lambda i: {"json": b'{"url": "x", "kind": [0, 1]}'})
+    for _ in range(2):  # the second time from the index
+        with pytest.warns(UserWarning, match=r"json files .* have no label that is recognised \(they have url, kind\)"):
+            assert open_dataset(folder, 8).labels is None
+
+
+def test_hidden_members_of_webdataset_are_left_out(tmp_path):
+    """`tar` of macOS writes ._a.png, with the attributes of the file, beside a.png."""
+    samples = {f"{i}.{ending}": content for i in "ab" for ending, content in (("png", png(noise(8, 8))), ("cls", b"1"))}
+    content = {name: value for sample in samples for name, value in ((f"._{sample}", b"x"), (sample, samples[sample]))}
+    dataset = open_dataset(write_tar(tmp_path / "a.tar", content), 8)
+    assert [file.name for file in dataset.images] == ["a.png", "b.png"] and dataset.labels.tolist() == [1, 1]
+    assert not dataset.skipped
 
 
 def test_parts_of_a_tar_set(tmp_path):

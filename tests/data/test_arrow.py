@@ -112,6 +112,51 @@ def test_other_types_of_images_and_labels(tmp_path):
     assert open_dataset(tmp_path / "d.arrow", 8).labels.tolist() == [1, 0] * 5
 
 
+@pytest.mark.parametrize(
+    "name, values, labels",
+    [
+        ("label", [2.0, 0.0] * 5, [2, 0] * 5),
+        ("label", [True, False] * 5, [1, 0] * 5),
+        ("Label", [1, 0] * 5, [1, 0] * 5),
+        (" CLASS", [1, 0] * 5, [1, 0] * 5),
+        ("label", [-1.0] * 10, None),
+    ],
+)
+@pytest.mark.parametrize("write, ending", [(write_arrow, "arrow"), (write_parquet, "parquet")])
+def test_labels_of_other_types_and_columns_of_other_case(tmp_path, write, ending, name, values, labels):
+    dataset = open_dataset(write(tmp_path / f"a.{ending}", pa.table({"image": IMAGES, name: values})), 8)
+    assert (dataset.labels if labels is None else dataset.labels.tolist()) == labels
+
+
+@pytest.mark.parametrize(
+    "column, said",
+    [
+        ({"label": [[0], [1]] * 5}, "its column label of list.*int64> is not used: labels must be one number or name"),
+        ({"target": [0.5, 1.0] * 5}, "its column target of fractions is not used"),
+        ({"animal": ["cat", "dog"] * 5}, r"no column of labels \(it has animal\): use a name such as label, labels"),
+    ],
+)
+def test_columns_that_are_not_used_are_noted(tmp_path, column, said):
+    path = write_parquet(tmp_path / "a.parquet", pa.table({"image": IMAGES, **column}))
+    with pytest.warns(UserWarning, match=said):
+        assert open_dataset(path, 8).labels is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(open_dataset(path, 8, labels="none")) == 10
+
+
+def test_a_copy_without_the_labels_is_made_anew(tmp_path):
+    """Copies of earlier versions lack columns that these did not use."""
+    path = write_parquet(tmp_path / "a.parquet", pa.table({"image": IMAGES, "label": [1.0, 0.0] * 5}))
+    copy_path(path).parent.mkdir(parents=True)
+    with (
+        pa.OSFile(str(copy_path(path)), "wb") as sink,
+        pa.ipc.new_stream(sink, pa.schema({"image": pa.binary()})) as out,
+    ):
+        out.write_table(pa.table({"image": IMAGES}))
+    assert open_dataset(path, 8).labels.tolist() == [1, 0] * 5
+
+
 def test_the_rules_for_files_hold_for_rows(tmp_path):
     Image.init()  # all formats of Pillow look at the beginning of each file
     exif = Image.Exif()

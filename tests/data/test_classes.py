@@ -54,6 +54,16 @@ def test_labels_that_are_numbers_keep_them_whatever_the_names():
         with_classes(images([4]), ("1", "2", "3"), "x")
 
 
+def test_numbers_are_matched_with_classes_that_have_numbers_for_names():
+    sparse = images([1, 10, 2, 10])
+    with pytest.warns(UserWarning, match="label 1 is taken for class '1'"):
+        assert labels_of(with_classes(sparse, ("1", "10", "2"))) == [0, 1, 2, 1]
+    with pytest.raises(DataError, match="10 is not among 0 to 2, 1, 11, 2"):
+        with_classes(sparse, ("1", "11", "2"))
+    with pytest.raises(DataError, match="10 is not among 0 to 2, a, b, c"):
+        with_classes(sparse, ("a", "b", "c"))
+
+
 def test_unknown_classes_and_missing_labels_are_refused():
     with pytest.raises(
         DataError, match="the labels of the x differ from those of the model: fox is not among cat, dog"

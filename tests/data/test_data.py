@@ -612,6 +612,13 @@ def test_claimed_shapes_and_encrypted_members(tmp_path):
         open_dataset(path, 4)
 
 
+def test_an_npz_in_which_some_images_have_no_label(tmp_path):
+    path = write_npz(tmp_path / "a.npz", noise(3, 8, 8, 1), np.array([2, -1, 0]))
+    with fails("a.npz", "1 of 3 images have no label (image 1)", "--unlabelled"):
+        open_dataset(path)
+    assert open_dataset(path, labels="none").labels is None
+
+
 def test_wrong_npz(tmp_path):
     path = tmp_path / "a.npz"
     np.savez(path, images=noise(2, 4, 4))

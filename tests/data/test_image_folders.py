@@ -69,6 +69,27 @@ def test_labels_in_metadata(tmp_path):
     assert open_dataset(tmp_path, 8, labels="none").labels is None
 
 
+def test_columns_in_any_case_and_other_forms_of_numbers(tmp_path):
+    put(tmp_path, "a_1.png", "a_2.png", "b_3.png")
+    csv(tmp_path, "File_Name, Label", "a_1.png, x", "a_2.png, y", "b_3.png, x")
+    dataset = open_dataset(tmp_path, 8)
+    assert dataset.label_names == ("x", "y") and dataset.labels.tolist() == [0, 1, 0]
+    csv(tmp_path, "file_name,Label,class", "a_1.png,0,p", "a_2.png,0,q", "b_3.png,0,p")
+    assert open_dataset(tmp_path, 8).label_names == ("p", "q")  # an exact name goes first
+    csv(tmp_path, "file_name,Label,LABEL", "a_1.png,0,1")
+    with pytest.warns(UserWarning, match=r"no column of labels \(it has Label, LABEL\)"):
+        open_dataset(tmp_path, 8)
+    (tmp_path / "metadata.csv").unlink()
+    rows = [{"file_name": "a_1.png", "label": True}, {"file_name": "a_2.png", "label": 2.0}, {"file_name": "b_3.png"}]
+    (tmp_path / "metadata.jsonl").write_text(
+        "\n".join(json.dumps(row) for row in [*rows[::-1], {**rows[2], "label": 0}][1:])
+    )
+    assert open_dataset(tmp_path, 8).labels.tolist() == [1, 2, 0]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows[::-1])))  # the first row has no label
+    with pytest.raises(DataError, match=r"metadata.jsonl has no label for 1 of 3 images \(b_3.png\)"):
+        open_dataset(tmp_path, 8)
+
+
 def test_metadata_without_labels_leave_the_folders(tmp_path):
     put(tmp_path, "cat/1.png", "cat/2.png", "dog/3.png", "dog/4.png")
     csv(tmp_path, "file_name,text", "cat/1.png,a cat")

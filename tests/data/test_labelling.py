@@ -14,6 +14,7 @@ from PIL import Image
 
 from admg.data import DataError, from_arrays, from_dataset
 from admg.data import open as open_dataset
+from admg.data.classes import with_classes
 
 
 def put(root: Path, *names: str) -> Path:
@@ -138,7 +139,8 @@ def test_edms_dataset_json(tmp_path):
         ("[1, 2]", ("dataset.json", "no labels")),
         ('{"images": []}', ("dataset.json", "no labels")),
         ('{"labels": [["a.png", 1]]}', ("no label for 1 of 2 images", "b.png")),
-        ('{"labels": [["a.png", 1], ["b.png", -1]]}', ('["b.png", -1]', "a label of at least 0")),
+        ('{"labels": [["a.png", 1], ["b.png", -2]]}', ('["b.png", -2]', "a label of at least 0")),
+        ('{"labels": [["a.png", 1], ["b.png", -1]]}', ("no label (-1) for 1 of 2 images (b.png)", "--unlabelled")),
         ('{"labels": [["a.png", 1], ["b.png", [0.5, 0.5]]]}', ("[0.5, 0.5]", "a label of at least 0")),
         ('{"labels": [["a.png", 1], ["b.png", true]]}', ("true", "a label of at least 0")),
         ('{"labels": [["a.png", 1], ["b.png", 0]], "label_names": {"0": "cat"}}', ("does not name all",)),
@@ -150,6 +152,15 @@ def test_a_dataset_json_of_another_kind_is_refused(tmp_path, content, words):
     (tmp_path / "dataset.json").write_text(content)
     message = refused(tmp_path)
     assert not [word for word in words if word not in message], message
+
+
+def test_names_that_are_given_for_the_numbers_of_dataset_json_are_matched(tmp_path):
+    put(tmp_path, "a.png", "b.png", "c.png")
+    described(tmp_path, labels=[["a.png", 0], ["b.png", 1], ["c.png", 1]])
+    named, plain = open_dataset(tmp_path, 2, label_names=["dog", "cat"]), open_dataset(tmp_path, 2)
+    assert not named.numbered and plain.numbered
+    assert with_classes(named, ("cat", "dog")).labels.tolist() == [1, 0, 0]
+    assert with_classes(plain, ("cat", "dog")).labels.tolist() == [0, 1, 1]  # numbers alone are those of the model
 
 
 def test_a_chosen_layout_that_the_folder_has_not_is_refused(tmp_path):

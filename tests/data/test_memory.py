@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -214,7 +215,7 @@ def test_size_and_channels_of_a_torch_data_set():
 
 def test_label_names_of_a_torch_data_set():
     items = [(image, i % 2) for i, image in enumerate(U8)]
-    named = Pairs(items, classes=["cat", "dog", "cow"])
+    named = Pairs(items, classes=["cat", "dog", "cow"], targets=[0, 1, 0, 1, 0])
     assert from_dataset(named).label_names == ("cat", "dog", "cow")
     assert from_dataset(Subset(named, [0, 2])).label_names == ("cat", "dog", "cow")
     few = [*items[:4], (items[4][0], 4)]
@@ -223,6 +224,28 @@ def test_label_names_of_a_torch_data_set():
     assert from_dataset(Pairs(items), label_names=["a", "b"]).label_names == ("a", "b")
     many = [(image, 0) for image in U8.repeat(8, axis=0)] + [(U8[0], 6)]  # the last label is not among the first items
     assert len(from_dataset(Pairs(many)).label_names) == 7
+
+
+def test_classes_that_may_name_other_labels_are_not_used():
+    """A transform maps four classes to two, and there are no `targets` that would show it."""
+    classes, fine = ["apple", "bread", "cake", "donut"], [0, 1, 2, 3] * 10
+    images = U8.repeat(8, axis=0)
+    coarse = Pairs([(image, label // 2) for image, label in zip(images, fine)], classes=classes)
+    with pytest.warns(
+        UserWarning, match=r"classes \(apple, bread, cake, .*\) may name other labels \(not all .* occur"
+    ):
+        dataset = from_dataset(coarse)
+    assert dataset.label_names == ("0", "1") and dataset.numbered
+    coarse._labels = fine  # as torchvision's Food101 and DTD have
+    with pytest.warns(UserWarning, match="may name other labels"):
+        assert from_dataset(coarse).label_names == ("0", "1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        whole = Pairs(list(zip(images, fine)), classes=classes)
+        assert from_dataset(whole).label_names == tuple(classes)  # every number occurs
+        part = Subset(Pairs(list(zip(images, fine)), classes=classes, _labels=fine), [0, 1, 4])
+        assert from_dataset(part).label_names == tuple(classes)  # the labels are those that the data set lists
+        assert from_dataset(Pairs(list(zip(images, fine)), classes=classes, labels=True)).label_names == tuple(classes)
 
 
 def test_our_own_data_sets_are_returned_as_they_are():

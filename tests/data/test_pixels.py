@@ -135,6 +135,16 @@ def test_other_forms_of_16_bits(tmp_path):
     assert levels(open_dataset(tmp_path / "hole")) == [0, 255, 170, 255]
 
 
+def test_big_endian_values(tmp_path):
+    big = ramp((0, 65535), np.uint16).astype(">u2")
+    Image.frombytes("I;16B", big.shape[::-1], big.tobytes()).save(tmp_path / "a.tif")
+    assert levels(open_dataset(tmp_path)) == RAMP
+    Image.fromarray(big.astype(np.uint16)).save(tmp_path / "b.tif")  # both byte orders in one data set
+    assert levels(open_dataset(tmp_path), 0) == levels(open_dataset(tmp_path), 1) == RAMP
+    assert levels(open_dataset(write_npz(tmp_path / "a.npz", big[None]))) == RAMP
+    assert levels(from_arrays(ramp((0, 1), np.float32).astype(">f4")[None])) == RAMP
+
+
 def test_images_of_several_depths(tmp_path):
     Image.fromarray(ramp((0, 255), np.uint8)).save(tmp_path / "a.png")
     Image.fromarray(ramp((0, 65535), np.uint16)).save(tmp_path / "b.png")
@@ -278,6 +288,23 @@ def test_all_frames_can_be_images(tmp_path, recwarn):
     np.savez(tmp_path / "images.npz", arr_0=np.zeros((3, 4, 4, 3), np.uint8))
     with pytest.raises(DataError, match=r'frames="all" does not apply to .*images.npz, which holds arrays'):
         open_dataset(tmp_path / "images.npz", 4, frames="all")
+
+
+def test_frames_are_not_taken_for_channels(tmp_path):
+    """An animation of as many frames as channels; only grey pages of a TIFF file are channels."""
+    frames = [Image.new("RGBA", (4, 4), (level, level, level, 200)) for level in (10, 60, 110, 160)]
+    frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:], lossless=True)
+    dataset = open_dataset(tmp_path, 4, frames="all", channels=4)
+    assert [int(((dataset[i][0][0, 0, 0] + 1) * 127.5).round()) for i in range(len(dataset))] == [10, 60, 110, 160]
+    with pytest.warns(UserWarning, match="1 of 1 files .* several frames or pages, 4 in all: only the first"):
+        assert len(open_dataset(tmp_path, 4, channels=4)) == 1
+    grey, *pages = [Image.new("L", (4, 4), level) for level in (10, 60, 110, 160)]
+    grey.save(tmp_path / "pages.tif", save_all=True, append_images=pages)
+    (tmp_path / "a.webp").unlink()
+    for options in ({}, {"frames": "all"}):
+        (x, _) = open_dataset(tmp_path, 4, channels=4, **options)[0]
+        assert ((x[:, 0, 0] + 1) * 127.5).round().int().tolist() == [10, 60, 110, 160]
+    assert len(open_dataset(tmp_path, 4, frames="all")) == 4
 
 
 def test_the_options_of_training_say_how_files_are_read(tmp_path, capsys):

@@ -136,6 +136,21 @@ def test_invalid_betas_are_refused(betas):
         NoiseSchedule.from_betas(betas)
 
 
+@pytest.mark.parametrize(
+    "alpha_bar", [[], [0.5, 0.9], [0.9, 0.9], [1.0, 0.5], [0.9, -0.1], [math.nan], [[0.9]]], ids=str
+)
+def test_invalid_alpha_bars_are_refused(alpha_bar):
+    with pytest.raises(ValueError, match=r"^alpha_bar must be"):
+        NoiseSchedule.from_alpha_bar(torch.tensor(alpha_bar), torch.arange(len(alpha_bar)))
+
+
+def test_alpha_bars_given_by_hand():
+    schedule = NoiseSchedule.from_alpha_bar(torch.tensor([0.9, 0.45, 0.0]), torch.tensor([0, 7, 9]))
+    assert schedule.betas.dtype == torch.float64
+    torch.testing.assert_close(schedule.betas, torch.tensor([0.1, 0.5, 1.0]).double(), atol=1e-7, rtol=0)
+    torch.testing.assert_close(schedule.alpha_bar, torch.tensor([0.9, 0.45, 0.0]).double(), atol=1e-15, rtol=0)
+
+
 def test_betas_given_by_hand():
     schedule = NoiseSchedule.from_betas([0.1, 0.5, 1.0], torch.tensor([0, 7, 9]))
     assert schedule.timesteps.tolist() == [0, 7, 9] and schedule.alpha_bar.tolist() == [0.9, 0.45, 0.0]

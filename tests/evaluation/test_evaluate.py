@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -20,16 +22,18 @@ from PIL import Image
 from admg.checkpoints.model import Classifier
 from admg.cli.main import main
 from admg.evaluation import features as networks
-from admg.evaluation.evaluate import choose_metrics, compute, needs_features
+from admg.evaluation.evaluate import choose_metrics, compute, evaluate, needs_features
 from admg.evaluation.features import extraction as features
 from admg.evaluation.label_classifier import load_label_classifier
 from admg.evaluation.metrics import METRICS, FeatureSet, Inputs, StoredStatistics
-from admg.evaluation.metrics.fid import frechet_estimate, frechet_infinite, group_moments
+from admg.evaluation.metrics.fid import frechet_distance, frechet_estimate, frechet_infinite, group_moments
+from admg.evaluation.metrics.intervals import draw_groups
 from admg.evaluation.metrics.statistics import Gaussian
-from admg.evaluation.neighbours import nearest, picture
-from admg.evaluation.opening import source_from_array
+from admg.evaluation.neighbours import nearest, neighbours, picture
+from admg.evaluation.opening import as_source, source_from_array
 from admg.evaluation.sources import open_source
 from admg.generation.run_record import open_run
+from admg.generation.samples import Samples
 from admg.generation.shards import Shards
 
 
@@ -109,7 +113,7 @@ def test_spread_selects_images_evenly_with_their_labels(tmp_path):
     assert source.labels.tolist() == [0, 2, 5, 7]
     np.testing.assert_array_equal(source[1:4], array[[2, 5, 7]])
     assert len(source.subset(9)) == 4
-    with pytest.raises(ValueError, match="at least 2 images are needed, got 1"):
+    with pytest.raises(ValueError, match="the number of images must be at least 2, got 1"):
         source.subset(1)
 
 
@@ -134,6 +138,58 @@ def test_other_sizes_are_fitted_as_in_training(tmp_path):
     assert fitted.digest(slice(0, 1)) != source.fitted((4, 4), "resize").digest(slice(0, 1))
     with pytest.raises(ValueError, match="can only be fitted to squares"):
         source.fitted((8, 4), "resize")
+
+
+def save_transparent(folder) -> np.ndarray:
+    """Write six images of which half the pixels are transparent; return them on black."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (6, 8, 8, 4), dtype=np.uint8)
+    pixels[..., 3] = rng.choice([0, 255], (6, 8, 8))
+    folder.mkdir()
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(folder / f"{i}.png")
+    return pixels[..., :3] * (pixels[..., 3:] == 255)
+
+
+def test_transparent_and_padded_images_lie_on_the_background(tmp_path):
+    """Whose features are not taken from those on another one."""
+    from admg.data import pad
+
+    black = save_transparent(tmp_path / "f")
+
+    def found(background: int | None, **options) -> dict[str, float]:
+        report = evaluate(black, tmp_path / "f", ["fid", "precision"], Pixels(), background=background, **options)
+        assert report.to_dict()["background"] == background
+        return {value.metric: round(value.value, 6) + 0.0 for value in report.values}
+
+    options = {"cache": tmp_path / "cache", "progress": False, "interval": False}
+    assert found(None, **options)["fid"] > 0.3
+    assert found(0, **options) == {"fid": 0, "precision": 1}
+    nearest_ones = neighbours(black, tmp_path / "f", Pixels(), num=6, background=0, progress=False).nearest
+    assert nearest_ones.numbers[:, 0].tolist() == [*range(6)] and nearest_ones.distances[:, 0].max() < 1e-6
+    sources = [as_source(black, background=level).fitted((10, 10), "pad") for level in (None, 200)]
+    for source, border in zip(sources, (0, 200)):
+        np.testing.assert_array_equal(source[0:1][0], pad(black[0], 10, canvas=border))
+    assert sources[0].digest(slice(0, 6)) != sources[1].digest(slice(0, 6))
+    padded = open_source(tmp_path / "f", background=0).fitted((10, 10), "pad")
+    np.testing.assert_array_equal(padded[0:6], sources[0][0:6])
+    with pytest.raises(ValueError, match="background must be a grey level from 0 to 255, got 256"):
+        found(256)
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "tif", "webp"])
+def test_the_size_of_rotated_photographs_is_that_of_their_pixels(tmp_path, ending):
+    for orientation in (1, 6):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        folder = tmp_path / str(orientation)
+        folder.mkdir()
+        for i in range(2):
+            Image.new("RGB", (12, 8), (i, 0, 0)).save(folder / f"{i}.{ending}", exif=exif)
+        source = open_source(folder)
+        assert source.size == source[0:2].shape[1:3] == ((8, 12) if orientation == 1 else (12, 8))
+    Image.new("RGB", (12, 8)).save(folder / f"plain.{ending}")
+    assert open_source(folder).size is None
 
 
 def test_a_folder_of_idx_files_and_its_splits(tmp_path):
@@ -529,6 +585,77 @@ def test_which_metrics_can_be_computed(files):
     assert not needs_features([METRICS["accuracy"]], inception, samples, False)
 
 
+def test_few_images_have_the_metrics_that_can_be_computed():
+    few, many = images(3), images(40, 1)
+    options = {"features": Pixels(), "progress": False, "cache": False}
+    report = evaluate(few, many, **options)
+    assert [value.metric for value in report.values] == ["fid", "kid"]
+    names = "Precision, Recall, Density, Coverage"
+    assert report.notes[-1] == f"no {names}: 3 nearest neighbours need at least 4 samples, got 3"
+    report = evaluate(many, many[:5], **options)
+    assert report.notes[-1] == f"no {names}: 5 nearest neighbours need at least 6 reference images, got 5"
+    with pytest.raises(ValueError, match="Recall cannot be computed: 3 nearest neighbours need at least 4 samples"):
+        evaluate(few, many, ["fid", "recall"], **options)
+
+
+@pytest.mark.parametrize("count", [5, 7, 19, 20])
+def test_any_number_of_samples_is_extrapolated(count):
+    """From all of them and from two halves, which differ by one image if the number is odd."""
+    samples, reference = images(count), images(30, 1)
+    found = evaluate(samples, reference, ["fid"], Pixels(), infinite=True, progress=False, cache=False)
+    x, y = (array.reshape(-1, 2, 4, 2, 4).mean((2, 4)).reshape(-1, 4) / 127.5 - 1 for array in (samples, reference))
+    target, group = Gaussian.of(np.tile(y, 3)), draw_groups(count, seed=0)
+    parts = (group < count // 2, group >= count // 2)
+    whole, *halves = (frechet_distance(Gaussian.of(np.tile(x[at], 3)), target) for at in (group >= 0, *parts))
+    assert found["fid_infinite"] == pytest.approx(2 * whole - np.mean(halves), rel=1e-4)
+
+
+def test_a_copied_npz_of_samples_has_labels_without_names(tiny_classifier, tmp_path):
+    """The numbers are then the classifier's, with a note; the names in the folder give the right ones."""
+    names = tiny_classifier.labels.names
+    pixels = images(4)
+    x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+    with torch.no_grad():
+        right = tiny_classifier(x, torch.zeros(4)).argmax(1)
+    turned = (right + 1) % len(names)  # a model with the names in another order
+    samples = Samples(x, turned, tuple(names[k] for k in right.tolist()))
+    samples.save(tmp_path / "run")
+    (npz,) = (tmp_path / "run").glob("*.npz")
+    copied = shutil.copy(npz, tmp_path / "copy.npz")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        source = open_source(npz, labels=True)
+        assert load_label_classifier(tiny_classifier, source).count_correct(source) == (4, 4)
+    source = open_source(copied, labels=True)
+    with pytest.warns(UserWarning, match=r"copy.npz are numbers, and their names are not known: they are taken for th"):
+        assert load_label_classifier(tiny_classifier, source).count_correct(source) == (0, 4)
+
+
+def test_the_identity_of_a_label_classifier_is_that_of_its_predictions(tiny_classifier):
+    """Weights, layers, buffers that are not stored, hooks, and the order of the labels of a noisy classifier."""
+    source = source_from_array(images(2))
+    source.labels = np.zeros(2, np.int64)
+
+    def identity(classifier, names=()) -> str:
+        source.names_of_numbers = names
+        return load_label_classifier(classifier, source).identity
+
+    def network(layer: torch.nn.Module, scale: float = 1.0) -> torch.nn.Module:
+        torch.manual_seed(0)
+        module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3), layer)
+        module.register_buffer("scale", torch.tensor(scale), persistent=False)
+        return module
+
+    hooked = network(torch.nn.ReLU())
+    assert identity(hooked) == identity(network(torch.nn.ReLU()))
+    hooked.register_forward_hook(lambda module, inputs, output: -output)
+    different = [network(torch.nn.ReLU()), network(torch.nn.ReLU(), 2.0), network(torch.nn.ReLU6()), hooked]
+    assert len({identity(classifier) for classifier in different}) == 4
+    names = tiny_classifier.labels.names
+    assert identity(tiny_classifier, names) == identity(tiny_classifier, names)
+    assert identity(tiny_classifier, names) != identity(tiny_classifier, names[::-1])
+
+
 def test_bad_input_of_neighbours_is_one_line(files, own, capsys, tmp_path):
     np.savez(tmp_path / "large.npz", arr_0=images(6, size=16))
     common = ["--network", f"{own}:Quarters"]
@@ -614,6 +741,16 @@ def test_metrics_on_the_command_line_equal_their_definitions(files, own, capsys,
     plain = figures_of(capsys, tmp_path, *pair, "--no-interval", "--metrics", "fid,recall")
     assert [plain[name]["value"] for name in plain] == [found[name]["value"] for name in plain]
     assert all(figure["low"] is None for figure in plain.values()) and list(plain) == ["FD-Quarters", "Recall"]
+
+
+def test_the_background_on_the_command_line(own, capsys, tmp_path):
+    np.savez(tmp_path / "black.npz", arr_0=save_transparent(tmp_path / "f"))
+    common = [tmp_path / "black.npz", tmp_path / "f", "--network", f"{own}:Quarters"]
+    fid = [figures_of(capsys, tmp_path, *common, "--metrics", "fid", *more) for more in ([], ["--background", "black"])]
+    assert fid[0]["FD-Quarters"]["value"] > 0.1 and fid[1]["FD-Quarters"]["value"] == pytest.approx(0, abs=1e-6)
+    out = ["--k", 1, "--num", 2, "--out", tmp_path / "n.png"]
+    assert "(0.000)" in run(capsys, "neighbours", *common, "--background", "black", *out)[1]
+    assert "(0.000)" not in run(capsys, "neighbours", *common, *out)[1]
 
 
 def test_stored_statistics_are_used_for_the_distances(tmp_path):

@@ -485,3 +485,18 @@ def test_identity_changes_with_code_and_weights(own):
     before = networks.load(layer).identity
     layer.bias.data[0] += 1
     assert networks.load(layer).identity != before
+
+
+def test_identity_changes_with_settings_hooks_and_buffers_that_are_not_stored():
+    def network(scale: float = 1.0, slope: float = 0.1) -> torch.nn.Module:
+        torch.manual_seed(0)
+        module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.LeakyReLU(slope))
+        module.register_buffer("scale", torch.tensor(scale), persistent=False)
+        return module
+
+    assert networks.load(network()).identity == networks.load(network()).identity
+    hooked = [network(), network()]
+    hooked[0][0].register_forward_hook(lambda module, inputs, output: output * 2)
+    hooked[1][0].register_forward_hook(lambda module, inputs, output: output * 3)
+    different = [network(), network(2.0), network(slope=0.2), *hooked]
+    assert len({networks.load(module).identity for module in different}) == 5

@@ -490,6 +490,10 @@ def test_bad_statistics_are_refused_in_one_line():
             lambda: frechet_infinite(group_moments(normal(3, 4)), good),
             "FID needs at least 4 samples, got 3",
         ),
+        (
+            lambda: frechet_infinite(group_moments(normal(30, 4), groups=5), good),
+            "FID needs an even number of groups, got 5",
+        ),
         (lambda: prdc(normal(5, 4), normal(5, 4)), "5 nearest neighbours need at least 6 reference images, got 5"),
         (lambda: inception_score(np.ones((1, 1))), "at least 2 samples are needed, got 1"),
     ):

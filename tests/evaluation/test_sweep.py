@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers import refused, run
 from PIL import Image
 
@@ -28,7 +29,7 @@ from admg.evaluation.features import FeatureNetwork
 from admg.evaluation.metrics_cache import fingerprint_source
 from admg.evaluation.report import MetricValue
 from admg.evaluation.sources import Source, open_source
-from admg.evaluation.sweep import Sweep, plan_sweep
+from admg.evaluation.sweep import Metrics, Sweep, plan_sweep
 from admg.evaluation.table import SweepTable
 from admg.generation.sampler_specs import sampler_name, set_options
 from admg.generation.stage import Maker
@@ -43,6 +44,11 @@ class Bright:
         return (images.mean((1, 2, 3)) > 127).astype(int)
 """
 NUM = 12
+
+
+class Quarters(torch.nn.Module):
+    def forward(self, x):
+        return torch.nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)
 
 
 @pytest.fixture(autouse=True)
@@ -353,6 +359,40 @@ def test_metrics_are_computed_again_if_the_reference_is_read_otherwise(capsys, m
     assert "--value-range applies only to image files" in line
 
 
+def test_the_reference_is_read_as_in_the_training_of_the_model(tiny_model, tmp_path):
+    """On its background, which is stored with the metrics: they are computed again for a model of another one."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (8, 8, 8, 2), dtype=np.uint8)
+    pixels[..., 1] = rng.choice([0, 255], (8, 8, 8))
+    (tmp_path / "f").mkdir()
+    for i, image in enumerate(pixels):
+        Image.fromarray(image, "LA").save(tmp_path / "f" / f"{i}.png")
+
+    def found(background: int | None) -> float:
+        model = replace(tiny_model, training={**tiny_model.training, "background": background})
+        options = {"guides": [None], "samplers": ["ddim:2"], "num": 4, "metrics": ["fid"], "progress": False}
+        (row,) = admg.sweep(model, reference=tmp_path / "f", out=tmp_path / "s", features=Quarters(), **options)
+        (record,) = (tmp_path / "s").glob("*/metrics.json")
+        assert json.loads(record.read_text())["background"] == background
+        (samples,) = (tmp_path / "s").glob("*/samples_*.npz")
+        level = 255 if background is None else background
+        reference = np.where(pixels[..., 1:] == 255, pixels[..., :1], np.uint8(level))
+        direct = admg.evaluate(samples, reference, ["fid"], Quarters(), progress=False, cache=False)
+        assert row["fid"] == pytest.approx(direct["fid"], rel=1e-6)
+        return row["fid"]
+
+    assert len({round(found(background), 6) for background in (0, 200, None)}) == 3
+
+
+def test_few_samples_have_the_metrics_that_can_be_computed(tiny_model, tmp_path):
+    sweep = plan_sweep(tiny_model, out=tmp_path / "s", guides=[None], samplers=["ddim:2"], num=3)
+    reference = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 1), dtype=np.uint8)
+    (cell,) = sweep.jobs
+    keeper, notes = sweep.keeper(reference, Metrics(features=Quarters(), cache=False), cell, False)
+    assert [metric.name for metric in keeper.comparison.metrics] == ["fid"]
+    assert notes[-1] == "no Precision, Recall: 3 nearest neighbours need at least 4 samples, got 3"
+
+
 def test_the_frames_of_a_reference_count(tmp_path):
     reference = Source("a", [tmp_path / "a.gif"] * 2, (8, 8), 1, frames=[0, 1])
     (tmp_path / "a.gif").write_bytes(b"")
@@ -493,9 +533,11 @@ def test_bad_input_is_one_line_and_nothing_is_written(capsys, models, metrics, t
         (["--cfg", "1;2"], "--cfg: invalid list of float"),
         (["--num", "-4"], "--num must be at least 2 and at most 10,000,000, got -4"),
         (["--num", "1"], "--num must be at least 2 and at most 10,000,000, got 1"),
-        (["--num", "3"], "precision, recall need at least 4 samples, got 3"),
-        (["--num", "3", "--metrics", "fid,density"], "density need at least 4 samples, got 3"),
-        (["--num-reference", "5"], "5 reference images: precision, recall need at least 6"),
+        (
+            ["--num", "3", "--metrics", "fid,density"],
+            "Density cannot be computed: 3 nearest neighbours need at least 4",
+        ),
+        (["--num-reference", "5", "--metrics", "recall"], "5 nearest neighbours need at least 6 reference images"),
         (["--seed", "-1"], "--seed must be at least 0"),
         (["--sampler", "ddpm", "--eta", "0.5"], "has no option 'eta'"),
         (["--sampler-option", "nothing=1"], "has no option 'nothing'"),
@@ -506,7 +548,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(capsys, models, metrics, t
         (["--label-classifier", f"{tmp_path / 'own.py'}:Dark"], "has no 'Dark'"),
         (["--feature-batch-size", "0"], "--feature-batch-size must be at least 1"),
         (["--batch-size", "0"], "--batch-size must be at least 1"),
-        (["--unconditional", "--scale", "0"], "label_classifier needs labels"),
+        (["--unconditional", "--scale", "0"], "--label-classifier needs labels"),
         (["--rank", "2", "--world-size", "2"], "--rank must be from 0 to 1"),
         (["--guide", "apgg:2"], "unknown guidance 'apgg'"),
         (["--model", "none"], "none"),

@@ -82,6 +82,65 @@ def test_descriptions_are_json_and_differ_where_images_would(tiny_classifier, ti
     assert [json.dumps(text) for text in again] == [texts[13], texts[11], texts[15]]
 
 
+class Scaled(torch.nn.Module):
+    """A network with a setting, and a buffer that state_dict() leaves out."""
+
+    def __init__(self, gain=1.0, offset=0.0):
+        super().__init__()
+        self.gain = gain
+        self.layer = torch.nn.Conv2d(1, 1, 3, padding=1)
+        torch.nn.init.ones_(self.layer.weight)
+        torch.nn.init.zeros_(self.layer.bias)
+        self.register_buffer("offset", torch.tensor(offset), persistent=False)
+
+    def forward(self, x, timesteps):
+        return torch.tanh(self.gain * self.layer(x) + self.offset)
+
+
+class Sigmoid(Scaled):
+    def forward(self, x, timesteps):
+        return torch.sigmoid(self.gain * self.layer(x) + self.offset)
+
+
+@dataclass(repr=False)
+class Doubled(admg.Model):
+    factor: float = 2.0
+
+    def predict(self, x, t, y=None, clip=True):
+        return super().predict(self.factor * x, t, y, clip)
+
+
+def hooked(factor):
+    network = Scaled()
+    network.layer.register_forward_hook(lambda layer, inputs, output: factor * output)
+    return network
+
+
+def circular(network):
+    network = copy.deepcopy(network)
+    network.input_blocks[0][0].padding_mode = "circular"
+    return network
+
+
+def test_networks_with_equal_weights_and_other_outputs_differ(tiny_model):
+    """Neither a run nor a cached measurement of one of them is that of another."""
+    noise = admg.Diffusion(admg.NoiseSchedule.linear(100), "eps", "fixed_small")
+    networks = [Scaled(), Scaled(gain=2.0), Scaled(offset=1.0), Sigmoid(), hooked(1.0), hooked(2.0),
+                tiny_model.network, circular(tiny_model.network)]  # fmt: skip
+    networks += [torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1), after) for after in
+                 (torch.nn.ReLU(), torch.nn.Tanh(), torch.nn.AvgPool2d(2), torch.nn.AvgPool2d(4))]  # fmt: skip
+    for network in networks[-4:]:
+        network.load_state_dict(networks[-1].state_dict())
+    functions = [lambda x, t: x, lambda x, t: 2 * x]
+    kinds = [Doubled, functools.partial(Doubled, factor=3.0)]
+    models = [admg.Model(network, noise, (1, 8, 8)) for network in (*networks, *functions)]
+    models += [kind(Scaled(), noise, (1, 8, 8)) for kind in kinds]
+    for things in (networks, models):
+        texts = [json.dumps(identify(thing)) for thing in things]
+        assert len(set(texts)) == len(texts) and texts == [json.dumps(identify(thing)) for thing in things]
+    assert identify(tiny_model.network).keys() == {"type", "weights"}  # its config says the rest
+
+
 @pytest.mark.thorough
 def test_any_changed_weight_changes_the_fingerprint(tiny_model):
     """The last number of every tensor, and no sum of them: two that are swapped count too."""

@@ -201,6 +201,14 @@ def test_to_uint8_truncates_like_the_published_samples():
     assert to_uint8(x).ravel().tolist() == [0, 0, 0, 127, 191, 255, 255]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_8_bit_values_stay_the_same(dtype):
+    pixels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+    x = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(dtype) / 127.5 - 1
+    np.testing.assert_array_equal(to_uint8(x), pixels)
+    np.testing.assert_array_equal(to_uint8(x - 1e-5), np.maximum(pixels, 1) - 1)  # 1.3e-3 of a level below
+
+
 def test_labels_in_equal_shares():
     assert cycle_labels([3, 1], 5) == [3, 1, 3, 1, 3]
 

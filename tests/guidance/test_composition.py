@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -134,3 +136,47 @@ def test_a_sampler_that_ignores_its_guide_is_refused(tiny_model, guide):
         admg.sample(tiny_model, ["one"], guide=guide, sampler=ignoring, steps=3, progress=False)
     admg.sample(tiny_model, ["one"], sampler=ignoring, steps=3, progress=False)
     admg.sample(tiny_model, ["one"], guide=guide, steps=3, progress=False)
+
+
+def test_a_guide_that_modifies_predictions_is_refused_inside_a_function(tiny_model):
+    """A function around it would call only its gradient, which it does not have, and the images would be unguided."""
+    cfg = guidance.ClassifierFreeGuidance(3.0)
+    steps = samplers.ddim(tiny_model.respace(3), normal(3, (1, 8, 8)), y=Y, guide=lambda state: cfg(state))
+    with pytest.raises(ValueError, match="ClassifierFreeGuidance modifies the prediction and has no gradient"):
+        next(steps)
+
+
+@pytest.mark.parametrize("factor", [math.nan, math.inf])
+def test_factors_are_finite(factor):
+    with pytest.raises(ValueError, match="the factor of a guide must be a finite number"):
+        factor * guidance.ClassifierFreeGuidance(3.0)
+
+
+class Darker(torch.nn.Module):
+    """A network without labels."""
+
+    def forward(self, x, timesteps):
+        return 0.5 * x
+
+
+def test_labels_of_samplers(tiny_model):
+    """Lists and arrays are labels as tensors are; what is no label, or has no effect, is refused."""
+    model, x = tiny_model.respace(2), normal(3, (1, 8, 8))
+
+    def final(y, model=model, guide=None):
+        *_, last = samplers.ddim(model, x, y=y, guide=guide)
+        return last.x
+
+    for y in ([1, 2, 0], np.array([1, 2, 0], np.uint8), Y.int()):
+        assert torch.equal(final(y), final(Y))
+    assert torch.equal(final([-1, 2, -1])[1], final(Y)[1])
+    for y, message in ((["a", "b", "c"], "whole number per image"), ([0.0, 1.0, 2.0], "got torch.float32"),
+                       (torch.tensor([True] * 3), "got torch.bool"), ([0, 1], r"shape \(3,\)"),
+                       ([0, 1, -5], "-1 for images without a label, got -5")):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            final(y)
+    noise = dataclasses.replace(model.diffusion, variance="fixed_small")
+    unconditional = admg.Model(Darker(), noise, (1, 8, 8))
+    for guide in (None, guidance.AutoGuidance(unconditional, 2.0)):
+        with pytest.raises(ValueError, match="y would have no effect"):
+            final(Y, unconditional, guide)

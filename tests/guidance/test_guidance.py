@@ -87,7 +87,7 @@ def assert_eps(prediction, state: State, eps: np.ndarray) -> None:
 @pytest.mark.parametrize("sampler", [samplers.ddim, samplers.dpmpp_2m, samplers.heun])
 def test_cfg_at_1_is_conditional_and_at_0_unconditional(sampler):
     torch.testing.assert_close(run(guidance.ClassifierFreeGuidance(1.0), sampler=sampler), run(None, sampler=sampler))
-    unconditional = run(None, model_of(conditional=False), sampler)
+    unconditional = run(None, model_of(conditional=False), sampler, y=None)
     torch.testing.assert_close(run(guidance.ClassifierFreeGuidance(0.0), sampler=sampler), unconditional)
 
 
@@ -344,11 +344,18 @@ def test_options_out_of_range_are_refused(options, message):
 @pytest.mark.parametrize(
     "labels, message",
     [({4: 1.0}, "got 4"), ({-1: 1.0}, "got -1"), (torch.ones(3), r"\(3,\)"), (torch.ones(5, 4), r"\(5, 4\)"),
-     ({0: math.nan}, "finite")],
+     ({0: math.nan}, "finite"), ({"coat": 1.0}, "no label names, got 'coat'"), ("coat", "floating-point weights"),
+     ([2, 0, 1, 3], "floating-point weights"), (torch.tensor([2, 0, 1, 3]), "target labels are the sampler's y")],
 )  # fmt: skip
 def test_labels_that_do_not_fit_are_refused(labels, message):
     with pytest.raises(ValueError, match=message):
         guidance.ExtendedClassifierGuidance(linear, labels=labels)(state_of())
+
+
+def test_weights_of_named_labels(tiny_classifier):
+    names = tiny_classifier.labels.names
+    guide = guidance.ExtendedClassifierGuidance(tiny_classifier, labels={names[2]: 1.5, 0: -1.0})
+    assert guide.labels == {2: 1.5, 0: -1.0}
 
 
 # -- variants of classifier-free guidance, on made-up predictions --------------------------------------------------

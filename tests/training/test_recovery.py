@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers import make, refused, run, snapshot, state_file
@@ -17,7 +18,7 @@ from safetensors import SafetensorError
 
 import admg
 from admg.data import open as open_dataset
-from admg.training import TrainConfig, TrainingRun, checkpointing
+from admg.training import TrainConfig, TrainingRun, checkpointing, run_settings
 from admg.training.defaults import LR
 from admg.training.log import Log
 from admg.training.run_directory import clear
@@ -165,6 +166,18 @@ def test_other_data_are_refused_and_moved_data_are_not(digits, tmp_path):
     other.images[0, 0, 0, 0] ^= 1
     with pytest.raises(ValueError, match=r"data\.content is .* there"):
         TrainingRun(make(), other, tmp_path / "run", config)
+
+
+def test_every_image_of_a_large_array_counts(tmp_path):
+    np.savez(tmp_path / "many.npz", arr_0=np.zeros((3001, 8, 8, 1), np.uint8))
+    images = open_dataset(tmp_path / "many.npz", 8)
+    before = run_settings.data_of(images)
+    images.images = images.images.copy()
+    images.images[3000, 7, 7, 0] = 1
+    assert run_settings.data_of(images)["pixels"] != before["pixels"]
+    earlier = {name: value for name, value in before.items() if name != "pixels"}  # a record of an earlier version
+    (tmp_path / "run.json").write_text(json.dumps({"settings": {"data": earlier}, "options": {}, "changes": []}))
+    run_settings.check_settings(tmp_path, {"data": before}, {})
 
 
 @pytest.mark.thorough

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import TRUNK, make, randomised, refused, succeed, write_idx
+from PIL import Image
 from torch import nn
 
 import admg
@@ -251,6 +252,48 @@ def test_options_that_do_not_fit(without_previews, digits, tmp_path, capsys):
     x, y = made.batch(range(4))
     assert torch.equal(x, from_arrays(PIXELS[:4]).batch(range(4))[0]) and made.channels == 1
     assert [made.label_names[label] for label in y] == [LABELS[0]] * 4
+
+
+def save_images(folder, *arrays) -> str:
+    folder.mkdir()
+    for i, array in enumerate(arrays):
+        Image.fromarray(array).save(folder / f"{i}.{'tif' if array.dtype == np.float32 else 'png'}")
+    return str(folder)
+
+
+def test_validation_images_are_decoded_like_the_training_images(tmp_path):
+    """With their border and their range of values, also where the validation images suggest others."""
+    grey, clear = np.full((6, 6, 4), 100, np.uint8), np.full((6, 6, 4), 100, np.uint8)
+    grey[..., 3] = 255
+    clear[..., 3] = 0
+    folders = [save_images(tmp_path / "mixed", grey, clear), save_images(tmp_path / "opaque", grey[..., :3])]
+
+    def corner_and_middle(training: str, validation: str, **options) -> list[int]:
+        config = admg.data.DataConfig(data=training, image_size=8, fit="pad", **options)
+        x = open_validation(config.held_out(validation), config.open(), "data").batch([0])[0]
+        return ((x[0, 0].diagonal()[[0, 4]] + 1) * 127.5).round().int().tolist()
+
+    with pytest.warns(UserWarning, match="mixed has transparent images"):
+        assert corner_and_middle(*folders) == [255, 100]
+    assert corner_and_middle(*folders, background="black") == [0, 100]
+    hidden = save_images(tmp_path / "hidden", clear)
+    assert corner_and_middle(folders[1], hidden) == [0, 255]  # transparent pixels on white, and the border of training
+
+    signed, positive = np.float32([[-1, 1], [0, 0.5]]), np.float32([[0, 0.6], [0, 0.25]])
+    config = admg.data.DataConfig(data=save_images(tmp_path / "signed", signed), image_size=2)
+    dark = save_images(tmp_path / "positive", positive)
+    for data in (config.held_out(dark), dark):
+        x = open_validation(data, config.open(), "data").batch([0])[0]
+        assert x.flatten().tolist() == pytest.approx([0, 0.6, 0, 0.25], abs=1.01 / 255)
+    stated = admg.data.DataConfig(data=dark, image_size=2, value_range=(0, 1))
+    x = open_validation(stated, config.open(), "data").batch([0])[0]
+    assert x.flatten().tolist() == pytest.approx([-1, 0.2, -1, -0.5], abs=1.01 / 255)
+    message = r"positive range from -1 to 1, outside \[0, 1\] \(black and white are 0 and 1 in the training images\)"
+    save_images(tmp_path / "other", positive)
+    Image.fromarray(signed).save(tmp_path / "positive" / "1.tif")
+    config = admg.data.DataConfig(data=str(tmp_path / "other"), image_size=2)
+    with pytest.raises(ValueError, match=message):
+        open_validation(config.held_out(dark), config.open(), "data")
 
 
 def test_validation_on_the_training_images_is_noted(without_previews, digits, tmp_path):

@@ -132,6 +132,23 @@ def check_as_configured(network: nn.Module, title: str) -> None:
                 raise ValueError(f"{where} has {key}={found.get(key)!r}, and its config {value!r}")
 
 
+def is_as_configured(network: nn.Module) -> bool:
+    """Whether a network is one of ours that its config and weights describe completely, without hooks."""
+    if kind_of(network) is None or any(hooks_of(part) for part in network.modules()):
+        return False
+    try:
+        check_as_configured(network, "network")
+    except ValueError:
+        return False
+    return True
+
+
+def hooks_of(module: nn.Module) -> list[Callable[..., Any]]:
+    """Return the functions that run before or after the module's forward or backward pass."""
+    tables = "_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks"
+    return [hook for table in tables for hook in getattr(module, table, {}).values()]
+
+
 def check_labels(network: Callable[..., Any], stated: bool | None, count: int) -> None:
     """Check that a network takes labels as stated, and has as many labels as are used.
 

@@ -96,12 +96,13 @@ def check_stored(name: str, value: Tensor, size: int) -> None:
 
 
 def digest_of(network: nn.Module) -> str:
-    """Return the SHA-256 of the names, shapes and values of all parameters and buffers."""
+    """Return the SHA-256 of the names, shapes and values of all parameters and buffers, persistent or not."""
     kept = _DIGESTS.get()
     if kept is not None and id(network) in kept:
         return kept[id(network)][1]
     digest = hashlib.sha256()
-    for name, tensor in network.state_dict().items():
+    state = network.state_dict()
+    for name, tensor in [*state.items(), *(item for item in network.named_buffers() if item[0] not in state)]:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     if kept is not None:

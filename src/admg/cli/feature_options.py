@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from admg.config import check, setting
-from admg.data.config import as_range, check_value_range
+from admg.data.config import GREY_LEVELS, Background, as_range, check_value_range
 from admg.engine.device import Processes
 
 
@@ -20,6 +20,7 @@ class FeatureOptions:
     weights: weight file of Inception, weights-inception-2015-12-05-6726825d.pth
     fit: fitting of images of another size to that of the samples: resize (scale and crop) or pad (a border)
     value_range: values of black and white in the images that samples are compared with
+    background: colour behind transparent pixels and around padded images
     batch_size: number of images per batch
     device: cpu or cuda
     cache: folder in which features are cached
@@ -32,6 +33,7 @@ class FeatureOptions:
     value_range: tuple[float, ...] = setting(
         (), metavar="LOW,HIGH", dashes=True, default_text="from the type of the values, if unambiguous"
     )
+    background: Background | None = setting(None, default_text="white behind; black around if none is transparent")
     batch_size: int = setting(50, min=1)
     device: str = setting("auto", default_text="cuda if available")
     cache: Path | None = setting(None, metavar="DIR", default_text="in admg's cache folder")
@@ -53,6 +55,7 @@ class FeatureOptions:
             "weights": self.weights,
             "fit": self.fit,
             "value_range": as_range(self.value_range),
+            "background": None if self.background is None else GREY_LEVELS[self.background],
             "batch_size": self.batch_size,
             "device": self.device,
             "cache": False if self.no_cache else self.cache or True,

@@ -80,7 +80,7 @@ class Options:
     split: Literal["train", "test"] = "test"
     sampling: SamplingOptions = group(SamplingOptions, omit=("sampler", "steps"))
     guidance: GuidanceOptions = group(GuidanceOptions, omit=("scale", "cfg"))
-    features: FeatureOptions = group(FeatureOptions, omit=("batch_size", "device"))
+    features: FeatureOptions = group(FeatureOptions, omit=("batch_size", "device", "background"))
     job: JobOptions = group(JobOptions)
 
     def __post_init__(self) -> None:

@@ -115,8 +115,12 @@ def open_arrays_file(path: Path, labels: bool) -> Arrays:
             f"{path}: arr_1 must hold one integer label per image, shape ({len(images)},), got {values.dtype} of shape "
             f"{values.shape}"
         )
-    if values.min() < 0:
-        raise DataError(f"{path}: labels in arr_1 must not be negative, got {values.min()}")
+    if len(negative := np.flatnonzero(values < 0)):
+        raise DataError(
+            f"{path}: labels in arr_1 must not be negative, got {values.min()}: {len(negative)} of {len(values)} "
+            f"images have no label ({listed([f'image {i}' for i in negative], 3)}); label all images, or pass "
+            f"labels='none' (--unlabelled)"
+        )
     return images, values.astype(np.int64)
 
 

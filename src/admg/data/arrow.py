@@ -12,8 +12,9 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import isfinite
 from pathlib import Path
 from typing import Any, BinaryIO, TypedDict, cast
 
@@ -27,7 +28,7 @@ from .arrays import Split
 from .errors import DataError, listed
 from .listing import Listing
 from .members import Container, Member, Part
-from .metadata import LABELS
+from .metadata import LABELS, as_label, column_of
 from .parts import SPLIT_NAMES
 
 HUB = "hf:"
@@ -99,11 +100,13 @@ class Columns:
     """The columns of a table that are used.
 
     names: names of the labels, if they are numbers with names
+    unused: note on a column that may be meant as labels, but is not used; "" if there is none
     """
 
     image: str
     label: str | None
     names: tuple[str, ...] = ()
+    unused: str = ""
 
 
 def arrow() -> Any:
@@ -123,6 +126,7 @@ def list_tables(root: Path, files: Sequence[Path], kind: str, *, progress: bool 
     root: the file, or the folder of the files
 
     The columns of images and labels are known by the features that `datasets` stores, or by their types and names.
+    Whole floats and bools are numbers of labels; a column of other floats is not used.
     Raises DataError if a file cannot be read, or if there is no column of images.
     """
     members: dict[str, Row] = {}
@@ -133,13 +137,17 @@ def list_tables(root: Path, files: Sequence[Path], kind: str, *, progress: bool 
         container = Container.from_path(_copy(file, columns, progress) if file.suffix.lower() == ".parquet" else file)
         table = _table(container, os.getpid())
         labels = _labels(table, columns)
+        if labels is None:
+            used[-1] = columns = replace(columns, label=None, unused=_not_labels(columns.label, "fractions"))
+            labels = [None] * table.num_rows
         prefix = "" if len(files) == 1 else f"{file.name}/"
         for row, size in enumerate(_sizes(table, columns)):
             name = f"{row:08d}"
             members[prefix + name] = Row(container, name, size, labels[row], file, columns.image, row)
     if len({columns.names for columns in used}) > 1:
         raise DataError(f"the files of {root} name their labels differently")
-    return Listing.of_members(root, members, [], kind, label_names=used[0].names, typed=True)
+    unused = next((columns.unused for columns in used if columns.unused), "")
+    return replace(Listing.of_members(root, members, [], kind, label_names=used[0].names, typed=True), unused=unused)
 
 
 def list_saved(folder: Path, split: Split = "train") -> Listing:
@@ -207,14 +215,23 @@ def find_columns(schema: Any, what: object) -> Columns:
         raise DataError(f"{what} has {problem}: expected one, or one named {' or '.join(IMAGES[:2])}")
     classes = [name for name, feature in features.items() if feature.get("_type") == "ClassLabel"]
     label = _first(classes, LABELS) or (classes[0] if classes else None)
-    if label is None:
-        usable = [field.name for field in schema if field.name != image and _holds_labels(field.type)]
-        label = next((name for name in LABELS if name in usable), None)
+    others = {field.name: field.type for field in schema if field.name != image}
+    usable = [name for name, kind in others.items() if _holds_labels(kind)]
+    label = column_of(usable, LABELS) if label is None else label
+    unused = ""
+    if label is None and (alike := column_of([*others], LABELS)):
+        unused = _not_labels(alike, f"{others[alike]}")
+    elif label is None and usable:
+        unused = f"it has no column of labels (it has {listed(usable, 5)}): use a name such as {', '.join(LABELS[:5])}"
     if len(classes) > 1:
-        others = listed([name for name in classes if name != label])
-        warnings.warn(f"{what} has several columns of labels: using {label}, not {others}", stacklevel=5)
+        rest = listed([name for name in classes if name != label])
+        warnings.warn(f"{what} has several columns of labels: using {label}, not {rest}", stacklevel=5)
     names = tuple(map(str, features.get(label or "", {}).get("names") or ()))
-    return Columns(image, label, names)
+    return Columns(image, label, names, unused)
+
+
+def _not_labels(column: str | None, content: str) -> str:
+    return f"its column {column} of {content} is not used: labels must be one number or name per image"
 
 
 def _features(schema: Any) -> dict[str, dict[str, Any]]:
@@ -237,7 +254,8 @@ def _holds_bytes(kind: Any) -> bool:
 def _holds_labels(kind: Any) -> bool:
     types = arrow().types
     kind = kind.value_type if types.is_dictionary(kind) else kind
-    return bool(types.is_integer(kind) or types.is_string(kind) or types.is_large_string(kind))
+    tests = types.is_integer, types.is_floating, types.is_boolean, types.is_string, types.is_large_string
+    return any(test(kind) for test in tests)
 
 
 def _first(names: Sequence[str], order: Sequence[str]) -> str | None:
@@ -245,11 +263,17 @@ def _first(names: Sequence[str], order: Sequence[str]) -> str | None:
     return names[0] if len(names) == 1 else next((name for name in order if name in names), None)
 
 
-def _labels(table: Any, columns: Columns) -> list[int | str | None]:
-    """Return the labels of all rows; None where there is none. If all numbers are -1, there are no labels."""
+def _labels(table: Any, columns: Columns) -> list[int | str | None] | None:
+    """Return the labels of all rows, None where there is none; None if the column holds fractions.
+
+    If all numbers are -1, there are no labels.
+    """
     if columns.label is None:
         return [None] * table.num_rows
     values = table.column(columns.label).to_pylist()
+    if any(isinstance(value, float) and isfinite(value) and not value.is_integer() for value in values):
+        return None
+    values = [as_label(value) if isinstance(value, bool | float) else value for value in values]
     return [None] * len(values) if all(value == -1 for value in values) else values
 
 
@@ -303,14 +327,14 @@ def _copy(file: Path, columns: Columns, progress: bool) -> Path:
     Raises DataError if the file cannot be read, OSError if the copy cannot be written.
     """
     target = copy_path(file)
-    if target.is_file():
+    if _has_columns(target, columns):
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             with suppress(LockError):
                 stack.enter_context(locked(target))
-            if not target.is_file():  # another process may have made it in the meantime
+            if not _has_columns(target, columns):  # another process may have made it in the meantime
                 _write_copy(file, target, columns, progress)
     except arrow().ArrowException as error:
         raise DataError(f"{file} cannot be read as a parquet file: {error}") from error
@@ -326,6 +350,14 @@ def _copy(file: Path, columns: Columns, progress: bool) -> Path:
         if old != target:
             remove(old)
     return target
+
+
+def _has_columns(copy: Path, columns: Columns) -> bool:
+    """Whether a copy exists and has these columns; earlier versions of admg used fewer columns as labels."""
+    if not copy.is_file():
+        return False
+    names = _table(Container.from_path(copy), os.getpid()).schema.names
+    return columns.image in names and (columns.label is None or columns.label in names)
 
 
 def _write_copy(file: Path, target: Path, columns: Columns, progress: bool) -> None:

@@ -62,10 +62,10 @@ def with_classes(
         return dataset
     differ = f"the labels of the {what} differ from those of {other}"
     if getattr(dataset, "numbered", False):
-        if len(own) > len(names):
-            raise DataError(f"{differ}: {len(own) - 1} is not among 0 to {len(names) - 1}, {listed(names)}")
         counts = class_counts(dataset)
         used = [number for number in range(len(own)) if counts is None or counts[number]]
+        if len(own) > len(names) and not _are_names(used, names):
+            raise DataError(f"{differ}: {len(own) - 1} is not among 0 to {len(names) - 1}, {listed(names)}")
         return Renumbered(dataset, as_numbers(len(own), used, names, what), tuple(names))
     empty = empty_classes(dataset)
     if unknown := [name for name in own if name not in names and name not in empty]:
@@ -86,7 +86,7 @@ def as_numbers(count: int, used: Sequence[int], names: Sequence[str], what: str)
     at = {name: number for number, name in enumerate(names)}
     if not all(name.isdecimal() for name in names) or all(at.get(str(number)) == number for number in used):
         return tuple(range(count))
-    matched = all(str(number) in at for number in used)
+    matched = _are_names(used, names)
     example = next(number for number in used if at.get(str(number)) != number)
     way = f"class {str(example)!r}" if matched else f"class number {example}, {names[example]!r}"
     warnings.warn(
@@ -95,6 +95,11 @@ def as_numbers(count: int, used: Sequence[int], names: Sequence[str], what: str)
         stacklevel=3,
     )
     return tuple(at.get(str(number), -1) if matched else number for number in range(count))
+
+
+def _are_names(numbers: Sequence[int], names: Sequence[str]) -> bool:
+    """Whether all names are numbers, and these are among them."""
+    return all(name.isdecimal() for name in names) and {str(number) for number in numbers} <= set(names)
 
 
 @dataclass(frozen=True)

@@ -49,12 +49,14 @@ class Kind:
     deep: whether the file has 16-bit colours; Pillow reads their upper 8 bits
     transparent: whether the file has a channel or colour of transparency
     frames: number of frames of an animation, or of pages
+    paged: whether the frames are the grey pages of a TIFF file, which can be the channels of one image
     """
 
     mode: str
     deep: bool = False
     transparent: bool = False
     frames: int = 1
+    paged: bool = False
 
     @classmethod
     def from_image(cls, image: Image.Image) -> Kind:
@@ -67,7 +69,8 @@ class Kind:
         if "transparency" in image.info and (_deep(image) or _raw_mode(image) in ("L;2", "L;4")):
             raise DataError("it has a transparent colour (tRNS) but not 8 bits per channel: convert it to 8-bit RGBA")
         frames = getattr(image, "n_frames", 1) if image.format in ANIMATED else 1
-        return cls(image.mode, _deep(image), image.has_transparency_data, int(frames))
+        paged = frames > 1 and image.format == "TIFF" and image.mode == "L"
+        return cls(image.mode, _deep(image), image.has_transparency_data, int(frames), paged)
 
     @property
     def wide(self) -> bool:
@@ -78,6 +81,10 @@ class Kind:
     def channels(self) -> int:
         """1 if the image is grey, else 3."""
         return 1 if self.mode in GREY_MODES else 3
+
+    def has_page_for_each(self, channels: int | None) -> bool:
+        """Whether the pages of the file are the channels of an image of so many channels, which are not RGB."""
+        return self.paged and self.frames == channels != 3
 
 
 @dataclass(frozen=True)
@@ -121,9 +128,10 @@ class Decoding:
 
     def _all_channels(self, image: Image.Image, channels: int) -> Pixels:
         """Return the channels of an image as they are: colours and transparency, or the grey pages of a TIFF file."""
-        if image.format == "TIFF" and getattr(image, "n_frames", 1) == channels and image.mode == "L":
+        kind = Kind.from_image(image)
+        if kind.has_page_for_each(channels):
             return pages(image, channels)
-        colours, transparent = Kind.from_image(image).channels, image.has_transparency_data
+        colours, transparent = kind.channels, kind.transparent
         if not transparent or channels != colours + 1:
             have = colours + transparent
             raise DataError(f"it has {have} channel{'s' if have > 1 else ''} ({image.mode}), not {channels}")
@@ -161,7 +169,7 @@ def wide_array(image: Image.Image) -> Shaped[np.ndarray, "h w"]:
     """Return the values of an image of more than 8 bits, upright, as uint16, int32 or float32."""
     array = np.asarray(upright(image))
     sixteen = image.mode == "I" and image.format in ("PNG", "PPM")  # of 0..65535, as Pillow opens some versions of them
-    return array.astype(np.uint16) if sixteen else array
+    return array.astype(np.uint16 if sixteen else array.dtype.newbyteorder("="), copy=False)
 
 
 def range_of_one(array: Shaped[np.ndarray, "h w"]) -> ValueRange:
@@ -267,11 +275,11 @@ def some_of(paths: Sequence[ImagePath], function: Callable[[Image.Image], T], mo
 
 def note_frames(files: Sequence[tuple[ImagePath, Kind]], what: object, channels: int | None = None) -> None:
     """Warn that only the first frame of some files is used, unless the pages are the channels."""
-    several = [kind for _, kind in files if kind.frames > 1 and kind.frames != channels]
+    several = [kind for _, kind in files if kind.frames > 1 and not kind.has_page_for_each(channels)]
     if several:
         total, counts = sum(kind.frames for kind in several), {(kind.mode, kind.frames) for kind in several}
         hint = "frames='all' uses every one"
-        if len(counts) == 1 and several[0].mode == "L":
+        if len(counts) == 1 and several[0].has_page_for_each(several[0].frames):
             hint += f", and {several[0].frames} channels make them the channels of one image"
         warnings.warn(
             f"{len(several)} of {len(files)} files in {what} have several frames or pages, {total} in all: only the "

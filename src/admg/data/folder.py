@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from PIL import UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from .decoding import Decoding, Kind
 from .errors import DataError, UnreadableError
 from .members import ImagePath, check_pixels, open_image
 from .transforms import Pixels
 
+ORIENTATION, WIDTH, HEIGHT = 274, 256, 257
+"""Tags of EXIF and TIFF."""
+
 
 @dataclass(frozen=True)
 class ImageFile:
-    """A readable image file, with its size (width, height) and its pixel format."""
+    """A readable image file, with its upright size (width, height) and its pixel format."""
 
     path: ImagePath
     size: tuple[int, int]
@@ -52,12 +56,20 @@ def check(path: ImagePath, decode: bool) -> ImageFile | str:
     """
     try:
         with open_image(path, whole=decode) as image:
-            found = ImageFile(path, image.size, Kind.from_image(image))
+            found = ImageFile(path, upright_size(image), Kind.from_image(image))
             if decode:
                 image.load()
             return found
     except Exception as error:  # as in read_image
         return _reason(error)
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Return the width and height of an opened image as its EXIF orientation shows it, without reading its pixels."""
+    tags: Any = getattr(image, "tag_v2", {})  # of a TIFF file, whose size Pillow may have turned already
+    width, height = (tags[WIDTH], tags[HEIGHT]) if image.format == "TIFF" else image.size
+    turned = width != height and Image.Image.getexif(image).get(ORIENTATION) in (5, 6, 7, 8)  # PNG's reads the pixels
+    return (height, width) if turned else (width, height)
 
 
 def _reason(error: Exception) -> str:

@@ -25,7 +25,7 @@ from .folder import ImageFile
 from .listing import ListedFile
 from .members import ImagePath
 
-Row = tuple[str, int, int, int, int, str, bool, bool, int]
+Row = tuple[str, int, int, int, int, str, bool, bool, int, bool]
 """Name, size in bytes and modification time of a file, its width and height, and the fields of its Kind."""
 SMALLEST = 64
 """Minimum number of files for an index; with fewer, reading the headers is as fast."""

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from .errors import DataError, check_choice, listed
-from .listing import DESCRIPTION, Listing, nfc, relative_names
+from .listing import DESCRIPTION, METADATA, Listing, nfc, relative_names
 from .members import ImagePath, Member
 from .metadata import metadata_labels
 
@@ -25,6 +25,8 @@ SPLITS = re.compile(r"(train|training|val|valid|validation|test|testing|eval|dev
 NUMBERED = re.compile(r"\d{5,}")
 """Names such as 00000, which the folders of StyleGAN's and EDM's data sets have."""
 MAX_LABELS = 1_000_000
+UNLABELLED = -1
+"""Number in dataset.json of an image without a label, where others have one."""
 CHOOSE = 'choose with labels="folders", or labels="none", "prefix" or "json"'
 
 
@@ -70,10 +72,12 @@ def find_labels(
     names = names_within(listing, files)
     if chosen == "json" or (chosen == "auto" and _has_description(listing)):
         return _described(root / DESCRIPTION, _description(listing), names, order)
-    if chosen == "auto" and listing.members is None and (labels_beside := metadata_labels(root, names)) is not None:
+    if chosen == "auto" and (labels_beside := _metadata_labels(listing, names)) is not None:
         return _stored(listing, labels_beside, files, order)
     if chosen == "auto":
         chosen = recognise_source(root, names)
+        if listing.unused and chosen != "folders":
+            warnings.warn(f"{root}: {listing.unused}", stacklevel=2)
         if chosen == "none":
             return None
         labels = by_folder(root, names) if chosen == "folders" else by_prefix(root, names)
@@ -92,11 +96,21 @@ def names_within(listing: Listing, files: Sequence[ImagePath]) -> list[str]:
     if listing.members is None:
         return relative_names(listing.root, files)
     names = [file.name for file in files if isinstance(file, Member)]
-    if listing.description is not None:
-        return [name.removeprefix(listing.description.top) for name in names]
-    while names and all(name.count("/") > 1 for name in names) and len({name.split("/")[0] for name in names}) == 1:
-        names = [name.partition("/")[2] for name in names]
-    return names
+    stated = listing.description or listing.metadata
+    top = common_top(names) if listing.top is None else listing.top
+    top = top if stated is None else stated.top
+    return [name.removeprefix(top) for name in names]
+
+
+def common_top(names: Sequence[str]) -> str:
+    """Return the folder, with "/" at its end, that contains all files, each in a sub-folder; "" if there is none."""
+    top = ""
+    while names and all(name.count("/", len(top)) > 1 for name in names):
+        folder = names[0][len(top) :].partition("/")[0] + "/"
+        if not all(name.startswith(folder, len(top)) for name in names):
+            break
+        top += folder
+    return top
 
 
 def checked_source(source: LabelSource | bool) -> LabelSource:
@@ -296,6 +310,16 @@ def _stored(
     return FoundLabels(numbers, names_for(numbers, order, root), numbered=order is None)
 
 
+def _metadata_labels(listing: Listing, names: Sequence[str]) -> list[int | str] | None:
+    """Return the labels in metadata.csv or metadata.jsonl, or None if there are none. Raises DataError."""
+    if listing.metadata is not None:
+        path = listing.root / f"{listing.metadata.top}{listing.metadata.name}"
+        return metadata_labels(path, listing.metadata.content, names)
+    beside = [] if listing.members is not None else [listing.root / name for name in METADATA]
+    found = next((path for path in beside if path.is_file()), None)
+    return None if found is None else metadata_labels(found, found.read_bytes(), names)
+
+
 def _has_description(listing: Listing) -> bool:
     return listing.description is not None or (listing.members is None and (listing.root / DESCRIPTION).is_file())
 
@@ -330,10 +354,15 @@ def _described(path: Path, text: bytes, names: Sequence[str], order: tuple[str, 
     missing = [name for name in names if nfc(name) not in given]
     if missing:
         raise DataError(f"{path} has no label for {len(missing)} of {len(names)} images, such as {missing[0]}")
+    if unlabelled := [name for name in names if given[nfc(name)] == UNLABELLED]:
+        raise DataError(
+            f"{path} states no label ({UNLABELLED}) for {len(unlabelled)} of {len(names)} images "
+            f'({listed(unlabelled, 3)}): label all images, or pass labels="none" (--unlabelled)'
+        )
     numbers = np.array([given[nfc(name)] for name in names], np.int64)
     named = content.get("label_names")
     if named is None:
-        return FoundLabels(numbers, names_for(numbers, order, path), numbered=True)
+        return FoundLabels(numbers, names_for(numbers, order, path), numbered=order is None)
     present = [int(number) for number in np.unique(numbers)]
     if not isinstance(named, dict) or not all(isinstance(named.get(str(number)), str) for number in present):
         raise DataError(f'{path} does not name all its labels: expected {{"label_names": {{"3": "name", ...}}}}')
@@ -343,11 +372,11 @@ def _described(path: Path, text: bytes, names: Sequence[str], order: tuple[str, 
 
 
 def _entries(path: Path, entries: list[Any]) -> dict[str, int]:
-    """Return the label of each file. Raises DataError for an entry that is not a file with a number from 0 up."""
+    """Return the label of each file, -1 for none. Raises DataError for an entry that is not a file with a number."""
     labels: dict[str, int] = {}
     for entry in entries:
         match entry:
-            case [str(name), int(label)] if 0 <= label < 2**63 and not isinstance(label, bool):
+            case [str(name), int(label)] if UNLABELLED <= label < 2**63 and not isinstance(label, bool):
                 name = nfc(name.replace("\\", "/"))
                 if labels.setdefault(name, label) != label:
                     raise DataError(f"{path} has {name} twice, with the labels {labels[name]} and {label}")

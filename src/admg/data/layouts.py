@@ -62,6 +62,7 @@ def open(
       get the numbers. If no file name has an underscore, there are no labels. With sub-folders, see `labels`.
     - A folder with dataset.json, which has the number of each file's label: the layout of EDM and StyleGAN, and of the
       images that admg saves. Its label_names, if it has any, name the numbers.
+    - A folder of samples that admg wrote: the images in it, without pictures of many of them.
     - A folder of IDX files (the MNIST family), from which `split` picks "train" or "test"; or one IDX file of images,
       with its labels file beside it.
     - An .npz with arr_0, images (N, H, W[, C]), and optionally arr_1, integer labels (N,); or an .npy of images.
@@ -123,7 +124,7 @@ def open(
         images, skipped = open_images(file, verify=level, strict=strict, progress=progress)
         kinds = [(image.path, image.kind) for image in images]
         if frames == "first":
-            note_frames(kinds, root, None if channels == 3 else channels)
+            note_frames(kinds, root, channels)
         padded, every = fit == "pad", level == "full"
         ranges = {"value_range": value_range, "wide_range": wide_range}
         decoding = choose_decoding(kinds, root, **ranges, background=background, padded=padded, every=every)
@@ -165,8 +166,8 @@ def _open_images(
         for image in images:
             check_pad(*image.size, size, image.path)
     channels = channels if channels is not None else max(image.kind.channels for image in images)
-    first = {channels} - {3} if frames == "all" else {image.kind.frames for image in images}  # pages can be channels
-    counts = [1 if image.kind.frames in first else image.kind.frames for image in images]
+    kinds = [image.kind for image in images]
+    counts = [1 if frames == "first" or kind.has_page_for_each(channels) else kind.frames for kind in kinds]
     shown = [(image.path, frame) for image, count in zip(images, counts) for frame in range(count)]
     paths, numbers_of_frames = tuple(path for path, _ in shown), tuple(frame for _, frame in shown)
     labelling = find_labels(listing, paths, labels, names)

@@ -8,7 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+
 from .errors import DataError
+from .generated import IMAGES, beside_samples
 from .members import ImagePath, Member
 
 DESCRIPTION = "dataset.json"
@@ -37,13 +40,15 @@ class ListedFile:
 
 @dataclass(frozen=True)
 class Description:
-    """The content of a dataset.json that lies in an archive.
+    """The content of a dataset.json or of metadata that lie in an archive.
 
     top: folder in the archive that contains it, to which its names are relative; "" or with "/" at its end
+    name: name of the file
     """
 
     content: bytes
     top: str = ""
+    name: str = DESCRIPTION
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,9 @@ class Listing:
     left_out: hidden and system folders that were left out
     members: members of archives by name, or None if these are files below the folder
     description: dataset.json of an archive
+    metadata: metadata.csv or metadata.jsonl of an archive
+    top: folder in an archive that holds the data, with "/" at its end; None if it follows from the names
+    unused: note on what is beside the images and may be meant as labels, but is not used; "" if there is nothing
     label_names: names of the numbers that are stored with the members, () if they have none
     kind: kind of the source, in words
     typed: whether all files are known to be images, whatever their names
@@ -67,6 +75,9 @@ class Listing:
     label_names: tuple[str, ...] = ()
     kind: str = "folder of images"
     typed: bool = False
+    metadata: Description | None = None
+    top: str | None = None
+    unused: str = ""
 
     @classmethod
     def of_members(
@@ -126,6 +137,11 @@ def relative_names(root: Path, paths: Sequence[ImagePath]) -> list[str]:
     return [str(path)[skip:].replace(os.sep, "/") for path in paths]
 
 
+def is_image(name: str) -> bool:
+    """Whether a file has the ending of an image that Pillow reads."""
+    return os.path.splitext(name)[1].lower() in Image.registered_extensions()
+
+
 def nfc(text: str) -> str:
     """Return text in Unicode's NFC, in which "é" is one character. Macs name files in NFD, in which it is two."""
     return unicodedata.normalize("NFC", text)
@@ -140,16 +156,22 @@ def _walk(folder: str, prefix: str, above: tuple[str, ...], left_out: list[str],
             entries = sorted(found, key=lambda entry: (nfc(entry.name), entry.name))
     except OSError as error:
         raise DataError(f"cannot list the folder {folder}: {error.strerror}") from error
-    if prefix and is_run({entry.name for entry in entries}):
+    names = {entry.name for entry in entries}
+    if prefix and is_run(names):
         left_out.append(prefix.rstrip("/"))
         return
+    ours = beside_samples(names)
+    described = f"{prefix}{IMAGES}/{DESCRIPTION}" if ours else None
     for entry in entries:
+        if entry.name in ours:
+            continue
         hidden, linked = entry.name.startswith("."), entry.is_symlink()
         if os.path.isdir(entry.path) if linked else entry.is_dir():
             if is_hidden_folder(entry.name):
                 left_out.append(prefix + entry.name)
             else:
-                yield from _walk(entry.path, f"{prefix}{entry.name}/", (*above, real), left_out, sizes)
+                inner = _walk(entry.path, f"{prefix}{entry.name}/", (*above, real), left_out, sizes)
+                yield from inner if described is None else (file for file in inner if file.name != described)
         elif hidden or entry.name.lower() in SYSTEM_FILES:
             continue
         elif linked or entry.is_file():  # a broken link is reported; opening a pipe would block

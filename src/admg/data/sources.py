@@ -5,21 +5,19 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-
-from PIL import Image
 
 from .arrays import Split, find_idx
 from .arrow import HUB, SAVED, SAVED_SPLITS, list_hub, list_saved, list_tables
 from .errors import DataError
+from .generated import IMAGES, PARTS, PICTURES, find_samples, source_of
 from .labelling import labelled_by_prefix
-from .listing import METADATA, Listing, is_hidden_folder, list_files
-from .parts import SPLIT_NAMES, of_split
+from .listing import DESCRIPTION, Listing, is_hidden_folder, is_image, list_files
+from .parts import Entries, of_split, part_with_classes
 from .tars import expand, list_tars
 from .zips import list_zip
 
-Entries = list[tuple[str, bool]]
-"""Names in a folder, and whether each is a folder."""
 TABLES = (".parquet", ".arrow")
 COLLECTIONS = frozenset({".npz", ".npy", ".zip", ".tar", *TABLES})
 """Endings of files that hold many images."""
@@ -50,7 +48,7 @@ def find_source(
         return _in_folder(path, split, sizes, progress)
     suffix = path.suffix.lower()
     if suffix == ".zip":
-        return list_zip(path)
+        return list_zip(path, split)
     if suffix in (".tar", ".tgz") or ".tar." in path.name.lower():
         return list_tars(path, [path], split, progress=progress)
     if suffix in TABLES:
@@ -73,30 +71,33 @@ def _in_folder(path: Path, split: Split, sizes: bool, progress: bool) -> Listing
         if tables := only(folder, inner, TABLES):
             tables = of_split(tables, split, folder)
             return list_tables(folder, tables, f"set of {len(tables)} tables", progress=progress)
+    if may_be_samples(path, entries) and (samples := find_samples(path)) is not None:
+        return _of_samples(samples, entries, sizes)
     listing = list_files(path, sizes=sizes)
-    part = part_with_classes(path, entries, split)
+    part = part_with_classes(entries, lambda name: entries_of(path / name), split)
     if part is None or labelled_by_prefix([file.name for file in listing.files if is_image(file.name)]):
         return listing
     if sum(is_dir for _, is_dir in entries) > 1:
-        warnings.warn(f"{path}: using the images in {part.name}, the split {split}", stacklevel=4)
-    return list_files(part, sizes=sizes)
+        warnings.warn(f"{path}: using the images in {part}, the split {split}", stacklevel=4)
+    return list_files(path / part, sizes=sizes)
 
 
-def part_with_classes(folder: Path, entries: Entries, split: Split) -> Path | None:
-    """Return the sub-folder of a split in a folder such as train/cat/1.png, val/cat/2.png; None for other folders.
+def _of_samples(samples: Path, entries: Entries, sizes: bool) -> Listing | Path:
+    """Return the images of a folder that admg wrote, without the pictures of many of them."""
+    source = source_of(samples)
+    if not source.is_dir():
+        return source
+    listing = list_files(source, sizes=sizes)
+    others = [name for name, is_dir in entries if is_dir and name not in PARTS | {IMAGES}]
+    return replace(listing, left_out=[*listing.left_out, *(f"../{name}" for name in others)])
 
-    Sub-folders that contain images directly are not splits: they may be classes, or their file names may begin with
-    labels.
-    """
-    names = {name.lower(): name for name, is_dir in entries if is_dir}
-    known = {word for words in SPLIT_NAMES.values() for word in words}
-    chosen = next((names[word] for word in SPLIT_NAMES[split] if word in names), None)
-    if chosen is None or any(is_image(name) for name, is_dir in entries if not is_dir) or not names.keys() <= known:
-        return None
-    inner = entries_of(folder / chosen)
-    if not inner or any(not is_dir and name not in METADATA for name, is_dir in inner):
-        return None
-    return folder / chosen
+
+def may_be_samples(folder: Path, entries: Entries) -> bool:
+    """Whether a folder, if it has the .npz of samples, is theirs, and not a data set beside which the .npz lies."""
+    folders = {name for name, is_dir in entries if is_dir}
+    images = [name for name, is_dir in entries if not is_dir and is_image(name)]
+    ours = (folder / IMAGES / DESCRIPTION).is_file() if IMAGES in folders else folders <= PARTS
+    return ours and PICTURES.issuperset(images)
 
 
 def only(folder: Path, entries: Entries, endings: Sequence[str]) -> list[Path]:
@@ -107,13 +108,11 @@ def only(folder: Path, entries: Entries, endings: Sequence[str]) -> list[Path]:
     return [folder / name for name in sorted(chosen)]
 
 
-def is_image(name: str) -> bool:
-    """Whether a file has the ending of an image that Pillow reads."""
-    return os.path.splitext(name)[1].lower() in Image.registered_extensions()
-
-
 def entries_of(folder: Path) -> Entries:
     """Return the names in a folder, and whether each is a folder, without hidden files and folders of systems."""
     with os.scandir(folder) as found:
         entries = [(entry.name, entry.is_dir()) for entry in found]
     return [entry for entry in entries if not (is_hidden_folder(entry[0]) if entry[1] else entry[0].startswith("."))]
+
+
+__all__ = ["find_source", "is_image"]

@@ -14,6 +14,7 @@ import tarfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -25,17 +26,19 @@ from admg.files import atomic, cache_folder
 
 from .arrays import Split
 from .errors import DataError, listed
-from .listing import DESCRIPTION, Description, Listing, in_order, visible
+from .generated import without_pictures
+from .listing import DESCRIPTION, METADATA, Listing, in_order, visible
 from .members import Container, StoredMember
-from .parts import of_split
+from .metadata import as_label, column_of, description_of, metadata_within
+from .parts import of_split, top_of_part
 
-VERSION = 1
+VERSION = 2
 """Version of the index; other versions are rewritten."""
 NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")
 """A range in a pattern of names, such as {000..099}."""
-LABELS = ("cls", "json", "txt")
+LABELS = ("cls", "class", "json", "txt")
 """Endings of the files that hold labels, in the order of precedence."""
-KEYS = ("label", "cls", "class", "class_name")
+KEYS = ("label", "cls", "class", "class_name", "category")
 """Entries of a .json that hold a label, in the order of precedence."""
 MAX_TARS = 1_000_000
 """Largest number of files that a pattern may name."""
@@ -48,8 +51,23 @@ BAR_AFTER = 2.0
 
 Row = tuple[str, int, int, int | str | None]
 """Name, first byte and number of bytes of an image, and its label."""
-Content = tuple[list[Row], Description | None]
-"""The images of a tar, and its dataset.json."""
+Label = int | str | None
+
+
+@dataclass(frozen=True)
+class Content:
+    """What admg reads of a tar; it is kept in the index.
+
+    images: images, with the labels beside them
+    description: content of dataset.json, and its folder
+    metadata: content of metadata.csv and metadata.jsonl by name
+    unused: content of a .json beside an image that holds no label, in words; "" if there is none
+    """
+
+    images: list[Row]
+    description: tuple[str, str] | None = None
+    metadata: dict[str, str] = field(default_factory=dict)
+    unused: str = ""
 
 
 def list_tars(root: Path, tars: Sequence[Path], split: Split = "train", *, progress: bool = True) -> Listing:
@@ -59,20 +77,20 @@ def list_tars(root: Path, tars: Sequence[Path], split: Split = "train", *, progr
     split: part to take, if the names of some tars begin with train, test, val, ...
 
     The images of a sample, "n01/0001.jpg", and its label, "n01/0001.cls", have the same name up to the first dot. A
-    label is a number or a name: the content of .cls, the entry "label", "cls", "class" or "class_name" of .json, or the
-    content of .txt. Raises DataError if a tar cannot be read, or if it is compressed.
+    label is a number or a name: the content of .cls or .class, the entry "label", "cls", "class", "class_name" or
+    "category" of .json, or the content of .txt. Raises DataError if a tar cannot be read, or if it is compressed.
     """
     from tqdm.auto import tqdm
 
     chosen = of_split(tars, split, root)
     members: dict[str, StoredMember] = {}
     left_out: list[str] = []
-    description = None
+    contents: list[Content] = []
     bar = tqdm(chosen, desc=printable(f"indexing {root.name}"), unit=" tars", delay=BAR_AFTER, disable=not progress)
     for tar in bar:
         container = Container.from_path(tar)
-        images, description = _content(container)
-        rows = {row[0]: row for row in images}
+        contents.append(_content(container))
+        rows = {row[0]: row for row in contents[-1].images}
         names, hidden = visible(rows)
         left_out += hidden
         prefix = "" if tar == root else f"{tar.relative_to(root)}/"
@@ -84,9 +102,28 @@ def list_tars(root: Path, tars: Sequence[Path], split: Split = "train", *, progr
         warnings.warn(
             f"{root}: texts such as {texts[0][:40]!r} are captions, not labels, and are left out", stacklevel=4
         )
-        members = {name: _unlabelled(member) for name, member in members.items()}
+        members = {name: replace(member, label=None) for name, member in members.items()}
     kind = "tar of images" if len(chosen) == 1 else f"set of {len(chosen)} tars"
-    return Listing.of_members(root, members, left_out, kind, description if len(chosen) == 1 else None, typed=True)
+    listing = Listing.of_members(root, members, left_out, kind, typed=True)
+    listing = replace(listing, unused=next((content.unused for content in contents if content.unused), ""))
+    return _as_folder(listing, contents[0] if len(contents) == 1 else Content([]), split)
+
+
+def _as_folder(listing: Listing, content: Content, split: Split) -> Listing:
+    """Return the listing of tars with the part and the files of labels that a folder of these images would have."""
+    if content.description is not None:
+        text, folder = content.description
+        return replace(listing, description=description_of(f"{folder}{DESCRIPTION}", text))
+    members = listing.members or {}
+    names = [*(member.name for member in members.values()), *content.metadata]
+    labelled = any(member.label is not None for member in members.values())
+    top = None if labelled else top_of_part(names, split, listing.root)
+    if top is not None:
+        members = {name: member for name, member in members.items() if member.name.startswith(top)}
+        files = [file for file in listing.files if file.name in members]
+        listing = replace(listing, members=members, files=files, top=top)
+    found = metadata_within([name for name in names if name.startswith(top or "")])
+    return listing if found is None else replace(listing, metadata=description_of(found, content.metadata[found]))
 
 
 def expand(pattern: str) -> list[Path]:
@@ -131,26 +168,23 @@ def _content(container: Container) -> Content:
     path = container.path
     about = [VERSION, _place(path), container.size, container.changed]
     with suppress(Exception):  # an index only saves time: ignore every failure
-        content = json.loads(gzip.decompress(index_path(path).read_bytes()))
-        if content["about"] == about:
-            described = content["description"]
-            rows = msgspec.convert(content["images"], list[Row])
-            return rows, None if described is None else Description(described[0].encode(), described[1])
-    rows, description = _read(path)
-    described = None if description is None else [description.content.decode("utf-8", "replace"), description.top]
-    text = json.dumps({"about": about, "images": rows, "description": described}, separators=(",", ":"))
+        stored = json.loads(gzip.decompress(index_path(path).read_bytes()))
+        if stored.pop("about") == about:
+            return msgspec.convert(stored, Content)
+    content = _read(path)
+    text = json.dumps({"about": about, **vars(content)}, separators=(",", ":"))
     with suppress(OSError), atomic(index_path(path)) as temporary:
         temporary.write_bytes(gzip.compress(text.encode("ascii"), compresslevel=1, mtime=0))
-    return rows, description
+    return content
 
 
 def _read(path: Path) -> Content:
     """Return the images of a tar by reading it. Raises DataError if it cannot be read or accessed at random."""
     images: list[tuple[str, int, int]] = []
-    labels: dict[tuple[str, str], int | str | None] = {}
+    labels: dict[tuple[str, str], Label] = {}
     others: list[str] = []
+    content = Content([])
     length = path.stat().st_size
-    description: Description | None = None
     try:
         with tarfile.open(path, "r:") as file:
             for entry in file:
@@ -163,9 +197,13 @@ def _read(path: Path) -> Content:
                 if PurePosixPath(name).suffix.lower() in Image.registered_extensions():
                     images.append((name, entry.offset_data, entry.size))
                 elif PurePosixPath(name).name == DESCRIPTION:
-                    description = Description(_bytes(file, entry), name.removesuffix(DESCRIPTION))
+                    content = replace(content, description=(_text(file, entry), name.removesuffix(DESCRIPTION)))
+                elif PurePosixPath(name).name in METADATA:
+                    content.metadata[name] = _text(file, entry)
                 elif ending in LABELS and entry.size <= MAX_LABEL_BYTES:
                     labels[key, ending] = _label(ending, _bytes(file, entry), f"{path}/{name}")
+                    if ending == "json" and labels[key, ending] is None and not content.unused:
+                        content = replace(content, unused=_unused(_bytes(file, entry)))
                 else:
                     others.append(name)
     except (tarfile.TarError, OverflowError) as error:  # sizes may be larger than any file
@@ -176,14 +214,16 @@ def _read(path: Path) -> Content:
     if not images:
         raise DataError(f"{path} holds no image files (it holds {listed(others, 3) or 'nothing'})")
     if labels:
-        check_keys(images, path)
-    return list(_labelled(images, labels)), description
+        check_keys(visible(name for name, _, _ in images)[0], path)
+    kept = set(without_pictures([*(name for name, _, _ in images), *others]))
+    images = [image for image in images if image[0] in kept]
+    return replace(content, images=list(_labelled(images, labels)))
 
 
-def check_keys(images: Sequence[tuple[str, int, int]], path: Path) -> None:
+def check_keys(images: Sequence[str], path: Path) -> None:
     """Raise DataError if a sample of WebDataset has several images."""
     first: dict[str, str] = {}
-    for name, _, _ in images:
+    for name in images:
         if (other := first.setdefault(split_name(name)[0], name)) != name:
             raise DataError(f"{path} has several images per sample, such as {other} and {name}: expected one")
 
@@ -193,6 +233,10 @@ def _bytes(file: tarfile.TarFile, entry: tarfile.TarInfo) -> bytes:
     return b"" if content is None else content.read()
 
 
+def _text(file: tarfile.TarFile, entry: tarfile.TarInfo) -> str:
+    return _bytes(file, entry).decode("utf-8", "surrogateescape")
+
+
 def split_name(name: str) -> tuple[str, str]:
     """Return the key of a member (its name up to the first dot of the last part) and the rest in lower case."""
     folder, slash, file = name.removeprefix("./").rpartition("/")
@@ -200,25 +244,31 @@ def split_name(name: str) -> tuple[str, str]:
     return folder + slash + key, ending.lower()
 
 
-def _labelled(images: Sequence[tuple[str, int, int]], labels: dict[tuple[str, str], int | str | None]) -> Iterator[Row]:
+def _labelled(images: Sequence[tuple[str, int, int]], labels: dict[tuple[str, str], Label]) -> Iterator[Row]:
     for name, start, size in images:
         key = split_name(name)[0]
         yield name, start, size, next((label for e in LABELS if (label := labels.get((key, e))) is not None), None)
 
 
-def _label(ending: str, content: bytes, what: str) -> int | str | None:
+def _label(ending: str, content: bytes, what: str) -> Label:
     """Return the label that a file beside an image holds, or None if it holds none. Raises DataError."""
     try:
         text = content.decode("utf-8").strip()
         value: Any = json.loads(text) if ending == "json" else text
     except (ValueError, RecursionError) as error:
         raise DataError(f"{what} cannot be read as a label: {error}") from None
-    if ending == "json":
-        value = next((value[key] for key in KEYS if key in value), None) if isinstance(value, dict) else value
+    if isinstance(value, dict):
+        value = value.get(column_of([*value], KEYS))
     if isinstance(value, str) and re.fullmatch(r"-?\d{1,18}", value):
         return int(value)
-    return value if isinstance(value, int | str) and not isinstance(value, bool) and value != "" else None
+    return as_label(value)
 
 
-def _unlabelled(member: StoredMember) -> StoredMember:
-    return StoredMember(member.container, member.name, member.size, None, start=member.start)
+def _unused(content: bytes) -> str:
+    """Return a note on a .json that holds no label."""
+    value = json.loads(content)
+    entries = listed([*value], 5) if isinstance(value, dict) else ""
+    return (
+        f"the .json files beside the images have no label that is recognised (they have {entries or 'no entries'}): "
+        f"use an entry such as {', '.join(KEYS[:3])} with a number or a name"
+    )

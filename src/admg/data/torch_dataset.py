@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import random
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from .dataset import Batch, ImageDataset, Seed, check_options, summary
 from .decoding import WIDE_MODES, Decoding, wide_array
-from .errors import DataError
+from .errors import DataError, listed
 from .labelling import MAX_LABELS, checked_names
 from .listing import nfc
 from .memory import channels_last
@@ -46,8 +47,9 @@ def from_dataset(
         size are scaled and cropped; floats must have this size.
     channels: by default that of the first image; 2 and 4 keep the transparency of PIL images as a channel.
     label_names: names of the labels, in the order of their numbers; by default the attribute `classes` of the data set,
-        if its attribute `targets` shows that its labels are not transformed, or else the numbers. The largest number
-        is found in the attribute `targets`, or by reading every item once.
+        if its attribute `targets`, `labels` or `_labels` shows that its labels are not transformed, or if all their
+        numbers occur; or else the numbers, with a warning if there are `classes`. The largest number is found in the
+        attribute `targets`, or by reading every item once.
     value_range: values of black and white, see `from_arrays`; by default found from the first images.
     labels: False leaves labels out, whatever they are.
 
@@ -78,7 +80,8 @@ def from_dataset(
         raise DataError(f"the {type(dataset).__name__} is empty")
     probed = [i * count // min(count, PROBED) for i in range(min(count, PROBED))]
     probes = [_read(dataset, i, channels, labels) for i in probed]
-    has_targets = _are_labels(_targets_of(dataset), {i: label for i, (_, label) in zip(probed, probes)})
+    some = {i: label for i, (_, label) in zip(probed, probes)}
+    has_targets = _are_labels(_targets_of(dataset), some)
     first = probes[0][0]
     if image_size is None and first.shape[0] != first.shape[1]:
         raise DataError(f"the first image is {first.shape[1]}x{first.shape[0]}, not square: pass image_size")
@@ -90,7 +93,7 @@ def from_dataset(
     names, numbered = checked_names(label_names), False
     if names is None:
         names, numbered = (
-            ((), False) if all(label is None for _, label in probes) else _label_names(dataset, has_targets)
+            ((), False) if all(label is None for label in some.values()) else _label_names(dataset, has_targets, some)
         )
     channels = first.shape[2] if channels is None else channels
     size = image_size or first.shape[0]
@@ -239,12 +242,18 @@ def _label(label: Any, index: int) -> int | None:
         ) from None
 
 
-def _targets_of(dataset: Any) -> Any:
-    """Return the attribute `targets` of a data set, for a subset those of its items; None if there is none."""
+def _targets_of(dataset: Any, name: str = "targets") -> Any:
+    """Return the attribute `targets` of a data set, for a subset those of its items; None if there is none.
+
+    name: another name of this attribute
+    """
     if not isinstance(dataset, torch.utils.data.Subset):
-        return getattr(dataset, "targets", None)
-    targets = _targets_of(dataset.dataset)
-    return None if targets is None else [targets[i] for i in dataset.indices]
+        return getattr(dataset, name, None)
+    targets = _targets_of(dataset.dataset, name)
+    try:
+        return None if targets is None else [targets[i] for i in dataset.indices]
+    except (TypeError, IndexError, KeyError):  # not one for each item
+        return None
 
 
 def _are_labels(targets: Any, labels: Mapping[int, int | None]) -> bool:
@@ -255,15 +264,26 @@ def _are_labels(targets: Any, labels: Mapping[int, int | None]) -> bool:
         return False
 
 
-def _label_names(dataset: Any, has_targets: bool) -> tuple[tuple[str, ...], bool]:
-    """Return the names of the classes, or the numbers up to the largest label; and whether they are numbers."""
+def _label_names(dataset: Any, has_targets: bool, some: Mapping[int, int | None]) -> tuple[tuple[str, ...], bool]:
+    """Return the names of the classes, or the numbers up to the largest label; and whether they are numbers.
+
+    has_targets: False if a transform changes the labels
+    some: labels of some items, by index
+    """
     source = dataset
     while not hasattr(source, "classes") and isinstance(source, torch.utils.data.Subset):
         source = source.dataset
-    classes = getattr(source, "classes", None) if has_targets else None  # else they name other labels
+    classes = getattr(source, "classes", None)
     names = [nfc(str(name)) for name in classes] if isinstance(classes, list | tuple) else []
     if names and len(set(names)) == len(names):
-        return tuple(names), False
+        if has_targets and (_are_untransformed(dataset, some) or _all_occur(dataset, len(names))):
+            return tuple(names), False
+        reason = "not all of their numbers occur" if has_targets else "its targets are not its labels"
+        warnings.warn(
+            f"the labels of the {type(dataset).__name__} are taken for numbers without names, since its classes "
+            f"({listed(names, 3)}) may name other labels ({reason}): pass label_names to name them",
+            stacklevel=3,
+        )
     targets = getattr(source, "targets", None) if has_targets else None
     known = np.asarray(targets) if isinstance(targets, list | tuple | Tensor | np.ndarray) else np.empty(0)
     if known.ndim != 1 or not known.size or not np.issubdtype(known.dtype, np.integer):
@@ -272,6 +292,22 @@ def _label_names(dataset: Any, has_targets: bool) -> tuple[tuple[str, ...], bool
     if not 0 <= int(known.min()) <= int(known.max()) < MAX_LABELS:
         raise DataError(f"labels must be from 0 to {MAX_LABELS - 1:,}, but range from {known.min()} to {known.max()}")
     return tuple(map(str, range(int(known.max()) + 1))), True
+
+
+def _are_untransformed(dataset: Any, some: Mapping[int, int | None]) -> bool:
+    """Whether the data set lists its labels in an attribute, as torchvision's do, and some items have these labels."""
+    stated = (_targets_of(dataset, name) for name in ("targets", "labels", "_labels"))
+    return any(_are_labels(labels, some) for labels in stated if labels is not None)
+
+
+def _all_occur(dataset: Any, count: int) -> bool:
+    """Whether the labels 0 .. count-1 all occur. Items are read in a random order until they do."""
+    missing = set(range(count))
+    for index in np.random.default_rng(0).permutation(len(dataset)).tolist():
+        missing.discard(_read(dataset, index)[1])
+        if not missing:
+            return True
+    return False
 
 
 @contextmanager

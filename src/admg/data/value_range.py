@@ -32,6 +32,7 @@ def clear_range(dtype: np.dtype, low: float, high: float, what: str) -> ValueRan
     floats in [-1, 1] reach below -0.5. Raises DataError for anything else, for example floats from 0 to 255, or a few
     negative values left by a resampling filter.
     """
+    dtype = dtype.newbyteorder("=")  # ">u2" of a big-endian file is unequal to uint16
     if dtype == np.uint8:
         check_8_bits(low, high, what)
         return 0, 255

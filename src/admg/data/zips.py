@@ -5,12 +5,17 @@ from __future__ import annotations
 import struct
 import zipfile
 import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from .arrays import check_bomb
+from .arrays import Split, check_bomb
 from .errors import DataError
-from .listing import DESCRIPTION, Description, Listing, in_order, visible
+from .generated import without_pictures
+from .listing import DESCRIPTION, METADATA, Description, Listing, in_order, visible
 from .members import Container, ZipMember
+from .metadata import description_of, metadata_within
+from .parts import top_of_part
 
 READABLE = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 BROKEN = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError)
@@ -18,27 +23,46 @@ BROKEN = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplemented
 ENCRYPTED = 1  # bit of the flags of a member
 
 
-def list_zip(path: Path) -> Listing:
-    """Return the files in a zip. Raises DataError if it is not a zip, or if its members cannot be read at random."""
+def list_zip(path: Path, split: Split = "train") -> Listing:
+    """Return the files in a zip. Raises DataError if it is not a zip, or if its members cannot be read at random.
+
+    split: part to take, if the zip holds folders of classes in train/, test/, val/, ...
+    """
     container = Container.from_path(path)
+    top = description = metadata = None
     try:
         with zipfile.ZipFile(path) as file:
-            entries = {entry.filename: entry for entry in file.infolist() if not entry.is_dir()}
+            entries = _by_name([entry for entry in file.infolist() if not entry.is_dir()])
             for entry in entries.values():
                 _check(path, entry)
+            names, left_out = visible(entries)
+            names = without_pictures(names)
             descriptions = [name for name in entries if name.rpartition("/")[2] == DESCRIPTION]
-            described = min(descriptions, key=lambda name: name.count("/"), default=None)
-            content = None if described is None else file.read(described)
+            if descriptions:
+                description = _described(file, entries, min(descriptions, key=lambda name: name.count("/")))
+            elif (top := top_of_part(names, split, path)) is not None:
+                names = [name for name in names if name.startswith(top)]
+            if description is None and (found := metadata_within(names)) is not None:
+                metadata = _described(file, entries, found)
     except DataError:
         raise
     except (*BROKEN, ValueError) as error:
         raise DataError(f"{path} cannot be read as a zip: {error}") from error
-    names, left_out = visible(entries)
-    members = {name: _member(container, entries[name]) for name in in_order(names) if name != described}
-    description = None
-    if described is not None and content is not None:
-        description = Description(content, described.removesuffix(DESCRIPTION))
-    return Listing.of_members(path, members, left_out, "zip of images", description)
+    other = [] if description is None else [f"{description.top}{DESCRIPTION}"]
+    other += [] if metadata is None else [f"{metadata.top}{name}" for name in METADATA]
+    members = {name: _member(container, name, entries[name]) for name in in_order(names) if name not in other}
+    listing = Listing.of_members(path, members, left_out, "zip of images", description)
+    return replace(listing, metadata=metadata, top=top)
+
+
+def _by_name(entries: Sequence[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
+    """Return members by their names, with "/" also if the zip, like those of old .NET tools, has only "\\"."""
+    slashed = any("/" in entry.filename for entry in entries)
+    return {entry.filename if slashed else entry.filename.replace("\\", "/"): entry for entry in entries}
+
+
+def _described(file: zipfile.ZipFile, entries: Mapping[str, zipfile.ZipInfo], name: str) -> Description:
+    return description_of(name, file.read(entries[name]))
 
 
 def _check(path: Path, entry: zipfile.ZipInfo) -> None:
@@ -50,11 +74,11 @@ def _check(path: Path, entry: zipfile.ZipInfo) -> None:
         check_bomb(path / entry.filename, entry.file_size, entry.compress_size)
 
 
-def _member(container: Container, entry: zipfile.ZipInfo) -> ZipMember:
+def _member(container: Container, name: str, entry: zipfile.ZipInfo) -> ZipMember:
     deflated = entry.compress_type == zipfile.ZIP_DEFLATED
     return ZipMember(
         container,
-        entry.filename,
+        name,
         entry.file_size,
         header=entry.header_offset,
         packed=entry.compress_size,

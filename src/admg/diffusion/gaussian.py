@@ -183,7 +183,7 @@ class Diffusion:
             steps = self.schedule.timesteps
             steps = steps.to(key[1]) if steps.is_floating_point() else steps
             table = self._timesteps[key] = steps.to(key[0])
-        return table[t : t + 1] if isinstance(t, int) else table[t.to(device)]
+        return table[t.to(device)] if isinstance(t, Tensor) else table[t : t + 1]
 
     @cached_property
     def constants(self) -> Constants:
@@ -255,7 +255,7 @@ class Constants:
 
 def _at(table: Tensor, t: Index) -> Tensor:
     """Return the constant at t, ready to multiply images: () for an int, (N, 1, 1, 1) for a tensor."""
-    return table[t] if isinstance(t, int) else table[t].view(-1, 1, 1, 1)
+    return table[t].view(-1, 1, 1, 1) if isinstance(t, Tensor) else table[t]
 
 
 def working_dtype(x: Tensor) -> torch.dtype:

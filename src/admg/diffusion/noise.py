@@ -11,6 +11,13 @@ from torch import Tensor
 from .gaussian import Images
 
 
+def mixed(seed: int, index: int) -> int:
+    """Return a number of 64 bits that differs between seeds and between indices below 2^32."""
+    # An integer above 2^32 is several words, so that [2^32, 0] would be [0, 1]: the index always comes second.
+    words = np.random.SeedSequence([seed & 0xFFFFFFFF, index, seed >> 32])
+    return int(words.generate_state(1, np.uint64)[0])
+
+
 class SeededNoise:
     """Standard normal noise for which every image has its own random stream.
 
@@ -22,14 +29,12 @@ class SeededNoise:
     """
 
     def __init__(self, seed: int, images: Sequence[int]) -> None:
-        self.generators = [
-            torch.Generator().manual_seed(int(np.random.SeedSequence([seed, i]).generate_state(1, np.uint64)[0] >> 1))
-            for i in images
-        ]
+        self.generators = [torch.Generator().manual_seed(mixed(seed, i) >> 1) for i in images]
 
     def draw(self, shape: Sequence[int]) -> Images:
         """Return the next noise (N, *shape) of every image, float32 on the CPU."""
-        return torch.stack([torch.randn(tuple(shape), generator=generator) for generator in self.generators])
+        size = tuple(shape)
+        return torch.stack([torch.randn(size, generator=one, dtype=torch.float32) for one in self.generators])
 
     def __call__(self, x: Images, index: int) -> Tensor:
         """Return the next noise with the shape, device and dtype of x. `index`, that of the step, is ignored."""

@@ -51,10 +51,13 @@ class NoiseSchedule:
         return cls.from_betas([min(1 - after / before, 0.999) for before, after in itertools.pairwise(alpha_bar)])
 
     @classmethod
-    def from_betas(cls, betas: Sequence[float] | Tensor, timesteps: Tensor | None = None) -> NoiseSchedule:
+    def from_betas(
+        cls, betas: Sequence[float] | Tensor, timesteps: Tensor | None = None, origin: NoiseSchedule | None = None
+    ) -> NoiseSchedule:
         """Return the schedule of any β_t in (0, 1].
 
         timesteps: (T,) given to the network; 0 .. T-1 by default
+        origin: process of which these are some of the steps
 
         Raises ValueError if betas is empty or out of range, or if the shapes differ.
         """
@@ -63,7 +66,7 @@ class NoiseSchedule:
             raise ValueError("betas must be a non-empty list of numbers above 0 and at most 1")
         if timesteps is not None and timesteps.shape != betas.shape:
             raise ValueError(f"timesteps must have shape ({len(betas)},), one per beta, got {tuple(timesteps.shape)}")
-        return cls(betas, torch.arange(len(betas)) if timesteps is None else timesteps)
+        return cls(betas, torch.arange(len(betas)) if timesteps is None else timesteps, origin)
 
     @classmethod
     def from_alpha_bar(
@@ -73,9 +76,16 @@ class NoiseSchedule:
 
         timesteps: (T,) given to the network
         origin: process of which these are some of the steps
+
+        Raises ValueError if alpha_bar is empty, does not decrease or leaves [0, 1), or if the shapes differ.
         """
+        alpha_bar = torch.as_tensor(alpha_bar, dtype=torch.float64)
+        if alpha_bar.ndim != 1 or len(alpha_bar) == 0 or not (alpha_bar.diff() < 0).all():
+            raise ValueError("alpha_bar must be a non-empty list of decreasing numbers")
+        if not 0 <= alpha_bar[-1] <= alpha_bar[0] < 1:
+            raise ValueError(f"alpha_bar must be in [0, 1), got {alpha_bar[0]:g} to {alpha_bar[-1]:g}")
         alpha_bar_prev = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
-        return cls(1 - alpha_bar / alpha_bar_prev, timesteps, origin)
+        return cls.from_betas(1 - alpha_bar / alpha_bar_prev, timesteps, origin)
 
     def __len__(self) -> int:
         return len(self.betas)

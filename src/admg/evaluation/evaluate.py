@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from admg.config import did_you_mean
+from admg.config import check_integer, did_you_mean
 from admg.data.arrays import Split
 from admg.data.value_range import ValueRange
 from admg.engine.device import Processes, choose_device
@@ -48,6 +48,7 @@ def evaluate(
     num_reference: int | None = None,
     fit: Fit | None = None,
     value_range: ValueRange | None = None,
+    background: int | None = None,
     split: Split = "test",
     interval: bool = True,
     infinite: bool = False,
@@ -76,6 +77,8 @@ def evaluate(
     num, num_reference: numbers of images, spread evenly over all; by default all
     fit: how reference images of another size are fitted to that of the samples: "resize" or "pad"
     value_range: values of black and white in a folder of reference images; by default as `admg.data.open` finds them
+    background: grey level behind transparent pixels of image files, and around padded reference images; by default
+        white behind, and black around images if none is transparent, else white. A data set keeps its own
     split: "train" or "test", of data that have both
     interval: whether to compute confidence intervals over the draw of the samples
     infinite: whether to add FID extrapolated to infinitely many samples
@@ -90,14 +93,13 @@ def evaluate(
     Raises ValueError if a metric cannot be computed, or if sources, network and options do not fit together.
     """
     processes = processes or Processes()
-    if seed < 0:
-        raise ValueError(f"seed must be at least 0, got {seed}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    check_integer("seed", seed, 0)
+    check_integer("batch_size", batch_size)
     if cache is False and processes.count > 1:
         raise ValueError("cache is required with several processes, which share features through it")
-    ours = one_size(as_source(samples, "the samples", labels=label_classifier is not None, split=split).subset(num))
-    theirs = as_source(reference, "the reference", split=split, value_range=value_range).subset(num_reference)
+    reading: dict[str, Any] = {"split": split, "background": background}
+    ours = one_size(as_source(samples, "the samples", labels=label_classifier is not None, **reading).subset(num))
+    theirs = as_source(reference, "the reference", value_range=value_range, **reading).subset(num_reference)
     if ours.size is not None:
         theirs = theirs.fitted(ours.size, fit)
     compare_channels(ours, theirs, features)
@@ -168,6 +170,7 @@ class Comparison:
             network=self.network.name,
             network_identity=self.network.identity,
             fit=self.reference.fit,
+            background=self.reference.decoding.background,
             seed=self.seed,
             notes=tuple(notes),
         )
@@ -313,6 +316,9 @@ def reason_against(metric: Metric, network: FeatureNetwork, samples: Source, ref
                 return f"{source.name} has no mu_s and sigma_s"
             of = "of Inception's features, " if metric.stored else ""
             return f"{source.name} holds statistics {of}and no images"
+    for source, images, k in zip((samples, reference), ("samples", "reference images"), metric.neighbours):
+        if source.images is not None and len(source) <= k:
+            return f"{k} nearest neighbours need at least {k + 1} {images}, got {len(source)}"
     return ""
 
 

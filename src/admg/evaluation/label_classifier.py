@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,13 @@ from torch import nn
 
 from admg.checkpoints import loading
 from admg.checkpoints.model import Classifier
+from admg.data.errors import listed
 from admg.generation.identity import identity_of
 from admg.generation.modes import evaluation_mode
 from admg.models import ClassifierConfig
 from admg.userfile import errors_of
 
 from .features import custom
-from .features.base import fingerprint
 from .real_images import label_numbers
 from .sources import Source
 
@@ -35,7 +36,7 @@ class LabelClassifier:
     name: name in reports
     predict: maps uint8 images (N, H, W, C) to label numbers (N,)
     numbers: the classifier's number of each label of the samples; None if the numbers are the same
-    identity: checksum of weights and code; equal identities predict the same labels
+    identity: checksum of weights, code and `numbers`; equal identities find the same labels
     """
 
     name: str
@@ -133,10 +134,15 @@ def _noisy(name: str, classifier: Classifier, source: Source, device: torch.devi
         return _labels(classifier(to_x(images, device), timestep.expand(len(images))))
 
     names = source.label_names or (source.names_of_numbers if classifier.labels.names else ())
+    if not names and source.labels is not None and classifier.labels.names:
+        warnings.warn(
+            f"the labels of {source.name} are numbers, and their names are not known: they are taken for those of "
+            f"{name} ({listed(classifier.labels.names, 3)})",
+            stacklevel=4,
+        )
     numbers = _numbers(classifier, names) if names else None
-    return LabelClassifier(
-        name, _in_eval_mode(torch.inference_mode()(predict), classifier), numbers, fingerprint(classifier.network)
-    )
+    predict_labels = _in_eval_mode(torch.inference_mode()(predict), classifier)
+    return LabelClassifier(name, predict_labels, numbers, _identity(classifier, str(numbers)))
 
 
 def _numbers(classifier: Classifier, names: Sequence[str]) -> list[int]:
@@ -145,9 +151,9 @@ def _numbers(classifier: Classifier, names: Sequence[str]) -> list[int]:
     return [next(found) if name else -1 for name in names]
 
 
-def _identity(found: object, digest: str) -> str:
-    """Return a checksum of the object: its code, its attributes and its weights. digest: of its file, if it has one"""
-    return hashlib.sha256(f"{digest} {identity_of(found)}".encode()).hexdigest()[:24]
+def _identity(found: object, more: str) -> str:
+    """Return a checksum of the object: its code, attributes and weights. more: its file, or its numbers of labels"""
+    return hashlib.sha256(f"{more} {identity_of(found)}".encode()).hexdigest()[:24]
 
 
 def to_x(images: UInt8[np.ndarray, "n h w c"], device: torch.device) -> torch.Tensor:

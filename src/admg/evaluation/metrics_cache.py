@@ -81,6 +81,7 @@ class MetricsCache:
             "reference": self.reference,
             "reference_images": len(c.reference),
             "reference_identity": self.identity,
+            "background": c.reference.decoding.background,
             "network": c.network.name,
             "network_identity": c.network.identity,
             "label_classifier": self.classifier and self.classifier.name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from jaxtyping import Float, Int64
 from PIL import Image
 from torch import nn
 
+from admg.config import check_integer
 from admg.data.arrays import Split
 from admg.data.value_range import ValueRange
 from admg.engine.device import Processes, choose_device
@@ -83,6 +85,7 @@ def neighbours(
     closest: bool = False,
     fit: Fit | None = None,
     value_range: ValueRange | None = None,
+    background: int | None = None,
     split: Split = "train",
     weights: str | None = None,
     batch_size: int = 50,
@@ -104,20 +107,20 @@ def neighbours(
     num_training: number of training images to search, spread evenly over all; by default all
     k: number of training images for each sample
     closest: whether to take the `num` samples closest to a training image
-    fit, split, weights, batch_size, device, cache, progress: see `evaluate`
+    fit, background, split, weights, batch_size, device, cache, progress: see `evaluate`
     value_range: values of black and white in a folder of training images; by default as `admg.data.open` finds them
     processes: rank of this process and number of processes that share the work; only the first one returns rows
     Raises ValueError if k or num are out of range, or if sources, network and options do not fit together.
     """
     processes = processes or Processes()
     for name, value in (("num", num), ("k", k), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+        check_integer(name, value)
     if cache is False and processes.count > 1:
         raise ValueError("cache is required with several processes, which share features through it")
-    ours = one_size(as_source(samples, "the samples", split=split))
+    reading: dict[str, Any] = {"split": split, "background": background}
+    ours = one_size(as_source(samples, "the samples", **reading))
     ours = ours if closest else ours.subset(max(2, num))
-    theirs = as_source(training, "the training images", split=split, value_range=value_range).subset(num_training)
+    theirs = as_source(training, "the training images", value_range=value_range, **reading).subset(num_training)
     for source in (ours, theirs):
         if source.images is None:
             raise ValueError(f"{source.name} holds statistics and no images")

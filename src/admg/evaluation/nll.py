@@ -17,6 +17,7 @@ from torch import Tensor
 
 from admg.checkpoints import loading
 from admg.checkpoints.model import Model
+from admg.config import check_integer
 from admg.data import Dataset
 from admg.data.arrays import Split
 from admg.data.value_range import ValueRange
@@ -211,10 +212,8 @@ def nll(
     Raises ValueError if the data have no labels for a conditional model, or if model, data and options do not fit
     together.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    if seed < 0:
-        raise ValueError(f"seed must be at least 0, got {seed}")
+    check_integer("batch_size", batch_size)
+    check_integer("seed", seed, 0)
     loaded = loading.as_model(model)
     name, network = loading.name_of(loaded) or "model", loaded.to(choose_device(device))
     network = network if steps is None else network.respace(steps)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from admg.data import Dataset, from_dataset
 from admg.data.arrays import Split, channel_axes
+from admg.data.decoding import Decoding
 from admg.data.value_range import ValueRange, check_array_8_bits
 from admg.generation.images import to_uint8
 from admg.generation.label_names import names_of
@@ -33,6 +34,8 @@ def as_source(
     labels: bool = False,
     split: Split = "test",
     value_range: ValueRange | None = None,
+    wide_range: ValueRange | None = None,
+    background: int | None = None,
 ) -> Source:
     """Return images of any form as a Source.
 
@@ -42,19 +45,23 @@ def as_source(
     labels: whether to read the labels of a path
     split: "train" or "test", of a path that has both
     value_range: values of black and white in the files of a folder
-    Raises ValueError if the type, shape or range is not one of these, if there are fewer than two images, or if
-    `value_range` is given for images that are not in files.
+    wide_range: those of files of more than 8 bits alone, if `value_range` is not given
+    background: grey level behind transparent pixels and around padded images; a data set and a Source keep their own
+    Raises ValueError if the type, shape or range is not one of these, if there are fewer than two images, if
+    `value_range` is given for images that are not in files, or if `background` is not from 0 to 255.
     """
+    if background is not None and not 0 <= background <= 255:
+        raise ValueError(f"background must be a grey level from 0 to 255, got {background}")
     if isinstance(images, Source):
         return images
     if isinstance(images, str | Path):
-        return open_source(images, labels=labels, split=split, value_range=value_range)
+        reading: dict[str, Any] = {"value_range": value_range, "wide_range": wide_range, "background": background}
+        return open_source(images, labels=labels, split=split, **reading)
     if value_range is not None:
         raise ValueError(f"value_range applies only to image files, and {name} are not in files")
-    if isinstance(images, Samples):
-        return source_from_samples(images, name)
-    if isinstance(images, Tensor | np.ndarray):
-        return source_from_array(images, name)
+    if isinstance(images, Samples | Tensor | np.ndarray):
+        source = source_from_samples(images, name) if isinstance(images, Samples) else source_from_array(images, name)
+        return replace(source, decoding=Decoding(background=background))
     if hasattr(images, "__getitem__") and hasattr(images, "__len__"):
         return source_from_dataset(images, name)
     raise ValueError(f"{name} must be an array, Samples, a path or a data set, got {type(images).__name__}")

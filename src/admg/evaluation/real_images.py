@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from admg.checkpoints.labels import Labels, file_name
+from admg.config import check_integer
 from admg.data import Dataset
 from admg.data.arrays import Split
 from admg.data.classes import as_numbers
@@ -70,8 +71,8 @@ def open_real_images(
     Raises ValueError if there are no images, if their channels do not fit the model, if they are smaller than the
     model's and no fit is given, or if the model does not have their labels.
     """
-    if num is not None and num < 1:
-        raise ValueError(f"num must be at least 1, got {num}")
+    if num is not None:
+        check_integer("num", num)
     channels, size = shape[0], shape[1]
     if isinstance(data, Dataset):
         dataset, path = data, "the data set"

@@ -49,6 +49,7 @@ class Report:
     image_size, reference_size: heights and widths, or None
     network, network_identity: name and checksum of the feature network
     fit: how the reference was fitted to the size of the samples, or None
+    background: grey level behind transparent pixels and around padded images of the reference, if stated or found
     seed: seed of the random groups used for intervals
     notes: reasons why some metrics could not be computed
     """
@@ -63,6 +64,7 @@ class Report:
     network: str = ""
     network_identity: str = ""
     fit: str | None = None
+    background: int | None = None
     seed: int = 0
     notes: tuple[str, ...] = field(default=())
 

@@ -13,13 +13,14 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from PIL import Image
 
-from admg.config import printable
+from admg.config import check_integer, printable
 from admg.data import DataError
 from admg.data import open as open_dataset
 from admg.data.arrays import channel_axes, read_arrays
 from admg.data.decoding import Decoding, Kind, check_not_binary, choose_decoding, note_frames
 from admg.data.errors import listed
 from admg.data.folder import read_image
+from admg.data.generated import find_samples
 from admg.data.labelling import find_labels
 from admg.data.listing import Listing
 from admg.data.members import ImagePath
@@ -27,7 +28,7 @@ from admg.data.scan import open_images
 from admg.data.sources import find_source
 from admg.data.transforms import Pixels, center_crop, pad
 from admg.data.value_range import ValueRange, check_array_8_bits
-from admg.generation.label_names import MERGED, names_of_labels
+from admg.generation.label_names import names_of_labels
 from admg.generation.run_record import read_record
 from admg.generation.shards import NpzImages, Shards
 
@@ -101,7 +102,8 @@ class Source:
         numbers = self.numbers[chosen]
         if isinstance(self.images, NpzImages | np.ndarray):
             raw = np.ascontiguousarray(_rows(self.images, numbers))
-            fit = "" if raw.shape[1:3] == self.size else f"{self.fit} {self.size}"
+            border = f" {self.decoding.canvas}" if self.fit == "pad" and self.decoding.canvas else ""
+            fit = "" if raw.shape[1:3] == self.size else f"{self.fit} {self.size}{border}"
             digest.update(f"{raw.shape} {fit}".encode())
             digest.update(raw.data)
         else:
@@ -125,13 +127,13 @@ class Source:
         if fit is None:
             raise ValueError(
                 f"{self.name} has images of {have}, but the samples are {want}: pass fit='resize' (scale and crop) "
-                f"or fit='pad' (a black border)"
+                f"or fit='pad' (a border)"
             )
         if size[0] != size[1]:
             raise ValueError(f"{self.name} has images of {have}, which can only be fitted to squares, not to {want}")
         decoding = self.decoding
         if fit == "pad" and self.kinds:
-            decoding = choose_decoding(self.kinds, self.name, value_range=decoding.value_range, padded=True)
+            decoding = choose_decoding(self.kinds, self.name, **vars(decoding), padded=True)
         return replace(self, size=size, fit=fit, decoding=decoding, statistics=None)  # which are of another size
 
     def subset(self, num: int | None) -> Source:
@@ -139,8 +141,8 @@ class Source:
 
         Raises ValueError if num < 2, or if there are only stored statistics.
         """
-        if num is not None and num < 2:
-            raise ValueError(f"at least 2 images are needed, got {num}")
+        if num is not None:
+            check_integer("the number of images", num, 2)
         if num is not None and self.images is None:
             raise ValueError(f"{self.name} holds statistics but no images: {num} images cannot be chosen")
         if num is None or num >= len(self):
@@ -173,6 +175,8 @@ def open_source(
     labels: bool = False,
     split: Literal["train", "test"] = "test",
     value_range: ValueRange | None = None,
+    wide_range: ValueRange | None = None,
+    background: int | None = None,
 ) -> Source:
     """Open images and statistics from a file or folder.
 
@@ -183,23 +187,26 @@ def open_source(
     - A folder of IDX files (the MNIST family), of which `split` chooses a part, or one IDX file.
 
     labels: whether to read labels: arr_1, or for a folder the names of sub-folders or the beginnings of file names
-    value_range: values of black and white in files; by default as `admg.data.open` finds them
+    value_range, wide_range, background: how files become pixels, see `admg.data.open`
     Raises ValueError for anything else, fewer than two images, or a `value_range` for an .npz.
     """
     path = _merged(Path(path).expanduser())
     if path.suffix.lower() == ".npz":
         if value_range not in (None, (0, 255)):
             raise ValueError(f"value_range applies only to image files, and {path} holds 8-bit images")
-        source = _open_npz(path, labels)
+        source = replace(_open_npz(path, labels), decoding=Decoding(background=background))
         source.names_of_numbers = names_of_labels(path) if labels else ()
     elif isinstance(listing := find_source(path, split), Listing):
-        source = _open_listing(listing, labels, value_range)
+        source = _open_listing(listing, labels, value_range, wide_range, background)
     else:
-        data = open_dataset(path, 1, labels=labels, split=split, value_range=value_range)  # any size: kept as stored
+        data = open_dataset(  # any size: kept as stored
+            path, 1, labels=labels, split=split, value_range=value_range, wide_range=wide_range
+        )
         assert isinstance(data.images, np.ndarray)
         height, width, channels = data.images.shape[1:]
         names = () if data.numbered else data.label_names
         source = Source(str(path), data.images, (height, width), channels, data.labels, names)
+        source.decoding = Decoding(background=background)
     if source.images is not None and len(source) < 2:
         raise ValueError(f"at least 2 images are needed, but {path} holds one")
     return source
@@ -226,12 +233,18 @@ def _open_npz(path: Path, labels: bool) -> Source:
     return Source(str(path), images, images.shape[1:3], images.shape[3], stored_labels, statistics=statistics)
 
 
-def _open_listing(listing: Listing, labels: bool, value_range: ValueRange | None) -> Source:
+def _open_listing(
+    listing: Listing,
+    labels: bool,
+    value_range: ValueRange | None,
+    wide_range: ValueRange | None,
+    background: int | None,
+) -> Source:
     files, _ = open_images(listing)
     path = listing.root
     kinds = [(file.path, file.kind) for file in files]
     note_frames(kinds, path)
-    decoding = choose_decoding(kinds, path, value_range=value_range)
+    decoding = choose_decoding(kinds, path, value_range=value_range, wide_range=wide_range, background=background)
     if value_range is None and all(kind.mode == "L" for _, kind in kinds):
         check_not_binary([file for file, _ in kinds], path)
     sizes = {file.size for file in files}
@@ -251,10 +264,7 @@ def _merged(path: Path) -> Path:
     """
     record = read_record(path) if path.is_dir() else None
     if record is None:
-        files = [file for file in sorted(path.glob("samples_*.npz")) if MERGED.fullmatch(file.name)]
-        if len(files) > 1:
-            raise ValueError(f"{path} holds {' and '.join(file.name for file in files)}: choose one of them")
-        return files[0] if files else path
+        return find_samples(path) or path
     merged = Shards(path, record["num"], record["shard_size"], tuple(record["shape"]), record["labelled"]).target
     if not merged.is_file():
         raise ValueError(f"{path} holds an unfinished run: {merged.name} does not exist yet")

@@ -16,6 +16,7 @@ from torch import nn
 from admg.checkpoints.loading import as_model, name_of
 from admg.checkpoints.model import Classifier, Model
 from admg.checkpoints.weights import cached_digests
+from admg.config import check_integer
 from admg.data.arrays import Split
 from admg.data.value_range import ValueRange
 from admg.engine.compiling import Compile
@@ -30,6 +31,7 @@ from admg.generation.progress import OnProgress
 from admg.generation.sampler_specs import parse_sampler_options, sampler_options, set_options, with_options
 from admg.generation.shards import Shards
 from admg.generation.stage import Stage
+from admg.generation.starts import TrainedReading
 from admg.guidance import Guide
 from admg.samplers import Sampler
 
@@ -48,7 +50,6 @@ from .table import SweepTable
 
 METRICS = ("fid", "is", "precision", "recall", "accuracy")  # those of the paper, and of the labels
 MAX_CELLS = 2000
-NEIGHBOURS = {"samples": 4, "reference images": 6}  # least numbers for metrics of nearest neighbours
 
 OnCell = Callable[[int, int, Cell | None], Any]
 """on_cell(position, cells, cell) is called before each cell, and first with the number of finished cells and None."""
@@ -143,7 +144,7 @@ def sweep(
     on_cell: a function that is called before each cell, see OnCell
     metrics: see `evaluate`; by default fid, is, precision, recall and accuracy, where possible
     features, label_classifier, num_reference, fit, split, value_range, interval, weights, batch_size, cache: see
-        `evaluate`
+        `evaluate`; by default, image files of the reference are read as in the training of the model, if that is known
     Raises ValueError before anything is written if a cell cannot be sampled or evaluated.
     """
     planned = plan_sweep(
@@ -189,8 +190,7 @@ def plan_sweep(
 
     The arguments and errors are those of `sweep`.
     """
-    if num < 2:
-        raise ValueError(f"num must be at least 2, got {num}")
+    check_integer("num", num, 2)
     name = str(model) if isinstance(model, str | Path) else name_of(model)
     pairs = pairs_of(samplers, steps, name)
     network = as_model(model)
@@ -350,8 +350,7 @@ class Sweep:
         cell: a cell, with labels if there is one
         Raises ValueError if a chosen metric, or any metric at all, cannot be computed.
         """
-        if metrics.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {metrics.batch_size}")
+        check_integer("batch_size", metrics.batch_size)
         stage = self.stage(cell)
         channels, height, width = stage.model.shape
         samples = source_from_array(
@@ -359,15 +358,15 @@ class Sweep:
         )  # stand for those of a cell
         samples.labels = np.array([0, max(0, stage.table.count - 1)])
         samples.names_of_numbers = stage.table.names
-        source = as_source(reference, "the reference", split=metrics.split, value_range=metrics.value_range)
-        source = source.subset(metrics.num_reference)
+        reading = {"value_range": metrics.value_range, **TrainedReading.from_model(stage.model).options}
+        source = as_source(reference, "the reference", split=metrics.split, **reading).subset(metrics.num_reference)
         source = source.fitted((height, width), metrics.fit)
         compare_channels(samples, source, metrics.features)
         processes = Processes(self.options.process, self.options.processes, Processes.from_environment().local_rank)
         network = networks.load(metrics.features, metrics.weights).to(stage.model.device)
         labels = metrics.label_classifier is not None
-        chosen, notes = choose_metrics(metrics.metrics, network, samples, source, labels, default=METRICS)
-        check_neighbours(chosen, samples=self.num, reference=len(source))
+        every = dataclasses.replace(samples, numbers=range(self.num))
+        chosen, notes = choose_metrics(metrics.metrics, network, every, source, labels, default=METRICS)
         classifier = None
         if any(metric.needs == "labels" for metric in chosen):
             classifier = load_label_classifier(metrics.label_classifier, samples, network.device)
@@ -409,14 +408,6 @@ def produce(job: Job, shards: Shards, progress: bool | OnProgress) -> float | No
     start = time.perf_counter()
     job.run(progress, wait=True)
     return (time.perf_counter() - start) / left if left and job.options.processes == 1 else None
-
-
-def check_neighbours(metrics: Sequence[Metric], samples: int, reference: int) -> None:
-    """Raise ValueError if there are too few images for a metric, before hours of sampling."""
-    found = [m.name for m in metrics if m.name in ("precision", "recall", "density", "coverage")]
-    for (name, least), count in zip(NEIGHBOURS.items(), (samples, reference)):
-        if found and 0 < count < least:
-            raise ValueError(f"{', '.join(found)} need at least {least} {name}, got {count}; choose other metrics")
 
 
 __all__ = ["Metrics", "Source", "Sweep", "plan_sweep", "sweep"]

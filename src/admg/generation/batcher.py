@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from admg.checkpoints.loading import as_model
 from admg.checkpoints.model import Model
 from admg.checkpoints.networks import unwrapped
+from admg.config import check_integer
 from admg.diffusion.gaussian import Images
 from admg.engine.acceleration import accelerate_parts, with_networks
 from admg.engine.compiling import Compile
@@ -65,9 +66,8 @@ class Batcher:
         precision: Precision = "auto",
         compile: Compile = "auto",
     ) -> None:
-        for name, value in (("max_images", max_images), ("max_requests", max_requests)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_integer("max_images", max_images)
+        check_integer("max_requests", max_requests)
         self.model, self.precision, self.compile = as_model(model), precision, compile
         self.max_images = max_images
         self._modes = ExitStack()  # in which networks stay in evaluation mode until the end

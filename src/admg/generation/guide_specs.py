@@ -17,7 +17,7 @@ from admg.checkpoints import loading
 from admg.checkpoints.model import Classifier, Model
 from admg.diffusion.gaussian import Prediction
 from admg.guidance import Guide, State
-from admg.guidance.base import checked_gradient
+from admg.guidance.base import checked_gradient, raw_gradient
 from admg.userfile import errors_of, load_object
 
 from .pairing import check_guide
@@ -267,5 +267,5 @@ class UserGuide(guidance.Wrapper):
 
     def __call__(self, state: State) -> Tensor | None:
         with errors_of(f"{self.path}:{self.name}"):
-            gradient = self.guide(state)
+            gradient = raw_gradient(self.guide, state)
         return checked_gradient(gradient, state, self.name)

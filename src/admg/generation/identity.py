@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from admg.checkpoints.model import Classifier, Model
+from admg.checkpoints.networks import NOT_COMPARED, hooks_of, is_as_configured, unwrapped
 from admg.checkpoints.weights import digest_of
 from admg.diffusion import Diffusion
 
@@ -101,9 +102,15 @@ def identify_sampler(sampler: Any) -> Any:
 def network_record(part: Model | Classifier, name: str = "") -> dict[str, Any]:
     """Return the readable name of a model, the fingerprint of its weights, and its deviations from its config.
 
-    These are a diffusion process other than that of its DiffusionConfig, and conditioning arguments.
+    These are a network that its config does not describe, a diffusion process other than that of its DiffusionConfig,
+    conditioning arguments, and the class and the fields of a user's own kind of model.
     """
     record: dict[str, Any] = {"loaded_as": name or part.training.get("name"), "weights": fingerprint(part)}
+    record |= _network(part.network)
+    if not _is_ours(type(part)):
+        known = {field.name for kind in (Model, Classifier) for field in dataclasses.fields(kind)}
+        own = {field.name: getattr(part, field.name) for field in dataclasses.fields(part) if field.name not in known}
+        record["class"] = _named(type(part)) | identify(own)
     process = _process(part.diffusion)
     if part.config is None or process != _process(part.config.build()):
         record["process"] = process
@@ -193,14 +200,31 @@ def _instance(value: Any, path: tuple[int, ...]) -> dict[str, Any]:
 
 
 def _module(module: nn.Module, path: tuple[int, ...]) -> dict[str, Any]:
-    """Identify a network by its weights, and parts of users' own classes also by their code and attributes."""
-    parts = {}
-    for name, part in module.named_modules():
-        if not _is_ours(type(part)) and not is_installed(type(part)):
-            own = {key: value for key, value in vars(part).items() if key not in OF_MODULES}
-            with _leniently():
-                parts[name] = _named(type(part), path) | {key: _identify(value, path) for key, value in own.items()}
-    identity = {"type": type(module).__qualname__, "weights": fingerprint(module)}
+    """Identify a network by its class, its weights, and what else determines its outputs."""
+    return {"type": type(module).__qualname__, "weights": fingerprint(module)} | _network(module, path)
+
+
+def _network(network: Any, path: tuple[int, ...] = ()) -> dict[str, Any]:
+    """Return what determines the outputs of a network besides its weights; {} for one of ours as its config says.
+
+    parts: code and attributes of the modules of users' own classes
+    layers: checksum of the classes and settings of all other modules, and of all hooks
+    """
+    if not isinstance(network, nn.Module):
+        return {"function": identify_or_mark(network)}
+    network = unwrapped(network)
+    if is_as_configured(network):
+        return {}
+    parts: dict[str, Any] = {}
+    layers: dict[str, Any] = {}
+    for name, part in network.named_modules():
+        settings = {key: value for key, value in vars(part).items() if key not in OF_MODULES | NOT_COMPARED}
+        with _leniently():
+            found = _named(type(part), path) | {key: _identify(value, path) for key, value in settings.items()}
+            hooks = [_identify(hook, path) for hook in hooks_of(part)]
+        own = not _is_ours(type(part)) and not is_installed(type(part))
+        (parts if own else layers)[name or "network"] = found | ({"hooks": hooks} if hooks else {})
+    identity = {"layers": _checksum(json.dumps(layers, sort_keys=True).encode())}
     return identity | ({"parts": parts} if parts else {})
 
 
@@ -269,7 +293,9 @@ def _names(code: CodeType) -> set[str]:
 def _source(thing: Any) -> str:
     """Return the source of a class or function, or the bytecode of a function typed into an interpreter."""
     try:
-        return textwrap.dedent(inspect.getsource(thing))
+        source = textwrap.dedent(inspect.getsource(thing))
+        several = source.count("lambda") > 1 and isinstance(thing, FunctionType) and thing.__name__ == "<lambda>"
+        return source + (_bytecode(thing.__code__) if several else "")  # getsource returns all lambdas of a line
     except (OSError, TypeError):
         if isinstance(thing, FunctionType):
             return _bytecode(thing.__code__)

@@ -21,6 +21,11 @@ from admg.diffusion.gaussian import Images
 from admg.files import atomic
 
 IMAGES_AT_A_TIME = 64
+ROUNDING_ERROR = 4e-5
+"""Bound of the error, in float32, of (x + 1) * 127.5 for x = u / 127.5 - 1 with an integer u up to 255.
+
+x and x + 1 have errors of 2.5 and 3.5 units of 2^-24, which the product scales by 127.5 and rounds by at most 2^-17.
+"""
 
 
 class ImageArray(Protocol):
@@ -35,9 +40,13 @@ class ImageArray(Protocol):
 def to_uint8(x: Images) -> UInt8[np.ndarray, "n h w c"]:
     """Return x (N, C, H, W) in [-1, 1] as 8-bit images (N, H, W, C).
 
-    Values are truncated, not rounded, as in the samples behind the published metrics.
+    Values are truncated, not rounded, as in the samples behind the published metrics, except for rounding errors: an
+    8-bit value that `to_float` has converted, such as a pixel that inpainting keeps, stays the same.
     """
-    return ((x + 1) * 127.5).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    levels = (x.to(torch.promote_types(x.dtype, torch.float32)) + 1) * 127.5
+    nearest = levels.round()
+    levels = torch.where((levels - nearest).abs() < ROUNDING_ERROR, nearest, levels)
+    return levels.clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 def to_float(images: UInt8[np.ndarray, "n h w c"]) -> Images:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from admg.data.generated import MERGED
 from admg.data.listing import DESCRIPTION
 
 from .run_record import read_record
 from .samples import Samples
-
-MERGED = re.compile(r"samples_\d+x\d+x\d+x\d+\.npz")
-"""Pattern of the names of Shards.target."""
 
 
 def names_of(images: Any) -> tuple[str, ...]:

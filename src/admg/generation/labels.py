@@ -16,6 +16,7 @@ from torch import Tensor
 
 from admg.checkpoints.labels import Labels
 from admg.checkpoints.model import Model
+from admg.config import check_integer
 from admg.guidance import Guide
 from admg.guidance.base import reads_labels
 
@@ -52,7 +53,10 @@ def no_effect(table: Labels) -> ValueError:
 
 def check_num(num: int | None) -> None:
     """Raise ValueError unless a number of images is None or in its range."""
-    if num is not None and not 1 <= num <= MAX_IMAGES:
+    if num is None:
+        return
+    check_integer("num", num)
+    if num > MAX_IMAGES:
         raise ValueError(f"num must be from 1 to {MAX_IMAGES:,}, got {num}")
 
 

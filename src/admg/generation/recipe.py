@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from admg.checkpoints.model import Model
+from admg.config import check_integer
 from admg.diffusion.gaussian import Images
 from admg.diffusion.noise import SeededNoise
 from admg.engine import accelerate_parts, adapt_threads
@@ -20,6 +21,7 @@ from admg.engine.compiling import Compile
 from admg.engine.memory import in_batches
 from admg.engine.precision import Precision, resolve
 from admg.guidance import Bounded, Guide, Recorded
+from admg.guidance.base import reads_labels
 from admg.guidance.rows import batch_context
 from admg.samplers import NoiseSampler, Step
 
@@ -72,10 +74,9 @@ class Recipe:
         find_sampler(self.sampler)
         if not 0 <= self.augment_level <= 1:
             raise ValueError(f"augment_level must be from 0 to 1, got {self.augment_level}")
-        if self.seed < 0:
-            raise ValueError(f"seed must be at least 0, got {self.seed}")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        check_integer("seed", self.seed, 0)
+        if self.batch_size is not None:
+            check_integer("batch_size", self.batch_size)
 
     def arguments(self) -> dict[str, Any]:
         """Return the settings as arguments of generate(), whose model is not an upsampler."""
@@ -197,6 +198,12 @@ class BatchSampler:
         else:
             yield from (make(slice(i, min(i + size, count))) for i in range(0, count, size))
 
+    @property
+    def uses_labels(self) -> bool:
+        """Whether the network or the guide uses labels. Those of an upsampler's small images may only be kept."""
+        guide, conditional = self.recipe.guide, self.model.conditional and not self.recipe.unconditional
+        return conditional or (guide is not None and reads_labels(guide))
+
     def draw(
         self,
         labels: Sequence[int | None],
@@ -239,7 +246,7 @@ class BatchSampler:
             steps = find_sampler(recipe.sampler)(
                 model,
                 x,
-                y=y.to(model.device) if self.labelled or bool((y >= 0).any()) else None,
+                y=y.to(model.device) if self.uses_labels and (self.labelled or bool((y >= 0).any())) else None,
                 guide=guide,
                 noise_sampler=noise if inputs.noise_sampler is None else checked_noise(inputs.noise_sampler),
                 unconditional=recipe.unconditional,

@@ -90,6 +90,8 @@ def small_images(images: Images | np.ndarray | Samples | str | Path) -> tuple[Im
         raise ValueError(
             f"images must be a uint8 array (N, h, w, C) or a tensor in [-1, 1], got an array of {images.dtype}"
         )
+    if images.ndim != 4:
+        raise ValueError(f"images must have shape (N, h, w, C), got {images.shape}")
     check_array_8_bits(images, "the images", "multiply them by 255")
     return to_float(images), None
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from admg.diffusion.gaussian import Prediction
 
+from .numbers import finite
 from .state import State, check_consistent
 
 Guide = Callable[[State], Tensor | None]
@@ -33,7 +34,13 @@ class Guidance:
         return state.pred
 
     def __call__(self, state: State) -> Tensor | None:
-        """Return the gradient to add to the score, (N, C, H, W), or None."""
+        """Return the gradient to add to the score, (N, C, H, W), or None.
+
+        Raises ValueError for a guide that only modifies the prediction, which a function around it would not do.
+        """
+        if type(self).modify_prediction is not Guidance.modify_prediction:
+            raise ValueError(f"{type(self).__name__} modifies the prediction and has no gradient: use it as the guide "
+                             f"itself, not inside a function")  # fmt: skip
         return None
 
     def begin(self) -> Guidance:
@@ -136,10 +143,13 @@ class Scaled(Wrapper):
     """A guide whose effect is multiplied by a number: its gradient, and what it adds to eps.
 
     guide: guide, which may be a plain function
-    factor: number; 0 does not evaluate the guide
+    factor: finite number; 0 does not evaluate the guide
     """
 
     factor: float
+
+    def __post_init__(self) -> None:
+        finite(self.factor, "the factor of a guide")
 
     def modify_prediction(self, state: State) -> Prediction:
         if self.factor == 0:
@@ -167,8 +177,14 @@ def guide(function: Guide) -> Guidance:
 
 
 def gradient_of(guide: Guide, state: State) -> Tensor | None:
-    """Return guide(state). Raises ValueError if it is neither None nor a tensor with the shape of state.x."""
-    return checked_gradient(guide(state), state, getattr(guide, "__name__", type(guide).__name__))
+    """Return the guide's gradient, or None without one. Raises ValueError if it has not the shape of state.x."""
+    return checked_gradient(raw_gradient(guide, state), state, getattr(guide, "__name__", type(guide).__name__))
+
+
+def raw_gradient(guide: Guide, state: State) -> Any:
+    """Return what the guide returns; None if it only modifies the prediction."""
+    only_modifies = isinstance(guide, Guidance) and type(guide).__call__ is Guidance.__call__
+    return None if only_modifies else guide(state)
 
 
 def checked_gradient(found: Any, state: State, name: str) -> Tensor | None:

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from admg.config import check_integer
 from admg.diffusion.gaussian import Diffusion, Images, working_dtype
 from admg.diffusion.signed import check_signed
 
@@ -132,8 +133,7 @@ def expected_calibration_error(logits: Float[Tensor, "n k"], labels: Int64[Tenso
     Raises ValueError if the labels do not fit the logits or if there are no bins.
     """
     _check(logits, labels)
-    if bins < 1:
-        raise ValueError(f"bins must be at least 1, got {bins}")
+    check_integer("bins", bins)
     confidence, guess = logits.double().softmax(1).max(1)
     excess = confidence - (guess == labels.to(guess.device)).double()
     which = (confidence * bins).ceil().long().clamp(1, bins) - 1  # bin b is (b/bins, (b + 1)/bins]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 from admg.diffusion.gaussian import Diffusion, Images, Prediction
 
@@ -85,7 +85,10 @@ class AutoGuidanceRun(Guidance):
         diffusion = state.diffusion
         if diffusion not in self.respaced:
             self.respaced[diffusion] = at_steps_of(diffusion, self.guide.bad_model)
-        bad = self.respaced[diffusion].predict(state.x, state.index, state.model_y, clip=False)
+        bad_model = self.respaced[diffusion]
+        if given := getattr(state.model, "given", None):  # such as the small images of an upsampler's batch
+            bad_model = replace(cast(Any, bad_model), given=given)
+        bad = bad_model.predict(state.x, state.index, state.model_y, clip=False)
         return away_from(state, bad, scale)
 
 

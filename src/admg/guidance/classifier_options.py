@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -30,8 +33,8 @@ class ExtendedClassifierGuidance(Guidance):
     scale: guidance scale s, or a function of the noise level State.sigma; 0 does not evaluate the classifier
     at: "x0" evaluates a classifier of clean images at the predicted x_0, not clipped. The gradient goes through the
         network as well (Bansal et al. 2023, "Universal guidance"); see bounded.clamp_gradient for its limit
-    labels: weights w of Σ_k w_k log p(k | x), used instead of the sampler's y: {label: weight}, or a tensor (K,), or
-        (N, K) for each image; a label with a negative weight is avoided
+    labels: weights w of Σ_k w_k log p(k | x), used instead of the sampler's y: {label: weight}, with numbers or names
+        of labels, or floating-point weights (K,), or (N, K) for each image; a label with a negative weight is avoided
     temperature: divisor of the logits, or a function of State.sigma; values above 1 correct an overconfident
         classifier, and `guidance.calibrated` fits them to labelled images
     joint: weakening of the marginal in log p(y | x) = z_y - logsumexp(z), which counts 1 - joint times: 0 is the
@@ -48,7 +51,7 @@ class ExtendedClassifierGuidance(Guidance):
     classifier: Callable[..., Tensor]
     scale: Scale = 1.0
     at: At = "x"
-    labels: Mapping[int, float] | Tensor | None = None
+    labels: Mapping[int | str, float] | Tensor | None = None
     temperature: Scale = 1.0
     joint: float = 0.0
     entropy: float = 0.0
@@ -63,6 +66,8 @@ class ExtendedClassifierGuidance(Guidance):
         finite(self.entropy, "the weight of the entropy")
         if not callable(self.temperature):
             check_temperature(self.temperature)
+        if self.labels is not None:
+            object.__setattr__(self, "labels", checked_weights(self.labels, self.classifier))
         if not 0 <= self.joint <= 1:
             raise ValueError(f"joint must be in [0, 1], got {self.joint}")
         if not self.max_norm > 0:
@@ -112,13 +117,28 @@ def check_temperature(temperature: float) -> float:
     return temperature
 
 
+def checked_weights(labels: Any, classifier: Any) -> dict[int, float] | Tensor:
+    """Return weights of labels by number, or as a tensor. Raises ValueError for unknown names and whole numbers."""
+    if isinstance(labels, Mapping):
+        table: Any = getattr(classifier, "labels", None)
+        if table is None and (names := [label for label in labels if isinstance(label, str)]):
+            raise ValueError(f"labels must be numbers, since the classifier has no label names, got {names[0]!r}")
+        return {table.number(k) if isinstance(k, str) else operator.index(k): w for k, w in labels.items()}
+    weights = torch.as_tensor(labels) if isinstance(labels, Tensor | np.ndarray | list | tuple) else None
+    if weights is None or not weights.is_floating_point():
+        raise ValueError(
+            "labels must be {label: weight} or floating-point weights of all labels; target labels are the sampler's y"
+        )
+    return weights
+
+
 def one_hot(y: Tensor | None, logits: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
     """Return 1 at each image's label and 0 elsewhere; 0 everywhere for images with the label -1."""
     weights = torch.zeros_like(logits)
     return weights if y is None else weights.scatter(1, y.clamp(min=0)[:, None], (y >= 0)[:, None].to(logits))
 
 
-def label_weights(labels: Mapping[int, float] | Tensor, logits: Float[Tensor, "n k"]) -> Tensor:
+def label_weights(labels: Mapping[Any, float] | Tensor, logits: Float[Tensor, "n k"]) -> Tensor:
     """Return weights (K,) or (N, K). Raises ValueError if they do not fit the logits or are not finite."""
     n, k = logits.shape
     if isinstance(labels, Mapping):

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from admg.config import check_integer
 from admg.diffusion.gaussian import Images
 
 BT709 = (0.2126, 0.7152, 0.0722)
@@ -50,8 +51,7 @@ class Downsample:
     factor: int
 
     def __post_init__(self) -> None:
-        if self.factor < 1:
-            raise ValueError(f"factor must be at least 1, got {self.factor}")
+        check_integer("factor", self.factor)
 
     @property
     def gram(self) -> float | None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
+from admg.config import check_integer
 from admg.diffusion.gaussian import Prediction
 
 from .base import Guidance, Guide, Wrapper, begin, gradient_of, modified_prediction, uses_uncond
@@ -36,8 +37,7 @@ class Reused(Wrapper):
     every: int = 2
 
     def __post_init__(self) -> None:
-        if self.every < 1:
-            raise ValueError(f"every must be at least 1, got {self.every}")
+        check_integer("every", self.every)
 
     def begin(self) -> Guidance:
         if self.every == 1:

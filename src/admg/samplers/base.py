@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from admg.diffusion.gaussian import Images, Prediction
-from admg.guidance.base import Guide, begin, gradient_of, modified_prediction
+from admg.guidance.base import Guide, begin, gradient_of, modified_prediction, reads_labels
 from admg.guidance.state import DiffusionModel, State, check_consistent
 
 NoiseSampler = Callable[[Images, int], Images]
@@ -102,17 +103,36 @@ class GuidedModel:
 
 
 def guided_model(
-    model: DiffusionModel, x_T: Images, y: Tensor | None, guide: Guide | None, clip: bool, unconditional: bool
+    model: DiffusionModel, x_T: Images, y: Any, guide: Guide | None, clip: bool, unconditional: bool
 ) -> GuidedModel:
     """Return the GuidedModel of a run. The arguments are those of a sampler; see samplers.ddpm.
 
     The labels y steer the guide. A conditional network is conditioned on them too, unless `unconditional`.
 
-    Raises ValueError if y is not one label per image.
+    Raises ValueError if y is not one label per image, or if neither the network nor the guide uses it.
     """
-    if y is not None and y.shape != (len(x_T),):
-        raise ValueError(f"y must have shape ({len(x_T)},), one label per image, got {tuple(y.shape)}")
+    if y is None:
+        return GuidedModel(model, None, None, begin(guide), clip)
+    y = label_tensor(y, x_T)
     model_y = y if getattr(model, "conditional", False) and not unconditional else None
-    known = guide is not None and y is not None and len(y) > 0 and not y.is_meta
-    highest = int(y.max()) if known and y is not None else None  # once per run, since it waits for a GPU
+    if y.is_meta or not len(y):
+        return GuidedModel(model, y, model_y, begin(guide), clip)
+    lowest, highest = (int(end) for end in y.aminmax())  # once per run, since it waits for a GPU
+    if lowest < -1:
+        raise ValueError(f"labels must be at least 0, or -1 for images without a label, got {lowest}")
+    if highest >= 0 and model_y is None and not unconditional and (guide is None or not reads_labels(guide)):
+        raise ValueError("y would have no effect: the network is not conditioned on labels, and no guide uses them")
     return GuidedModel(model, y, model_y, begin(guide), clip, highest)
+
+
+def label_tensor(y: Any, x: Images) -> Tensor:
+    """Return labels as int64 (N,) on the device of x. Raises ValueError if they are not a whole number per image."""
+    try:
+        labels = torch.as_tensor(y)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"y must hold a whole number per image, got {y!r}") from None
+    if labels.shape != (len(x),):
+        raise ValueError(f"y must have shape ({len(x)},), one label per image, got {tuple(labels.shape)}")
+    if len(x) and (labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex()):
+        raise ValueError(f"y must hold a whole number per image, got {labels.dtype}")
+    return labels.to(x.device, torch.int64)

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from admg.config import check_integer
 from admg.diffusion.gaussian import Diffusion, Images
 from admg.diffusion.signed import check_signed
 from admg.guidance import DiffusionModel, Guide
@@ -36,8 +37,8 @@ def repaint(known: Images, mask: Tensor, *, jump_length: int = 10, resamplings: 
     if known.ndim != 4:
         raise ValueError(f"the known images must have shape (1 or N, C, H, W), got {tuple(known.shape)}")
     Mask(mask)(known)  # raises ValueError if the shapes do not fit
-    if jump_length < 1 or resamplings < 1:
-        raise ValueError(f"jump_length and resamplings must be at least 1, got {jump_length} and {resamplings}")
+    check_integer("jump_length", jump_length)
+    check_integer("resamplings", resamplings)
     return partial(_repaint, known, mask, jump_length, resamplings)
 
 

@@ -15,7 +15,7 @@ from admg.data.errors import listed
 from admg.data.layouts import in_channels
 from admg.data.split import split
 
-from .opening import Data, data_name, image_fields, open_data, size_of
+from .opening import Data, data_name, decoding_of, image_fields, open_data, size_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,14 +120,17 @@ def divide(
 
 
 def open_validation(data: Data, training: ImageDataset, name: str, unlabelled: bool = False) -> ImageDataset:
-    """Open validation images, with labels numbered as those of training. Warns of classes without an image.
+    """Open validation images, with labels numbered and files decoded as those of training.
+
+    The values of black and white and the background are those of the training images, unless a DataConfig states
+    others; a data set keeps its own. Warns of classes without an image.
 
     name: name of the training images, for messages
     unlabelled: whether labels are ignored
 
     Raises ValueError if an image is of another class, or if the images have another size or other channels.
     """
-    held_out = with_channels(open_data(data, unlabelled), training.channels)
+    held_out = with_channels(open_data(data, unlabelled, decoding_of(training)), training.channels)
     if training.label_names and not unlabelled:
         held_out = with_classes(held_out, training.label_names, "validation images", name)
         if empty := empty_classes(held_out):

@@ -9,27 +9,74 @@ from typing import Any
 import numpy as np
 import torch
 
-from admg.data import DataConfig, Dataset, ImageDataset, from_dataset
+from admg.data import DataConfig, DataError, Dataset, ImageDataset, from_dataset
 from admg.data import open as open_dataset
+from admg.data.config import GREY_LEVELS, as_range
+from admg.data.dataset import View
+from admg.data.decoding import Decoding
+from admg.data.labelling import LabelSource
 from admg.data.listing import is_hidden_folder
+from admg.data.value_range import ValueRange
 
 Named = str | Path | DataConfig
 Data = Named | torch.utils.data.Dataset[Any]
 """A path, a DataConfig, a data set of `admg.data`, or any other map-style data set of (image, label)."""
 
 
-def open_data(data: Data, unlabelled: bool = False) -> ImageDataset:
+def open_data(data: Data, unlabelled: bool = False, like: Decoding | None = None) -> ImageDataset:
     """Open a path or a DataConfig, or wrap a data set. Raises DataError, which is a ValueError.
 
     unlabelled: ignore labels in files; a data set keeps its labels
+    like: how the files of training images become pixels, which applies where the DataConfig states nothing else
     """
     if isinstance(data, str | Path):
-        return open_dataset(data, labels="none" if unlabelled else "auto")
+        labels: LabelSource = "none" if unlabelled else "auto"
+        return open_dataset(data, labels=labels) if like is None else open_like(like, data, labels=labels)
     if not isinstance(data, DataConfig):
         return from_dataset(data)
     if unlabelled and data.labels not in ("auto", "none"):
         raise ValueError(f"unlabelled ignores labels, and cannot be combined with labels {data.labels}")
-    return (dataclasses.replace(data, labels="none") if unlabelled else data).open()
+    data = dataclasses.replace(data, labels="none") if unlabelled else data
+    return data.open() if like is None else open_like(like, data.data, **options_of(data))
+
+
+def open_like(
+    like: Decoding,
+    path: str | Path,
+    *,
+    value_range: ValueRange | None = None,
+    background: int | None = None,
+    **options: Any,
+) -> Dataset:
+    """Open a path with the values of black and white and the background of training images, unless they are given.
+
+    options: further ones of `admg.data.open`
+    """
+    background = like.background if background is None else background
+    options |= {"value_range": value_range or like.value_range, "wide_range": like.wide_range}
+    try:  # with a background, since transparent images would otherwise change the border
+        opened = open_dataset(path, background=255 if background is None else background, **options)
+    except DataError as error:
+        found = like.value_range or like.wide_range
+        if value_range or not found:
+            raise
+        raise DataError(f"{error} (black and white are {found[0]:g} and {found[1]:g} in the training images)") from None
+    return dataclasses.replace(opened, decoding=dataclasses.replace(opened.decoding, background=background))
+
+
+def options_of(config: DataConfig) -> dict[str, Any]:
+    """Return the options of `admg.data.open` for these images."""
+    options = {name: value for name, value in vars(config).items() if name not in ("data", "image_channels")}
+    background = None if config.background is None else GREY_LEVELS[config.background]
+    more = {"channels": config.image_channels, "value_range": as_range(config.value_range), "background": background}
+    return options | more
+
+
+def decoding_of(dataset: ImageDataset) -> Decoding | None:
+    """Return how the files of a data set become pixels, or None if it is not one of `admg.data`."""
+    if isinstance(dataset, View):
+        return decoding_of(dataset.dataset)
+    return dataset.decoding if isinstance(dataset, Dataset) else None
 
 
 def data_name(data: Data) -> str:

@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any, Protocol, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from admg.data.dataset import Batch
+from admg.diffusion.noise import mixed
 from admg.engine.device import ALONE, Processes
 
 T = TypeVar("T")
@@ -26,7 +26,7 @@ class Draws(Protocol):
 
 def step_seed(seed: int, step: int) -> int:
     """Return the seed of a step of a run."""
-    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> np.uint64(2))
+    return mixed(seed, step) >> 2
 
 
 def prefetch(

@@ -27,7 +27,7 @@ LASTING = ("seed", "batch_size", "sampling", "class_power", "class_weight")
 """Options of TrainConfig that determine the images of a step. All others may change when a run is resumed."""
 CHANGEABLE = ("label_dropout",)
 """Options of the objective that may change: the model records the largest share of dropped labels."""
-UNKNOWN = {"data": ("value_range", "background", "frames"), "noised": ()}
+UNKNOWN = {"data": ("value_range", "background", "frames", "pixels"), "noised": ()}
 """Settings that records of earlier versions lack, although a run may have had any value."""
 
 
@@ -70,6 +70,7 @@ def data_of(dataset: ImageDataset) -> dict[str, Any]:
             "flip": dataset.flip,
             **reading_of(dataset),
             "content": checksum(labels, *parts(dataset)),
+            "pixels": pixels_of(dataset),
         }
     return record
 
@@ -86,11 +87,25 @@ def reading_of(dataset: Dataset) -> dict[str, Any]:
 
 
 def parts(dataset: Dataset) -> list[bytes]:
-    """Return data that identify the images: names and sizes of files, or values of at most 1000 images of an array."""
+    """Return data that identify the images: names and sizes of files, or values of at most 1000 images of an array.
+
+    It is in the records of all versions. `pixels_of` covers the other images of an array.
+    """
     images = dataset.images
     if isinstance(images, np.ndarray):
         return [np.ascontiguousarray(images[i]).tobytes() for i in range(0, len(images), max(1, len(images) // 1000))]
     return [f"{name} {size}".encode(errors="surrogateescape") for name, size, _ in map(stamp, images)]
+
+
+def pixels_of(dataset: Dataset) -> str | None:
+    """Return the checksum of all values of an array of images, or None for files. Takes a second per gigabyte."""
+    images = dataset.images
+    if not isinstance(images, np.ndarray):
+        return None
+    digest = hashlib.sha256()
+    for start in range(0, len(images), 1000):  # a copy of few images at a time
+        digest.update(np.ascontiguousarray(images[start : start + 1000]).data)
+    return digest.hexdigest()[:16]
 
 
 def checksum(*contents: bytes) -> str:

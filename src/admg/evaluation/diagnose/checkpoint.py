@@ -14,6 +14,7 @@ from admg.checkpoints import loading, openai
 from admg.checkpoints.model import Classifier, Model
 from admg.checkpoints.openai.shapes import resolutions
 from admg.checkpoints.published import PUBLISHED
+from admg.config import check_integer
 from admg.data import open as open_dataset
 from admg.data.arrays import Split
 from admg.data.value_range import ValueRange
@@ -111,8 +112,7 @@ def diagnose_checkpoint(
     progress: True for a bar, False for none, or a function that is called with a `Progress`
     Raises ValueError if the checkpoint is a classifier, or if images, flags and checkpoint do not fit together.
     """
-    if seed < 0:
-        raise ValueError(f"seed must be at least 0, got {seed}")
+    check_integer("seed", seed, 0)
     checkpoint = str(checkpoint)
     file = loading.weights_file(checkpoint) is not None
     model = load(checkpoint, flags)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from admg.checkpoints import download
+from admg.config import check_integer
 from admg.data.arrays import read_arrays
 from admg.engine.device import Processes
 from admg.evaluation.progress import Show, track
@@ -51,8 +52,7 @@ class Extraction:
     _made: dict[int, Activations] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        check_integer("batch_size", self.batch_size)
         if not 0 <= self.rank < self.processes:
             raise ValueError(f"rank must be from 0 to {self.processes - 1}, got {self.rank}")
         if self.processes > 1 and self.cache is None:

@@ -86,6 +86,7 @@ class Metric:
     lower_is_better: whether smaller values are better
     by_default: whether it is computed if no metrics are chosen
     stored: whether stored statistics are enough to compute it
+    neighbours: numbers of nearest neighbours, among the samples and among the reference images, that it uses
     identity: checksum of a user's function; cached values of another identity are discarded
     """
 
@@ -98,6 +99,7 @@ class Metric:
     lower_is_better: bool = False
     by_default: bool = True
     stored: bool = False
+    neighbours: tuple[int, int] = (0, 0)
     identity: str = ""
 
     @classmethod

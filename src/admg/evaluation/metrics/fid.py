@@ -85,11 +85,10 @@ def frechet_infinite(parts: Sequence[Moments], reference: Gaussian, error: float
     Raises ValueError if the number of groups is odd, there are fewer than 4 samples, or the dimensions differ.
     """
     target, count = Target(reference), sum(part.count for part in parts)
-    if len(parts) % 2 or count < 4:
-        raise ValueError(
-            f"extrapolating FID needs at least 4 samples, got {count}, and an even number of groups, got {len(parts)}"
-            f"groups"
-        )
+    if count < 4:
+        raise ValueError(f"extrapolating FID needs at least 4 samples, got {count}")
+    if len(parts) % 2:
+        raise ValueError(f"extrapolating FID needs an even number of groups, got {len(parts)}")
     blocks = [b for b in range(1, len(parts)) if len(parts) % b == 0 and (b <= 2 or count / b >= MIN_SAMPLES)]
     means = [np.mean([target.distance(block) for block in block_gaussians(parts, b)]) for b in blocks]
     _, value = np.polyfit(np.array(blocks) / count, means, 1)  # a block has N/b samples
@@ -150,8 +149,10 @@ def _distance(inputs: Inputs, spatial: bool) -> Estimate:
 def _extrapolated(inputs: Inputs, spatial: bool) -> Estimate:
     if isinstance(inputs.samples.gaussian_or_features(spatial), Gaussian):
         raise ValueError("FID of stored statistics cannot be extrapolated to infinitely many samples")
-    error = inputs.once(_distance, spatial).error
-    return frechet_infinite(inputs.once(_parts, spatial), inputs.once(_reference, spatial), error)
+    error, parts = inputs.once(_distance, spatial).error, inputs.once(_parts, spatial)
+    if len(parts) % 2:  # fewer samples than groups, one in each
+        parts = [*parts[:-2], Moments.join(parts[-2:])]
+    return frechet_infinite(parts, inputs.once(_reference, spatial), error)
 
 
 def _reference(inputs: Inputs, spatial: bool) -> Gaussian:

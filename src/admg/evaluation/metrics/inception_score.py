@@ -7,6 +7,8 @@ import math
 import numpy as np
 from jaxtyping import Float
 
+from admg.config import check_integer
+
 from .base import Inputs, Metric
 from .intervals import Estimate
 from .statistics import check_features
@@ -25,8 +27,7 @@ def inception_score(probabilities: Float[np.ndarray, "n k"], split_size: int = S
     Raises ValueError if there are fewer than 2 samples, or if they are not finite or not probabilities.
     """
     check_features(probabilities, "samples")
-    if split_size < 1:
-        raise ValueError(f"split_size must be at least 1, got {split_size}")
+    check_integer("split_size", split_size)
     starts = range(0, len(probabilities), split_size)
     parts = [_part(_softmax(rows) if logits else _checked(rows))
              for rows in (probabilities[i : i + split_size] for i in starts)]  # fmt: skip

@@ -19,6 +19,7 @@ from .base import Inputs, Metric
 from .intervals import GROUPS, HALVES, Estimate, draw_groups, draw_halves, jackknife
 from .statistics import Features, check_features, check_same_dim
 
+K, K_DENSITY = 3, 5  # of the papers
 ENTRIES = 3 << 20  # distances per block, in float64: 24 MiB, which malloc reuses
 SLACK = 1e-12  # added to squared radii, relative to the largest squared norm: well above the products' rounding
 MARGIN = 1.2  # factor on the variance of recall, for differences of halves and the whole; see docs/results.md
@@ -81,8 +82,8 @@ def density_coverage(samples: Features, reference: Features, k: int = 5) -> Dens
 def prdc(
     samples: Features,
     reference: Features,
-    k: int = 3,
-    k_density: int = 5,
+    k: int = K,
+    k_density: int = K_DENSITY,
     seed: int = 0,
     groups: int = GROUPS,
     device: torch.device | str = "cpu",
@@ -298,7 +299,8 @@ def _manifold(inputs: Inputs) -> Manifold:
     return prdc(inputs.samples.features, inputs.reference.features, seed=inputs.seed, groups=groups)
 
 
-PRECISION = Metric("precision", lambda inputs: inputs.once(_manifold).precision)
-RECALL = Metric("recall", lambda inputs: inputs.once(_manifold).recall)
-DENSITY = Metric("density", lambda inputs: inputs.once(_manifold).density)
-COVERAGE = Metric("coverage", lambda inputs: inputs.once(_manifold).coverage)
+NEIGHBOURS = (K, K_DENSITY)  # all four metrics are computed in one pass
+PRECISION = Metric("precision", lambda inputs: inputs.once(_manifold).precision, neighbours=NEIGHBOURS)
+RECALL = Metric("recall", lambda inputs: inputs.once(_manifold).recall, neighbours=NEIGHBOURS)
+DENSITY = Metric("density", lambda inputs: inputs.once(_manifold).density, neighbours=NEIGHBOURS)
+COVERAGE = Metric("coverage", lambda inputs: inputs.once(_manifold).coverage, neighbours=NEIGHBOURS)
