@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -175,7 +174,7 @@ def test_labels_of_samplers(tiny_model):
                        ([0, 1, -5], "-1 for images without a label, got -5")):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             final(y)
-    noise = dataclasses.replace(model.diffusion, variance="fixed_small")
+    noise = admg.Diffusion(model.diffusion.schedule, "eps", "fixed_small")
     unconditional = admg.Model(Darker(), noise, (1, 8, 8))
     for guide in (None, guidance.AutoGuidance(unconditional, 2.0)):
         with pytest.raises(ValueError, match="y would have no effect"):

@@ -98,7 +98,7 @@ def model_of(mixture: Mixture, predict: str = "v") -> Model:
 def run(sampler, guide, top: float, predict: str = "v", clip: bool = False, model=None) -> list[samplers.Step]:
     model = model or model_of(replace(MIXTURE, alpha_bars=np.array([*BELOW, top])), predict)
     noise = lambda x, i: torch.randn(x.shape, generator=torch.Generator().manual_seed(i), dtype=x.dtype)  # noqa: E731
-    return list(sampler(model, X_T, y=Y, guide=guide, clip=clip, noise_sampler=noise))
+    return list(sampler(model, X_T, y=Y if model.conditional else None, guide=guide, clip=clip, noise_sampler=noise))
 
 
 def assert_same_first_step(name: str, pure: list[samplers.Step], limit: list[samplers.Step]) -> None:
