@@ -207,17 +207,23 @@ def test_settings_that_a_record_does_not_have_are_unset(capsys, command, tmp_pat
 def test_sheet_over_the_scale_of_cfg(capsys, command, expected, tmp_path, monkeypatch):
     drawn = []
 
-    def draw(columns, scales, names, title, option):
-        drawn.append((columns, scales, title, option))
+    def draw(columns, scales, names, title, option, guided):
+        drawn.append((columns, scales, title, option, guided))
         return Image.new("L", (1, 1))
 
     monkeypatch.setattr("admg.generation.scale_sheet.scale_sheet", draw)
     assert run(capsys, *command, "--scale", 2, "--sheet", "cfg=1,4")[0] == 0
-    ((one, four), scales, title, name), = drawn  # fmt: skip
-    assert (scales, name) == ([1, 4], "cfg") and "scale 2" in title and "cfg" not in title
+    ((one, four), scales, title, name, guided), = drawn  # fmt: skip
+    assert (scales, name, guided) == ([1, 4], "cfg", True) and "scale 2" in title and "cfg" not in title
     for column, scale in ((one, 1.0), (four, 4.0)):
         wanted = expected(lambda c, w=scale: guidance.ClassifierGuidance(c, 2.0) + guidance.ClassifierFreeGuidance(w))
         assert np.abs(column.astype(int) - wanted).max() <= 1
+    start = command.index("--classifier")
+    alone = [*command[:start], *command[start + 2 :]]
+    assert run(capsys, *alone, "--sheet", "cfg=1,4")[0] == 0  # without the classifier, as --cfg
+    (_, four), _, title, _, guided = drawn[-1]
+    assert np.abs(four.astype(int) - expected(lambda c: guidance.ClassifierFreeGuidance(4.0))).max() <= 1
+    assert not guided and "scale" not in title
 
 
 def test_titles_name_the_guide(own):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from admg.data import DataError, from_arrays, from_dataset
 from admg.data.classes import class_counts, describe_classes, empty_classes, with_classes
-from admg.data.stream import spread_batches
+from admg.data.stream import spread_batches, spread_indices
 
 
 def images(labels: object, **options: object):
@@ -78,3 +80,8 @@ def test_images_of_all_classes_are_measured_when_not_all_images_are():
     labels = torch.cat([y for _, y in spread_batches(ordered, 10, 3)])
     assert labels.bincount().tolist() == [2] * 5
     assert torch.cat([y for _, y in spread_batches(ordered, 1000, 30)]).tolist() == ordered.labels.tolist()
+    found = spread_indices(10_000, 1000)  # of samples, whose labels recur in a cycle
+    assert found == spread_indices(10_000, 1000) and [index // 10 for index in found] == [*range(1000)]
+    shares = np.bincount([index % 10 for index in found], minlength=10)
+    assert np.abs(shares - 100).max() < 5 * math.sqrt(1000 * 0.1 * 0.9)  # binomial
+    assert spread_indices(7, 7) == spread_indices(7, 9) == range(7) and spread_indices(7, 1)[0] in range(7)

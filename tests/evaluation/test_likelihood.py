@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from admg.checkpoints.labels import Labels
 from admg.checkpoints.model import Model
 from admg.data import open as open_dataset
+from admg.data.stream import spread_indices
 from admg.diffusion.gaussian import Diffusion
 from admg.diffusion.schedule import NoiseSchedule
 from admg.evaluation.likelihood import BitsPerDim, bits_per_dim, gather, terms
@@ -228,7 +229,7 @@ def test_the_command_reports_the_terms(capsys, command, tiny_model, digits, tmp_
     assert code == 0, err
     report = json.loads((out / "nll.json").read_text())
     dataset = open_dataset(digits, 8)
-    numbers = [i * len(dataset) // 6 for i in range(6)]
+    numbers = list(spread_indices(len(dataset), 6))
     expected = bits_per_dim(tiny_model.respace(5), dataset.batch(numbers)[0], images=numbers)
     assert np.allclose(report["total_by_image"], expected.total, rtol=1e-3)
     total = report["bits_per_dim"]["total"]

@@ -45,6 +45,7 @@ def steps(count: int) -> Denoising:
 @pytest.mark.thorough
 def test_frames_and_their_times(tmp_path):
     made = steps(100)
+    assert [made.title(i) for i in (0, 50, 99)] == ["99→98", "49→48", "0→0"]
     assert made.some(3) == [0, 50, 99] and made.some(200) == [*range(100)] and steps(1).some(9) == [0]
     pictures = frames(made, ["a", "b"])
     assert len(pictures) == 60 and len({picture.size for picture in pictures}) == 1

@@ -38,9 +38,7 @@ def config(address):
     return httpx.get(f"{address}/config").json()
 
 
-@pytest.mark.parametrize(
-    ("there", "status"), [(False, "Unknown run 'begun'."), (True, "no training has started")]
-)
+@pytest.mark.parametrize(("there", "status"), [(False, "Unknown run 'begun'."), (True, "no training has started")])
 def test_a_run_that_the_page_does_not_list_yet(address, config, runs, there, status):
     """A training was started while the page looked at another run, which lists the runs without the new one."""
     if there:

@@ -11,6 +11,7 @@ from helpers import TRUNK, randomised, refused
 
 import admg
 from admg.data import from_arrays, from_dataset
+from admg.data.stream import spread_indices
 from admg.evaluation import features
 from admg.models import SuperResConfig, SuperResUNet
 from admg.training import DiffusionTask, EvaluationConfig, TrainConfig, UpsamplerTask
@@ -58,8 +59,9 @@ def test_labels_of_any_data_set_and_images_without_a_label(tiny_model, network):
     x = torch.from_numpy(PIXELS).permute(0, 3, 1, 2)
     data = from_dataset(torch.utils.data.TensorDataset(x, torch.arange(24) % 2))
     drawn = FrechetDistance(1, data, 4, features.load(network)).draw(DiffusionTask(tiny_model), tiny_model)
-    expected = admg.sample(tiny_model, [0, 0, 0, 0], steps=25, precision="auto", progress=False)
-    assert np.array_equal(drawn, expected.images)  # of images 0, 6, 12, 18
+    labels = [number % 2 for number in spread_indices(24, 4)]
+    expected = admg.sample(tiny_model, labels, steps=25, precision="auto", progress=False)
+    assert np.array_equal(drawn, expected.images)
     some = from_arrays(PIXELS, [0] * 24)
     some.labels[12:] = -1
     drawn = FrechetDistance(1, some, 2, features.load(network)).draw(DiffusionTask(tiny_model), tiny_model)
@@ -74,7 +76,7 @@ def test_an_upsampler_enlarges_small_copies_of_training_images(network):
     model = admg.Model(module, PROCESS.build(), (1, 8, 8), admg.Labels(2), PROCESS)
     task, data = UpsamplerTask(model, 4), from_arrays(PIXELS, LABELS)
     drawn = FrechetDistance(1, data, 3, features.load(network)).draw(task, model)
-    x, y = data.batch([0, 8, 16])
+    x, y = data.batch(spread_indices(len(data), 3))
     small = torch.nn.functional.interpolate(x, 4, mode="area")
     expected = admg.sample(model, y.tolist(), low_res=small, steps=25, precision="auto", progress=False)
     assert np.array_equal(drawn, expected.images)

@@ -86,6 +86,7 @@ def test_ten_infinite_steps_bring_the_run_back_with_half_the_rate(digits, tmp_pa
     assert checkpointing.read(checkpointing.saved_checkpoints(tmp_path)[-1])["learner"]["lr_factor"] == 0.5
     resumed = begin(digits, tmp_path, steps=18)
     assert [step["lr"] for step in resumed] == [0.5 * training.config.lr]
+    assert [step["lr"] for step in begin(digits, tmp_path, steps=19, lr=1e-4)] == [1e-4]  # chosen anew
 
 
 @pytest.mark.thorough

@@ -96,6 +96,16 @@ def test_rows_of_steps_that_are_repeated_are_dropped_and_so_is_a_row_that_was_cu
     assert len(csv_rows(tmp_path)) == len(json_rows(tmp_path)) == 1
 
 
+def test_a_slow_step_counts_by_its_duration(tmp_path):
+    """Nine steps of 0.1 s, and one of 4.1 s of which 4 s are waiting: 160 images in 5 s."""
+    tracker = Tracker(tmp_path, 0)
+    for seconds, waited in [(0.1, 0.0)] * 9 + [(4.1, 4.0)]:
+        tracker.add({"images_per_second": 16 / seconds, "data_wait": waited / seconds})
+    tracker.write_row(10, 160)
+    (row,) = json_rows(tmp_path)
+    assert row["images_per_second"] == pytest.approx(32) and row["data_wait"] == pytest.approx(0.8)
+
+
 def test_a_row_has_means_over_its_steps_and_the_last_memory(tmp_path):
     tracker = Tracker(tmp_path, 0)
     for loss, memory in ((1.0, 5.0), (3.0, 7.0)):

@@ -17,6 +17,7 @@ from torch import nn
 
 import admg
 from admg.data import from_arrays
+from admg.data.stream import spread_indices
 from admg.models import SuperResConfig, SuperResUNet
 from admg.training import DiffusionTask, TrainConfig, UpsamplerTask
 from admg.training.held_out import ClassifierValidationConfig, ValidationConfig, divide, open_validation
@@ -76,7 +77,7 @@ def test_the_loss_is_the_mean_square_at_each_level_and_does_not_depend_on_the_ba
     data, process = from_arrays(PIXELS, [0, 1] * 20), task.model.diffusion
     model = task.as_model(task.network, {})
     found = losses_by_level(model, data, 7)
-    x, y = data.batch([i * 40 // 7 for i in range(7)])
+    x, y = data.batch(spread_indices(40, 7))
     sums = dict.fromkeys(evenly_spaced_timesteps(50), 0.0)
     for i in range(7):
         noise = admg.diffusion.SeededNoise(0, [i])
@@ -99,7 +100,7 @@ def test_an_upsampler_is_given_the_small_copy():
     task = UpsamplerTask(model, 4)
     data = from_arrays(PIXELS, [0, 1] * 20)
     found = losses_by_level(model, data, 1, task.shrink)
-    x, y = data.batch([0])
+    x, y = data.batch(spread_indices(40, 1))
     noise = admg.diffusion.SeededNoise(0, [0])
     for t, loss in found.items():
         eps = noise(x, t)

@@ -27,7 +27,7 @@ class Options:
     images: a folder of images or IDX files, or an .npz, similar to the training data
     flags: flags as given to guided-diffusion's scripts, to check
     image_size: side of the images in pixels (default: that of the flags, of the images, or of the weights)
-    num: number of images, spread evenly over all
+    num: number of images, spread over all
     unconditional: do not condition the network on the labels of the images
     exhaustive: try all combinations first, which is several times slower
     seed: seed of the noise

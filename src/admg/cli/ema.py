@@ -49,7 +49,7 @@ class Options:
     overwrite: replace models of other runs or steps in OUT, and their samples
     reference: an .npz, a folder of images, or a data set to compare samples with (default: no comparison)
     num: number of samples per length
-    num_reference: number of reference images, spread evenly over all (default: all)
+    num_reference: number of reference images, spread over all (default: all)
     metrics: metrics as for admg evaluate (default: {",".join(METRICS)}, where possible)
     no_interval: do not compute 95 % intervals
     split: part of the reference data, if they have both

@@ -32,8 +32,8 @@ class Options:
     metrics: metrics to compute, from fid, sfid, is, kid, precision, recall, density, coverage and accuracy, or
         file.py:name of a function of two arrays of features (default: all that can be computed)
     classifier: classifier for the label accuracy: name or folder of a noisy classifier, or file.py:name
-    num: number of samples, spread evenly over all (default: all)
-    num_reference: number of reference images, spread evenly over all (default: all)
+    num: number of samples, spread over all (default: all)
+    num_reference: number of reference images, spread over all (default: all)
     interval: compute 95 % confidence intervals
     infinite: add FID extrapolated to infinitely many samples
     seed: seed of the random groups used for intervals

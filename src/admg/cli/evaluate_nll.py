@@ -22,7 +22,7 @@ class Options:
 
     model: name or folder of a diffusion model
     data: a folder of images or IDX files, or an .npz
-    num: number of images, spread evenly over all
+    num: number of images, spread over all
     unconditional: do not condition the network on the labels of the data
     steps: number of steps, or a respacing such as ddim50 (default: every step of the process)
     seed: seed of the noise; image i of a seed always has the same noise

@@ -25,8 +25,8 @@ class Options:
 
     samples: an .npz (arr_0) or a folder of images
     training: training images: a folder, IDX files or an .npz
-    num: number of samples, spread evenly over all
-    num_training: number of training images to search, spread evenly over all (default: all)
+    num: number of samples, spread over all
+    num_training: number of training images to search, spread over all (default: all)
     k: number of training images per sample
     closest: show the samples that are closest to a training image
     out: PNG file of the picture

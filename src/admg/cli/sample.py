@@ -90,7 +90,7 @@ class UpsamplerOptions:
 class DenoisingOptions:
     """Denoising. Pictures of the denoising of the first images, at most 8, which are sampled a second time.
 
-    animate: write OUT/denoising.gif or .mp4: x_t and the predicted image at every step; mp4 needs ffmpeg
+    animate: write OUT/denoising.gif or .mp4: x and the predicted image of at most 60 steps; mp4 needs ffmpeg
     trajectory: write OUT/trajectory.png: nine steps of each image side by side
     """
 
@@ -160,7 +160,13 @@ class Options:
 def run(options: Options) -> None:
     sheet = parse_sheet(options.sheet) if options.sheet else None
     model = as_model(options.model)
-    guides = options.guidance.load(model, options.model, keep_classifier=sheet is not None and sheet[0] == "scale")
+    varied = sheet[0] if sheet is not None else ""
+    guides = options.guidance.load(
+        model,
+        options.model,
+        default_scale=0.0 if varied == "cfg" else None,  # as --cfg, it replaces the classifier
+        keep_classifier=varied == "scale",
+    )
     recipe = options.sampling.recipe(guides.build(), model=options.model)
     init, (labels, num) = options.start.load(model), options.chosen(model, guides)
     options.sampling.to_device(model, guides)

@@ -49,7 +49,7 @@ class Options:
     out: folder of the cells, sweep.csv, table.md and curves.png
     dry_run: print the cells and the number of missing samples, and exit
     reference: an .npz, a folder of images, or a data set
-    num_reference: number of reference images, spread evenly over all (default: all)
+    num_reference: number of reference images, spread over all (default: all)
     label_classifier: classifier for the label accuracy: name or folder of a noisy classifier, or file.py:name
     metrics: metrics as for admg evaluate (default: {",".join(METRICS)}, where possible)
     no_interval: do not compute 95 % intervals

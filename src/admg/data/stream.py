@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from .dataset import Batch, ImageDataset
 from .errors import DataError
 from .sampling import ClassSampling, UniformOrder, WeightedOrder
@@ -55,17 +57,22 @@ def evaluation_batches(dataset: ImageDataset, batch_size: int) -> Iterator[Batch
 
 
 def spread_batches(dataset: ImageDataset, num: int, batch_size: int) -> Iterator[Batch]:
-    """Return `num` images spread evenly over the data set, or all if there are fewer, without augmentation.
-
-    Folders are ordered by class: the first images would all be of the first class.
-    """
-    chosen = evenly_spaced_indices(len(dataset), num)
+    """Return `num` images spread over the data set, or all if there are fewer, without augmentation."""
+    chosen = spread_indices(len(dataset), num)
     return (dataset.batch(chosen[start : start + batch_size]) for start in range(0, len(chosen), batch_size))
 
 
-def evenly_spaced_indices(total: int, num: int) -> Sequence[int]:
-    """Return `num` indices spread evenly over 0 .. total-1, or all if there are fewer."""
-    return [i * total // num for i in range(num)] if num < total else range(total)
+def spread_indices(total: int, num: int) -> Sequence[int]:
+    """Return `num` indices, one at random from each of as many equal parts of 0 .. total-1, or all if there are fewer.
+
+    They are always the same ones. The first images of a folder would all be of its first class, and evenly spaced
+    images of samples, whose labels recur in a cycle, could all be of one class, too.
+    """
+    if num >= total:
+        return range(total)
+    bounds = np.arange(num + 1) * total // num
+    offsets = np.random.default_rng(0).random(num) * np.diff(bounds)
+    return [int(index) for index in bounds[:-1] + offsets.astype(np.int64)]
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ def evaluate(
         the network and the sources allow
     features: name of a feature network from features.NAMES, "file.py:name", or a module; see `features.load`
     label_classifier: a classifier for the label accuracy of samples with labels; see `load_label_classifier`
-    num, num_reference: numbers of images, spread evenly over all; by default all
+    num, num_reference: numbers of images, spread over all; by default all
     fit: how reference images of another size are fitted to that of the samples: "resize" or "pad"
     value_range: values of black and white in a folder of reference images; by default as `admg.data.open` finds them
     background: grey level behind transparent pixels of image files, and around padded reference images; by default

@@ -103,8 +103,8 @@ def neighbours(
     [10, 11, 12, 13]
 
     samples, training, features: see `evaluate`
-    num: number of samples, spread evenly over all
-    num_training: number of training images to search, spread evenly over all; by default all
+    num: number of samples, spread over all
+    num_training: number of training images to search, spread over all; by default all
     k: number of training images for each sample
     closest: whether to take the `num` samples closest to a training image
     fit, background, split, weights, batch_size, device, cache, progress: see `evaluate`

@@ -197,7 +197,7 @@ def nll(
 
     model: a model, its name or its folder
     data: a folder of images or IDX files, an .npz, or a data set in the size of the model
-    num: number of images, spread evenly over the data; None: all
+    num: number of images, spread over the data; None: all
     fit: fitting of images smaller than the model's: "resize" enlarges them, "pad" adds a border
     split: "train" or "test", of data that have both
     value_range: values of black and white; by default as in training, if that is known, or as `admg.data.open` finds

@@ -21,6 +21,7 @@ from admg.data.dataset import Fit
 from admg.data.errors import listed
 from admg.data.labelling import LabelSource
 from admg.data.members import ImagePath, open_image
+from admg.data.stream import spread_indices
 from admg.data.value_range import ValueRange
 from admg.generation.starts import TrainedReading, open_in_channels
 
@@ -62,7 +63,7 @@ def open_real_images(
 
     data: a folder of images or IDX files, an .npz, or a data set in the size of the model
     labels: labels of the model; None leaves the labels of the data out
-    num: number of images, spread evenly over the data set; None: all
+    num: number of images, spread over the data set; None: all
     fit: fitting of images smaller than the model's: "resize" enlarges them, "pad" adds a border
     split: "train" or "test", of data that have both
     value_range: values of black and white; by default as `admg.data.open` finds them, or as in training
@@ -94,7 +95,7 @@ def open_real_images(
             **trained.options,
         )
     total = len(dataset)
-    numbers = list(range(total)) if num is None or num >= total else [i * total // num for i in range(num)]
+    numbers = list(range(total) if num is None else spread_indices(total, num))
     if not isinstance(data, Dataset):
         check_images(path, dataset, numbers, fit)
     if labels is None or dataset.labels is None:

@@ -26,6 +26,7 @@ from admg.data.listing import Listing
 from admg.data.members import ImagePath
 from admg.data.scan import open_images
 from admg.data.sources import find_source
+from admg.data.stream import spread_indices
 from admg.data.transforms import Pixels, center_crop, pad
 from admg.data.value_range import ValueRange, check_array_8_bits
 from admg.generation.label_names import names_of_labels
@@ -137,7 +138,7 @@ class Source:
         return replace(self, size=size, fit=fit, decoding=decoding, statistics=None)  # which are of another size
 
     def subset(self, num: int | None) -> Source:
-        """Return the source with `num` images, spread evenly over all; None keeps all. Stored statistics do not change.
+        """Return the source with `num` images, spread over all; None keeps all. Stored statistics do not change.
 
         Raises ValueError if num < 2, or if there are only stored statistics.
         """
@@ -147,7 +148,7 @@ class Source:
             raise ValueError(f"{self.name} holds statistics but no images: {num} images cannot be chosen")
         if num is None or num >= len(self):
             return self
-        at = [i * len(self) // num for i in range(num)]
+        at = spread_indices(len(self), num)
         labels = None if self.labels is None else self.labels[at]
         return replace(self, numbers=[self.numbers[i] for i in at], labels=labels, statistics=None)
 

@@ -99,16 +99,23 @@ def captioned(image: UInt8[np.ndarray, "h w c"], text: str, width: int = 96) -> 
 
 
 def scale_sheet(
-    columns: Sequence[ImageArray], scales: Sequence[float], names: Sequence[str], title: str, option: str = "scale"
+    columns: Sequence[ImageArray],
+    scales: Sequence[float],
+    names: Sequence[str],
+    title: str,
+    option: str = "scale",
+    guided: bool = False,
 ) -> Image.Image:
     """Return a sheet whose columns are guidance scales and whose rows are the images of a seed.
 
     columns: for each scale, the images of the same seed, uint8 (N, H, W, C)
     names: label name of each image
     option: name of the scale, "scale" for the classifier's or "cfg" for that of classifier-free guidance
+    guided: whether there is other guidance, so that images at scale 0 are not unguided
     """
     rows = [[column[i : i + 1][0] for column in columns] for i in range(columns[0].shape[0])]
-    titles = [f"{option} {scale:g}" if scale or option != "scale" else "unguided" for scale in scales]
+    named = guided or option != "scale"
+    titles = [f"{option} {scale:g}" if scale or named else "unguided" for scale in scales]
     return sheet(rows, row_titles=names, column_titles=titles, title=title, cell=96)
 
 

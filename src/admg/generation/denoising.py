@@ -35,10 +35,10 @@ DURATION, LAST_FRAME_DURATION = 4.0, 1.5
 
 @dataclass
 class Denoising:
-    """The steps of some images: x_t after each step, and the image predicted in it.
+    """The steps of some images: x after each step, and the image that was predicted in it.
 
     x, x0: (N, H, W, C) per step
-    t: timestep that the network was given, per step
+    t: timestep before the step, which the network was given, per step
     """
 
     x: list[UInt8[np.ndarray, "n h w c"]] = field(default_factory=list)
@@ -49,6 +49,11 @@ class Denoising:
         self.x.append(to_uint8(step.x))
         self.x0.append(to_uint8(step.x0))
         self.t.append(float(step.t))
+
+    def title(self, i: int) -> str:
+        """Return the timesteps before and after a step, `50→25`; the last step leads to the image, t = 0."""
+        after = self.t[i + 1] if i + 1 < len(self.t) else 0
+        return f"{self.t[i]:.0f}→{after:.0f}"
 
     def some(self, most: int) -> list[int]:
         """Return the indices of at most `most` evenly spaced steps, including the first and the last."""
@@ -72,7 +77,7 @@ def generate_denoising(
 
     The arguments are those of generate(), and the images are the same ones, at most 8.
 
-    animate: write denoising.gif or denoising.mp4: x_t and the predicted image of every step
+    animate: write denoising.gif or denoising.mp4: x and the predicted image at each step, at most 60
     trajectory: write trajectory.png: for each image some steps side by side
 
     Raises ValueError if neither is chosen, or if there is no program that writes MP4 files.
@@ -96,10 +101,10 @@ def generate_denoising(
 
 
 def frames(steps: Denoising, names: Sequence[str]) -> list[Image.Image]:
-    """Return the pictures of an animation, all of one size: x_t above the predicted image."""
+    """Return the pictures of an animation, all of one size: x after the step above the predicted image."""
     drawn = [
-        sheet([steps.x[i], steps.x0[i]], row_titles=("x_t", "predicted x0"), column_titles=names,
-              title=f"t = {steps.t[i]:.0f}", cell=96)
+        sheet([steps.x[i], steps.x0[i]], row_titles=("x", "predicted x0"), column_titles=names,
+              title=f"t: {steps.title(i)}", cell=96)
         for i in steps.some(MAX_FRAMES)
     ]  # fmt: skip
     size = max(frame.width for frame in drawn), max(frame.height for frame in drawn)
@@ -107,11 +112,11 @@ def frames(steps: Denoising, names: Sequence[str]) -> list[Image.Image]:
 
 
 def trajectory_picture(steps: Denoising, names: Sequence[str], title: str) -> Image.Image:
-    """Return a picture with two rows for each image, x_t and the predicted image, and a column for some steps."""
+    """Return a picture with two rows for each image, x after the step and the predicted image, and some steps."""
     chosen = steps.some(COLUMNS)
     rows = [[kind[i][n] for i in chosen] for n in range(len(names)) for kind in (steps.x, steps.x0)]
     titles = [text for name in names for text in (name, "predicted x0")]
-    return sheet(rows, row_titles=titles, column_titles=[f"{steps.t[i]:.0f}" for i in chosen], title=title)
+    return sheet(rows, row_titles=titles, column_titles=[steps.title(i) for i in chosen], title=title)
 
 
 def padded(frame: Image.Image, size: tuple[int, int]) -> Image.Image:

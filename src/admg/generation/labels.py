@@ -172,6 +172,8 @@ def choose_labels(
         return [None] * (num or (len(label_list(labels)) if labels is not None else 8)), None
     if labels is not None and not (isinstance(labels, str) and labels in ("balanced", "random")):
         numbers = resolve_labels(model, guide, labels)
+        if num is not None and num < len(numbers):
+            warnings.warn(f"{num} images for {len(numbers)} labels: the last labels get none", stacklevel=3)
         return resolve_labels(model, guide, labels, num), label_record(numbers)
     num = num or (8 * table.count if table.count <= 20 else 64)
     if (labels or ("random" if num < table.count else "balanced")) == "balanced":

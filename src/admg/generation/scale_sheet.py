@@ -64,11 +64,12 @@ def generate_scale_sheet(
         Stage(out=Path(out), model=model, recipe=column, labels=numbers, table=table).try_out()
     folder = check_output_folder(out)
     drawn = [draw_samples(BatchSampler(respaced, column), numbers, Inputs(), progress=progress) for column in recipes]
+    others = guides.without(option).build()
     if title is None:
-        rest = dataclasses.replace(recipe, guide=guides.without(option).build())
+        rest = dataclasses.replace(recipe, guide=others)
         title = ", ".join(text for text in (name_of(model), rest.title) if text)
     images = [samples.images for samples in drawn]
     path = folder / "scale-sheet.png"
     names = [label_title(name, label) for name, label in zip(drawn[0].label_names, numbers)]
-    save_png(scale_sheet(images, scales, names, title, option), path)
+    save_png(scale_sheet(images, scales, names, title, option, others is not None), path)
     return path

@@ -111,12 +111,13 @@ def search_steps(measure: Distance, count: int) -> Iterator[FoundSteps]:
     Raises ValueError if the model has fewer than `count` steps.
     """
     schedule = measure.sampler.model.diffusion.schedule
+    tried = len(measure.errors)  # for other numbers of steps
     known = {name: tuple(schedule.indices(name)) for name in (f"{spacing}{count}" for spacing in STARTS)}
     start = min(known, key=lambda name: measure(known[name]))
     best, damping = known[start], 0.1
 
     def found() -> FoundSteps:
-        return FoundSteps(best, measure(best), start, measure(known[start]), len(measure.errors))
+        return FoundSteps(best, measure(best), start, measure(known[start]), len(measure.errors) - tried)
 
     for _ in range(MAX_ROUNDS):
         here, residual = best, measure.residual(best)

@@ -16,7 +16,7 @@ from admg.checkpoints.model import Model
 from admg.config import check, check_used, setting
 from admg.data import ImageDataset
 from admg.data.split import subset
-from admg.data.stream import evenly_spaced_indices
+from admg.data.stream import spread_indices
 from admg.evaluation import features
 from admg.evaluation.features import FeatureNetwork
 from admg.evaluation.features.base import check_channels
@@ -53,7 +53,7 @@ class EvaluationConfig:
 
 @dataclass(eq=False)
 class FrechetDistance:
-    """Measures the distance of samples to at most 10,000 training images, spread evenly over all.
+    """Measures the distance of samples to at most 10,000 training images, spread over all.
 
     Samples have the labels of training images, in proportion to their number, and an upsampler enlarges small copies of
     training images. Their noise is always the same, which makes distances comparable from step to step; with few
@@ -84,8 +84,9 @@ class FrechetDistance:
         return {name: self.target.distance(Gaussian.of(found.features))}
 
     def draw(self, task: Any, model: Model) -> UInt8[np.ndarray, "n h w c"]:
-        """Return samples with the labels of training images that are spread evenly over all."""
-        at = [i * len(self.images) // self.num for i in range(self.num)]
+        """Return samples with the labels of training images that are spread over all."""
+        count = len(self.images)
+        at = spread_indices(count, self.num) if self.num < count else [i * count // self.num for i in range(self.num)]
         labels, low_res = getattr(self.images, "labels", None), None
         if model.upsamples or not isinstance(labels, np.ndarray):
             parts = [self.images.batch(at[i : i + READ_BATCH_SIZE]) for i in range(0, len(at), READ_BATCH_SIZE)]
@@ -100,7 +101,7 @@ class FrechetDistance:
     @cached_property
     def target(self) -> Target:
         """The Gaussian of the features of training images; features are kept for the next run."""
-        chosen = subset(self.images, list(evenly_spaced_indices(len(self.images), MAX_REFERENCE_IMAGES)))
+        chosen = subset(self.images, list(spread_indices(len(self.images), MAX_REFERENCE_IMAGES)))
         found = extract(source_from_dataset(chosen, "the training images"), self.network, cache_path(True))
         return Target(Gaussian.of(found.features))
 

@@ -24,7 +24,7 @@ class ValidationConfig:
 
     val_data: validation images, in the layout of --data (default: the test split of IDX files, else none)
     val_fraction: share of the training images of each class that is held out for validation instead
-    val_images: number of validation images, spread evenly over all
+    val_images: number of validation images, spread over all
     """
 
     val_data: str | None = setting(None, metavar="PATH")

@@ -66,7 +66,7 @@ def train_diffusion(
     objective: loss and share of labels that are dropped; see ObjectiveConfig
     validation: images for measuring the loss by noise level, or the share of the training images (a float below 1)
         that is held out for this
-    val_images: number of those images, spread evenly over all
+    val_images: number of those images, spread over all
     evaluation: measurement of the distance of samples to the training images; see EvaluationConfig
     init: model to start from: a name, folder or file of weights, or a loaded model. The run takes over its architecture
         and its process, and its weights as far as labels, channels and image size are the same; see transfer()
@@ -140,7 +140,7 @@ def train_classifier(
     diffusion: process that noises the images, which should be that of the model to be guided
     validation: images for measuring the accuracy, in addition to as many training images; or the share of the training
         images (a float below 1) that is held out for this. Classes are matched by name, and some may be missing
-    val_images: number of those images, spread evenly over all
+    val_images: number of those images, spread over all
     noised: False to train on clean images only, as a baseline: such a classifier guides badly
 
     Raises ValueError and OSError as `train_diffusion` does.

@@ -135,11 +135,15 @@ class Learner:
         """Return the state besides the network, its average and the optimiser."""
         parts = {"importance": self.importance, "scaler": self.scaler if self.scaler.enabled else None}
         state: dict[str, Any] = {name: part.state_dict() for name, part in parts.items() if part is not None}
-        return state | ({} if self.lr_factor == 1 else {"lr_factor": self.lr_factor})
+        return state | ({} if self.lr_factor == 1 else {"lr_factor": self.lr_factor, "lr": self.config.lr})
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Restore the result of `state`; entries without a counterpart in this run are ignored."""
-        self.lr_factor = float(state.get("lr_factor", 1.0))
+        """Restore the result of `state`; entries without a counterpart in this run are ignored.
+
+        The factor after a rollback belongs to the learning rate of that run: another one is used as it is given.
+        """
+        same_lr = state.get("lr", self.config.lr) == self.config.lr
+        self.lr_factor = float(state.get("lr_factor", 1.0)) if same_lr else 1.0
         if self.importance is not None and "importance" in state:
             self.importance.load_state_dict(state["importance"])
         if self.scaler.enabled and "scaler" in state:

@@ -139,7 +139,7 @@ class ClassifierTask:
     """A noisy classifier, learned by cross-entropy on images noised to a uniformly random timestep.
 
     validation: validation images (optional)
-    val_images: number of those images, spread evenly over all
+    val_images: number of those images, spread over all
     training: training images (optional), of which as many are also measured: a higher accuracy there is overfitting
     noised: False for a classifier of clean images, at timestep 0 alone
 

@@ -14,6 +14,8 @@ from .services import TolerantService
 
 LAST_VALUE_METRICS = {"memory_gib"}
 """Measurements for which a row has the last value instead of the mean."""
+RATES = {"images_per_second", "data_wait"}
+"""Measurements per time: in their mean a step counts by its duration, or few slow steps would hardly show."""
 
 
 class Tracker:
@@ -28,18 +30,20 @@ class Tracker:
         self.out, self.services = out, services
         self.log = Log(out, step)
         self.sums: dict[str, float] = defaultdict(float)
-        self.counts: dict[str, int] = defaultdict(int)
+        self.counts: dict[str, float] = defaultdict(float)
         self.metrics: dict[str, float] = {}
         self.latest: dict[str, float] = {}
 
     def add(self, measurements: Mapping[str, float]) -> None:
         """Add the measurements of one step to the means of the next row, except those that are not finite."""
+        duration = 1 / measurements.get("images_per_second", 1.0)  # all steps have as many images
         for name, value in measurements.items():
+            weight = duration if name in RATES else 1.0
             if name in LAST_VALUE_METRICS:
                 self.metrics[name] = value
             elif math.isfinite(value):
-                self.sums[name] += value
-                self.counts[name] += 1
+                self.sums[name] += weight * value
+                self.counts[name] += weight
 
     def add_metrics(self, metrics: Mapping[str, float]) -> None:
         """Add metrics, such as a validation loss, to the next row unchanged."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from admg.checkpoints.model import Model
 from admg.data import ImageDataset
-from admg.data.stream import evenly_spaced_indices
+from admg.data.stream import spread_indices
 from admg.diffusion.losses import loss_terms
 from admg.diffusion.noise import SeededNoise
 from admg.engine import memory
@@ -45,7 +45,7 @@ class ValidationLoss:
     every: number of steps between measurements
     held_out: images that the network is not trained on
     training: training images
-    num: number of images of each kind, spread evenly over all
+    num: number of images of each kind, spread over all
     """
 
     every: int
@@ -72,13 +72,13 @@ class ValidationLoss:
 def losses_by_level(model: Model, images: ImageDataset, num: int, shrink: Any = None) -> dict[int, float]:
     """Return the mean loss of some images at each noise level.
 
-    num: number of images, spread evenly over all
+    num: number of images, spread over all
     shrink: function that makes the low-resolution images of an upsampler
 
     Raises FloatingPointError if a loss is not finite.
     """
     device = model.device
-    chosen = evenly_spaced_indices(len(images), num)
+    chosen = spread_indices(len(images), num)
     sums = dict.fromkeys(evenly_spaced_timesteps(len(model.diffusion)), 0.0)
     size = memory.batch_size([model.network], model.shape, device)
     with evaluation_mode(model.network):

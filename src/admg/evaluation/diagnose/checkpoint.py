@@ -100,7 +100,7 @@ def diagnose_checkpoint(
     images: a folder of images or IDX files, or an .npz, similar to the training data
     flags: flags of guided-diffusion's scripts, to check
     image_size: side of the images in pixels; by default that of the flags, of the images, or of the weights
-    num: number of images, spread evenly over all
+    num: number of images, spread over all
     fit: fitting of images smaller than the model's: "resize" enlarges them, "pad" adds a border
     split: "train" or "test", of data that have both
     value_range: values of black and white; by default as in training, if that is known, or as `admg.data.open` finds
