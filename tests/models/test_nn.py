@@ -386,7 +386,7 @@ def test_labels_for_an_unconditional_network():
     "changes,message",
     [
         ({"channels": 48}, "every width .* multiple of 32 .*, got 48"),
-        ({"channel_mult": (1, 1.25)}, "every width .* multiple of 32 \(group norm\), got 40"),
+        ({"channel_mult": (1, 1.25)}, r"every width .* multiple of 32 \(group norm\), got 40"),
         ({"head_channels": 64}, "32 channels .* heads of 64"),
         ({"head_channels": 48, "channel_mult": (2, 2)}, "64 channels .* heads of 48"),
         ({"head_channels": -1}, "head_channels must be at least 0"),  # guided-diffusion's way to say "by count"
