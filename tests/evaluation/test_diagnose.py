@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +153,13 @@ def test_a_prediction_type_without_a_flag(tiny_model):
     found = dataclasses.replace(found, process=dataclasses.replace(found.process, predict="v"))
     (said,) = how_to_import(found, False, "x.pt")
     assert "No flags of guided-diffusion describe this" in said and "predict v" in said
+    network = openai.parse(RIGHT).network
+    process = DiffusionConfig(noise_schedule="cosine", diffusion_steps=4000, variance="learned_range")
+    found = dataclasses.replace(found, process=process, network=network)
+    _, command = how_to_import(found, False, "my model.pt")
+    *_, file, option, flags, out, name = shlex.split(command)
+    assert (file, option, out, name) == ("my model.pt", "--flags", "--out", "MODEL")
+    assert openai.parse(flags).network == network and openai.parse(flags).diffusion == process
 
 
 # -- candidates ------------------------------------------------------------------------------------------------------
