@@ -236,14 +236,14 @@ def check_value(name: str, value: Any, declared: Setting, hint: Any) -> None:
             raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {item!r}")
         if isinstance(item, int | float) and not isinstance(item, bool) and item not in range:
             raise ValueError(f"{name} must be {range}, got {item}")
-        if isinstance(item, float) and int in parts(hint) and float not in parts(hint):
+        if isinstance(item, float) and int in types_in(hint) and float not in types_in(hint):
             raise ValueError(f"{name} must be an integer, got {item}")
 
 
-def parts(hint: Any) -> set[Any]:
+def types_in(hint: Any) -> set[Any]:
     """Return the types in a type hint: {int, None} for `tuple[int, ...] | None`."""
     inner = get_args(hint)
-    return set().union(*map(parts, inner)) if inner and get_origin(hint) is not Literal else {hint}
+    return set().union(*map(types_in, inner)) if inner and get_origin(hint) is not Literal else {hint}
 
 
 def literals(hint: Any) -> tuple[Any, ...]:

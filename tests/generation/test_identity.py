@@ -85,16 +85,16 @@ def test_descriptions_are_json_and_differ_where_images_would(tiny_classifier, ti
 class Scaled(torch.nn.Module):
     """A network with a setting, and a buffer that state_dict() leaves out."""
 
-    def __init__(self, gain=1.0, offset=0.0):
+    def __init__(self, gain=1.0, offset=0.0, p=1.0):
         super().__init__()
-        self.gain = gain
+        self.gain, self.p = gain, p
         self.layer = torch.nn.Conv2d(1, 1, 3, padding=1)
         torch.nn.init.ones_(self.layer.weight)
         torch.nn.init.zeros_(self.layer.bias)
         self.register_buffer("offset", torch.tensor(offset), persistent=False)
 
     def forward(self, x, timesteps):
-        return torch.tanh(self.gain * self.layer(x) + self.offset)
+        return torch.tanh(self.gain * self.layer(x) + self.offset) ** self.p
 
 
 class Sigmoid(Scaled):
@@ -125,7 +125,7 @@ def circular(network):
 def test_networks_with_equal_weights_and_other_outputs_differ(tiny_model):
     """Neither a run nor a cached measurement of one of them is that of another."""
     noise = admg.Diffusion(admg.NoiseSchedule.linear(100), "eps", "fixed_small")
-    networks = [Scaled(), Scaled(gain=2.0), Scaled(offset=1.0), Sigmoid(), hooked(1.0), hooked(2.0),
+    networks = [Scaled(), Scaled(gain=2.0), Scaled(offset=1.0), Scaled(p=3.0), Sigmoid(), hooked(1.0), hooked(2.0),
                 tiny_model.network, circular(tiny_model.network)]  # fmt: skip
     networks += [torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1), after) for after in
                  (torch.nn.ReLU(), torch.nn.Tanh(), torch.nn.AvgPool2d(2), torch.nn.AvgPool2d(4))]  # fmt: skip

@@ -6,7 +6,7 @@ import warnings
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from admg.config import check, setting
 
@@ -68,21 +68,25 @@ class DataConfig:
 
     def open(self) -> Dataset:
         """Open the images. Raises DataError if they cannot be used."""
-        return open(
-            self.data,
-            self.image_size,
-            fit=self.fit,
-            crop=self.crop,
-            flip=self.flip,
-            channels=self.image_channels,
-            value_range=as_range(self.value_range),
-            frames=self.frames,
-            background=None if self.background is None else GREY_LEVELS[self.background],
-            split=self.split,
-            labels=self.labels,
-            strict=self.strict,
-            verify=self.verify,
-        )
+        return open(self.data, **self.options)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of `admg.data.open` for these images."""
+        return {
+            "image_size": self.image_size,
+            "fit": self.fit,
+            "crop": self.crop,
+            "flip": self.flip,
+            "channels": self.image_channels,
+            "value_range": as_range(self.value_range),
+            "frames": self.frames,
+            "background": None if self.background is None else GREY_LEVELS[self.background],
+            "split": self.split,
+            "labels": self.labels,
+            "strict": self.strict,
+            "verify": self.verify,
+        }
 
     def held_out(self, path: str | None = None) -> DataConfig | None:
         """Return the options of images for validation, fitted in the same way but without augmentation.

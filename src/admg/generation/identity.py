@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from admg.checkpoints.model import Classifier, Model
-from admg.checkpoints.networks import NOT_COMPARED, hooks_of, is_as_configured, unwrapped
+from admg.checkpoints.networks import hooks_of, is_as_configured, unwrapped
 from admg.checkpoints.weights import digest_of
 from admg.diffusion import Diffusion
 
@@ -218,7 +218,7 @@ def _network(network: Any, path: tuple[int, ...] = ()) -> dict[str, Any]:
     parts: dict[str, Any] = {}
     layers: dict[str, Any] = {}
     for name, part in network.named_modules():
-        settings = {key: value for key, value in vars(part).items() if key not in OF_MODULES | NOT_COMPARED}
+        settings = {key: value for key, value in vars(part).items() if key not in OF_MODULES}
         with _leniently():
             found = _named(type(part), path) | {key: _identify(value, path) for key, value in settings.items()}
             hooks = [_identify(hook, path) for hook in hooks_of(part)]

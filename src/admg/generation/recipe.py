@@ -21,7 +21,6 @@ from admg.engine.compiling import Compile
 from admg.engine.memory import in_batches
 from admg.engine.precision import Precision, resolve
 from admg.guidance import Bounded, Guide, Recorded
-from admg.guidance.base import reads_labels
 from admg.guidance.rows import batch_context
 from admg.samplers import NoiseSampler, Step
 
@@ -29,7 +28,7 @@ from .acceleration import batch_that_fits
 from .augmentation import augmented, check_level
 from .guide_specs import guide_title
 from .identity import identify_or_mark, identify_sampler
-from .labels import as_tensor
+from .labels import as_tensor, uses_labels
 from .modes import evaluation_mode
 from .pairing import check_guide, check_null_label, note_empty_intervals
 from .sampler_specs import find_sampler, sampler_name, set_options
@@ -198,12 +197,6 @@ class BatchSampler:
         else:
             yield from (make(slice(i, min(i + size, count))) for i in range(0, count, size))
 
-    @property
-    def uses_labels(self) -> bool:
-        """Whether the network or the guide uses labels. Those of an upsampler's small images may only be kept."""
-        guide, conditional = self.recipe.guide, self.model.conditional and not self.recipe.unconditional
-        return conditional or (guide is not None and reads_labels(guide))
-
     def draw(
         self,
         labels: Sequence[int | None],
@@ -238,6 +231,7 @@ class BatchSampler:
             model = dataclasses.replace(model, given={**model.given, **given})
         bounded = recipe.bounded_guide
         guide = None if bounded is None else Recorded(bounded)
+        used = uses_labels(model, recipe.guide, recipe.unconditional)  # an upsampler may only keep those of its images
         adapt_threads()
         start, total = batch.start, len(labels)
         if self.total not in (0, total):  # these are only the images from `first` on
@@ -246,7 +240,7 @@ class BatchSampler:
             steps = find_sampler(recipe.sampler)(
                 model,
                 x,
-                y=y.to(model.device) if self.uses_labels and (self.labelled or bool((y >= 0).any())) else None,
+                y=y.to(model.device) if used and (self.labelled or bool((y >= 0).any())) else None,
                 guide=guide,
                 noise_sampler=noise if inputs.noise_sampler is None else checked_noise(inputs.noise_sampler),
                 unconditional=recipe.unconditional,

@@ -85,9 +85,9 @@ class AutoGuidanceRun(Guidance):
         diffusion = state.diffusion
         if diffusion not in self.respaced:
             self.respaced[diffusion] = at_steps_of(diffusion, self.guide.bad_model)
-        bad_model = self.respaced[diffusion]
-        if given := getattr(state.model, "given", None):  # such as the small images of an upsampler's batch
-            bad_model = replace(cast(Any, bad_model), given=given)
+        bad_model: Any = self.respaced[diffusion]
+        if getattr(bad_model, "upsamples", False):  # the small images are those of the batch
+            bad_model = replace(bad_model, given=cast(Any, state.model).given)
         bad = bad_model.predict(state.x, state.index, state.model_y, clip=False)
         return away_from(state, bad, scale)
 

@@ -11,7 +11,6 @@ import torch
 
 from admg.data import DataConfig, DataError, Dataset, ImageDataset, from_dataset
 from admg.data import open as open_dataset
-from admg.data.config import GREY_LEVELS, as_range
 from admg.data.dataset import View
 from admg.data.decoding import Decoding
 from admg.data.labelling import LabelSource
@@ -37,7 +36,7 @@ def open_data(data: Data, unlabelled: bool = False, like: Decoding | None = None
     if unlabelled and data.labels not in ("auto", "none"):
         raise ValueError(f"unlabelled ignores labels, and cannot be combined with labels {data.labels}")
     data = dataclasses.replace(data, labels="none") if unlabelled else data
-    return data.open() if like is None else open_like(like, data.data, **options_of(data))
+    return data.open() if like is None else open_like(like, data.data, **data.options)
 
 
 def open_like(
@@ -62,14 +61,6 @@ def open_like(
             raise
         raise DataError(f"{error} (black and white are {found[0]:g} and {found[1]:g} in the training images)") from None
     return dataclasses.replace(opened, decoding=dataclasses.replace(opened.decoding, background=background))
-
-
-def options_of(config: DataConfig) -> dict[str, Any]:
-    """Return the options of `admg.data.open` for these images."""
-    options = {name: value for name, value in vars(config).items() if name not in ("data", "image_channels")}
-    background = None if config.background is None else GREY_LEVELS[config.background]
-    more = {"channels": config.image_channels, "value_range": as_range(config.value_range), "background": background}
-    return options | more
 
 
 def decoding_of(dataset: ImageDataset) -> Decoding | None:
