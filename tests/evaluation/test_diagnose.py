@@ -409,7 +409,7 @@ def test_bad_input_is_one_line(capsys, tiny_folders, digits, shipped_pt, tmp_pat
         ([shipped_pt, "--images", digits, "--image-size", 32], "8x8, smaller than the model's 32x32: choose --fit pad"),
         ([shipped_pt, "--images", digits, "--image-size", 30], "must be a positive multiple of 8"),
         ([shipped_pt, "--images", digits, "--flags", RIGHT, "--image-size", 64], "contradicts the flags"),
-        ([shipped_pt, "--images", digits, "--flags", RIGHT.replace("linear", "liner")], "must be linear or cosine"),
+        ([shipped_pt, "--images", digits, "--flags", f"{RIGHT} --noise_schedule liner"], "must be linear or cosine"),
         ([shipped_pt, "--images", digits, "--flags", RIGHT.replace("s 64", "s 32")], "--num_channels"),
         ([shipped_pt], "--images"),
     ]
