@@ -26,6 +26,8 @@ from admg.checkpoints.model import Model
 from admg.data import DataConfig, DataError, arrays, batches, members
 from admg.data import open as open_dataset
 from admg.data.members import Container, Part
+from admg.data.scan import PROBED
+from admg.data.spread import spread_indices
 from admg.data.tars import expand, index_path
 from admg.data.zips import list_zip
 from admg.diffusion.config import DiffusionConfig
@@ -137,6 +139,19 @@ def test_system_folders_of_archives_are_named(photos, tmp_path):
 
 
 PETS = [f"{part}/{name}/{i}.png" for part in ("train", "val") for name in ("cat", "dog") for i in range(2)]
+"""The first four are for training."""
+
+
+def described(names: list[str]) -> str:
+    return json.dumps({"labels": [[name, 9 - i] for i, name in enumerate(names)]})
+
+
+def listed_in_table(names: list[str]) -> str:
+    return "file_name,label\n" + "".join(f"{name},{9 - i}\n" for i, name in enumerate(names))
+
+
+WITHIN = [name.partition("/")[2] for name in PETS]
+"""The names relative to the part."""
 
 
 @pytest.mark.parametrize("pack", [zipped, tarred])
@@ -147,7 +162,14 @@ PETS = [f"{part}/{name}/{i}.png" for part in ("train", "val") for name in ("cat"
         (PETS, {}, {}),
         (PETS, {}, {"split": "test"}),
         ([name for name in PETS if "/cat/" in name], {}, {}),
-        (PETS, {"train/metadata.csv": "file_name,label\n" + "".join(f"{n[6:]},{i}\n" for i, n in enumerate(PETS))}, {}),
+        (PETS, {"train/metadata.csv": listed_in_table(WITHIN[:4])}, {}),
+        (PETS, {"metadata.csv": listed_in_table(PETS)}, {}),
+        (PETS, {"metadata.csv": listed_in_table(PETS)}, {"labels": "folders"}),
+        (PETS, {"dataset.json": described(PETS)}, {}),
+        (PETS, {"dataset.json": described(PETS)}, {"split": "test"}),
+        (PETS, {"dataset.json": described(PETS)}, {"labels": "folders"}),
+        (PETS, {"train/dataset.json": described(WITHIN[:4]), "val/dataset.json": described(WITHIN[4:])}, {}),
+        (PETS, {"train/dataset.json": described(WITHIN[:4]), "dataset.json": described(PETS[::-1])}, {}),
         (["a.png", "b.png"], {"metadata.csv": "file_name,label\na.png,x\nb.png,y\n"}, {}),
         (["s/a.png", "t/b.png"], {"metadata.csv": "file_name,label\ns/a.png,1\nt/b.png,0\n"}, {}),
         (["s/a.png", "t/b.png"], {"metadata.jsonl": '{"file_name": "s/a.png"}\n', "t/metadata.csv": "x"}, {}),
@@ -168,6 +190,28 @@ def test_parts_and_metadata_of_an_archive_are_those_of_the_folder(tmp_path, pack
     assert same(dataset, expected) and expected.label_names and dataset.numbered == expected.numbered
     notes = [str(note.message).partition(": ")[2] for note in caught]
     assert notes[:before] == notes[before:]
+
+
+@pytest.mark.parametrize("where", ["", "train/", "both"])
+@pytest.mark.parametrize("kind", ["dataset.json", "metadata.csv"])
+@pytest.mark.parametrize("pack", [None, zipped, tarred])
+def test_a_part_is_labelled_by_the_file_in_it_or_by_the_one_of_all_parts(tmp_path, pack, kind, where):
+    folder = tmp_path / "pets"
+    for i, name in enumerate(PETS):
+        save(folder / name, noise(8, 8, seed=i))
+    write = described if kind == "dataset.json" else listed_in_table
+    (folder / kind).write_text(write(PETS[::-1] if where else PETS))
+    if where:
+        (folder / "train" / kind).write_text(write(WITHIN[:4]))
+    if where == "train/":
+        (folder / kind).unlink()
+    path = folder if pack is None else pack(folder, tmp_path / ("a.zip" if pack is zipped else "a.tar"))
+    with pytest.warns(UserWarning, match="using the images in train, the split train"):
+        dataset = open_dataset(path, 8)
+    assert dataset.labels.tolist() == [9, 8, 7, 6]
+    with pytest.warns(UserWarning, match="using the images in train, the split train"):
+        dataset = open_dataset(path, 8, labels="folders")
+    assert dataset.label_names == ("cat", "dog") and dataset.labels.tolist() == [0, 0, 1, 1]
 
 
 def test_a_zip_with_backslashes(tmp_path):
@@ -263,7 +307,9 @@ def test_pictures_of_too_many_pixels_are_refused_wherever_they_are(tmp_path, kin
     """Also where no headers are read before training."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     names, path = [f"{i:02d}.png" for i in range(70)], tmp_path / f"d.{kind}"
-    contents = [png(noise(8, 8, seed=1))] * 69 + [png(noise(11, 12))]
+    contents = [png(noise(8, 8, seed=1))] * 70
+    unread = next(i for i in range(70) if i not in spread_indices(70, PROBED))
+    contents[unread] = png(noise(11, 12))
     if kind == "folder":
         path.mkdir()
         for name, content in zip(names, contents):
@@ -281,8 +327,8 @@ def test_pictures_of_too_many_pixels_are_refused_wherever_they_are(tmp_path, kin
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         dataset = open_dataset(path, 8, verify="none")
-        with pytest.raises(DataError, match=r"69\.png: it has 12x11 pixels, more than 0 million"):
-            dataset.batch([69])
+        with pytest.raises(DataError, match=rf"{unread}\.png: it has 12x11 pixels, more than 0 million"):
+            dataset.batch([unread])
 
 
 def test_members_with_extra_fields(tmp_path):

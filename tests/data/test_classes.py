@@ -10,7 +10,8 @@ import torch
 
 from admg.data import DataError, from_arrays, from_dataset
 from admg.data.classes import class_counts, describe_classes, empty_classes, with_classes
-from admg.data.stream import spread_batches, spread_indices
+from admg.data.spread import spread_indices
+from admg.data.stream import spread_batches
 
 
 def images(labels: object, **options: object):

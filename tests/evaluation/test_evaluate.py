@@ -21,7 +21,7 @@ from PIL import Image
 
 from admg.checkpoints.model import Classifier
 from admg.cli.main import main
-from admg.data.stream import spread_indices
+from admg.data.spread import spread_indices
 from admg.evaluation import features as networks
 from admg.evaluation.evaluate import choose_metrics, compute, evaluate, needs_features
 from admg.evaluation.features import extraction as features

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from admg.checkpoints.labels import Labels
 from admg.checkpoints.model import Model
 from admg.data import open as open_dataset
-from admg.data.stream import spread_indices
+from admg.data.spread import spread_indices
 from admg.diffusion.gaussian import Diffusion
 from admg.diffusion.schedule import NoiseSchedule
 from admg.evaluation.likelihood import BitsPerDim, bits_per_dim, gather, terms

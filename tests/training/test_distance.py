@@ -11,7 +11,7 @@ from helpers import TRUNK, randomised, refused
 
 import admg
 from admg.data import from_arrays, from_dataset
-from admg.data.stream import spread_indices
+from admg.data.spread import spread_indices
 from admg.evaluation import features
 from admg.models import SuperResConfig, SuperResUNet
 from admg.training import DiffusionTask, EvaluationConfig, TrainConfig, UpsamplerTask

@@ -13,7 +13,7 @@ from PIL import Image
 
 import admg
 from admg.data import DataConfig, DataError, from_arrays
-from admg.data.stream import spread_indices
+from admg.data.spread import spread_indices
 from admg.diffusion.losses import loss_terms
 from admg.generation.starts import trained_fit
 from admg.models import SuperResConfig, SuperResUNet, UNet, UNetConfig

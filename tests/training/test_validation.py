@@ -17,7 +17,7 @@ from torch import nn
 
 import admg
 from admg.data import from_arrays
-from admg.data.stream import spread_indices
+from admg.data.spread import spread_indices
 from admg.models import SuperResConfig, SuperResUNet
 from admg.training import DiffusionTask, TrainConfig, UpsamplerTask
 from admg.training.held_out import ClassifierValidationConfig, ValidationConfig, divide, open_validation

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 
 from .errors import DataError
 from .members import ImagePath, check_pixels, open_image
+from .spread import spread_indices
 from .transforms import Pixels
 from .value_range import (
     ValueRange,
@@ -262,15 +263,14 @@ def check_not_binary(paths: Sequence[ImagePath], what: object) -> None:
 
 
 def some_of(paths: Sequence[ImagePath], function: Callable[[Image.Image], T], most: int = PROBED) -> list[T]:
-    """Apply a function to some images, spread evenly over the files. Raises DataError if one cannot be read."""
-    count = min(most, len(paths))
+    """Apply a function to some images, spread over the files. Raises DataError if one cannot be read."""
 
     def read(path: ImagePath) -> T:
         with open_image(path) as image:
             return function(image)
 
     with ThreadPoolExecutor(4) as pool:  # Pillow decodes without Python's lock
-        return list(pool.map(read, [paths[i * len(paths) // count] for i in range(count)]))
+        return list(pool.map(read, [paths[i] for i in spread_indices(len(paths), most)]))
 
 
 def note_frames(files: Sequence[tuple[ImagePath, Kind]], what: object, channels: int | None = None) -> None:

@@ -69,11 +69,12 @@ def find_labels(
     root = listing.root
     if chosen == "auto" and any(isinstance(file, Member) and file.label is not None for file in files):
         return _stored(listing, [file.label if isinstance(file, Member) else None for file in files], files, order)
-    names = names_within(listing, files)
     if chosen == "json" or (chosen == "auto" and _has_description(listing)):
-        return _described(root / DESCRIPTION, _description(listing), names, order)
-    if chosen == "auto" and (labels_beside := _metadata_labels(listing, names)) is not None:
+        top = "" if listing.description is None else listing.description.top
+        return _described(root / DESCRIPTION, _description(listing), _names_below(listing, files, top), order)
+    if chosen == "auto" and (labels_beside := _metadata_labels(listing, files)) is not None:
         return _stored(listing, labels_beside, files, order)
+    names = names_within(listing, files)
     if chosen == "auto":
         chosen = recognise_source(root, names)
         if listing.unused and chosen != "folders":
@@ -89,16 +90,23 @@ def find_labels(
 
 
 def names_within(listing: Listing, files: Sequence[ImagePath]) -> list[str]:
-    """Return the names of files relative to the folder of their listing, or to the folder that an archive holds.
+    """Return the names of files relative to the folder that holds the data.
 
     In an archive of a folder, all names begin with the name of that folder; it is not a class if it has sub-folders.
     """
+    if listing.top is not None or listing.members is None:
+        return _names_below(listing, files, listing.top or "")
+    if (stated := listing.description or listing.metadata) is not None:
+        return _names_below(listing, files, stated.top)
+    return _names_below(listing, files, common_top(_names_below(listing, files)))
+
+
+def _names_below(listing: Listing, files: Sequence[ImagePath], top: str = "") -> list[str]:
+    """Return the names of files relative to a folder of their listing, with "/" at its end."""
     if listing.members is None:
-        return relative_names(listing.root, files)
-    names = [file.name for file in files if isinstance(file, Member)]
-    stated = listing.description or listing.metadata
-    top = common_top(names) if listing.top is None else listing.top
-    top = top if stated is None else stated.top
+        names = relative_names(listing.root, files)
+    else:
+        names = [file.name for file in files if isinstance(file, Member)]
     return [name.removeprefix(top) for name in names]
 
 
@@ -310,14 +318,14 @@ def _stored(
     return FoundLabels(numbers, names_for(numbers, order, root), numbered=order is None)
 
 
-def _metadata_labels(listing: Listing, names: Sequence[str]) -> list[int | str] | None:
+def _metadata_labels(listing: Listing, files: Sequence[ImagePath]) -> list[int | str] | None:
     """Return the labels in metadata.csv or metadata.jsonl, or None if there are none. Raises DataError."""
-    if listing.metadata is not None:
-        path = listing.root / f"{listing.metadata.top}{listing.metadata.name}"
-        return metadata_labels(path, listing.metadata.content, names)
+    if (stated := listing.metadata) is not None:
+        path = listing.root / f"{stated.top}{stated.name}"
+        return metadata_labels(path, stated.content, _names_below(listing, files, stated.top))
     beside = [] if listing.members is not None else [listing.root / name for name in METADATA]
     found = next((path for path in beside if path.is_file()), None)
-    return None if found is None else metadata_labels(found, found.read_bytes(), names)
+    return None if found is None else metadata_labels(found, found.read_bytes(), _names_below(listing, files))
 
 
 def _has_description(listing: Listing) -> bool:

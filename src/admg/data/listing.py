@@ -60,7 +60,7 @@ class Listing:
     members: members of archives by name, or None if these are files below the folder
     description: dataset.json of an archive
     metadata: metadata.csv or metadata.jsonl of an archive
-    top: folder in an archive that holds the data, with "/" at its end; None if it follows from the names
+    top: folder below the root that holds the data, with "/" at its end; None if it follows from the names
     unused: note on what is beside the images and may be meant as labels, but is not used; "" if there is nothing
     label_names: names of the numbers that are stored with the members, () if they have none
     kind: kind of the source, in words

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import DataError, listed
-from .listing import METADATA, Description, is_image, nfc
+from .listing import Description, nfc
 
 FILE_NAME = "file_name"
 """Column with the name of the image, relative to the folder."""
@@ -77,12 +77,15 @@ def note_columns(path: Path, columns: Sequence[str]) -> None:
         )
 
 
-def metadata_within(names: Sequence[str]) -> str | None:
-    """Return the metadata in an archive that lie in a folder that contains all images; None if there are none."""
-    found = [name for name in names if name.rpartition("/")[2] in METADATA]
-    images = [name for name in names if is_image(name)] if found else []
+def nearest(names: Iterable[str], kinds: Sequence[str], images: Sequence[str]) -> str | None:
+    """Return the file of one of these kinds in the innermost folder that contains all images; None without one.
+
+    names, images: files in an archive
+    kinds: names of files, such as METADATA
+    """
+    found = [name for name in names if name.rpartition("/")[2] in kinds]
     around = [name for name in found if all(image.startswith(_folder(name)) for image in images)]
-    return min(around, key=lambda name: (name.count("/"), name), default=None)
+    return min(around, key=lambda name: (-name.count("/"), name), default=None)
 
 
 def description_of(name: str, content: bytes | str) -> Description:

@@ -19,6 +19,7 @@ from .folder import ImageFile, check
 from .index import SMALLEST, read_index, write_index
 from .listing import DESCRIPTION, METADATA, ListedFile, Listing
 from .members import ImagePath
+from .spread import spread_indices
 
 Verify = Literal["full", "headers", "none"]
 TOGETHER = 32
@@ -84,7 +85,7 @@ def _assumed(listing: Listing, files: Sequence[ListedFile], progress: bool) -> d
     names = [file.name for file in files]
     chosen = names if listing.typed else [name for name in names if name.lower().endswith(endings)]
     others: dict[str, Checked] = {name: "its name does not have the ending of an image file" for name in names}
-    probes = [chosen[i * len(chosen) // PROBED] for i in range(PROBED)] if len(chosen) > PROBED else chosen
+    probes = [chosen[i] for i in spread_indices(len(chosen), PROBED)]
     read = _read(listing, probes, False, progress)
     last = next((entry for entry in read.values() if isinstance(entry, ImageFile)), None)
     for name in chosen:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-
-import numpy as np
 
 from .dataset import Batch, ImageDataset
 from .errors import DataError
 from .sampling import ClassSampling, UniformOrder, WeightedOrder
+from .spread import spread_indices
 from .workers import in_workers
 
 AUGMENTATION = 1
@@ -60,19 +59,6 @@ def spread_batches(dataset: ImageDataset, num: int, batch_size: int) -> Iterator
     """Return `num` images spread over the data set, or all if there are fewer, without augmentation."""
     chosen = spread_indices(len(dataset), num)
     return (dataset.batch(chosen[start : start + batch_size]) for start in range(0, len(chosen), batch_size))
-
-
-def spread_indices(total: int, num: int) -> Sequence[int]:
-    """Return `num` indices, one at random from each of as many equal parts of 0 .. total-1, or all if there are fewer.
-
-    They are always the same ones. The first images of a folder would all be of its first class, and evenly spaced
-    images of samples, whose labels recur in a cycle, could all be of one class, too.
-    """
-    if num >= total:
-        return range(total)
-    bounds = np.arange(num + 1) * total // num
-    offsets = np.random.default_rng(0).random(num) * np.diff(bounds)
-    return [int(index) for index in bounds[:-1] + offsets.astype(np.int64)]
 
 
 @dataclass(frozen=True)

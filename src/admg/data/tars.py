@@ -29,10 +29,10 @@ from .errors import DataError, listed
 from .generated import without_pictures
 from .listing import DESCRIPTION, METADATA, Listing, in_order, visible
 from .members import Container, StoredMember
-from .metadata import as_label, column_of, description_of, metadata_within
+from .metadata import as_label, column_of, description_of, nearest
 from .parts import of_split, top_of_part
 
-VERSION = 2
+VERSION = 3
 """Version of the index; other versions are rewritten."""
 NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")
 """A range in a pattern of names, such as {000..099}."""
@@ -59,14 +59,12 @@ class Content:
     """What admg reads of a tar; it is kept in the index.
 
     images: images, with the labels beside them
-    description: content of dataset.json, and its folder
-    metadata: content of metadata.csv and metadata.jsonl by name
+    described: content of dataset.json, metadata.csv and metadata.jsonl by name
     unused: content of a .json beside an image that holds no label, in words; "" if there is none
     """
 
     images: list[Row]
-    description: tuple[str, str] | None = None
-    metadata: dict[str, str] = field(default_factory=dict)
+    described: dict[str, str] = field(default_factory=dict)
     unused: str = ""
 
 
@@ -111,19 +109,20 @@ def list_tars(root: Path, tars: Sequence[Path], split: Split = "train", *, progr
 
 def _as_folder(listing: Listing, content: Content, split: Split) -> Listing:
     """Return the listing of tars with the part and the files of labels that a folder of these images would have."""
-    if content.description is not None:
-        text, folder = content.description
-        return replace(listing, description=description_of(f"{folder}{DESCRIPTION}", text))
     members = listing.members or {}
-    names = [*(member.name for member in members.values()), *content.metadata]
+    names = [*(member.name for member in members.values()), *content.described]
     labelled = any(member.label is not None for member in members.values())
     top = None if labelled else top_of_part(names, split, listing.root)
     if top is not None:
         members = {name: member for name, member in members.items() if member.name.startswith(top)}
         files = [file for file in listing.files if file.name in members]
         listing = replace(listing, members=members, files=files, top=top)
-    found = metadata_within([name for name in names if name.startswith(top or "")])
-    return listing if found is None else replace(listing, metadata=description_of(found, content.metadata[found]))
+    images = [member.name for member in members.values()]
+    if (found := nearest(content.described, [DESCRIPTION], images)) is not None:
+        return replace(listing, description=description_of(found, content.described[found]))
+    if (found := nearest(content.described, METADATA, images)) is not None:
+        return replace(listing, metadata=description_of(found, content.described[found]))
+    return listing
 
 
 def expand(pattern: str) -> list[Path]:
@@ -196,10 +195,8 @@ def _read(path: Path) -> Content:
                     raise DataError(f"{path} is truncated or damaged: {name} would end beyond the end of the file")
                 if PurePosixPath(name).suffix.lower() in Image.registered_extensions():
                     images.append((name, entry.offset_data, entry.size))
-                elif PurePosixPath(name).name == DESCRIPTION:
-                    content = replace(content, description=(_text(file, entry), name.removesuffix(DESCRIPTION)))
-                elif PurePosixPath(name).name in METADATA:
-                    content.metadata[name] = _text(file, entry)
+                elif PurePosixPath(name).name in (DESCRIPTION, *METADATA):
+                    content.described[name] = _text(file, entry)
                 elif ending in LABELS and entry.size <= MAX_LABEL_BYTES:
                     labels[key, ending] = _label(ending, _bytes(file, entry), f"{path}/{name}")
                     if ending == "json" and labels[key, ending] is None and not content.unused:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from .arrays import Split, check_bomb
 from .errors import DataError
 from .generated import without_pictures
-from .listing import DESCRIPTION, METADATA, Description, Listing, in_order, visible
+from .listing import DESCRIPTION, METADATA, Listing, in_order, is_image, visible
 from .members import Container, ZipMember
-from .metadata import description_of, metadata_within
+from .metadata import description_of, nearest
 from .parts import top_of_part
 
 READABLE = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -36,14 +36,14 @@ def list_zip(path: Path, split: Split = "train") -> Listing:
             for entry in entries.values():
                 _check(path, entry)
             names, left_out = visible(entries)
-            names = without_pictures(names)
-            descriptions = [name for name in entries if name.rpartition("/")[2] == DESCRIPTION]
-            if descriptions:
-                description = _described(file, entries, min(descriptions, key=lambda name: name.count("/")))
-            elif (top := top_of_part(names, split, path)) is not None:
-                names = [name for name in names if name.startswith(top)]
-            if description is None and (found := metadata_within(names)) is not None:
-                metadata = _described(file, entries, found)
+            every = without_pictures(names)
+            top = top_of_part(every, split, path)
+            names = [name for name in every if name.startswith(top or "")]
+            images = [name for name in names if is_image(name)]
+            if (found := nearest(every, [DESCRIPTION], images)) is not None:
+                description = description_of(found, file.read(entries[found]))
+            elif (found := nearest(every, METADATA, images)) is not None:
+                metadata = description_of(found, file.read(entries[found]))
     except DataError:
         raise
     except (*BROKEN, ValueError) as error:
@@ -59,10 +59,6 @@ def _by_name(entries: Sequence[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
     """Return members by their names, with "/" also if the zip, like those of old .NET tools, has only "\\"."""
     slashed = any("/" in entry.filename for entry in entries)
     return {entry.filename if slashed else entry.filename.replace("\\", "/"): entry for entry in entries}
-
-
-def _described(file: zipfile.ZipFile, entries: Mapping[str, zipfile.ZipInfo], name: str) -> Description:
-    return description_of(name, file.read(entries[name]))
 
 
 def _check(path: Path, entry: zipfile.ZipInfo) -> None:

@@ -21,7 +21,7 @@ from admg.data.dataset import Fit
 from admg.data.errors import listed
 from admg.data.labelling import LabelSource
 from admg.data.members import ImagePath, open_image
-from admg.data.stream import spread_indices
+from admg.data.spread import spread_indices
 from admg.data.value_range import ValueRange
 from admg.generation.starts import TrainedReading, open_in_channels
 

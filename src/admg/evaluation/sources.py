@@ -26,7 +26,7 @@ from admg.data.listing import Listing
 from admg.data.members import ImagePath
 from admg.data.scan import open_images
 from admg.data.sources import find_source
-from admg.data.stream import spread_indices
+from admg.data.spread import spread_indices
 from admg.data.transforms import Pixels, center_crop, pad
 from admg.data.value_range import ValueRange, check_array_8_bits
 from admg.generation.label_names import names_of_labels

@@ -16,7 +16,7 @@ from admg.checkpoints.model import Model
 from admg.config import check, check_used, setting
 from admg.data import ImageDataset
 from admg.data.split import subset
-from admg.data.stream import spread_indices
+from admg.data.spread import spread_indices
 from admg.evaluation import features
 from admg.evaluation.features import FeatureNetwork
 from admg.evaluation.features.base import check_channels

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from admg.checkpoints.model import Model
 from admg.data import ImageDataset
-from admg.data.stream import spread_indices
+from admg.data.spread import spread_indices
 from admg.diffusion.losses import loss_terms
 from admg.diffusion.noise import SeededNoise
 from admg.engine import memory
