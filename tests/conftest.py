@@ -41,7 +41,7 @@ def simple_pictures(monkeypatch):
         (folder / "README.md").write_text(MARK)
 
     monkeypatch.setattr("admg.training.trackers.plot_log", draw)
-    monkeypatch.setattr("admg.training.trainer.write_card", write)
+    monkeypatch.setattr("admg.training.run_models.write_card", write)
     monkeypatch.setattr("admg.training.tasks.DiffusionTask.preview", lambda *arguments: {})
 
 

@@ -113,7 +113,7 @@ def trials(kind: Kind, out: Path, count: int, seed: int) -> Iterator[tuple[str, 
 def simple_pictures(operations: Operations) -> None:
     """Draw empty curves, cards and previews, each with the file operations of the real ones, which take far longer."""
     from admg.files import atomic
-    from admg.training import tasks, trackers, trainer
+    from admg.training import run_models, tasks, trackers
 
     def draw(path: Path) -> None:
         with atomic(path) as temporary:
@@ -124,7 +124,7 @@ def simple_pictures(operations: Operations) -> None:
         return {"preview": 0.5 * step}
 
     trackers.plot_log = lambda rows, path: draw(path)
-    trainer.write_card = lambda folder, *arguments: draw(folder / "README.md")
+    run_models.write_card = lambda folder, *arguments: draw(folder / "README.md")
     trackers.Tracker.add_pictures = lambda self, folder, step: None
     tasks.DiffusionTask.preview = preview
 

@@ -6,14 +6,12 @@ what an uninterrupted run would have computed.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -21,26 +19,21 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from admg.checkpoints import native
-from admg.checkpoints.card import CARD
-from admg.checkpoints.model import content_of
-from admg.checkpoints.provenance import without
-from admg.checkpoints.weights import CheckpointError
 from admg.data import ImageDataset, batches
-from admg.disk import when_there_is_space
 from admg.engine import adapt_threads
 from admg.engine.device import Processes, choose_device
 from admg.engine.memory import peak_memory
 from admg.files import check_output_folder
 
 from . import checkpointing, distributed, ema_state, run_directory, run_settings, snapshots
-from .card import RunDetails, write_card
+from .card import RunDetails
 from .choices import record_of
 from .config import TrainConfig
 from .defaults import fill_defaults
-from .ema import EMA
 from .loss_monitor import LossMonitor
 from .prefetch import prefetch
+from .recorder import Recorder
+from .run_models import RunModels
 from .services import RunFacts, open_services, services_of
 from .step import Learner
 from .tasks import M, Task
@@ -104,8 +97,6 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
         self.processes = distributed.join(device, alone=self.config.shard)
         self.heartbeat = distributed.start_heartbeat(self.processes)
         self.provenance = dict(provenance or {})
-        self.metrics: dict[str, float] = {}
-        self._measured_metrics: set[str] = set()
         self.health = LossMonitor()
         self.stopped = self._stop = False
         self._overwrite = overwrite
@@ -121,8 +112,8 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
         except BaseException:
             self._shut_down()
             raise
-        self.first_step = self.saved = self.step
-        """Number of steps of the last checkpoint."""
+        self.first_step = self.recorder.saved = self.step
+        """Number of steps done when the run was started."""
         self._steps = self._train()
 
     def _initialise(self, device: torch.device) -> None:
@@ -148,6 +139,9 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
         state = None if checkpoint is None else checkpointing.read(checkpoint, mmap=True)
         self.config = ema_state.resume_profiles(self.config, state, self.out)
         self.learner = Learner(self.task, self.config, device, self.processes)
+        details = RunDetails(self.out, self.dataset, self.learner.device, self.processes.count)
+        self.models = RunModels(self.task, self.learner, details, self.provenance)
+        self.recorder = Recorder(self.out, self.models, self.measures, self.health, self.processes, lambda: self._stop)
         self.step = 0
         if checkpoint is not None:
             self._restore(checkpoint)
@@ -177,11 +171,12 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
         with ExitStack() as stack:
             with self._reporting_failures():
                 distributed.from_first(lambda: self._take_directory(stack), self.processes)
-            tracker = stack.enter_context(closing(self._tracker())) if self.writes else None
+            if self.writes:
+                self.recorder.tracker = stack.enter_context(closing(self._tracker()))
             if self.step >= self.config.steps:
-                self._complete(tracker)
+                self._complete()
             while self.step < self.config.steps and not self.stopped:
-                yield from self._train_until_rollback(tracker)
+                yield from self._train_until_rollback()
             with self._reporting_failures():
                 distributed.wait_for_all(self.processes)  # the first process may hold the store of the others
 
@@ -197,9 +192,9 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
             checkpointing.remove_old(self.out, self.config.keep_checkpoints, self.config.keep_every)
         run_settings.write(self.out, self.settings, self.config, self.provenance, self.step)
 
-    def _train_until_rollback(self, tracker: Tracker | None) -> Generator[dict[str, float]]:
+    def _train_until_rollback(self) -> Generator[dict[str, float]]:
         """Take steps to the end, or until the run has gone back to a checkpoint."""
-        config, processes = self.config, self.processes
+        config, processes, recorder = self.config, self.processes, self.recorder
         stream = batches(
             self.dataset,
             config.batch_size,
@@ -209,9 +204,7 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
             workers=config.workers,
             sampling=config.class_sampling,
         )
-        if tracker is not None:
-            snapshots.remove_later_snapshots(self.out, self.step)
-            tracker.resume(self._unfinished_row)
+        recorder.resume(self.step, self._unfinished_row)
         with closing(prefetch(self.task, stream, config.seed, self.step, self.learner.device, processes)) as prefetched:
             while self.step < config.steps and not self.stopped:
                 with self._reporting_failures():
@@ -219,25 +212,23 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
                     fp16 = "loss_scale" in row  # in which skipped steps are usual
                     taken = math.isfinite(row["loss"]) if fp16 else not row["skipped"]
                     self.stopped = distributed.any_of(self._stop, processes, self.learner.device)
-                    problem = self.health.add(row["loss"], taken) or self._nonfinite_state()
+                    problem = self.health.add(row["loss"], taken)
+                    if problem is None and recorder.saves_state(self.step, self.stopped):
+                        problem = self._nonfinite_state()
                     if problem is not None:
-                        self._roll_back(problem, tracker)
+                        self._roll_back(problem)
                         return
-                    self._record(row, tracker)
+                    recorder.record(self.step, row, self.stopped)
                 yield {"step": self.step, **row}
 
     def _nonfinite_state(self) -> str | None:
-        """Return a description of numbers that are not finite in a state to be saved after this step, or None."""
-        config = self.config
-        every = (config.checkpoint_every, *([config.ema_snapshots] if config.ema_snapshots else []))
-        if not (self.stopped or any(map(self._due, every))):
-            return None
+        """Return a description of numbers in the state that are not finite, or None. All processes must call this."""
         nonfinite = self.learner.first_nonfinite()
         if not distributed.any_of(nonfinite is not None, self.processes, self.learner.device):
             return None
         return f"the {nonfinite or 'weights of another process'} are not finite"
 
-    def _roll_back(self, problem: str, tracker: Tracker | None) -> None:
+    def _roll_back(self, problem: str) -> None:
         """Restore the last good checkpoint, or an earlier one if the run fails again before the next checkpoint."""
         limit = self.step
         if self._rollback_steps and self.saved <= self._rollback_steps[-1]:  # no new checkpoint since the last rollback
@@ -252,9 +243,8 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
         self._restore(good)
         self.learner.lr_factor = factor
         self._rollback_steps.append(self.step)
-        self.saved = self.step
-        if tracker is not None:
-            tracker.rewind(self.step)
+        self.recorder.rewind(self.step)
+        if self.writes:
             slower = f", with the learning rate times {factor:g}" if factor < 1 else ""
             warnings.warn(
                 f"{problem}: returning from step {failed} to the checkpoint of step {self.step}{slower}", stacklevel=2
@@ -293,102 +283,11 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
         """Whether this process writes the run directory: the first one does."""
         return self.processes.rank == 0
 
-    def _record(self, row: dict[str, float], tracker: Tracker | None) -> None:
-        """Write the log, previews and a checkpoint, each if it is due, in the process that has the tracker."""
-        config = self.config
-        if tracker is not None:
-            tracker.add(row)
-        self._run_measures(tracker)
-        if tracker is not None and self._due(config.log_every):
-            self._retry_when_disk_is_full(partial(tracker.write_row, self.step, self.step * config.batch_size))
-        if (every := config.ema_snapshots) and self._due(every):
-            arguments = self.out, self.learner.averages, self.step, every, self.writes
-            self._retry_when_disk_is_full(partial(snapshots.save, *arguments))
-        ends = self.stopped or self.step == config.steps
-        if ends or (self._due(config.checkpoint_every) and self.health.is_good):
-            if not self.health.is_good:
-                bad = f"step {self.step}, the last one, had a loss that was not finite or too high"
-                warnings.warn(bad, stacklevel=2)
-            self._save(tracker)
-
-    def _run_measures(self, tracker: Tracker | None) -> None:
-        """Draw previews and measure the averaged network, each if it is due."""
-        due: list[MetricsFunction] = [self.task.preview] if self._due(self.config.preview_every) else []
-        due += [partial(measure, self.task) for measure in self.measures if self._due(measure.every)]
-        if not due:
-            return
-        network = self.learner.averaged_network()
-        if tracker is not None:
-            for function in due:
-                tracker.add_metrics(self._retry_when_disk_is_full(partial(self._compute_metrics, function, network)))
-            tracker.add_pictures(self.out / "samples", self.step)
-
-    def _save(self, tracker: Tracker | None) -> None:
-        """Write a checkpoint, and then the curves and the models with their cards, which never stop the training."""
-        config, learner = self.config, self.learner
-        self.metrics = {} if tracker is None else tracker.latest
-        if tracker is not None:
-            tracker.flush()
-        if tracker is not None or config.shard:  # then every process writes its part
-            state = checkpointing.checkpoint_state(learner, self.step) | {"health": self.health.state_dict()}
-            state |= {} if tracker is None else {"row": tracker.state_dict()}
-            retention = config.keep_checkpoints, config.keep_every
-            arguments = self.out, state, self.processes, *retention, self._descriptions()
-            self._retry_when_disk_is_full(partial(checkpointing.save, *arguments))
-        self.saved = self.step
-        self._write_models(tracker)
-
-    def _retry_when_disk_is_full(self, write: Callable[[], T]) -> T:
-        """Return the result of a function that writes files; it is called again when the disk has space."""
-        return when_there_is_space(write, self.config.disk_wait, lambda: self._stop)
-
-    def _complete(self, tracker: Tracker | None) -> None:
+    def _complete(self) -> None:
         """Write the missing files of a finished run that was killed after its last checkpoint."""
-        named = self.learner.averages[: len(self.config.profiles)]
-        folders = [self.out / ema_state.folder_of(average, named[0]) for average in named]
         with self._reporting_failures():
-            whole = distributed.from_first(lambda: all(is_of_step(f, self.step) for f in folders), self.processes)
-            if not whole:
-                if tracker is not None:
-                    tracker.resume(self._unfinished_row)
-                    self.metrics = tracker.latest
-                self._write_models(tracker)
-
-    def _write_models(self, tracker: Tracker | None) -> None:
-        """Write the curves and the models with their cards. If the network is sharded, all processes must call this."""
-        config, learner = self.config, self.learner
-        if tracker is not None:
-            warn_on_error("curves.png", tracker.plot)
-        details = RunDetails(self.out, self.dataset, learner.device, self.processes.count)
-        for average in learner.averages[: len(config.profiles)]:
-            model, folder = self.model_of(average), self.out / ema_state.folder_of(average, learner.average)
-            details = replace(details, samples=average is learner.average)
-            if tracker is not None and warn_on_error(f"the model in {folder}", partial(model.save, folder)):
-                warn_on_error(f"the model card in {folder}", partial(write_card, folder, model, details))
-
-    def _descriptions(self) -> dict[str, Mapping[str, Any]]:
-        """Return the description of the run for a checkpoint, a backup in case the files outside are damaged."""
-        descriptions: dict[str, Mapping[str, Any]] = {}
-        with suppress(ValueError, TypeError):  # a task or provenance that cannot be serialised
-            model = self.task.as_model(self.learner.plain, self._training_record(self.learner.average))
-            descriptions[native.CONFIG] = json.loads(json.dumps(content_of(model)))
-        record = run_settings.read(self.out)
-        return descriptions if record is None else descriptions | {run_settings.FILE: record}
-
-    def _compute_metrics(self, function: MetricsFunction, network: nn.Module) -> dict[str, float]:
-        """Return metrics of the averaged network; none if memory or the disk is full, or a number is infinite."""
-        try:
-            metrics = function(network, self.out / "samples", self.step)
-            self._measured_metrics |= metrics.keys()
-            return metrics
-        except (FloatingPointError, torch.OutOfMemoryError) as error:  # the loss is finite: training goes on
-            what = "preview" if function == self.task.preview else "measurement"
-            warnings.warn(f"no {what} at step {self.step}: {str(error).splitlines()[0]}", stacklevel=2)
-            return {}
-
-    def _due(self, every: int) -> bool:
-        """Whether a periodic action is due at this step: at every multiple of `every`, and at the last step."""
-        return self.step % every == 0 or self.step == self.config.steps
+            if not distributed.from_first(lambda: self.models.are_written(self.step), self.processes):
+                self.recorder.complete(self.step, self._unfinished_row)
 
     @property
     def model(self) -> M:
@@ -397,25 +296,22 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
         It shares its weights with the run: they change with each further step. If the network is sharded, all processes
         must access it together, and the first one gets the weights.
         """
-        return self.model_of(self.learner.average)
+        return self.models.of(self.learner.average, self.step)
+
+    @property
+    def saved(self) -> int:
+        """Number of steps of the last checkpoint."""
+        return self.recorder.saved
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """Latest measurements, as of the last checkpoint."""
+        return self.models.metrics
 
     @property
     def other_models(self) -> list[Path]:
         """Folders of the models with the other averages that `config.ema` names."""
-        first, *others = self.learner.averages[: len(self.config.profiles)]
-        return [self.out / ema_state.folder_of(average, first) for average in others]
-
-    def model_of(self, average: EMA) -> M:
-        """Return the model with the weights of one of `learner.averages`, as `model` does."""
-        return self.task.as_model(self.learner.averaged_network(average), self._training_record(average))
-
-    def _training_record(self, average: EMA) -> dict[str, Any]:
-        """Return the provenance of the weights of an average."""
-        metrics = self.metrics
-        if average is not self.learner.average:  # it was not measured
-            metrics = without(metrics, *self._measured_metrics)
-        state = {"steps": self.step, "images": self.step * self.config.batch_size, **metrics}
-        return {**state, **self.provenance, "average": str(average.profile), "train": asdict(self.config)}
+        return [self.models.folder_of(average) for average in self.models.averages[1:]]
 
     @property
     def parameters(self) -> int:
@@ -438,22 +334,3 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.out}: step {self.step} of {self.config.steps})"
-
-
-def is_of_step(folder: Path, step: int) -> bool:
-    """Whether a folder holds a whole model of this step, and its card."""
-    try:
-        native.verify(folder)
-        return native.read_about(folder).training.get("steps") == step and (folder / CARD).exists()
-    except CheckpointError:
-        return False
-
-
-def warn_on_error(what: str, action: Callable[[], object]) -> bool:
-    """Write files besides the existing checkpoint, and return whether this succeeded. Errors become warnings."""
-    try:
-        action()
-    except Exception as error:  # such as a picture that cannot be read
-        warnings.warn(f"could not write {what}: {error}; the checkpoint is not affected", stacklevel=2)
-        return False
-    return True
