@@ -235,6 +235,15 @@ def test_a_network_that_its_config_does_not_describe_is_not_stored(tiny_model, t
         assert not any(tmp_path.iterdir())
 
 
+def test_a_model_of_another_shape_than_its_network_is_not_stored(tiny_model, tmp_path):
+    """Loading would build a model of square images."""
+    wide = replace(tiny_model, shape=(1, 8, 16))
+    for store in (wide.save, lambda path: to_openai(wide, path), lambda path: to_diffusers(wide, path)):
+        with pytest.raises(ValueError, match=r"must be that of its network, \(1, 8, 8\), got \(1, 8, 16\)"):
+            store(tmp_path / "model")
+        assert not any(tmp_path.iterdir())
+
+
 def test_weights_that_would_not_load_are_not_stored(tiny_model, tmp_path):
     model = replace(tiny_model, network=copy.deepcopy(tiny_model.network).double())
     with torch.no_grad():

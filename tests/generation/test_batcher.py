@@ -88,6 +88,13 @@ def test_equal_requests_share_every_call(double):
     assert sum(classifier.network.sizes) == 20 and len(classifier.network.sizes) <= 4 + 1
 
 
+def test_guidance_in_an_empty_interval_is_noted(double):
+    model, classifier = double
+    guide = guidance.Interval(guidance.ClassifierGuidance(classifier, 2.0), 1e-9, 1e-8)
+    with Batcher(model) as batcher, pytest.warns(UserWarning, match="limited to this interval has no effect"):
+        batcher.submit(1, steps=2, guide=guide).result()
+
+
 def test_a_call_has_no_more_images_than_allowed_and_a_large_request_is_divided(double):
     model = counted(double[0])
     with Batcher(model, max_images=3, max_requests=2) as batcher:

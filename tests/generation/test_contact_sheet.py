@@ -38,6 +38,30 @@ def test_samples_are_saved_as_a_job_writes_them(tiny_model, tmp_path):
     ]
 
 
+def files(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_saving_samples_replaces_no_files_of_others(tiny_model, tmp_path):
+    samples = admg.sample(tiny_model, ["two"], steps=1, progress=False)
+    (mine := tmp_path / "mine").mkdir()
+    for name in ("shards/train-000.tar", "images/dataset.json", "images/holiday.jpg"):
+        (mine / name).parent.mkdir(exist_ok=True)
+        (mine / name).write_bytes(b"mine")
+    kept = files(mine)
+    with pytest.raises(ValueError, match=r"images holds holiday\.jpg, which is no sample: choose another folder"):
+        samples.save(mine)
+    assert files(mine) == kept
+    (mine / "images" / "holiday.jpg").unlink()
+    samples.save(mine)
+    assert (mine / "shards" / "train-000.tar").read_bytes() == b"mine"
+    admg.generate(tiny_model, ["two"], out=tmp_path / "run", steps=1, progress=False)
+    kept = files(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"holds a run \(run\.json\): choose another folder"):
+        samples.save(tmp_path / "run")
+    assert files(tmp_path / "run") == kept
+
+
 def test_captions_are_cut_to_fit():
     image = np.full((8, 8, 1), 100, np.uint8)
     short, long = (

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from admg.checkpoints.labels import MOST_BYTES, file_name, file_names
 from admg.data import open as open_dataset
 from admg.generation.images import save_images
+from admg.generation.label_names import names_of
+from admg.generation.samples import Samples
 
 AWKWARD = (
     ".hidden", "..", "T-shirt/top", "a\\b", "a_b", "a-b", "A-B", "a b", "con.x", "NUL", "x" * 250, "x" * 250 + "y",
@@ -60,6 +63,15 @@ def test_labels_that_have_no_names_are_the_numbers_of_edms_layout(tmp_path):
     assert content == {"labels": [["3_000000.png", 3], ["0_000001.png", 0], ["3_000002.png", 3]]}
     dataset = open_dataset(tmp_path / "images", 4)
     assert dataset.labels.tolist() == [0, 3, 3] and dataset.label_names == ("0", "1", "2", "3")
+
+
+def test_names_that_are_numbers_are_kept_among_others(tmp_path):
+    """Sorted as text, class 10 has the number 2; in EMNIST, the first ten names equal their numbers."""
+    for names in (("0", "1", "10", "2"), ("0", "1", "A")):
+        labels = torch.arange(len(names))
+        samples = Samples(torch.zeros(len(names), 1, 8, 8), labels, names)
+        assert names_of(samples) == names_of(samples.save(tmp_path / names[-1])) == names
+    assert names_of(Samples(torch.zeros(2, 1, 8, 8), torch.arange(2), ("0", "1"))) == ()
 
 
 def test_samples_without_labels_are_read_without_labels(tmp_path):

@@ -133,6 +133,17 @@ def test_unknown_sampler_and_respacing(tiny_model):
         admg.sample(tiny_model, [0], steps="often", progress=False)
 
 
+@pytest.mark.parametrize("sampler", ["ddpm", "dpmpp_2m_sde", functools.partial(samplers.ddim, eta=1.0)])
+def test_the_noise_of_the_steps_is_not_that_of_x_T(tiny_model, sampler):
+    """Also where x_T is the noise of the same seed, as in an interpolation: the images are those of the seed."""
+    options = {"sampler": sampler, "steps": 5, "seed": 3, "progress": False}
+    x_T = SeededNoise(3, range(2)).draw((1, 8, 8))
+    given, drawn = admg.sample(tiny_model, [1, 2], x_T=x_T, **options), admg.sample(tiny_model, [1, 2], **options)
+    assert torch.equal(given.x, drawn.x)
+    ends = admg.interpolate(tiny_model, (3, 4), 1, frames=2, **options)
+    assert torch.equal(ends.x[:1], admg.sample(tiny_model, [1, 1], **options).x[:1])
+
+
 def test_x_T_and_noise_sampler_replace_the_seed(tiny_model):
     x_T = torch.zeros(2, 1, 8, 8)
     indices = []

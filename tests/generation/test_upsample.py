@@ -75,6 +75,8 @@ def test_upsample_continues_and_does_not_depend_on_processes(capsys, folders, sm
     images, labels = arrays(small[0])
     np.savez_compressed(small[0], arr_0=images, arr_1=labels)  # the same images, compressed
     assert "holds the finished run" in succeed(capsys, *arguments, "--out", tmp_path / "a")
+    np.savez(small[0], arr_0=images, arr_1=labels[::-1])
+    assert "base is small.npz, checksum" in refused(capsys, *arguments, "--out", tmp_path / "a")
     np.savez(small[0], arr_0=255 - images, arr_1=labels)
     assert "base is small.npz, checksum" in refused(capsys, *arguments, "--out", tmp_path / "a")
 

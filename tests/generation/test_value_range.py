@@ -12,7 +12,8 @@ from PIL import Image
 
 import admg
 from admg.evaluation.likelihood import bits_per_dim
-from admg.generation.starts import load_images
+from admg.evaluation.real_images import open_real_images
+from admg.generation.starts import TrainedReading, load_images
 
 
 def scan(folder: Path, count: int = 3, low: int = -1000, high: int = 3000) -> Path:
@@ -49,6 +50,44 @@ def test_the_range_of_the_training_is_recorded_and_used_again(capsys, tmp_path, 
     nll = ["evaluate", "nll", "--model", "run", "--data", "ct", "--steps", "2"]
     assert "--value-range must be two numbers LOW,HIGH" in refused(capsys, *nll, "--value-range", "5")
     succeed(capsys, *nll)
+
+
+@pytest.mark.parametrize("stored", ["files", "array", "memory"])
+def test_a_range_that_was_stated_for_8_bits_must_be_stated_again(tmp_path, stored):
+    """Masks of four classes would otherwise be read as nearly black."""
+    masks = np.random.default_rng(0).integers(0, 4, (6, 8, 8), dtype=np.uint8)
+    masks[:, 0, :2] = 0, 3
+    (folder := tmp_path / "masks").mkdir()
+    for i, mask in enumerate(masks):
+        Image.fromarray(mask).save(folder / f"{i}.png")
+    np.savez(tmp_path / "masks.npz", arr_0=masks)
+    path = {"files": folder, "array": tmp_path / "masks.npz", "memory": None}[stored]
+    given = {"value_range": (0, 3)}
+    data = admg.data.from_arrays(masks, **given) if path is None else admg.data.open(path, 8, labels="none", **given)
+    network = {
+        "channels": 32,
+        "channel_mult": (1, 1),
+        "num_res_blocks": 1,
+        "attention_resolutions": (),
+        "head_channels": 32,
+    }
+    config = admg.TrainConfig(steps=1, batch_size=2, log=("none",), preview_every=10)
+    list(admg.train_diffusion(data, tmp_path / "run", config, network=network, validation=folder if path else None))
+    model = admg.load(tmp_path / "run")
+    assert model.training["byte_range"] == [0, 3]
+    for read in (
+        lambda **options: load_images([folder], model, **options)[0],
+        lambda **options: load_images([folder / "0.png"], model, **options)[0],
+        lambda **options: open_real_images(folder, model.shape, trained=TrainedReading.from_model(model), **options)
+        .batch(slice(None))[0],
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=r"black and white are 0 and 3: pass value_range \(--value-range 0,3;"):
+            read()
+        assert read(value_range=(0, 3)).unique().tolist() == pytest.approx([-1, -1 / 3, 1 / 3, 1], abs=1e-6)
+    with pytest.raises(ValueError, match="black and white are 0 and 3"):
+        admg.sweep(model, reference=folder, out=tmp_path / "sweep", num=2, metrics=["precision"], progress=False)
+    usual = admg.data.from_arrays(masks * 85, value_range=(0, 255))
+    assert usual.decoding.byte_range is None
 
 
 def test_a_reference_of_more_bits_is_read_by_its_range(tmp_path):

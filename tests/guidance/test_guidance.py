@@ -243,6 +243,15 @@ def test_temperature_and_joint_logits(temperature, joint):
     np.testing.assert_allclose(found, 1.5 * by_hand(flat(state), ONE_HOT, temperature, joint), atol=2e-5)
 
 
+def test_labels_that_cannot_be_weighted_are_refused(tiny_classifier):
+    names = tiny_classifier.label_names
+    for labels in ({names[2]: 4.0, 2: -1.0}, {names[2]: 4.0, names[2].upper(): 1.0}):
+        with pytest.raises(ValueError, match=r"labels has two weights for label 2, 4\.0 and"):
+            guidance.ExtendedClassifierGuidance(tiny_classifier, labels=labels)
+    with pytest.raises(ValueError, match=r"labels must be names or integers, got 1\.0"):
+        guidance.ExtendedClassifierGuidance(tiny_classifier, labels={1.0: 1.0})
+
+
 def test_weights_of_labels_and_labels_to_avoid():
     state, x = state_of(), flat(state_of())
     weights = np.array([0.0, 1.5, 0.0, -0.7])

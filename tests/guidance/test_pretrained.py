@@ -21,7 +21,7 @@ from admg.diffusion.schedule import NoiseSchedule
 from admg.generation.guide_specs import guide_title, load_guides
 from admg.generation.identity import identify
 from admg.guidance import Preprocessing, State
-from admg.guidance.pretrained import check_preprocessing, class_number, text_embedding
+from admg.guidance.pretrained import check_preprocessing, class_number, differing_label, text_embedding
 
 
 def photo(height: int, width: int, channels: int = 3) -> np.ndarray:
@@ -153,11 +153,21 @@ def test_grey_images_become_three_equal_channels_and_gradients_pass():
 def test_the_resize_of_timm_is_that_of_its_evaluation_transform():
     config = {"input_size": (3, 224, 224), "crop_pct": 0.95, "interpolation": "bicubic", "mean": (0.4, 0.5, 0.6),
               "std": (0.2, 0.3, 0.4), "crop_mode": "center"}  # fmt: skip
-    assert Preprocessing.of_timm(config) == Preprocessing(235, (224, 224), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+    ours = Preprocessing.of_timm(config)
+    assert ours == Preprocessing(235, (224, 224), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), round_crop=True)
     squashed = Preprocessing.of_timm({**config, "crop_mode": "squash", "interpolation": "bilinear", "crop_pct": 1.0})
     assert squashed.resize == (224, 224) and squashed.interpolation == "bilinear"
     with pytest.raises(ValueError, match="crop_mode of timm must be center or squash, got 'border'"):
         Preprocessing.of_timm({**config, "crop_mode": "border"})
+
+
+@pytest.mark.parametrize(("cut", "rounded"), [(2, 1), (3, 2), (5, 2), (7, 4), (11, 6), (32, 16)])
+def test_the_corner_of_a_crop_is_rounded_as_in_the_library(cut, rounded):
+    """By torchvision int(round(cut / 2)), which rounds halves to even numbers, and by transformers cut // 2."""
+    ramp = torch.arange(20 + cut, dtype=torch.float32).expand(1, 3, 20 + cut, 20 + cut)
+    for round_crop, first in ((True, rounded), (False, cut // 2)):
+        plain = Preprocessing(None, (20, 20), (0.0,) * 3, (1.0,) * 3, round_crop=round_crop)
+        assert plain(2 * ramp - 1)[0, 0, 0].tolist() == list(range(first, first + 20))
 
 
 # -- libraries ---------------------------------------------------------------------------------------------------------
@@ -244,6 +254,16 @@ def test_classes_by_name():
     names = imagenet.names()
     assert class_number("golden retriever", 1000, (), "x") == names.index("golden retriever")
     assert class_number("Tench, Tinca tinca", 1000, ("tench, Tinca tinca",), "x") == 0
+    for name in ("gong", "harp", "tub", "crayfish", "partridge"):  # also synonyms of other classes
+        assert class_number(name, 1000, (), "x") == names.index(name)
+    theirs = ("chime, bell, gong", "gong, tam-tam", "crane", "drill", "Crane", "bell cote")
+    assert class_number("gong", 6, theirs, "x") == 1 and class_number("bell", 6, theirs, "x") == 0
+    assert class_number("drill", 6, theirs, "x") == 3
+    with pytest.raises(ValueError, match="x: 'crane' is a name of the classes 2 and 4: pass the number"):
+        class_number("crane", 6, theirs, "x")
+    with pytest.raises(ValueError, match="x: 'panda' is a name of the classes 387 and 388: pass the number"):
+        class_number("panda", 1000, (), "x")
+    assert differing_label(tuple(names), (), 1000) is None
     with pytest.raises(ValueError, match="x: unknown class 'golden retreiver': did you mean 'golden retriever'"):
         class_number("golden retreiver", 1000, (), "x")
     with pytest.raises(ValueError, match="x: classes are 0 to 2, got 3"):

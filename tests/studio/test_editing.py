@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from admg.studio.edit_tab import DRAWING, MASK, edit_settings, input_picture, read_pictures
+from admg.studio.edit_tab import edit_settings, input_picture, read_pictures
 from admg.studio.editing import METHODS, EditSettings, Pictures, check_edit, painted, prepared
 from admg.studio.settings import Settings
 
@@ -41,16 +41,23 @@ def test_what_is_painted_is_the_mask_or_part_of_the_picture(entry):
     background, both = Image.new("RGB", (80, 80), (0, 0, 0)), Image.new("RGB", (80, 80), (255, 255, 255))
     drawn = {"background": background, "layers": [layer((0, 0, 40, 80))], "composite": both}
     inpaint, change = EditSettings(method="repaint"), EditSettings(method="sdedit")
-    masked = read_pictures(drawn, MASK, None, inpaint, entry)
+    masked = read_pictures(drawn, None, inpaint, entry)
     assert masked.picture.max() == 0 and masked.painted[:, :3].all() and not masked.painted[:, 5:].any()
-    assert read_pictures(drawn, DRAWING, None, inpaint, entry).picture.min() == 255
-    changed = read_pictures(drawn, MASK, None, change, entry)
+    changed = read_pictures(drawn, None, change, entry)
     assert changed.picture.min() == 255 and changed.painted is None
     for empty in (None, {"background": None, "layers": [layer()], "composite": both}):
-        assert read_pictures(empty, MASK, None, change, entry).picture is None
+        assert read_pictures(empty, None, change, entry).picture is None
     sketch = {"background": None, "layers": [layer((0, 0, 40, 80))], "composite": both}
-    assert read_pictures(sketch, MASK, None, change, entry).picture is not None
-    assert read_pictures(sketch, MASK, None, inpaint, entry).picture is None  # a mask alone is no picture
+    assert read_pictures(sketch, None, change, entry).picture is not None
+    assert read_pictures(sketch, None, inpaint, entry).picture is None  # a mask alone is no picture
+
+
+def test_a_second_picture_alone_is_not_dropped(entry):
+    for editor in (None, {}, {"background": None, "layers": [], "composite": None}):
+        found = read_pictures(editor, Image.new("L", (8, 8), 7), EditSettings(method="interpolate"), entry)
+        assert found.picture is None and found.second.max() == 7
+        with pytest.raises(ValueError, match="needs two pictures"):
+            check_edit(Settings(model=entry.name), EditSettings(method="interpolate"), found, entry)
 
 
 def test_the_region_to_inpaint_is_shown_in_red():

@@ -38,6 +38,7 @@ def test_a_page_becomes_settings(limits):
         ({"seed": -1}, "seed must be at least 0 and at most 4,294,967,295, got -1"),
         ({"scale": 1e6}, "scale must be at least -100 and at most 1,000, got 1000000.0"),
         ({"eta": 2}, "eta must be at least 0 and at most 1, got 2.0"),
+        ({"eta": 0.5, "sampler": "unipc"}, "eta applies only to the sampler ddim, not to unipc: set it to 0"),
         ({"sampler": "my.py:f"}, "sampler must be one of ddim, ddpm"),
         ({"guidance": "my_guides.py:f"}, "guidance must be one of none, classifier"),
         ({"spacing": ["x"]}, "spacing must be chosen"),

@@ -155,6 +155,17 @@ def test_other_averages_begin_from_the_weights_and_are_named(digits, tmp_path):
     assert equal(kept, first.learner.average) and kept.count == 3
 
 
+@pytest.mark.thorough
+def test_averages_in_another_order_leave_no_older_model(digits, tmp_path):
+    trained(digits, tmp_path, 2, ema="5%,0.5")
+    run = trained(digits, tmp_path, 4, ema="0.5,5%")
+    names = {path.name: admg.load(path).training for path in tmp_path.glob("model*")}
+    assert {name: (found["average"], found["steps"]) for name, found in names.items()} == {
+        "model": ("0.5", 4), "model-ema-length-0.05": ("5%", 4)
+    }  # fmt: skip
+    assert run.other_models == [tmp_path / "model-ema-length-0.05"]
+
+
 def old_checkpoint(folder, learner: Learner, decay: float | None) -> None:
     """Write a checkpoint as it was when there was one average, whose decay config.json had."""
     state = checkpointing.checkpoint_state(learner, 3)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from admg.training.freezing import freeze
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 1), dtype=np.uint8)
 ZOO = from_arrays(PIXELS, ["two", "fox", "zero"] * 2)
+NETWORK = {name: value for name, value in TRUNK.items() if name not in ("image_size", "image_channels")}
 
 
 @pytest.fixture(autouse=True)
@@ -111,6 +114,31 @@ def test_a_resumed_run_does_not_read_what_it_started_from(tiny_folders, tmp_path
     assert run.provenance["init"] == admg.load(tmp_path / "whole").training["init"]
     with pytest.warns(UserWarning, match="with its own weights: ignoring other"):
         admg.train_diffusion(ZOO, tmp_path / "a", config(steps=4), init="other")
+
+
+def test_a_resumed_run_still_records_what_it_started_from(tiny_model, tmp_path):
+    list(admg.train_diffusion(ZOO, tmp_path, config(), init=tiny_model))
+    record = admg.load(tmp_path).training["init"]
+    diffusion = admg.DiffusionConfig(diffusion_steps=100)
+    list(admg.train_diffusion(ZOO, tmp_path, config(steps=2), network=NETWORK, diffusion=diffusion))
+    assert admg.load(tmp_path).training["init"] == record and admg.load(tmp_path).training["steps"] == 2
+    assert "began with the weights" in (tmp_path / "model" / "README.md").read_text()
+
+
+def test_another_loaded_model_to_start_from_is_said_to_be_ignored(tiny_model, tiny_folders, tmp_path):
+    other = copy.deepcopy(tiny_model)
+    with torch.no_grad():
+        other.network.out[2].bias += 1
+    for name, began in (("object", tiny_model), ("folder", tiny_folders["model"])):
+        list(admg.train_diffusion(ZOO, tmp_path / name, config(), init=began))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            admg.train_diffusion(ZOO, tmp_path / name, config(steps=2), init=tiny_model).close()
+        with pytest.warns(UserWarning, match="with its own weights: ignoring the given model"):
+            admg.train_diffusion(ZOO, tmp_path / name, config(steps=2), init=other).close()
+    list(admg.train_diffusion(ZOO, tmp_path / "none", config(), network=NETWORK))
+    with pytest.warns(UserWarning, match="with its own weights: ignoring the given model"):
+        admg.train_diffusion(ZOO, tmp_path / "none", config(steps=2), init=tiny_model).close()
 
 
 @pytest.mark.thorough

@@ -212,6 +212,11 @@ def test_the_loss_of_an_upsampler_is_the_hybrid_one_given_the_area_average():
     assert not torch.allclose(found["mse"], blind["mse"], rtol=1e-3)
 
 
+def test_an_upsampler_is_trained_on_copies_of_the_size_of_its_network():
+    with pytest.raises(ValueError, match="small_size must be that of the network, 4, got 2"):
+        UpsamplerTask(upsampler_task().model, 2)
+
+
 def test_an_upsampler_drops_labels_as_a_diffusion_model_does():
     task, shape = upsampler_task(label_dropout=0.3), torch.Size([2000, 1, 8, 8])
     _, _, dropped = task.draw(shape, torch.Generator().manual_seed(0))

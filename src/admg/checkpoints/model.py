@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from admg.diffusion.config import DiffusionConfig
 from admg.diffusion.gaussian import Diffusion, Images, Index, Prediction
-from admg.models import SuperResUNet, UNet
+from admg.models import SuperResUNet, UNet, UNetConfig
 
 from . import native, tuned
 from .hub import Pretrained
@@ -242,7 +242,17 @@ def content_of(model: Model | Classifier) -> dict[str, Any]:
     return native.with_format(native.content_of(tuple(NETWORK_KINDS), _parts(model)))
 
 
+def check_shape(model: Model | Classifier) -> None:
+    """Raise ValueError if a model is of images of another shape than its network's, since only the latter is stored."""
+    config = getattr(unwrapped(model.network), "config", None)
+    if isinstance(model, Model) and isinstance(config, UNetConfig):
+        own = config.image_channels, config.image_size, config.image_size
+        if tuple(model.shape) != own:
+            raise ValueError(f"the shape of a model to be stored must be that of its network, {own}, got {model.shape}")
+
+
 def _parts(model: Model | Classifier) -> native.Parts:
+    check_shape(model)
     return native.Parts(unwrapped(model.network), model.diffusion, model.labels, model.config, model.training)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -100,13 +100,19 @@ def digest_of(network: nn.Module) -> str:
     kept = _DIGESTS.get()
     if kept is not None and id(network) in kept:
         return kept[id(network)][1]
-    digest = hashlib.sha256()
     state = network.state_dict()
-    for name, tensor in [*state.items(), *(item for item in network.named_buffers() if item[0] not in state)]:
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    digest = digest_of_state({**state, **{name: value for name, value in network.named_buffers() if name not in state}})
     if kept is not None:
-        kept[id(network)] = network, digest.hexdigest()  # keeps the network alive, so that its id is not reused
+        kept[id(network)] = network, digest  # keeps the network alive, so that its id is not reused
+    return digest
+
+
+def digest_of_state(state: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of the names, shapes and values of tensors, in their order."""
+    digest = hashlib.sha256()
+    for name, tensor in state.items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

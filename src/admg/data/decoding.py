@@ -102,6 +102,11 @@ class Decoding:
     background: int | None = None
 
     @property
+    def byte_range(self) -> ValueRange | None:
+        """Values of black and white that were stated for files of 8 bits, if they are not 0 and 255."""
+        return None if self.wide_range or self.value_range == (0, 255) else self.value_range
+
+    @property
     def canvas(self) -> int:
         """The grey level around padded images."""
         return 0 if self.background is None else self.background

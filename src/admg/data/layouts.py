@@ -208,9 +208,9 @@ def _open_arrays(
     if fit == "pad":
         check_pad(width, height, size, f"every image of {file}")
     channels, name = stored if channels is None else channels, f"the images in {file}"
-    value_limits = range_in(images, value_range, wide_range, what=name)
+    value_limits, eight_bits = range_in(images, value_range, wide_range, what=name), images.dtype == np.uint8
     images = prepared(images, size, channels, value_limits, zooms=fit == "resize" and crop == "random", what=name)
-    decoding = Decoding(value_range, value_limits, background)
+    decoding = Decoding(value_range, None if eight_bits else value_limits, background)
     if numbers is None:
         return Dataset(images, size, channels, decoding=decoding)
     if names is None and is_fashion_mnist(file):

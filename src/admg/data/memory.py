@@ -68,10 +68,11 @@ def from_arrays(
     if fit == "pad":
         check_pad(int(array.shape[2]), int(array.shape[1]), size, "every image")
     channels = int(array.shape[3]) if channels is None else channels
-    value_range = range_in(array, value_range)
+    value_range, eight_bits = range_in(array, value_range), array.dtype == np.uint8
     array = prepared(array, size, channels, value_range, zooms=fit == "resize" and crop == "random")
+    decoding = Decoding(value_range) if eight_bits else Decoding(wide_range=value_range)
     labelling = None if labels is None else as_labels(labels, checked_names(label_names), len(array))
-    dataset = Dataset(array, size, channels, fit=fit, crop=crop, flip=flip, decoding=Decoding(wide_range=value_range))
+    dataset = Dataset(array, size, channels, fit=fit, crop=crop, flip=flip, decoding=decoding)
     if labelling is None:
         return dataset
     return replace(dataset, labels=labelling.numbers, label_names=labelling.names, numbered=labelling.numbered)

@@ -76,7 +76,7 @@ class MetricsCache:
         c = self.comparison
         functions = {metric.name: metric.identity for metric in c.metrics if metric.identity}
         return {
-            "samples": fingerprint_npz(NpzImages(shards.target)),
+            "samples": NpzImages(shards.target).fingerprint,
             "images": shards.num,
             "reference": self.reference,
             "reference_images": len(c.reference),
@@ -94,12 +94,6 @@ class MetricsCache:
         }
 
 
-def fingerprint_npz(images: NpzImages) -> str:
-    """Return a fingerprint from the checksum of the images in the file, without reading the images."""
-    labels = b"" if images.labels is None else images.labels.tobytes()
-    return f"{images.crc:08x} {hashlib.sha256(labels).hexdigest()[:12]} {images.shape}"
-
-
 def fingerprint_source(source: Source) -> str:
     """Return a fingerprint of a reference, without reading its images if file metadata reveal a change."""
     digest = hashlib.sha256(f"{source.size} {source.channels} {source.fit}".encode())
@@ -109,7 +103,7 @@ def fingerprint_source(source: Source) -> str:
     if source.frames is not None:
         digest.update(np.asarray(source.frames, np.int64).tobytes())
     if isinstance(source.images, NpzImages):
-        digest.update(fingerprint_npz(source.images).encode())
+        digest.update(source.images.fingerprint.encode())
     elif isinstance(source.images, np.ndarray):
         digest.update(np.ascontiguousarray(source.images).data)
     elif source.images is not None:

@@ -91,8 +91,7 @@ def open_real_images(
             labels=source,
             fit=fit or "resize",
             split=split,
-            value_range=value_range,
-            **trained.options,
+            **trained.options(value_range),
         )
     total = len(dataset)
     numbers = list(range(total) if num is None else spread_indices(total, num))

@@ -358,7 +358,7 @@ class Sweep:
         )  # stand for those of a cell
         samples.labels = np.array([0, max(0, stage.table.count - 1)])
         samples.names_of_numbers = stage.table.names
-        reading = {"value_range": metrics.value_range, **TrainedReading.from_model(stage.model).options}
+        reading = TrainedReading.from_model(stage.model).options(metrics.value_range)
         source = as_source(reference, "the reference", split=metrics.split, **reading).subset(metrics.num_reference)
         source = source.fitted((height, width), metrics.fit)
         compare_channels(samples, source, metrics.features)

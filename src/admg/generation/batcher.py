@@ -29,7 +29,7 @@ from admg.models.surgery import Replace, with_replaced
 from .batching import Call, CallBatcher
 from .labels import LabelsArgument, as_tensor, check_labels_used, label_names, label_table, resolve_labels
 from .modes import evaluation_mode, modules_in
-from .pairing import check_guide, check_null_label
+from .pairing import check_guide, check_null_label, note_empty_intervals
 from .recipe import BatchSampler, Inputs, Recipe
 from .sample import check_low_res
 from .samples import Samples
@@ -103,6 +103,7 @@ class Batcher:
         )  # fmt: skip
         model, numbers = self.model.respace(steps), resolve_labels(self.model, guide, labels, num)
         check_guide(model, guide)
+        note_empty_intervals(model, guide)
         check_labels_used(model, guide, unconditional, numbers)
         check_null_label(model, numbers, unconditional)
         check_low_res(model, None, len(numbers))

@@ -247,7 +247,7 @@ def generate_upsampled(
     labels = base_labels(stored, table, num or len(stored))
     stage = Stage(
         out=Path(out), name=name_of(loaded), model=loaded, recipe=recipe, labels=labels, table=table,
-        chosen="of the base", base=Path(base), origin=f"{Path(base).name}, checksum {stored.crc:08x}",
+        chosen="of the base", base=Path(base), origin=f"{Path(base).name}, checksum {stored.fingerprint}",
     )  # fmt: skip
     without = "it was never trained without" if loaded.label_dropout == 0 else "unconditional=True does without"
     check_base_labels(stage, without)

@@ -36,5 +36,7 @@ def names_of_labels(npz: Path) -> tuple[str, ...]:
 
 def table_of(names: Mapping[str, str]) -> tuple[str, ...]:
     """Return names by number, `{"3": "Dress"}`, as a table with "" for missing ones; () if labels have only numbers."""
-    named = {int(number): name for number, name in names.items() if name not in ("", number)}
-    return tuple(named.get(number, "") for number in range(max(named) + 1)) if named else ()
+    named = {int(number): name for number, name in names.items() if name}
+    if all(name == str(number) for number, name in named.items()):
+        return ()
+    return tuple(named.get(number, "") for number in range(max(named) + 1))

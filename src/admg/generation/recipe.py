@@ -221,7 +221,8 @@ class BatchSampler:
         y = as_tensor(labels[batch])
         images = range(first + batch.start, first + batch.start + len(y))
         noise = SeededNoise(recipe.seed, images)
-        x = noise.draw(model.shape) if inputs.x_T is None else inputs.x_T[batch]
+        drawn = noise.draw(model.shape)  # always, so that the noise of the first step is never that of x_T
+        x = drawn if inputs.x_T is None else inputs.x_T[batch]
         x = x.to(model.device, dtype_of(model))
         if inputs.start is not None:
             x = inputs.start(batch)(model, x, recipe.unconditional)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +13,15 @@ from jaxtyping import Float, Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
+from admg.data.listing import DESCRIPTION
+from admg.files import atomic
+
 from .contact_sheet import contact_sheet
 from .fonts import label_title
 from .images import save_images, save_png, to_uint8
-from .shards import Shards
+
+SAMPLE = re.compile(r".*_\d{6,}\.(png|tif)")
+"""Names of the files of images that are saved."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -70,13 +76,15 @@ class Samples:
 
         The .npz holds the images as `arr_0` (uint8, NHWC) and, if there are any, the labels as `arr_1` (int64), as
         evaluation reads them; `images/dataset.json` holds the labels for training. Files of these names are replaced.
+
+        Raises ValueError, and writes nothing, if the folder holds a run (run.json), or other files in `images/`.
         """
         out, images, labels = Path(folder), self.images, self.labels.numpy()
-        height, width, channels = images.shape[1:]
-        shards = Shards(out, len(images), len(images), (height, width, channels), labelled=bool((labels >= 0).any()))
-        shards.write(0, images, labels if shards.labelled else None)
-        path = shards.merge()
-        shards.discard()
+        _check_replaceable(out)
+        path = out / f"samples_{'x'.join(map(str, images.shape))}.npz"
+        with atomic(path, durable=True) as temporary:
+            arrays = {"arr_0": images} | ({"arr_1": labels.astype(np.int64)} if (labels >= 0).any() else {})
+            np.savez(temporary, allow_pickle=False, **arrays)
         save_png(self.sheet(title), out / "sheet.png")
         save_images(images, labels.tolist(), self.label_names, out / "images")
         return path
@@ -86,3 +94,14 @@ class Samples:
         """Return several batches as one."""
         names = tuple(name for part in parts for name in part.label_names)
         return Samples(torch.cat([part.x for part in parts]), torch.cat([part.labels for part in parts]), names)
+
+
+def _check_replaceable(out: Path) -> None:
+    """Raise ValueError if saving samples in this folder would replace more than samples that were saved there."""
+    if (out / "run.json").exists():
+        raise ValueError(f"{out} holds a run (run.json): choose another folder for the samples")
+    images = out / "images"
+    found = (path.name for path in images.iterdir()) if images.is_dir() else ()
+    other = [name for name in found if name != DESCRIPTION and not SAMPLE.fullmatch(name)]
+    if other:
+        raise ValueError(f"{images} holds {min(other)}, which is no sample: choose another folder for the samples")

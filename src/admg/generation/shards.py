@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import lzma
 import shutil
 import struct
@@ -188,6 +189,12 @@ class NpzImages:
             self._images.seek(self._start + start * each)
             data = np.frombuffer(self._images.read(count * each), np.uint8)
         return data.reshape(count, *self.shape[1:])
+
+    @property
+    def fingerprint(self) -> str:
+        """Checksums of the images, without reading them, and of the labels; and the shape."""
+        labels = b"" if self.labels is None else self.labels.tobytes()
+        return f"{self.crc:08x} {hashlib.sha256(labels).hexdigest()[:12]} {self.shape}"
 
     def verify(self) -> NpzImages:
         """Read the whole file, and return this object. Raises ValueError if a checksum is wrong."""

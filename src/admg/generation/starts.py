@@ -93,23 +93,36 @@ class TrainedReading:
 
     wide_range: values of black and white in images of more than 8 bits
     background: grey level behind transparent pixels and around padded images
+    byte_range: values of black and white that were stated for images of 8 bits
     """
 
     wide_range: tuple[float, float] | None = None
     background: int | None = None
+    byte_range: tuple[float, float] | None = None
 
     @classmethod
     def from_model(cls, model: Model) -> TrainedReading:
-        """Return the value range and fit recorded during training."""
-        found, background = model.training.get("value_range"), model.training.get("background")
-        if not isinstance(found, list | tuple) or len(found) != 2:
-            return cls(None, background)
-        return cls((float(found[0]), float(found[1])), background)
+        """Return what was recorded during training."""
+        ranges = (_pair(model.training.get(name)) for name in ("value_range", "byte_range"))
+        return cls(next(ranges), model.training.get("background"), next(ranges))
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """The options of `admg.data.open`."""
-        return {"wide_range": self.wide_range, "background": self.background}
+    def options(self, value_range: ValueRange | None = None) -> dict[str, Any]:
+        """Return the options of `admg.data.open`.
+
+        Raises ValueError without a value range if one was stated for the training images of 8 bits, since the images to
+        be read may be of that kind, or usual ones.
+        """
+        if value_range is None and self.byte_range is not None:
+            low, high = self.byte_range
+            raise ValueError(
+                f"the model was trained on 8-bit images in which black and white are {low:g} and {high:g}: pass "
+                f"value_range (--value-range {low:g},{high:g}; or 0,255 for other images)"
+            )
+        return {"value_range": value_range, "wide_range": self.wide_range, "background": self.background}
+
+
+def _pair(found: Any) -> tuple[float, float] | None:
+    return (float(found[0]), float(found[1])) if isinstance(found, list | tuple) and len(found) == 2 else None
 
 
 def load_images(
@@ -174,15 +187,14 @@ def _open(path: Path, model: Model, fit: Fit, value_range: ValueRange | None) ->
     channels, size, _ = model.shape
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: expected an image or a folder of images")
-    reading = TrainedReading.from_model(model)
+    reading = TrainedReading.from_model(model).options(value_range)
     if not path.is_file() or path.suffix.lower() in COLLECTIONS or "idx" in path.name:
-        options: dict[str, Any] = {"fit": fit, "labels": "none", "split": "test", "value_range": value_range}
-        return open_in_channels(path, size, channels, **options, **reading.options)
+        options: dict[str, Any] = {"fit": fit, "labels": "none", "split": "test"}
+        return open_in_channels(path, size, channels, **options, **reading)
     kind, shape = read_kind(path)
     if fit == "pad":
         check_pad(*shape, size, path)
     note_channels(path, kind.channels, channels)
     note_frames([(path, kind)], path, None if channels == 3 else channels)
-    padded = fit == "pad"
-    decoding = choose_decoding([(path, kind)], path, value_range=value_range, padded=padded, **reading.options)
+    decoding = choose_decoding([(path, kind)], path, padded=fit == "pad", **reading)
     return Dataset((path,), size, channels, fit=fit, decoding=decoding)

@@ -123,7 +123,15 @@ def checked_weights(labels: Any, classifier: Any) -> dict[int, float] | Tensor:
         table: Any = getattr(classifier, "labels", None)
         if table is None and (names := [label for label in labels if isinstance(label, str)]):
             raise ValueError(f"labels must be numbers, since the classifier has no label names, got {names[0]!r}")
-        return {table.number(k) if isinstance(k, str) else operator.index(k): w for k, w in labels.items()}
+        weighted: dict[int, float] = {}
+        for label, weight in labels.items():
+            if not isinstance(label, str) and not hasattr(label, "__index__"):
+                raise ValueError(f"labels must be names or integers, got {label!r}")
+            number = table.number(label) if isinstance(label, str) else operator.index(label)
+            if number in weighted:
+                raise ValueError(f"labels has two weights for label {number}, {weighted[number]} and {weight}")
+            weighted[number] = weight
+        return weighted
     weights = torch.as_tensor(labels) if isinstance(labels, Tensor | np.ndarray | list | tuple) else None
     if weights is None or not weights.is_floating_point():
         raise ValueError(

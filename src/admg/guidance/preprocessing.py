@@ -31,6 +31,7 @@ class Preprocessing:
     mean, std: mean and standard deviation of the normalisation, per channel, for images in [0, 1]
     interpolation: nearest, bilinear or bicubic
     reverse_channels: whether the network expects blue, green and red
+    round_crop: whether the corner of the crop is rounded to the nearest pixel, as by torchvision, and not down
 
     Raises ValueError if a number is out of range.
     """
@@ -41,6 +42,7 @@ class Preprocessing:
     std: tuple[float, ...] = IMAGENET_STD
     interpolation: Interpolation = "bicubic"
     reverse_channels: bool = False
+    round_crop: bool = False
 
     def __post_init__(self) -> None:
         sizes = [*_sides(self.resize), *_sides(self.crop)]
@@ -64,7 +66,7 @@ class Preprocessing:
         if (height, width) != x.shape[2:]:
             x = self.resized(x, (height, width))
         if self.crop is not None:
-            x = centre(x, self.crop)
+            x = centre(x, self.crop, self.round_crop)
         mean, std = (x.new_tensor(numbers).view(-1, 1, 1) for numbers in (self.mean, self.std))
         prepared = (x - mean) / std
         return prepared.flip(1) if self.reverse_channels else prepared
@@ -99,7 +101,7 @@ class Preprocessing:
             raise ValueError(f"crop_mode of timm must be center or squash, got {mode!r}")
         resize = scaled[0] if mode == "center" and height == width else (scaled[0], scaled[1])
         return cls(resize, (height, width), _numbers(config["mean"]), _numbers(config["std"]),
-                   _interpolation(config.get("interpolation", "bicubic")))  # fmt: skip
+                   _interpolation(config.get("interpolation", "bicubic")), round_crop=True)  # fmt: skip
 
     @classmethod
     def of_torchvision(cls, preset: Any) -> Preprocessing:
@@ -107,7 +109,8 @@ class Preprocessing:
         resize, crop = preset.resize_size, preset.crop_size[0]
         side = int(resize[0]) if len(resize) == 1 else (int(resize[0]), int(resize[1]))
         name = getattr(preset.interpolation, "value", preset.interpolation)
-        return cls(side, (int(crop), int(crop)), _numbers(preset.mean), _numbers(preset.std), _interpolation(name))
+        return cls(side, (int(crop), int(crop)), _numbers(preset.mean), _numbers(preset.std), _interpolation(name),
+                   round_crop=True)  # fmt: skip
 
     @classmethod
     def of_transformers(cls, config: Mapping[str, Any]) -> Preprocessing:
@@ -134,14 +137,18 @@ class Preprocessing:
         return cls(resize, crop, mean, std, _interpolation(config.get("resample", 3)), flip)
 
 
-def centre(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return the centre of images; smaller images are padded with zeros, as in other libraries."""
+def centre(x: Tensor, size: tuple[int, int], rounded: bool = False) -> Tensor:
+    """Return the centre of images; smaller images are padded with zeros, as in other libraries.
+
+    rounded: where an odd number of pixels is cut off, round half of it to the nearest even number, and not down
+    """
     (height, width), (rows, columns) = x.shape[2:], size
     missing = max(rows - height, 0), max(columns - width, 0)
     if any(missing):
         x = F.pad(x, (missing[1] // 2, missing[1] - missing[1] // 2, missing[0] // 2, missing[0] - missing[0] // 2))
         height, width = x.shape[2:]
-    top, left = (height - rows) // 2, (width - columns) // 2
+    cut = height - rows, width - columns
+    top, left = (round(pixels / 2) if rounded else pixels // 2 for pixels in cut)
     return x[:, :, top : top + rows, left : left + columns]
 
 

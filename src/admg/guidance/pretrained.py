@@ -6,7 +6,7 @@ Bansal et al. 2023, "Universal guidance": the gradient goes through the resize a
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
@@ -222,31 +222,55 @@ def number_of_classes(classifier: PretrainedNetwork) -> int:
     return logits.shape[1]
 
 
-def known_names(names: Sequence[str], classes: int) -> dict[str, int]:
-    """Return the number of each name, in lower case; ImageNet's have synonyms."""
-    listed: list[tuple[str, ...]] = [(name,) for name in names]
-    if classes == 1000:
-        listed += [(name, *synonyms) for name, synonyms in zip(imagenet.names(), imagenet.synonyms())]
-    known: dict[str, int] = {}
-    for position, terms in enumerate(listed):
-        for term in {part for name in terms for part in (name, *name.split(", "))}:
-            known.setdefault(term.lower(), position % classes)
-    return known
+def name_tables(names: Sequence[str], classes: int) -> list[dict[str, set[int]]]:
+    """Return tables of classes by name, in lower case, in the order in which a name is looked up.
+
+    They are of whole names, the first of several names in one ("crane, wading bird"), ImageNet's names if there are
+    1,000 classes, and all further names and synonyms.
+    """
+    own = list(enumerate(names))
+    ours = list(enumerate(imagenet.names())) if classes == 1000 else []
+    synonyms = list(enumerate(imagenet.synonyms())) if classes == 1000 else []
+    tables: list[list[tuple[int, list[str]]]] = [
+        [(k, [name]) for k, name in own],
+        [(k, name.split(", ")[:1]) for k, name in own],
+        [(k, [name]) for k, name in ours],
+        [(k, name.split(", ")) for k, name in (*own, *ours)]
+        + [(k, [part for term in terms for part in (term, *term.split(", "))]) for k, terms in synonyms],
+    ]
+    found: list[dict[str, set[int]]] = []
+    for rows in tables:
+        table: dict[str, set[int]] = {}
+        for k, terms in rows:
+            for term in terms:
+                table.setdefault(term.lower(), set()).add(k)
+        found.append(table)
+    return found
+
+
+def classes_named(name: str, tables: Sequence[Mapping[str, set[int]]]) -> list[int]:
+    """Return the classes with this name in the first table that has it; several if it is ambiguous."""
+    return next((sorted(table[name.lower()]) for table in tables if name.lower() in table), [])
 
 
 def class_number(label: str | int, classes: int, names: Sequence[str], title: str) -> int:
     """Return the number of a class. Names are compared regardless of case; ImageNet's have synonyms.
 
-    Raises ValueError, with similar names, if there is none.
+    Raises ValueError, with similar names, if there is none, and if several classes have the name.
     """
     if isinstance(label, int) or (label.isdecimal() and label not in names):
         if int(label) < classes and int(label) >= 0:
             return int(label)
         raise ValueError(f"{title}: classes are 0 to {classes - 1}, got {label}")
-    known = known_names(names, classes)
-    if label.lower() in known:
-        return known[label.lower()]
-    similar = difflib.get_close_matches(label.lower(), known, n=3, cutoff=0.5)
+    tables = name_tables(names, classes)
+    found = classes_named(label, tables)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ValueError(
+            f"{title}: {label!r} is a name of the classes {' and '.join(map(str, found))}: pass the number"
+        )
+    similar = difflib.get_close_matches(label.lower(), {name for table in tables for name in table}, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(map(repr, similar))}?" if similar else f"classes are 0 to {classes - 1}"
     raise ValueError(f"{title}: unknown class {label!r}: {hint}")
 
@@ -259,12 +283,12 @@ def differing_label(ours: tuple[str, ...], theirs: tuple[str, ...], classes: int
     """
     if len(ours) != classes or not (theirs or classes == 1000):
         return None
-    known = known_names(theirs, classes)
-    found = [known.get(name.lower()) for name in ours]
-    for k, number in enumerate(found):
-        if number not in (None, k):
-            return f"label {k} of the model is {ours[k]!r}, which is class {number} of the classifier"
-    if not any(number is not None for number in found):
+    tables = name_tables(theirs, classes)
+    found = [classes_named(name, tables) for name in ours]
+    for k, numbers in enumerate(found):
+        if numbers and k not in numbers:
+            return f"label {k} of the model is {ours[k]!r}, which is class {numbers[0]} of the classifier"
+    if not any(found):
         return f"the model's labels, such as {ours[0]!r}, are not among the classes of the classifier"
     return None
 

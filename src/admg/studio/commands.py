@@ -44,7 +44,7 @@ def sampling_options(settings: Settings, entry: Entry, varied: str = "") -> list
     if settings.interval:
         parts += ["--interval", ",".join(map(number, settings.interval))]
     parts += ["--sampler", settings.sampler, "--steps", settings.spec]
-    parts += ["--eta", number(settings.eta)] if settings.eta and settings.sampler == "ddim" else []
+    parts += ["--eta", number(settings.eta)] if settings.eta else []
     parts += ["--unconditional"] if settings.unconditional else []
     return [*parts, "--seed", str(settings.seed), "--precision", precision(settings, entry)]
 
@@ -60,7 +60,7 @@ def preamble(settings: Settings, entry: Entry, *imports: str) -> list[str]:
     """Return the lines that import admg and load the model, and its classifier if guidance needs it."""
     device = entry.model.device.type
     moved = "" if device == "cpu" else f'.to("{device}")'
-    standard = ["import functools", ""] if settings.eta and settings.sampler == "ddim" else []
+    standard = ["import functools", ""] if settings.eta else []
     lines = [*standard, "import admg", *imports, "", f"model = admg.load({settings.model!r}){moved}"]
     if settings.needs_classifier:
         lines.append(f"classifier = admg.load_classifier({entry.classifier_name!r}){moved}")
@@ -74,8 +74,8 @@ def sampling_arguments(settings: Settings, entry: Entry, sampler: str = "", guid
     """
     guide = guide or ("" if settings.guidance == NO_GUIDANCE else guide_code(settings))
     lines = [f"guide={guide},"] if guide else []
-    eta = settings.eta if settings.sampler == "ddim" else 0
-    chosen = f"functools.partial(admg.samplers.ddim, eta={number(eta)})" if eta else f'"{settings.sampler}"'
+    ddim = f"functools.partial(admg.samplers.ddim, eta={number(settings.eta)})"
+    chosen = ddim if settings.eta else f'"{settings.sampler}"'
     lines.append(f'sampler={sampler or chosen}, steps="{settings.spec}", seed={settings.seed},')
     if settings.unconditional:
         lines.append("unconditional=True,")

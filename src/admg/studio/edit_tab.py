@@ -20,7 +20,7 @@ from .shared import Studio
 from .visits import QUICK, STREAM, status_of, stop_handler, visitor, with_messages, with_picture_messages
 
 CANVAS = 384
-MASK, DRAWING = "the region to inpaint", "part of the picture"
+INPAINT_HINT, DRAW_HINT = "Paint over the region to inpaint.", "Painted strokes become part of the picture."
 COLOURS: list[str | tuple[str, float]] = ["#ffffff", "#000000", "#808080", "#ff3b30"]
 
 
@@ -56,7 +56,7 @@ class EditTab:
             canvas_size=(CANVAS, CANVAS), layers=False, transforms=["crop"], buttons=[], elem_id="edit-editor",
             brush=gr.Brush(default_size=24, colors=COLOURS), height=520,
         )  # fmt: skip
-        self.paint = gr.Radio([MASK, DRAWING], value=MASK, label="Painted strokes are", elem_id="edit-paint")
+        self.hint = gr.Markdown(INPAINT_HINT, elem_id="edit-hint")
         with gr.Column(visible=False) as self.second_box:  # Gradio rebuilds a hidden Image
             self.second = gr.Image(type="pil", image_mode=None, sources=["upload"], label="Second picture",
                                    format="png", elem_id="edit-second", height=240)  # fmt: skip
@@ -91,12 +91,12 @@ class EditTab:
                               height=430)  # fmt: skip
 
     def connect(self) -> None:
-        inputs = [self.editor, self.paint, self.second, self.method, *self.fields.values(), *self.edit_fields.values()]
+        inputs = [self.editor, self.second, self.method, *self.fields.values(), *self.edit_fields.values()]
         outputs = [self.status, self.before, self.after, self.command, self.code, self.files]
         self.start.click(with_messages(self.edit), inputs, outputs, **STREAM)
         self.stop.click(stop_handler(self.studio.queue), None, None, **STREAM)
         self.method.change(
-            visible_fields, self.method, [self.paint, self.second_box, *self.edit_fields.values()], **QUICK
+            visible_fields, self.method, [self.hint, self.second_box, *self.edit_fields.values()], **QUICK
         )
         catalog = self.studio.catalog
         self.fields["model"].change(
@@ -104,12 +104,12 @@ class EditTab:
             self.fields["model"], self.edit_fields["from_label"], **QUICK,
         )  # fmt: skip
 
-    def edit(self, request: gr.Request, drawn: Any, use: Any, second: Any, method: Any, *values: Any) -> Iterator[Any]:
+    def edit(self, request: gr.Request, drawn: Any, second: Any, method: Any, *values: Any) -> Iterator[Any]:
         """Generate the edits, showing each step."""
         settings = read(by_name(self.fields, values), self.studio.limits)
         options = edit_settings(method, by_name(self.edit_fields, values[len(self.fields) :]))
         entry = self.studio.catalog[settings.model]
-        pictures = read_pictures(drawn, use, second, options, entry)
+        pictures = read_pictures(drawn, second, options, entry)
         total = len(entry.model.respace(settings.spec).diffusion)
         first = {self.before: input_picture(pictures), self.command: edit_command(settings, options, pictures, entry),
                  self.code: edit_code(settings, options, pictures, entry)}  # fmt: skip
@@ -128,14 +128,15 @@ class EditTab:
 
 
 def visible_fields(title: Any) -> list[Any]:
-    """Return which fields a kind of edit shows: meaning of strokes, second picture, EditTab.edit_fields."""
+    """Return what a kind of edit shows: the meaning of strokes, second picture, EditTab.edit_fields."""
     method = METHODS.get(title, "repaint")
     of_method = {
         "strength": ("sdedit", "inversion"), "from_label": ("inversion",), "resamplings": ("repaint",),
         "jump_length": ("repaint",), "dps_scale": ("dps",), "second_seed": ("interpolate",),
     }  # fmt: skip
-    shown = [method in INPAINTING, method == "interpolate", *(method in methods for methods in of_method.values())]
-    return [gr.update(visible=visible) for visible in shown]
+    hint = gr.update(value=INPAINT_HINT if method in INPAINTING else DRAW_HINT)
+    shown = [method == "interpolate", *(method in methods for methods in of_method.values())]
+    return [hint, *(gr.update(visible=visible) for visible in shown)]
 
 
 def edit_settings(method: Any, values: Mapping[str, Any]) -> EditSettings:
@@ -147,21 +148,21 @@ def edit_settings(method: Any, values: Mapping[str, Any]) -> EditSettings:
     return EditSettings(method=METHODS[method], from_label=str(values["from_label"] or ""), **numbers)
 
 
-def read_pictures(drawn: Any, use: Any, second: Any, options: EditSettings, entry: Entry) -> Pictures:
+def read_pictures(drawn: Any, second: Any, options: EditSettings, entry: Entry) -> Pictures:
     """Return the pictures on the page at the size of the model.
 
-    drawn: value of the gr.ImageEditor: background, layers, composite
-    use: meaning of the painted strokes, MASK or DRAWING
+    drawn: value of the gr.ImageEditor: background, layers, composite. Strokes are the region to inpaint, or else a part
+        of the picture
     second: second picture of an interpolation
     """
     drawn = drawn or {}
     layers = [layer for layer in drawn.get("layers") or [] if layer is not None]
     mask = painted(layers, entry.model)
     inpaints = options.method in INPAINTING
-    if drawn.get("background") is None and (mask is None or (inpaints and use != DRAWING)):
-        return Pictures()
-    picture = prepared(drawn["background" if inpaints and use != DRAWING else "composite"], entry.model)
     other = prepared(second, entry.model) if options.method == "interpolate" else None
+    if drawn.get("background") is None and (mask is None or inpaints):
+        return Pictures(second=other)
+    picture = prepared(drawn["background" if inpaints else "composite"], entry.model)
     return Pictures(picture, mask if inpaints else None, other)
 
 

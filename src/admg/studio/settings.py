@@ -100,7 +100,7 @@ class Settings:
     def recipe(self, entry: Entry) -> Recipe:
         """Return the recipe for the images."""
         sampler: Any = self.sampler
-        if self.eta and self.sampler == "ddim":
+        if self.eta:
             sampler = functools.partial(samplers.ddim, eta=self.eta)
         return Recipe(
             guide=self.guides(entry).build(), sampler=sampler, steps=self.spec, seed=self.seed,
@@ -143,6 +143,8 @@ def read(values: Mapping[str, Any], limits: Limits) -> Settings:
         raise ValueError(
             f"the lowest noise level of guidance, {settings.low:g}, is above the highest, {settings.high:g}"
         )
+    if settings.eta and settings.sampler != "ddim":
+        raise ValueError(f"eta applies only to the sampler ddim, not to {settings.sampler}: set it to 0")
     limits.check_images(settings.num)
     limits.check_steps(settings.steps)
     return settings

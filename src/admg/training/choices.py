@@ -80,9 +80,10 @@ class Choices:
 
     @property
     def record(self) -> dict[str, Any]:
-        """The choices, for the provenance of the model: those of a run that is resumed are kept."""
-        kept = self.resumed.get("training", {}).get("chosen") if self.resumed else self.made
-        return {"chosen": kept} if kept else {}
+        """The choices, for the provenance of the model: those of a run that is resumed are kept, as is its "init"."""
+        before = self.resumed.get("training", {})
+        kept = {name: before.get(name) for name in ("chosen", "init")} if self.resumed else {"chosen": self.made}
+        return {name: value for name, value in kept.items() if value}
 
 
 def record_of(out: Path | str) -> Mapping[str, Any]:

@@ -32,7 +32,12 @@ def resume_profiles(config: ResolvedConfig, state: Mapping[str, Any] | None, fol
 
 def folder_of(average: EMA, first: EMA) -> str:
     """Return the folder of a run directory that the model with this average is written to."""
-    return "model" if average is first else f"model-ema-{average.profile.slug}"
+    return "model" if average is first else own_folder(average)
+
+
+def own_folder(average: EMA) -> str:
+    """Return the folder of a run directory that the model with this average is written to if it is not the first."""
+    return f"model-ema-{average.profile.slug}"
 
 
 def checkpoint_entries(averages: Sequence[EMA], named: int) -> dict[str, Any]:

@@ -16,9 +16,9 @@ from admg.checkpoints import native
 from admg.checkpoints.compatibility import check_pair, facts_of
 from admg.checkpoints.initial import Initial, inherited, initial_of_run, load_initial
 from admg.checkpoints.model import Classifier, Model
-from admg.checkpoints.networks import NETWORK_KINDS, Kind
+from admg.checkpoints.networks import NETWORK_KINDS, Kind, unwrapped
 from admg.checkpoints.transfer import transfer
-from admg.checkpoints.weights import CheckpointError
+from admg.checkpoints.weights import CheckpointError, digest_of_state
 from admg.diffusion.config import DiffusionConfig
 from admg.models import ClassifierConfig, SuperResConfig, UNetConfig
 
@@ -113,10 +113,20 @@ def start_from(part: Model | Classifier, initial: Initial | None, init: Init | N
         return {}
     if not initial.state:  # the run is resumed
         recorded: Mapping[str, Any] = initial.training.get("init") or {}
-        if recorded.get("model") != str(init) and not isinstance(init, Model | Classifier):
-            warnings.warn(f"resuming {initial.name} with its own weights: ignoring {init}", stacklevel=2)
+        if not _began_with(recorded, init):
+            given = "the given model" if isinstance(init, Model | Classifier) else init
+            warnings.warn(f"resuming {initial.name} with its own weights: ignoring {given}", stacklevel=2)
         return {"init": dict(recorded)} if recorded else {}
     check_pair("init", facts_of(part, "this run"), initial.facts(kind))
     done = transfer(initial, part.network, part.labels)
     dropout = {} if initial.takes_labels or kind == "classifier" else {"label_dropout": 1.0}
-    return {"init": {"model": initial.name, **initial.training, **dropout, "start": done.record()}}
+    named = {"model": initial.name, "digest": digest_of_state(initial.state)}
+    return {"init": {**named, **initial.training, **dropout, "start": done.record()}}
+
+
+def _began_with(recorded: Mapping[str, Any], init: Init | None) -> bool:
+    """Whether a run, by the record of its initialisation, began with this model."""
+    if isinstance(init, Model | Classifier):  # earlier versions recorded no digest
+        digest = recorded.get("digest")
+        return bool(recorded) and digest in (None, digest_of_state(unwrapped(init.network).state_dict()))
+    return bool(recorded.get("model") == str(init))

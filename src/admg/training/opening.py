@@ -9,13 +9,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from admg.checkpoints.labels import Labels
+from admg.checkpoints.model import Classifier, Model
+from admg.checkpoints.networks import unwrapped
 from admg.data import DataConfig, DataError, Dataset, ImageDataset, from_dataset
 from admg.data import open as open_dataset
 from admg.data.dataset import View
 from admg.data.decoding import Decoding
+from admg.data.errors import listed
 from admg.data.labelling import LabelSource
 from admg.data.listing import is_hidden_folder
 from admg.data.value_range import ValueRange
+from admg.models import ClassifierConfig
 
 Named = str | Path | DataConfig
 Data = Named | torch.utils.data.Dataset[Any]
@@ -86,6 +91,37 @@ def check_outside(out: Path | str, data: Data, dataset: ImageDataset) -> None:
         return
     if folder.is_dir() and run.is_relative_to(folder) and not any(map(is_hidden_folder, run.relative_to(folder).parts)):
         raise ValueError(f"the run directory {out} lies in the folder of the training images, {folder}: choose another")
+
+
+def check_fits(task: Any, dataset: ImageDataset) -> None:
+    """Raise ValueError if a data set has other images or labels than the model or classifier of a task."""
+    part = getattr(task, "model", None) or getattr(task, "classifier", None)
+    config = getattr(unwrapped(task.network), "config", None)
+    shape = (dataset.channels, dataset.image_size, dataset.image_size)
+    own = part.shape if isinstance(part, Model) else shape
+    if isinstance(part, Classifier) and isinstance(config, ClassifierConfig):
+        own = (config.image_channels, config.image_size, config.image_size)
+    if shape != tuple(own):
+        raise ValueError(
+            f"the images of the data set must be {_text(own)}, as those of the network, got {_text(shape)}"
+        )
+    if isinstance(part, Classifier) or (isinstance(part, Model) and part.conditional):
+        _check_labels(part.labels, dataset.label_names)
+
+
+def _check_labels(labels: Labels, names: tuple[str, ...]) -> None:
+    numbers = names == tuple(map(str, range(len(names))))
+    if names and labels.count and len(names) > labels.count:
+        raise ValueError(f"the data set has {len(names)} labels, more than the {labels.count} of the network")
+    if names and labels.names and not numbers and names != labels.names:
+        raise ValueError(
+            f"the labels of the data set must be those of the network, in their order, {listed(labels.names)}; "
+            f"got {listed(names)}"
+        )
+
+
+def _text(shape: tuple[int, int, int]) -> str:
+    return "x".join(map(str, shape))
 
 
 def image_fields(dataset: ImageDataset) -> dict[str, int]:

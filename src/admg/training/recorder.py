@@ -83,8 +83,8 @@ class Recorder(Generic[M]):
         config, tracker = self.config, self.tracker
         if tracker is not None:
             tracker.add(row)
-        self._run_measures(step)
-        if tracker is not None and self._due(step, config.log_every):
+        measured = self._run_measures(step)
+        if tracker is not None and (measured or self._due(step, config.log_every)):
             self._retry_when_disk_is_full(partial(tracker.write_row, step, step * config.batch_size))
         if (every := config.ema_snapshots) and self._due(step, every):
             arguments = self.out, self.learner.averages, step, every, tracker is not None
@@ -124,18 +124,21 @@ class Recorder(Generic[M]):
             warn_on_error("curves.png", self.tracker.plot)
         self.models.write(step, self.tracker is not None)
 
-    def _run_measures(self, step: int) -> None:
-        """Draw previews and measure the averaged network, each if it is due."""
+    def _run_measures(self, step: int) -> bool:
+        """Draw previews and measure the averaged network, each if it is due. Return whether there are new metrics."""
         due: list[MetricsFunction] = [self.task.preview] if self._due(step, self.config.preview_every) else []
         due += [partial(measure, self.task) for measure in self.measures if self._due(step, measure.every)]
         if not due:
-            return
+            return False
         network = self.learner.averaged_network()  # by all processes together
-        if self.tracker is not None:
-            for function in due:
-                metrics = self._retry_when_disk_is_full(partial(self._metrics_of, function, network, step))
-                self.tracker.add_metrics(metrics)
-            self.tracker.add_pictures(self.out / "samples", step)
+        if self.tracker is None:
+            return False
+        metrics: dict[str, float] = {}
+        for function in due:
+            metrics |= self._retry_when_disk_is_full(partial(self._metrics_of, function, network, step))
+        self.tracker.add_metrics(metrics)
+        self.tracker.add_pictures(self.out / "samples", step)
+        return bool(metrics)
 
     def _metrics_of(self, function: MetricsFunction, network: nn.Module, step: int) -> dict[str, float]:
         """Return metrics of the averaged network; none if memory or the disk is full, or a number is infinite."""

@@ -16,6 +16,7 @@ from admg.checkpoints.card import CARD
 from admg.checkpoints.model import content_of
 from admg.checkpoints.provenance import without
 from admg.checkpoints.weights import CheckpointError
+from admg.files import remove
 
 from . import ema_state, run_settings
 from .card import RunDetails, write_card
@@ -68,6 +69,13 @@ class RunModels(Generic[M]):
             details = replace(self.details, samples=average is self.learner.average)
             if writes and warn_on_error(f"the model in {folder}", partial(model.save, folder)):
                 warn_on_error(f"the model card in {folder}", partial(write_card, folder, model, details))
+                self._remove_former(average)
+
+    def _remove_former(self, average: EMA) -> None:
+        """Remove an older model with this average, in the folder that it had before the averages were reordered."""
+        former = self.details.out / ema_state.own_folder(average)
+        if former != self.folder_of(average):
+            remove(former)
 
     def are_written(self, step: int) -> bool:
         """Whether all models of this step are there, with their cards."""

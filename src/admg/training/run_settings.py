@@ -27,7 +27,7 @@ LASTING = ("seed", "batch_size", "sampling", "class_power", "class_weight")
 """Options of TrainConfig that determine the images of a step. All others may change when a run is resumed."""
 CHANGEABLE = ("label_dropout",)
 """Options of the objective that may change: the model records the largest share of dropped labels."""
-UNKNOWN = {"data": ("value_range", "background", "frames", "pixels"), "noised": ()}
+UNKNOWN = {"data": ("value_range", "background", "frames", "pixels"), "noised": (), "loss": ()}
 """Settings that records of earlier versions lack, although a run may have had any value."""
 
 
@@ -47,12 +47,20 @@ def settings_of(task: Any, dataset: ImageDataset, config: TrainConfig, provenanc
         "network": network,
         "diffusion": dataclasses.asdict(diffusion) if diffusion is not None else None,
         "objective": {k: v for k, v in provenance.get("objective", {}).items() if k not in CHANGEABLE},
+        **({} if "objective" in provenance else {"loss": loss_of(task)}),
         **{name: provenance[name] for name in ("init", "augment_blur") if name in provenance},
         **({"noised": task.noised} if hasattr(task, "noised") else {}),
         **{name: getattr(config, name) for name in LASTING},
     }
     converted: dict[str, Any] = json.loads(json.dumps(settings, default=str))
     return converted
+
+
+def loss_of(task: Any) -> dict[str, Any]:
+    """Return the options that determine the loss of a task, for runs that do not state their objective."""
+    names = ("objective", "vlb_weight", "weighting", "timesteps", "augment_blur", "small_size")
+    values = {name: getattr(task, name) for name in names if hasattr(task, name)}
+    return {name: dict(vars(value)) if dataclasses.is_dataclass(value) else value for name, value in values.items()}
 
 
 def data_of(dataset: ImageDataset) -> dict[str, Any]:

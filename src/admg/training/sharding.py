@@ -88,6 +88,8 @@ def load_network(network: nn.Module, state: dict[str, Any]) -> None:
 def load_optimizer(network: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Load a state with the keys of torch.optim into the optimiser of a network; see load_network().
 
+    Only the moments are loaded: the options of the optimiser, such as the weight decay, stay those of this run.
+
     Raises ValueError if it is that of other parameters.
     """
     own = [tuple(parameter.shape) for group in optimizer.param_groups for parameter in group["params"]]
@@ -95,9 +97,17 @@ def load_optimizer(network: nn.Module, optimizer: torch.optim.Optimizer, state: 
     moments = {number: tuple(values["exp_avg"].shape) for number, values in state["state"].items()}
     if len(saved) != len(own) or any(moments.get(number, shape) != shape for number, shape in zip(saved, own)):
         raise ValueError(f"the {len(saved)} trained tensors differ from the {len(own)} of this run (see freeze)")
+    options = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     if not is_sharded(network) or has_parts(state):
         optimizer.load_state_dict(state)
-        return
+    else:
+        _load_sharded(network, optimizer, state)
+    for group, own_options in zip(optimizer.param_groups, options, strict=True):
+        group.update(own_options)
+
+
+def _load_sharded(network: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load the state of an optimiser that is not sharded into that of a sharded network."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
 
     names = trained_names(network)

@@ -311,6 +311,7 @@ def data_record(data: Data, dataset: ImageDataset) -> dict[str, Any]:
     if isinstance(dataset, Dataset):
         known = {name: value for name, value in reading_of(dataset).items() if value is not None and name != "frames"}
         reading = {"fit": dataset.fit} | known
+        reading |= {"byte_range": dataset.decoding.byte_range} if dataset.decoding.byte_range else {}
     name = Path(data_name(data)).name if named else type(data).__name__
     return {"data": name, **reading, "date": time.strftime("%Y-%m-%d")}
 

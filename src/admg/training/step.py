@@ -6,7 +6,7 @@ import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -203,12 +203,19 @@ class Learner:
 
 
 def with_network(task: Any, network: nn.Module) -> Any:
-    """Return the task with this network in its model or classifier; a task without either is returned unchanged."""
-    for name in ("model", "classifier"):
-        if dataclasses.is_dataclass(task) and hasattr(task, name):
-            part: Any = dataclasses.replace(getattr(task, name), network=network)
-            return dataclasses.replace(cast(Any, task), **{name: part})
-    return task
+    """Return a copy of the task with this network in its model or classifier, and in those of a task that it holds.
+
+    A task without either is returned unchanged.
+    """
+    name = next((name for name in ("model", "classifier") if hasattr(task, name)), None)
+    if name is None or not dataclasses.is_dataclass(task):
+        return task
+    copied: Any = copy.copy(task)  # with attributes that are not fields
+    object.__setattr__(copied, name, dataclasses.replace(getattr(task, name), network=network))
+    for key, value in vars(task).items():
+        if key != name and dataclasses.is_dataclass(value) and getattr(value, name, None) is getattr(task, name):
+            object.__setattr__(copied, key, with_network(value, network))
+    return copied
 
 
 def at_least_float32(values: Tensor) -> Tensor:

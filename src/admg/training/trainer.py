@@ -31,6 +31,7 @@ from .choices import record_of
 from .config import TrainConfig
 from .defaults import fill_defaults
 from .loss_monitor import LossMonitor
+from .opening import check_fits
 from .prefetch import prefetch
 from .recorder import Recorder
 from .run_models import RunModels
@@ -56,7 +57,7 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
     Under torchrun or srun, all processes train together, each on its part of every batch; the first one writes the run
     directory. The result does not depend on their number, up to rounding, unless the network has dropout.
 
-    task: network and loss, see `tasks`
+    task: network and loss, see `tasks`; the run keeps a copy, so that later changes of its fields have no effect
     dataset: training images, see `admg.data`
     out: run directory
     provenance: entries for the "training" section of the model's config.json, such as the name of the data
@@ -68,9 +69,9 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
     automatically, with a warning.
 
     Raises CheckpointError, which is a ValueError, if `out` holds a run of another network or with other settings;
-    ValueError if the batch cannot be divided among the processes, or if another process trains in `out`. When iterated:
-    FloatingPointError if there is no checkpoint to go back to, and ProcessLostError, which is an OSError, if another
-    process has ended. The steps seed torch's global generator.
+    ValueError if the images or labels are not those of the network, if the batch cannot be divided among the processes,
+    or if another process trains in `out`. When iterated: FloatingPointError if there is no checkpoint to go back to,
+    and ProcessLostError, which is an OSError, if another process has ended. The steps seed torch's global generator.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
     ):
         self.measures = tuple(measures)
         self.task, self.dataset, self.out = task, dataset, Path(out)
+        check_fits(task, dataset)
         self.config = fill_defaults(config or TrainConfig(), {} if overwrite else record_of(self.out))
         device = choose_device(self.config.device)
         distributed.share_of(self.config.batch_size, self.config.accumulate, Processes.from_environment())

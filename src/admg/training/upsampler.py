@@ -58,6 +58,9 @@ class UpsamplerTask:
         self.augment_noise = float(networks[0].config.augment_noise) if networks else 0.0
         if not 0 < self.small_size < self.model.shape[1]:
             raise ValueError(f"small_size must be from 1 to {self.model.shape[1] - 1}, got {self.small_size}")
+        own = networks[0].config.small_size if networks else 0
+        if own and own != self.small_size:
+            raise ValueError(f"small_size must be that of the network, {own}, got {self.small_size}")
 
     @property
     def network(self) -> nn.Module:

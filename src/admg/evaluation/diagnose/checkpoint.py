@@ -166,7 +166,7 @@ def size_of_images(
     With a border (fit: pad) it is the next size that the levels of the network divide.
     """
     config = cast(UNetConfig, model.network.config)
-    options = {"value_range": value_range, **TrainedReading.from_model(model).options}
+    options = TrainedReading.from_model(model).options(value_range)
     dataset = open_dataset(path, 1, labels="none", **options)
     sides = {side for image in dataset.images[:SAMPLED] for side in header(image)}
     if len(sides) != 1 or (side := sides.pop()) >= config.image_size:
