@@ -6,6 +6,7 @@ range of a field, `check` enforces it, and `field_texts` reads the texts, so tha
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import json
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 C = TypeVar("C")
+T = TypeVar("T")
 MAX_TOML_BYTES = 1 << 20
 MAX_MESSAGE_LENGTH = 1500
 """Largest number of characters of a message."""
@@ -108,13 +110,17 @@ def setting(
     return dataclasses.field(default=default, metadata={"setting": declared})
 
 
-def group(kind: type, *, omit: Iterable[str] = (), title: str | None = None) -> Any:
+def group(
+    kind: type, *, omit: Iterable[str] = (), title: str | None = None, chosen: Mapping[str, str] | None = None
+) -> Any:
     """Declare a field that holds another configuration, whose fields become a group of options.
 
     omit: fields that are not options and keep their defaults
     title: heading in the help; by default the first sentence of the docstring
+    chosen: fields whose default is chosen by the command, with a description of it for the help
     """
-    return dataclasses.field(default_factory=kind, metadata={"group": (kind, tuple(omit), title, False)})
+    metadata = {"group": (kind, tuple(omit), title, False), "chosen": chosen or {}}
+    return dataclasses.field(default_factory=kind, metadata=metadata)
 
 
 def overrides(
@@ -136,6 +142,8 @@ class Option:
     """A field of a configuration, or of a configuration within it.
 
     group: heading of the group that the option belongs to, "" for the configuration itself
+    deferred: whether the option belongs to a configuration that is built later, in which it makes a difference whether
+        its default is given
     """
 
     name: str
@@ -144,6 +152,7 @@ class Option:
     text: str
     declared: Setting
     group: str
+    deferred: bool = False
 
     @property
     def required(self) -> bool:
@@ -162,10 +171,11 @@ def options(kind: type, heading: str = "", omit: Iterable[str] = ()) -> Iterator
         if field.name in omit or declared.hidden:
             continue
         if "group" in field.metadata:
-            inner, inner_omit, title, _ = field.metadata["group"]
+            inner, inner_omit, title, deferred = field.metadata["group"]
             chosen = field.metadata.get("chosen", {})
             for option in options(inner, title or first_sentence(inner), inner_omit):
-                yield option.chosen_later(chosen[option.name]) if option.name in chosen else option
+                found = option.chosen_later(chosen[option.name]) if option.name in chosen else option
+                yield dataclasses.replace(found, deferred=deferred or found.deferred)
             continue
         default = field.default if field.default_factory is MISSING else field.default_factory()
         if declared.range is None and field.name in getattr(kind, "RANGES", {}):
@@ -329,7 +339,7 @@ def flat(content: Mapping[str, Any], source: str) -> dict[str, Any]:
 def to_toml(kind: type, values: Mapping[str, Any]) -> str:
     """Return a TOML text of all options of a configuration: the given values, defaults for the rest.
 
-    Options without a value are written as comments.
+    Options without a value are written as comments, and so are deferred ones that are not given.
     """
     lines: list[str] = []
     heading = ""
@@ -340,6 +350,8 @@ def to_toml(kind: type, values: Mapping[str, Any]) -> str:
         value = values.get(option.name, option.default)
         if value is None or value is MISSING:
             lines.append(f"# {option.name} =")
+        elif option.deferred and option.name not in values:
+            lines.append(f"# {option.name} = {toml_value(value)}")
         else:
             lines.append(f"{option.name} = {toml_value(value)}")
     return "\n".join(lines).strip() + "\n"
@@ -353,3 +365,15 @@ def toml_value(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(toml_value, value)) + "]"
     return json.dumps(str(value), ensure_ascii=False)
+
+
+def with_fields(part: T, **values: Any) -> T:
+    """Return a shallow copy of a dataclass with other values of some fields.
+
+    Unlike `dataclasses.replace`, it keeps attributes that are not fields, and does not run `__post_init__` again, which
+    in a user's class may change values that are changed already.
+    """
+    copied = copy.copy(part)
+    for name, value in values.items():
+        object.__setattr__(copied, name, value)  # the class may be frozen
+    return copied

@@ -15,6 +15,7 @@ from helpers import failed, refused, run, snapshot, state_file
 from PIL import Image
 
 from admg.checkpoints import loading
+from admg.checkpoints.weights import digest_of_state
 from admg.data import open as open_dataset
 from admg.training import checkpointing
 
@@ -242,7 +243,8 @@ def test_training_starts_from_the_weights_of_a_model(capsys, pictures, tmp_path)
     arguments = [*tiny_training(pictures, tmp_path / "b"), "--steps", 1, "--lr", 1e-12, "--init", tmp_path / "a"]
     assert run(capsys, *arguments)[0] == 0
     first, second = loading.load(tmp_path / "a"), loading.load(tmp_path / "b")
-    init = {"model": str(tmp_path / "a"), **first.training}
+    digest = digest_of_state(first.network.state_dict())
+    init = {"model": str(tmp_path / "a"), "digest": digest, **first.training}
     kept = {"kept": len(first.network.state_dict()), "remade": {}, "dropped": []}
     assert second.training["init"] == init | {"start": kept}
     a, b = first.network.state_dict(), second.network.state_dict()

@@ -38,7 +38,7 @@ def test_found_steps_are_kept_with_the_model_and_used(capsys, search, model, tmp
         "2", entry["known_spacing"], f"{entry['distance_of_known_spacing']:.4f}", entry["steps"],
         f"{entry['distance']:.4f}",
     ]  # fmt: skip
-    assert out.endswith(f"written to {model}: use them as --steps tuned2\n")
+    assert out.endswith(f"written to {model}: use them as --sampler unipc --steps tuned2\n")
 
     tuned.store(model, {3: {"steps": "at1+2+3"}})
     assert native.read_about(model).training[tuned.KEY] == {"2": entry, "3": {"steps": "at1+2+3"}}  # the others stay
@@ -51,7 +51,7 @@ def test_found_steps_are_kept_with_the_model_and_used(capsys, search, model, tmp
 def test_nothing_is_written_if_it_is_not_wanted_or_not_possible(capsys, search, model):
     before = snapshot(model)
     out = succeed(capsys, *search, "--no-store", "--steps", 2)
-    assert snapshot(model) == before and "use them as --steps at" in out
+    assert snapshot(model) == before and "use them as --sampler unipc --steps at" in out
     assert "steps 'tuned2': this model has no tuned steps; `admg tune-steps` finds some" in refused(
         capsys, "sample", "--model", model, "--steps", "tuned2", "--scale", 0, "--out", model / "samples"
     )

@@ -36,19 +36,22 @@ class Pull:
         return self.strength * (self.target - state.x)
 
 
+class Idle:
+    """A guide whose state cannot be read."""
+
+    def __init__(self):
+        self.generator = torch.Generator()
+
+    def __call__(self, state):
+        return None
+
+
 class Stateful:
     def __init__(self, strength):
         self.strength = strength
 
     def __call__(self, state):
         return -self.strength * state.x
-
-
-class Slotted:
-    __slots__ = ("strength",)
-
-    def __call__(self, state):
-        return None
 
 
 def captured(strength):
@@ -167,8 +170,6 @@ def test_global_variables_that_a_function_uses_are_part_of_it(monkeypatch):
 
 
 def test_an_object_without_readable_state_is_not_identified():
-    with pytest.raises(UnidentifiedError, match="Slotted"):
-        identify(Slotted())
     with pytest.raises(UnidentifiedError, match="Generator"):
         identify(Pull(1.0, torch.Generator()))
 
@@ -190,7 +191,7 @@ def test_samplers():
         (guidance.ClassifierFreeGuidance(2.0), guidance.ClassifierFreeGuidance(2.5), "guide.scale is 2.0 there, 2.5"),
         (captured(1.0), captured(2.0), "guide.captured.strength is 1.0 there, 2.0 here"),
         (pull, None, "guide.function is pull there, unset here"),
-        (Slotted(), Slotted(), "cannot be continued: its guide cannot be identified: it holds an object of type"),
+        (Idle(), Idle(), "cannot be continued: its guide cannot be identified: it holds Generator, whose source"),
     ],
 )
 def test_a_run_with_another_guide_is_refused(tiny_model, tmp_path, first, second, message):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from admg.config import with_fields
 from admg.diffusion.config import DiffusionConfig
 from admg.diffusion.gaussian import Diffusion, Images, Index, Prediction
 from admg.models import SuperResUNet, UNet, UNetConfig
@@ -126,7 +126,7 @@ class Model(Pretrained):
 
         spec: "tuned5" selects the five steps that `admg tune-steps` found for this model
         """
-        return dataclasses.replace(self, diffusion=self.diffusion.respace(self.explicit(spec)))
+        return with_fields(self, diffusion=self.diffusion.respace(self.explicit(spec)))
 
     def explicit(self, spec: int | str) -> int | str:
         """Return the steps found for this model for a respacing such as "tuned5", and any other respacing unchanged.

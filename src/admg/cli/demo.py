@@ -28,7 +28,7 @@ class Options:
     seed: seed of the noise
     """
 
-    out: str = setting("demo", metavar="DIR")
+    out: Path = setting(Path("demo"), metavar="DIR")
     seed: int = setting(0, min=0)
 
     def __post_init__(self) -> None:

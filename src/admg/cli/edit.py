@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from admg.checkpoints.loading import as_model
 from admg.config import check, group, setting
@@ -47,7 +48,7 @@ class Options:
     value_range: tuple[float, ...] = setting((), metavar="LOW,HIGH", dashes=True, default_text=RANGE_TEXT)
     invert: bool = False
     from_label: tuple[int | str, ...] = setting((), repeat=True, metavar="LABEL")
-    out: str = setting("edits", metavar="DIR")
+    out: Path = setting(Path("edits"), metavar="DIR")
     sampling: SamplingOptions = group(SamplingOptions)
     guidance: GuidanceOptions = group(GuidanceOptions)
     job: JobOptions = group(JobOptions)

@@ -69,7 +69,7 @@ class Options:
     no_interval: bool = False
     split: Literal["train", "test"] = "test"
     sampling: SamplingOptions = group(SamplingOptions, omit=("no_bound_guidance",))
-    features: FeatureOptions = group(FeatureOptions, omit=("batch_size", "device"))
+    features: FeatureOptions = group(FeatureOptions, omit=("batch_size", "device", "background"))
 
     def __post_init__(self) -> None:
         check(self)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from admg.checkpoints.loading import as_model
 from admg.config import check, check_used, group, setting
@@ -45,8 +46,8 @@ class Options:
     frames: int = setting(8, min=2, max=MAX_FRAMES)
     fit: Fit | None = None
     value_range: tuple[float, ...] = setting((), metavar="LOW,HIGH", dashes=True, default_text=RANGE_TEXT)
-    out: str = setting("way", metavar="DIR")
-    sampling: SamplingOptions = group(SamplingOptions)
+    out: Path = setting(Path("way"), metavar="DIR")
+    sampling: SamplingOptions = group(SamplingOptions, chosen={"sampler": "ddim", "steps": "100"})
     guidance: GuidanceOptions = group(GuidanceOptions)
     job: JobOptions = group(JobOptions)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
@@ -184,8 +184,8 @@ def _from_file(parser: argparse.ArgumentParser, file: str, known: Mapping[str, O
             words += _words(known[name], value)
     quiet = Parser(prog=parser.prog, add_help=False)
     for option in known.values():
-        _add(quiet, option)
-    quiet.error = _raise(file)  # type: ignore[method-assign, assignment]
+        _add(quiet, option, by_name=True)
+    quiet.error = _raise(file, [name for name, option in known.items() if option.declared.positional])  # type: ignore[method-assign, assignment]
     return vars(quiet.parse_args(words)) | labels
 
 
@@ -212,9 +212,12 @@ def _check_switch(option: Option, value: Any, file: str) -> None:
         raise ValueError(f"{file}: {flag(option)} must be {wanted}, got {config.toml_value(value)}")
 
 
-def _raise(file: str) -> Callable[[str], NoReturn]:
+def _raise(file: str, positional: Sequence[str]) -> Callable[[str], NoReturn]:
     def error(message: str) -> NoReturn:
-        raise ValueError(f"{file}: {re.sub(r'^argument ', '', message)}")
+        message = re.sub(r"^argument ", "", message)
+        for name in positional:
+            message = re.sub(rf"^--{name}(?=:)", name.upper(), message)
+        raise ValueError(f"{file}: {message}")
 
     return error
 
@@ -223,7 +226,7 @@ def _words(option: Option, value: Any) -> list[str]:
     """Return a value of a TOML file as words of a command line."""
     items = value if isinstance(value, list) else [value]
     if option.declared.positional:
-        return [str(value)]
+        return [f"--{option.name}={value}"]
     if isinstance(value, bool) and option.name.startswith("no_"):
         return [flag(option)] * value
     if isinstance(value, bool):
@@ -233,9 +236,12 @@ def _words(option: Option, value: Any) -> list[str]:
     return [f"{flag(option)}={','.join(map(str, items))}"]
 
 
-def _add(parser: Any, option: Option) -> None:
+def _add(parser: Any, option: Option, by_name: bool = False) -> None:
+    """Add an option to a parser; by_name: a positional argument as an option, as a file names it."""
     arguments = _argument(option)
-    if option.declared.positional:
+    if option.declared.positional and by_name:
+        parser.add_argument(f"--{option.name}", dest=option.name, default=argparse.SUPPRESS, **arguments)
+    elif option.declared.positional:
         arguments |= {"nargs": "?", "default": None, "metavar": option.declared.metavar or option.name.upper()}
         parser.add_argument(option.name, **arguments)
     else:
@@ -264,8 +270,17 @@ def _argument(option: Option) -> dict[str, Any]:
     if choices:
         return text | {"type": one_of(choices), "metavar": declared.metavar or "{" + ",".join(map(str, choices)) + "}"}
     hint = str if str in get_args(hint) else hint  # a number or text: the configuration tells them apart
-    kind = not_empty(hint) if hint in (str, Path) and not declared.dashes else hint
+    hint = home_expanded if hint is Path else hint
+    kind = not_empty(hint) if hint in (str, home_expanded) and not declared.dashes else hint
     return text | {"type": kind, "metavar": declared.metavar or _metavar(hint)}
+
+
+def home_expanded(text: str) -> Path:
+    """Return a path, with ~ for the user's home folder. A shell does not expand it in --out=~/x, or in a TOML file."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from None
 
 
 class Repeat(argparse.Action):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 
 from admg.checkpoints.loading import as_model
 from admg.checkpoints.model import Model
@@ -125,7 +126,7 @@ class Options:
         None, min=1, max=MAX_IMAGES, default_text="8 per label; 64 if no label is given and the model has more than 20"
     )
     sheet: str | None = setting(None, metavar="scale=A,B,...")
-    out: str = setting("samples", metavar="DIR")
+    out: Path = setting(Path("samples"), metavar="DIR")
     sampling: SamplingOptions = group(SamplingOptions)
     guidance: GuidanceOptions = group(GuidanceOptions)
     start: InitOptions = group(InitOptions)

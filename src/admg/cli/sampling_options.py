@@ -73,6 +73,8 @@ class SamplingOptions:
         if self.eta and name != "ddim":
             raise ValueError(f"--eta applies only to the sampler ddim, not to {name}")
         options = parse_sampler_options(name, self.sampler_option)
+        if self.eta and "eta" in options:
+            raise ValueError("--eta and --sampler-option eta cannot be combined")
         if self.eta:
             options["eta"] = self.eta
         return Recipe(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from admg.checkpoints.loading import as_model
@@ -69,7 +70,7 @@ class Options:
         None, default_text=f"{','.join(f'{s:g}' for s in SCALES)} with a classifier, unless --cfg or --guide is given"
     )
     cfg: tuple[float, ...] | None = None
-    out: str = setting("sweep", metavar="DIR")
+    out: Path = setting(Path("sweep"), metavar="DIR")
     dry_run: bool = False
     reference: str = setting(metavar="DATA")
     num_reference: int | None = setting(None, min=2)
@@ -81,7 +82,7 @@ class Options:
     sampling: SamplingOptions = group(SamplingOptions, omit=("sampler", "steps"))
     guidance: GuidanceOptions = group(GuidanceOptions, omit=("scale", "cfg"))
     features: FeatureOptions = group(FeatureOptions, omit=("batch_size", "device", "background"))
-    job: JobOptions = group(JobOptions)
+    job: JobOptions = group(JobOptions, chosen={"images": "no"})
 
     def __post_init__(self) -> None:
         check(self)

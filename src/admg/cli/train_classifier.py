@@ -55,7 +55,7 @@ class Options:
 
 def preset(given: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the values of the chosen recipe; the command line and --config take precedence."""
-    return recipe_values("train-classifier", given.get("recipe"))
+    return recipe_values("train-classifier", given)
 
 
 def run(options: Options) -> None:

@@ -68,7 +68,7 @@ class Options:
 
 def preset(given: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the values of the chosen recipe; the command line and --config take precedence."""
-    return recipe_values("train-upsampler", given.get("recipe"))
+    return recipe_values("train-upsampler", given)
 
 
 def run(options: Options) -> None:

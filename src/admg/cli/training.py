@@ -46,9 +46,16 @@ def provenance(recipe: str | None = None) -> dict[str, str]:
     return {"command": shlex.join(["admg", *sys.argv[1:]])} | ({"recipe": recipe} if recipe else {})
 
 
-def recipe_values(command: Command, name: str | None) -> Mapping[str, Any]:
-    """Return the options of a recipe of a command, or none. Raises ValueError if it is of another command."""
-    return recipe_for(command, name).values if name else {}
+def recipe_values(command: Command, given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the options of the given recipe, or none. Raises ValueError if it is one of another command.
+
+    A given number of heads replaces the width of the recipe's heads, which would otherwise determine their number.
+    """
+    if not (name := given.get("recipe")):
+        return {}
+    values = recipe_for(command, name).values
+    replaced = {"head_channels"} if "num_heads" in given else set()
+    return {key: value for key, value in values.items() if key not in replaced}
 
 
 def train(run: TrainingRun[Any]) -> None:

@@ -21,6 +21,7 @@ from admg.generation.step_search import Distance, FoundSteps, distance, search_s
 from .sampling_options import GuidanceOptions, SamplingOptions
 from .tables import table
 
+SAMPLER = "unipc"
 EXAMPLES = """  admg tune-steps --model runs/photos --steps 5,8
   admg sample --model runs/photos --sampler unipc --steps tuned5 --out samples
   admg tune-steps --model fashion-mnist --steps 5 --scale 2 --sampler dpmpp_2m"""
@@ -47,7 +48,7 @@ class Options:
     num: int = setting(20, min=1, max=10_000)
     fine: int = setting(60, min=2)
     no_store: bool = False
-    sampling: SamplingOptions = group(SamplingOptions, omit=("steps", "eta", "compile"))
+    sampling: SamplingOptions = group(SamplingOptions, omit=("steps", "eta", "compile"), chosen={"sampler": SAMPLER})
     guidance: GuidanceOptions = group(GuidanceOptions)
 
     def __post_init__(self) -> None:
@@ -60,7 +61,7 @@ def run(options: Options) -> None:
     """Search, print a table of the results, and store them."""
     model = as_model(options.model)
     guides = options.guidance.load(model, options.model)
-    recipe = options.sampling.recipe(guides.build(), model=options.model, sampler="unipc")
+    recipe = options.sampling.recipe(guides.build(), model=options.model, sampler=SAMPLER)
     options.sampling.to_device(model, guides)
     folder = None if options.no_store else folder_of(options.model)
     before = None if folder is None else tuned.digest(folder)
@@ -71,11 +72,12 @@ def run(options: Options) -> None:
         for count in options.steps:
             results[count] = search_with_progress(measure, count)
     print(table_of(results))
+    sampler = f"--sampler {options.sampling.sampler or SAMPLER}"
     if folder is not None:
         tuned.store(folder, {count: record(steps, recipe) for count, steps in results.items()}, before)
-        print(f"written to {folder}: use them as --steps tuned{options.steps[0]}")
+        print(f"written to {folder}: use them as {sampler} --steps tuned{options.steps[0]}")
     else:
-        print(f"use them as --steps {results[options.steps[0]].spec}")
+        print(f"use them as {sampler} --steps {results[options.steps[0]].spec}")
 
 
 def search_with_progress(measure: Distance, count: int) -> FoundSteps:

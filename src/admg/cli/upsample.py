@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 
 from admg.config import check, group, setting
 from admg.generation import JobOptions, generate_upsampled
@@ -33,7 +34,7 @@ class Options:
     base: str = setting(metavar="FILE")
     num: int | None = setting(None, min=1, default_text="all")
     augment_level: float = setting(0.0, min=0, max=1)
-    out: str = setting("upsampled", metavar="DIR")
+    out: Path = setting(Path("upsampled"), metavar="DIR")
     sampling: SamplingOptions = group(SamplingOptions)
     guidance: GuidanceOptions = group(GuidanceOptions)
     job: JobOptions = group(JobOptions)

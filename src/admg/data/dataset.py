@@ -85,7 +85,12 @@ class Dataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
         return f"{type(self).__name__}({summary(self)})"
 
     def __getitem__(self, index: int) -> tuple[Float[Tensor, "c s s"], int]:
-        return self.get(index, 0)
+        """Return one image, augmented at random if there is a flip or a random crop, and its label.
+
+        The random numbers are from torch's global generator, which a DataLoader seeds in each of its workers.
+        """
+        augments = self.flip or self.crop == "random"
+        return self.get(index, int(torch.randint(2**62, ())) if augments else None)
 
     def get(self, index: int, seed: Seed | None = None) -> tuple[Float[Tensor, "c s s"], int]:
         """Return one image and its label, -1 if there is none.

@@ -59,12 +59,17 @@ class Diffusion:
             raise ValueError(f"unknown prediction {predict!r}: {', '.join(get_args(Predict))}")
         if variance not in get_args(Variance):
             raise ValueError(f"unknown variance {variance!r}: {', '.join(get_args(Variance))}")
-        self.schedule = schedule
+        self._schedule = schedule
         self.predicts: Predict = predict
         self.variance: Variance = variance
 
     def __len__(self) -> int:
         return len(self.schedule)
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The noise schedule; see `with_schedule` for another one."""
+        return self._schedule
 
     def respace(self, spec: int | str) -> Diffusion:
         """Return the same process with fewer steps; see NoiseSchedule.respace."""
@@ -118,8 +123,8 @@ class Diffusion:
         network_output: (N, C or 2C, H, W)
         clip: whether x0 is clipped to [-1, 1] before eps and the mean are derived from it
 
-        Raises ValueError if the number of output channels does not fit the kind of variance, or if the network predicts
-        eps and ᾱ_t is 0.
+        Raises ValueError if the number of output channels does not fit the kind of variance, if the output has another
+        shape than x otherwise, or if the network predicts eps and ᾱ_t is 0.
         """
         dtype = working_dtype(x)
         x, output, channels = x.to(dtype), network_output.to(dtype), x.shape[1]
@@ -129,6 +134,9 @@ class Diffusion:
                 f"variance {self.variance!r} needs {needed} output channels for {channels} image channels, "
                 f"got {output.shape[1]}"
             )
+        if (output.shape[0], output.shape[2:]) != (x.shape[0], x.shape[2:]):
+            sizes = f"{tuple(x.shape)}, got {tuple(output.shape)}"
+            raise ValueError(f"the network's output must have the shape of x, {sizes}")
         output, v = output[:, :channels], output[:, channels:]
         c = self._constants_for(x)
 
@@ -180,12 +188,14 @@ class Diffusion:
         key = torch.device(device or "cpu"), torch.float64 if dtype == torch.float64 else torch.float32
         table = self._timesteps.get(key)
         if table is None:
-            steps = self.schedule.timesteps
-            steps = steps.to(key[1]) if steps.is_floating_point() else steps
-            table = self._timesteps[key] = steps.to(key[0])
+            with torch.inference_mode(False):  # later gradients need the table, too
+                steps = self.schedule.timesteps.clone()
+                steps = steps.to(key[1]) if steps.is_floating_point() else steps
+                table = self._timesteps[key] = steps.to(key[0])
         return table[t.to(device)] if isinstance(t, Tensor) else table[t : t + 1]
 
     @cached_property
+    @torch.inference_mode(False)
     def constants(self) -> Constants:
         """The constants of the process as float64 tables (T,) over t."""
         return Constants.of(self.schedule)
@@ -206,7 +216,8 @@ class Diffusion:
         """Return the constants on the device of x, in the dtype that x is computed in."""
         key = x.device, working_dtype(x)
         if key not in self._constants:
-            self._constants[key] = self.constants.to(*key)
+            with torch.inference_mode(False):
+                self._constants[key] = self.constants.to(*key)
         return self._constants[key]
 
 

@@ -91,16 +91,19 @@ class NoiseSchedule:
         return len(self.betas)
 
     @cached_property
+    @torch.inference_mode(False)
     def alpha_bar(self) -> Float64[Tensor, " T"]:
         """ᾱ_t = Π_{s <= t} (1 - β_s)."""
         return torch.cumprod(1 - self.betas, dim=0)
 
     @cached_property
+    @torch.inference_mode(False)
     def alpha_bar_prev(self) -> Float64[Tensor, " T"]:
         """ᾱ_{t-1}, which is 1 at t = 0."""
         return torch.cat([self.alpha_bar.new_ones(1), self.alpha_bar[:-1]])
 
     @cached_property
+    @torch.inference_mode(False)
     def snr(self) -> Float64[Tensor, " T"]:
         """Signal-to-noise ratio ᾱ_t / (1 - ᾱ_t), which is 0 at pure noise."""
         return self.alpha_bar / (1 - self.alpha_bar)
@@ -115,8 +118,15 @@ class NoiseSchedule:
         return self.alpha_bar[index].item() == 0
 
     def rescaled(self) -> NoiseSchedule:
-        """Return the same process with timesteps t·1000/T (the flag --rescale_timesteps of guided-diffusion)."""
-        return NoiseSchedule(self.betas, self.timesteps.double() * (1000 / len(self)))
+        """Return the same process with timesteps t·1000/T (the flag --rescale_timesteps of guided-diffusion).
+
+        T is the number of steps of the process that this one was respaced from, if it was. Raises ValueError if the
+        timesteps are rescaled already.
+        """
+        if self.timesteps.is_floating_point():
+            raise ValueError("the timesteps of this schedule are rescaled already")
+        origin = None if self.origin is None else self.origin.rescaled()
+        return NoiseSchedule(self.betas, self.timesteps.double() * (1000 / len(self.origin or self)), origin)
 
     def with_zero_terminal_snr(self) -> NoiseSchedule:
         """Return the process with sqrt(ᾱ) shifted and scaled to end at 0, pure noise (Lin et al. 2023, algorithm 1).

@@ -13,6 +13,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from admg.config import with_fields
 from admg.models.surgery import Replace, with_replaced
 
 from .blocks import OURS, fused, has_fast_parts
@@ -115,7 +116,7 @@ def _with_networks(part: Any, replace: Callable[[nn.Module], nn.Module], done: d
         values = {f.name: getattr(part, f.name, None) for f in dataclasses.fields(part) if f.init}
         new = {name: _with_networks(value, replace, done) for name, value in values.items()}
         if changed := {name: value for name, value in new.items() if value is not values[name]}:
-            result = dataclasses.replace(part, **changed)
+            result = with_fields(part, **changed)
     done[id(part)] = result
     return result
 

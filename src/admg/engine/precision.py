@@ -72,6 +72,12 @@ def resolve_training(precision: Precision, device: torch.device) -> Resolved:
 
 
 def autocast(precision: Resolved, device: torch.device) -> AbstractContextManager:
-    """Return a context manager in which matrix products run in this precision."""
-    dtype = DTYPES[precision]
-    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+    """Return a context manager in which matrix products run in this precision, also within another autocast."""
+    if precision != "fp32":
+        return torch.autocast(device.type, DTYPES[precision])
+    return without_autocast(device)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager:
+    """Return a context manager in which an autocast of the caller has no effect."""
+    return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()

@@ -279,6 +279,9 @@ def choose_metrics(
         return reason_against(metric, network, samples, reference, labels)
 
     if requested is not None:
+        names = [metric.name for metric in requested]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"metrics must have different names, but two are {twice!r}")
         for metric in requested:
             if reason(metric):
                 raise ValueError(f"{metric.display_name(network)} cannot be computed: {reason(metric)}")

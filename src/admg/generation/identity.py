@@ -107,7 +107,7 @@ def network_record(part: Model | Classifier, name: str = "") -> dict[str, Any]:
     """
     record: dict[str, Any] = {"loaded_as": name or part.training.get("name"), "weights": fingerprint(part)}
     record |= _network(part.network)
-    if not _is_ours(type(part)):
+    if not is_ours(type(part)):
         known = {field.name for kind in (Model, Classifier) for field in dataclasses.fields(kind)}
         own = {field.name: getattr(part, field.name) for field in dataclasses.fields(part) if field.name not in known}
         record["class"] = _named(type(part)) | identify(own)
@@ -184,19 +184,29 @@ def _instance(value: Any, path: tuple[int, ...]) -> dict[str, Any]:
     Objects of installed classes that are not callable, such as open files, have state that attributes do not show.
     """
     kind = _named(type(value), path)
+    users = not is_ours(type(value)) and not is_installed(type(value))
     if dataclasses.is_dataclass(value):
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    elif (
-        (callable(value) or not is_installed(type(value)))
-        and hasattr(value, "__dict__")
-        and not hasattr(type(value), "__slots__")
-    ):
-        fields = vars(value)
+        fields |= attributes_of(value) if users else {}
+    elif users or (callable(value) and hasattr(value, "__dict__")):
+        fields = attributes_of(value)
     elif _LENIENT.get():
         return kind
     else:
         raise UnidentifiedError(f"an object of type {type(value).__qualname__}")
     return kind | {name: _identify(item, path) for name, item in fields.items()}
+
+
+def attributes_of(value: Any) -> dict[str, Any]:
+    """Return the attributes of an object by name, except values that it has cached."""
+    kept = dict(getattr(value, "__dict__", {}))
+    for kind in type(value).__mro__:
+        slots = vars(kind).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if name not in ("__dict__", "__weakref__") and hasattr(value, name):
+                kept[name] = getattr(value, name)
+    cached = functools.cached_property
+    return {k: v for k, v in kept.items() if not isinstance(inspect.getattr_static(type(value), k, None), cached)}
 
 
 def _module(module: nn.Module, path: tuple[int, ...]) -> dict[str, Any]:
@@ -222,7 +232,7 @@ def _network(network: Any, path: tuple[int, ...] = ()) -> dict[str, Any]:
         with _leniently():
             found = _named(type(part), path) | {key: _identify(value, path) for key, value in settings.items()}
             hooks = [_identify(hook, path) for hook in hooks_of(part)]
-        own = not _is_ours(type(part)) and not is_installed(type(part))
+        own = not is_ours(type(part)) and not is_installed(type(part))
         (parts if own else layers)[name or "network"] = found | ({"hooks": hooks} if hooks else {})
     identity = {"layers": _checksum(json.dumps(layers, sort_keys=True).encode())}
     return identity | ({"parts": parts} if parts else {})
@@ -230,7 +240,7 @@ def _network(network: Any, path: tuple[int, ...] = ()) -> dict[str, Any]:
 
 def _named(kind: type, path: tuple[int, ...] = ()) -> dict[str, Any]:
     """Describe a class by its name, a user's own also by its source, its captured values and its bases."""
-    if _is_ours(kind):
+    if is_ours(kind):
         return {"type": kind.__qualname__}
     if is_installed(kind):
         return {"type": _qualified(kind)}
@@ -238,16 +248,25 @@ def _named(kind: type, path: tuple[int, ...] = ()) -> dict[str, Any]:
     if id(kind) in path:  # its code names the class itself
         return identity
     path = (*path, id(kind))
-    bases = [_named(base, path) for base in kind.__bases__ if not _is_ours(base) and not is_installed(base)]
-    values = {}
-    for name, method in _methods(kind):
-        with _leniently():
+    bases = [_named(base, path) for base in kind.__bases__ if not is_ours(base) and not is_installed(base)]
+    values: dict[str, Any] = {}
+    with _leniently():
+        for name, method in methods_of(kind):
             if own := {key: _identify(value, path) for key, value in captured(method)}:
                 values[name] = own
+        values |= {name: _identify(value, path) for name, value in class_values(kind)}
     return identity | ({"bases": bases} if bases else {}) | ({"captured": values} if values else {})
 
 
-def _methods(kind: type) -> Iterator[tuple[str, FunctionType]]:
+def class_values(kind: type) -> Iterator[tuple[str, Any]]:
+    """Yield the attributes in the body of a class that are values, which a program may change."""
+    for name, value in vars(kind).items():
+        described = hasattr(type(value), "__get__")  # methods, properties, slots
+        if not (name.startswith(("__", "_abc_")) or described or isinstance(value, type)):
+            yield name, value
+
+
+def methods_of(kind: type) -> Iterator[tuple[str, FunctionType]]:
     """Yield the functions defined in the body of a class, including those of properties and static methods."""
     for name, value in vars(kind).items():
         for function in (value, *(getattr(value, key, None) for key in ("__func__", "fget", "func"))):
@@ -258,7 +277,7 @@ def _methods(kind: type) -> Iterator[tuple[str, FunctionType]]:
 
 def _function(function: FunctionType, path: tuple[int, ...]) -> dict[str, Any]:
     """Describe a function by name, a user's own also by its source, its defaults and its captured values."""
-    if _is_ours(function) or is_installed(function):
+    if is_ours(function) or is_installed(function):
         return {"function": _qualified(function)}
     values = {name: _identify(value, path) for name, value in captured(function)}
     return {"function": function.__qualname__, "source": _checksum(_source(function).encode())} | (
@@ -267,14 +286,27 @@ def _function(function: FunctionType, path: tuple[int, ...]) -> dict[str, Any]:
 
 
 def captured(function: FunctionType) -> Iterator[tuple[str, Any]]:
-    """Yield the closure, the defaults, and the global variables that a function uses, except modules and loggers."""
+    """Yield the closure, the defaults, and the global variables that a function uses, except loggers.
+
+    Of a user's module, they are the variables that the function may use: settings.scale, but not those of torch.
+    """
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or ()):
         yield name, cell.cell_contents
     yield from enumerate_defaults(function)
-    for name in sorted(_names(function.__code__)):
+    names = sorted(_names(function.__code__))
+    for name in names:
         value = function.__globals__.get(name)
-        if value is not None and not isinstance(value, ModuleType | logging.Logger):
+        if isinstance(value, ModuleType):
+            users = value.__name__.partition(".")[0] != "admg" and not is_installed(value)
+            inner = [key for key in names if users and key in vars(value)]
+            yield from ((f"{name}.{key}", vars(value)[key]) for key in inner if not _is_plain(vars(value)[key]))
+        elif value is not None and not isinstance(value, logging.Logger):
             yield name, value
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a variable of a module is of no interest: a module or a logger."""
+    return isinstance(value, ModuleType | logging.Logger)
 
 
 def enumerate_defaults(function: FunctionType) -> Iterator[tuple[str, Any]]:
@@ -309,7 +341,7 @@ def _bytecode(code: CodeType) -> str:
     return f"{code.co_code.hex()} {constants} {code.co_names}"
 
 
-def _is_ours(thing: Any) -> bool:
+def is_ours(thing: Any) -> bool:
     return (getattr(thing, "__module__", None) or "").partition(".")[0] == "admg"
 
 

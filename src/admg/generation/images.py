@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,6 +27,10 @@ ROUNDING_ERROR = 4e-5
 
 x and x + 1 have errors of 2.5 and 3.5 units of 2^-24, which the product scales by 127.5 and rounds by at most 2^-17.
 """
+
+
+SAMPLE = re.compile(r".*_\d{6,}\.(png|tif)")
+"""Names of the files of images that `save_images` writes."""
 
 
 class ImageArray(Protocol):
@@ -69,6 +74,14 @@ def save_png(image: Image.Image, path: Path) -> None:
     """Write an image. The file appears only once it is complete."""
     with atomic(path) as temporary:
         image.save(temporary)
+
+
+def check_only_samples(folder: Path) -> None:
+    """Raise ValueError if a folder to be replaced holds other files than `save_images` writes."""
+    found = (path.name for path in folder.iterdir()) if folder.is_dir() else ()
+    other = [name for name in found if name != DESCRIPTION and not SAMPLE.fullmatch(name)]
+    if other:
+        raise ValueError(f"{folder} holds {min(other)}, which is no sample: move it, or choose another folder")
 
 
 def save_images(images: ImageArray, labels: Sequence[int | None], names: Sequence[str], out: Path) -> None:

@@ -21,7 +21,7 @@ from admg.engine.device import Processes
 from admg.files import LockError, check_output_folder, locked, remove, remove_leftovers, shared
 
 from .fonts import label_title
-from .images import save_images, save_png
+from .images import check_only_samples, save_images, save_png
 from .labels import as_tensor
 from .progress import Activity, OnProgress, Progress, reporting
 from .run_record import RUN, RunMismatchError, find_run, open_run, run_files
@@ -208,6 +208,8 @@ class Job:
         for run in planned:
             check_run(*run, self.options.overwrite)
         if self.options.overwrite:
+            for stage in self.stages:
+                check_only_samples(stage.out / "images")
             self.clear()
         for stage in reversed(self.stages):
             check_output_folder(stage.out)

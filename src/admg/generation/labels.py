@@ -76,6 +76,8 @@ def resolve_labels(
     if not items:
         raise ValueError("no labels: at least one is needed")
     numbers = [label_number(table, item) for item in items]
+    if num is not None and num < len(set(numbers)):
+        warnings.warn(f"{num} images for {len(set(numbers))} labels: the last labels get none", stacklevel=3)
     return numbers if num is None else cycle_labels(numbers, num)
 
 
@@ -174,7 +176,8 @@ def choose_labels(
         numbers = resolve_labels(model, guide, labels)
         if num is not None and num < len(numbers):
             warnings.warn(f"{num} images for {len(numbers)} labels: the last labels get none", stacklevel=3)
-        return resolve_labels(model, guide, labels, num), label_record(numbers)
+        check_num(num)
+        return numbers if num is None else cycle_labels(numbers, num), label_record(numbers)
     num = num or (8 * table.count if table.count <= 20 else 64)
     if (labels or ("random" if num < table.count else "balanced")) == "balanced":
         return cycle_labels(range(table.count), num), "balanced"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
-from .identity import captured, is_installed
+from .identity import captured, class_values, is_installed, is_ours, methods_of
 
 _lock = threading.Lock()
 _runs: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
@@ -29,7 +28,7 @@ def evaluation_mode(*parts: Any) -> Iterator[None]:
     """Context manager that puts all modules in these objects into evaluation mode, and restores their modes at the end.
 
     Modules are looked for in the fields of dataclasses, the attributes of objects of the user's own classes, and
-    containers, and in the closure, the defaults and the global variables of functions.
+    containers, and in the closure, the defaults and the global variables of functions and of methods of such classes.
     Raises ValueError for a batch norm without running statistics, which mixes the images of a batch in any mode.
     """
     modules = [part for module in modules_in(parts) for part in module.modules()]
@@ -84,6 +83,8 @@ def referents(part: Any) -> Iterable[Any]:
         return [] if is_installed(part) else [value for _, value in captured(part)]
     if isinstance(part, type | Tensor | str | bytes) or not hasattr(part, "__dict__"):
         return []
-    if dataclasses.is_dataclass(part) or not is_installed(type(part)):
-        return *vars(part).values(), inspect.getattr_static(type(part), "__call__", None)
+    users = [kind for kind in type(part).__mro__ if not is_ours(kind) and not is_installed(kind)]
+    if users or dataclasses.is_dataclass(part):
+        functions = [function for kind in users for _, function in methods_of(kind)]
+        return [*vars(part).values(), *functions, *(value for kind in users for _, value in class_values(kind))]
     return []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ from admg.diffusion.noise import SeededNoise
 from admg.engine import accelerate_parts, adapt_threads
 from admg.engine.compiling import Compile
 from admg.engine.memory import in_batches
-from admg.engine.precision import Precision, resolve
+from admg.engine.precision import Precision, resolve, without_autocast
 from admg.guidance import Bounded, Guide, Recorded
 from admg.guidance.rows import batch_context
 from admg.samplers import NoiseSampler, Step
@@ -222,7 +222,7 @@ class BatchSampler:
         images = range(first + batch.start, first + batch.start + len(y))
         noise = SeededNoise(recipe.seed, images)
         drawn = noise.draw(model.shape)  # always, so that the noise of the first step is never that of x_T
-        x = drawn if inputs.x_T is None else inputs.x_T[batch]
+        x = drawn if inputs.x_T is None else inputs.x_T[batch].detach().clone()
         x = x.to(model.device, dtype_of(model))
         if inputs.start is not None:
             x = inputs.start(batch)(model, x, recipe.unconditional)
@@ -237,7 +237,9 @@ class BatchSampler:
         start, total = batch.start, len(labels)
         if self.total not in (0, total):  # these are only the images from `first` on
             start, total = first + batch.start, self.total
-        with batch_context(start, start + len(y), total):
+        if len(y) < total:  # arguments with a row per image
+            model = dataclasses.replace(model, given=rows_of(model.given, slice(start, start + len(y)), total))
+        with batch_context(start, start + len(y), total), without_autocast(model.device):
             steps = find_sampler(recipe.sampler)(
                 model,
                 x,
@@ -316,3 +318,11 @@ def dtype_of(model: Model) -> torch.dtype:
     """Return the number format of samples: float32, or float64 for a network in float64."""
     parameters = model.network.parameters() if isinstance(model.network, torch.nn.Module) else ()
     return torch.float64 if any(p.dtype == torch.float64 for p in parameters) else torch.float32
+
+
+def rows_of(given: Mapping[str, Any], images: slice, total: int) -> dict[str, Any]:
+    """Return arguments of a network with only the rows of some images, where a tensor has a row for each of `total`."""
+    return {
+        name: value[images] if isinstance(value, torch.Tensor) and value.ndim and len(value) == total else value
+        for name, value in given.items()
+    }

@@ -19,6 +19,8 @@ SAMPLERS: dict[str, Sampler] = {
     name: function for name, function in vars(samplers).items() if inspect.isgeneratorfunction(function)
 }
 """The samplers of admg.samplers by name."""
+OF_RUN = ("model", "x_T", "y", "guide", "noise_sampler", "unconditional")
+"""Arguments that every run passes to its sampler."""
 
 
 def find_sampler(sampler: str | Sampler) -> Sampler:
@@ -30,6 +32,7 @@ def find_sampler(sampler: str | Sampler) -> Sampler:
     'ddim'
     """
     if not isinstance(sampler, str):
+        check_set_options(sampler)
         return sampler
     if ".py:" in sampler:
         return load_sampler(sampler)
@@ -70,6 +73,8 @@ def parse_sampler_options(sampler: str | Sampler, given: Sequence[str]) -> dict[
         if name not in known:
             allowed = ", ".join(known) or "none"
             raise ValueError(f"sampler option {text}: {sampler} has no option {name!r} (available: {allowed})")
+        if name in options:
+            raise ValueError(f"sampler option {text}: {name} is given twice")
         kind = type(known[name])
         try:
             options[name] = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
@@ -108,6 +113,15 @@ def set_options(sampler: str | Sampler) -> dict[str, Any]:
     if not isinstance(sampler, functools.partial):
         return {}
     return {**set_options(sampler.func), **sampler.keywords}
+
+
+def check_set_options(sampler: Sampler) -> None:
+    """Raise ValueError if functools.partial has set an argument of the run on a sampler, which each run replaces."""
+    if replaced := [name for name in set_options(sampler) if name in OF_RUN]:
+        raise ValueError(
+            f"{replaced[0]} cannot be set on a sampler by functools.partial: pass it to sample(), or call the sampler "
+            f"yourself"
+        )
 
 
 @dataclass(frozen=True)

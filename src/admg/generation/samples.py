@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,15 +12,11 @@ from jaxtyping import Float, Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
-from admg.data.listing import DESCRIPTION
 from admg.files import atomic
 
 from .contact_sheet import contact_sheet
 from .fonts import label_title
-from .images import save_images, save_png, to_uint8
-
-SAMPLE = re.compile(r".*_\d{6,}\.(png|tif)")
-"""Names of the files of images that are saved."""
+from .images import check_only_samples, save_images, save_png, to_uint8
 
 
 @dataclass(frozen=True, repr=False)
@@ -100,8 +95,4 @@ def _check_replaceable(out: Path) -> None:
     """Raise ValueError if saving samples in this folder would replace more than samples that were saved there."""
     if (out / "run.json").exists():
         raise ValueError(f"{out} holds a run (run.json): choose another folder for the samples")
-    images = out / "images"
-    found = (path.name for path in images.iterdir()) if images.is_dir() else ()
-    other = [name for name in found if name != DESCRIPTION and not SAMPLE.fullmatch(name)]
-    if other:
-        raise ValueError(f"{images} holds {min(other)}, which is no sample: choose another folder for the samples")
+    check_only_samples(out / "images")

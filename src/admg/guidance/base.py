@@ -7,11 +7,12 @@ the network's prediction before that, as classifier-free guidance does.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, overload
 
 from torch import Tensor
 
+from admg.config import with_fields
 from admg.diffusion.gaussian import Prediction
 
 from .numbers import finite
@@ -117,7 +118,7 @@ class Wrapper(Guidance):
     guide: Guide
 
     def begin(self) -> Guidance:
-        return replace(self, guide=begin(self.guide))
+        return with_fields(self, guide=begin(self.guide))
 
     def modify_prediction(self, state: State) -> Prediction:
         return modified_prediction(self.guide, state)

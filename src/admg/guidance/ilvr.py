@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from admg.config import with_fields
 from admg.diffusion.gaussian import Images, Prediction
 from admg.diffusion.signed import check_signed
 
@@ -51,7 +52,7 @@ class ILVR(Guidance):
         return interpolate(Downsample(self.factor)(x), scale_factor=self.factor, mode="nearest")
 
     def begin(self) -> Guidance:
-        return replace(self, guide=begin(self.guide))
+        return with_fields(self, guide=begin(self.guide))
 
     @property
     def reads_labels(self) -> bool:

@@ -78,9 +78,11 @@ class GuidedModel:
         """
         if self.guide is None:
             return self.model.predict(x, index, self.model_y, clip=self.clip), None
-        state = self.state(x, index)
+        state, version = self.state(x, index), _version(x)
         state = state.with_pred(modified_prediction(self.guide, state))  # for example classifier-free guidance
         g = gradient_of(self.guide, state)
+        if _version(x) != version:
+            raise ValueError("the guide has changed state.x in place, which the sampler continues from: use a copy")
         return state.prediction, None if state.pure_noise else g
 
     def predict_guided(self, x: Images, index: int) -> Prediction:
@@ -100,6 +102,11 @@ class GuidedModel:
     def step(self, x: Images, x0: Images, index: int) -> Step:
         """Return the Step to yield after the step at `index`."""
         return Step(x, x0, self.model.diffusion.schedule.timesteps[index].item(), index)
+
+
+def _version(x: Tensor) -> int | None:
+    """Return the number of changes of a tensor in place; None in inference mode, which does not count them."""
+    return None if x.is_inference() else x._version
 
 
 def guided_model(

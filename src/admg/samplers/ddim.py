@@ -32,7 +32,7 @@ def ddim(
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must be in [0, 1], got {eta}")
-    x, guided = x_T, guided_model(model, x_T, y, guide, clip, unconditional)
+    x, guided = x_T.detach(), guided_model(model, x_T, y, guide, clip, unconditional)
     schedule = model.diffusion.schedule
     for i in guided.indices():
         p, g = guided.predict(x, i)

@@ -35,7 +35,7 @@ def ddpm(
     Yields a Step after each of the len(model.diffusion) steps; Step.x of the last one holds the samples (N, C, H, W).
     Raises ValueError if y is not one label per image.
     """
-    x, guided = x_T, guided_model(model, x_T, y, guide, clip, unconditional)
+    x, guided = x_T.detach(), guided_model(model, x_T, y, guide, clip, unconditional)
     for i in guided.indices():
         p, g = guided.predict(x, i)
         mean = p.mean if g is None else p.mean + p.variance * g  # Algorithm 1

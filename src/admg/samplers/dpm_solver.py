@@ -29,7 +29,7 @@ def dpmpp_2m(
     x_0 of two steps is extrapolated to the middle of the next one. The first step and the last, to the clean image, are
     DDIM steps. The arguments are those of ddpm(); no noise is drawn.
     """
-    x, guided, diffusion = x_T, guided_model(model, x_T, y, guide, clip, unconditional), model.diffusion
+    x, guided, diffusion = x_T.detach(), guided_model(model, x_T, y, guide, clip, unconditional), model.diffusion
     last: PastPrediction | None = None
     for i in guided.indices():
         p, now, then = guided.predict_guided(x, i), level(diffusion, i), level(diffusion, i - 1)
@@ -54,7 +54,7 @@ def dpmpp_2m_sde(
 
     The last step, to the clean image, adds no noise. The arguments are those of ddpm().
     """
-    x, guided, diffusion = x_T, guided_model(model, x_T, y, guide, clip, unconditional), model.diffusion
+    x, guided, diffusion = x_T.detach(), guided_model(model, x_T, y, guide, clip, unconditional), model.diffusion
     last: PastPrediction | None = None
     for i in guided.indices():
         p, now, then = guided.predict_guided(x, i), level(diffusion, i), level(diffusion, i - 1)
@@ -88,7 +88,7 @@ def dpmpp_3m(
 
     The other arguments are those of ddpm(); no noise is drawn.
     """
-    x, guided, diffusion = x_T, guided_model(model, x_T, y, guide, clip, unconditional), model.diffusion
+    x, guided, diffusion = x_T.detach(), guided_model(model, x_T, y, guide, clip, unconditional), model.diffusion
     past: list[PastPrediction] = []  # the latest one first
     for i in guided.indices():
         p, now, then = guided.predict_guided(x, i), level(diffusion, i), level(diffusion, i - 1)

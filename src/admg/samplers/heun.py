@@ -55,7 +55,7 @@ def heun(
         raise ValueError(f"s_min and s_max must satisfy 0 <= s_min <= s_max, got {s_min} and {s_max}")
     steps = len(model.diffusion)
     model, base, raised = _with_raised_levels(model, min(s_churn / steps, math.sqrt(2) - 1), s_min, s_max)
-    x, guided, diffusion = x_T, guided_model(model, x_T, y, guide, clip, unconditional), model.diffusion
+    x, guided, diffusion = x_T.detach(), guided_model(model, x_T, y, guide, clip, unconditional), model.diffusion
     for i in range(steps - 1, -1, -1):
         current, noised, target = (level(diffusion, k) for k in (base[i], raised[i], base[i - 1] if i else -1))
         if raised[i] > base[i]:  # x̂ = x + sqrt(σ̂² - σ²) S_noise ε

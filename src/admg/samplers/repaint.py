@@ -62,7 +62,7 @@ def _repaint(
             f"the known images must have shape {tuple(x_T.shape)}, or be one image, got {tuple(known.shape)}"
         )
     check_signed(known, "the known images")
-    x, guided, diffusion = x_T, guided_model(model, x_T, y, guide, clip, unconditional), model.diffusion
+    x, guided, diffusion = x_T.detach(), guided_model(model, x_T, y, guide, clip, unconditional), model.diffusion
     known, mask = known.to(x_T), mask.to(x_T.device)
     for i, rise, last in jump_schedule(len(diffusion), jump_length, resamplings):
         p, g = guided.predict(x, i)

@@ -39,7 +39,7 @@ def unipc(
     """
     if order not in (1, 2, 3):
         raise ValueError(f"order must be 1, 2 or 3, got {order}")
-    x, guided, diffusion = x_T, guided_model(model, x_T, y, guide, clip, unconditional), model.diffusion
+    x, guided, diffusion = x_T.detach(), guided_model(model, x_T, y, guide, clip, unconditional), model.diffusion
     past: list[PastPrediction] = []  # the latest one first
     start: tuple[Images, Level] | None = None  # where the last step started
     used = 1  # order of the last step

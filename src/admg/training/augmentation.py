@@ -37,8 +37,8 @@ def draw_augmentation(
     """
     if not (noise or blur):
         return ()
-    level = noise * torch.rand(shape[0], generator=generator)
-    eps = torch.randn(shape, generator=generator)
+    level = noise * torch.rand(shape[0], generator=generator, dtype=torch.float32)
+    eps = torch.randn(shape, generator=generator, dtype=torch.float32)
     low, high = BLUR_SIGMA
-    sigma = low + (high - low) * torch.rand(shape[0], generator=generator)
-    return level, eps, sigma * (torch.rand(shape[0], generator=generator) < blur)
+    sigma = low + (high - low) * torch.rand(shape[0], generator=generator, dtype=torch.float32)
+    return level, eps, sigma * (torch.rand(shape[0], generator=generator, dtype=torch.float32) < blur)

@@ -98,10 +98,15 @@ def fit_to_data(kind: type[C], network: C | Mapping[str, Any] | None, initial: I
 
 
 def initialised(kind: type[N], architecture: Any, seed: int) -> N:
-    """Return a network with random weights of this seed, and leave torch's global generator as it was."""
+    """Return a network with random float32 weights of this seed, and leave torch's global state as it was."""
+    default = torch.get_default_dtype()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return kind(architecture)
+        torch.set_default_dtype(torch.float32)
+        try:
+            return kind(architecture)
+        finally:
+            torch.set_default_dtype(default)
 
 
 def start_from(part: Model | Classifier, initial: Initial | None, init: Init | None, kind: Kind) -> dict[str, Any]:

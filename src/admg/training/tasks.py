@@ -98,8 +98,8 @@ class DiffusionTask:
     def draw(self, shape: torch.Size, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Return t (or the numbers that determine it, see Timesteps.draw), noise, and whether each label is dropped."""
         t = self.timesteps.draw(self.model.diffusion.schedule, shape[0], generator)
-        noise = torch.randn(shape, generator=generator)
-        return t, noise, torch.rand(shape[0], generator=generator) < self.label_dropout
+        noise = torch.randn(shape, generator=generator, dtype=torch.float32)
+        return t, noise, torch.rand(shape[0], generator=generator, dtype=torch.float32) < self.label_dropout
 
     def loss(
         self, x: Tensor, y: Tensor, t: Tensor, noise: Tensor, dropped: Tensor, **conditioning: Any
@@ -167,7 +167,7 @@ class ClassifierTask:
     def draw(self, shape: torch.Size, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Return t and noise."""
         t = torch.randint(len(self.classifier.diffusion), shape[:1], generator=generator)
-        return t, torch.randn(shape, generator=generator)
+        return t, torch.randn(shape, generator=generator, dtype=torch.float32)
 
     def loss(self, x: Tensor, y: Tensor, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
         diffusion = self.classifier.diffusion
@@ -197,7 +197,7 @@ class ClassifierTask:
         for x, y in spread_batches(images, num, 250):
             self.check_labels(y)
             for t in right:
-                noise = torch.randn(x.shape, generator=generator)
+                noise = torch.randn(x.shape, generator=generator, dtype=torch.float32)
                 x_t = diffusion.q_sample(x, t, noise).to(device)
                 logits = network(x_t, diffusion.timestep(t, device))
                 right[t] += int((logits.argmax(1).cpu() == y).sum())

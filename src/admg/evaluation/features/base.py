@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from admg.checkpoints.weights import digest_of
 from admg.engine import adapt_threads
+from admg.engine.precision import without_autocast
 from admg.generation.modes import evaluation_mode
 from admg.userfile import errors_of
 
@@ -98,7 +99,8 @@ class FeatureNetwork:
         images = np.broadcast_to(images, (*images.shape[:3], 3)) if images.shape[3] == 1 else images
         pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(self.device)
         exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False)
-        with exact, evaluation_mode(self.module, self.prepare), errors_of(self.spec):
+        plain = without_autocast(torch.device(self.device))
+        with exact, plain, evaluation_mode(self.module, self.prepare), errors_of(self.spec):
             output = self.module(self.prepare(pixels))
         features, maps = output if isinstance(output, tuple) else (output, None)
         if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(images):
