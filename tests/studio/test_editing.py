@@ -65,6 +65,7 @@ def test_the_region_to_inpaint_is_shown_in_red():
     mask[0, 0] = True
     shown = input_picture(Pictures(np.full((8, 8, 1), 50, np.uint8), mask))
     assert shown.getpixel((10, 10)) == (220, 40, 40) and shown.getpixel((100, 100)) == (50, 50, 50)
+    assert shown.getpixel((0, 0)) == (255, 255, 255)  # the margin
     assert input_picture(Pictures()) is None
 
 

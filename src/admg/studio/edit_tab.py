@@ -172,8 +172,8 @@ def input_picture(pictures: Pictures) -> Any:
         return None
     image = enlarged(pictures.picture).convert("RGB")
     if pictures.painted is not None:
-        red = enlarged(pictures.painted.astype("uint8")[..., None] * 255).convert("L")
-        image.paste((220, 40, 40), mask=red.point(lambda value: 255 if value == 255 else 0))
+        kept = enlarged((~pictures.painted).astype("uint8")[..., None] * 255).convert("L")  # with a white margin
+        image.paste((220, 40, 40), mask=kept.point(lambda value: 255 if value == 0 else 0))
     return image
 
 
