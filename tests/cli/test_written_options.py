@@ -87,6 +87,10 @@ def test_the_help_states_the_defaults_of_the_command(command, name, text):
     assert next(o for o in options(command.Options) if o.name == name).declared.default_text == text
 
 
+def test_a_path_is_called_one_in_the_help(capsys):
+    assert "--out PATH" in succeed(capsys, "export", "--help")
+
+
 def test_overwriting_a_run_keeps_files_of_others(capsys, tiny_folders, tmp_path):
     out = tmp_path / "out"
     command = ["sample", "--model", tiny_folders["model"], "--label", "two", "--num", 2, "--steps", 1, "--scale", 0]

@@ -270,8 +270,8 @@ def _argument(option: Option) -> dict[str, Any]:
     if choices:
         return text | {"type": one_of(choices), "metavar": declared.metavar or "{" + ",".join(map(str, choices)) + "}"}
     hint = str if str in get_args(hint) else hint  # a number or text: the configuration tells them apart
-    hint = home_expanded if hint is Path else hint
-    kind = not_empty(hint) if hint in (str, home_expanded) and not declared.dashes else hint
+    kind = home_expanded if hint is Path else hint
+    kind = not_empty(kind) if hint in (str, Path) and not declared.dashes else kind
     return text | {"type": kind, "metavar": declared.metavar or _metavar(hint)}
 
 

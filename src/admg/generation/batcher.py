@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from admg.checkpoints.loading import as_model
 from admg.checkpoints.model import Model
 from admg.checkpoints.networks import unwrapped
-from admg.config import check_integer
+from admg.config import check_integer, with_fields
 from admg.diffusion.gaussian import Images
 from admg.engine.acceleration import accelerate_parts, with_networks
 from admg.engine.compiling import Compile
@@ -111,7 +111,7 @@ class Batcher:
             self._modes.enter_context(evaluation_mode(*new))
             self._evaluated |= new
         names = label_names(label_table(model, guide), numbers)
-        model = dataclasses.replace(with_networks(model, self._batched), takes_labels=model.conditional)
+        model = with_fields(with_networks(model, self._batched), takes_labels=model.conditional)
         batched = None if guide is None else batched_guide(with_networks(guide, self._batched))
         labelled = any(number is not None for number in numbers)
         drawer = BatchSampler(model, dataclasses.replace(recipe, guide=batched), labelled)
@@ -225,7 +225,7 @@ def batched_guide(guide: Any) -> Any:
     if dataclasses.is_dataclass(guide) and not isinstance(guide, type):
         values = {f.name: getattr(guide, f.name) for f in dataclasses.fields(guide) if f.init}
         new = {name: batched_guide(value) for name, value in values.items() if name in ("guide", "guides")}
-        return dataclasses.replace(guide, **new) if new else guide
+        return with_fields(guide, **new) if new else guide
     return guide
 
 

@@ -75,9 +75,13 @@ def resolve_labels(
         table = Labels(getattr(getattr(model.network, "config", None), "num_classes", None) or 0)
     if not items:
         raise ValueError("no labels: at least one is needed")
-    numbers = [label_number(table, item) for item in items]
-    if num is not None and num < len(set(numbers)):
-        warnings.warn(f"{num} images for {len(set(numbers))} labels: the last labels get none", stacklevel=3)
+    return in_shares([label_number(table, item) for item in items], num)
+
+
+def in_shares(numbers: list[int | None], num: int | None) -> list[int | None]:
+    """Return `num` labels in equal shares, with a warning if some labels get no image; None: each label once."""
+    if num is not None and num < len(numbers):
+        warnings.warn(f"{num} images for {len(numbers)} labels: the last labels get none", stacklevel=4)
     return numbers if num is None else cycle_labels(numbers, num)
 
 
@@ -174,10 +178,7 @@ def choose_labels(
         return [None] * (num or (len(label_list(labels)) if labels is not None else 8)), None
     if labels is not None and not (isinstance(labels, str) and labels in ("balanced", "random")):
         numbers = resolve_labels(model, guide, labels)
-        if num is not None and num < len(numbers):
-            warnings.warn(f"{num} images for {len(numbers)} labels: the last labels get none", stacklevel=3)
-        check_num(num)
-        return numbers if num is None else cycle_labels(numbers, num), label_record(numbers)
+        return in_shares(numbers, num), label_record(numbers)
     num = num or (8 * table.count if table.count <= 20 else 64)
     if (labels or ("random" if num < table.count else "balanced")) == "balanced":
         return cycle_labels(range(table.count), num), "balanced"

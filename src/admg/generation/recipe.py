@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from admg.checkpoints.model import Model
-from admg.config import check_integer
+from admg.config import check_integer, with_fields
 from admg.diffusion.gaussian import Images
 from admg.diffusion.noise import SeededNoise
 from admg.engine import accelerate_parts, adapt_threads
@@ -229,7 +229,7 @@ class BatchSampler:
         if inputs.low_res is not None:
             given = augmented(inputs.low_res[batch], recipe.augment_level, recipe.seed, images)
             given = {name: value.to(model.device, x.dtype) for name, value in given.items()}
-            model = dataclasses.replace(model, given={**model.given, **given})
+            model = with_fields(model, given={**model.given, **given})
         bounded = recipe.bounded_guide
         guide = None if bounded is None else Recorded(bounded)
         used = uses_labels(model, recipe.guide, recipe.unconditional)  # an upsampler may only keep those of its images
@@ -238,7 +238,7 @@ class BatchSampler:
         if self.total not in (0, total):  # these are only the images from `first` on
             start, total = first + batch.start, self.total
         if len(y) < total:  # arguments with a row per image
-            model = dataclasses.replace(model, given=rows_of(model.given, slice(start, start + len(y)), total))
+            model = with_fields(model, given=rows_of(model.given, slice(start, start + len(y)), total))
         with batch_context(start, start + len(y), total), without_autocast(model.device):
             steps = find_sampler(recipe.sampler)(
                 model,

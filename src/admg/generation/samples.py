@@ -12,11 +12,11 @@ from jaxtyping import Float, Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
-from admg.files import atomic
-
 from .contact_sheet import contact_sheet
 from .fonts import label_title
 from .images import check_only_samples, save_images, save_png, to_uint8
+from .run_record import RUN
+from .shards import merged_path, write_npz
 
 
 @dataclass(frozen=True, repr=False)
@@ -76,10 +76,8 @@ class Samples:
         """
         out, images, labels = Path(folder), self.images, self.labels.numpy()
         _check_replaceable(out)
-        path = out / f"samples_{'x'.join(map(str, images.shape))}.npz"
-        with atomic(path, durable=True) as temporary:
-            arrays = {"arr_0": images} | ({"arr_1": labels.astype(np.int64)} if (labels >= 0).any() else {})
-            np.savez(temporary, allow_pickle=False, **arrays)
+        path = merged_path(out, images.shape)
+        write_npz(path, images, labels if (labels >= 0).any() else None)
         save_png(self.sheet(title), out / "sheet.png")
         save_images(images, labels.tolist(), self.label_names, out / "images")
         return path
@@ -93,6 +91,6 @@ class Samples:
 
 def _check_replaceable(out: Path) -> None:
     """Raise ValueError if saving samples in this folder would replace more than samples that were saved there."""
-    if (out / "run.json").exists():
-        raise ValueError(f"{out} holds a run (run.json): choose another folder for the samples")
+    if (out / RUN).exists():
+        raise ValueError(f"{out} holds a run ({RUN}): choose another folder for the samples")
     check_only_samples(out / "images")

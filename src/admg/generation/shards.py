@@ -8,6 +8,7 @@ import shutil
 import struct
 import zipfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -49,8 +50,8 @@ class Shards:
 
     @property
     def target(self) -> Path:
-        """Path of the merged file, named as the published sample batches are."""
-        return self.folder / f"samples_{'x'.join(map(str, (self.num, *self.shape)))}.npz"
+        """Path of the merged file."""
+        return merged_path(self.folder, (self.num, *self.shape))
 
     @property
     def parts(self) -> Path:
@@ -75,9 +76,7 @@ class Shards:
             raise ValueError(f"images must be uint8 {(count, *self.shape)}, got {images.dtype} {images.shape}")
         if (labels is not None) != self.labelled or (labels is not None and labels.shape != (count,)):
             raise ValueError(f"a shard of {count} images must have {count if self.labelled else 'no'} labels")
-        with atomic(self.path(k), durable=True) as temporary:
-            arrays = {"arr_0": images} | ({} if labels is None else {"arr_1": labels.astype(np.int64)})
-            np.savez(temporary, allow_pickle=False, **arrays)
+        write_npz(self.path(k), images, labels)
 
     def missing(self) -> list[int]:
         """Return the indices of the shards that are absent or incomplete."""
@@ -137,6 +136,18 @@ class Shards:
         shutil.rmtree(self.parts, ignore_errors=True)
         for temporary in self.folder.glob(f".{self.target.stem}.*.tmp.npz"):
             temporary.unlink(missing_ok=True)
+
+
+def merged_path(folder: Path, shape: Sequence[int]) -> Path:
+    """Return the path of the file of all images (N, H, W, C), named as the published sample batches are."""
+    return folder / f"samples_{'x'.join(map(str, shape))}.npz"
+
+
+def write_npz(path: Path, images: UInt8[np.ndarray, "n h w c"], labels: Int64[np.ndarray, " n"] | None) -> None:
+    """Write images as arr_0, and labels, if there are any, as arr_1; completely or not at all."""
+    arrays = {"arr_0": images} | ({} if labels is None else {"arr_1": labels.astype(np.int64)})
+    with atomic(path, durable=True) as temporary:
+        np.savez(temporary, allow_pickle=False, **arrays)
 
 
 class NpzImages:

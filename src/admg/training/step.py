@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from admg.checkpoints.weights import is_finite
+from admg.config import with_fields
 from admg.diffusion.gaussian import working_dtype
 from admg.engine import accelerate
 from admg.engine.compiling import compiles
@@ -210,12 +211,13 @@ def with_network(task: Any, network: nn.Module) -> Any:
     name = next((name for name in ("model", "classifier") if hasattr(task, name)), None)
     if name is None or not dataclasses.is_dataclass(task):
         return task
-    copied: Any = copy.copy(task)  # with attributes that are not fields
-    object.__setattr__(copied, name, dataclasses.replace(getattr(task, name), network=network))
-    for key, value in vars(task).items():
-        if key != name and dataclasses.is_dataclass(value) and getattr(value, name, None) is getattr(task, name):
-            object.__setattr__(copied, key, with_network(value, network))
-    return copied
+    part = getattr(task, name)
+    within = {
+        key: with_network(value, network)
+        for key, value in vars(task).items()
+        if dataclasses.is_dataclass(value) and getattr(value, name, None) is part
+    }
+    return with_fields(task, **within, **{name: with_fields(part, network=network)})
 
 
 def at_least_float32(values: Tensor) -> Tensor:
