@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from admg.checkpoints.loading import as_model
 from admg.checkpoints.model import Model
+from admg.config import with_fields
 from admg.diffusion.gaussian import Images
 from admg.diffusion.noise import SeededNoise
 from admg.diffusion.signed import check_signed
@@ -167,7 +167,7 @@ def lowest_steps(model: Model, strength: float) -> Model:
     own = model.diffusion
     kept = max(1, math.floor(strength * len(own) + 0.5))
     schedule = own.schedule if kept == len(own) else own.schedule.keep(torch.arange(kept))
-    return dataclasses.replace(model, diffusion=own.with_schedule(schedule))
+    return with_fields(model, diffusion=own.with_schedule(schedule))
 
 
 def start_from_noised(images: Images) -> Start:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from admg.checkpoints.model import Model
+from admg.config import with_fields
 from admg.diffusion.gaussian import Images
 from admg.diffusion.schedule import SPACINGS
 
@@ -79,7 +80,7 @@ class Distance:
         """Return the error of each pixel at these timesteps, (N * C * H * W,)."""
         model = self.sampler.model
         kept = model.diffusion.schedule.keep(torch.tensor(timesteps))
-        drawn = self.draw(dataclasses.replace(model, diffusion=model.diffusion.with_schedule(kept)))
+        drawn = self.draw(with_fields(model, diffusion=model.diffusion.with_schedule(kept)))
         found = (drawn - self.target).flatten().double()
         self.errors[tuple(timesteps)] = found.square().mean().sqrt().item()
         return found

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, cast
 
+from admg.config import with_fields
 from admg.diffusion.gaussian import Diffusion, Images, Prediction
 
 from .base import Guidance
@@ -87,7 +88,7 @@ class AutoGuidanceRun(Guidance):
             self.respaced[diffusion] = at_steps_of(diffusion, self.guide.bad_model)
         bad_model: Any = self.respaced[diffusion]
         if getattr(bad_model, "upsamples", False):  # the small images are those of the batch
-            bad_model = replace(bad_model, given=cast(Any, state.model).given)
+            bad_model = with_fields(bad_model, given=cast(Any, state.model).given)
         bad = bad_model.predict(state.x, state.index, state.model_y, clip=False)
         return away_from(state, bad, scale)
 
@@ -106,5 +107,5 @@ def at_steps_of(diffusion: Diffusion, model: Any) -> DiffusionModel:
     steps = zip(diffusion.schedule.timesteps.tolist(), diffusion.schedule.alpha_bar.tolist())
     if any(abs(known.get(t, -1.0) - alpha_bar) > 1e-9 for t, alpha_bar in steps):
         raise ValueError("the other model must have been trained on the same noise schedule")
-    respaced: DiffusionModel = replace(model, diffusion=model.diffusion.with_schedule(diffusion.schedule))
+    respaced: DiffusionModel = with_fields(model, diffusion=model.diffusion.with_schedule(diffusion.schedule))
     return respaced

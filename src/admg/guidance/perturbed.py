@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from admg.config import with_fields
 from admg.diffusion.gaussian import Prediction
 from admg.models import with_identity_attention
 from admg.models.surgery import IdentityAttention
@@ -48,7 +49,7 @@ class PerturbedAttentionGuidance(Guidance):
         identity = with_identity_attention(network) if isinstance(network, nn.Module) else nn.Module()
         if not any(isinstance(module, IdentityAttention) for module in identity.modules()):
             raise ValueError("perturbed-attention guidance needs a network with attention in its middle block")
-        model = replace(model, network=identity)
+        model = with_fields(model, network=identity)
         with torch.no_grad():
             perturbed = model.predict(state.x, state.index, state.model_y, clip=False)
         return away_from(state, perturbed, scale)
