@@ -12,7 +12,7 @@ from helpers import randomised
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from admg.engine import accelerate
+from admg.engine import accelerate, acceleration
 from admg.engine import cpu as native
 from admg.engine.cpu import winograd
 from admg.engine.cpu.prepack import prepacked
@@ -105,6 +105,38 @@ def test_weights_that_are_transformed_on_the_way(shape, m, turned):
     assert torch.equal(winograd.convolve_unpacked(x, laid_out, None, m, turned), expected)
 
 
+@pytest.mark.parametrize("turned", [False, True], ids=["output", "gradient"])
+@pytest.mark.parametrize("m", [2, 4])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_images_in_bf16(shape, m, turned):
+    """Bit for bit what float32 gives, rounded once; infinities and what is no number included."""
+    x, weight, bias = example(*shape)
+    if turned:
+        x, bias = torch.randn(shape[0], shape[2], *shape[3:]), torch.randn(shape[1])
+    x[0, 0, 0, 0], x[-1, 1, -1, -1] = torch.inf, torch.nan
+    x = x.bfloat16()
+    u = winograd.transform_weight(weight, m, turned)
+    for b in (bias, None):
+        expected = winograd.convolve(x.float(), u, b).bfloat16()
+        for number in (1, 2):
+            with threads(number):
+                for got in (winograd.convolve(x, u, b), winograd.convolve_unpacked(x, weight, b, m, turned)):
+                    assert got.dtype == torch.bfloat16 and got.is_contiguous(memory_format=torch.channels_last)
+                    torch.testing.assert_close(got, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_processors_on_which_bf16_is_convolved_in_float32(monkeypatch):
+    """Those without AMX, if the kernels are there; in float32 it does not matter."""
+    for amx, kernels, faster in ((False, True, True), (True, True, False), (False, False, False)):
+        winograd.pays.cache_clear()
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
+        monkeypatch.setattr(winograd, "available", lambda kernels=kernels: kernels)
+        assert winograd.pays(torch.bfloat16) is faster and winograd.pays(torch.float32)
+        assert not winograd.pays(torch.float16) and not winograd.pays(torch.float64)
+        assert acceleration.prefers_channels_last("bf16", torch.device("cpu")) is not faster
+    winograd.pays.cache_clear()
+
+
 @pytest.mark.parametrize("m", [2, 4])
 def test_images_and_weights_in_any_layout(m):
     x, weight, bias = example(2, 64, 64, 6, 6)
@@ -142,6 +174,14 @@ def test_the_choice_of_tiles():
     assert tile(768, 768, 1, 768, 8, 8) == tile(128, 128, 1, 128, 4, 4) == 2
     assert tile(768, 768, 1, 768, 4, 4) == tile(3, 64, 16, 3, 32, 32) == tile(64, 2, 16, 64, 32, 32) == 0
     assert tile(64, 64, 1, 64, 32, 32, kernel=1) == 0
+
+
+def test_the_choice_of_tiles_in_bf16():
+    """F(2x2, 3x3) is slower than oneDNN there."""
+    for c, k, n, side, m in ((768, 768, 4, 8, 4), (768, 768, 1, 16, 4), (768, 768, 1, 8, 0), (128, 128, 1, 8, 4),
+                             (128, 128, 1, 4, 0), (3, 64, 16, 32, 0)):  # fmt: skip
+        weight = torch.empty(k, c, 3, 3, device="meta", dtype=torch.float32)
+        assert winograd.tile(weight, torch.empty(n, c, side, side, dtype=torch.bfloat16)) == m
 
 
 @pytest.mark.parametrize(("c", "k", "kernel"), [(64, 96, 3), (192, 256, 3), (192, 256, 1)])

@@ -16,7 +16,9 @@ import admg
 from admg import guidance
 from admg.engine import accelerate, acceleration
 from admg.engine import blocks as fused_blocks
+from admg.engine import cpu as native
 from admg.engine.cpu import norm as native_norm
+from admg.engine.cpu import winograd
 from admg.engine.cpu.prepack import PrepackedLayer, prepacked
 from admg.engine.ops import group_norm
 from admg.guidance.classifier import log_prob_gradient
@@ -127,14 +129,16 @@ LAYERS = {
     "3x3": (lambda: nn.Conv2d(8, 12, 3, padding=1), (2, 8, 6, 6)),
     "1x1": (lambda: nn.Conv2d(12, 8, 1), (2, 12, 6, 6)),
     "one image": (lambda: nn.Conv2d(8, 12, 3, padding=1, bias=False), (8, 6, 6)),
-    "wide": (lambda: nn.Conv2d(192, 192, 3, padding=1), (1, 192, 16, 16)),  # in float32 by Winograd's algorithm
+    "wide": (lambda: nn.Conv2d(192, 192, 3, padding=1), (1, 192, 16, 16)),  # by Winograd's algorithm
     "linear": (lambda: nn.Linear(8, 12), (2, 8)),
     "pointwise": (lambda: blocks.Conv1x1(8, 12), (2, 5, 8)),
 }
 
 
+@pytest.mark.parametrize("amx", [True, False])
 @pytest.mark.parametrize("name", LAYERS)
-def test_prepacked_layers_and_their_gradients(name):
+def test_prepacked_layers_and_their_gradients(name, amx, monkeypatch):
+    monkeypatch.setattr(winograd, "pays", lambda dtype: dtype == torch.float32 or (native.available() and not amx))
     torch.manual_seed(0)
     make, shape = LAYERS[name]
     layer, x = make(), torch.randn(shape)

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 import admg.engine.cpu.training as module
 from admg.engine import acceleration
 from admg.engine import cpu as native
+from admg.engine.cpu import winograd
 from admg.engine.cpu.training import trainable
-from admg.engine.cpu.weight_gradient import pays, weight_gradient
+from admg.engine.cpu.weight_gradient import bias_gradient, pays, weight_gradient
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the kernels were not built")
 
@@ -70,6 +71,58 @@ def test_the_gradient_equals_float64(n, c, k, height, width):
     assert gradient.is_contiguous() and error(gradient, exact(x, dy)) < 1e-6
     last = weight_gradient(x.to(memory_format=torch.channels_last), dy.flip(0).flip(0).transpose(2, 3).transpose(2, 3))
     assert torch.equal(last, gradient)
+
+
+@pytest.mark.parametrize("n, c, k, height, width", [(2, 32, 64, 7, 5), (5, 224, 96, 6, 3), (9, 32, 32, 32, 32)])
+def test_images_in_bf16(n, c, k, height, width):
+    """Bit for bit what the same numbers give in float32, in which the gradient is."""
+    torch.manual_seed(0)
+    x, dy = torch.randn(n, c, height, width).bfloat16(), torch.randn(n, k, height, width).bfloat16()
+    gradient = weight_gradient(x, dy)
+    assert gradient.dtype == torch.float32 and torch.equal(gradient, weight_gradient(x.float(), dy.float()))
+
+
+@pytest.mark.parametrize("shape", [(1, 32, 1, 1), (2, 96, 5, 7), (9, 32, 32, 32), (0, 64, 4, 4)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gradient_of_the_bias(threads, shape, dtype):
+    """As exact as a sum of blocks of 64 rows; the same for any number of threads and any layout."""
+    torch.manual_seed(0)
+    dy = (torch.randn(shape) + 0.2).to(dtype)
+    found = bias_gradient(dy)
+    exact, size = dy.double().sum((0, 2, 3)), dy.double().abs().sum((0, 2, 3))
+    longest = 16 + 4 + dy[:, 0].numel() / 16 / 64 + 16  # additions in a row: of a block, of blocks, of ranges
+    assert found.dtype == torch.float32 and ((found - exact).abs() <= longest * 2**-24 * size).all()
+    for number in (1, 2, 3):
+        threads(number)
+        assert torch.equal(bias_gradient(dy.to(memory_format=torch.channels_last)), found)
+
+
+@pytest.mark.parametrize("size", [8, 3])  # by the kernels, and too small for that of the output
+def test_training_a_layer_in_bf16(monkeypatch, counted, size):
+    """No gradient, of any order, is further from float64 than with autocast alone; weights keep theirs in float32."""
+    monkeypatch.setattr(winograd, "pays", lambda dtype: True)
+    torch.manual_seed(0)
+    conv, x, w = nn.Conv2d(160, 96, 3, padding=1), torch.randn(2, 160, size, size), torch.randn(2, 96, size, size)
+
+    def results(layer: nn.Module, dtype: torch.dtype, autocast: bool) -> list[Tensor]:
+        """Gradients of sum(w y²), and of the squared norm of that in x."""
+        leaves = [x.to(dtype).requires_grad_(), *layer.parameters()]
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            y = layer(leaves[0])
+            assert y.dtype == (torch.bfloat16 if autocast else dtype)
+            first = torch.autograd.grad((w.to(y.dtype) * y * y).sum(), leaves, create_graph=True)
+        found = [*first, *torch.autograd.grad(first[0].square().sum(), leaves)]
+        assert all(gradient.dtype == leaf.dtype for gradient, leaf in zip(found, leaves * 2))
+        return [y.detach(), *(gradient.detach() for gradient in found)]
+
+    exact = results(copy.deepcopy(conv).double(), torch.float64, False)
+    usual, got = results(conv, torch.float32, True), results(trainable(conv), torch.float32, True)
+    for ours, plain, value in zip(got, usual, exact, strict=True):
+        assert error(ours.double(), value) < 1.2 * error(plain.double(), value)
+    y = trainable(conv)(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        gradients = torch.autograd.grad(trainable(conv)(x).sum(), list(conv.parameters()))
+    assert y.dtype == torch.float32 and [g.dtype for g in gradients] == [torch.float32] * 2 and counted
 
 
 def test_long_sums_are_as_precise_as_torchs():
@@ -147,8 +200,9 @@ def test_second_derivatives():
         assert error(found, wanted) < 3e-6
 
 
-def test_modules_that_are_left_alone(counted):
+def test_modules_that_are_left_alone(counted, monkeypatch):
     """Other convolutions, other formats, frozen weights, and what is computed without gradients."""
+    monkeypatch.setattr(winograd, "pays", lambda dtype: dtype == torch.float32)  # as on processors with AMX
     x = torch.randn(2, 32, 8, 8)
     others = [
         nn.Conv2d(32, 32, 1),

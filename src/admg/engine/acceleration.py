@@ -18,10 +18,10 @@ from admg.models.surgery import Replace, with_replaced
 
 from .blocks import OURS, fused, has_fast_parts
 from .compiling import Compile, compiled, compiles
+from .cpu import winograd
 from .cpu.parts import InParts
 from .cpu.prepack import prepacked
 from .cpu.training import trainable
-from .cpu.winograd import MAX_CACHED_FILTERS
 from .cuda.cast import with_cast_weights
 from .cuda.graphs import GraphedCalls
 from .memory import call_bytes, free_bytes
@@ -81,6 +81,11 @@ def _accelerate(
     if options.precision == "fp32" and not options.compile and not has_fast_parts(network):
         return network
     return _facade(cast(Any, type(network)))(network, options)
+
+
+def prefers_channels_last(precision: Resolved, device: torch.device) -> bool:
+    """Whether the convolutions of a network that is trained are faster with weights in channels_last."""
+    return device.type == "cuda" or (precision == "bf16" and not winograd.pays(torch.bfloat16))
 
 
 def accelerate_parts(part: T, precision: Precision = "auto", compile: Compile = "off") -> T:
@@ -276,7 +281,7 @@ def _weights_fit(network: nn.Module, device: torch.device) -> bool:
     """Whether there is memory for prepared weights, for outputs and for gradients (see cpu.prepack)."""
     free = free_bytes(device)
     sizes = ((p.numel(), p.element_size()) for p in network.parameters())
-    most = sum(2 * count * size * (4 if count <= 9 * MAX_CACHED_FILTERS else 1) for count, size in sizes)
+    most = sum(2 * count * size * (4 if count <= 9 * winograd.MAX_CACHED_FILTERS else 1) for count, size in sizes)
     return free is None or most < free
 
 

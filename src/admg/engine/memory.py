@@ -110,8 +110,9 @@ def in_batches(make: Callable[[slice], T], count: int, size: int) -> Iterator[T]
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the error means that memory ran out."""
+    texts = "out of memory", "can't allocate memory"  # of CUDA, and of torch's CPU allocator
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # torch's CPU allocator
+        isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -63,16 +63,21 @@ def call(name: str, *arguments: Tensor | int | float | None) -> int:
 
 def scratch(name: str, *sizes: int) -> Tensor:
     """Return the float32 work space that a kernel needs for these sizes, as its function `<name>_scratch` reports."""
-    return torch.empty(call(f"{name}_scratch", *sizes), dtype=torch.float32, device="cpu")
+    return torch.empty(_scratch_size(name, sizes, torch.get_num_threads()), dtype=torch.float32, device="cpu")
 
 
-def channels_last(n: int, c: int, height: int, width: int) -> Tensor:
-    """Return float32 images for a kernel to write.
+@lru_cache(4096)
+def _scratch_size(name: str, sizes: tuple[int, ...], threads: int) -> int:
+    return call(f"{name}_scratch", *sizes)
+
+
+def channels_last(n: int, c: int, height: int, width: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return images for a kernel to write.
 
     They are not a view, so that they may be the output of an autograd function and still be changed in place.
     """
     size = n, c, height, width
-    return torch.empty(size, dtype=torch.float32, device="cpu", memory_format=torch.channels_last)
+    return torch.empty(size, dtype=dtype, device="cpu", memory_format=torch.channels_last)
 
 
 @cache

@@ -23,6 +23,9 @@ static inline int format_of(long bf16) {
     return bf16 ? BF16 : FLOAT;
 }
 
+/* The address of element i of x. */
+ALWAYS void *at(const void *x, long i, int format) { return (char *)x + i * (format == FLOAT ? 4 : 2); }
+
 /* Load LANES elements of x from element i. */
 ALWAYS floats load(const void *x, long i, int format) {
     if (format == FLOAT) return *(const floats *)((const float *)x + i);

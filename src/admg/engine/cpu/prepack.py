@@ -110,7 +110,7 @@ class Layouts:
 
     def convolve(self, x: Tensor, bias: Tensor | None) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
-        if self.dtype == torch.float32 and (m := winograd.tile(self.weight, x)):
+        if winograd.pays(self.dtype) and (m := winograd.tile(self.weight, x)):
             if not winograd.is_kept(self.weight):
                 return winograd.convolve_unpacked(x, self.weight, bias, m, self.turned)
             transformed = self._arranged(m, lambda: winograd.transform_weight(self.weight, m, self.turned))

@@ -1,4 +1,6 @@
-"""3x3 convolutions of a network that is trained on a CPU in float32, by Winograd's algorithm in both directions.
+"""3x3 convolutions of a network that is trained on a CPU, by Winograd's algorithm in both directions.
+
+In bf16, images are in that format, and products and the gradients of weights in float32.
 
 Unlike those of prepack.py, their weights change from call to call, and have gradients.
 """
@@ -14,7 +16,7 @@ from admg.engine.layers import PreparedLayer, can_be_prepared, keeps_size
 from admg.engine.observers import is_traced, is_transformed
 
 from . import reads, winograd
-from .weight_gradient import pays, weight_gradient
+from .weight_gradient import bias_gradient, pays, weight_gradient
 
 SAME = [1, 1], [1, 1], [1, 1], False, [0, 0], 1
 """Stride, padding, dilation, transposed, output padding and groups of a convolution that keeps the size."""
@@ -37,13 +39,14 @@ class WinogradConv(PreparedLayer):
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.layer.weight, self.layer.bias
         differentiated = torch.is_grad_enabled() and weight.requires_grad
-        if not differentiated or x.ndim != 4 or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
+        if not differentiated or x.ndim != 4 or x.dtype not in (torch.float32, dtype) or not winograd.pays(dtype):
             return self.layer.forward(x)
         if is_traced() or not reads(x, weight, bias) or not pays(weight, x):
             return self.layer.forward(x)
         if weight.dtype != torch.float32 or (bias is not None and bias.dtype != torch.float32):
             return self.layer.forward(x)
-        return _Convolution.apply(x, weight, bias)
+        return _Convolution.apply(x.to(dtype), weight, bias)
 
 
 class _Convolution(torch.autograd.Function):
@@ -58,11 +61,13 @@ class _Convolution(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         to_x, to_weight, to_bias = ctx.needs_input_grad
         if torch.is_grad_enabled() or is_transformed(dy):  # for second derivatives and batches of gradients
-            return torch.ops.aten.convolution_backward(dy, x, weight, ctx.bias_shape, *SAME, ctx.needs_input_grad)
+            weight = weight.to(x.dtype)
+            dx, *rest = torch.ops.aten.convolution_backward(dy, x, weight, ctx.bias_shape, *SAME, ctx.needs_input_grad)
+            return dx, *(None if gradient is None else gradient.float() for gradient in rest)
         dy = dy.contiguous(memory_format=torch.channels_last)
         dx = _convolve(dy, weight, None, turned=True) if to_x else None
         dw = weight_gradient(x, dy) if to_weight else None
-        db = dy.permute(0, 2, 3, 1).flatten(0, 2).sum(0) if to_bias else None
+        db = bias_gradient(dy) if to_bias else None
         return dx, dw, db
 
 
@@ -73,4 +78,5 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, turned: bool = Fal
         if not winograd.is_kept(weight):
             return winograd.convolve_unpacked(x, weight, bias, m, turned)
         return winograd.convolve(x, winograd.transform_weight(weight, m, turned), bias)
-    return torch.ops.aten.convolution(x, weight.flip(2, 3).transpose(0, 1) if turned else weight, bias, *SAME)
+    weight = (weight.flip(2, 3).transpose(0, 1) if turned else weight).to(x.dtype)
+    return torch.ops.aten.convolution(x, weight, None if bias is None else bias.to(x.dtype), *SAME)

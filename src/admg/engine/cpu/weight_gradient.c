@@ -1,4 +1,4 @@
-/* The gradient in the weights of a 3x3 convolution by Winograd's minimal filtering (see winograd.h). The convolution is
+/* The gradients in the weights and in the bias of a 3x3 convolution; that in the weights by Winograd's minimal filtering (see winograd.h). The convolution is
    linear in the filter g, so dg = Gᵀ [Σ (A dY Aᵀ) ⊙ (Bᵀ d B)] G, summed over the tiles: one matrix product
    (k, tiles) (tiles, c) at each place of a tile. Numbers of channels are multiples of 32. */
 
@@ -14,6 +14,8 @@ enum {
     OF_TILES = TILES * PANEL + PAD,
     OF_SUMS = PANEL * PANEL + PAD,
     SCRATCH = PLACES(M) * (2 * OF_TILES + OF_SUMS), /* per thread */
+    BLOCK = 64,                                     /* rows of a bias gradient summed at a time */
+    RANGES = 16,                                    /* ranges of such rows, for threads */
 #ifdef __AVX512F__
     ROWS = 12, /* rows of sums that fit in the registers */
     FEWER = 8,
@@ -23,9 +25,9 @@ enum {
 #endif
 };
 
-static inline floats load(const float *p) { return *(const floats *)p; }
+static inline floats get(const float *p) { return *(const floats *)p; }
 
-static inline void store(float *p, floats v) { *(floats *)p = v; }
+static inline void put(float *p, floats v) { *(floats *)p = v; }
 
 /* v = A y for vectors with stride `by` */
 ALWAYS void powers(const floats *y, int by, floats *v) {
@@ -45,28 +47,30 @@ ALWAYS void filter(const floats *m, int by, floats *g) {
 }
 
 /* v[place][tile][channel] = Bᵀ d B for the tiles first .. last - 1 and `width` of the c channels of x (n, h, w, c) */
-static void transform_x(const float *x, long h, long w, long c, long first, long last, long width, float *v) {
+ALWAYS void transform_x(const void *x, long h, long w, long c, long first, long last, long width, float *v,
+                        int format) {
     static const float outside[PANEL];
-    const float *d[PLACES(M)];
+    void *d[PLACES(M)];
     for (long tile = first; tile < last; tile++, v += width) {
-        find_pixels(d, M, EDGE(M), -1, tile, x, h, w, c, outside);
-        transform_pixels(M, d, v, OF_TILES, width);
+        find_pixels(d, M, EDGE(M), -1, tile, x, h, w, c, outside, format);
+        transform_pixels(M, d, v, OF_TILES, width, format);
     }
 }
 
 /* v[place][tile][channel] = A dY Aᵀ for the same tiles */
-static void transform_dy(const float *dy, long h, long w, long k, long first, long last, long width, float *v) {
+ALWAYS void transform_dy(const void *dy, long h, long w, long k, long first, long last, long width, float *v,
+                         int format) {
     static const float outside[PANEL];
-    const float *y[M * M];
+    void *y[M * M];
     for (long tile = first; tile < last; tile++, v += width) {
-        find_pixels(y, M, M, 0, tile, dy, h, w, k, outside);
+        find_pixels(y, M, M, 0, tile, dy, h, w, k, outside, format);
         for (long i = 0; i < width; i += LANES) {
             floats column[M], s[M * EDGE(M)], row[EDGE(M)]; /* s is transposed */
 #pragma GCC unroll 4
             for (int b = 0; b < M; b++) {
 #pragma GCC unroll 4
                 for (int a = 0; a < M; a++)
-                    column[a] = load(y[a * M + b] + i);
+                    column[a] = load(y[a * M + b], i, format);
                 powers(column, 1, s + b * EDGE(M));
             }
 #pragma GCC unroll 6
@@ -74,7 +78,7 @@ static void transform_dy(const float *dy, long h, long w, long k, long first, lo
                 powers(s + a, EDGE(M), row);
 #pragma GCC unroll 6
                 for (int b = 0; b < EDGE(M); b++)
-                    store(v + (a * EDGE(M) + b) * OF_TILES + i, row[b]);
+                    put(v + (a * EDGE(M) + b) * OF_TILES + i, row[b]);
             }
         }
     }
@@ -85,7 +89,7 @@ ALWAYS void outer_products(int rows, long tiles, const float *dy, long wide_k, c
                            int add) {
     floats sum[ROWS][2] = {};
     for (long t = 0; t < tiles; t++, dy += wide_k, x += wide_c) {
-        floats left = load(x), right = load(x + LANES);
+        floats left = get(x), right = get(x + LANES);
 #pragma GCC unroll 12
         for (int r = 0; r < rows; r++)
             sum[r][0] += dy[r] * left, sum[r][1] += dy[r] * right;
@@ -93,8 +97,8 @@ ALWAYS void outer_products(int rows, long tiles, const float *dy, long wide_k, c
 #pragma GCC unroll 12
     for (int r = 0; r < rows; r++, sums += wide_c) {
         if (add)
-            sum[r][0] += load(sums), sum[r][1] += load(sums + LANES);
-        store(sums, sum[r][0]), store(sums + LANES, sum[r][1]);
+            sum[r][0] += get(sums), sum[r][1] += get(sums + LANES);
+        put(sums, sum[r][0]), put(sums + LANES, sum[r][1]);
     }
 }
 
@@ -119,7 +123,7 @@ static void transform_back(const float *sums, long wide_k, long wide_c, float *d
             for (int b = 0; b < EDGE(M); b++) {
 #pragma GCC unroll 6
                 for (int a = 0; a < EDGE(M); a++)
-                    column[a] = load(sums + (a * EDGE(M) + b) * OF_SUMS);
+                    column[a] = get(sums + (a * EDGE(M) + b) * OF_SUMS);
                 filter(column, 1, s + 3 * b);
             }
             for (int a = 0; a < 3; a++) {
@@ -144,9 +148,9 @@ EXPORT long weight_gradient_scratch(long n, long h, long w, long c, long k, long
     return threads * SCRATCH + (parts_of(tiles_of(M, n, h, w), panels_of(c, k)) - 1) * 9 * c * k;
 }
 
-/* dg (k, c, 3, 3) from x (n, h, w, c) and dy (n, h, w, k) */
-EXPORT void weight_gradient(const float *x, const float *dy, float *dg, float *scratch, long n, long h, long w, long c,
-                            long k, long threads) {
+/* dg (k, c, 3, 3) from x (n, h, w, c) and dy (n, h, w, k), which are in float32, or in bfloat16 if bf16 */
+EXPORT void weight_gradient(const void *x, const void *dy, float *dg, float *scratch, long n, long h, long w, long c,
+                            long k, long bf16, long threads) {
     long tiles = tiles_of(M, n, h, w), panels = panels_of(c, k), parts = parts_of(tiles, panels), size = 9 * c * k;
     float *others = scratch + threads * SCRATCH; /* gradients of all parts but the first */
     if (!tiles)
@@ -161,8 +165,13 @@ EXPORT void weight_gradient(const float *x, const float *dy, float *dg, float *s
         long begin = tiles * part / parts, end = tiles * (part + 1) / parts;
         for (long first = begin; first < end; first += TILES) {
             long last = least(first + TILES, end);
-            transform_x(x + c0, h, w, c, first, last, wide_c, of_x);
-            transform_dy(dy + k0, h, w, k, first, last, wide_k, of_dy);
+            if (bf16) {
+                transform_x(at(x, c0, BF16), h, w, c, first, last, wide_c, of_x, BF16);
+                transform_dy(at(dy, k0, BF16), h, w, k, first, last, wide_k, of_dy, BF16);
+            } else {
+                transform_x(at(x, c0, FLOAT), h, w, c, first, last, wide_c, of_x, FLOAT);
+                transform_dy(at(dy, k0, FLOAT), h, w, k, first, last, wide_k, of_dy, FLOAT);
+            }
             for (int place = 0; place < PLACES(M); place++)
                 product(last - first, of_dy + place * OF_TILES, wide_k, of_x + place * OF_TILES, wide_c,
                         sums + place * OF_SUMS, first > begin);
@@ -171,9 +180,47 @@ EXPORT void weight_gradient(const float *x, const float *dy, float *dg, float *s
     }
 #pragma omp parallel for num_threads(threads) if (parts > 1)
     for (long i = 0; i < size; i += LANES) {
-        floats sum = load(dg + i);
+        floats sum = get(dg + i);
         for (long part = 1; part < parts; part++)
-            sum += load(others + (part - 1) * size + i);
-        store(dg + i, sum);
+            sum += get(others + (part - 1) * size + i);
+        put(dg + i, sum);
     }
+}
+
+/* sums (k) = Σ over `rows` of x (rows, k), summed in short blocks, which loses fewer digits */
+ALWAYS void sum_rows(const void *x, long rows, long k, float *sums, int format) {
+    memset(sums, 0, k * sizeof(float));
+    for (long first = 0; first < rows; first += BLOCK) {
+        long i, last = least(first + BLOCK, rows);
+        for (long j = 0; j < k; j += LANES) {
+            floats sum[4] = {};
+            for (i = first; i + 4 <= last; i += 4)
+#pragma GCC unroll 4
+                for (int r = 0; r < 4; r++)
+                    sum[r] += load(x, (i + r) * k + j, format);
+            for (; i < last; i++)
+                sum[0] += load(x, i * k + j, format);
+            put(sums + j, get(sums + j) + ((sum[0] + sum[1]) + (sum[2] + sum[3])));
+        }
+    }
+}
+
+/* The number of floats of scratch that bias_gradient() needs */
+EXPORT long bias_gradient_scratch(long rows, long k, long threads) { return RANGES * k; }
+
+/* db (k) from dy (rows, k), which is in float32, or in bfloat16 if bf16. Rows are summed in a fixed number of ranges, so
+   that threads do not change the result. */
+EXPORT void bias_gradient(const void *dy, float *db, float *scratch, long rows, long k, long bf16, long threads) {
+#pragma omp parallel for num_threads(threads) if (rows * k >= SHARED)
+    for (long range = 0; range < RANGES; range++) {
+        long first = rows * range / RANGES, count = rows * (range + 1) / RANGES - first;
+        if (bf16)
+            sum_rows(at(dy, first * k, BF16), count, k, scratch + range * k, BF16);
+        else
+            sum_rows(at(dy, first * k, FLOAT), count, k, scratch + range * k, FLOAT);
+    }
+    memset(db, 0, k * sizeof(float));
+    for (long range = 0; range < RANGES; range++)
+        for (long j = 0; j < k; j += LANES)
+            put(db + j, get(db + j) + get(scratch + range * k + j));
 }

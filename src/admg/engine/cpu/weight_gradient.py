@@ -1,4 +1,4 @@
-"""The gradient of a 3x3 convolution's weights on a CPU, by the transpose of Winograd's algorithm.
+"""The gradients of a 3x3 convolution's weights, by the transpose of Winograd's algorithm, and of its bias on a CPU.
 
 See weight_gradient.c.
 """
@@ -26,6 +26,20 @@ def weight_gradient(x: Float[Tensor, "n c h w"], dy: Float[Tensor, "n k h w"]) -
     """
     x, dy = (t.contiguous(memory_format=torch.channels_last) for t in (x, dy))
     (n, c, h, w), k = x.shape, dy.shape[1]
-    dg = x.new_empty(k, c, 3, 3)
-    call("weight_gradient", x, dy, dg, scratch("weight_gradient", n, h, w, c, k), n, h, w, c, k)
+    dg = torch.empty(k, c, 3, 3, dtype=torch.float32, device="cpu")
+    bf16 = x.dtype == torch.bfloat16
+    call("weight_gradient", x, dy, dg, scratch("weight_gradient", n, h, w, c, k), n, h, w, c, k, bf16)
     return dg
+
+
+def bias_gradient(dy: Float[Tensor, "n k h w"]) -> Float[Tensor, " k"]:
+    """Return the gradient of the bias of a convolution, in float32.
+
+    The result does not depend on the number of threads. k must be a multiple of 16.
+    """
+    dy = dy.contiguous(memory_format=torch.channels_last)
+    n, k, h, w = dy.shape
+    db = torch.empty(k, dtype=torch.float32, device="cpu")
+    rows = n * h * w
+    call("bias_gradient", dy, db, scratch("bias_gradient", rows, k), rows, k, dy.dtype == torch.bfloat16)
+    return db

@@ -1,5 +1,6 @@
 /* 3x3 convolutions by Winograd's minimal filtering (see winograd.h). At each place of the tiles, the products summed
-   over the channels are one matrix product. Numbers of channels are multiples of 32. */
+   over the channels are one matrix product. Numbers of channels are multiples of 32. Images may be in bfloat16; everything
+   else is in float32. */
 
 #include "winograd.h"
 
@@ -121,7 +122,8 @@ ALWAYS void transform_sums(int m, const floats *d, int by, floats *s) {
 }
 
 /* y = Aᵀ sums A + bias for k channels, a multiple of LANES. Place p is at sums + p stride. */
-ALWAYS void transform_tile_back(int m, const float *sums, long stride, const float *bias, float *const *y, long k) {
+ALWAYS void transform_tile_back(int m, const float *sums, long stride, const float *bias, void *const *y, long k,
+                                int format) {
     for (long i = 0; i < k; i += LANES) {
         floats b = bias ? *(floats *)(bias + i) : (floats){0}, column[6], s[24], row[4]; /* s is transposed */
         for (int j = 0; j < EDGE(m); j++) {
@@ -135,7 +137,7 @@ ALWAYS void transform_tile_back(int m, const float *sums, long stride, const flo
             transform_sums(m, s + r, m, row);
 #pragma GCC unroll 4
             for (int j = 0; j < m; j++)
-                *(floats *)(y[r * m + j] + i) = row[j] + b;
+                store(y[r * m + j], i, row[j] + b, format);
         }
     }
 }
@@ -192,10 +194,11 @@ static void multiply_rows(long rows, const float *x, long x_row, const float *u,
 }
 
 typedef struct {
-    const float *x, *u; /* u: NULL if the filters are transformed when they are needed, once for each block of tiles */
-    Weights weights;    /* of which u was made, or is made */
+    const void *x;
+    const float *u;  /* NULL if the filters are transformed when they are needed, once for each block of tiles */
+    Weights weights; /* of which u was made, or is made */
     const float *bias;
-    float *y;
+    void *y;
     long n, h, w, c, k, m;
 } Convolution;
 
@@ -225,29 +228,30 @@ static Plan plan(Convolution a, int packed, long threads) {
 }
 
 /* Compute y for the tiles first .. first + count - 1 and the channels of the panels from .. to - 1. */
-ALWAYS void convolve_tiles(int m, Convolution a, long first, long count, long from, long to, float *scratch) {
+ALWAYS void convolve_tiles(int m, int format, Convolution a, long first, long count, long from, long to, float *scratch) {
     long v_row = a.c + PAD, v_place = count * v_row + PAD, k = from * PANEL, width = (to - from) * PANEL;
     long sums_row = width + PAD, sums_place = count * sums_row + PAD;
     float *zeros = scratch, *unused = zeros + a.c, *v = unused + a.k, *sums = v + PLACES(m) * v_place;
     memset(zeros, 0, a.c * sizeof(float));
     for (long t = 0; t < count; t++) {
-        const float *d[PLACES(4)];
-        find_pixels(d, m, EDGE(m), -1, first + t, a.x, a.h, a.w, a.c, zeros);
-        transform_pixels(m, d, v + t * v_row, v_place, a.c);
+        void *d[PLACES(4)];
+        find_pixels(d, m, EDGE(m), -1, first + t, a.x, a.h, a.w, a.c, zeros, format);
+        transform_pixels(m, d, v + t * v_row, v_place, a.c, format);
     }
     for (long place = 0; place < PLACES(m); place++)
         for (long panel = from; panel < to; panel++)
             multiply_rows(count, v + place * v_place, v_row, a.u + (place * a.k / PANEL + panel) * a.c * PANEL, a.c,
                           sums + place * sums_place + (panel - from) * PANEL, sums_row, 0);
     for (long t = 0; t < count; t++) {
-        const float *y[16];
-        find_pixels(y, m, m, 0, first + t, a.y + k, a.h, a.w, a.k, unused);
-        transform_tile_back(m, sums + t * sums_row, sums_place, a.bias ? a.bias + k : NULL, (float *const *)y, width);
+        void *y[16];
+        find_pixels(y, m, m, 0, first + t, at(a.y, k, format), a.h, a.w, a.k, unused, format);
+        transform_tile_back(m, sums + t * sums_row, sums_place, a.bias ? a.bias + k : NULL, y, width, format);
     }
 }
 
 /* The same, transforming pixels and filters for a few channels at a time, so that both stay in the cache. */
-ALWAYS void convolve_tiles_unpacked(int m, Convolution a, long first, long count, long from, long to, float *scratch) {
+ALWAYS void convolve_tiles_unpacked(int m, int format, Convolution a, long first, long count, long from, long to,
+                                    float *scratch) {
     long v_row = SOME + PAD, v_place = count * v_row + PAD, u_place = SOME * PANEL + PAD;
     long place_size = count * PANEL + PAD, panel_size = PLACES(m) * place_size;
     float *zeros = scratch, *unused = zeros + a.c, *v = unused + a.k, *u = v + PLACES(m) * v_place;
@@ -256,9 +260,9 @@ ALWAYS void convolve_tiles_unpacked(int m, Convolution a, long first, long count
     for (long begin = 0; begin < a.c; begin += SOME) {
         long some = least(SOME, a.c - begin);
         for (long t = 0; t < count; t++) {
-            const float *d[PLACES(4)];
-            find_pixels(d, m, EDGE(m), -1, first + t, a.x + begin, a.h, a.w, a.c, zeros);
-            transform_pixels(m, d, v + t * v_row, v_place, some);
+            void *d[PLACES(4)];
+            find_pixels(d, m, EDGE(m), -1, first + t, at(a.x, begin, format), a.h, a.w, a.c, zeros, format);
+            transform_pixels(m, d, v + t * v_row, v_place, some, format);
         }
         for (long panel = from; panel < to; panel++) {
             pack_panel(m, a.weights, panel, begin, some, u, u_place);
@@ -269,11 +273,11 @@ ALWAYS void convolve_tiles_unpacked(int m, Convolution a, long first, long count
     }
     for (long panel = from; panel < to; panel++)
         for (long t = 0; t < count; t++) {
-            const float *y[16];
+            void *y[16];
             long k = panel * PANEL;
-            find_pixels(y, m, m, 0, first + t, a.y + k, a.h, a.w, a.k, unused);
+            find_pixels(y, m, m, 0, first + t, at(a.y, k, format), a.h, a.w, a.k, unused, format);
             transform_tile_back(m, sums + (panel - from) * panel_size + t * PANEL, place_size,
-                                a.bias ? a.bias + k : NULL, (float *const *)y, PANEL);
+                                a.bias ? a.bias + k : NULL, y, PANEL, format);
         }
 }
 
@@ -283,26 +287,35 @@ EXPORT long winograd_scratch(long n, long h, long w, long c, long k, long m, lon
     return threads * plan(a, packed, threads).scratch;
 }
 
-/* y (n, h, w, k) = x (n, h, w, c) convolved with weights, + bias (k) or NULL. The weights are transformed ones, u (see
-   winograd_pack), or if u is NULL, g (k, c, 3, 3) themselves; if turned, those (c, k, 3, 3) of the convolution whose
-   gradient in x this is. */
-EXPORT void winograd_convolve(const float *x, const float *u, const float *g, const float *bias, float *y,
-                              float *scratch, long n, long h, long w, long c, long k, long m, long turned,
-                              long threads) {
+/* The same, by the function for these constants. */
+static void convolve_task(Convolution a, int format, long first, long count, long from, long to, float *scratch) {
+    switch ((a.u ? 0 : 1) + (a.m == 2 ? 0 : 2) + 4 * format) {
+#define CASE(format) \
+    case 4 * format: convolve_tiles(2, format, a, first, count, from, to, scratch); break; \
+    case 4 * format + 1: convolve_tiles_unpacked(2, format, a, first, count, from, to, scratch); break; \
+    case 4 * format + 2: convolve_tiles(4, format, a, first, count, from, to, scratch); break; \
+    case 4 * format + 3: convolve_tiles_unpacked(4, format, a, first, count, from, to, scratch); break;
+        CASE(FLOAT) CASE(BF16)
+#ifdef KNOWS_BF16
+        CASE(BF16_NATIVE)
+#endif
+#undef CASE
+    }
+}
+
+/* y (n, h, w, k) = x (n, h, w, c) convolved with weights, + bias (k) or NULL; bf16: the format of x and y. The weights
+   are transformed ones, u (see winograd_pack), or if u is NULL, g (k, c, 3, 3) themselves; if turned, those (c, k, 3, 3)
+   of the convolution whose gradient in x this is. */
+EXPORT void winograd_convolve(const void *x, const float *u, const float *g, const float *bias, void *y, float *scratch,
+                              long n, long h, long w, long c, long k, long m, long turned, long bf16, long threads) {
     Convolution a = {x, u, {g, turned ? c : k, turned ? k : c, turned}, bias, y, n, h, w, c, k, m};
     Plan p = plan(a, u != NULL, threads);
+    int format = format_of(bf16);
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
     for (long task = 0; task < p.blocks * p.parts; task++) {
         float *own = scratch + omp_get_thread_num() * p.scratch;
         long first = task / p.parts * p.count, count = least(p.count, tiles_of(m, n, h, w) - first);
         long from = task % p.parts * p.wide, to = least(from + p.wide, k / PANEL);
-        if (u && m == 2)
-            convolve_tiles(2, a, first, count, from, to, own);
-        else if (u)
-            convolve_tiles(4, a, first, count, from, to, own);
-        else if (m == 2)
-            convolve_tiles_unpacked(2, a, first, count, from, to, own);
-        else
-            convolve_tiles_unpacked(4, a, first, count, from, to, own);
+        convolve_task(a, format, first, count, from, to, own);
     }
 }

@@ -10,7 +10,7 @@
 
 #pragma once
 
-#include "kernels.h"
+#include "formats.h"
 
 #define EDGE(m) ((m) + 2)             /* side of the pixels around a tile */
 #define PLACES(m) (EDGE(m) * EDGE(m)) /* values of its transform */
@@ -23,13 +23,14 @@ static inline long least(long a, long b) { return a < b ? a : b; }
 static inline long tiles_of(long m, long n, long h, long w) { return n * quotient(h, m) * quotient(w, m); }
 
 /* Pointers to the edge x edge pixels of tile t from (offset, offset) in x; `outside` for those beyond the image. */
-ALWAYS void find_pixels(const float **pixels, long m, long edge, long offset, long t, const float *x, long h, long w,
-                        long c, const float *outside) {
+ALWAYS void find_pixels(void **pixels, long m, long edge, long offset, long t, const void *x, long h, long w, long c,
+                        const void *outside, int format) {
     long across = quotient(w, m), down = quotient(h, m);
     long top = m * (t / across % down) + offset, left = m * (t % across) + offset, image = t / (across * down);
     for (long i = top; i < top + edge; i++)
         for (long j = left; j < left + edge; j++)
-            *pixels++ = i >= 0 && i < h && j >= 0 && j < w ? x + ((image * h + i) * w + j) * c : outside;
+            *pixels++ = i >= 0 && i < h && j >= 0 && j < w ? at(x, ((image * h + i) * w + j) * c, format)
+                                                           : (void *)outside;
 }
 
 /* s = Bᵀ d for vectors with stride `by` */
@@ -48,13 +49,13 @@ ALWAYS void transform(int m, const floats *d, int by, floats *s) {
 }
 
 /* v = Bᵀ d B for c channels, a multiple of LANES. Place p is at v + p stride. */
-ALWAYS void transform_pixels(int m, const float *const *d, float *v, long stride, long c) {
+ALWAYS void transform_pixels(int m, void *const *d, float *v, long stride, long c, int format) {
     for (long i = 0; i < c; i += LANES) {
         floats column[6], s[36], row[6]; /* s is transposed */
         for (int j = 0; j < EDGE(m); j++) {
 #pragma GCC unroll 6
             for (int k = 0; k < EDGE(m); k++)
-                column[k] = *(floats *)(d[k * EDGE(m) + j] + i);
+                column[k] = load(d[k * EDGE(m) + j], i, format);
             transform(m, column, 1, s + j * EDGE(m));
         }
 #pragma GCC unroll 6
