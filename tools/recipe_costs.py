@@ -10,6 +10,7 @@ import tomllib
 from pathlib import Path
 
 import admg.training.recipes as recipes
+from admg.config import build
 from admg.training.recipes.measure import measure
 
 FOLDER = Path(recipes.__file__).parent
@@ -18,7 +19,9 @@ FOLDER = Path(recipes.__file__).parent
 def main() -> None:
     for path in sorted(FOLDER.glob("*.toml")):
         text = re.sub(r"\n\[cost\].*", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
-        cost = measure(recipes.architecture_of(tomllib.loads(text)))
+        tables = tomllib.loads(text)
+        kind, classes = recipes.NETWORKS[tables["recipe"]["command"]], tables["recipe"]["classes"]
+        cost = measure(build(kind, tables["images"] | tables["network"], num_classes=classes))
         lines = [
             f"parameters = {cost.parameters}  # counted",
             f"gflops = {cost.gflops:.2f}  # a forward pass of one image, by torch's FlopCounterMode",

@@ -71,7 +71,6 @@ class Setting:
     metavar: str | None = None
     default_text: str | None = None
     dashes: bool = False
-    hidden: bool = False
 
 
 def setting(
@@ -88,7 +87,6 @@ def setting(
     metavar: str | None = None,
     default_text: str | None = None,
     dashes: bool = False,
-    hidden: bool = False,
 ) -> Any:
     """Declare a dataclass field with a range and with the way it appears on the command line.
 
@@ -101,12 +99,11 @@ def setting(
     metavar: placeholder of the value in the help
     default_text: description of the default in the help, if the value itself is not informative
     dashes: the value may begin with `--`
-    hidden: the field is not an option
     """
     bounds = (min, max, above, below)
     range = Range(*bounds, infinite) if infinite or any(bound is not None for bound in bounds) else None
     names = None if choices is None else tuple(choices)
-    declared = Setting(range, names, repeat, positional, metavar, default_text, dashes, hidden)
+    declared = Setting(range, names, repeat, positional, metavar, default_text, dashes)
     return dataclasses.field(default=default, metadata={"setting": declared})
 
 
@@ -168,7 +165,7 @@ def options(kind: type, heading: str = "", omit: Iterable[str] = ()) -> Iterator
     hints, texts = get_type_hints(kind), field_texts(kind)
     for field in dataclasses.fields(kind):
         declared = field.metadata.get("setting", Setting())
-        if field.name in omit or declared.hidden:
+        if field.name in omit:
             continue
         if "group" in field.metadata:
             inner, inner_omit, title, deferred = field.metadata["group"]

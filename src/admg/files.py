@@ -1,4 +1,4 @@
-"""Atomic writes, file locks and the cache folder."""
+"""Atomic writes, file locks, the cache folder, and whether downloads are allowed."""
 
 from __future__ import annotations
 
@@ -21,6 +21,11 @@ def cache_folder() -> Path:
     if home := os.environ.get("ADMG_HOME"):
         return Path(home).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "admg"
+
+
+def offline() -> bool:
+    """Return whether ADMG_OFFLINE forbids downloads."""
+    return os.environ.get("ADMG_OFFLINE", "").lower() not in ("", "0", "no", "false")
 
 
 LEFTOVER = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.(tmp(\..*)?|old)", re.DOTALL)
@@ -181,6 +186,16 @@ def shared(path: Path, alone: Callable[[], object]) -> Iterator[None]:
                 alone()
             fcntl.flock(file.fileno(), fcntl.LOCK_SH)
         yield
+
+
+def check_unused(path: Path, what: str) -> None:
+    """Raise LockedError if another process holds a lock of a file, which need not exist.
+
+    what: description of the file, for the message
+    """
+    with suppress(FileNotFoundError, LockError), path.open("rb") as file:
+        if not _try_lock(file.fileno(), path):
+            raise LockedError(f"another process is writing {what}: wait for it, or stop it")
 
 
 def _try_lock(descriptor: int, path: Path) -> bool:

@@ -634,7 +634,7 @@ def test_command_exports_a_part_of_a_shipped_model_to_openai(tmp_path, capsys):
     ours = shipped.network.state_dict()
     assert all(torch.equal(value, ours[name]) for name, value in back.network.state_dict().items())
     assert back.config == shipped.config
-    assert run("fashion-mnist", "--to", "openai", "--out", tmp_path / "model.pt", "--part", "diffusion") == 2
+    assert run("fashion-mnist", "--to", "openai", "--out", tmp_path / "other.pt", "--part", "diffusion") == 2
     assert "guided-diffusion has no flag for a network that predicts v" in capsys.readouterr().err
 
 
@@ -658,3 +658,17 @@ def test_command_takes_openais_files(tmp_path, capsys):
     assert run(tmp_path / "model.pt", "--to", "diffusers", "--out", tmp_path / "out") == 0
     assert "note: " in (err := capsys.readouterr().err) and "the shapes do not determine all flags" in err
     assert UNet2DModel.from_pretrained(tmp_path / "out").config.block_out_channels == [32, 64, 64]
+
+
+@pytest.mark.parametrize("to, name", [("openai", "a.pt"), ("torch-export", "a.pt2"), ("diffusers", "a")])
+def test_the_command_replaces_nothing_without_overwrite(tmp_path, capsys, to, name):
+    make().save(tmp_path / "model")
+    out = tmp_path / name
+    assert run(tmp_path / "model", "--to", to, "--out", out) == 0
+    before = out.stat().st_ino
+    capsys.readouterr()
+    assert run(tmp_path / "model", "--to", to, "--out", out) == 2
+    assert f"{out} exists: choose another --out, or --overwrite it" in capsys.readouterr().err
+    assert out.stat().st_ino == before
+    assert run(tmp_path / "model", "--to", to, "--out", out, "--overwrite") == 0
+    assert out.stat().st_ino != before

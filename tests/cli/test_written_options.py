@@ -98,7 +98,7 @@ def test_overwriting_a_run_keeps_files_of_others(capsys, tiny_folders, tmp_path)
     (out / "images" / "best.txt").write_text("000001")
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     line = refused(capsys, *command, "--seed", 1, "--overwrite", "--out", out)
-    assert "images holds best.txt, which is no sample: move it, or choose another folder" in line
+    assert "images holds best.txt, which is not a sample: move it, or choose another folder" in line
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     (out / "images" / "best.txt").unlink()
     succeed(capsys, *command, "--seed", 1, "--overwrite", "--out", out)

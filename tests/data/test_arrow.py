@@ -327,6 +327,9 @@ def test_data_sets_of_the_hub(hub, monkeypatch):
     with pytest.raises(DataError, match=r"cannot load hf:other: Dataset 'other' doesn't exist on the Hub$"):
         open_dataset("hf:other", 8)
     assert hub[-1] == ("other", None, True)
+    monkeypatch.setenv("ADMG_OFFLINE", "0")
+    open_dataset("hf:org/mine", 8)
+    assert hub[-1] == ("org/mine", None, False)
     assert survey("hf:org/mine").classes == {"cat": 10, "dog": 0, "cow": 0}
 
 

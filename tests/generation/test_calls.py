@@ -11,7 +11,7 @@ from helpers import refused, run
 from PIL import Image
 
 import admg
-from admg.generation import Progress
+from admg.generation import JobProgress
 
 SAMPLER = """
 from admg import samplers
@@ -73,7 +73,7 @@ def test_samples_show_and_save_themselves(tiny_model, tmp_path):
 
 
 def test_the_progress_of_a_job(tiny_model, tmp_path):
-    seen: list[Progress] = []
+    seen: list[JobProgress] = []
     options = {"steps": 2, "batch_size": 2, "shard_size": 2, "precision": "fp32", "out": tmp_path}
     done = admg.generate(tiny_model, [0, 1], num=4, rank=1, world_size=2, progress=seen.append, **options)
     assert not done.finished and done.missing == 1 and done.sheet is None

@@ -49,7 +49,7 @@ def test_saving_samples_replaces_no_files_of_others(tiny_model, tmp_path):
         (mine / name).parent.mkdir(exist_ok=True)
         (mine / name).write_bytes(b"mine")
     kept = files(mine)
-    with pytest.raises(ValueError, match=r"images holds holiday\.jpg, which is no sample: move it, or choose"):
+    with pytest.raises(ValueError, match=r"images holds holiday\.jpg, which is not a sample: move it, or choose"):
         samples.save(mine)
     assert files(mine) == kept
     (mine / "images" / "holiday.jpg").unlink()

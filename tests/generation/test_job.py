@@ -18,7 +18,7 @@ import torch
 from helpers import arrays, failed, randomised, refused, run, snapshot, succeed
 
 import admg
-from admg import guidance
+from admg import files, guidance
 from admg.checkpoints.labels import Labels
 from admg.checkpoints.model import Model
 from admg.cli import options as cli_options
@@ -343,6 +343,18 @@ def test_a_damaged_record_can_be_overwritten(capsys, sampling, tmp_path):
     succeed(capsys, *sampling, "--out", tmp_path, "--num", 4, "--overwrite")
     assert sorted(path.name for path in tmp_path.glob("samples*")) == ["samples_4x8x8x1.npz"]
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs fcntl")
+def test_a_run_that_another_process_is_making_is_not_overwritten(capsys, sampling, tmp_path):
+    succeed(capsys, *sampling, "--out", tmp_path)
+    before = snapshot(tmp_path)
+    with files.shared(tmp_path / "run.json", lambda: None):  # as the other process holds it
+        line = refused(capsys, *sampling, "--out", tmp_path, "--seed", 1, "--overwrite")
+        assert f"another process is writing the run in {tmp_path}" in line
+    assert snapshot(tmp_path) == before
+    succeed(capsys, *sampling, "--out", tmp_path, "--seed", 1, "--overwrite")
+    assert snapshot(tmp_path) != before
 
 
 @pytest.mark.thorough

@@ -222,6 +222,35 @@ def torchvision(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision.models", models)
 
 
+def test_without_downloads_torchvision_takes_files_on_disk_alone(torchvision, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setenv("ADMG_OFFLINE", "1")
+    entry = sys.modules["torchvision.models"].get_model_weights("tiny.a1")["DEFAULT"]
+    entry.url = "https://host/models/tiny-0123.pth"
+    file = tmp_path / "checkpoints" / "tiny-0123.pth"
+    with pytest.raises(ValueError, match=rf"torchvision:tiny.a1: {file} is not on disk, and downloads are off"):
+        guidance.from_torchvision("tiny.a1", 1)
+    file.parent.mkdir()
+    file.touch()
+    assert guide_title(guidance.from_torchvision("tiny.a1", 1)) == "torchvision:tiny.a1: 1"
+
+
+@pytest.mark.parametrize("value", ["1", "0"])
+def test_without_downloads_the_hub_is_not_asked(timm, monkeypatch, value):
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setenv("ADMG_OFFLINE", value)
+    seen, make = [], sys.modules["timm"].create_model
+
+    def create_model(name, pretrained=False):
+        seen.append(constants.HF_HUB_OFFLINE)
+        return make(name, pretrained)
+
+    sys.modules["timm"].create_model = create_model
+    before = constants.HF_HUB_OFFLINE
+    guidance.from_timm("tiny.a1", 1)
+    assert seen == [value == "1"] and constants.HF_HUB_OFFLINE is before
+
+
 def expected(x, label: int, scale: float) -> torch.Tensor:
     """s ∇ log softmax(2 · means of x0)_label with x0 = x_t/2, by hand."""
     means = (0.5 * x).mean((2, 3))

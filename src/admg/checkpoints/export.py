@@ -26,6 +26,7 @@ def export(
     *,
     part: Part | None = None,
     scheduler: Scheduler = "ddpm",
+    overwrite: bool = False,
 ) -> Exported:
     """Export a model, or the checkpoint of this name, to another library.
 
@@ -33,9 +34,14 @@ def export(
     out: folder (diffusers) or file (.pt for openai, .onnx, .pt2 for torch-export) to write
     part: diffusion or classifier, for a name that has both (default: diffusion)
     scheduler: ddpm, ddim or dpmpp_2m, for diffusers; see to_diffusers
+    overwrite: replace a file, or the folder of an earlier export
 
-    Raises ValueError if the other library has no counterpart, if the weights are not finite, or as `load_any` does.
+    Raises ValueError if the other library has no counterpart, if the weights are not finite, if `out` exists and
+    `overwrite` is False, or as `load_any` does.
     """
+    out = Path(out)
+    if not overwrite and (any(out.iterdir()) if out.is_dir() else out.exists()):
+        raise ValueError(f"{out} exists: choose another --out, or --overwrite it")
     loaded = model if isinstance(model, Model | Classifier) else load_any(model, part)
     check_values("the network", loaded.network.state_dict())
     if to == "openai":

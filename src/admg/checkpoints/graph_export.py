@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from admg.files import atomic
+from admg.models.modes import evaluating
 
 from .exported import Exported
 from .model import Classifier, Model
@@ -50,7 +51,7 @@ def to_graph(model: Model | Classifier, path: Path | str, format: GraphFormat) -
     inputs = example_inputs(model)
     text = json.dumps(about(model), ensure_ascii=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with torch.no_grad(), _quiet(), _in_eval_mode(network):
+    with torch.no_grad(), _quiet(), evaluating(network):
         if format == "onnx":
             _write_onnx(network, inputs, path, text)
         else:
@@ -130,16 +131,6 @@ def _check_packages() -> None:
     missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
     if missing:
         raise ValueError(f"the export to ONNX needs {' and '.join(missing)}: pip install 'admg[onnx]'")
-
-
-@contextlib.contextmanager
-def _in_eval_mode(network: nn.Module) -> Iterator[None]:
-    training = network.training
-    network.eval()
-    try:
-        yield
-    finally:
-        network.train(training)
 
 
 @contextlib.contextmanager

@@ -45,11 +45,6 @@ def shipped() -> dict[str, Path]:
     return {folder.name: folder for folder in found}
 
 
-def published_names() -> list[str]:
-    """Return the names of OpenAI's models, which are downloaded at first use."""
-    return list(PUBLISHED)
-
-
 def load(name: str | Path, offline: bool = False) -> Model:
     """Load a diffusion model, in float32 and eval mode.
 

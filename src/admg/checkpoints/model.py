@@ -243,7 +243,7 @@ def content_of(model: Model | Classifier) -> dict[str, Any]:
 
 
 def check_shape(model: Model | Classifier) -> None:
-    """Raise ValueError if a model is of images of another shape than its network's, since only the latter is stored."""
+    """Raise ValueError unless a model's images have the shape of its network's, since only the latter is stored."""
     config = getattr(unwrapped(model.network), "config", None)
     if isinstance(model, Model) and isinstance(config, UNetConfig):
         own = config.image_channels, config.image_size, config.image_size

@@ -24,7 +24,7 @@ class Options:
 
     path: data set, in any form that admg train --data accepts
     labels: labels of a folder or archive, see --labels of admg train
-    split: part of the data to read, if it has both
+    split: part of the data to read, if there are both a train and a test part
     verify: headers (read the headers of the images) or full (decode them, which also finds damaged ones)
     all: list all classes and all files that are not images, instead of the first 20
     """

@@ -43,9 +43,9 @@ class Options:
     fit: fitting of other sizes: resize scales the shorter side to the image size, pad adds a border
     image_channels: channels of the images, from 1 to 4; 2 and 4 keep the transparency of files as a channel
     value_range: values of black and white in all images
-    frames: frames of animations and pages of TIFF files: first uses the first of each file, all every one
+    frames: frames of animations and pages of TIFF files: first uses the first of each file, all uses every one
     background: colour behind transparent pixels and around padded images
-    split: part of the data, where it has both
+    split: part of the data to read, if there are both a train and a test part
     labels: labels of a folder or archive, see --labels of admg train
     strict: stop at the first file that is not an image instead of leaving it out
     verify: check of the images before they are packed, see --verify of admg train

@@ -11,7 +11,6 @@ from typing import Literal
 
 from admg.checkpoints import native
 from admg.config import check, check_used, group, setting
-from admg.data.config import as_range
 from admg.evaluation.cells import Row
 from admg.evaluation.report import format_value
 from admg.evaluation.sweep import METRICS, Metrics, Sweep, plan_sweep
@@ -52,7 +51,7 @@ class Options:
     num_reference: number of reference images, spread over all (default: all)
     metrics: metrics as for admg evaluate (default: {",".join(METRICS)}, where possible)
     no_interval: do not compute 95 % intervals
-    split: part of the reference data, if they have both
+    split: part of the reference data, if there are both a train and a test part
     """
 
     run: Path = setting(positional=True, metavar="RUN")
@@ -95,24 +94,25 @@ class Options:
     def sweep(self, model: Path, out: Path) -> Sweep:
         """Return the sampling of a model as a sweep of a single cell."""
         sampling = self.sampling
-        eta = [f"eta={sampling.eta}"] if sampling.eta else []
         return plan_sweep(
-            str(model), out=out, samplers=[sampling.sampler] if sampling.sampler else (),
-            steps=[sampling.steps] if sampling.steps else None, sampler_options=[*sampling.sampler_option, *eta],
-            num=self.num, seed=sampling.seed, unconditional=sampling.unconditional, precision=sampling.precision,
-            sample_batch_size=sampling.batch_size, compile=sampling.compile, device=sampling.device,
+            str(model),
+            out=out,
+            samplers=[sampling.sampler] if sampling.sampler else (),
+            steps=[sampling.steps] if sampling.steps else None,
+            num=self.num,
             options=JobOptions(overwrite=self.overwrite),
-        )  # fmt: skip
+            **sampling.of_sweep,
+        )
 
     def evaluation(self) -> Metrics:
         """Return the options for comparing samples with the reference."""
-        features = self.features
         return Metrics(
-            metrics=self.metrics, features=features.network, num_reference=self.num_reference, fit=features.fit,
-            split=self.split, value_range=as_range(features.value_range), interval=not self.no_interval,
-            weights=features.weights,
-            cache=False if features.no_cache else features.cache or True,
-        )  # fmt: skip
+            metrics=self.metrics,
+            num_reference=self.num_reference,
+            split=self.split,
+            interval=not self.no_interval,
+            **self.features.of_sweep,
+        )
 
 
 def run(options: Options) -> None:

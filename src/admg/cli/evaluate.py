@@ -38,7 +38,7 @@ class Options:
     infinite: add FID extrapolated to infinitely many samples
     seed: seed of the random groups used for intervals
     json: JSON file to write the report to
-    split: part of data that have both
+    split: part of the data to read, if there are both a train and a test part
     """
 
     samples: str = setting(positional=True, metavar="SAMPLES")

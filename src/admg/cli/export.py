@@ -24,6 +24,7 @@ class Options:
     out: folder (diffusers) or file (.pt for openai, .onnx, .pt2 for torch-export) to write
     part: network to export, for a name that has both (default: diffusion)
     scheduler: scheduler configuration to write, for diffusers; ddim and dpmpp_2m omit a learned variance
+    overwrite: replace a file, or the folder of an earlier export
     """
 
     model: str = setting(positional=True)
@@ -31,6 +32,7 @@ class Options:
     out: Path = setting()
     part: Part | None = None
     scheduler: Scheduler = "ddpm"
+    overwrite: bool = False
 
     def __post_init__(self) -> None:
         check(self)
@@ -39,7 +41,10 @@ class Options:
 
 
 def run(options: Options) -> None:
-    exported = export(options.model, options.to, options.out, part=options.part, scheduler=options.scheduler)
+    exported = export(
+        options.model, options.to, options.out, part=options.part, scheduler=options.scheduler,
+        overwrite=options.overwrite,
+    )  # fmt: skip
     print(f"Saved {exported.path}")
     if exported.flags:
         print(f"flags: {exported.flags}")

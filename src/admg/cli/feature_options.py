@@ -50,14 +50,20 @@ class FeatureOptions:
     @property
     def arguments(self) -> dict[str, Any]:
         """The arguments of `admg.evaluate` and of other functions that compare images."""
+        return self.of_sweep | {
+            "background": None if self.background is None else GREY_LEVELS[self.background],
+            "batch_size": self.batch_size,
+            "device": self.device,
+            "processes": Processes.from_environment(),
+        }
+
+    @property
+    def of_sweep(self) -> dict[str, Any]:
+        """Those of them that are fields of `evaluation.sweep.Metrics`, without the batch size."""
         return {
             "features": self.network,
             "weights": self.weights,
             "fit": self.fit,
             "value_range": as_range(self.value_range),
-            "background": None if self.background is None else GREY_LEVELS[self.background],
-            "batch_size": self.batch_size,
-            "device": self.device,
             "cache": False if self.no_cache else self.cache or True,
-            "processes": Processes.from_environment(),
         }

@@ -15,7 +15,7 @@ RANGE_TEXT = "as in training, or from the type of the values"
 class ImageOptions:
     """Images.
 
-    split: part of data that have both
+    split: part of the data to read, if there are both a train and a test part
     fit: fitting of images smaller than the model's: resize enlarges them, pad adds a border
     value_range: values of black and white in the images
     device: cpu or cuda

@@ -119,7 +119,7 @@ def first_failure(processes: list[subprocess.Popen[bytes]]) -> int | None:
 
 
 def end(processes: list[subprocess.Popen[bytes]], grace: float) -> None:
-    """End processes that still run: SIGTERM, and SIGKILL after a grace in seconds."""
+    """End processes that still run: SIGTERM, and SIGKILL after a grace period in seconds."""
     running = [process for process in processes if process.poll() is None]
     for process in running:
         process.terminate()

@@ -28,7 +28,7 @@ from .options import Parser, add_options, parse, with_options
 
 COMMANDS = {
     "demo": "sample every label with guidance, and a sheet of guidance scales",
-    "studio": "explore guidance on a page in a browser",
+    "studio": "explore guidance on a web page",
     "sample": "generate images of chosen labels, with or without guidance",
     "edit": "change images towards labels",
     "interpolate": "generate the images between two images or two seeds",
@@ -110,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("ADMG_TRACEBACK"):
             raise
-        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "out of memory" in str(error)):
+        if ran_out_of_memory(error):
             print(f"admg {name}: error: {of_process()}out of memory: choose a smaller --batch-size", file=sys.stderr)
             return 2
         print(f"admg {name}: {of_process()}{report_unexpected_error(error, argv)}", file=sys.stderr)
@@ -138,6 +138,15 @@ class Escaping(io.TextIOBase):
 
     def flush(self) -> None:
         self.stream.flush()
+
+
+def ran_out_of_memory(error: Exception) -> bool:
+    """Whether the error means that memory ran out. Imports torch only for errors that its code may have raised."""
+    if not isinstance(error, MemoryError | RuntimeError):
+        return False
+    from admg.engine.memory import is_out_of_memory
+
+    return is_out_of_memory(error)
 
 
 def report_unexpected_error(error: Exception, argv: list[str]) -> str:
@@ -197,7 +206,7 @@ def _run(parser: Parser, name: str, module: ModuleType, argv: list[str], started
     add_options(parser, module, together=name in TOGETHER)
     options, common = parse(parser, module, argv)
     if common.offline:
-        os.environ["ADMG_OFFLINE"] = "1"
+        os.environ.update(ADMG_OFFLINE="1", HF_HUB_OFFLINE="1")
     from admg.engine import configure_process, follow_load  # imports torch, for which --help need not wait
     from admg.engine.device import Processes
 

@@ -30,7 +30,7 @@ class Options:
     k: number of training images per sample
     closest: show the samples that are closest to a training image
     out: PNG file of the picture
-    split: part of data that have both
+    split: part of the data to read, if there are both a train and a test part
     """
 
     samples: str = setting(positional=True, metavar="SAMPLES")

@@ -10,7 +10,7 @@ import argparse
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn, get_args, get_origin
@@ -348,7 +348,7 @@ def _notes(option: Option) -> Iterator[str]:
         yield str(declared.range)
     if declared.repeat:
         yield "may be repeated"
-    if default is MISSING:
+    if option.required:
         yield "required"
     elif declared.default_text:
         yield f"default: {declared.default_text}"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from admg.config import check, setting
-from admg.training.recipes import Recipe, names, recipe
+from admg.training.recipes import TrainingRecipe, names, recipe
 
 from .tables import table
 
@@ -48,7 +48,7 @@ def run(options: Options) -> None:
     print("admg recipes NAME shows the values of one with their sources, and its memory by batch.")
 
 
-def cells(chosen: Recipe, options: Options) -> tuple[str, ...]:
+def cells(chosen: TrainingRecipe, options: Options) -> tuple[str, ...]:
     """Return the row of a recipe."""
     training, cost = chosen.training, chosen.cost
     share = -(-training.batch_size // options.gpus)
@@ -66,7 +66,7 @@ def cells(chosen: Recipe, options: Options) -> tuple[str, ...]:
     )
 
 
-def show(chosen: Recipe, options: Options) -> None:
+def show(chosen: TrainingRecipe, options: Options) -> None:
     """Print the file of a recipe, its memory by batch, and its time."""
     print(chosen.text)
     if chosen.published:
@@ -79,7 +79,7 @@ def show(chosen: Recipe, options: Options) -> None:
     print(f"admg {chosen.command} --recipe {chosen.name} --data PATH --out DIR")
 
 
-def memory_rows(chosen: Recipe, options: Options) -> Iterator[tuple[str, ...]]:
+def memory_rows(chosen: TrainingRecipe, options: Options) -> Iterator[tuple[str, ...]]:
     for images in BATCHES:
         if images <= chosen.training.batch_size:
             shards = (1,) if options.gpus == 1 else (1, options.gpus)
@@ -87,7 +87,7 @@ def memory_rows(chosen: Recipe, options: Options) -> Iterator[tuple[str, ...]]:
             yield (str(images), *(f"{size / 1e9:.1f}" for size in memory))
 
 
-def time_text(chosen: Recipe, options: Options) -> str:
+def time_text(chosen: TrainingRecipe, options: Options) -> str:
     """Return the time of training in days, or in hours if it is short."""
     training = chosen.training
     days = chosen.cost.days(training.steps * training.batch_size, options.gpus, options.tflops)

@@ -14,11 +14,11 @@ from admg.diffusion.gaussian import Images
 from admg.generation import JobOptions, Recipe, generate, generate_denoising, generate_scale_sheet
 from admg.generation.denoising import AnimationFormat, ffmpeg
 from admg.generation.guide_specs import GuideSet
-from admg.generation.labels import MAX_IMAGES, Label, typed_labels
+from admg.generation.labels import MAX_IMAGES, Label
 from admg.generation.sampler_specs import SAMPLERS
 from admg.generation.starts import load_images
 
-from .label_options import Labels, listed_labels
+from .label_options import Labels, chosen_labels
 from .sampling_options import GuidanceOptions, SamplingOptions, ShowProgress, print_result
 
 EXAMPLES = """  admg sample --label sneaker --label 9 --scale 4 --num 32 --out sneakers
@@ -37,7 +37,7 @@ class InitOptions:
 
     init: image to start from instead of noise
     strength: fraction of the steps to run, at most 1; fewer steps preserve more of the image (default: 0.6)
-    fit: fitting of an image of another size: scaled and cropped, or put on black (default: as in training, if known)
+    fit: fitting of an image of another size: scaled and cropped, or padded (default: as in training, if known)
     """
 
     init: str | None = setting(None, metavar="IMAGE")
@@ -63,7 +63,7 @@ class UpsamplerOptions:
 
     upsampler: upsampling model, which receives the same labels
     upsampler_sampler: sampler of the upsampler
-    upsampler_steps: steps of the upsampler, as --steps; 250 of ddpm give better images
+    upsampler_steps: steps of the upsampler, as for --steps; 250 steps of ddpm give better images
     upsampler_batch_size: large images per batch
     upsampler_augment_level: level of noise to add to the small images, for a model trained with --augment-noise; 0
         leaves them unchanged
@@ -152,10 +152,8 @@ class Options:
 
     def chosen(self, model: Model, guides: GuideSet) -> tuple[str | list[Label] | None, int | None]:
         """Return the labels and the number of images for generate()."""
-        if not self.label and (self.labels is None or self.labels == "balanced" or self.labels == "random"):
-            return self.labels, self.num
-        listed = listed_labels(self.label, self.labels)
-        return typed_labels(model, guides, listed), self.num or 8 * len(listed)
+        labels = chosen_labels(model, guides, self.label, self.labels)
+        return labels, self.num or (8 * len(labels) if isinstance(labels, list) else None)
 
 
 def run(options: Options) -> None:
@@ -178,18 +176,17 @@ def run(options: Options) -> None:
         )
         print(f"Saved {path}")
         return
+    strength = 0.6 if options.start.strength is None else options.start.strength
     done = generate(
         model, labels, out=options.out, num=num, **recipe.arguments(), **dataclasses.asdict(options.job), init=init,
-        strength=0.6 if options.start.strength is None else options.start.strength,
-        upsampler=options.upsampling.upsampler, upsampler_recipe=options.upsampling.recipe(recipe),
+        strength=strength, upsampler=options.upsampling.upsampler, upsampler_recipe=options.upsampling.recipe(recipe),
         progress=ShowProgress(options.job),
     )  # fmt: skip
     print_result(done, options.job)
     if options.denoising.animate or options.denoising.trajectory:
         pictures = generate_denoising(
-            model, labels, out=options.out, num=num, recipe=recipe, init=init, animate=options.denoising.animate,
-            trajectory=options.denoising.trajectory,
-            strength=0.6 if options.start.strength is None else options.start.strength,
+            model, labels, out=options.out, num=num, recipe=recipe, init=init, strength=strength,
+            animate=options.denoising.animate, trajectory=options.denoising.trajectory,
         )  # fmt: skip
         print(f"Saved {' and '.join(map(str, pictures))}")
 

@@ -12,7 +12,7 @@ from admg.config import check, setting
 from admg.engine.compiling import Compile
 from admg.engine.device import choose_device
 from admg.engine.precision import Precision
-from admg.generation import Generated, JobOptions, Progress, Recipe
+from admg.generation import Generated, JobOptions, JobProgress, Recipe
 from admg.generation.guide_specs import GuideSet, guide_kinds, load_guides, parse_interval
 from admg.generation.progress import ProgressBars
 from admg.generation.sampler_specs import SAMPLERS, parse_sampler_options, sampler_options, with_options
@@ -83,6 +83,21 @@ class SamplingOptions:
             compile=self.compile,
         )  # fmt: skip
 
+    @property
+    def of_sweep(self) -> dict[str, Any]:
+        """The arguments of `admg.sweep`, without the samplers and steps."""
+        eta = [f"eta={self.eta}"] if self.eta else []
+        return {
+            "sampler_options": [*self.sampler_option, *eta],
+            "seed": self.seed,
+            "unconditional": self.unconditional,
+            "bound_guidance": not self.no_bound_guidance,
+            "sample_batch_size": self.batch_size,
+            "precision": self.precision,
+            "compile": self.compile,
+            "device": self.device,
+        }
+
     def to_device(self, model: Model, guides: GuideSet | None = None) -> None:
         """Move the networks to the chosen device. Raises ValueError if it cannot be used."""
         device = choose_device(self.device)
@@ -103,7 +118,8 @@ class GuidanceOptions:
     guide: another kind of guidance, which replaces the classifier unless --scale is given too, such as apg:4,eta=0.5
         ({", ".join(guide_kinds())}), or a network of another library, timm:MODEL,label=NAME,scale=S
         (torchvision:, transformers:) or clip:TEXT,scale=S; or path/to/file.py:name, a custom guide, which is added
-    interval: noise levels to which guidance is limited, in units of the image, from about 0.01 to 150
+    interval: noise levels to which guidance is limited: the standard deviation of the noise relative to the image,
+        which ranges from about 0.01 to 150 on the linear schedule and to 20,000 on the cosine one
     reuse: evaluate the guides at every N-th step only, and extrapolate their effect in between; 2 halves their cost
     """
 
@@ -146,7 +162,7 @@ class ShowProgress:
         self.speaks = job.merges  # of processes that a launcher started together, the first one prints
         self.said: set[Any] = set()
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, progress: JobProgress) -> None:
         key = (progress.folder, progress.activity)
         if key not in self.said:
             self.said.add(key)

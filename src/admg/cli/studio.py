@@ -1,4 +1,4 @@
-"""`admg studio`: a page in a browser to explore guidance."""
+"""`admg studio`: a web page to explore guidance."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Options:
         if the model has none of its own
     runs: folder of run directories for the tab Train
     data: folder of data sets to train on; with it, every visitor can start a training run in the folder --runs
-    host: address to listen at; 0.0.0.0 lets other computers in, without a password
-    port: port to listen at
+    host: address to listen on; 0.0.0.0 makes the page accessible from other computers, without a password
+    port: port to listen on
     device: cpu or cuda
     open: open the page in the browser
     """

@@ -9,16 +9,15 @@ from typing import Any, Literal
 from admg.checkpoints.loading import as_model
 from admg.checkpoints.model import Model
 from admg.config import check, group, setting
-from admg.data.config import as_range
 from admg.engine.device import choose_device
 from admg.evaluation.cells import SCALES, Cell
 from admg.evaluation.sweep import METRICS, Metrics, plan_sweep
 from admg.generation import JobOptions
-from admg.generation.labels import MAX_IMAGES, Label, typed_labels
+from admg.generation.labels import MAX_IMAGES
 from admg.generation.sampler_specs import SAMPLERS
 
 from .feature_options import FeatureOptions
-from .label_options import Labels, listed_labels
+from .label_options import Labels, chosen_labels
 from .measure import note_missing_kernels
 from .sampling_options import GuidanceOptions, SamplingOptions, ShowProgress
 
@@ -55,7 +54,7 @@ class Options:
     metrics: metrics as for admg evaluate (default: {",".join(METRICS)}, where possible)
     no_interval: do not compute 95 % intervals
     feature_batch_size: number of images per batch of the feature network
-    split: part of the reference data, if they have both
+    split: part of the reference data, if there are both a train and a test part
     """
 
     model: str = setting("fashion-mnist", metavar="NAME")
@@ -92,37 +91,26 @@ class Options:
         if self.label and self.labels is not None:
             raise ValueError("label cannot be combined with --labels")
 
-    def chosen(self, model: Model) -> str | list[Label] | None:
-        """Return the labels: a name or alias is text, and any other decimal number is the number of a label."""
-        if not self.label and (self.labels is None or self.labels == "balanced" or self.labels == "random"):
-            return self.labels
-        listed = listed_labels(self.label, self.labels)
-        return typed_labels(model, None, listed)
-
     def plan(self, model: Model) -> dict[str, Any]:
         """Return the arguments of `plan_sweep`."""
-        sampling = self.sampling
-        eta = [f"eta={sampling.eta}"] if sampling.eta else []
-        return {
+        return self.sampling.of_sweep | {
             "out": self.out, "scales": self.scale, "cfgs": self.cfg, "classifier": self.guidance.classifier,
             "guide_specs": self.guidance.guide, "guide_interval": self.guidance.interval,
-            "guide_reuse": self.guidance.reuse,
-            "samplers": self.sampler or (), "steps": self.steps, "sampler_options": [*sampling.sampler_option, *eta],
-            "labels": self.chosen(model), "num": self.num, "seed": sampling.seed,
-            "unconditional": sampling.unconditional, "bound_guidance": not sampling.no_bound_guidance,
-            "sample_batch_size": sampling.batch_size, "precision": sampling.precision, "compile": sampling.compile,
-            "device": sampling.device, "options": self.job,
+            "guide_reuse": self.guidance.reuse, "samplers": self.sampler or (), "steps": self.steps,
+            "labels": chosen_labels(model, None, self.label, self.labels), "num": self.num, "options": self.job,
         }  # fmt: skip
 
     def evaluation(self) -> Metrics:
         """Return the options for evaluating the cells."""
-        features = self.features
         return Metrics(
-            metrics=self.metrics, features=features.network, label_classifier=self.label_classifier,
-            num_reference=self.num_reference, fit=features.fit, split=self.split,
-            value_range=as_range(features.value_range), interval=not self.no_interval, weights=features.weights,
-            batch_size=self.feature_batch_size, cache=False if features.no_cache else features.cache or True,
-        )  # fmt: skip
+            metrics=self.metrics,
+            label_classifier=self.label_classifier,
+            num_reference=self.num_reference,
+            split=self.split,
+            interval=not self.no_interval,
+            batch_size=self.feature_batch_size,
+            **self.features.of_sweep,
+        )
 
 
 def run(options: Options) -> None:

@@ -13,7 +13,7 @@ from admg.diffusion.config import DiffusionConfig
 from admg.models import UNetConfig
 from admg.training import EvaluationConfig, ObjectiveConfig, TrainConfig, ValidationConfig, train_diffusion
 
-from .training import NEW_NETWORK, NEW_PROCESS, provenance, recipe_values, train
+from .training import NEW_NETWORK, NEW_PROCESS, NOT_OPTIONS, provenance, recipe_values, train
 
 EXAMPLES = """\
   admg train --data photos --image-size 64 --out runs/photos
@@ -24,8 +24,6 @@ EXAMPLES = """\
   admg train --config runs/photos.toml --lr 1e-4 --out runs/slower
   torchrun --nproc-per-node 8 -m admg train --data photos --image-size 64 --batch-size 512 --out runs/photos    8 GPUs
   srun --ntasks 16 admg train --config runs/photos.toml --shard     with SLURM; weights divided among processes"""
-
-FROM_DATA = ("image_size", "image_channels", "num_classes", "learn_variance", "num_heads_upsample", "ddpm_layers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +51,7 @@ class Options:
     validation: ValidationConfig = group(ValidationConfig)
     evaluation: EvaluationConfig = group(EvaluationConfig)
     diffusion: dict[str, Any] = overrides(DiffusionConfig, chosen=NEW_PROCESS, title="Diffusion process")
-    network: dict[str, Any] = overrides(UNetConfig, omit=FROM_DATA, chosen=NEW_NETWORK, title="Network")
+    network: dict[str, Any] = overrides(UNetConfig, omit=NOT_OPTIONS, chosen=NEW_NETWORK, title="Network")
 
 
 def preset(given: Mapping[str, Any]) -> Mapping[str, Any]:

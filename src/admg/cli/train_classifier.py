@@ -13,15 +13,13 @@ from admg.diffusion.config import DiffusionConfig
 from admg.models import ClassifierConfig
 from admg.training import ClassifierValidationConfig, TrainConfig, train_classifier
 
-from .training import NEW_NETWORK, NEW_PROCESS, provenance, recipe_values, train
+from .training import NEW_NETWORK, NEW_PROCESS, NOT_OPTIONS, provenance, recipe_values, train
 
 EXAMPLES = """\
   admg train-classifier --data photos --image-size 64 --crop random --out runs/classifier
   admg train-classifier --recipe adm-64-classifier --data imagenet/train --out runs/adm-64-classifier
   admg train-classifier --data photos/train --val-data photos/val --image-size 64 --out runs/classifier
   admg sample --model runs/photos --classifier runs/classifier --label cat --out cats"""
-
-FROM_DATA = ("image_size", "image_channels", "num_classes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +48,7 @@ class Options:
     diffusion: dict[str, Any] = overrides(
         DiffusionConfig, omit=("predict", "variance"), chosen=NEW_PROCESS, title="Diffusion process"
     )
-    network: dict[str, Any] = overrides(ClassifierConfig, omit=FROM_DATA, chosen=NEW_NETWORK, title="Network")
+    network: dict[str, Any] = overrides(ClassifierConfig, omit=NOT_OPTIONS, chosen=NEW_NETWORK, title="Network")
 
 
 def preset(given: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -20,16 +20,13 @@ from admg.training import (
     train_upsampler,
 )
 
-from .training import NEW_NETWORK, NEW_PROCESS, provenance, recipe_values, train
+from .training import NEW_NETWORK, NEW_PROCESS, NOT_OPTIONS, provenance, recipe_values, train
 
 EXAMPLES = """\
   admg train-upsampler --data photos --image-size 256 --small-size 64 --out runs/upsampler
   admg train-upsampler --recipe adm-64-256-upsampler --data imagenet/train --out runs/adm-64-256
   admg train-upsampler --data photos --image-size 256 --augment-noise 0.3 --augment-blur 0.5 --out runs/upsampler
   admg upsample --model runs/upsampler --base samples_1000x64x64x3.npz --out large"""
-
-FROM_DATA = ("image_size", "image_channels", "num_classes", "learn_variance", "num_heads_upsample", "ddpm_layers",
-             "small_size", "augment_noise")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +57,9 @@ class Options:
     validation: ValidationConfig = group(ValidationConfig)
     evaluation: EvaluationConfig = group(EvaluationConfig)
     diffusion: dict[str, Any] = overrides(DiffusionConfig, chosen=NEW_PROCESS, title="Diffusion process")
-    network: dict[str, Any] = overrides(SuperResConfig, omit=FROM_DATA, chosen=NEW_NETWORK, title="Network")
+    network: dict[str, Any] = overrides(
+        SuperResConfig, omit=(*NOT_OPTIONS, "augment_noise"), chosen=NEW_NETWORK, title="Network"
+    )
 
     def __post_init__(self) -> None:
         check(self)

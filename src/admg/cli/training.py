@@ -15,11 +15,12 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from admg.checkpoints.transfer import initialisation_text as describe_start
+from admg.checkpoints.transfer import initialisation_text
 from admg.config import printable
 from admg.data.classes import describe_classes, empty_classes
 from admg.data.errors import listed
 from admg.training import TrainingRun
+from admg.training.choices import FROM_DATA
 from admg.training.defaults import SMALL_DATASET_SIZE
 from admg.training.recipes import Command, recipe_for
 from admg.training.services import services_of
@@ -28,6 +29,8 @@ from admg.training.stopping import StopSignals
 from .measure import note_missing_kernels
 from .options import format_default
 
+NOT_OPTIONS = (*FROM_DATA, "num_heads_upsample", "ddpm_layers")
+"""Fields of a network that the data determine, or that only networks of other programs have."""
 NEW_PROCESS = {"predict": "v", "noise_schedule": "cosine"}
 NEW_NETWORK = {
     "channels": f"64, or 128 from {SMALL_DATASET_SIZE:,} images",
@@ -93,7 +96,7 @@ def train_and_print(run: TrainingRun[Any]) -> None:
             for name, (before, now) in run.changes.items()
         )
         print(f"resumed at step {run.first_step}" + (f"; changed: {changed}" if changed else ""))
-    elif start := describe_start(run.provenance.get("init", {})):
+    elif start := initialisation_text(run.provenance.get("init", {})):
         print(start)
     bar = tqdm(total=run.config.steps, initial=run.first_step, unit="step", smoothing=0.05, mininterval=1)
     saves = Saves(run)

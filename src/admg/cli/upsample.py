@@ -24,7 +24,7 @@ class Options:
 
     model: name, folder or file of weights of an upsampling model
     base: .npz of the small images, arr_0, and of their labels, arr_1
-    num: only the first images of the file
+    num: number of images to enlarge, from the first of the file
     augment_level: level of noise to add to the small images, for a model trained with --augment-noise; 0 leaves them
         unchanged
     out: folder of samples_NxHxWxC.npz and the pictures

@@ -6,7 +6,6 @@ rows, are copied to an Arrow file in the cache folder first, as `datasets` does.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import warnings
@@ -22,8 +21,9 @@ import msgspec
 
 from admg.checksums import parse_json, read_any
 from admg.config import printable
-from admg.files import LockError, atomic, cache_folder, locked, remove
+from admg.files import LockError, atomic, locked, offline, remove
 
+from . import cached
 from .arrays import Split
 from .errors import DataError, listed
 from .listing import Listing
@@ -177,7 +177,7 @@ def list_hub(name: str, split: Split = "train") -> Listing:
     except ImportError:
         raise DataError(f"{name} needs the package datasets: pip install 'admg[datasets]'") from None
     repository, _, config = name.removeprefix(HUB).partition(":")
-    local = datasets.DownloadConfig(local_files_only=bool(os.environ.get("ADMG_OFFLINE")))
+    local = datasets.DownloadConfig(local_files_only=offline())
     try:
         loaded = datasets.load_dataset(repository, config or None, download_config=local)
     except Exception as error:  # of the network, of the hub, of the data set's format
@@ -317,8 +317,7 @@ def _table(container: Container, process: int) -> Any:
 def copy_path(file: Path) -> Path:
     """Return the path in the cache folder of the Arrow copy of the current version of a Parquet file."""
     status = file.stat()
-    place = hashlib.sha256(ascii(str(file.resolve())).encode()).hexdigest()[:24]
-    return cache_folder() / "tables" / f"{place}-{status.st_size}-{status.st_mtime_ns}.arrow"
+    return cached.cache_path("tables", file, f"-{status.st_size}-{status.st_mtime_ns}.arrow")
 
 
 def _copy(file: Path, columns: Columns, progress: bool) -> Path:

@@ -27,18 +27,18 @@ GREY_LEVELS: dict[Background, int] = {"black": 0, "white": 255}
 class DataConfig:
     """Training images.
 
-    data: folder with a sub-folder per class, of files label_name.png or with dataset.json; a zip or tar of such a
-        folder; tars of WebDataset (a folder, or "shards-{000..099}.tar"); Parquet or Arrow files, or hf:NAME of Hugging
-        Face's hub; IDX files, or .npz file
+    data: folder with a sub-folder per class, with files named label_name.png, or with dataset.json; a zip or tar of
+        such a folder; tars of WebDataset (a folder, or "shards-{000..099}.tar"); Parquet or Arrow files, or hf:NAME for
+        a data set of the Hugging Face Hub; IDX files, or an .npz file
     image_size: side of the training images in pixels
     fit: fitting of other sizes: resize scales the shorter side to the image size, pad adds a border
-    crop: position of the square that is cut out or, with --fit pad, of the image on its border
+    crop: position of the square that is cut out or, with --fit pad, of the image within its border
     flip: mirror a random half of the images left to right
     image_channels: channels of the images, 1 or 3; 2 and 4 keep the transparency of files as a channel
     value_range: values of black and white in all images
-    frames: frames of animations and pages of TIFF files: first uses the first of each file, all every one
+    frames: frames of animations and pages of TIFF files: first uses the first of each file, all uses every one
     background: colour behind transparent pixels and around padded images
-    split: part of the data, where it has both
+    split: part of the data to read, if there are both a train and a test part
     labels: labels of a folder: folders, prefix (of file names, up to the first underscore), json (dataset.json of EDM),
         none, or auto, which recognises them
     strict: stop at the first file that is not an image instead of skipping it

@@ -12,11 +12,15 @@ MERGED = re.compile(r"samples_\d+x\d+x\d+x(\d+)\.npz")
 """Names of the .npz files that `admg sample` and `Samples.save` write; the last number is that of channels."""
 IMAGES = "images"
 """Folder of the images as files."""
-PICTURES = frozenset({"sheet.png", "scale-sheet.png", "trajectory.png", "denoising.gif"})
-"""Pictures of many images beside the .npz."""
-PARTS = frozenset({"shards", "base"})
+SHARDS, BASE = "shards", "base"
+PARTS = frozenset({SHARDS, BASE})
 """Other folders beside the .npz: parts of it, and the smaller samples that were enlarged."""
-RECORD = "run.json"
+SHEET, SCALE_SHEET, TRAJECTORY = "sheet.png", "scale-sheet.png", "trajectory.png"
+ANIMATIONS = {"gif": "denoising.gif", "mp4": "denoising.mp4"}
+"""Animation in each format."""
+PICTURES = frozenset({SHEET, SCALE_SHEET, TRAJECTORY, ANIMATIONS["gif"]})
+"""Files beside the .npz that Pillow could read as images: pictures of many images."""
+RUN = "run.json"
 """Settings of the run."""
 
 
@@ -31,7 +35,7 @@ def find_samples(folder: Path) -> Path | None:
 def beside_samples(names: Collection[str]) -> set[str]:
     """Return what admg wrote besides the images, among the names in a folder; nothing if there are no samples."""
     merged = {name for name in names if MERGED.fullmatch(name)}
-    others = {*PARTS, RECORD, *merged} if IMAGES in names else set()  # else these may be the user's, and are named
+    others = {*PARTS, RUN, *merged} if IMAGES in names else set()  # else these may be the user's, and are named
     return {*PICTURES, *others}.intersection(names) if merged else set()
 
 

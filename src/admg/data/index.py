@@ -7,9 +7,6 @@ has another version is ignored and rewritten. Processes that write it at the sam
 from __future__ import annotations
 
 import dataclasses
-import gzip
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -18,8 +15,7 @@ from typing import Any
 import msgspec
 import PIL
 
-from admg.files import atomic, cache_folder
-
+from . import cached
 from .decoding import Kind
 from .folder import ImageFile
 from .listing import ListedFile
@@ -41,7 +37,7 @@ def read_index(
     """
     at = at or root.joinpath
     with suppress(Exception):  # an index only saves time: ignore every failure
-        content = json.loads(gzip.decompress(index_path(root).read_bytes()))
+        content = cached.read_index(index_path(root))
         if content["about"] != _about(root):
             return {}
         rows = msgspec.convert(content["files"], list[Row])
@@ -62,23 +58,17 @@ def write_index(root: Path, files: Iterable[ListedFile], images: Mapping[str, Im
         for file in files
         if file.name in images
     ]
-    text = json.dumps({"about": _about(root), "files": rows}, separators=(",", ":"))
-    with suppress(OSError), atomic(index_path(root)) as temporary:
-        temporary.write_bytes(gzip.compress(text.encode("ascii"), compresslevel=1, mtime=0))
+    cached.write_index(index_path(root), {"about": _about(root), "files": rows})
 
 
 def index_path(root: Path) -> Path:
     """Return the index file of a folder, or of a file that holds images."""
-    return cache_folder() / "folders" / f"{hashlib.sha256(_place(root).encode()).hexdigest()[:24]}.json.gz"
-
-
-def _place(root: Path) -> str:
-    return ascii(str(root.resolve()))  # names of files need not be valid Unicode
+    return cached.cache_path("folders", root, ".json.gz")
 
 
 def _about(root: Path) -> list[str]:
     """Return the key of an index: the folder, the stored fields of an image, and the version of Pillow."""
-    return [_place(root), *(field.name for field in dataclasses.fields(Kind)), PIL.__version__]
+    return [cached.place_of(root), *(field.name for field in dataclasses.fields(Kind)), PIL.__version__]
 
 
 def _image(path: ImagePath, header: list[Any]) -> ImageFile:

@@ -18,6 +18,8 @@ DESCRIPTION = "dataset.json"
 """File beside the images, of a folder or in an archive, that holds their labels."""
 METADATA = ("metadata.csv", "metadata.jsonl")
 """Files beside the images of a folder that `imagefolder` of Hugging Face's `datasets` reads."""
+LABEL_FILES = (DESCRIPTION, *METADATA)
+"""All files beside the images that may hold their labels."""
 SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini"})
 SYSTEM_FOLDERS = frozenset(
     {"@eadir", "__macosx", "#recycle", "@recycle", "$recycle.bin", "lost+found", "system volume information"}

@@ -10,7 +10,7 @@ from pathlib import Path
 from .arrays import Split
 from .errors import DataError, listed
 from .labelling import common_top, labelled_by_prefix
-from .listing import DESCRIPTION, METADATA, is_image
+from .listing import LABEL_FILES, is_image
 
 Entries = list[tuple[str, bool]]
 """Names in a folder, and whether each is a folder."""
@@ -57,7 +57,7 @@ def part_with_classes(entries: Entries, inside: Callable[[str], Entries], split:
     if chosen is None or any(is_image(name) for name, is_dir in entries if not is_dir) or not names.keys() <= known:
         return None
     inner = inside(chosen)
-    if not inner or any(not is_dir and name not in (DESCRIPTION, *METADATA) for name, is_dir in inner):
+    if not inner or any(not is_dir and name not in LABEL_FILES for name, is_dir in inner):
         return None
     return chosen
 

@@ -17,7 +17,7 @@ from admg.config import printable
 from .errors import DataError, listed
 from .folder import ImageFile, check
 from .index import SMALLEST, read_index, write_index
-from .listing import DESCRIPTION, METADATA, ListedFile, Listing
+from .listing import LABEL_FILES, ListedFile, Listing
 from .members import ImagePath
 from .spread import spread_indices
 
@@ -48,7 +48,7 @@ def open_images(
     image.
     """
     root = listing.root
-    files = [file for file in listing.files if file.name not in (DESCRIPTION, *METADATA)]
+    files = [file for file in listing.files if file.name not in LABEL_FILES]
     if listing.left_out:
         what = f"the hidden and system folders, and training runs, of {root}"
         warnings.warn(f"left out {what}: {listed(listing.left_out)}", stacklevel=2)

@@ -13,7 +13,7 @@ from .arrow import HUB, SAVED, SAVED_SPLITS, list_hub, list_saved, list_tables
 from .errors import DataError
 from .generated import IMAGES, PARTS, PICTURES, find_samples, source_of
 from .labelling import labelled_by_prefix
-from .listing import DESCRIPTION, METADATA, Listing, is_hidden_folder, is_image, list_files
+from .listing import DESCRIPTION, LABEL_FILES, Listing, is_hidden_folder, is_image, list_files
 from .parts import Entries, of_split, part_with_classes
 from .tars import expand, list_tars
 from .zips import list_zip
@@ -87,7 +87,7 @@ def _in_folder(path: Path, split: Split, sizes: bool, progress: bool) -> Listing
 
 def describes_labels(folder: Path) -> bool:
     """Whether a folder has a file of the labels of all images in it and below it."""
-    return any((folder / name).is_file() for name in (DESCRIPTION, *METADATA))
+    return any((folder / name).is_file() for name in LABEL_FILES)
 
 
 def _of_samples(samples: Path, entries: Entries, sizes: bool) -> Listing | Path:

@@ -6,8 +6,6 @@ index file, which is valid as long as the size and the modification time of the 
 
 from __future__ import annotations
 
-import gzip
-import hashlib
 import json
 import re
 import tarfile
@@ -22,12 +20,12 @@ import msgspec
 from PIL import Image
 
 from admg.config import printable
-from admg.files import atomic, cache_folder
 
+from . import cached
 from .arrays import Split
 from .errors import DataError, listed
 from .generated import without_pictures
-from .listing import DESCRIPTION, METADATA, Listing, in_order, visible
+from .listing import DESCRIPTION, LABEL_FILES, METADATA, Listing, in_order, visible
 from .members import Container, StoredMember
 from .metadata import as_label, column_of, description_of, nearest
 from .parts import of_split, top_of_part
@@ -155,25 +153,19 @@ def expand(pattern: str) -> list[Path]:
 
 def index_path(tar: Path) -> Path:
     """Return the index file of a tar."""
-    return cache_folder() / "tars" / f"{hashlib.sha256(_place(tar).encode()).hexdigest()[:24]}.json.gz"
-
-
-def _place(tar: Path) -> str:
-    return ascii(str(tar.resolve()))
+    return cached.cache_path("tars", tar, ".json.gz")
 
 
 def _content(container: Container) -> Content:
     """Return the images of a tar, from its index or by reading it."""
     path = container.path
-    about = [VERSION, _place(path), container.size, container.changed]
+    about = [VERSION, cached.place_of(path), container.size, container.changed]
     with suppress(Exception):  # an index only saves time: ignore every failure
-        stored = json.loads(gzip.decompress(index_path(path).read_bytes()))
+        stored = cached.read_index(index_path(path))
         if stored.pop("about") == about:
             return msgspec.convert(stored, Content)
     content = _read(path)
-    text = json.dumps({"about": about, **vars(content)}, separators=(",", ":"))
-    with suppress(OSError), atomic(index_path(path)) as temporary:
-        temporary.write_bytes(gzip.compress(text.encode("ascii"), compresslevel=1, mtime=0))
+    cached.write_index(index_path(path), {"about": about, **vars(content)})
     return content
 
 
@@ -195,7 +187,7 @@ def _read(path: Path) -> Content:
                     raise DataError(f"{path} is truncated or damaged: {name} would end beyond the end of the file")
                 if PurePosixPath(name).suffix.lower() in Image.registered_extensions():
                     images.append((name, entry.offset_data, entry.size))
-                elif PurePosixPath(name).name in (DESCRIPTION, *METADATA):
+                elif PurePosixPath(name).name in LABEL_FILES:
                     content.described[name] = _text(file, entry)
                 elif ending in LABELS and entry.size <= MAX_LABEL_BYTES:
                     labels[key, ending] = _label(ending, _bytes(file, entry), f"{path}/{name}")

@@ -57,7 +57,7 @@ class NoiseSchedule:
         """Return the schedule of any β_t in (0, 1].
 
         timesteps: (T,) given to the network; 0 .. T-1 by default
-        origin: process of which these are some of the steps
+        origin: full schedule that these steps were taken from, if any
 
         Raises ValueError if betas is empty or out of range, or if the shapes differ.
         """
@@ -75,7 +75,7 @@ class NoiseSchedule:
         """Return the schedule with ᾱ_t (T,), which must decrease: β_t = 1 - ᾱ_t / ᾱ_{t-1}.
 
         timesteps: (T,) given to the network
-        origin: process of which these are some of the steps
+        origin: full schedule that these steps were taken from, if any
 
         Raises ValueError if alpha_bar is empty, does not decrease or leaves [0, 1), or if the shapes differ.
         """

@@ -120,10 +120,10 @@ def over_scale(axes: Any, lines: Sequence[Line], axis: str, metric: str, name: s
     axes.set_xlabel(AXES[axis], fontsize=9)
     if values and min(values) > 0 and max(values) > 20 * min(values):
         axes.set_yscale("log")
-    set_ticks(axes, sorted({x for line in lines for x in line.x}), axis)
+    set_ticks(axes, sorted({x for line in lines for x in line.x}))
 
 
-def set_ticks(axes: Any, ticks: list[float], axis: str) -> None:
+def set_ticks(axes: Any, ticks: list[float]) -> None:
     """Put ticks at the scales; an octave, and the step from 0 to the first scale, have the same length."""
     sizes = [abs(x) for x in ticks if x]
     if len(ticks) > 1 and sizes:

@@ -14,6 +14,7 @@ from torch import Tensor
 from admg.data import Dataset, from_dataset
 from admg.data.arrays import Split, channel_axes
 from admg.data.decoding import Decoding
+from admg.data.pack import to_bytes
 from admg.data.value_range import ValueRange, check_array_8_bits
 from admg.generation.images import to_uint8
 from admg.generation.label_names import names_of
@@ -116,9 +117,8 @@ def source_from_dataset(dataset: Any, name: str = "images") -> Source:
     x, y = zip(
         *(data.batch(range(i, min(i + READ_BATCH_SIZE, len(data)))) for i in range(0, len(data), READ_BATCH_SIZE))
     )
-    images = ((torch.cat(x) + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
     labels = torch.cat(y).numpy()
-    source = source_from_array(images, name)
+    source = source_from_array(to_bytes(torch.cat(x)), name)
     names = () if getattr(data, "numbered", False) else data.label_names
     return replace(source, labels=labels if (labels >= 0).any() else None, label_names=names)
 

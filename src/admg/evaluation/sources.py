@@ -30,8 +30,8 @@ from admg.data.spread import spread_indices
 from admg.data.transforms import Pixels, center_crop, pad
 from admg.data.value_range import ValueRange, check_array_8_bits
 from admg.generation.label_names import names_of_labels
-from admg.generation.run_record import read_record
-from admg.generation.shards import NpzImages, Shards
+from admg.generation.run_record import read_record, recorded_shards
+from admg.generation.shards import NpzImages
 
 from .metrics.statistics import STORED, StoredStatistics, statistics_of
 
@@ -185,7 +185,7 @@ def open_source(
       statistics of Inception (mu and sigma, and mu_s and sigma_s for sFID) with arr_0 or instead of it.
     - A folder that `admg sample` or `admg demo` wrote: its .npz is read.
     - A folder of images, with or without sub-folders, or any other source of image files that `admg.data.open` reads.
-    - A folder of IDX files (the MNIST family), of which `split` chooses a part, or one IDX file.
+    - A folder of IDX files (the MNIST family), whose part `split` chooses, or one IDX file.
 
     labels: whether to read labels: arr_1, or for a folder the names of sub-folders or the beginnings of file names
     value_range, wide_range, background: how files become pixels, see `admg.data.open`
@@ -266,7 +266,7 @@ def _merged(path: Path) -> Path:
     record = read_record(path) if path.is_dir() else None
     if record is None:
         return find_samples(path) or path
-    merged = Shards(path, record["num"], record["shard_size"], tuple(record["shape"]), record["labelled"]).target
+    merged = recorded_shards(path, record).target
     if not merged.is_file():
         raise ValueError(f"{path} holds an unfinished run: {merged.name} does not exist yet")
     return merged

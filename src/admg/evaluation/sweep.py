@@ -297,30 +297,10 @@ class Sweep:
         keeper, notes = self.keeper(reference, metrics, (labelled or [*self.jobs])[0], bool(progress) and first)
         self.try_out(shards)
         check_output_folder(self.out)
-        jobs, options = self.jobs, self.options
-        if options.overwrite:
-            for job in self.jobs.values():
-                job.clear()
-                remove(job.folder / METRICS_FILE)
-            options = dataclasses.replace(options, overwrite=False)
-            jobs = {cell: dataclasses.replace(job, options=options) for cell, job in self.jobs.items()}
+        jobs = self.cleared() if self.options.overwrite else self.jobs
         if first:
             warn_if_few(self.num)
-        rows: dict[Cell, Row] = {}
-
-        def keep(cell: Cell) -> None:
-            if (found := keeper.load(shards[cell])) is not None:
-                guidance = cell.guide or kind_of(self.stage(cell).recipe.guide)
-                rows[cell] = Row(cell, guidance, shards[cell].num, *found)
-
-        def table() -> SweepTable:
-            found = self.table([rows[cell] for cell in jobs if cell in rows], keeper, notes)
-            if first:
-                found.write(self.out)
-            return found
-
-        for cell in jobs:
-            keep(cell)
+        rows = {cell: row for cell in jobs if (row := self.row(cell, shards[cell], keeper)) is not None}
         todo = [cell for cell in jobs if cell not in rows]
         if on_cell and rows:
             on_cell(len(rows), len(jobs), None)
@@ -329,12 +309,32 @@ class Sweep:
         for cell in todo:
             if on_cell:
                 on_cell(list(jobs).index(cell), len(jobs), cell)
-            seconds = produce(jobs[cell], shards[cell], progress)
+            seconds = sample_cell(jobs[cell], progress)
             keeper.compute(shards[cell], seconds)
-            keep(cell)
+            if (row := self.row(cell, shards[cell], keeper)) is not None:
+                rows[cell] = row
             if first:
-                table()
-        return table()
+                self.table(rows, keeper, notes).write(self.out)
+        table = self.table(rows, keeper, notes)
+        if first:
+            table.write(self.out)
+        return table
+
+    def cleared(self) -> dict[Cell, Job]:
+        """Remove the runs and the metrics of all cells, and return the jobs that make them again."""
+        for job in self.jobs.values():
+            job.check_unused()
+        for job in self.jobs.values():
+            job.clear()
+            remove(job.folder / METRICS_FILE)
+        options = dataclasses.replace(self.options, overwrite=False)
+        return {cell: dataclasses.replace(job, options=options) for cell, job in self.jobs.items()}
+
+    def row(self, cell: Cell, shards: Shards, keeper: MetricsCache) -> Row | None:
+        """Return the row of a cell in the table, or None if it is not finished."""
+        found = keeper.load(shards)
+        guidance = cell.guide or kind_of(self.stage(cell).recipe.guide)
+        return None if found is None else Row(cell, guidance, shards.num, *found)
 
     def try_out(self, shards: Mapping[Cell, Shards]) -> None:
         """Run one step of each sampler with each kind of guidance. Raises ValueError if they do not fit together."""
@@ -375,8 +375,8 @@ class Sweep:
         comparison = Comparison(source, extractor, tuple(chosen), metrics.interval)
         return MetricsCache(comparison, classifier, source.name, fingerprint_source(source)), notes
 
-    def table(self, rows: Sequence[Row], keeper: MetricsCache, notes: Sequence[str]) -> SweepTable:
-        """Return the table of these rows."""
+    def table(self, rows: Mapping[Cell, Row], keeper: MetricsCache, notes: Sequence[str]) -> SweepTable:
+        """Return the table of these rows, in the order of the cells."""
         stage, comparison = self.stage(next(iter(self.jobs))), keeper.comparison
         name, num, network = stage.name or "the model", self.num, comparison.network.name
         caption = f"{num:,} samples of {name} per row ({', '.join(self.constants(stage))}) against "
@@ -389,7 +389,7 @@ class Sweep:
             caption += "those of as many."
         model, data = (Path(n).name if Path(n).exists() else n for n in (name, comparison.reference.name))
         title = f"{model}: {num:,} samples per point against {data}, in features of {network}"
-        return SweepTable(rows, title, caption, tuple(notes))
+        return SweepTable([rows[cell] for cell in self.jobs if cell in rows], title, caption, tuple(notes))
 
     def constants(self, stage: Stage) -> list[str]:
         """Return a description of the settings that all cells share."""
@@ -402,7 +402,7 @@ class Sweep:
         return found
 
 
-def produce(job: Job, shards: Shards, progress: bool | OnProgress) -> float | None:
+def sample_cell(job: Job, progress: bool | OnProgress) -> float | None:
     """Sample the missing images of a cell; return seconds per image, if one process sampled all of them."""
     (left,) = job.missing()
     start = time.perf_counter()

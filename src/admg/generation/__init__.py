@@ -7,7 +7,7 @@ from .generate import generate, generate_edits, generate_interpolation, generate
 from .guide_specs import GuideSet
 from .interpolate import interpolate
 from .job import Generated, Job, JobOptions
-from .progress import Progress
+from .progress import JobProgress
 from .recipe import Recipe
 from .sample import sample
 from .sampler_specs import Watched
@@ -21,7 +21,7 @@ __all__ = [
     "GuideSet",
     "Job",
     "JobOptions",
-    "Progress",
+    "JobProgress",
     "Recipe",
     "Samples",
     "Watched",

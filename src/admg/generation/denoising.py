@@ -16,6 +16,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from admg.checkpoints.model import Model
+from admg.data.generated import ANIMATIONS, TRAJECTORY
 from admg.diffusion.gaussian import Images
 from admg.files import atomic, check_output_folder
 from admg.samplers import Step
@@ -93,9 +94,9 @@ def generate_denoising(
     names = [label_title(name, label) for name, label in zip(stage.label_names[:count], stage.labels)]
     written = []
     if animate:
-        written.append(write_animation(frames(steps, names), folder / f"denoising.{animate}"))
+        written.append(write_animation(frames(steps, names), folder / ANIMATIONS[animate]))
     if trajectory:
-        written.append(folder / "trajectory.png")
+        written.append(folder / TRAJECTORY)
         save_png(trajectory_picture(steps, names, stage.title), written[-1])
     return written
 
@@ -137,11 +138,15 @@ def write_animation(pictures: Sequence[Image.Image], path: Path) -> Path:
             durations = [round(1000 * each)] * (len(pictures) - 1) + [round(1000 * (each + LAST_FRAME_DURATION))]
             pictures[0].save(temporary, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
         else:
-            _write_mp4([*pictures, *[pictures[-1]] * round(LAST_FRAME_DURATION / each)], temporary, 1 / each)
+            write_mp4([*pictures, *[pictures[-1]] * round(LAST_FRAME_DURATION / each)], temporary, 1 / each)
     return path
 
 
-def _write_mp4(pictures: Sequence[Image.Image], path: Path, rate: float) -> None:
+def write_mp4(pictures: Sequence[Image.Image], path: Path, rate: float) -> None:
+    """Write pictures of one size as an MP4 file of `rate` pictures per second, with a border if their sides are odd.
+
+    Raises ValueError if there is no program that writes MP4 files, or if it fails.
+    """
     width, height = (side + side % 2 for side in pictures[0].size)  # H.264 takes even sizes
     command = [ffmpeg(), "-loglevel", "error", "-y", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}",
                "-r", f"{rate:.3f}", "-i", "-", "-pix_fmt", "yuv420p", str(path)]  # fmt: skip
@@ -153,10 +158,17 @@ def _write_mp4(pictures: Sequence[Image.Image], path: Path, rate: float) -> None
 
 
 def ffmpeg() -> str:
-    """Return the path of ffmpeg, of the system or of the package imageio-ffmpeg. Raises ValueError if there is none."""
+    """Return the path of ffmpeg. Raises ValueError if there is none."""
+    if found := find_ffmpeg():
+        return found
+    raise ValueError("MP4 files need ffmpeg: install it, or pip install 'admg[video]'; a GIF needs nothing")
+
+
+def find_ffmpeg() -> str | None:
+    """Return the path of ffmpeg, of the system or of the package imageio-ffmpeg; None if there is none."""
     if found := shutil.which("ffmpeg"):
         return found
     if find_spec("imageio_ffmpeg"):
         package: Any = import_module("imageio_ffmpeg")
         return str(package.get_ffmpeg_exe())
-    raise ValueError("MP4 files need ffmpeg: install it, or pip install 'admg[video]'; a GIF needs nothing")
+    return None

@@ -74,10 +74,7 @@ def edit(
     count = len(numbers)
     images = images.expand(count, -1, -1, -1) if len(images) == 1 else images
     check_images(model, images, count)
-    if from_labels is not None and not invert:
-        raise ValueError("from_labels requires invert=True: adding noise to an image needs no label")
-    if from_labels is not None and (unconditional or not model.conditional):
-        raise ValueError("from_labels must be None for an unconditional inversion")
+    check_from_labels(model, from_labels, invert, unconditional)
     if from_labels is not None and is_single(from_labels):
         from_labels = [from_labels] * count  # type: ignore[list-item]
     source = None if from_labels is None else label_tensor(model, from_labels, count)
@@ -198,6 +195,14 @@ def label_tensor(model: Model, labels: LabelsArgument, count: int, guide: Guide 
     if len(numbers) != count:
         raise ValueError(f"{len(numbers)} labels for {count} images")
     return as_tensor(numbers)
+
+
+def check_from_labels(model: Model, from_labels: LabelsArgument, invert: bool, unconditional: bool) -> None:
+    """Raise ValueError for labels of an inversion if there is none, or if the network would not be given them."""
+    if from_labels is not None and not invert:
+        raise ValueError("from_labels requires invert=True: adding noise to an image needs no label")
+    if from_labels is not None and (unconditional or not model.conditional):
+        raise ValueError("from_labels must be None for an unconditional inversion")
 
 
 def check_images(model: Model, images: Images, count: int) -> None:

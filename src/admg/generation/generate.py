@@ -12,6 +12,7 @@ from torch import Tensor
 from admg.checkpoints.compatibility import check_pair, facts_of
 from admg.checkpoints.loading import as_model, name_of
 from admg.checkpoints.model import Model
+from admg.data.generated import BASE
 from admg.data.value_range import check_array_8_bits
 from admg.diffusion.gaussian import Images
 from admg.engine.compiling import Compile
@@ -21,7 +22,7 @@ from admg.samplers import Sampler
 
 from .augmentation import check_level
 from .contact_sheet import edit_sheet, interpolation_sheet
-from .edit import check_images, label_tensor
+from .edit import check_from_labels, check_images, label_tensor
 from .images import to_uint8
 from .interpolate import frame_noise
 from .job import Generated, Job, JobOptions
@@ -97,7 +98,7 @@ def generate(
         torchrun, or 0 and 1
     images: write a PNG file per image; None: for up to 1,000 images
     overwrite: remove an existing run in the folder, and start again
-    progress: True shows a bar; a function is called with a Progress after each step
+    progress: True shows a bar; a function is called with a JobProgress after each step
     Raises ValueError for arguments that do not fit together, before anything is written.
 
     >>> import admg, tempfile
@@ -151,10 +152,7 @@ def generate_edits(
     """
     model, recipe = as_model(model), recipe or Recipe(precision="auto")
     check_num(num)
-    if from_labels is not None and not invert:
-        raise ValueError("from_labels requires invert: adding noise to an image needs no label")
-    if from_labels is not None and (recipe.unconditional or not model.conditional):
-        raise ValueError("from_labels must be None for an unconditional inversion")
+    check_from_labels(model, from_labels, invert, recipe.unconditional)
     check_images(model, images, len(images))
     targets, count = target_labels(model, recipe, labels), len(images)
     if (total := num * count * len(targets)) > MAX_IMAGES:
@@ -307,7 +305,7 @@ def upsampling_stages(stage: Stage, upsampler: Model | str | Path, recipe: Recip
     if recipe is None:
         recipe = dataclasses.replace(stage.recipe, guide=None, sampler="ddim", steps=25, unconditional=False,
                                      batch_size=None)  # fmt: skip
-    first = dataclasses.replace(stage, out=stage.out / "base")
+    first = dataclasses.replace(stage, out=stage.out / BASE)
     second = Stage(
         out=stage.out, name=name, model=model, recipe=recipe, labels=stage.labels, table=stage.table,
         chosen="of the base", base=first.shards().target, origin=first.record,

@@ -215,7 +215,7 @@ def _module(module: nn.Module, path: tuple[int, ...]) -> dict[str, Any]:
 
 
 def _network(network: Any, path: tuple[int, ...] = ()) -> dict[str, Any]:
-    """Return what determines the outputs of a network besides its weights; {} for one of ours as its config says.
+    """Return what determines the outputs of a network besides its weights; {} for one of ours that matches its config.
 
     parts: code and attributes of the modules of users' own classes
     layers: checksum of the classes and settings of all other modules, and of all hooks

@@ -81,7 +81,7 @@ def check_only_samples(folder: Path) -> None:
     found = (path.name for path in folder.iterdir()) if folder.is_dir() else ()
     other = [name for name in found if name != DESCRIPTION and not SAMPLE.fullmatch(name)]
     if other:
-        raise ValueError(f"{folder} holds {min(other)}, which is no sample: move it, or choose another folder")
+        raise ValueError(f"{folder} holds {min(other)}, which is not a sample: move it, or choose another folder")
 
 
 def save_images(images: ImageArray, labels: Sequence[int | None], names: Sequence[str], out: Path) -> None:

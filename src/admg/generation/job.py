@@ -16,15 +16,16 @@ from typing import Any
 import numpy as np
 
 from admg.config import check, setting
+from admg.data.generated import BASE, IMAGES, RUN, SHEET
 from admg.disk import when_there_is_space
 from admg.engine.device import Processes
-from admg.files import LockError, check_output_folder, locked, remove, remove_leftovers, shared
+from admg.files import LockError, check_output_folder, check_unused, locked, remove, remove_leftovers, shared
 
 from .fonts import label_title
 from .images import check_only_samples, save_images, save_png
 from .labels import as_tensor
-from .progress import Activity, OnProgress, Progress, reporting
-from .run_record import RUN, RunMismatchError, find_run, open_run, run_files
+from .progress import Activity, JobProgress, OnProgress, reporting
+from .run_record import RunMismatchError, find_run, open_run, run_files
 from .shards import NpzImages, Shards
 from .stage import Stage
 
@@ -149,6 +150,11 @@ class Job:
         return [0 if shards.target.exists() else sum(len(shards.span(k)) for k in shards.missing())
                 for shards in self.check()]  # fmt: skip
 
+    def check_unused(self) -> None:
+        """Raise ValueError if another process is making the run in the folder."""
+        for folder in (self.folder, self.folder / BASE):
+            check_unused(folder / RUN, f"the run in {folder}")
+
     def clear(self) -> None:
         """Remove the run in the folder, and nothing else."""
         clear(self.folder)
@@ -156,9 +162,10 @@ class Job:
     def run(self, progress: bool | OnProgress = True, wait: bool = False) -> Generated:
         """Make the missing images of each stage, merge them, and draw the last stage.
 
-        progress: True shows a bar; a function is called with a Progress after each step
+        progress: True shows a bar; a function is called with a JobProgress after each step
         wait: also wait for other processes to finish the last stage
-        Raises ValueError if the folder holds another run or other files, or if it holds the base images.
+        Raises ValueError if the folder holds another run or other files, if it holds the base images, or if it is to
+        be overwritten while another process is making it.
         """
         runs = self._begin()
         with ExitStack() as stack:
@@ -209,7 +216,8 @@ class Job:
             check_run(*run, self.options.overwrite)
         if self.options.overwrite:
             for stage in self.stages:
-                check_only_samples(stage.out / "images")
+                check_only_samples(stage.out / IMAGES)
+            self.check_unused()
             self.clear()
         for stage in reversed(self.stages):
             check_output_folder(stage.out)
@@ -242,7 +250,7 @@ def remove_unfinished_files(shards: Shards) -> None:
 def check_base_folder(base: Path, out: Path) -> None:
     """Raise ValueError if the base images belong to a run that this one would have to replace."""
     path = base.resolve()
-    for file in (*run_files(out), *run_files(out / "base")):
+    for file in (*run_files(out), *run_files(out / BASE)):
         if file.resolve() in (path, *path.parents):
             raise ValueError(f"{base} belongs to the run in {out}: choose another --out")
 
@@ -263,7 +271,7 @@ def produce(stage: Stage, shards: Shards, options: JobOptions, report: OnProgres
     activity: Activity = "upsampling" if stage.model.upsamples else "sampling"
 
     def say(finished: float) -> None:
-        report(Progress(shards.folder, activity, min(finished, total), total, total - left))
+        report(JobProgress(shards.folder, activity, min(finished, total), total, total - left))
 
     say(done)
     ended = Event()  # by an exception: then the thread no longer waits for space
@@ -322,7 +330,7 @@ def wait_for_others(shards: Shards, report: OnProgress, merges: bool = True, sec
                 f"{total - before} of {total} shards are in {shards.folder}, and no new one appeared for "
                 f"{SHARD_TIMEOUT / 60:g} minutes: another process has ended; run the same command again to continue"
             )
-        report(Progress(shards.folder, "waiting", total - len(missing), total, 0))
+        report(JobProgress(shards.folder, "waiting", total - len(missing), total, 0))
         time.sleep(seconds)
 
 
@@ -331,7 +339,7 @@ def finish(stage: Stage, shards: Shards, options: JobOptions, redraw: bool) -> G
     if not redraw:
         check_merged(shards)
     sheet = draw_sheet(stage, shards, redraw)
-    images = stage.out / "images"
+    images = stage.out / IMAGES
     pngs = options.images or (options.images is None and shards.num <= MAX_PNGS)
     if pngs and (redraw or not images.exists()):
         save_images(NpzImages(shards.target), stage.labels, stage.label_names, images)
@@ -357,7 +365,7 @@ def discard(shards: Shards, options: JobOptions) -> None:
 
 def draw_sheet(stage: Stage, shards: Shards, redraw: bool) -> Path:
     """Write sheet.png from the merged file."""
-    path = stage.out / "sheet.png"
+    path = stage.out / SHEET
     if redraw or not path.exists():
         names = [label_title(name, label) for name, label in zip(stage.label_names, stage.labels)]
         save_png(stage.layout(NpzImages(shards.target), names, stage.title), path)
@@ -366,7 +374,7 @@ def draw_sheet(stage: Stage, shards: Shards, redraw: bool) -> Path:
 
 def clear(folder: Path) -> None:
     """Remove a run, and nothing else, from a folder."""
-    for path in (*run_files(folder), *run_files(folder / "base")):
+    for path in (*run_files(folder), *run_files(folder / BASE)):
         remove(path)
     with suppress(OSError):  # absent, or not empty
-        (folder / "base").rmdir()
+        (folder / BASE).rmdir()

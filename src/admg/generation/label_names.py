@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from admg.data.generated import MERGED
+from admg.data.generated import IMAGES, MERGED
 from admg.data.listing import DESCRIPTION
 
 from .run_record import read_record
@@ -30,7 +30,7 @@ def names_of_labels(npz: Path) -> tuple[str, ...]:
         if (record := read_record(npz.parent)) is not None:
             names = record.get("label_names", ())
             return tuple(names) if all(isinstance(name, str) for name in names) else ()
-        return table_of(json.loads((npz.parent / "images" / DESCRIPTION).read_bytes()).get("label_names") or {})
+        return table_of(json.loads((npz.parent / IMAGES / DESCRIPTION).read_bytes()).get("label_names") or {})
     return ()
 
 

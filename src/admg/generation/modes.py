@@ -7,20 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FunctionType, MethodType
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
-from .identity import captured, class_values, is_installed, is_ours, methods_of
+from admg.models.modes import evaluating
 
-_lock = threading.Lock()
-_runs: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
-"""Number of runs that hold a module in evaluation mode, of those that were in training mode before."""
+from .identity import captured, class_values, is_installed, is_ours, methods_of
 
 
 @contextmanager
@@ -31,24 +27,12 @@ def evaluation_mode(*parts: Any) -> Iterator[None]:
     containers, and in the closure, the defaults and the global variables of functions and of methods of such classes.
     Raises ValueError for a batch norm without running statistics, which mixes the images of a batch in any mode.
     """
-    modules = [part for module in modules_in(parts) for part in module.modules()]
-    for module in modules:
+    networks = modules_in(parts)
+    for module in (part for network in networks for part in network.modules()):
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and not module.track_running_stats:
             raise ValueError(f"{module} has no running statistics: each image would depend on the others of its batch")
-    with _lock:
-        switched = [module for module in modules if module.training or module in _runs]
-        for module in switched:
-            _runs[module] = _runs.get(module, 0) + 1
-            module.training = False
-    try:
+    with evaluating(*networks):
         yield
-    finally:
-        with _lock:
-            for module in switched:
-                _runs[module] -= 1
-                if not _runs[module]:  # the last of the runs, perhaps in other threads
-                    del _runs[module]
-                    module.training = True
 
 
 def modules_in(parts: Iterable[Any]) -> list[nn.Module]:

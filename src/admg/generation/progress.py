@@ -14,13 +14,14 @@ Activity = Literal["sampling", "upsampling", "waiting"]
 
 
 @dataclass(frozen=True)
-class Progress:
+class JobProgress:
     """Progress of a stage of a job.
 
-    folder: of the stage
+    folder: folder of the stage
     activity: "sampling", "upsampling", or "waiting" for the shards of other processes
-    done: images of this process that are done, a fraction after each step; shards while waiting
-    total: images of this process; shards while waiting
+    done: number of images that this process has finished, which grows by a fraction with each step; shards while
+        waiting
+    total: number of images of this process; shards while waiting
     reused: images that an earlier run had finished
     """
 
@@ -31,7 +32,7 @@ class Progress:
     reused: int = 0
 
 
-OnProgress = Callable[[Progress], Any]
+OnProgress = Callable[[JobProgress], Any]
 
 
 class ProgressBars:
@@ -43,7 +44,7 @@ class ProgressBars:
         self.stage: tuple[Path, str] | None = None
         self.bar: Any = None
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, progress: JobProgress) -> None:
         if progress.activity == "waiting":
             return
         if self.stage != (progress.folder, progress.activity):
@@ -62,7 +63,7 @@ class ProgressBars:
 
 @contextmanager
 def reporting(progress: bool | OnProgress, show: bool = True) -> Iterator[OnProgress]:
-    """Context manager that returns the function to call with a Progress, and closes it at the end if it can be closed.
+    """Context manager that returns a function to call with a JobProgress, and closes it at the end if it can be closed.
 
     show: whether True shows bars; only in the first of several processes
     """
@@ -75,5 +76,5 @@ def reporting(progress: bool | OnProgress, show: bool = True) -> Iterator[OnProg
             close()
 
 
-def _ignore(progress: Progress) -> None:
+def _ignore(progress: JobProgress) -> None:
     """Do nothing."""

@@ -215,28 +215,21 @@ class BatchSampler:
         Raises ValueError if the sampler never evaluates the guide, or if the model upsamples and there is no `low_res`,
         and FloatingPointError if an image is not finite.
         """
-        model, recipe = self.model, self.recipe
+        recipe = self.recipe
         if inputs.low_res is None:
-            check_has_small_images(model)
+            check_has_small_images(self.model)
         y = as_tensor(labels[batch])
         images = range(first + batch.start, first + batch.start + len(y))
         noise = SeededNoise(recipe.seed, images)
-        drawn = noise.draw(model.shape)  # always, so that the noise of the first step is never that of x_T
-        x = drawn if inputs.x_T is None else inputs.x_T[batch].detach().clone()
-        x = x.to(model.device, dtype_of(model))
-        if inputs.start is not None:
-            x = inputs.start(batch)(model, x, recipe.unconditional)
-        if inputs.low_res is not None:
-            given = augmented(inputs.low_res[batch], recipe.augment_level, recipe.seed, images)
-            given = {name: value.to(model.device, x.dtype) for name, value in given.items()}
-            model = with_fields(model, given={**model.given, **given})
+        x = self._initial(inputs, batch, noise)
+        model = self.model if inputs.low_res is None else self._with_low_res(inputs.low_res[batch], images)
         bounded = recipe.bounded_guide
         guide = None if bounded is None else Recorded(bounded)
         used = uses_labels(model, recipe.guide, recipe.unconditional)  # an upsampler may only keep those of its images
         adapt_threads()
         start, total = batch.start, len(labels)
         if self.total not in (0, total):  # these are only the images from `first` on
-            start, total = first + batch.start, self.total
+            start, total = images.start, self.total
         if len(y) < total:  # arguments with a row per image
             model = with_fields(model, given=rows_of(model.given, slice(start, start + len(y)), total))
         with batch_context(start, start + len(y), total), without_autocast(model.device):
@@ -259,8 +252,21 @@ class BatchSampler:
                 f"the sampler {sampler_name(recipe.sampler)!r} never evaluated the guide, and its images would be "
                 "unguided: evaluate it as samplers.guided_model does, or sample without a guide"
             )
-        check_finite(x, first + batch.start)
+        check_finite(x, images.start)
         return x.to("cpu", dtype_of(model))
+
+    def _initial(self, inputs: Inputs, batch: slice, noise: SeededNoise) -> Images:
+        """Return x of a batch where sampling begins."""
+        drawn = noise.draw(self.model.shape)  # always, so that the noise of the first step is never that of x_T
+        x = drawn if inputs.x_T is None else inputs.x_T[batch].detach().clone()
+        x = x.to(self.model.device, dtype_of(self.model))
+        return x if inputs.start is None else inputs.start(batch)(self.model, x, self.recipe.unconditional)
+
+    def _with_low_res(self, low_res: Images, images: range) -> Model:
+        """Return the upsampler with its small images, noisy if the recipe says so. images: their indices"""
+        given = augmented(low_res, self.recipe.augment_level, self.recipe.seed, images)
+        given = {name: value.to(self.model.device, dtype_of(self.model)) for name, value in given.items()}
+        return with_fields(self.model, given={**self.model.given, **given})
 
 
 def checked_noise(noise_sampler: NoiseSampler) -> NoiseSampler:

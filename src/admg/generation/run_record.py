@@ -12,12 +12,12 @@ from typing import Annotated, Any
 import msgspec
 
 from admg.checksums import KEY, damaged, is_damaged, parse_json, with_checksum
-from admg.data.sources import is_image
+from admg.data.generated import ANIMATIONS, IMAGES, RUN, SHARDS, SHEET, TRAJECTORY
+from admg.data.listing import is_image
 from admg.files import temporary_beside
 
 from .shards import Shards
 
-RUN = "run.json"
 IGNORED = ("loaded_as", "label_names")
 """Keys that do not affect the images: a network is identified by its weights, not by its name."""
 MIN_DATASET_IMAGES = 10
@@ -79,7 +79,7 @@ def find_run(settings: Mapping[str, Any], shards: Shards) -> Shards | None:
         if image := _image_of_a_data_set(shards.folder):
             raise ValueError(f"{shards.folder} looks like a data set ({image}): choose another folder")
         return None
-    run = _recorded(shards.folder, record)
+    run = recorded_shards(shards.folder, record)
     here = _content(settings, shards) | {"shard_size": run.size}
     recorded, flat = dict(_flat(record)), dict(_flat(here))
     for key in flat:
@@ -124,7 +124,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     try:
         record: dict[str, Any] = parse_json(content, path)
         msgspec.convert(record, RunRecord)
-        _recorded(folder, record)
+        recorded_shards(folder, record)
         if is_damaged(record):
             raise DamagedRecordError(damaged(path))
         record.pop(KEY, None)
@@ -149,7 +149,7 @@ def run_files(folder: Path) -> list[Path]:
         return []
     if record is None:
         return []
-    return [*_outputs(folder), _recorded(folder, record).target, folder / RUN]
+    return [*_outputs(folder), recorded_shards(folder, record).target, folder / RUN]
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -159,13 +159,13 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [f"{key} is {_shown(a.get(key))} there, {_shown(b.get(key))} here" for key in keys]
 
 
-def _recorded(folder: Path, record: Mapping[str, Any]) -> Shards:
+def recorded_shards(folder: Path, record: Mapping[str, Any]) -> Shards:
+    """Return the shards of the run in this folder, as run.json describes them."""
     return Shards(folder, record["num"], record["shard_size"], tuple(record["shape"]), record["labelled"])
 
 
 def _outputs(folder: Path) -> list[Path]:
-    names = "shards", "images", "sheet.png", "denoising.gif", "denoising.mp4", "trajectory.png"
-    return [folder / name for name in names]
+    return [folder / name for name in (SHARDS, IMAGES, SHEET, *ANIMATIONS.values(), TRAJECTORY)]
 
 
 def _content(settings: Mapping[str, Any], shards: Shards) -> dict[str, Any]:

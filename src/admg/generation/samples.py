@@ -12,10 +12,11 @@ from jaxtyping import Float, Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
+from admg.data.generated import IMAGES, RUN, SHEET
+
 from .contact_sheet import contact_sheet
 from .fonts import label_title
 from .images import check_only_samples, save_images, save_png, to_uint8
-from .run_record import RUN
 from .shards import merged_path, write_npz
 
 
@@ -78,8 +79,8 @@ class Samples:
         _check_replaceable(out)
         path = merged_path(out, images.shape)
         write_npz(path, images, labels if (labels >= 0).any() else None)
-        save_png(self.sheet(title), out / "sheet.png")
-        save_images(images, labels.tolist(), self.label_names, out / "images")
+        save_png(self.sheet(title), out / SHEET)
+        save_images(images, labels.tolist(), self.label_names, out / IMAGES)
         return path
 
     @staticmethod
@@ -93,4 +94,4 @@ def _check_replaceable(out: Path) -> None:
     """Raise ValueError if saving samples in this folder would replace more than samples that were saved there."""
     if (out / RUN).exists():
         raise ValueError(f"{out} holds a run ({RUN}): choose another folder for the samples")
-    check_only_samples(out / "images")
+    check_only_samples(out / IMAGES)

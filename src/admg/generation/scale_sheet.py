@@ -8,6 +8,7 @@ from pathlib import Path
 
 from admg.checkpoints.loading import as_model, name_of
 from admg.checkpoints.model import Model
+from admg.data.generated import SCALE_SHEET
 from admg.files import check_output_folder
 
 from .contact_sheet import scale_sheet
@@ -69,7 +70,7 @@ def generate_scale_sheet(
         rest = dataclasses.replace(recipe, guide=others)
         title = ", ".join(text for text in (name_of(model), rest.title) if text)
     images = [samples.images for samples in drawn]
-    path = folder / "scale-sheet.png"
+    path = folder / SCALE_SHEET
     names = [label_title(name, label) for name, label in zip(drawn[0].label_names, numbers)]
     save_png(scale_sheet(images, scales, names, title, option, others is not None), path)
     return path

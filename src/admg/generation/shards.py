@@ -20,6 +20,7 @@ from jaxtyping import Int64, UInt8
 
 from admg.data.arrays import read_arrays
 from admg.data.errors import listed
+from admg.data.generated import SHARDS
 from admg.files import atomic
 
 READ_ERRORS = (
@@ -56,7 +57,7 @@ class Shards:
     @property
     def parts(self) -> Path:
         """Folder of the shards."""
-        return self.folder / "shards"
+        return self.folder / SHARDS
 
     def __len__(self) -> int:
         return -(-self.num // self.size)

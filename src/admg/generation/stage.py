@@ -82,7 +82,7 @@ class Stage:
 
     @property
     def batch(self) -> int:
-        """The number of which shard sizes are multiples: by default images with the pixels of 64 images of 64x64."""
+        """The unit of shard sizes, in images: by default, as many as have the pixels of 64 images of 64x64."""
         return self.recipe.batch_size or max(1, min(64, 64**3 // (self.model.shape[1] * self.model.shape[2])))
 
     @property

@@ -1,8 +1,9 @@
 """search_steps(): the timesteps with which few network evaluations best reproduce the images of many.
 
 Published schedules of this kind minimise a bound (Align Your Steps, Sabour et al. 2024) or the error of single steps
-(GITS, Chen et al. 2024). Here it is the distance of the final images, as in LD3 (Tong et al. 2024), but by a few trials
-in place of training, for the model, the guide and the sampler that will be used. A few dozen images are enough for it.
+(GITS, Chen et al. 2024). Here it is the distance of the final images, as in LD3 (Tong et al. 2024), but found
+by a few trials instead of training, for the model, the guide and the sampler that will be used. A few dozen images are
+enough.
 """
 
 from __future__ import annotations
@@ -103,11 +104,11 @@ def distance(model: Model, recipe: Recipe, labels: Sequence[int | None], fine: s
 
 
 def search_steps(measure: Distance, count: int) -> Iterator[FoundSteps]:
-    """Search `count` timesteps with the smallest distance, and yield the best so far after each trial.
+    """Search for `count` timesteps with the smallest distance, and yield the best so far after each trial.
 
-    This is the Levenberg-Marquardt algorithm, from the best known spacing: each round moves one timestep after the
-    other a little, to measure how the images depend on it, and then all of them to where the distance would be least
-    if the images were linear in them.
+    This is the Levenberg-Marquardt algorithm, from the best known spacing: each round moves one timestep after
+    another by a little, to measure how the images depend on it, and then moves all of them to where the distance would
+    be smallest if the images were linear in the timesteps.
 
     Raises ValueError if the model has fewer than `count` steps.
     """

@@ -178,7 +178,7 @@ def guide(function: Guide) -> Guidance:
 
 
 def gradient_of(guide: Guide, state: State) -> Tensor | None:
-    """Return the guide's gradient, or None without one. Raises ValueError if it has not the shape of state.x."""
+    """Return the guide's gradient, or None without one. Raises ValueError if its shape is not that of state.x."""
     return checked_gradient(raw_gradient(guide, state), state, getattr(guide, "__name__", type(guide).__name__))
 
 
@@ -189,7 +189,7 @@ def raw_gradient(guide: Guide, state: State) -> Any:
 
 
 def checked_gradient(found: Any, state: State, name: str) -> Tensor | None:
-    """Return the checked gradient of the guide of this name. Raises ValueError as `gradient_of` does."""
+    """Return a gradient after checking it. Raises ValueError, with the name of the guide, as `gradient_of` does."""
     if found is None or (isinstance(found, Tensor) and found.shape == state.x.shape):
         return found
     what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"type {type(found).__name__}"
@@ -197,7 +197,7 @@ def checked_gradient(found: Any, state: State, name: str) -> Tensor | None:
 
 
 def modified_prediction(guide: Guide, state: State) -> Prediction:
-    """Return `state.pred` as the guide modifies it. A plain function does not."""
+    """Return `state.pred` as the guide modifies it. A plain function leaves it unchanged."""
     return guide.modify_prediction(state) if isinstance(guide, Guidance) else state.pred
 
 
@@ -207,7 +207,7 @@ def uses_uncond(guide: Guide, state: State) -> bool:
 
 
 def reads_labels(guide: Guide) -> bool:
-    """Whether the guide uses the target labels, apart from the conditioning of the network. A plain function may."""
+    """Whether the guide uses the target labels, apart from the network's own conditioning. A function may."""
     return guide.reads_labels if isinstance(guide, Guidance) else True
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bisect import bisect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +14,10 @@ from torch import Tensor, nn
 from admg.config import check_integer
 from admg.diffusion.gaussian import Diffusion, Images, working_dtype
 from admg.diffusion.signed import check_signed
+from admg.models.modes import evaluating
 
 LIMITS = (0.01, 100.0)
-"""Range of fitted temperatures. Otherwise a perfect classifier would get 0, and one worse than chance infinity."""
+"""Range of fitted temperatures. Without it, a perfect classifier would get 0, and one worse than chance infinity."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,25 +86,12 @@ def calibrated(
     indices = torch.linspace(0, len(diffusion) - 1, levels).round().long().tolist()
     timesteps = tuple(float(diffusion.timestep(index).item()) for index in indices)
     generator = torch.Generator().manual_seed(seed)
-    with _evaluating(classifier):
+    network = getattr(classifier, "network", classifier)
+    with evaluating(*([network] if isinstance(network, nn.Module) else [])):
         logits = [torch.cat([*_noisy_logits(classifier, diffusion, images, i, generator, batch_size)]) for i in indices]
     if shared:
         return Calibrated(classifier, timesteps[:1], (fit_temperature(torch.cat(logits), labels.repeat(levels)),))
     return Calibrated(classifier, timesteps, tuple(fit_temperature(z, labels) for z in logits))
-
-
-@contextmanager
-def _evaluating(classifier: Any) -> Iterator[None]:
-    """Context manager in which the network of a classifier is in evaluation mode, as it is when it guides samples."""
-    network = getattr(classifier, "network", classifier)
-    training = [m for m in network.modules() if m.training] if isinstance(network, nn.Module) else []
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _noisy_logits(

@@ -37,8 +37,9 @@ class ExtendedClassifierGuidance(Guidance):
         of labels, or floating-point weights (K,), or (N, K) for each image; a label with a negative weight is avoided
     temperature: divisor of the logits, or a function of State.sigma; values above 1 correct an overconfident
         classifier, and `guidance.calibrated` fits them to labelled images
-    joint: weakening of the marginal in log p(y | x) = z_y - logsumexp(z), which counts 1 - joint times: 0 is the
-        conditional probability, 1 the joint energy z_y (after Ma et al. 2024, who use a temperature of its own)
+    joint: weakening of the marginal in log p(y | x) = z_y - logsumexp(z): the last term is multiplied by 1 - joint, so
+        0 is the conditional probability and 1 the joint energy z_y (after Ma et al. 2024, who give this term a
+        temperature of its own)
     entropy: weight λ of the entropy λ H(p(· | x)), which is added to the log-probability so that gradients do not
         vanish where the classifier is sure too early (Javid et al. 2025, with a fixed λ)
     divergence: divergence from a smoothed label, with the same purpose; see Divergence

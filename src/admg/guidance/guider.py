@@ -73,7 +73,7 @@ def diffusers_guider(
             return GuiderOutput(pred=guided, pred_cond=pred_cond, pred_uncond=None)
 
         def _denoise(self, x: Images, t: Tensor, labels: Tensor | None) -> Tensor:
-            """Return the output of the denoiser: the known one first, then those for other x with equal conditions."""
+            """Return the output of the denoiser: the known one first, then that of a call with the same conditions."""
             if self.prediction is not None:
                 known, self.prediction = self.prediction, None
                 return known

@@ -24,7 +24,7 @@ class ILVR(Guidance):
 
     The paper replaces φ(x_{t-1}) by φ(y_{t-1}) with y_{t-1} ~ q(y_{t-1} | y). Here the distribution is the same at each
     level, since φ is linear: φ(x_t) is φ(y) plus the noise that the sampler carries from φ(x_T) or draws (in ddpm, for
-    Σ = β̃_t, `fixed_small`). So it works with every sampler, and φ(x_0) = φ(y) in the end.
+    Σ = β̃_t, `fixed_small`). ILVR thus works with every sampler, and φ(x_0) = φ(y) at the end.
 
     reference: image y in [-1, 1], (1, C, H, W) or (N, C, H, W)
     factor: factor N of φ_N, which averages blocks of N x N pixels; larger ones leave more to the model, and so does

@@ -22,8 +22,8 @@ class LossGuidance(Guidance):
     """The gradient -s ∇_x E(x0-hat(x_t)), or -s ∇_x E(x_t), so that samples follow p(x) exp(-s E(x)).
 
     With at="x" this is exact if E is the energy of x_t, -log E[exp(-E(x_0)) | x_t]. With at="x0" it is an approximation
-    that uses the predicted x_0 for x_0. If the sampler clips x0, its entries are limited so that it does not diverge
-    near pure noise; see bounded.clamp_gradient.
+    that uses the predicted x_0 for x_0. If the sampler clips x0, the entries of this gradient are limited, so that it
+    does not diverge near pure noise; see bounded.clamp_gradient.
 
     energy: loss of images, a differentiable function (N, C, H, W) -> (N,). With at="x0" the images are the network's
         own prediction, approximately in [-1, 1], not clipped

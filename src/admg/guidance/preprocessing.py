@@ -22,16 +22,16 @@ PIL: dict[int, Interpolation] = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 class Preprocessing:
     """Images in [-1, 1] -> the input of a network: colour, resized, cropped from the centre, normalised.
 
-    The resize has antialiasing, as that of Pillow, which libraries use. Theirs rounds to whole pixel values and cuts
-    off what bicubic interpolation overshoots; this one does neither, so that gradients pass. Before the normalisation
-    the difference is below 1.2 of 255 pixel values, except where theirs cuts off.
+    The resize has antialiasing, as Pillow's does, which the libraries use. Pillow rounds to whole pixel values and
+    clips the overshoot of bicubic interpolation. This one does neither, so that gradients pass. Before normalisation,
+    the two differ by less than 1.2 of 255 pixel values, except where Pillow clips.
 
     resize: height and width to resize to, or the length to resize the shorter side to; None for no resize
     crop: height and width of the crop, or None
     mean, std: mean and standard deviation of the normalisation, per channel, for images in [0, 1]
     interpolation: nearest, bilinear or bicubic
     reverse_channels: whether the network expects blue, green and red
-    round_crop: whether the corner of the crop is rounded to the nearest pixel, as by torchvision, and not down
+    round_crop: whether the corner of the crop is rounded to the nearest pixel, as torchvision does, rather than down
 
     Raises ValueError if a number is out of range.
     """
@@ -140,7 +140,7 @@ class Preprocessing:
 def centre(x: Tensor, size: tuple[int, int], rounded: bool = False) -> Tensor:
     """Return the centre of images; smaller images are padded with zeros, as in other libraries.
 
-    rounded: where an odd number of pixels is cut off, round half of it to the nearest even number, and not down
+    rounded: if an odd number of pixels is cut off, round half of it to the nearest even number rather than down
     """
     (height, width), (rows, columns) = x.shape[2:], size
     missing = max(rows - height, 0), max(columns - width, 0)

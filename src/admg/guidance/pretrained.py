@@ -6,10 +6,13 @@ Bansal et al. 2023, "Universal guidance": the gradient goes through the resize a
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +20,7 @@ from torch import Tensor, nn
 
 from admg.data import imagenet
 from admg.diffusion.gaussian import Images
+from admg.files import offline
 
 from .base import Wrapper
 from .classifier_options import ExtendedClassifierGuidance
@@ -30,7 +34,7 @@ CLASSIFIER_SCALE, TEXT_SCALE = 10.0, 500.0
 
 
 class PretrainedNetwork:
-    """A network of another library as a function of images in [-1, 1]: prepared, in float32, on their device.
+    """A network of another library as a function of images in [-1, 1], computed in float32 on their device.
 
     It is deliberately not a module: admg must not replace parts of an unknown network.
 
@@ -122,6 +126,7 @@ def from_torchvision(
             if isinstance(weights, str)
             else weights
         )
+        check_on_disk(f"torchvision:{name}", str(getattr(entry, "url", "")))
         network = loaded("torchvision", model, lambda: models.get_model(model, weights=entry))
     else:
         entry, network = weights, model
@@ -225,8 +230,8 @@ def number_of_classes(classifier: PretrainedNetwork) -> int:
 def name_tables(names: Sequence[str], classes: int) -> list[dict[str, set[int]]]:
     """Return tables of classes by name, in lower case, in the order in which a name is looked up.
 
-    They are of whole names, the first of several names in one ("crane, wading bird"), ImageNet's names if there are
-    1,000 classes, and all further names and synonyms.
+    The tables hold whole names; the first of several names in one ("crane, wading bird"); ImageNet's names, if there
+    are 1,000 classes; and all further names and synonyms.
     """
     own = list(enumerate(names))
     ours = list(enumerate(imagenet.names())) if classes == 1000 else []
@@ -277,7 +282,7 @@ def class_number(label: str | int, classes: int, names: Sequence[str], title: st
 
 @cache
 def differing_label(ours: tuple[str, ...], theirs: tuple[str, ...], classes: int) -> str | None:
-    """Return how the labels of a model differ from the classes of a classifier with the same numbers; None if not.
+    """Return how a model's labels differ from a classifier's classes of the same numbers; None if they do not.
 
     Names that the classifier does not have may be synonyms, unless none of the names is known.
     """
@@ -347,10 +352,32 @@ def library(name: str) -> Any:
         raise ValueError(f"this guide needs {root}{reason}: pip install 'admg[{root}]'") from None
 
 
+@contextmanager
+def hub_as_allowed() -> Iterator[None]:
+    """Forbid huggingface_hub, through which timm and transformers load, to download if ADMG_OFFLINE forbids it."""
+    if not offline() or find_spec("huggingface_hub") is None:
+        yield
+        return
+    constants: Any = import_module("huggingface_hub.constants")  # HF_HUB_OFFLINE is read at each request
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def check_on_disk(name: str, url: str) -> None:
+    """Raise ValueError if downloads are off and torch.hub, which torchvision uses, would download the file."""
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+    if offline() and not path.is_file():
+        raise ValueError(f"{name}: {path} is not on disk, and downloads are off (--offline, ADMG_OFFLINE)")
+
+
 def loaded(root: str, name: Any, load: Callable[[], Any]) -> Any:
     """Return the result of a loading function of a library. Its errors become a ValueError of one line."""
     try:
-        return load()
+        with hub_as_allowed():
+            return load()
     except Exception as error:  # libraries raise their own, and those of the Hub
         text = " ".join(str(error).split())
         raise ValueError(f"{root} cannot load {name!r}: {type(error).__name__}: {text[:300]}") from None

@@ -24,8 +24,8 @@ class Reused(Wrapper):
     """A guide that is evaluated at every n-th step only. Between them, its effect on eps is extrapolated.
 
     The effect of a guide on eps, -√(1-ᾱ) times its gradient, is nearly linear in log σ from step to step. It is
-    continued along the line through its last two values, by at most the distance of the two; after the first, it is
-    held.
+    extrapolated along the line through its last two values, by at most the distance between them. After the first
+    evaluation, it is held constant.
 
     guide: guide, whose modified predictions and gradients are both reused. If it is an Interval, the steps outside it
         are not counted; where another guide has no effect when it is evaluated, none is extrapolated

@@ -45,10 +45,10 @@ class EncoderConfig:
     image_channels: 1 for grey, 3 for RGB
     channels: base width, a multiple of 32
     channel_mult: width of each level, times `channels` (default: guided-diffusion's for this image size or the next
-        smaller one, without the levels that would not halve it)
+        smaller one, for levels whose sides are whole numbers of at least 4 pixels)
     num_res_blocks: residual blocks per level
     attention_resolutions: sides in pixels at which attention follows each residual block (default: 32, 16 and 8, or the
-        nearest levels if there is none of these)
+        nearest levels if none of these is one)
     num_heads: number of attention heads if `head_channels` is 0
     head_channels: channels per attention head; 0 for a fixed number of heads, `num_heads`
     new_attention_order: order of the rows of qkv: (q, k, v) x heads instead of heads x (q, k, v)

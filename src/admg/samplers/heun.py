@@ -16,7 +16,7 @@ from admg.guidance import DiffusionModel, Guide
 from .base import NoiseSampler, Step, gaussian_noise, guided_model
 from .levels import level
 
-MAX_SIGMA_RATIO = 100.0  # of σ over a step of second order
+MAX_SIGMA_RATIO = 100.0  # largest factor by which σ falls in a second-order step
 
 
 def heun(
@@ -35,10 +35,10 @@ def heun(
 ) -> Iterator[Step]:
     """Sample with EDM's Algorithm 2, in the variables x/sqrt(ᾱ) and σ = sqrt((1 - ᾱ)/ᾱ), for which dx/dσ = ε.
 
-    Each step is an Euler step, which is DDIM's, repeated with the mean of ε at both of its ends. The model is evaluated
-    twice per step. The last step is an Euler step, and so is one over which σ falls more than a hundredfold, such as
-    the first one of a cosine schedule with evenly spaced steps, or from ᾱ = 0, where σ is infinite: there the mean of ε
-    would magnify the change of the predicted x0 by σ/(2σ').
+    Each step is an Euler step, which is DDIM's, and is then repeated with the mean of ε at its two ends. The model is
+    evaluated twice per step. The last step is an Euler step alone, and so is any step over which σ falls more than a
+    hundredfold, such as the first one of a cosine schedule with evenly spaced steps, or one from ᾱ = 0, where σ is
+    infinite. In such a step, the mean of ε would magnify the change of the predicted x0 by σ/(2σ').
 
     s_churn: amount of noise added before each of the N steps with σ in [s_min, s_max]: σ rises by the fraction
         min(s_churn/N, √2 - 1), rounded to a level that the network was trained at; 0 is deterministic

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from admg.generation.contact_sheet import sheet
+from admg.generation.denoising import write_mp4
 from admg.generation.images import ImageArray
 from admg.generation.samples import Samples
 
@@ -64,33 +64,13 @@ def save_gif(frames: Sequence[Frame], path: Path) -> Path:
     return path
 
 
-def ffmpeg() -> str | None:
-    """Return the path of ffmpeg, from the system or the package imageio-ffmpeg; None if neither is installed."""
-    if found := shutil.which("ffmpeg"):
-        return found
-    try:
-        import imageio_ffmpeg
-    except ImportError:
-        return None
-    return str(imageio_ffmpeg.get_ffmpeg_exe())
-
-
 def save_mp4(frames: Sequence[Frame], path: Path) -> Path:
     """Write the steps as an MP4 animation. Raises ValueError without steps or without ffmpeg."""
-    program = ffmpeg()
-    if program is None:
-        raise ValueError("an MP4 animation requires ffmpeg or the package imageio-ffmpeg; the GIF does not")
     if not frames:
         raise ValueError("there are no steps to show: generate images first")
-    pictures = [np.asarray(side_by_side(frame)) for frame in frames]
+    pictures = [side_by_side(frame) for frame in frames]
     pictures += [pictures[-1]] * round(LAST_SECONDS / FRAME_SECONDS)
-    height, width = (side // 2 * 2 for side in pictures[0].shape[:2])  # yuv420p requires even sizes
-    command = [program, "-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}",
-               "-r", f"{1 / FRAME_SECONDS:g}", "-i", "-", "-pix_fmt", "yuv420p", str(path)]  # fmt: skip
-    content = b"".join(np.ascontiguousarray(picture[:height, :width]).tobytes() for picture in pictures)
-    done = subprocess.run(command, input=content, capture_output=True, check=False)
-    if done.returncode:
-        raise ValueError(f"ffmpeg could not write the MP4: {done.stderr.decode(errors='replace').strip()[:200]}")
+    write_mp4(pictures, path, 1 / FRAME_SECONDS)
     return path
 
 

@@ -28,7 +28,6 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,59}")
 """Valid names of new runs. Without dots and separators, they cannot leave the folder of the runs."""
 HOLDER = re.compile(r"process (\d+) on (.+), since ")
 """Content of the lock file of a run directory, see files.locked_nowait."""
-PICTURES = (".png",)
 
 
 @dataclass(frozen=True)
@@ -140,7 +139,7 @@ def is_running(out: Path) -> bool:
 def latest_preview(out: Path) -> Path | None:
     """Return the path of the latest preview of a run, or None."""
     folder = out / "samples"
-    found = [path for path in folder.iterdir() if path.suffix in PICTURES] if folder.is_dir() else []
+    found = [path for path in folder.iterdir() if path.suffix == ".png"] if folder.is_dir() else []
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 

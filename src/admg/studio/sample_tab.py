@@ -11,12 +11,14 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
+from admg.generation.denoising import find_ffmpeg
+
 from .catalog import Entry
 from .charts import probability_chart
 from .commands import sample_code, sample_command
 from .fields import by_name, image_fields, sampling_fields
 from .jobs import Done
-from .pictures import ffmpeg, frame_at, grid, noisy_grid, predicted_grid, save_gif, save_mp4, save_npz
+from .pictures import frame_at, grid, noisy_grid, predicted_grid, save_gif, save_mp4, save_npz
 from .sampling import Frame, Result, parse_scales, run_sampling, run_sheet, sheet_option
 from .settings import Settings, number, read
 from .shared import Studio
@@ -113,7 +115,7 @@ class SampleTab:
             "npz": gr.DownloadButton("NPZ", elem_id="download-npz", interactive=False),
             "gif": gr.DownloadButton("GIF animation", elem_id="download-gif", interactive=False),
             "mp4": gr.DownloadButton(
-                "MP4 animation", elem_id="download-mp4", interactive=False, visible=ffmpeg() is not None
+                "MP4 animation", elem_id="download-mp4", interactive=False, visible=find_ffmpeg() is not None
             ),
         }
 
@@ -194,6 +196,6 @@ def downloads(result: Result, folder: Path) -> dict[str, Path]:
     result.samples.sheet().save(paths["png"])
     paths["npz"] = save_npz(result.samples, folder)
     paths["gif"] = save_gif(result.frames, folder / "denoising.gif")
-    if ffmpeg() is not None:
+    if find_ffmpeg() is not None:
         paths["mp4"] = save_mp4(result.frames, folder / "denoising.mp4")
     return paths

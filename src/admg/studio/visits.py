@@ -11,6 +11,8 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
+from admg.engine.memory import is_out_of_memory
+
 from .jobs import Done, JobQueue, Waiting
 from .sampling import Counted, Frame
 
@@ -34,7 +36,7 @@ def as_gradio_error(error: Exception) -> gr.Error:
     """Convert an exception to a message on the page. Unexpected ones are written to the server log."""
     if isinstance(error, gr.Error):
         return error
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "out of memory" in str(error)):
+    if is_out_of_memory(error):
         return gr.Error("not enough memory: generate fewer images", print_exception=False)
     if isinstance(error, ValueError | FloatingPointError):
         return gr.Error(one_line(error), print_exception=False)

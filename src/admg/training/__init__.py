@@ -10,7 +10,7 @@ from .distance import EvaluationConfig
 from .ema import EMA
 from .held_out import ClassifierValidationConfig, ValidationConfig
 from .posthoc import reconstruct_ema
-from .recipes import Recipe, recipe
+from .recipes import TrainingRecipe, recipe
 from .start import train_classifier, train_diffusion, train_upsampler
 from .tasks import ClassifierTask, DiffusionTask, Task
 from .trainer import TrainingRun
@@ -24,9 +24,9 @@ __all__ = [
     "DiffusionTask",
     "EvaluationConfig",
     "ObjectiveConfig",
-    "Recipe",
     "Task",
     "TrainConfig",
+    "TrainingRecipe",
     "TrainingRun",
     "UpsamplerTask",
     "ValidationConfig",

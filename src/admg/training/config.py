@@ -33,8 +33,8 @@ class TrainConfig:
     accumulate: number of parts that a batch is computed in, one after the other, to save memory
     lr: learning rate of AdamW after the warm-up
     warmup: steps over which the learning rate rises linearly from 0
-    lr_schedule: learning rate after the warm-up: constant, falling to 0 (linear or cosine), or, from a certain step on,
-        with the inverse square root of the number of steps (inverse-sqrt)
+    lr_schedule: learning rate after the warm-up: constant, falling to 0 (linear or cosine), or falling from a certain
+        step on with the inverse square root of the number of steps (inverse-sqrt)
     lr_anneal_steps: steps until linear and cosine reach 0, or until inverse-sqrt begins to fall; if not given, the
         learning rate depends on --steps and changes if a run is resumed with more steps (default: --steps; a tenth of
         it for inverse-sqrt)

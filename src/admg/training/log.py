@@ -77,7 +77,7 @@ class Log:
 def measurements(out: Path) -> frozenset[str]:
     """Return the names of the logged measurements; none if the log cannot be read."""
     with suppress(OSError, ValueError), (out / CSV).open(encoding="utf-8", newline="") as file:
-        return frozenset(next(csv.reader(file), [])) - {"step", "images"}
+        return frozenset(next(csv.reader(file), [])) - set(COUNTS)
     return frozenset()
 
 

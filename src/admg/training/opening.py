@@ -22,6 +22,8 @@ from admg.data.listing import is_hidden_folder
 from admg.data.value_range import ValueRange
 from admg.models import ClassifierConfig
 
+from .tasks import part_of
+
 Named = str | Path | DataConfig
 Data = Named | torch.utils.data.Dataset[Any]
 """A path, a DataConfig, a data set of `admg.data`, or any other map-style data set of (image, label)."""
@@ -95,7 +97,7 @@ def check_outside(out: Path | str, data: Data, dataset: ImageDataset) -> None:
 
 def check_fits(task: Any, dataset: ImageDataset) -> None:
     """Raise ValueError if a data set has other images or labels than the model or classifier of a task."""
-    part = getattr(task, "model", None) or getattr(task, "classifier", None)
+    part = part_of(task)
     config = getattr(unwrapped(task.network), "config", None)
     shape = (dataset.channels, dataset.image_size, dataset.image_size)
     own = part.shape if isinstance(part, Model) else shape

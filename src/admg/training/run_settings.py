@@ -21,6 +21,7 @@ from admg.generation.run_record import differences
 
 from . import checkpointing
 from .config import ObjectiveConfig, TrainConfig
+from .tasks import part_of
 
 FILE = "run.json"
 LASTING = ("seed", "batch_size", "sampling", "class_power", "class_weight")
@@ -36,7 +37,7 @@ def settings_of(task: Any, dataset: ImageDataset, config: TrainConfig, provenanc
 
     provenance: how the model is trained; its entries "objective", "init" and "augment_blur" count
     """
-    part = getattr(task, "model", None) or getattr(task, "classifier", None)
+    part = part_of(task)
     config_of, diffusion = getattr(task.network, "config", None), getattr(part, "config", None)
     network: Any = type(task.network).__name__
     if dataclasses.is_dataclass(config_of) and not isinstance(config_of, type):
@@ -128,7 +129,7 @@ def defaults_of(task: Any) -> dict[str, Any]:
 
     They are the values of settings that the record of a run of an earlier version lacks.
     """
-    part = getattr(task, "model", None) or getattr(task, "classifier", None)
+    part = part_of(task)
     configs = {
         "network": getattr(task.network, "config", None),
         "diffusion": getattr(part, "config", None),

@@ -16,6 +16,7 @@ from admg.checkpoints.weights import is_finite
 from admg.config import with_fields
 from admg.diffusion.gaussian import working_dtype
 from admg.engine import accelerate
+from admg.engine.acceleration import prefers_channels_last
 from admg.engine.compiling import compiles
 from admg.engine.cuda.graphed_backward import Backward, GraphedBackward
 from admg.engine.device import ALONE, Processes
@@ -53,20 +54,14 @@ class Learner:
         self.scaler = LossScaler(device, enabled=self.precision == "fp16")
         self.importance = importance_sampler_for(task)
         self.lr_factor = 1.0
-        if device.type == "cuda" or self.precision == "bf16":  # the memory format of its convolutions
+        if prefers_channels_last(self.precision, device):
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.plain = copy.deepcopy(self.network).eval() if config.shard else self.network
         self.averages = [EMA(self.network, profile) for profile in config.tracked_profiles]
         if config.shard:
             for part in (self.network, *(average.network for average in self.averages)):
                 shard(part, device, processes)
-            fast = self.network
-        elif self.precision == "fp16" and device.type == "cpu":  # emulated; no kernels of ours compute it
-            fast = self.network
-            fast = distributed.parallel(fast, device) if processes.count > 1 else fast
-        else:
-            fast = accelerate(self.network, precision=self.precision, training=True, compile=config.compile)
-            fast = distributed.parallel(fast, device) if processes.count > 1 else fast
+        fast = self._accelerated()
         self.fast_task = with_network(task, fast)
         if processes.count > 1 and self.fast_task.network is not fast:
             raise ValueError(
@@ -79,6 +74,15 @@ class Learner:
         alone = processes.count == 1 and not config.shard
         if device.type == "cuda" and alone and not (self.compile or _recomputes(self.network)):
             self.backward = GraphedBackward(self._backward, self.network)  # a CUDA graph
+
+    def _accelerated(self) -> nn.Module:
+        """Return the network as it is trained: accelerated, and in parallel on several processes."""
+        if self.config.shard:
+            return self.network
+        fast = self.network
+        if self.precision != "fp16" or self.device.type != "cpu":  # where fp16 is emulated, without our kernels
+            fast = accelerate(fast, precision=self.precision, training=True, compile=self.config.compile)
+        return distributed.parallel(fast, self.device) if self.processes.count > 1 else fast
 
     @property
     def average(self) -> EMA:

@@ -209,6 +209,11 @@ class ClassifierTask:
         return Classifier(network, c.diffusion, c.labels, c.config, training)
 
 
+def part_of(task: Any) -> Any:
+    """Return the model or classifier that a task trains, or None if a user's task has neither."""
+    return getattr(task, "model", None) or getattr(task, "classifier", None)
+
+
 def check_whole(diffusion: Diffusion) -> None:
     """Raise ValueError for a respaced process: it would be trained at some timesteps, and saved with all of them."""
     origin = diffusion.schedule.origin

@@ -9,15 +9,14 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from admg.data import ImageDataset, batches
 from admg.engine import adapt_threads
@@ -40,10 +39,6 @@ from .step import Learner
 from .tasks import M, Task
 from .trackers import Tracker
 from .validation import Measure
-
-T = TypeVar("T")
-MetricsFunction = Callable[[nn.Module, Path, int], dict[str, float]]
-"""(network, folder for pictures, step) -> metrics."""
 
 
 class TrainingRun(Iterator[dict[str, float]], Generic[M]):

@@ -18,6 +18,7 @@ from admg.diffusion.noise import SeededNoise
 from admg.engine import memory
 from admg.engine.acceleration import accelerate_parts
 from admg.generation.modes import evaluation_mode
+from admg.generation.recipe import dtype_of
 
 from .curves import plot_levels
 from .timesteps import evenly_spaced_timesteps
@@ -99,9 +100,8 @@ def _losses(
 
     at: positions of the images among the chosen ones, which determine their noise
     """
-    dtype = next((p.dtype for p in model.network.parameters() if p.dtype == torch.float64), torch.float32)
     x, y = images.batch([chosen[i] for i in at])
-    x, y = x.to(model.device, dtype), y.to(model.device)
+    x, y = x.to(model.device, dtype_of(model)), y.to(model.device)
     given: dict[str, Any] = {"y": y} if model.conditional else {}
     if shrink is not None:
         given["low_res"] = shrink(x)

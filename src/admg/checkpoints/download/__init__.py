@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from admg.files import cache_folder
+from admg.files import cache_folder, offline
 
 from .connection import Part, Progress, discard, receive
 from .errors import DownloadError, DownloadRefusedError
@@ -33,11 +33,6 @@ __all__ = [
     "sources",
     "verify",
 ]
-
-
-def offline() -> bool:
-    """Return whether ADMG_OFFLINE forbids downloads."""
-    return os.environ.get("ADMG_OFFLINE", "").lower() not in ("", "0", "no", "false")
 
 
 def sources(url: str) -> list[str]:

@@ -28,7 +28,7 @@ def from_module(module: nn.Module, name: str = "", source: str = "", spec: str =
     """
     if not isinstance(module, nn.Module):
         raise ValueError(f"a feature network must be a torch.nn.Module, got {type(module).__name__}")
-    prepare = getattr(module, "prepare", None) or to_unit_range
+    prepare = getattr(module, "prepare", None) or to_signed
     name = name or type(module).__name__
     if name.lower().startswith("inception"):  # the names FID and IS are reserved for the published network
         name = f"own-{name}"
@@ -36,7 +36,7 @@ def from_module(module: nn.Module, name: str = "", source: str = "", spec: str =
     return FeatureNetwork(name, module, prepare, identity, any_channels=True, spec=spec)
 
 
-def to_unit_range(images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+def to_signed(images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
     """Map values 0..255 to [-1, 1]."""
     return images.float() / 127.5 - 1
 

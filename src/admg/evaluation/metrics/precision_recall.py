@@ -226,7 +226,7 @@ def _count(x: _Points, y: _Points, group: Tensor, k: int, k_density: int, halves
     recalled = torch.zeros(len(y), dtype=torch.bool, device=group.device)
     covered = torch.zeros(len(sizes), len(y), dtype=torch.bool, device=group.device)
     covered_by = _Sets(len(x), len(y), group.device)
-    for rows in _rows(len(x), len(y), sizes.tolist()):
+    for rows in _rows(sizes.tolist(), len(y)):
         d = x.squared_distances(rows, y)
         inside += int(_any(d <= ball, 1).sum())
         here = d <= ball_density
@@ -276,7 +276,7 @@ def _any(inside: Tensor, dim: int) -> Tensor:
 def _radii(x: _Points, count: int, slack: float) -> tuple[Tensor, Tensor]:
     """Return squared radii (N, count) to the nearest other points, with slack, increasing, and their indices."""
     distances, numbers = [], []
-    for rows in _rows(len(x), len(x), [len(x)]):
+    for rows in _rows([len(x)], len(x)):
         d = x.squared_distances(rows, x)
         d[torch.arange(len(d)), torch.arange(rows.start, rows.stop)] = math.inf
         nearest, index = d.topk(count, dim=1, largest=False)
@@ -285,8 +285,11 @@ def _radii(x: _Points, count: int, slack: float) -> tuple[Tensor, Tensor]:
     return torch.cat(distances), torch.cat(numbers)
 
 
-def _rows(n: int, m: int, sizes: list[int]) -> Iterator[slice]:
-    """Yield consecutive slices of n rows of m distances, of at most ENTRIES distances, none across two groups."""
+def _rows(sizes: list[int], m: int) -> Iterator[slice]:
+    """Yield consecutive slices of rows of m distances, of at most ENTRIES distances, none across two groups.
+
+    sizes: number of rows of each group
+    """
     step, start = max(1, ENTRIES // m), 0
     for size in sizes:
         for i in range(start, start + size, step):

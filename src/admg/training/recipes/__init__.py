@@ -26,7 +26,7 @@ NETWORKS: dict[Command, type[UNetConfig] | type[ClassifierConfig]] = {
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainingRecipe:
     """The hyperparameters of a model.
 
     name: name of the recipe
@@ -101,7 +101,7 @@ def names() -> tuple[str, ...]:
 
 
 @functools.cache
-def recipe(name: str) -> Recipe:
+def recipe(name: str) -> TrainingRecipe:
     """Return a recipe. Raises ValueError if there is no recipe of this name."""
     if name not in names():
         hint = did_you_mean(name, names()) or f"choose one of {', '.join(names())}"
@@ -109,7 +109,7 @@ def recipe(name: str) -> Recipe:
     text = files(__name__).joinpath(f"{name}.toml").read_text(encoding="utf-8")
     tables = tomllib.loads(text)
     about, cost = tables.pop("recipe"), Cost(**tables.pop("cost"))
-    return Recipe(
+    return TrainingRecipe(
         name=name,
         command=about["command"],
         title=about["title"],
@@ -121,14 +121,7 @@ def recipe(name: str) -> Recipe:
     )
 
 
-def architecture_of(tables: Mapping[str, Any]) -> UNetConfig | ClassifierConfig:
-    """Return the network of the tables of a recipe's file; see `Recipe.architecture`."""
-    about = tables["recipe"]
-    values = {**tables["images"], **tables["network"]}
-    return build(NETWORKS[about["command"]], values, num_classes=about["classes"])
-
-
-def recipe_for(command: Command, name: str) -> Recipe:
+def recipe_for(command: Command, name: str) -> TrainingRecipe:
     """Return a recipe of a command. Raises ValueError if it does not exist, or belongs to another command."""
     found = recipe(name)
     if found.command != command:
