@@ -1,4 +1,4 @@
-"""Atomic writes, file locks, the cache folder, and whether downloads are allowed."""
+"""Atomic writes, file locks and the cache folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 
@@ -21,11 +21,6 @@ def cache_folder() -> Path:
     if home := os.environ.get("ADMG_HOME"):
         return Path(home).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "admg"
-
-
-def offline() -> bool:
-    """Return whether ADMG_OFFLINE forbids downloads."""
-    return os.environ.get("ADMG_OFFLINE", "").lower() not in ("", "0", "no", "false")
 
 
 LEFTOVER = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.(tmp(\..*)?|old)", re.DOTALL)
@@ -176,7 +171,10 @@ def locked_nowait(path: Path, what: str) -> Iterator[None]:
 def shared(path: Path, alone: Callable[[], object]) -> Iterator[None]:
     """Hold a shared lock of a file that exists, as processes do that write into the same folder.
 
-    alone: called first if no other process holds it; not on Windows, nor where the file system does not support locks
+    There are no such locks on Windows, nor where the file system does not support them.
+
+    alone: called first if no other process holds the lock
+    Raises LockedError if the file was replaced before it was locked.
     """
     with path.open("rb") as file:
         with suppress(LockError, ImportError):
@@ -185,17 +183,28 @@ def shared(path: Path, alone: Callable[[], object]) -> Iterator[None]:
             if _try_lock(file.fileno(), path):
                 alone()
             fcntl.flock(file.fileno(), fcntl.LOCK_SH)
+            if not (path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno()))):
+                raise LockedError(f"another process has replaced {path} in the meantime: start again")
         yield
 
 
-def check_unused(path: Path, what: str) -> None:
-    """Raise LockedError if another process holds a lock of a file, which need not exist.
+@contextmanager
+def unshared(path: Path, what: str) -> Iterator[None]:
+    """Hold the lock of a file, which need not exist, so that no other process holds or gets a shared one.
+
+    Nothing is locked on Windows, nor where the file system does not support locks.
 
     what: description of the file, for the message
+    Raises LockedError if another process or thread holds the lock.
     """
-    with suppress(FileNotFoundError, LockError), path.open("rb") as file:
-        if not _try_lock(file.fileno(), path):
-            raise LockedError(f"another process is writing {what}: wait for it, or stop it")
+    with ExitStack() as stack:
+        with suppress(FileNotFoundError, NotADirectoryError, LockError, ImportError):
+            import fcntl  # noqa: F401
+
+            file = stack.enter_context(path.open("rb"))
+            if not _try_lock(file.fileno(), path):
+                raise LockedError(f"another process is writing {what}: wait for it, or stop it")
+        yield
 
 
 def _try_lock(descriptor: int, path: Path) -> bool:

@@ -672,3 +672,14 @@ def test_the_command_replaces_nothing_without_overwrite(tmp_path, capsys, to, na
     assert out.stat().st_ino == before
     assert run(tmp_path / "model", "--to", to, "--out", out, "--overwrite") == 0
     assert out.stat().st_ino != before
+
+
+def test_the_command_replaces_neither_links_nor_weights_beside_a_graph(tmp_path, capsys):
+    make().save(tmp_path / "model")
+    (tmp_path / "a.pt").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "a.onnx.data").write_text("mine")
+    for to, name, found in (("openai", "a.pt", "a.pt"), ("onnx", "a.onnx", "a.onnx.data")):
+        assert run(tmp_path / "model", "--to", to, "--out", tmp_path / name) == 2
+        assert f"{tmp_path / found} exists" in capsys.readouterr().err
+    assert run(tmp_path / "model", "--to", "openai", "--out", tmp_path / "model") == 2
+    assert "is a folder" in capsys.readouterr().err

@@ -125,7 +125,14 @@ def test_images_in_bf16(shape, m, turned):
                     torch.testing.assert_close(got, expected, rtol=0, atol=0, equal_nan=True)
 
 
-def test_processors_on_which_bf16_is_convolved_in_float32(monkeypatch):
+@pytest.fixture
+def asked_again() -> Iterator[None]:
+    """Whether the kernels pay is found out in the test, and again after it."""
+    yield
+    winograd.pays.cache_clear()
+
+
+def test_processors_on_which_bf16_is_convolved_in_float32(monkeypatch, asked_again):
     """Those without AMX, if the kernels are there; in float32 it does not matter."""
     for amx, kernels, faster in ((False, True, True), (True, True, False), (False, False, False)):
         winograd.pays.cache_clear()
@@ -134,7 +141,8 @@ def test_processors_on_which_bf16_is_convolved_in_float32(monkeypatch):
         assert winograd.pays(torch.bfloat16) is faster and winograd.pays(torch.float32)
         assert not winograd.pays(torch.float16) and not winograd.pays(torch.float64)
         assert acceleration.prefers_channels_last("bf16", torch.device("cpu")) is not faster
-    winograd.pays.cache_clear()
+        assert acceleration.prefers_channels_last("bf16", torch.device("cpu"), accelerated=False)
+        assert not acceleration.prefers_channels_last("fp32", torch.device("cpu"), accelerated=False)
 
 
 @pytest.mark.parametrize("m", [2, 4])

@@ -130,6 +130,7 @@ LAYERS = {
     "1x1": (lambda: nn.Conv2d(12, 8, 1), (2, 12, 6, 6)),
     "one image": (lambda: nn.Conv2d(8, 12, 3, padding=1, bias=False), (8, 6, 6)),
     "wide": (lambda: nn.Conv2d(192, 192, 3, padding=1), (1, 192, 16, 16)),  # by Winograd's algorithm
+    "wide, no multiple of 32": (lambda: nn.Conv2d(200, 200, 3, padding=1), (1, 200, 16, 16)),
     "linear": (lambda: nn.Linear(8, 12), (2, 8)),
     "pointwise": (lambda: blocks.Conv1x1(8, 12), (2, 5, 8)),
 }
@@ -151,7 +152,9 @@ def test_prepacked_layers_and_their_gradients(name, amx, monkeypatch):
         first = torch.autograd.grad((w.to(dtype) * y * y).sum(), leaf, create_graph=True)[0]
         return [y.detach(), first.detach(), torch.autograd.grad(first.square().sum(), leaf)[0]]
 
-    exact = results(copy.deepcopy(layer).double(), torch.float64)
+    exact = results(twin := copy.deepcopy(layer).double(), torch.float64)
+    leaf = x.double().requires_grad_()
+    (slope,) = torch.autograd.grad(twin(leaf).sum(), leaf)
     layer.requires_grad_(False)
     with in_bf16():
         usual = results(layer, torch.float32)
@@ -159,6 +162,10 @@ def test_prepacked_layers_and_their_gradients(name, amx, monkeypatch):
         assert isinstance(fast, PrepackedLayer) or not torch.ops.mkldnn._is_mkldnn_bf16_supported()
         got = results(fast, torch.float32)
         assert fast(x.bfloat16()).dtype == fast(x).dtype == torch.bfloat16
+        leaf = x.requires_grad_()
+        outputs = [module(leaf) for module in (fast, layer)]
+    ours, plain = (error(torch.autograd.grad(y.float().sum(), leaf)[0], slope) for y in outputs)  # outside of autocast
+    assert ours < 1.2 * plain
     for ours, plain, value in zip(got, usual, exact, strict=True):
         assert error(ours, value) < min(2e-2, 1.2 * error(plain, value))
 

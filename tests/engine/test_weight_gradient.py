@@ -98,7 +98,7 @@ def test_the_gradient_of_the_bias(threads, shape, dtype):
 
 
 @pytest.mark.parametrize("size", [8, 3])  # by the kernels, and too small for that of the output
-def test_training_a_layer_in_bf16(monkeypatch, counted, size):
+def test_a_layer_that_learns_in_bf16(monkeypatch, counted, size):
     """No gradient, of any order, is further from float64 than with autocast alone; weights keep theirs in float32."""
     monkeypatch.setattr(winograd, "pays", lambda dtype: True)
     torch.manual_seed(0)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -355,6 +356,35 @@ def test_a_run_that_another_process_is_making_is_not_overwritten(capsys, samplin
     assert snapshot(tmp_path) == before
     succeed(capsys, *sampling, "--out", tmp_path, "--seed", 1, "--overwrite")
     assert snapshot(tmp_path) != before
+    held = partial(files.unshared, tmp_path / "run.json", "it")
+    with held(), pytest.raises(files.LockedError, match="another process is writing it"), held():
+        pass
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs fcntl")
+def test_a_run_that_was_replaced_while_its_process_started_is_left_alone(capsys, sampling, tmp_path, monkeypatch):
+    """Between the record of the run and its lock, another process overwrites the run."""
+
+    def replaced(path, alone):
+        record = path.read_bytes()
+        path.unlink()
+        path.with_name("other.json").write_bytes(record)  # so that the number of the file is not used again
+        path.write_bytes(record)
+        alone()
+
+    real = files._try_lock
+    monkeypatch.setattr(
+        files, "_try_lock", lambda descriptor, path: (replaced(path, lambda: None), real(descriptor, path))[1]
+    )
+    line = refused(capsys, *sampling, "--out", tmp_path)
+    assert "another process has replaced" in line and not list(tmp_path.rglob("*.npz"))
+
+
+def test_a_file_named_base_does_not_matter(capsys, sampling, tmp_path):
+    (tmp_path / "base").write_text("mine")
+    for _ in range(2):
+        succeed(capsys, *sampling, "--out", tmp_path, "--overwrite")
+    assert (tmp_path / "base").read_text() == "mine"
 
 
 @pytest.mark.thorough

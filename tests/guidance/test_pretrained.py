@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import dataclass
 from importlib import import_module
@@ -228,7 +229,9 @@ def test_without_downloads_torchvision_takes_files_on_disk_alone(torchvision, mo
     entry = sys.modules["torchvision.models"].get_model_weights("tiny.a1")["DEFAULT"]
     entry.url = "https://host/models/tiny-0123.pth"
     file = tmp_path / "checkpoints" / "tiny-0123.pth"
-    with pytest.raises(ValueError, match=rf"torchvision:tiny.a1: {file} is not on disk, and downloads are off"):
+    with pytest.raises(
+        ValueError, match=re.escape(f"torchvision:tiny.a1: {file} is not on disk, and downloads are off")
+    ):
         guidance.from_torchvision("tiny.a1", 1)
     file.parent.mkdir()
     file.touch()
@@ -238,6 +241,7 @@ def test_without_downloads_torchvision_takes_files_on_disk_alone(torchvision, mo
 @pytest.mark.parametrize("value", ["1", "0"])
 def test_without_downloads_the_hub_is_not_asked(timm, monkeypatch, value):
     constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("ADMG_OFFLINE", value)
     seen, make = [], sys.modules["timm"].create_model
 
@@ -246,9 +250,24 @@ def test_without_downloads_the_hub_is_not_asked(timm, monkeypatch, value):
         return make(name, pretrained)
 
     sys.modules["timm"].create_model = create_model
-    before = constants.HF_HUB_OFFLINE
     guidance.from_timm("tiny.a1", 1)
-    assert seen == [value == "1"] and constants.HF_HUB_OFFLINE is before
+    assert seen == [value == "1"] and constants.HF_HUB_OFFLINE is False
+
+
+def test_without_downloads_models_of_timm_without_a_repository_come_from_disk(timm, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setenv("ADMG_OFFLINE", "1")
+    for source, missing in (
+        ({"url": "https://host/old-0123.pth?download=1"}, True),
+        ({"url": "https://host/old-0123.pth", "hf_hub_id": "timm/"}, False),
+        ({"url": ""}, False),
+    ):
+        sys.modules["timm"].get_pretrained_cfg = lambda name, source=source: SimpleNamespace(**source)
+        if missing:
+            with pytest.raises(ValueError, match=r"timm:tiny\.a1: .*old-0123\.pth is not on disk"):
+                guidance.from_timm("tiny.a1", 1)
+        else:
+            guidance.from_timm("tiny.a1", 1)
 
 
 def expected(x, label: int, scale: float) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -39,9 +40,8 @@ def export(
     Raises ValueError if the other library has no counterpart, if the weights are not finite, if `out` exists and
     `overwrite` is False, or as `load_any` does.
     """
-    out = Path(out)
-    if not overwrite and (any(out.iterdir()) if out.is_dir() else out.exists()):
-        raise ValueError(f"{out} exists: choose another --out, or --overwrite it")
+    if not overwrite:
+        check_absent(Path(out), to)
     loaded = model if isinstance(model, Model | Classifier) else load_any(model, part)
     check_values("the network", loaded.network.state_dict())
     if to == "openai":
@@ -55,3 +55,13 @@ def export(
             "diffusers has no noisy classifier: a classifier can only be exported to openai, onnx and torch-export"
         )
     return to_diffusers(loaded, out, scheduler)
+
+
+def check_absent(out: Path, to: Library) -> None:
+    """Raise ValueError if an export would replace something. Formats of one file leave folders to their functions."""
+    weights = out.with_name(f"{out.name}.data")  # of large networks in ONNX
+    found = [path for path in (out, weights) if os.path.lexists(path) and not (path == weights and to != "onnx")]
+    if out.is_dir() and (to != "diffusers" or not any(out.iterdir())):
+        found = found[1:]
+    if found:
+        raise ValueError(f"{found[0]} exists: choose another --out, or --overwrite it")

@@ -21,10 +21,11 @@ from types import ModuleType
 from typing import Any, TextIO
 
 from admg.config import did_you_mean, printable, shortened
+from admg.offline import downloads_forbidden, offline
 from admg.threads import Reading, available_cores, calm_barriers
 
 from . import launch
-from .options import Parser, add_options, parse, with_options
+from .options import Common, Parser, add_options, parse, with_options
 
 COMMANDS = {
     "demo": "sample every label with guidance, and a sheet of guidance scales",
@@ -141,9 +142,9 @@ class Escaping(io.TextIOBase):
 
 
 def ran_out_of_memory(error: Exception) -> bool:
-    """Whether the error means that memory ran out. Imports torch only for errors that its code may have raised."""
-    if not isinstance(error, MemoryError | RuntimeError):
-        return False
+    """Whether the error means that memory ran out."""
+    if isinstance(error, MemoryError) or "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
     from admg.engine.memory import is_out_of_memory
 
     return is_out_of_memory(error)
@@ -205,8 +206,13 @@ def _without_command(argv: list[str]) -> int:
 def _run(parser: Parser, name: str, module: ModuleType, argv: list[str], started: Reading | None) -> int:
     add_options(parser, module, together=name in TOGETHER)
     options, common = parse(parser, module, argv)
-    if common.offline:
-        os.environ.update(ADMG_OFFLINE="1", HF_HUB_OFFLINE="1")
+    with downloads_forbidden(common.offline or offline()):
+        return _run_parsed(name, module, argv, options, common, started)
+
+
+def _run_parsed(
+    name: str, module: ModuleType, argv: list[str], options: Any, common: Common, started: Reading | None
+) -> int:
     from admg.engine import configure_process, follow_load  # imports torch, for which --help need not wait
     from admg.engine.device import Processes
 

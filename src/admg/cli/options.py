@@ -65,7 +65,7 @@ def add_options(parser: argparse.ArgumentParser, command: ModuleType, together: 
     text = "TOML file of options, with these names; options on the command line take precedence"
     common.add_argument("--config", metavar="FILE", dest="config_file", help=text)
     common.add_argument("--print-config", action="store_true", help="print the options as TOML and exit")
-    common.add_argument("--offline", action="store_true", help="do not download models; use those on disk")
+    common.add_argument("--offline", action="store_true", help="download nothing; use models and data sets on disk")
     text = "number of CPU threads (at least 1; default: OMP_NUM_THREADS, or the cores left free)"
     common.add_argument("--threads", metavar="N", type=int, help=text)
     if together:

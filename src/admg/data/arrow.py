@@ -21,7 +21,8 @@ import msgspec
 
 from admg.checksums import parse_json, read_any
 from admg.config import printable
-from admg.files import LockError, atomic, locked, offline, remove
+from admg.files import LockError, atomic, locked, remove
+from admg.offline import hub_as_allowed, offline
 
 from . import cached
 from .arrays import Split
@@ -179,7 +180,8 @@ def list_hub(name: str, split: Split = "train") -> Listing:
     repository, _, config = name.removeprefix(HUB).partition(":")
     local = datasets.DownloadConfig(local_files_only=offline())
     try:
-        loaded = datasets.load_dataset(repository, config or None, download_config=local)
+        with hub_as_allowed():
+            loaded = datasets.load_dataset(repository, config or None, download_config=local)
     except Exception as error:  # of the network, of the hub, of the data set's format
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(f"cannot load {name}: {reason}") from error

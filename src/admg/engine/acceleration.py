@@ -83,9 +83,13 @@ def _accelerate(
     return _facade(cast(Any, type(network)))(network, options)
 
 
-def prefers_channels_last(precision: Resolved, device: torch.device) -> bool:
-    """Whether the convolutions of a network that is trained are faster with weights in channels_last."""
-    return device.type == "cuda" or (precision == "bf16" and not winograd.pays(torch.bfloat16))
+def prefers_channels_last(precision: Resolved, device: torch.device, accelerated: bool = True) -> bool:
+    """Whether the convolutions of a network that is trained are faster with weights in channels_last.
+
+    accelerated: whether our kernels compute them, where there are any
+    """
+    ours = accelerated and winograd.pays(torch.bfloat16)
+    return device.type == "cuda" or (precision == "bf16" and not ours)
 
 
 def accelerate_parts(part: T, precision: Precision = "auto", compile: Compile = "off") -> T:

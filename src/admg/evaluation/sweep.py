@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -322,11 +323,12 @@ class Sweep:
 
     def cleared(self) -> dict[Cell, Job]:
         """Remove the runs and the metrics of all cells, and return the jobs that make them again."""
-        for job in self.jobs.values():
-            job.check_unused()
-        for job in self.jobs.values():
-            job.clear()
-            remove(job.folder / METRICS_FILE)
+        with ExitStack() as stack:
+            for job in self.jobs.values():
+                stack.enter_context(job.held())
+            for job in self.jobs.values():
+                job.clear()
+                remove(job.folder / METRICS_FILE)
         options = dataclasses.replace(self.options, overwrite=False)
         return {cell: dataclasses.replace(job, options=options) for cell, job in self.jobs.items()}
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from admg.config import check, setting
 from admg.data.generated import BASE, IMAGES, RUN, SHEET
 from admg.disk import when_there_is_space
 from admg.engine.device import Processes
-from admg.files import LockError, check_output_folder, check_unused, locked, remove, remove_leftovers, shared
+from admg.files import LockError, check_output_folder, locked, remove, remove_leftovers, shared, unshared
 
 from .fonts import label_title
 from .images import check_only_samples, save_images, save_png
@@ -150,10 +150,16 @@ class Job:
         return [0 if shards.target.exists() else sum(len(shards.span(k)) for k in shards.missing())
                 for shards in self.check()]  # fmt: skip
 
-    def check_unused(self) -> None:
-        """Raise ValueError if another process is making the run in the folder."""
-        for folder in (self.folder, self.folder / BASE):
-            check_unused(folder / RUN, f"the run in {folder}")
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from making the run in the folder. Raises ValueError if one is making it.
+
+        Nothing is kept on Windows, nor where the file system does not support locks.
+        """
+        with ExitStack() as stack:
+            for folder in (self.folder, self.folder / BASE):
+                stack.enter_context(unshared(folder / RUN, f"the run in {folder}"))
+            yield
 
     def clear(self) -> None:
         """Remove the run in the folder, and nothing else."""
@@ -214,14 +220,15 @@ class Job:
                 check_base_folder(stage.base, self.folder)
         for run in planned:
             check_run(*run, self.options.overwrite)
-        if self.options.overwrite:
-            for stage in self.stages:
-                check_only_samples(stage.out / IMAGES)
-            self.check_unused()
-            self.clear()
-        for stage in reversed(self.stages):
-            check_output_folder(stage.out)
-        return [open_run(*run, stage.table.names) for run, stage in zip(planned, reversed(self.stages))][::-1]
+        with ExitStack() as stack:
+            if self.options.overwrite:
+                for stage in self.stages:
+                    check_only_samples(stage.out / IMAGES)
+                stack.enter_context(self.held())
+                self.clear()
+            for stage in reversed(self.stages):
+                check_output_folder(stage.out)
+            return [open_run(*run, stage.table.names) for run, stage in zip(planned, reversed(self.stages))][::-1]
 
     def _shards(self, stage: Stage) -> Shards:
         return stage.shards(self.options.shard_size, self.options.processes)

@@ -6,21 +6,20 @@ Bansal et al. 2023, "Universal guidance": the gradient goes through the resize a
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import torch
 from torch import Tensor, nn
 
 from admg.data import imagenet
 from admg.diffusion.gaussian import Images
-from admg.files import offline
+from admg.offline import hub_as_allowed, offline
 
 from .base import Wrapper
 from .classifier_options import ExtendedClassifierGuidance
@@ -99,9 +98,13 @@ def from_timm(
     """
     timm = library("timm")
     name = model if isinstance(model, str) else type(model).__name__
-    network = (
-        loaded("timm", model, lambda: timm.create_model(model, pretrained=True)) if isinstance(model, str) else model
-    )
+    if isinstance(model, str):
+        source = getattr(timm, "get_pretrained_cfg", lambda name: None)(model)
+        if not getattr(source, "hf_hub_id", None):  # older models, which torch.hub loads
+            check_on_disk(f"timm:{name}", str(getattr(source, "url", None) or ""))
+        network = loaded("timm", model, lambda: timm.create_model(model, pretrained=True))
+    else:
+        network = model
     config = import_module("timm.data").resolve_model_data_config(network)
     names = tuple((getattr(network, "pretrained_cfg", None) or {}).get("label_names") or ())
     return by_classifier(PretrainedNetwork(network, Preprocessing.of_timm(config)), label, scale, f"timm:{name}", names)
@@ -352,24 +355,10 @@ def library(name: str) -> Any:
         raise ValueError(f"this guide needs {root}{reason}: pip install 'admg[{root}]'") from None
 
 
-@contextmanager
-def hub_as_allowed() -> Iterator[None]:
-    """Forbid huggingface_hub, through which timm and transformers load, to download if ADMG_OFFLINE forbids it."""
-    if not offline() or find_spec("huggingface_hub") is None:
-        yield
-        return
-    constants: Any = import_module("huggingface_hub.constants")  # HF_HUB_OFFLINE is read at each request
-    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
-
-
 def check_on_disk(name: str, url: str) -> None:
-    """Raise ValueError if downloads are off and torch.hub, which torchvision uses, would download the file."""
-    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
-    if offline() and not path.is_file():
+    """Raise ValueError if downloads are off and torch.hub would download the file. url: "" if there is none"""
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
+    if offline() and url and not path.is_file():
         raise ValueError(f"{name}: {path} is not on disk, and downloads are off (--offline, ADMG_OFFLINE)")
 
 

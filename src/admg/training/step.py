@@ -54,7 +54,8 @@ class Learner:
         self.scaler = LossScaler(device, enabled=self.precision == "fp16")
         self.importance = importance_sampler_for(task)
         self.lr_factor = 1.0
-        if prefers_channels_last(self.precision, device):
+        accelerated = not (config.shard or compiles(config.compile))
+        if prefers_channels_last(self.precision, device, accelerated):
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.plain = copy.deepcopy(self.network).eval() if config.shard else self.network
         self.averages = [EMA(self.network, profile) for profile in config.tracked_profiles]

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from admg.files import cache_folder, offline
+from admg.files import cache_folder
+from admg.offline import offline
 
 from .connection import Part, Progress, discard, receive
 from .errors import DownloadError, DownloadRefusedError

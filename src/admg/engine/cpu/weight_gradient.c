@@ -1,6 +1,7 @@
-/* The gradients in the weights and in the bias of a 3x3 convolution; that in the weights by Winograd's minimal filtering (see winograd.h). The convolution is
-   linear in the filter g, so dg = Gᵀ [Σ (A dY Aᵀ) ⊙ (Bᵀ d B)] G, summed over the tiles: one matrix product
-   (k, tiles) (tiles, c) at each place of a tile. Numbers of channels are multiples of 32. */
+/* The gradients in the weights and in the bias of a 3x3 convolution. That in the weights is computed by Winograd's minimal
+   filtering (see winograd.h). The convolution is linear in the filter g, so dg = Gᵀ [Σ (A dY Aᵀ) ⊙ (Bᵀ d B)] G, summed
+   over the tiles: one matrix product (k, tiles) (tiles, c) at each place of a tile. Numbers of channels are multiples of
+   32. */
 
 #include "winograd.h"
 

@@ -23,7 +23,10 @@ def weight_gradient(x: Float[Tensor, "n c h w"], dy: Float[Tensor, "n k h w"]) -
     """Return the gradient of the weight of a 3x3 convolution with one pixel of zero padding, in float32.
 
     The result does not depend on the number of threads. c and k must be multiples of 32.
+
+    x, dy: both in float32, or both in bf16
     """
+    assert x.dtype == dy.dtype in (torch.float32, torch.bfloat16)
     x, dy = (t.contiguous(memory_format=torch.channels_last) for t in (x, dy))
     (n, c, h, w), k = x.shape, dy.shape[1]
     dg = torch.empty(k, c, 3, 3, dtype=torch.float32, device="cpu")

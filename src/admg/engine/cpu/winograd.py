@@ -46,6 +46,8 @@ def tile(weight: Float[Tensor, "k c 3 3"], x: Float[Tensor, "n c h w"]) -> int:
         return 0
     (n, _, height, width), (k, c) = x.shape, weight.shape[:2]
     if not _is_native(weight):
+        if x.dtype != torch.float32:
+            return 0
         wide = min(k, c) >= 192 and n * height * width >= 256
         return 2 if wide and height % 2 == width % 2 == 0 else 0
     large, small = (n * -(-height // m) * -(-width // m) for m in (4, 2))  # numbers of tiles
