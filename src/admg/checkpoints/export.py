@@ -59,9 +59,12 @@ def export(
 
 def check_absent(out: Path, to: Library) -> None:
     """Raise ValueError if an export would replace something. Formats of one file leave folders to their functions."""
-    weights = out.with_name(f"{out.name}.data")  # of large networks in ONNX
-    found = [path for path in (out, weights) if os.path.lexists(path) and not (path == weights and to != "onnx")]
-    if out.is_dir() and (to != "diffusers" or not any(out.iterdir())):
-        found = found[1:]
-    if found:
-        raise ValueError(f"{found[0]} exists: choose another --out, or --overwrite it")
+
+    def taken(path: Path) -> bool:
+        if path.is_dir():
+            return to == "diffusers" and any(path.iterdir())
+        return os.path.lexists(path)
+
+    paths = [out, out.with_name(f"{out.name}.data")] if to == "onnx" else [out]  # .data: weights of a large network
+    if found := next(filter(taken, paths), None):
+        raise ValueError(f"{found} exists: choose another --out, or --overwrite it")
