@@ -219,10 +219,15 @@ def check_used(config: Any, by: str, *names: str) -> None:
     """Raise ValueError for a field without effect: one that is not at its default although `by` is not given."""
     if getattr(config, by):
         return
-    defaults = {field.name: field.default for field in dataclasses.fields(config)}
-    for name in names:
-        if getattr(config, name) != defaults[name]:
+    for name in changed_fields(config):
+        if name in names:
             raise ValueError(f"{name} requires --{by.replace('_', '-')}")
+
+
+def changed_fields(config: Any) -> list[str]:
+    """Return the names of the fields of a dataclass that are not at their defaults."""
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    return [name for name, default in defaults.items() if default not in (MISSING, getattr(config, name))]
 
 
 def check_integer(name: str, value: Any, minimum: int = 1) -> None:

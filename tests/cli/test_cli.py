@@ -86,6 +86,8 @@ def test_the_columns_of_a_sheet_are_the_samples_at_each_scale(capsys, sample_arg
         (["--world-size", "2", "--overwrite"], "--overwrite requires a single process"),
         (["--upsampler-batch-size", "0"], "--upsampler-batch-size must be at least 1"),
         (["--sheet", "scale=1", "--upsampler", "x"], "cannot be combined with --upsampler"),
+        (["--sheet", "scale=1", "--shard-size", "4"], "cannot be combined with --shard-size"),
+        (["--sheet", "scale=1", "--no-images"], "cannot be combined with --images"),
         (["--batch-size", "0"], "--batch-size must be at least 1"),
         (["--eta", "1.5"], "--eta must be at least 0 and at most 1"),
         (["--eta", "0.5", "--sampler", "ddpm"], "--eta applies only to the sampler ddim"),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from admg.checkpoints.loading import as_model
 from admg.checkpoints.model import Model
-from admg.config import check, check_used, group, setting
+from admg.config import changed_fields, check, check_used, group, setting
 from admg.data.dataset import Fit
 from admg.diffusion.gaussian import Images
 from admg.generation import JobOptions, Recipe, generate, generate_denoising, generate_scale_sheet
@@ -149,6 +149,9 @@ class Options:
             raise ValueError(f"sheet varies {varied}, and cannot be combined with --{varied}")
         if self.sheet and self.job.processes > 1:
             raise ValueError(f"sheet requires a single process, got {self.job.processes}")
+        if self.sheet and (changed := changed_fields(self.job)):
+            option = changed[0].replace("_", "-")
+            raise ValueError(f"sheet draws a single picture, and cannot be combined with --{option}")
 
     def chosen(self, model: Model, guides: GuideSet) -> tuple[str | list[Label] | None, int | None]:
         """Return the labels and the number of images for generate()."""
