@@ -137,7 +137,6 @@ def follow(run: Callable[[], Any], threads: int) -> None:
         while started is not None and time.monotonic() < started.when + FIRST:
             run()
         adapt_threads()
-    follow_load(None)
 
 
 def timed(run: Callable[[], Any], calls: int, device: str) -> float:

@@ -168,7 +168,7 @@ def test_the_number_of_threads_follows_the_load(monkeypatch):
         follow_load(Reading(clock[0], 4, used[0], 0.0))
         assert step(0.1, 3.0) == 4  # too short to tell
         with pytest.warns(
-            UserWarning, match=r"^other processes use 2\.7 of 4 cores: computing with 1 thread while they"
+            UserWarning, match=r"^other processes use 2\.7 of 4 cores: each operation is computed by 1 thread while"
         ):
             assert step(0.9, 2.6667) == 1
         assert step(4.0, 0.0) == 1  # the second measurement is longer

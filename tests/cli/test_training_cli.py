@@ -50,7 +50,7 @@ def test_training_says_what_it_understood_and_asks_nothing(capsys, tmp_path):
     assert code == 0 and "classes: train (2), val (2)" in out and len(notes) == 2
     assert "@eaDir, val/.a" in notes[0] and "train, val" in notes[1] and "--labels" in notes[1]
     code, out, err = run(capsys, *command(data, tmp_path / "none", "--labels", "none"))
-    assert code == 0 and "4 images, 0 labels" in out and "train, val" not in err
+    assert code == 0 and "2 images, 0 labels" in out and "using the images in train, the split train" in err
 
 
 @pytest.mark.thorough

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from PIL import Image
 
 from admg.data import DataError
 from admg.data import open as open_dataset
+from admg.evaluation.sources import open_source
 
 
 def put(root: Path, *names: str) -> Path:
@@ -46,6 +48,39 @@ def test_other_folders_are_classes_as_before(tmp_path, names, classes):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert open_dataset(put(tmp_path, *names), 8).label_names == classes
+
+
+@pytest.mark.parametrize("pack", [None, "zip", "tar"])
+@pytest.mark.parametrize(
+    ("names", "split", "expected", "note"),
+    [
+        (("train/1.png", "train/2.png", "Test/3.png"), "train", 2, "using the images in train, the split train"),
+        (("train/1.png", "train/2.png", "Test/3.png"), "test", 1, "using the images in Test, the split test"),
+        (("train/a_1.png", "train/b_2.png", "train/a_3.png", "train/b_4.png", "val/a_5.png"), "test", 1, "in val"),
+        (("train/a/1.png", "val/a/2.png", "val/b/3.png"), "test", 2, "in val, the split test"),
+        (("train/1.png", "val/2.png", "more/3.png"), "test", 3, "using all images, .*since there are others in more"),
+        (("train/1.png", "val/2.png", "3.png"), "train", 3, "since there are others in 3.png"),
+        (("train/1.png", "training/2.png"), "test", 2, "no part for the split test, but train, training: using all"),
+    ],
+)
+def test_without_labels_parts_are_taken_whatever_is_in_them(tmp_path, pack, names, split, expected, note):
+    folder = put(tmp_path / "data", *names)
+    (folder / "devkit").mkdir()
+    (folder / "devkit" / "readme.txt").touch()
+    path = folder if pack is None else shutil.make_archive(str(tmp_path / "packed"), pack, folder)
+    with pytest.warns(UserWarning, match=note):
+        assert len(open_dataset(path, 8, split=split, labels="none")) == expected
+    if expected > 1:
+        with pytest.warns(UserWarning, match=note):
+            assert len(open_source(path, split=split)) == expected
+
+
+def test_a_folder_without_images_beside_the_parts_changes_nothing(tmp_path):
+    put(tmp_path, "train/cat/1.png", "train/dog/2.png", "test/dog/3.png")
+    (tmp_path / "devkit").mkdir()
+    with pytest.warns(UserWarning, match="using the images in test, the split test"):
+        dataset = open_dataset(tmp_path, 8, split="test")
+    assert len(dataset) == 1 and dataset.label_names == ("dog",)
 
 
 def csv(root: Path, *rows: str) -> None:

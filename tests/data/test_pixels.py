@@ -353,3 +353,73 @@ def test_transparency_is_a_channel_if_four_are_asked_for(tmp_path):
     with pytest.raises(DataError, match="4 channels, but channels is 3: only grey and colour are converted"):
         data.open(tmp_path / "a.npz", channels=3)
     assert grey.channels == 4
+
+
+@pytest.mark.parametrize(("colour_type", "channels"), [(6, 4), (4, 2), (2, 3)])
+def test_opaque_transparency_does_not_hide_that_colours_have_few_bits(tmp_path, colour_type, channels):
+    pixels = np.random.default_rng(0).integers(0, 1024, (8, 8, channels))  # a camera of 10 bits
+    if channels != 3:
+        pixels[..., -1] = 65535
+    png_of_16_bits(tmp_path / "a.png", pixels, colour_type)
+    with pytest.raises(DataError, match="colours of 16 bits, but no value above 1023"):
+        open_dataset(tmp_path)
+
+
+def test_grey_of_16_bits_with_transparency_is_grey(tmp_path):
+    png_of_16_bits(tmp_path / "a.png", np.full((4, 4, 2), (40000, 65535)), 4)
+    assert open_dataset(tmp_path).channels == 1 and levels(open_dataset(tmp_path)) == [40000 // 256] * 4
+    assert open_dataset(tmp_path, channels=2)[0][0].shape == (2, 4, 4)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "I;16"])
+def test_raw_tiffs_are_upright(tmp_path, orientation, mode):
+    stored = np.arange(6).reshape(2, 3) * 50
+    turned = {1: stored, 2: stored[:, ::-1], 3: stored[::-1, ::-1], 4: stored[::-1], 5: stored.T,
+              6: np.rot90(stored, -1), 7: stored[::-1, ::-1].T, 8: np.rot90(stored)}[orientation]  # fmt: skip
+    if mode == "I;16":
+        image = Image.fromarray((stored * 257).astype(np.uint16))
+    else:
+        image = Image.fromarray(stored.astype(np.uint8)).convert(mode)
+    image.save(tmp_path / "a.tif", tiffinfo={274: orientation})
+    canvas = ((open_dataset(tmp_path, 3, fit="pad", background=0)[0][0][0] + 1) * 127.5).round().int().numpy()
+    top, left = ((3 - side) // 2 for side in turned.shape)
+    assert np.array_equal(canvas[top : top + turned.shape[0], left : left + turned.shape[1]], turned)
+
+
+def test_a_stated_range_is_that_of_the_colours_and_not_of_what_is_behind_them(tmp_path):
+    colours = np.array([[0, 40, 100, 100]] * 4, np.uint8)
+    alpha = np.array([[255, 255, 255, 0]] * 4, np.uint8)
+    for mode, count in (("LA", 1), ("RGBA", 3)):
+        Image.fromarray(np.dstack([colours] * count + [alpha])).save(tmp_path / "a.png")
+        for background, behind in ((None, 255), (0, 0)):
+            dataset = open_dataset(tmp_path, value_range=(0, 100), background=background)
+            assert levels(dataset) == [0, 102, 255, behind], mode
+    with pytest.raises(DataError, match=r"outside \[0, 90\]"):
+        open_dataset(tmp_path, value_range=(0, 90)).batch([0])
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "LA", "RGBA", "P"])
+def test_files_of_0_and_1_are_refused(tmp_path, mode):
+    bits = np.random.default_rng(0).integers(0, 2, (8, 8), dtype=np.uint8)
+    image = Image.fromarray(bits).convert("L" if mode == "P" else mode)
+    if mode == "P":
+        image = Image.fromarray(bits)
+        image.putpalette([level for level in range(256) for _ in range(3)])
+    image.save(tmp_path / "a.png")
+    with pytest.raises(DataError, match="only the values 0 and 1 of 0 to 255"):
+        open_dataset(tmp_path)
+
+
+def test_black_icons_are_no_masks(tmp_path):
+    pixels = np.zeros((8, 8, 4), np.uint8)
+    pixels[2:6, 2:6, 3] = 255
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert levels(open_dataset(tmp_path)) == [255] * 8
+
+
+def test_a_later_frame_may_have_colours(tmp_path):
+    grey, red = Image.new("L", (8, 8), 100), Image.new("RGB", (8, 8), (255, 0, 0))
+    grey.save(tmp_path / "a.tif", save_all=True, append_images=[red])
+    dataset = open_dataset(tmp_path, frames="all")
+    assert (dataset.batch([0, 1])[0][:, :, 0, 0] * 127.5 + 127.5).round().tolist() == [[100.0] * 3, [255.0, 0.0, 0.0]]

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import admg
+from admg.engine import follow_load
 from admg.engine.cpu.parts import InParts, _pool, parts_of
+from admg.threads import Reading
 
 
 @pytest.fixture(params=[2, 3])
@@ -120,6 +122,22 @@ def test_each_part_has_a_thread_of_its_own_and_the_process_keeps_its_number(thre
     assert torch.equal(call(x, torch.tensor([1])), x + 1)
     assert [call[:2] for call in network.calls] == [(12 // threads, 1)] * threads
     assert numbers() == [threads, threads]
+
+
+@pytest.mark.skipif(Reading.now() is None, reason="the load is known on Linux alone")
+def test_on_a_busy_machine_a_batch_is_still_divided_into_as_many_parts(threads):
+    network = Recorder().eval()
+    x = torch.arange(12.0)[:, None]
+    follow_load(Reading.now())
+    torch.set_num_threads(1)  # as adapt_threads() does beside other processes
+    try:
+        assert torch.equal(InParts(network, network, "fp32")(x, torch.tensor([1])), x + 1)
+        assert [call[:2] for call in network.calls] == [(12 // threads, 1)] * threads
+        assert torch.get_num_threads() == 1
+    finally:
+        follow_load(None)
+    assert torch.equal(InParts(network, network, "fp32")(x, torch.tensor([1])), x + 1)
+    assert network.calls[-1][:2] == (12, 1)
 
 
 def test_errors_are_those_of_the_network(threads):

@@ -187,7 +187,7 @@ def test_the_size_of_rotated_photographs_is_that_of_their_pixels(tmp_path, endin
         folder = tmp_path / str(orientation)
         folder.mkdir()
         for i in range(2):
-            Image.new("RGB", (12, 8), (i, 0, 0)).save(folder / f"{i}.{ending}", exif=exif)
+            Image.new("RGB", (12, 8), (i, 90, 0)).save(folder / f"{i}.{ending}", exif=exif)
         source = open_source(folder)
         assert source.size == source[0:2].shape[1:3] == ((8, 12) if orientation == 1 else (12, 8))
     Image.new("RGB", (12, 8)).save(folder / f"plain.{ending}")

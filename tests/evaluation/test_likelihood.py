@@ -289,7 +289,11 @@ def test_label_numbers():
     numeric = Labels(3, ("1", "2", "3"))
     assert label_numbers(numeric, ("0", "1"), numbered=True) == [0, 1] and label_numbers(numeric, ("1", "3")) == [0, 2]
     assert label_numbers(Labels(3), ("0", "2")) == [0, 2]
-    assert label_numbers(Labels(12), tuple(sorted(map(str, range(12))))) == list(range(12))  # as sorted for training
+    as_text = tuple(sorted(map(str, range(12))))  # 0, 1, 10, 11, 2, ...
+    with pytest.warns(UserWarning, match="have no names: .* matched in order, which is that of texts: '10' is label 2"):
+        assert label_numbers(Labels(12), as_text) == list(range(12))  # as guided-diffusion numbers them
+    with pytest.warns(UserWarning, match="numbers from 0 on, so each is taken for the number of a label"):
+        assert label_numbers(Labels(12, [f"animal {i}" for i in range(12)]), as_text) == [int(name) for name in as_text]
     punctuated = Labels(4, ("a,b", "c d", "c_d", "golden retriever"))
     assert label_numbers(punctuated, ("A-b", "golden-retriever")) == [0, 3]  # as written to images/
     assert label_numbers(punctuated, ("c d", "c_d", "a,b", "golden-retriever")) == [1, 2, 0, 3]

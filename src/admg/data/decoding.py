@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 from jaxtyping import Shaped
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, ImageSequence
 
 from .errors import DataError
 from .members import ImagePath, check_pixels, open_image
@@ -71,12 +71,18 @@ class Kind:
             raise DataError("it has a transparent colour (tRNS) but not 8 bits per channel: convert it to 8-bit RGBA")
         frames = getattr(image, "n_frames", 1) if image.format in ANIMATED else 1
         paged = frames > 1 and image.format == "TIFF" and image.mode == "L"
-        return cls(image.mode, _deep(image), image.has_transparency_data, int(frames), paged)
+        mode = "LA" if _raw_mode(image).startswith("LA") else image.mode  # of 16 bits, which Pillow opens as RGBA
+        return cls(mode, _deep(image), image.has_transparency_data, int(frames), paged)
 
     @property
     def wide(self) -> bool:
         """Whether there is one channel of more than 8 bits."""
         return self.mode in WIDE_MODES
+
+    @property
+    def has_8_bits(self) -> bool:
+        """Whether each channel has 8 bits in the file."""
+        return not (self.wide or self.deep or self.mode == "1")
 
     @property
     def channels(self) -> int:
@@ -127,9 +133,10 @@ class Decoding:
                 bits[array == image.info["transparency"]] = behind
             plain = Image.fromarray(bits)
         else:
-            plain = flattened(upright(image), behind).convert("L" if image.mode in GREY_MODES else "RGB")
+            shown = upright(image)
             if self.value_range is not None and self.value_range != (0, 255):
-                plain = Image.fromarray(to_8_bits(np.asarray(plain), self.value_range, "its pixels"))
+                shown = in_8_bits(shown, self.value_range)
+            plain = flattened(shown, behind).convert("L" if image.mode in GREY_MODES else "RGB")
         return plain if channels is None else plain.convert(MODES[channels])
 
     def _all_channels(self, image: Image.Image, channels: int) -> Pixels:
@@ -161,6 +168,21 @@ def pages(image: Image.Image, count: int) -> Shaped[np.ndarray, "h w c"]:
 def upright(image: Image.Image) -> Image.Image:
     """Return the image as its EXIF orientation shows it; guided-diffusion ignores it and learns photographs rotated."""
     return ImageOps.exif_transpose(image)
+
+
+def in_8_bits(image: Image.Image, value_range: ValueRange) -> Image.Image:
+    """Return an 8-bit image with its colours scaled from a value range; transparency is unchanged.
+
+    Raises DataError if a value that is not fully transparent is outside of the range.
+    """
+    grey = image.mode in GREY_MODES
+    if not image.has_transparency_data:
+        array = np.asarray(image.convert("L" if grey else "RGB"))
+        return Image.fromarray(to_8_bits(array, value_range, "its pixels"))
+    array = np.array(image.convert("LA" if grey else "RGBA"))
+    array[array[..., -1] == 0, :-1] = np.clip(array[array[..., -1] == 0, :-1], *value_range)
+    array[..., :-1] = to_8_bits(array[..., :-1], value_range, "its pixels")
+    return Image.fromarray(array)
 
 
 def flattened(image: Image.Image, background: int) -> Image.Image:
@@ -258,10 +280,10 @@ def check_depth(paths: Sequence[ImagePath], what: object) -> None:
 
 
 def check_not_binary(paths: Sequence[ImagePath], what: object) -> None:
-    """Raise DataError if the only values of 8-bit grey files are 0 and 1. Usually one file is enough to rule it out."""
+    """Raise DataError if the only values of 8-bit files are 0 and 1. Usually one file is enough to rule it out."""
     try:
-        highest = max(some_of(paths, _highest, 1), default=255)
-        highest = highest if highest > 1 else max(some_of(paths, _highest))
+        highest = max(some_of(paths, _highest_shown, 1), default=255)
+        highest = highest if highest > 1 else max(some_of(paths, _highest_shown))
     except (DataError, OSError):  # an image that cannot be decoded is named when it is used
         return
     check_8_bits(0, highest, f"the images in {what}")
@@ -311,7 +333,19 @@ def _extremes(image: Image.Image) -> tuple[np.dtype, float, float]:
 
 
 def _highest(image: Image.Image) -> int:
-    return int(np.asarray(image).max())
+    """Return the highest value of colours, in the upper 8 bits of those of 16."""
+    array = np.asarray(image)
+    return int((array[..., :-1] if image.mode in ("LA", "RGBA") else array).max())
+
+
+def _highest_shown(image: Image.Image) -> int:
+    return int(np.asarray(flattened(image, 255).convert("RGB")).max())
+
+
+def has_colours(path: ImagePath) -> bool:
+    """Whether any frame of a file has colours."""
+    with open_image(path) as image:
+        return any(frame.mode not in GREY_MODES for frame in ImageSequence.Iterator(image))
 
 
 def _transparent(image: Image.Image) -> bool:

@@ -9,10 +9,10 @@ from PIL import Image, UnidentifiedImageError
 
 from .decoding import Decoding, Kind
 from .errors import DataError, UnreadableError
-from .members import ImagePath, check_pixels, open_image
+from .members import ORIENTATION, ImagePath, check_pixels, open_image
 from .transforms import Pixels
 
-ORIENTATION, WIDTH, HEIGHT = 274, 256, 257
+WIDTH, HEIGHT = 256, 257
 """Tags of EXIF and TIFF."""
 
 

@@ -23,6 +23,8 @@ from .members import ImagePath
 
 Row = tuple[str, int, int, int, int, str, bool, bool, int, bool]
 """Name, size in bytes and modification time of a file, its width and height, and the fields of its Kind."""
+VERSION = "2"
+"""Version of the meaning of these fields; other versions are rewritten."""
 SMALLEST = 64
 """Minimum number of files for an index; with fewer, reading the headers is as fast."""
 
@@ -67,8 +69,8 @@ def index_path(root: Path) -> Path:
 
 
 def _about(root: Path) -> list[str]:
-    """Return the key of an index: the folder, the stored fields of an image, and the version of Pillow."""
-    return [cached.place_of(root), *(field.name for field in dataclasses.fields(Kind)), PIL.__version__]
+    """Return the key of an index: the folder, the version, the stored fields of an image, and Pillow's version."""
+    return [cached.place_of(root), VERSION, *(field.name for field in dataclasses.fields(Kind)), PIL.__version__]
 
 
 def _image(path: ImagePath, header: list[Any]) -> ImageFile:

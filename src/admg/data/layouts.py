@@ -12,7 +12,7 @@ from PIL import Image
 
 from .arrays import Split, open_arrays_file, open_idx
 from .dataset import Crop, Dataset, Fit, check_options
-from .decoding import Decoding, Frames, check_not_binary, choose_decoding, note_frames
+from .decoding import Decoding, Frames, check_not_binary, choose_decoding, has_colours, note_frames
 from .errors import DataError, check_choice
 from .folder import ImageFile
 from .labelling import LabelSource, checked_names, checked_source, find_labels, names_for
@@ -118,7 +118,7 @@ def open(
     names, source, level = checked_names(label_names), checked_source(labels), checked_verify(verify)
     if level == "none" and frames == "all":
         raise DataError('verify="none" cannot be combined with frames="all", which needs the headers of all files')
-    file = find_source(path, split, sizes=level != "none", progress=progress)
+    file = find_source(path, split, classes=source != "none", sizes=level != "none", progress=progress)
     if isinstance(file, Listing):
         root = file.root
         images, skipped = open_images(file, verify=level, strict=strict, progress=progress)
@@ -130,7 +130,7 @@ def open(
         decoding = choose_decoding(kinds, root, **ranges, background=background, padded=padded, every=every)
         dataset = _open_images(file, images, image_size, channels, fit, source, names, frames)
         dataset = replace(dataset, skipped=skipped, decoding=decoding)
-        if value_range is None and all(kind.mode == "L" for _, kind in kinds):
+        if value_range is None and all(kind.has_8_bits for _, kind in kinds):
             check_not_binary([path for path, _ in kinds], root)
     else:
         if source not in ("auto", "none"):
@@ -165,8 +165,11 @@ def _open_images(
     if fit == "pad":
         for image in images:
             check_pad(*image.size, size, image.path)
-    channels = channels if channels is not None else max(image.kind.channels for image in images)
     kinds = [image.kind for image in images]
+    if channels is None:
+        channels = max(kind.channels for kind in kinds)
+        if frames == "all" and any(has_colours(image.path) for image in images if image.kind.frames > 1):
+            channels = 3
     counts = [1 if frames == "first" or kind.has_page_for_each(channels) else kind.frames for kind in kinds]
     shown = [(image.path, frame) for image, count in zip(images, counts) for frame in range(count)]
     paths, numbers_of_frames = tuple(path for path, _ in shown), tuple(frame for _, frame in shown)

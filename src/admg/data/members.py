@@ -16,10 +16,10 @@ from PIL import Image
 
 from .errors import DataError
 
+ORIENTATION = 274
+"""Tag of EXIF; above 4, the sides of the image are exchanged."""
 LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 """Header in front of each member of a zip: signature, ..., lengths of the name and of the extra field."""
-
-
 PROGRAMS = frozenset({"EPS", "WMF"})
 """Formats that Pillow passes to Ghostscript or Windows, which execute the file's content."""
 
@@ -180,6 +180,8 @@ def open_image(file: ImagePath, whole: bool = False) -> Image.Image:
     """
     if isinstance(file, Path):
         image = Image.open(file)
+        if image.format == "TIFF" and image.getexif().get(ORIENTATION, 1) > 4:
+            image.filename = ""  # which keeps Pillow from mapping raw pixels into memory with their sides exchanged
     else:
         image = Image.open(io.BytesIO(file.read_bytes()) if whole else file.open())
     if image.format in PROGRAMS:

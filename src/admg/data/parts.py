@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from .arrays import Split
@@ -12,14 +12,12 @@ from .errors import DataError, listed
 from .labelling import common_top, labelled_by_prefix
 from .listing import LABEL_FILES, is_image
 
-Entries = list[tuple[str, bool]]
-"""Names in a folder, and whether each is a folder."""
-
 SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
     "train": ("train", "training"),
     "test": ("test", "testing", "validation", "valid", "val", "eval", "dev"),
 }
 """Words that name a part of a data set, in the order of precedence."""
+WORDS = frozenset(word for words in SPLIT_NAMES.values() for word in words)
 
 
 def of_split(files: Sequence[Path], split: Split, root: Path) -> list[Path]:
@@ -28,8 +26,7 @@ def of_split(files: Sequence[Path], split: Split, root: Path) -> list[Path]:
     Raises DataError if there are only files of other parts.
     """
     words = [re.split(r"[^a-z]", file.name.lower())[0] for file in files]
-    known = {word for names in SPLIT_NAMES.values() for word in names}
-    if not known.intersection(words):
+    if not WORDS.intersection(words):
         return list(files)
     word = next((word for word in SPLIT_NAMES[split] if word in words), None)
     if word is None:
@@ -42,46 +39,52 @@ def of_split(files: Sequence[Path], split: Split, root: Path) -> list[Path]:
     return chosen
 
 
-def part_with_classes(entries: Entries, inside: Callable[[str], Entries], split: Split) -> str | None:
-    """Return the sub-folder of a split in a folder such as train/cat/1.png, val/cat/2.png; None for other folders.
+def part_of(names: Sequence[str], split: Split, root: Path, *, classes: bool = True) -> str | None:
+    """Return the sub-folder of a split among these files, such as "train" for train/cat/1.png and val/cat/2.png.
 
-    entries: content of the folder
-    inside: function that returns the content of a sub-folder
+    names: all files of a folder, relative to it
+    classes: whether sub-folders may be classes. Then those that contain images directly are not parts, since they may
+        be classes, or their file names may begin with labels.
 
-    Sub-folders that contain images directly are not splits: they may be classes, or their file names may begin with
-    labels.
+    None for other folders, which is reported in a warning if there are no classes, but parts: others than this split,
+    or images beside them.
     """
-    names = {name.lower(): name for name, is_dir in entries if is_dir}
-    known = {word for words in SPLIT_NAMES.values() for word in words}
-    chosen = next((names[word] for word in SPLIT_NAMES[split] if word in names), None)
-    if chosen is None or any(is_image(name) for name, is_dir in entries if not is_dir) or not names.keys() <= known:
+    images = [name for name in names if is_image(name)]
+    folders = {name.partition("/")[0] for name in images if "/" in name}
+    by_word = {folder.lower(): folder for folder in folders}
+    chosen = next((by_word[word] for word in SPLIT_NAMES[split] if word in by_word), None)
+    others = sorted(folder for word, folder in by_word.items() if word not in WORDS)
+    others += [name for name in images if "/" not in name]
+    if chosen is None:
+        if folders and not others and not classes:
+            note = f"{root}: there is no part for the split {split}, but {listed(sorted(folders), 3)}: using all images"
+            warnings.warn(note, stacklevel=5)
         return None
-    inner = inside(chosen)
-    if not inner or any(not is_dir and name not in LABEL_FILES for name, is_dir in inner):
+    inner = [name.removeprefix(f"{chosen}/") for name in names if name.startswith(f"{chosen}/")]
+    if classes and (others or labelled_by_prefix(images)):
         return None
+    if classes and any("/" not in name and name not in LABEL_FILES for name in inner):
+        return None
+    if others:
+        warnings.warn(
+            f"{root}: using all images, not only those of the split {split} in {chosen}, since there are others in "
+            f"{listed(others, 3)}",
+            stacklevel=5,
+        )
+        return None
+    if len(folders) > 1:
+        warnings.warn(f"{root}: using the images in {chosen}, the split {split}", stacklevel=5)
     return chosen
 
 
-def top_of_part(names: Sequence[str], split: Split, root: Path) -> str | None:
+def top_of_part(names: Sequence[str], split: Split, root: Path, *, classes: bool = True) -> str | None:
     """Return the folder of a split in an archive, with "/" at its end, by the rules for folders; None in others.
 
     names: all files in the archive
     """
     folders = {name.rpartition("/")[0].lower() for name in names}
-    if not any(folder.split("/").count(word) for folder in folders for word in SPLIT_NAMES[split]):
+    if not any(WORDS.intersection(folder.split("/")) for folder in folders):
         return None
-    images = [name for name in names if is_image(name)]
-    top = common_top(images)
-    entries = _entries(names, top)
-    part = part_with_classes(entries, lambda name: _entries(names, f"{top}{name}/"), split)
-    if part is None or labelled_by_prefix(images):
-        return None
-    if sum(is_dir for _, is_dir in entries) > 1:
-        warnings.warn(f"{root}: using the images in {part}, the split {split}", stacklevel=5)
-    return f"{top}{part}/"
-
-
-def _entries(names: Sequence[str], top: str) -> Entries:
-    """Return the content of a folder in an archive."""
-    inner = [name.removeprefix(top).partition("/") for name in names if name.startswith(top)]
-    return list(dict.fromkeys((name, bool(slash)) for name, slash, _ in inner))
+    top = common_top([name for name in names if is_image(name)])
+    part = part_of([name.removeprefix(top) for name in names if name.startswith(top)], split, root, classes=classes)
+    return None if part is None else f"{top}{part}/"

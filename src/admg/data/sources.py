@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,15 +11,16 @@ from .arrays import Split, find_idx
 from .arrow import HUB, SAVED, SAVED_SPLITS, list_hub, list_saved, list_tables
 from .errors import DataError
 from .generated import IMAGES, PARTS, PICTURES, find_samples, source_of
-from .labelling import labelled_by_prefix
 from .listing import DESCRIPTION, LABEL_FILES, Listing, is_hidden_folder, is_image, list_files
-from .parts import Entries, of_split, part_with_classes
+from .parts import of_split, part_of
 from .tars import expand, list_tars
 from .zips import list_zip
 
 TABLES = (".parquet", ".arrow")
 COLLECTIONS = frozenset({".npz", ".npy", ".zip", ".tar", *TABLES})
 """Endings of files that hold many images."""
+Entries = list[tuple[str, bool]]
+"""Names in a folder, and whether each is a folder."""
 ALLOWED = (
     "expected a folder of images or IDX files, a zip or tar of images, a folder or pattern of tars, a Parquet or "
     "Arrow file or a folder of them, hf:NAME of Hugging Face's hub, an IDX file, an .npz or an .npy"
@@ -28,11 +28,12 @@ ALLOWED = (
 
 
 def find_source(
-    path: str | Path, split: Split = "train", *, sizes: bool = True, progress: bool = True
+    path: str | Path, split: Split = "train", *, classes: bool = True, sizes: bool = True, progress: bool = True
 ) -> Listing | Path:
     """Return the images at a path, or the path itself if it is a file of arrays (IDX, .npz, .npy).
 
     split: part of the data, where the path has both
+    classes: whether the sub-folders of a folder may be classes; otherwise train/1.png and test/2.png are parts, too
     sizes: whether to read the size and the modification time of each file in a folder
     progress: show a progress bar if an archive takes more than two seconds to read
     Raises DataError if there is nothing of this kind.
@@ -42,15 +43,15 @@ def find_source(
         return list_hub(text, split)
     if not path.exists():
         if tars := expand(text):
-            return list_tars(tars[0].parent, tars, split, progress=progress)
+            return list_tars(tars[0].parent, tars, split, classes=classes, progress=progress)
         raise DataError(f"{path} does not exist: {ALLOWED}")
     if path.is_dir():
-        return _in_folder(path, split, sizes, progress)
+        return _in_folder(path, split, classes, sizes, progress)
     suffix = path.suffix.lower()
     if suffix == ".zip":
-        return list_zip(path, split)
+        return list_zip(path, split, classes=classes)
     if suffix in (".tar", ".tgz") or ".tar." in path.name.lower():
-        return list_tars(path, [path], split, progress=progress)
+        return list_tars(path, [path], split, classes=classes, progress=progress)
     if suffix in TABLES:
         return list_tables(path, [path], "table of images", progress=progress)
     if suffix not in COLLECTIONS and is_image(path.name):
@@ -58,14 +59,14 @@ def find_source(
     return path
 
 
-def _in_folder(path: Path, split: Split, sizes: bool, progress: bool) -> Listing | Path:
+def _in_folder(path: Path, split: Split, classes: bool, sizes: bool, progress: bool) -> Listing | Path:
     if (found := find_idx(path, split)) is not None:
         return found
     if (path / SAVED).is_file() or (path / SAVED_SPLITS).is_file():
         return list_saved(path, split)
     entries = entries_of(path)
     if tars := only(path, entries, (".tar",)):
-        return list_tars(path, tars, split, progress=progress)
+        return list_tars(path, tars, split, classes=classes, progress=progress)
     data = path / "data"  # the location in repositories of Hugging Face's hub
     for folder, inner in ((path, entries), *([(data, entries_of(data))] if data.is_dir() else [])):
         if tables := only(folder, inner, TABLES):
@@ -74,11 +75,9 @@ def _in_folder(path: Path, split: Split, sizes: bool, progress: bool) -> Listing
     if may_be_samples(path, entries) and (samples := find_samples(path)) is not None:
         return _of_samples(samples, entries, sizes)
     listing = list_files(path, sizes=sizes)
-    part = part_with_classes(entries, lambda name: entries_of(path / name), split)
-    if part is None or labelled_by_prefix([file.name for file in listing.files if is_image(file.name)]):
+    part = part_of([file.name for file in listing.files], split, path, classes=classes)
+    if part is None:
         return listing
-    if sum(is_dir for _, is_dir in entries) > 1:
-        warnings.warn(f"{path}: using the images in {part}, the split {split}", stacklevel=4)
     if describes_labels(path) and not describes_labels(path / part):
         files = [file for file in listing.files if file.name.startswith(f"{part}/")]
         return replace(listing, files=files, top=f"{part}/")

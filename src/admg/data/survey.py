@@ -54,7 +54,7 @@ def survey(
     verify: "headers" reads headers; "full" decodes every image as well, which finds damaged images
     See `open` for the arguments and errors.
     """
-    source = find_source(path, split, progress=progress)
+    source = find_source(path, split, classes=checked_source(labels) != "none", progress=progress)
     if not isinstance(source, Listing):
         return _of_arrays(source, labels)
     images, skipped = open_images(source, verify=verify, progress=progress)

@@ -66,11 +66,14 @@ class Content:
     unused: str = ""
 
 
-def list_tars(root: Path, tars: Sequence[Path], split: Split = "train", *, progress: bool = True) -> Listing:
+def list_tars(
+    root: Path, tars: Sequence[Path], split: Split = "train", *, classes: bool = True, progress: bool = True
+) -> Listing:
     """Return the images in tars. Those of WebDataset have labels in files beside them.
 
     root: the tar, or the folder of the tars
     split: part to take, if the names of some tars begin with train, test, val, ...
+    classes: see `find_source`
 
     The images of a sample, "n01/0001.jpg", and its label, "n01/0001.cls", have the same name up to the first dot. A
     label is a number or a name: the content of .cls or .class, the entry "label", "cls", "class", "class_name" or
@@ -102,15 +105,15 @@ def list_tars(root: Path, tars: Sequence[Path], split: Split = "train", *, progr
     kind = "tar of images" if len(chosen) == 1 else f"set of {len(chosen)} tars"
     listing = Listing.of_members(root, members, left_out, kind, typed=True)
     listing = replace(listing, unused=next((content.unused for content in contents if content.unused), ""))
-    return _as_folder(listing, contents[0] if len(contents) == 1 else Content([]), split)
+    return _as_folder(listing, contents[0] if len(contents) == 1 else Content([]), split, classes)
 
 
-def _as_folder(listing: Listing, content: Content, split: Split) -> Listing:
+def _as_folder(listing: Listing, content: Content, split: Split, classes: bool) -> Listing:
     """Return the listing of tars with the part and the files of labels that a folder of these images would have."""
     members = listing.members or {}
     names = [*(member.name for member in members.values()), *content.described]
     labelled = any(member.label is not None for member in members.values())
-    top = None if labelled else top_of_part(names, split, listing.root)
+    top = None if labelled else top_of_part(names, split, listing.root, classes=classes)
     if top is not None:
         members = {name: member for name, member in members.items() if member.name.startswith(top)}
         files = [file for file in listing.files if file.name in members]

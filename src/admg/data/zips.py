@@ -23,10 +23,11 @@ BROKEN = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplemented
 ENCRYPTED = 1  # bit of the flags of a member
 
 
-def list_zip(path: Path, split: Split = "train") -> Listing:
+def list_zip(path: Path, split: Split = "train", *, classes: bool = True) -> Listing:
     """Return the files in a zip. Raises DataError if it is not a zip, or if its members cannot be read at random.
 
     split: part to take, if the zip holds folders of classes in train/, test/, val/, ...
+    classes: see `find_source`
     """
     container = Container.from_path(path)
     top = description = metadata = None
@@ -37,7 +38,7 @@ def list_zip(path: Path, split: Split = "train") -> Listing:
                 _check(path, entry)
             names, left_out = visible(entries)
             every = without_pictures(names)
-            top = top_of_part(every, split, path)
+            top = top_of_part(every, split, path, classes=classes)
             names = [name for name in every if name.startswith(top or "")]
             images = [name for name in names if is_image(name)]
             if (found := nearest(every, [DESCRIPTION], images)) is not None:

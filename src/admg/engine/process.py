@@ -79,8 +79,8 @@ class Adapting:
         if threads < self.most and not self.chosen:
             number = "1 thread" if threads == 1 else f"{threads} threads"
             warnings.warn(
-                f"other processes use {others:.1f} of {now.cores} cores: computing with {number} while they do "
-                "(--threads chooses a number)",
+                f"other processes use {others:.1f} of {now.cores} cores: each operation is computed by {number} while "
+                "they do (--threads chooses a number)",
                 stacklevel=1,
             )
         self.chosen = True
@@ -98,6 +98,15 @@ def follow_load(since: Reading | None) -> None:
     """
     global _adapting
     _adapting = None if since is None else Adapting(torch.get_num_threads(), since)
+
+
+def threads_in_all() -> int:
+    """Return the number of threads that work may use whose threads wait for each other only once per call.
+
+    Unlike that of threads which share every operation, it does not depend on the load: a thread on a shared core delays
+    the others only at the end of a call, and each of them has its own turns on the cores.
+    """
+    return max(torch.get_num_threads(), 1 if _adapting is None else _adapting.most)
 
 
 def adapt_threads() -> None:

@@ -130,7 +130,8 @@ def label_numbers(labels: Labels, names: Sequence[str], numbered: bool = False) 
     """Return the model's number of each label name of the data; names may be spelt as in file names.
 
     numbered: whether the data have numbers without names, which are the model's numbers
-    If no name is one of the model's but there are equally many, they are matched in order, with a warning.
+    If no name is one of the model's but there are equally many, they are matched in order, with a warning; if they are
+    numbers from 0 on, and the model's labels have names, each is the number of a label.
     Raises ValueError if the model does not have one of the labels.
     """
     other = f"the data's {len(names)} labels are not the model's {labels.count}"
@@ -143,13 +144,20 @@ def label_numbers(labels: Labels, names: Sequence[str], numbered: bool = False) 
         with suppress(ValueError):
             if labels.aliases:
                 return [labels.number(name) for name in names]
-        if labels.names:
+        numbers = [int(name) for name in names if name.isdecimal()]
+        are_numbers, in_order = sorted(numbers) == [*range(labels.count)], numbers == [*range(labels.count)]
+        how = "equally many, so they are matched in order"
+        if are_numbers and labels.names:
+            how = "the numbers from 0 on, so each is taken for the number of a label"
+        elif are_numbers and not in_order:
+            how += f", which is that of texts: {names[2]!r} is label 2"
+        if labels.names or (are_numbers and not in_order):
+            theirs = f" ({listed(labels.names, 3)})" if labels.names else ", which have no names"
             warnings.warn(
-                f"the names of the data's labels ({listed(names, 3)}) are not the model's ({listed(labels.names, 3)}): "
-                f"there are equally many, so they are matched in order",
+                f"the names of the data's labels ({listed(names, 3)}) are not the model's{theirs}: there are {how}",
                 stacklevel=2,
             )
-        return list(range(labels.count))
+        return numbers if are_numbers and labels.names else list(range(labels.count))
     try:
         return [_label_number(labels, by_file, name) for name in names]
     except ValueError as error:

@@ -197,7 +197,7 @@ def open_source(
             raise ValueError(f"value_range applies only to image files, and {path} holds 8-bit images")
         source = replace(_open_npz(path, labels), decoding=Decoding(background=background))
         source.names_of_numbers = names_of_labels(path) if labels else ()
-    elif isinstance(listing := find_source(path, split), Listing):
+    elif isinstance(listing := find_source(path, split, classes=labels), Listing):
         source = _open_listing(listing, labels, value_range, wide_range, background)
     else:
         data = open_dataset(  # any size: kept as stored
@@ -246,7 +246,7 @@ def _open_listing(
     kinds = [(file.path, file.kind) for file in files]
     note_frames(kinds, path)
     decoding = choose_decoding(kinds, path, value_range=value_range, wide_range=wide_range, background=background)
-    if value_range is None and all(kind.mode == "L" for _, kind in kinds):
+    if value_range is None and all(kind.has_8_bits for _, kind in kinds):
         check_not_binary([file for file, _ in kinds], path)
     sizes = {file.size for file in files}
     size = next(iter(sizes))[::-1] if len(sizes) == 1 else None

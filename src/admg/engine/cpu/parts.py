@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from admg.engine.observers import is_transformed
 from admg.engine.precision import Resolved, autocast
+from admg.engine.process import threads_in_all
 
 BALANCE = 1.15
 """Maximum ratio between the largest part and the mean; above it, threads share the operations instead."""
@@ -84,14 +85,13 @@ class InParts:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         x = args[0] if args else kwargs["x"]
-        threads = torch.get_num_threads()
-        parts = parts_of(len(x), threads)
+        parts = parts_of(len(x), threads_in_all())
         if parts == 1 or self.plain.training or torch.is_anomaly_enabled():  # whose traces need Python's lock
             return self.network(*args, **kwargs)
         inputs = Inputs(args, kwargs, len(x))
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs.shared):
             return self.network(*args, **kwargs)  # the parts would have to add up its gradient
-        run = _Threads(parts, threads // parts, self.precision)
+        run = _Threads(parts, max(1, torch.get_num_threads() // parts), self.precision)
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs.tensors):
             output: Tensor = _Differentiable.apply(self.network, inputs, run, *inputs.tensors)  # type: ignore[no-untyped-call]
             return output
