@@ -231,7 +231,7 @@ def test_config_file_and_command_line(capsys, pictures, tmp_path):
     train = json.loads((tmp_path / "out" / "model" / "config.json").read_text())["training"]["train"]
     assert (train["lr"], train["batch_size"], train["ema"]) == (0.125, 2, "10%")
     (tmp_path / "c.toml").write_text("learning_rate = 0.125\n")
-    assert "c.toml: unknown option 'learning_rate'" in refused(capsys, *arguments)
+    assert "c.toml: unknown option 'learning_rate': here it is 'lr'" in refused(capsys, *arguments)
     (tmp_path / "c.toml").write_text('lr = "fast"\n')
     assert "--lr: invalid float value: 'fast'" in refused(capsys, *arguments)
     (tmp_path / "c.toml").write_text("lr = \n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 
 import admg
 from admg import guidance, samplers
+from admg.cli.sampling_options import GuidanceOptions
 from admg.generation import guide_specs
 from admg.generation.guide_specs import GuideSet, UserGuide, guide_title
 from admg.generation.images import to_float
@@ -168,6 +170,16 @@ def test_a_file_that_changed_within_a_second_is_read_again(tmp_path):
         os.utime(path, (1e9, 1e9))
         found.append(load_object(f"{path}:value"))
     assert [value for value, _ in found] == [1, 2] and found[0][1] != found[1][1]
+
+
+def test_a_guide_of_a_file_beside_the_default_classifier_is_noted(own):
+    model = admg.load("fashion-mnist")
+    with pytest.warns(UserWarning, match="own.py:pull is added to the classifier, which guides at scale .*--scale 0"):
+        GuidanceOptions(guide=(f"{own}:pull",)).load(model, "fashion-mnist")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        GuidanceOptions(guide=(f"{own}:pull",), scale=0.0).load(model, "fashion-mnist")
+        GuidanceOptions(guide=(f"{own}:pull",), classifier="fashion-mnist").load(model, "fashion-mnist")
 
 
 @pytest.mark.thorough

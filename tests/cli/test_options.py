@@ -15,6 +15,7 @@ from PIL import Image
 
 from admg import config
 from admg.cli import main as cli
+from admg.cli.names_elsewhere import NAMES_ELSEWHERE
 from admg.cli.options import with_options
 
 
@@ -93,6 +94,12 @@ def test_the_command_line_takes_precedence_over_the_file(capsys, command, tmp_pa
     assert command == [Options(source="there", sizes=(1, 2), fast=True, sampler=sampler)]
 
 
+def test_every_name_elsewhere_stands_for_an_option():
+    modules = [importlib.import_module(f"admg.cli.{name}") for name in ("sample", "upsample", "train", "train_classifier")]
+    ours = {f"--{option.name.replace('_', '-')}" for module in modules for option in config.options(module.Options)}
+    assert not [other for other, names in NAMES_ELSEWHERE.items() if not ours.issuperset(names.split())]
+
+
 def test_a_printed_configuration_gives_the_same_options(capsys, command, tmp_path):
     words = ["demo", "here", "--sizes", "3", "--guide", "a=1,b", "--guide", "c", "--kind", "ddpm"]
     assert run(capsys, *words)[0] == 0
@@ -110,6 +117,9 @@ def test_a_printed_configuration_gives_the_same_options(capsys, command, tmp_pat
         (["demo", "x", "--steps", "0"], "admg demo: error: --steps must be at least 1, got 0"),
         (["demo", "x", "--steps", "many"], "invalid int value: 'many'"),
         (["demo", "x", "--stepps", "3"], "unknown option '--stepps': did you mean '--steps'?"),
+        (["sample", "--num_samples", "3"], "unknown option '--num_samples': here it is '--num'"),
+        (["sample", "--class-cond=False"], "unknown option '--class-cond': here it is '--unconditional'"),
+        (["train", "--class-cond=False"], "unknown option '--class-cond': here it is '--unlabelled'"),
         (["demo", "x", "y"], "unknown argument 'y'"),
         (["demo", "x", "--kind", "ddin"], "'ddin' is not one of ddim, ddpm: did you mean 'ddim'?"),
         (["demo", "x", "--kind", "ddpm", "--fast"], "admg demo: error: --fast is for kind ddim"),

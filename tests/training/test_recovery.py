@@ -225,10 +225,32 @@ def test_a_run_that_is_replaced_decides_no_option(digits, tmp_path):
 def test_two_runs_do_not_share_a_directory(digits, tmp_path):
     first = begin(digits, tmp_path, steps=5)
     next(first)
-    with pytest.raises(ValueError, match=f"is in use by process {os.getpid()}"):
+    with pytest.raises(ValueError, match=r"in use by a run of this process: end that run with run.stop\(\)"):
         next(begin(digits, tmp_path, steps=5))
     first.close()
-    assert len(losses(begin(digits, tmp_path, steps=5))) == 5
+    second = begin(digits, tmp_path, steps=5)
+    assert [next(second)["step"] for _ in range(2)] == [1, 2]
+    second.stop()
+    assert next(second)["step"] == 3 and next(second, None) is None
+    assert len(losses(begin(digits, tmp_path, steps=5))) == 2
+
+
+@pytest.mark.thorough
+def test_ctrl_c_ends_the_step_and_saves_a_checkpoint(digits, tmp_path):
+    whole = losses(begin(digits, tmp_path / "whole", steps=4))
+    run = begin(digits, tmp_path / "run", steps=4, checkpoint_every=100)
+    first, take = next(run)["loss"], run._step
+
+    def interrupted(*given):
+        signal.raise_signal(signal.SIGINT)
+        return take(*given)
+
+    run._step = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        next(run)
+    assert next(run, None) is None and run.saved == 2
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert [first, *losses(begin(digits, tmp_path / "run", steps=4))] == [whole[0], *whole[2:]]
 
 
 @pytest.mark.thorough

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +17,8 @@ from typing import Any, NoReturn, get_args, get_origin
 
 from admg import config
 from admg.config import Option
+
+from .names_elsewhere import NAMES_ELSEWHERE
 
 WIDTH = 78
 """Columns of the descriptions in the help, which argparse does not wrap."""
@@ -161,11 +163,22 @@ def _parse_known(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.N
     namespace, unknown = (None, misspelt) if misspelt else parser.parse_known_args(argv)
     if namespace is None or unknown:
         word = unknown[0].partition("=")[0]
-        hint = config.did_you_mean(word, flags) if word.startswith("-") else ""
+        hint = _hint(word, flags) if word.startswith("-") else ""
         parser.error(
             f"unknown {'option' if word.startswith('-') else 'argument'} {word!r}" + (f": {hint}" if hint else "")
         )
     return namespace
+
+
+def _hint(word: str, known: Iterable[str]) -> str:
+    """Return the option that a word may mean: one of guided-diffusion or diffusers, or else one spelt alike.
+
+    known: options as they are written, or their names in a TOML file
+    """
+    ours = NAMES_ELSEWHERE.get(word.lstrip("-").replace("-", "_").lower(), "").split()
+    ours = ours if word.startswith("-") else [option[2:].replace("-", "_") for option in ours]
+    found = next((option for option in ours if option in known), None)
+    return f"here it is {found!r}" if found else config.did_you_mean(word, known)
 
 
 def _from_file(parser: argparse.ArgumentParser, file: str, known: Mapping[str, Option]) -> dict[str, Any]:
@@ -175,7 +188,7 @@ def _from_file(parser: argparse.ArgumentParser, file: str, known: Mapping[str, O
     labels: dict[str, Any] = {}
     for name, value in values.items():
         if name not in known:
-            hint = config.did_you_mean(name, known)
+            hint = _hint(name, known)
             raise ValueError(f"{file}: unknown option {name!r}" + (f": {hint}" if hint else ""))
         if _is_label(known[name].type):
             labels[name] = _labels(known[name], value, file)

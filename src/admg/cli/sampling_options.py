@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,10 +149,17 @@ class GuidanceOptions:
         classifier = self.classifier or loading.default_classifier(name)
         if default_scale is None:
             default_scale = (loading.recommended(name).scale or 4.0) if classifier else 0.0
-        return load_guides(
+        found = load_guides(
             model, classifier=classifier, scale=self.scale, cfg=self.cfg, specs=self.guide, interval=self.interval,
             reuse=self.reuse, default_scale=default_scale, keep_classifier=keep_classifier,
         )  # fmt: skip
+        if self.guide and found.scale and self.scale is None and self.classifier is None:  # guides of one's own alone
+            warnings.warn(
+                f"{', '.join(self.guide)} is added to the classifier, which guides at scale {found.scale:g}; --scale 0 "
+                f"leaves the classifier out",
+                stacklevel=2,
+            )
+        return found
 
 
 class ShowProgress:

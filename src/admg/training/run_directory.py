@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from admg.files import LockError, locked_nowait, remove, remove_leftovers
+from admg.files import LockedError, LockError, locked_nowait, remove, remove_leftovers
 from admg.generation.run_record import DamagedRecordError, read_record
 
 from . import checkpointing, log, run_settings, services, snapshots
@@ -25,6 +26,13 @@ def locked(out: Path) -> Iterator[None]:
     with ExitStack() as stack:
         try:
             stack.enter_context(locked_nowait(out / LOCK, f"the run directory {out}"))
+        except LockedError as error:
+            if f" process {os.getpid()} on " not in str(error):
+                raise
+            raise LockedError(
+                f"the run directory {out} is in use by a run of this process: end that run with run.stop() and "
+                f"next(run), which saves a checkpoint, or with run.close()"
+            ) from None
         except LockError as error:
             warnings.warn(f"{error}: a second training in {out} cannot be prevented", stacklevel=2)
         remove_unfinished_files(out)

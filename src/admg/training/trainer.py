@@ -36,6 +36,7 @@ from .recorder import Recorder
 from .run_models import RunModels
 from .services import RunFacts, open_services, services_of
 from .step import Learner
+from .stopping import deferred_interrupt
 from .tasks import M, Task
 from .trackers import Tracker
 from .validation import Measure
@@ -62,6 +63,10 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
     A step without a finite loss or gradient is skipped. After ten of them in a row, if the loss is far above its level
     for 25 steps, or if the state that is to be saved holds NaN, the run returns to its last good checkpoint
     automatically, with a warning.
+
+    Ctrl-C ends the run after the current step, with a checkpoint, and then raises KeyboardInterrupt. A loop that is left
+    by `break` pauses the run, which keeps its directory locked until it goes on and ends, or until `close()`: call
+    `stop()` before the last step to save a checkpoint.
 
     Raises CheckpointError, which is a ValueError, if `out` holds a run of another network or with other settings;
     ValueError if the images or labels are not those of the network, if the batch cannot be divided among the processes,
@@ -316,7 +321,13 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
         return sum(p.numel() for p in self.learner.network.parameters())
 
     def __next__(self) -> dict[str, float]:
-        return next(self._steps)
+        with deferred_interrupt(self.stop) as interrupt:
+            row = next(self._steps)
+        if interrupt.received:
+            for _ in self._steps:  # ends with a checkpoint, after at most one step
+                pass
+            raise KeyboardInterrupt
+        return row
 
     def close(self) -> None:
         """Stop the run, and release its files, threads and process group. Steps since the last checkpoint are lost."""
