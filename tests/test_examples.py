@@ -17,7 +17,7 @@ import admg
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 NAMES = [path.stem for path in sorted(EXAMPLES.glob("*.py")) if "def main(argv" in path.read_text(encoding="utf-8")]
-EXTRA = {"colourisation": ["--train-steps", "2", "--model"]}  # followed by a folder
+EXTRA = {"colourisation": ["--train-steps", "2", "--model", "FOLDER"], "purification": ["--images", "4"]}
 GUIDE = f"{EXAMPLES / 'custom_guides.py'}:symmetric"
 
 
@@ -35,8 +35,8 @@ def examples(monkeypatch):
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", NAMES)
 def test_an_example_writes_one_picture(examples, tmp_path, name):
-    out, model = tmp_path / "out", str(tmp_path / "model")
-    extra = [*EXTRA[name], model] if name in EXTRA else []
+    out = tmp_path / "out"
+    extra = [word.replace("FOLDER", str(tmp_path / "model")) for word in EXTRA.get(name, [])]
     assert examples(name).main(["--out", str(out), "--steps", "2", "--num", "2", *extra]) in (None, 0)
     (picture,) = out.iterdir()
     assert picture.name == f"{name}.png"

@@ -95,9 +95,11 @@ def test_the_command_line_takes_precedence_over_the_file(capsys, command, tmp_pa
 
 
 def test_every_name_elsewhere_stands_for_an_option():
-    modules = [importlib.import_module(f"admg.cli.{name}") for name in ("sample", "upsample", "train", "train_classifier")]
+    modules = [
+        importlib.import_module(f"admg.cli.{name}") for name in ("sample", "upsample", "train", "train_classifier")
+    ]
     ours = {f"--{option.name.replace('_', '-')}" for module in modules for option in config.options(module.Options)}
-    assert not [other for other, names in NAMES_ELSEWHERE.items() if not ours.issuperset(names.split())]
+    assert not [other for other, here in NAMES_ELSEWHERE.items() if not ours.issuperset(here.split())]
 
 
 def test_a_printed_configuration_gives_the_same_options(capsys, command, tmp_path):

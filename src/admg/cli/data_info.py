@@ -56,7 +56,9 @@ def lines(found: Survey, path: str, verify: str, most: int | None) -> Iterator[s
         yield "labels: none"
     else:
         kind = "numbered classes" if found.numbered else "classes"
-        yield f"labels: {len(counts)} {kind}, {min(counts)} to {max(counts)} images each"
+        least, most = min(counts), max(counts)
+        each = f"{least}" if least == most else f"{least} to {most}"
+        yield f"labels: {len(counts)} {kind}, {each} images each"
         width = len(str(max(counts)))
         yield from (f"  {n:{width}}  {name}" for name, n in list(found.classes.items())[:most])
         if most is not None and len(counts) > most:

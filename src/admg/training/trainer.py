@@ -64,9 +64,9 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
     for 25 steps, or if the state that is to be saved holds NaN, the run returns to its last good checkpoint
     automatically, with a warning.
 
-    Ctrl-C ends the run after the current step, with a checkpoint, and then raises KeyboardInterrupt. A loop that is left
-    by `break` pauses the run, which keeps its directory locked until it goes on and ends, or until `close()`: call
-    `stop()` before the last step to save a checkpoint.
+    Ctrl-C ends the run after the current step, with a checkpoint, and then raises KeyboardInterrupt. A loop that is
+    left by `break` pauses the run, whose directory stays locked until it ends or `close()` is called: use `stop()`
+    instead, which ends the loop with a checkpoint.
 
     Raises CheckpointError, which is a ValueError, if `out` holds a run of another network or with other settings;
     ValueError if the images or labels are not those of the network, if the batch cannot be divided among the processes,
