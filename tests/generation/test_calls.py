@@ -68,6 +68,9 @@ def test_samples_show_and_save_themselves(tiny_model, tmp_path):
     assert repr(samples) == "Samples(4 images of 8x8, 1 channel; labels: two, Ankle boot)" and len(samples) == 4
     with Image.open(io.BytesIO(samples._repr_png_())) as picture:
         assert picture.size == samples.sheet().size
+    pictures = samples.pil()
+    assert [picture.mode for picture in pictures] == ["L"] * 4
+    assert np.array_equal(np.stack(pictures)[..., None], samples.images)
     path = samples.save(tmp_path / "out")
     assert np.array_equal(np.load(path)["arr_0"], samples.images) and path.parent == tmp_path / "out"
 

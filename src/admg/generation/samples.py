@@ -45,6 +45,12 @@ class Samples:
         """The images as uint8 (N, H, W, C)."""
         return to_uint8(self.x)
 
+    def pil(self) -> list[Image.Image]:
+        """Return the images as Pillow images of mode L, LA, RGB or RGBA. Raises ValueError for other channels."""
+        if self.x.shape[1] > 4:
+            raise ValueError(f"Pillow images have 1 to 4 channels, got {self.x.shape[1]}")
+        return [Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image) for image in self.images]
+
     def __len__(self) -> int:
         return len(self.x)
 
