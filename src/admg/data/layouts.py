@@ -92,6 +92,8 @@ def open(
     frames: "first" takes the first frame or page of a file with several, and warns; "all" takes every one as an image.
     background: grey level behind transparent pixels and around padded images; by default white behind, and black
         around images if none is transparent, else white.
+    split: part of data that have several: IDX files, tables, and class folders in train/, test/, val/, ...; with
+        labels="none", also images directly in such folders.
     strict: raise an error for a file in a folder that is not an image, instead of listing it in `Dataset.skipped`.
     verify: "full" decodes every image of a folder now. "headers" reads only their headers, and keeps them in an index
         in the cache folder; an image that cannot be decoded raises DataError when it is used. "none" reads 64 headers,
