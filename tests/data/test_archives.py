@@ -138,6 +138,52 @@ def test_system_folders_of_archives_are_named(photos, tmp_path):
         open_dataset(zipped(photos, tmp_path / "photos.zip"), 8)
 
 
+def test_links_in_a_tar_are_the_files_that_they_lead_to(tmp_path):
+    root = tmp_path / "pets"
+    for i in range(3):
+        save(root / "a" / f"{i}.png", noise(8, 8, seed=i))
+    (root / "b").mkdir()
+    os.link(root / "a" / "0.png", root / "b" / "0.png")
+    (root / "b" / "1.png").symlink_to("../a/1.png")
+    (root / "b" / "2.png").symlink_to("1.png")  # a link to a link
+    path = tarred(root, tmp_path / "pets.tar", "./")
+    with tarfile.open(path) as file:
+        assert sorted(entry.type for entry in file if not entry.isdir()) == [b"0"] * 3 + [b"1"] + [b"2"] * 2
+    for _ in range(2):  # the second time from the index
+        archive = open_dataset(path, 8)
+        assert same(open_dataset(root, 8), archive) and archive.labels.tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_links_out_of_a_tar_are_skipped_and_named(tmp_path):
+    for i in range(2):
+        save(tmp_path / "pets" / "a" / f"{i}.png", noise(8, 8, seed=i))
+    links = {"a/9.png": "../../other.png", "a/round.png": "a/round.png", "b": "a", "self.txt": "nowhere"}
+    for name, target in links.items():
+        (tmp_path / "pets" / name).symlink_to(target)
+    path = tarred(tmp_path / "pets", tmp_path / "pets.tar")
+    with tarfile.open(path, "a") as file:  # a hard link to itself, as GNU tar writes if a file is named twice
+        entry = tarfile.TarInfo("a/0.png")
+        entry.type, entry.linkname = tarfile.LNKTYPE, "a/0.png"
+        file.addfile(entry)
+    dataset = open_dataset(path, 8, labels="folders")
+    assert [image.name for image in dataset.images] == ["a/0.png", "a/1.png"]
+    assert [file.name for file, _ in dataset.skipped] == ["a/9.png", "a/round.png", "b"]
+    assert all("it is a link to a folder or to a file elsewhere" in reason for _, reason in dataset.skipped)
+    with pytest.raises(DataError, match=r"3 of 5 files .* cannot be read as images .*; the first is a/9.png: it is a"):
+        open_dataset(path, 8, labels="folders", strict=True)
+
+
+def test_labels_that_are_links_in_a_tar_are_read(tmp_path):
+    webdataset(tmp_path / "w", lambda i: {"cls": b"7"}, shards=1)
+    with tarfile.open(tmp_path / "w" / "shards-000.tar", "a") as file:
+        for name, content in (("9.png", png(noise(8, 8, 3))), ("9.cls", None)):
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.type = len(content or b""), tarfile.REGTYPE if content else tarfile.LNKTYPE
+            entry.linkname = "" if content else "00000.cls"
+            file.addfile(entry, io.BytesIO(content or b""))
+    assert open_dataset(tmp_path / "w", 8).labels.tolist() == [7] * 5
+
+
 PETS = [f"{part}/{name}/{i}.png" for part in ("train", "val") for name in ("cat", "dog") for i in range(2)]
 """The first four are for training."""
 
@@ -447,7 +493,8 @@ def test_labels_of_webdataset(tmp_path, label, labels, names):
         warnings.simplefilter("always")
         dataset = open_dataset(folder, 8)
     assert dataset.label_names == names
-    assert (dataset.labels is None) == isinstance(labels, str) and bool(notes) == (labels == "captions")
+    noted = any(note.category is UserWarning for note in notes)  # files that threads leave open are no notes
+    assert (dataset.labels is None) == isinstance(labels, str) and noted == (labels == "captions")
     if not isinstance(labels, str):
         assert dataset.labels.tolist() == [i % 2 if labels is None else labels for i in range(12)]
     assert open_dataset(folder, 8, labels="none").labels is None
@@ -479,6 +526,39 @@ def test_a_json_without_a_label_is_noted(tmp_path):
     for _ in range(2):  # the second time from the index
         with pytest.warns(UserWarning, match=r"json files .* have no label that is recognised \(they have url, kind\)"):
             assert open_dataset(folder, 8).labels is None
+
+
+@pytest.mark.parametrize("name", ["dataset.json", "metadata.csv", "metadata.jsonl"])
+def test_each_of_several_tars_describes_its_own_images(tmp_path, name):
+    images = ["0.png", "1.png"]  # the same names in both tars
+    for tar, labels in enumerate([[3, 1], [0, 3]]):
+        pairs = list(zip(images, labels))
+        rows = [json.dumps({"file_name": image, "label": label}) for image, label in pairs]
+        content = {
+            "dataset.json": json.dumps({"labels": pairs}),
+            "metadata.csv": "file_name,label\n" + "".join(f"{image},{label}\n" for image, label in pairs),
+            "metadata.jsonl": "\n".join(rows),
+        }[name]
+        pictures = {image: png(noise(8, 8, seed=2 * tar + i)) for i, image in enumerate(images)}
+        write_tar(tmp_path / "t" / f"s-{tar}.tar", pictures | {name: content.encode()})
+    for _ in range(2):  # the second time from the index
+        dataset = open_dataset(tmp_path / "t", 8)
+        assert dataset.labels.tolist() == [3, 1, 0, 3] and dataset.numbered
+    assert open_dataset(tmp_path / "t", 8, labels="none").labels is None
+    if name == "dataset.json":
+        assert open_dataset(tmp_path / "t", 8, labels="json").labels.tolist() == [3, 1, 0, 3]
+    write_tar(tmp_path / "t" / "s-2.tar", {"0.png": png(noise(8, 8))})
+    with pytest.raises(DataError, match=r"1 of 5 images in .* have no label, such as .*s-2.tar/0.png"):
+        open_dataset(tmp_path / "t", 8)
+
+
+def test_one_of_several_tars_describes_the_images_of_all(tmp_path):
+    names = [f"00000/{i}.png" for i in range(4)]
+    pictures = {name: png(noise(8, 8, seed=i)) for i, name in enumerate(names)}
+    description = {"dataset.json": json.dumps({"labels": [[name, i % 3] for i, name in enumerate(names)]}).encode()}
+    write_tar(tmp_path / "t" / "s-0.tar", {name: pictures[name] for name in names[:2]} | description)
+    write_tar(tmp_path / "t" / "s-1.tar", {name: pictures[name] for name in names[2:]})
+    assert open_dataset(tmp_path / "t", 8).labels.tolist() == [0, 1, 2, 0]
 
 
 def test_hidden_members_of_webdataset_are_left_out(tmp_path):

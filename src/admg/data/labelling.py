@@ -69,6 +69,8 @@ def find_labels(
     root = listing.root
     if chosen == "auto" and any(isinstance(file, Member) and file.label is not None for file in files):
         return _stored(listing, [file.label if isinstance(file, Member) else None for file in files], files, order)
+    if chosen in ("auto", "json") and (found := _labels_in_tars(listing, files, chosen == "json")) is not None:
+        return None if all(label is None for label in found) else _stored(listing, found, files, order)
     if chosen == "json" or (chosen == "auto" and _has_description(listing)):
         top = "" if listing.description is None else listing.description.top
         return _described(root / DESCRIPTION, _description(listing), _names_below(listing, files, top), order)
@@ -326,6 +328,31 @@ def _metadata_labels(listing: Listing, files: Sequence[ImagePath]) -> list[int |
     beside = [] if listing.members is not None else [listing.root / name for name in METADATA]
     found = next((path for path in beside if path.is_file()), None)
     return None if found is None else metadata_labels(found, found.read_bytes(), _names_below(listing, files))
+
+
+def _labels_in_tars(listing: Listing, files: Sequence[ImagePath], json_only: bool) -> list[int | str | None] | None:
+    """Return the labels in the dataset.json or metadata of each of several tars; None for an image without one.
+
+    json_only: leave metadata out
+    None if there are neither labels nor a dataset.json. Raises DataError if a file cannot be read or lacks an image.
+    """
+    labels: dict[ImagePath, int | str] = {}
+    images_in: dict[Path, list[Member]] = {}
+    for file in files:
+        if isinstance(file, Member):
+            images_in.setdefault(file.container.path, []).append(file)
+    used = [it for it in listing.descriptions.items() if it[1].name == DESCRIPTION or not json_only]
+    for tar, description in used:
+        images, path = images_in.get(tar, []), tar / f"{description.top}{description.name}"
+        names = _names_below(listing, images, description.top)
+        if description.name != DESCRIPTION:
+            labels.update(zip(images, metadata_labels(path, description.content, names) or ()))
+        elif images and (found := _described(path, description.content, names, None)) is not None:
+            numbers = found.numbers.tolist()
+            labels.update(zip(images, numbers if found.numbered else [found.names[number] for number in numbers]))
+    if not labels and all(description.name != DESCRIPTION for _, description in used):
+        return None
+    return [labels.get(file) for file in files]
 
 
 def _has_description(listing: Listing) -> bool:

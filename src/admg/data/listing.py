@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
@@ -62,6 +62,7 @@ class Listing:
     members: members of archives by name, or None if these are files below the folder
     description: dataset.json of an archive
     metadata: metadata.csv or metadata.jsonl of an archive
+    descriptions: of several tars, the dataset.json or metadata in each that has one, which name its own images
     top: folder below the root that holds the data, with "/" at its end; None if it follows from the names
     unused: note on what is beside the images and may be meant as labels, but is not used; "" if there is nothing
     label_names: names of the numbers that are stored with the members, () if they have none
@@ -80,6 +81,7 @@ class Listing:
     metadata: Description | None = None
     top: str | None = None
     unused: str = ""
+    descriptions: Mapping[Path, Description] = field(default_factory=dict)
 
     @classmethod
     def of_members(

@@ -20,6 +20,8 @@ ORIENTATION = 274
 """Tag of EXIF; above 4, the sides of the image are exchanged."""
 LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 """Header in front of each member of a zip: signature, ..., lengths of the name and of the extra field."""
+NOWHERE = -1
+"""Start of a member that its container does not hold as a whole, such as a link to a file elsewhere."""
 PROGRAMS = frozenset({"EPS", "WMF"})
 """Formats that Pillow passes to Ghostscript or Windows, which execute the file's content."""
 
@@ -128,12 +130,14 @@ class Part(io.RawIOBase):
 class StoredMember(Member):
     """An image that is stored as it is, as in tars.
 
-    start: position of its first byte
+    start: position of its first byte, or NOWHERE
     """
 
     start: int = 0
 
     def open(self) -> BinaryIO:
+        if self.start == NOWHERE:
+            raise DataError("it is a link to a folder or to a file elsewhere, or a sparse file: store the file itself")
         return cast(BinaryIO, io.BufferedReader(Part(self.container, self.start, self.size)))
 
 

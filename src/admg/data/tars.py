@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 import re
-import tarfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 from PIL import Image
@@ -25,12 +24,13 @@ from . import cached
 from .arrays import Split
 from .errors import DataError, listed
 from .generated import without_pictures
-from .listing import DESCRIPTION, LABEL_FILES, METADATA, Listing, in_order, visible
-from .members import Container, StoredMember
+from .listing import DESCRIPTION, LABEL_FILES, METADATA, Description, Listing, in_order, visible
+from .members import NOWHERE, Container, StoredMember
 from .metadata import as_label, column_of, description_of, nearest
 from .parts import of_split, top_of_part
+from .tar_members import Place, read_places
 
-VERSION = 3
+VERSION = 4
 """Version of the index; other versions are rewritten."""
 NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")
 """A range in a pattern of names, such as {000..099}."""
@@ -42,13 +42,11 @@ MAX_TARS = 1_000_000
 """Largest number of files that a pattern may name."""
 MAX_LABEL_BYTES = 1 << 20
 """Largest number of bytes of a file that is read as a label."""
-COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
-"""First bytes of files of gzip, bzip2, xz and zstd."""
 BAR_AFTER = 2.0
 """Seconds of reading after which a progress bar appears."""
 
 Row = tuple[str, int, int, int | str | None]
-"""Name, first byte and number of bytes of an image, and its label."""
+"""Name, first byte (NOWHERE if it cannot be read) and number of bytes of an image, and its label."""
 Label = int | str | None
 
 
@@ -105,25 +103,40 @@ def list_tars(
     kind = "tar of images" if len(chosen) == 1 else f"set of {len(chosen)} tars"
     listing = Listing.of_members(root, members, left_out, kind, typed=True)
     listing = replace(listing, unused=next((content.unused for content in contents if content.unused), ""))
-    return _as_folder(listing, contents[0] if len(contents) == 1 else Content([]), split, classes)
+    return _as_folder(listing, dict(zip(chosen, (content.described for content in contents))), split, classes)
 
 
-def _as_folder(listing: Listing, content: Content, split: Split, classes: bool) -> Listing:
-    """Return the listing of tars with the part and the files of labels that a folder of these images would have."""
+def _as_folder(listing: Listing, described: dict[Path, dict[str, str]], split: Split, classes: bool) -> Listing:
+    """Return the listing of tars with the part and the files of labels that a folder of these images would have.
+
+    described: `Content.described` of each tar
+    """
     members = listing.members or {}
-    names = [*(member.name for member in members.values()), *content.described]
+    names = [*(member.name for member in members.values()), *(name for found in described.values() for name in found)]
     labelled = any(member.label is not None for member in members.values())
     top = None if labelled else top_of_part(names, split, listing.root, classes=classes)
     if top is not None:
         members = {name: member for name, member in members.items() if member.name.startswith(top)}
         files = [file for file in listing.files if file.name in members]
         listing = replace(listing, members=members, files=files, top=top)
-    images = [member.name for member in members.values()]
-    if (found := nearest(content.described, [DESCRIPTION], images)) is not None:
-        return replace(listing, description=description_of(found, content.described[found]))
-    if (found := nearest(content.described, METADATA, images)) is not None:
-        return replace(listing, metadata=description_of(found, content.described[found]))
-    return listing
+    images: dict[Path, list[str]] = {tar: [] for tar in described}
+    for member in members.values():
+        images[member.container.path].append(member.name)
+    found = {tar: _description(content, images[tar]) for tar, content in described.items()}
+    descriptions = {tar: description for tar, description in found.items() if description is not None}
+    distinct = len({member.name for member in members.values()}) == len(members)
+    if len(described) > 1 and not (len(descriptions) == 1 and distinct):  # a single one may be that of all tars
+        return replace(listing, descriptions=descriptions)
+    description = next(iter(descriptions.values()), None)
+    if description is None or description.name == DESCRIPTION:
+        return replace(listing, description=description)
+    return replace(listing, metadata=description)
+
+
+def _description(described: dict[str, str], images: Sequence[str]) -> Description | None:
+    """Return the nearest file of the labels of these images in a tar, or None if there is none."""
+    found = nearest(described, [DESCRIPTION], images) or nearest(described, METADATA, images)
+    return None if found is None else description_of(found, described[found])
 
 
 def expand(pattern: str) -> list[Path]:
@@ -178,35 +191,26 @@ def _read(path: Path) -> Content:
     labels: dict[tuple[str, str], Label] = {}
     others: list[str] = []
     content = Content([])
-    length = path.stat().st_size
-    try:
-        with tarfile.open(path, "r:") as file:
-            for entry in file:
-                name = entry.name.removeprefix("./")
-                key, ending = split_name(name)
-                if not entry.isreg() or entry.issparse():
-                    continue
-                if entry.offset_data + entry.size > length:
-                    raise DataError(f"{path} is truncated or damaged: {name} would end beyond the end of the file")
-                if PurePosixPath(name).suffix.lower() in Image.registered_extensions():
-                    images.append((name, entry.offset_data, entry.size))
-                elif PurePosixPath(name).name in LABEL_FILES:
-                    content.described[name] = _text(file, entry)
-                elif ending in LABELS and entry.size <= MAX_LABEL_BYTES:
-                    labels[key, ending] = _label(ending, _bytes(file, entry), f"{path}/{name}")
-                    if ending == "json" and labels[key, ending] is None and not content.unused:
-                        content = replace(content, unused=_unused(_bytes(file, entry)))
-                else:
-                    others.append(name)
-    except (tarfile.TarError, OverflowError) as error:  # sizes may be larger than any file
-        with path.open("rb") as raw:
-            packed = raw.read(6).startswith(COMPRESSED)
-        hint = "it is compressed, and its images cannot be read one by one: unpack it" if packed else error
-        raise DataError(f"{path} cannot be read as a tar: {hint}") from error
+    places, linked = read_places(path)
+    with path.open("rb") as file:
+        for name, place in places.items():
+            key, ending = split_name(name)
+            if PurePosixPath(name).suffix.lower() in Image.registered_extensions() or name in linked:
+                images.append((name, *place))
+            elif place[0] == NOWHERE:
+                others.append(name)
+            elif PurePosixPath(name).name in LABEL_FILES:
+                content.described[name] = _bytes(file, place).decode("utf-8", "surrogateescape")
+            elif ending in LABELS and place[1] <= MAX_LABEL_BYTES:
+                labels[key, ending] = _label(ending, _bytes(file, place), f"{path}/{name}")
+                if ending == "json" and labels[key, ending] is None and not content.unused:
+                    content = replace(content, unused=_unused(_bytes(file, place)))
+            else:
+                others.append(name)
     if not images:
         raise DataError(f"{path} holds no image files (it holds {listed(others, 3) or 'nothing'})")
     if labels:
-        check_keys(visible(name for name, _, _ in images)[0], path)
+        check_keys(visible(name for name, start, _ in images if start != NOWHERE)[0], path)
     kept = set(without_pictures([*(name for name, _, _ in images), *others]))
     images = [image for image in images if image[0] in kept]
     return replace(content, images=list(_labelled(images, labels)))
@@ -220,13 +224,9 @@ def check_keys(images: Sequence[str], path: Path) -> None:
             raise DataError(f"{path} has several images per sample, such as {other} and {name}: expected one")
 
 
-def _bytes(file: tarfile.TarFile, entry: tarfile.TarInfo) -> bytes:
-    content = file.extractfile(entry)
-    return b"" if content is None else content.read()
-
-
-def _text(file: tarfile.TarFile, entry: tarfile.TarInfo) -> str:
-    return _bytes(file, entry).decode("utf-8", "surrogateescape")
+def _bytes(file: BinaryIO, place: Place) -> bytes:
+    file.seek(place[0])
+    return file.read(place[1])
 
 
 def split_name(name: str) -> tuple[str, str]:
