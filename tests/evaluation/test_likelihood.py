@@ -13,16 +13,18 @@ from helpers import refused, run
 from PIL import Image
 from reference import arrays, error_by_image
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 from admg.checkpoints.labels import Labels
 from admg.checkpoints.model import Model
+from admg.data import from_arrays, from_dataset
 from admg.data import open as open_dataset
 from admg.data.spread import spread_indices
 from admg.diffusion.gaussian import Diffusion
 from admg.diffusion.schedule import NoiseSchedule
 from admg.evaluation.likelihood import BitsPerDim, bits_per_dim, gather, terms
-from admg.evaluation.nll import bands
-from admg.evaluation.real_images import label_numbers
+from admg.evaluation.nll import bands, nll
+from admg.evaluation.real_images import label_numbers, open_real_images
 
 MATHS = arrays("maths.npz")
 INPUT = {name: torch.from_numpy(MATHS[f"in/{name}"]) for name in ("x0", "x", "raw")}
@@ -184,6 +186,38 @@ def test_labels_and_low_res_reach_the_network(tiny_model, tiny_upsampler):
         bits_per_dim(upsampler, x0)
     upsampler.given = {"low_res": x0[..., ::2, ::2]}
     assert bits_per_dim(upsampler, x0).total.isfinite().all()
+    with pytest.raises(ValueError, match=r"\['low_res'\] must have a small image for each of 1 images, got 2"):
+        bits_per_dim(upsampler, x0[:1])
+
+
+def test_each_image_of_an_upsampler_has_its_small_image(tiny_upsampler):
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), dtype=np.uint8)
+    data, upsampler = from_arrays(images), tiny_upsampler.respace(3)
+    x0 = data.batch(range(5))[0]
+    upsampler.given = {"low_res": nn.functional.avg_pool2d(x0, 2)}
+    whole = bits_per_dim(upsampler, x0).total
+    options = {"unconditional": True, "progress": False}
+    for batch_size in (5, 2):
+        report = nll(upsampler, data, batch_size=batch_size, **options)
+        assert report.total_by_image == pytest.approx(whole.tolist(), rel=1e-5)
+    assert nll(upsampler, data, num=3, **options).total_by_image == pytest.approx(
+        whole[list(spread_indices(5, 3))].tolist(), rel=1e-5
+    )
+
+
+def test_any_torch_data_set_is_measured(tiny_model):
+    images, model = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0)), tiny_model.respace(3)
+    images, labels = (images * 255).byte(), [4, 0, 3, 1, 2, 2]
+    expected = nll(model, from_arrays(images, labels), progress=False).total_by_image
+    items = [(image, label) for image, label in zip(images, labels)]
+    for data in (TensorDataset(images, torch.tensor(labels)), from_dataset(items)):
+        assert nll(model, data, progress=False).total_by_image == expected
+        part = nll(model, data, num=3, progress=False).total_by_image
+        assert part == pytest.approx([expected[i] for i in spread_indices(6, 3)], rel=1e-5)
+    with pytest.raises(ValueError, match=r"int has no len\(\) or no items by index: expected a map-style"):
+        nll(model, 3, progress=False)
+    items[1] = (images[1], None)
+    assert open_real_images(from_dataset(items), (1, 8, 8), model.labels).labels.tolist() == [4, -1, 3, 1, 2, 2]
 
 
 @pytest.mark.parametrize(

@@ -165,6 +165,11 @@ def _check(model: Model, x0: Images, y: Tensor | None) -> None:
         raise ValueError(f"images must have shape (N, {', '.join(map(str, model.shape))}), got {tuple(x0.shape)}")
     if len(x0) == 0:
         raise ValueError("no images")
+    if model.upsamples and len(model.given["low_res"]) != len(x0):
+        raise ValueError(
+            f"Model.given['low_res'] must have a small image for each of {len(x0)} images, got "
+            f"{len(model.given['low_res'])}"
+        )
     if y is not None:
         _check_labels(model, y, len(x0))
     if y is None or bool((y < 0).any()):

@@ -17,14 +17,14 @@ from torch import Tensor
 
 from admg.checkpoints import loading
 from admg.checkpoints.model import Model
-from admg.config import check_integer
-from admg.data import Dataset
+from admg.config import check_integer, with_fields
 from admg.data.arrays import Split
 from admg.data.value_range import ValueRange
 from admg.engine.device import choose_device
 from admg.engine.precision import Precision
 from admg.files import atomic
 from admg.generation.fonts import drawable, figure_fonts
+from admg.generation.recipe import rows_of
 from admg.generation.starts import TrainedReading
 
 from .likelihood import BitsPerDim, Term, gather, terms
@@ -174,7 +174,7 @@ class NLLReport:
 
 def nll(
     model: Model | str | Path,
-    data: Path | str | Dataset | RealImages,
+    data: Path | str | torch.utils.data.Dataset[Any] | RealImages,
     *,
     num: int | None = 1000,
     fit: Fit | None = None,
@@ -196,7 +196,8 @@ def nll(
     True
 
     model: a model, its name or its folder
-    data: a folder of images or IDX files, an .npz, or a data set in the size of the model
+    data: a folder of images or IDX files, an .npz, or a data set in the size of the model, of `admg.data` or any torch
+        data set of (image, label)
     num: number of images, spread over the data; None: all
     fit: fitting of images smaller than the model's: "resize" enlarges them, "pad" adds a border
     split: "train" or "test", of data that have both
@@ -243,9 +244,11 @@ def _measure(
         for start in range(0, len(images), batch_size):
             chosen = slice(start, start + batch_size)
             x0, y = images.batch(chosen)
+            numbers = images.numbers[chosen]
+            part = with_fields(model, given=rows_of(model.given, numbers, len(images.dataset)))
             found = torch.cat([part.total for part in parts]).mean() if parts else None
             note = "" if found is None else f"bpd={found:.3f}, images={start}"
-            steps = terms(model, x0, y, seed=seed, images=images.numbers[chosen], precision=precision)
+            steps = terms(part, x0, y, seed=seed, images=numbers, precision=precision)
             parts.append(gather(model, x0, _counted(steps, start * len(model.diffusion), update, note)))
     return BitsPerDim.join(parts)
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,10 +15,10 @@ from torch import Tensor
 
 from admg.checkpoints.labels import Labels, file_name
 from admg.config import check_integer
-from admg.data import Dataset
+from admg.data import Dataset, from_dataset
 from admg.data.arrays import Split
 from admg.data.classes import as_numbers
-from admg.data.dataset import Fit
+from admg.data.dataset import Fit, ImageDataset
 from admg.data.errors import listed
 from admg.data.labelling import LabelSource
 from admg.data.members import ImagePath, open_image
@@ -35,7 +36,7 @@ class RealImages:
     labels: label numbers of the model (N,), or None
     """
 
-    dataset: Dataset
+    dataset: ImageDataset
     numbers: list[int]
     labels: Tensor | None
 
@@ -49,7 +50,7 @@ class RealImages:
 
 
 def open_real_images(
-    data: Path | str | Dataset,
+    data: Path | str | torch.utils.data.Dataset[Any],
     shape: Sequence[int],
     labels: Labels | None = None,
     *,
@@ -61,7 +62,8 @@ def open_real_images(
 ) -> RealImages:
     """Open images for a model of this shape, (C, S, S).
 
-    data: a folder of images or IDX files, an .npz, or a data set in the size of the model
+    data: a folder of images or IDX files, an .npz, or a data set in the size of the model, of `admg.data` or any torch
+        data set of (image, label)
     labels: labels of the model; None leaves the labels of the data out
     num: number of images, spread over the data set; None: all
     fit: fitting of images smaller than the model's: "resize" enlarges them, "pad" adds a border
@@ -75,8 +77,9 @@ def open_real_images(
     if num is not None:
         check_integer("num", num)
     channels, size = shape[0], shape[1]
-    if isinstance(data, Dataset):
-        dataset, path = data, "the data set"
+    dataset: ImageDataset
+    if not isinstance(data, str | Path):
+        dataset, path = from_dataset(data), "the data set"
         if (dataset.channels, dataset.image_size) != (channels, size):
             have = f"{dataset.channels}x{dataset.image_size}x{dataset.image_size}"
             raise ValueError(f"images must be {channels}x{size}x{size} for this model, but {path} has {have}")
@@ -84,7 +87,7 @@ def open_real_images(
         path = str(data)
         trained = trained or TrainedReading()
         source: LabelSource = "none" if labels is None else "auto"
-        dataset = open_in_channels(
+        dataset = opened = open_in_channels(
             path,
             size,
             channels,
@@ -95,16 +98,24 @@ def open_real_images(
         )
     total = len(dataset)
     numbers = list(range(total) if num is None else spread_indices(total, num))
-    if not isinstance(data, Dataset):
-        check_images(path, dataset, numbers, fit)
-    if labels is None or dataset.labels is None:
+    if isinstance(data, str | Path):
+        check_images(path, opened, numbers, fit)
+    if labels is None or not dataset.label_names:
         return RealImages(dataset, numbers, None)
-    if dataset.numbered and labels.names and len(dataset.label_names) <= labels.count:
-        used = np.unique(dataset.labels[numbers]).tolist()
+    found, numbered = labels_of(dataset, numbers), bool(getattr(dataset, "numbered", False))
+    if numbered and labels.names and len(dataset.label_names) <= labels.count:
+        used = np.unique(found[found >= 0]).tolist()
         known = torch.tensor(as_numbers(len(dataset.label_names), used, labels.names, f"images of {path}"))
     else:
-        known = torch.tensor(label_numbers(labels, dataset.label_names, dataset.numbered))
-    return RealImages(dataset, numbers, known[torch.from_numpy(dataset.labels[numbers])])
+        known = torch.tensor(label_numbers(labels, dataset.label_names, numbered))
+    return RealImages(dataset, numbers, torch.where(found >= 0, known[found], -1))
+
+
+def labels_of(dataset: ImageDataset, numbers: Sequence[int]) -> Tensor:
+    """Return the labels (n,) of some images of a data set, -1 for none; a torch data set has to read the images."""
+    if isinstance(dataset, Dataset):
+        return torch.full((len(numbers),), -1) if dataset.labels is None else torch.from_numpy(dataset.labels[numbers])
+    return torch.cat([dataset.batch([number])[1] for number in numbers])
 
 
 def check_images(path: Path | str, dataset: Dataset, numbers: Sequence[int], fit: Fit | None) -> None:

@@ -326,7 +326,7 @@ def dtype_of(model: Model) -> torch.dtype:
     return torch.float64 if any(p.dtype == torch.float64 for p in parameters) else torch.float32
 
 
-def rows_of(given: Mapping[str, Any], images: slice, total: int) -> dict[str, Any]:
+def rows_of(given: Mapping[str, Any], images: slice | list[int], total: int) -> dict[str, Any]:
     """Return arguments of a network with only the rows of some images, where a tensor has a row for each of `total`."""
     return {
         name: value[images] if isinstance(value, torch.Tensor) and value.ndim and len(value) == total else value
