@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from exact import EVEN, Mixture, Network, betas_of
-from helpers import refused, run
+from helpers import refused, run, write_idx
 from PIL import Image
 
 import admg
@@ -314,6 +314,16 @@ def test_the_interpolate_command_equals_interpolate(capsys, models, tiny_folders
         )
         assert drawn.width == (5 if name == "images" else 3) * 100 + 4  # the images stand beside their frames
         assert Image.open(out / "sheet.png").height == drawn.height + 28  # and a title
+
+
+def test_pictures_may_have_idx_in_their_names(tiny_model, tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
+    for name in ("cat.png", "idx_0001.png", "sidxy.png"):
+        Image.fromarray(picture).save(tmp_path / name)
+        x, names = load_images([tmp_path / name], tiny_model)
+        assert names == [name[:-4]] and np.array_equal(to_uint8(x)[0, :, :, 0], picture)
+    path = write_idx(tmp_path / "train-images-idx3-ubyte", picture[None])
+    assert np.array_equal(to_uint8(load_images([path], tiny_model)[0])[0, :, :, 0], picture)
 
 
 def test_images_are_fitted_as_in_the_training_of_the_model(shipped, tiny_model, tmp_path):

@@ -20,7 +20,7 @@ from admg.data.dataset import Fit
 from admg.data.decoding import choose_decoding, note_frames
 from admg.data.folder import read_kind
 from admg.data.layouts import in_channels
-from admg.data.sources import COLLECTIONS
+from admg.data.sources import COLLECTIONS, is_image
 from admg.data.transforms import check_pad
 from admg.data.value_range import ValueRange, check_array_8_bits
 from admg.diffusion.gaussian import Images
@@ -188,7 +188,8 @@ def _open(path: Path, model: Model, fit: Fit, value_range: ValueRange | None) ->
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: expected an image or a folder of images")
     reading = TrainedReading.from_model(model).options(value_range)
-    if not path.is_file() or path.suffix.lower() in COLLECTIONS or "idx" in path.name:
+    is_idx = "idx" in path.name and not is_image(path.name)
+    if not path.is_file() or path.suffix.lower() in COLLECTIONS or is_idx:
         options: dict[str, Any] = {"fit": fit, "labels": "none", "split": "test"}
         return open_in_channels(path, size, channels, **options, **reading)
     kind, shape = read_kind(path)
