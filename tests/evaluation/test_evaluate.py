@@ -21,6 +21,8 @@ from PIL import Image
 
 from admg.checkpoints.model import Classifier
 from admg.cli.main import main
+from admg.data import from_arrays
+from admg.data import open as open_dataset
 from admg.data.spread import spread_indices
 from admg.evaluation import features as networks
 from admg.evaluation.evaluate import choose_metrics, compute, evaluate, needs_features
@@ -255,8 +257,76 @@ def test_statistics_alone_and_beside_images(tmp_path):
 def test_floats_are_images_in_minus_one_to_one():
     from admg.generation.images import to_uint8
 
-    x = torch.rand(3, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 2.2 - 1.1
+    x = torch.rand(3, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 2.08 - 1.04
     np.testing.assert_array_equal(source_from_array(x.numpy())[0:3], to_uint8(x))
+    np.testing.assert_array_equal(source_from_array(x.bfloat16())[0:3], to_uint8(x.bfloat16()))
+
+
+def test_floats_are_rounded_in_real_images_and_truncated_in_samples():
+    x = torch.rand(60, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    rounded = (x * 255).double().round().byte().permute(0, 2, 3, 1).numpy()
+    signed = x.double() * 2 - 1
+    np.testing.assert_array_equal(as_source(x)[0:60], rounded)
+    np.testing.assert_array_equal(as_source(signed, real=True)[0:60], rounded)
+    difference = rounded.astype(int) - as_source(signed)[0:60]
+    assert set(np.unique(difference)) == {0, 1} and 0.45 < difference.mean() < 0.55
+    options = {"cache": False, "progress": False, "interval": False}
+    assert abs(evaluate(rounded, signed, ["fid"], Pixels(), **options)["fid"]) < 1e-9  # the reference is real
+    nearest_ones = neighbours(rounded, signed, Pixels(), num=60, cache=False, progress=False).nearest
+    assert nearest_ones.distances[:, 0].max() < 1e-6
+
+
+def test_one_picture_is_not_taken_for_many(tmp_path):
+    picture = np.zeros((64, 60, 3), np.uint8)
+    np.savez(tmp_path / "one.npz", arr_0=picture)
+    np.save(tmp_path / "one.npy", picture)
+    for images in (picture, torch.from_numpy(picture), tmp_path / "one.npz", tmp_path / "one.npy"):
+        with pytest.raises(ValueError, match=r"shape \(64, 60, 3\), which looks like one image .*: use images\[None\]"):
+            as_source(images)
+    assert len(source_from_array(np.zeros((64, 60, 60), np.uint8))) == 64
+
+
+def test_images_normalised_by_mean_and_deviation_are_refused():
+    x = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match=r"the samples must be floats in \[-1, 1\], .* of them beyond ±1.05: if"):
+        as_source((x - 0.45) / 0.225, "the samples")
+    x = x * 2 - 1
+    x[0, 0, 0, :7] = 1.5  # 7 of 768 values, as a generated image may have
+    assert len(as_source(x)) == 4
+    x[0, 0, 0, 7] = 1.5
+    with pytest.raises(ValueError, match="1% of them beyond"):
+        as_source(x)
+
+
+def test_a_data_set_is_fitted_from_its_own_images(tmp_path):
+    """Not from those that it was made of, which have another size."""
+    raw = images(20, size=24, channels=3)
+    (tmp_path / "f").mkdir()
+    for i, image in enumerate(raw):
+        Image.fromarray(image).save(tmp_path / "f" / f"{i:02}.png")
+    for fit, size, other in (("pad", 32, 16), ("pad", 32, 24), ("resize", 8, 24), ("resize", 8, 16)):
+        array = from_arrays(raw, image_size=size, fit=fit)
+        x = array.batch(range(20))[0]
+        expected = as_source(x, real=True).fitted((other, other), "resize")[0:20]
+        for dataset in (array, open_dataset(tmp_path / "f", size, fit=fit)):
+            source = as_source(dataset)
+            np.testing.assert_array_equal(source[0:20], as_source(x, real=True)[0:20])
+            fitted = source.fitted((other, other), "resize")
+            np.testing.assert_array_equal(fitted[0:20], expected)
+            assert fitted.digest(slice(0, 20)) != replace(fitted, view=None).digest(slice(0, 20))
+
+
+def test_grey_arrays_of_a_colour_data_set_are_read_in_colour():
+    grey = images(12, channels=1)
+    source, expected = as_source(from_arrays(grey, channels=3)), np.repeat(grey, 3, axis=3)
+    np.testing.assert_array_equal(source[0:12], expected)
+    np.testing.assert_array_equal(source.fitted((16, 16), "pad")[0:12][:, 4:12, 4:12], expected)
+    assert source.digest(slice(0, 12)) != source_from_array(grey).digest(slice(0, 12))
+    classifier = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 8), torch.nn.Flatten())
+    source.labels = np.arange(12) % 4
+    same = replace(source_from_array(expected), labels=source.labels)
+    counts = [load_label_classifier(classifier, each).count_correct(each) for each in (source, same)]
+    assert counts[0] == counts[1] and counts[0][1] == 12
 
 
 def test_bad_images_are_named(tmp_path):

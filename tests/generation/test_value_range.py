@@ -109,6 +109,7 @@ def test_a_reference_of_more_bits_is_read_by_its_range(tmp_path):
     [
         (torch.full((1, 1, 8, 8), 255.0), r"images must be floats in \[-1, 1\], got values from 255 to 255"),
         (torch.zeros(1, 1, 8, 8, dtype=torch.uint8), r"images must be floats in \[-1, 1\], .* got torch\.uint8"),
+        (torch.linspace(-2.1, 2.6, 64).reshape(1, 1, 8, 8), "from -2.1 to 2.6, 56% of them beyond ±1.05: if they were"),
         (torch.full((1, 1, 8, 8), torch.nan), "images have values that are not finite"),
     ],
 )
@@ -121,6 +122,12 @@ def test_images_from_python_are_checked(tiny_model, images, message):
     ):
         with pytest.raises(ValueError, match=message):
             function()
+
+
+def test_generated_images_that_slightly_exceed_the_range_are_edited(tiny_model):
+    x = torch.linspace(-1.04, 1.04, 128).reshape(2, 1, 8, 8)
+    x[0, 0, 0, 0] = -2.5
+    assert admg.edit(tiny_model, x, [0, 1], steps=2, progress=False).x.shape == (2, 1, 8, 8)
 
 
 def test_images_between_0_and_1_are_noted(tiny_model, tiny_upsampler):

@@ -232,18 +232,22 @@ def test_a_calibrated_classifier_guides_as_one_of_that_temperature(tiny_classifi
 
 def test_invalid_calibrations_are_refused():
     diffusion, z = Diffusion(NoiseSchedule.cosine(10)), torch.zeros(3, 2)
+    images = normal(3, SHAPE).clamp(-1, 1)
     for make, message in (
         (
-            lambda: guidance.calibrated(linear, diffusion, normal(3, SHAPE), torch.zeros(2).long()),
+            lambda: guidance.calibrated(linear, diffusion, images, torch.zeros(2).long()),
             "one label per image",
         ),
         (
             lambda: guidance.calibrated(linear, diffusion, normal(0, SHAPE), torch.zeros(0).long()),
             "one label per image",
         ),
-        (lambda: guidance.calibrated(linear, diffusion, normal(3, SHAPE), torch.zeros(3).long(), levels=11), "1 to 10"),
         (
-            lambda: guidance.calibrated(linear, diffusion, normal(3, SHAPE), torch.zeros(3).long(), batch_size=0),
+            lambda: guidance.calibrated(linear, diffusion, images, torch.zeros(3).long(), levels=11),
+            "1 to 10",
+        ),
+        (
+            lambda: guidance.calibrated(linear, diffusion, images, torch.zeros(3).long(), batch_size=0),
             "batch_size at least 1, got 10 and 0",
         ),
         (lambda: guidance.fit_temperature(z, torch.tensor([0, 1, 2])), "labels must be from 0 to 1"),
@@ -415,7 +419,7 @@ def test_invalid_ilvr_is_refused():
         (lambda: guidance.ILVR(IMAGE, 3), "factor must divide"),
         (lambda: guidance.ILVR(IMAGE, 0), "at least 1"),
         (lambda: guidance.ILVR(IMAGE, 2).modify_prediction(state), "reference must have shape"),
-        (lambda: guidance.ILVR(normal(5, SHAPE), 2).modify_prediction(state), "reference must have shape"),
+        (lambda: guidance.ILVR(normal(5, SHAPE).clamp(-1, 1), 2).modify_prediction(state), "reference must have shape"),
     ):
         with pytest.raises(ValueError, match=message):
             make()

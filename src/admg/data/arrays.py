@@ -100,6 +100,7 @@ def open_arrays_file(path: Path, labels: bool) -> Arrays:
     unused = [name for name in names if "label" in name.lower() or name in ("y", "targets", "classes")]
     if labels and values is None and unused:
         warnings.warn(f"{path} has no arr_1, from which labels are read; ignoring {listed(unused)}", stacklevel=2)
+    check_not_one_image(images.shape, f"the images in {path}")
     if images.ndim == 3:
         images = images[..., None]
     numeric = np.issubdtype(images.dtype, np.integer) or np.issubdtype(images.dtype, np.floating)
@@ -162,6 +163,12 @@ def channel_axes(shape: tuple[int, ...]) -> tuple[bool, bool]:
     if first or last:
         return first, last
     return shape[1] < min(shape[2:]), shape[3] < min(shape[1:3])
+
+
+def check_not_one_image(shape: tuple[int, ...], what: str = "the images") -> None:
+    """Raise DataError for (H, W, C) of at most 4 channels, one image, which would be taken for H images of W x C."""
+    if len(shape) == 3 and shape[2] <= 4 < min(shape[:2]):
+        raise DataError(f"{what} have shape {tuple(shape)}, which looks like one image (H, W, C): use images[None]")
 
 
 def _first(folder: Path, name: str) -> Path | None:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from .arrays import channel_axes
+from .arrays import channel_axes, check_not_one_image
 from .dataset import Crop, Dataset, Fit, check_options
 from .decoding import Decoding
 from .errors import DataError
@@ -87,8 +87,7 @@ def channels_last(images: Any) -> Shaped[np.ndarray, "n h w c"]:
     array = np.asarray(images)
     if not np.issubdtype(array.dtype, np.integer) and not np.issubdtype(array.dtype, np.floating):
         raise DataError(f"images must be of an integer or floating-point type, got {array.dtype}")
-    if array.ndim == 3 and array.shape[2] <= 4 < min(array.shape[:2]):
-        raise DataError(f"the images have shape {array.shape}, which looks like one image (H, W, C): use images[None]")
+    check_not_one_image(array.shape)
     if array.ndim == 3:
         array = array[..., None]
     first, last = channel_axes(array.shape)

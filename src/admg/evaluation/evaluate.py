@@ -99,7 +99,8 @@ def evaluate(
         raise ValueError("cache is required with several processes, which share features through it")
     reading: dict[str, Any] = {"split": split, "background": background}
     ours = one_size(as_source(samples, "the samples", labels=label_classifier is not None, **reading).subset(num))
-    theirs = as_source(reference, "the reference", value_range=value_range, **reading).subset(num_reference)
+    reading |= {"value_range": value_range, "real": True}
+    theirs = as_source(reference, "the reference", **reading).subset(num_reference)
     if ours.size is not None:
         theirs = theirs.fitted(ours.size, fit)
     compare_channels(ours, theirs, features)

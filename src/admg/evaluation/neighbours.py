@@ -120,7 +120,8 @@ def neighbours(
     reading: dict[str, Any] = {"split": split, "background": background}
     ours = one_size(as_source(samples, "the samples", **reading))
     ours = ours if closest else ours.subset(max(2, num))
-    theirs = as_source(training, "the training images", value_range=value_range, **reading).subset(num_training)
+    reading |= {"value_range": value_range, "real": True}
+    theirs = as_source(training, "the training images", **reading).subset(num_training)
     for source in (ours, theirs):
         if source.images is None:
             raise ValueError(f"{source.name} holds statistics and no images")

@@ -55,6 +55,7 @@ class Source:
     decoding: how files become pixels
     kinds: the files of a folder, with their headers
     frames: the frame of each file, or None for the first ones
+    view: size and fit of the data set whose images these are, which comes before `size` and `fit`
     names_of_numbers: names of the labels 0, 1, ... of the model that made the images, "" for one that is not known
     """
 
@@ -70,6 +71,7 @@ class Source:
     decoding: Decoding = field(default_factory=Decoding)
     kinds: Sequence[tuple[ImagePath, Kind]] = ()
     frames: Sequence[int] | None = None
+    view: tuple[tuple[int, int], Fit] | None = None
     names_of_numbers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -85,7 +87,9 @@ class Source:
             raise ValueError(f"{self.name} has images of different sizes: fit them to one size")
         if isinstance(self.images, NpzImages | np.ndarray):
             raw = _rows(self.images, numbers)
-            return raw if raw.shape[1:3] == self.size else np.stack([self._fitted(_pixels(image)) for image in raw])
+            if any(raw.shape[1:3] != size for size, _ in self._fits):
+                raw = np.stack([self._fitted(image) for image in raw])
+            return raw.repeat(3, axis=3) if raw.shape[3] == 1 and self.channels == 3 else raw
         with ThreadPoolExecutor(4) as pool:  # Pillow decodes without Python's lock
             return np.stack(list(pool.map(self._decoded, numbers)))
 
@@ -105,11 +109,12 @@ class Source:
             raw = np.ascontiguousarray(_rows(self.images, numbers))
             border = f" {self.decoding.canvas}" if self.fit == "pad" and self.decoding.canvas else ""
             fit = "" if raw.shape[1:3] == self.size else f"{self.fit} {self.size}{border}"
-            digest.update(f"{raw.shape} {fit}".encode())
+            repeated = " in colour" if raw.shape[3] < self.channels else ""
+            digest.update(f"{raw.shape} {fit}{self._before}{repeated}".encode())
             digest.update(raw.data)
         else:
             decoding = "" if self.decoding == Decoding() else str(self.decoding)
-            digest.update(f"files {self.channels} {self.fit} {self.size}{decoding}".encode())
+            digest.update(f"files {self.channels} {self.fit} {self.size}{decoding}{self._before}".encode())
             for number in numbers:
                 if self.frames is not None:
                     digest.update(f"frame {self.frames[number]}".encode())
@@ -159,15 +164,28 @@ class Source:
     def _decoded(self, number: int) -> UInt8[np.ndarray, "h w c"]:
         frame = 0 if self.frames is None else self.frames[number]
         image = read_image(self._path(number), self.channels, self.decoding, frame)
-        return self._fitted(image) if self.fit else _array(image)
+        return self._fitted(_array(image)) if self.fit else _array(image)
 
-    def _fitted(self, image: Pixels) -> UInt8[np.ndarray, "h w c"]:
+    @property
+    def _fits(self) -> list[tuple[tuple[int, int], Fit | None]]:
+        """The sizes to which images are fitted, one after the other, and how."""
         assert self.size is not None
-        array, size = _array(image), self.size[0]
-        if array.shape[:2] == self.size:
-            return array
-        fitted = pad(array, size, canvas=self.decoding.canvas) if self.fit == "pad" else center_crop(image, size)
-        return fitted.reshape(*self.size, -1)
+        return [*([] if self.view is None else [self.view]), (self.size, self.fit)]
+
+    @property
+    def _before(self) -> str:
+        """The fitting of a data set that comes before another one, for digests."""
+        return "" if self.view is None or self.view[0] == self.size else f" of {self.view} {self.decoding.canvas}"
+
+    def _fitted(self, array: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w c"]:
+        for size, fit in self._fits:
+            if array.shape[:2] == size:
+                continue
+            if fit == "pad":
+                array = pad(array, size[0], canvas=self.decoding.canvas)
+            else:
+                array = center_crop(_pixels(array), size[0]).reshape(*size, -1)
+        return array
 
 
 def open_source(

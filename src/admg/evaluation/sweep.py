@@ -361,7 +361,8 @@ class Sweep:
         samples.labels = np.array([0, max(0, stage.table.count - 1)])
         samples.names_of_numbers = stage.table.names
         reading = TrainedReading.from_model(stage.model).options(metrics.value_range)
-        source = as_source(reference, "the reference", split=metrics.split, **reading).subset(metrics.num_reference)
+        source = as_source(reference, "the reference", split=metrics.split, real=True, **reading)
+        source = source.subset(metrics.num_reference)
         source = source.fitted((height, width), metrics.fit)
         compare_channels(samples, source, metrics.features)
         processes = Processes(self.options.process, self.options.processes, Processes.from_environment().local_rank)

@@ -18,7 +18,7 @@ from typing import IO, Any, cast
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from admg.data.arrays import read_arrays
+from admg.data.arrays import check_not_one_image, read_arrays
 from admg.data.errors import listed
 from admg.data.generated import SHARDS
 from admg.files import atomic
@@ -177,6 +177,7 @@ class NpzImages:
                 raise ValueError(f"arr_0 must be uint8 (N, H, W, C) or (N, H, W), got {dtype} {shape}")
             if self._archive.getinfo("arr_0.npy").file_size != self._images.tell() + prod(shape):
                 raise ValueError(f"arr_0 does not have the number of values of its header, {shape}")
+            check_not_one_image(shape)
             self.shape = cast(tuple[int, int, int, int], shape if len(shape) == 4 else (*shape, 1))
             labels = read_arrays(self.path, ("arr_1",))[1].get("arr_1")
             self.labels = None if labels is None else self._labels(labels)
