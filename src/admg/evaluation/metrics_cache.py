@@ -96,7 +96,7 @@ class MetricsCache:
 
 def fingerprint_source(source: Source) -> str:
     """Return a fingerprint of a reference, without reading its images if file metadata reveal a change."""
-    digest = hashlib.sha256(f"{source.size} {source.channels} {source.fit}".encode())
+    digest = hashlib.sha256(f"{source.size} {source.channels} {source.fit}{source.before}".encode())
     digest.update(np.asarray(source.numbers, np.int64).tobytes())
     if source.decoding != Decoding():
         digest.update(str(source.decoding).encode())

@@ -110,11 +110,11 @@ class Source:
             border = f" {self.decoding.canvas}" if self.fit == "pad" and self.decoding.canvas else ""
             fit = "" if raw.shape[1:3] == self.size else f"{self.fit} {self.size}{border}"
             repeated = " in colour" if raw.shape[3] < self.channels else ""
-            digest.update(f"{raw.shape} {fit}{self._before}{repeated}".encode())
+            digest.update(f"{raw.shape} {fit}{self.before}{repeated}".encode())
             digest.update(raw.data)
         else:
             decoding = "" if self.decoding == Decoding() else str(self.decoding)
-            digest.update(f"files {self.channels} {self.fit} {self.size}{decoding}{self._before}".encode())
+            digest.update(f"files {self.channels} {self.fit} {self.size}{decoding}{self.before}".encode())
             for number in numbers:
                 if self.frames is not None:
                     digest.update(f"frame {self.frames[number]}".encode())
@@ -173,8 +173,8 @@ class Source:
         return [*([] if self.view is None else [self.view]), (self.size, self.fit)]
 
     @property
-    def _before(self) -> str:
-        """The fitting of a data set that comes before another one, for digests."""
+    def before(self) -> str:
+        """The fitting of a data set that comes before another one, in digests; "" if there is none."""
         return "" if self.view is None or self.view[0] == self.size else f" of {self.view} {self.decoding.canvas}"
 
     def _fitted(self, array: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w c"]:
