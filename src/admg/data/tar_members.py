@@ -12,6 +12,9 @@ from .members import NOWHERE
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 """First bytes of files of gzip, bzip2, xz and zstd."""
 
+MAX_LINKS = 40
+"""Largest number of links from one to the next, as on Linux."""
+
 Place = tuple[int, int]
 """First byte of a file in a tar and its number of bytes; (NOWHERE, 0) for one that cannot be read there."""
 
@@ -51,13 +54,12 @@ def _target(entry: tarfile.TarInfo) -> str:
 
 def _with_links(places: dict[str, Place], links: dict[str, str]) -> tuple[dict[str, Place], set[str]]:
     """Return the places of files and links, and the names of links to folders."""
-    folders = _folders([*places, *links])
+    folders = _folders([*places, *links]) if links else set[str]()
     found, linked = dict(places), set[str]()
     for name in (name for name in links if name not in places):  # a file that was added twice is a link to itself
-        target, passed = links[name], {name}
-        while target in links and target not in places and target not in passed:
-            passed.add(target)
-            target = links[target]
+        target = links[name]
+        for _ in range(MAX_LINKS):
+            target = target if target in places else links.get(target, target)
         found[name] = places.get(target, (NOWHERE, 0))
         if target in folders:
             linked.add(name)

@@ -75,7 +75,9 @@ def list_tars(
 
     The images of a sample, "n01/0001.jpg", and its label, "n01/0001.cls", have the same name up to the first dot. A
     label is a number or a name: the content of .cls or .class, the entry "label", "cls", "class", "class_name" or
-    "category" of .json, or the content of .txt. Raises DataError if a tar cannot be read, or if it is compressed.
+    "category" of .json, or the content of .txt. A dataset.json, metadata.csv or metadata.jsonl holds the labels of its
+    own tar; if there is only one, it may hold those of all tars. Raises DataError if a tar cannot be read, or if it is
+    compressed.
     """
     from tqdm.auto import tqdm
 

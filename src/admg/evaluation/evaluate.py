@@ -69,7 +69,8 @@ def evaluate(
     True
 
     samples, reference: uint8 arrays (N, H, W, C), float arrays or tensors (N, C, H, W) in [-1, 1], `Samples`, folders,
-        .npz files or data sets; see `as_source` and `open_source`
+        .npz files or data sets; see `as_source` and `open_source`. Floats in [-1, 1] are truncated to 8 bits in
+        samples, as for published metrics, and rounded in the reference
     metrics: names from METRICS, or functions of the features of samples and reference; by default all metrics that
         the network and the sources allow
     features: name of a feature network from features.NAMES, "file.py:name", or a module; see `features.load`
