@@ -58,7 +58,7 @@ def _with_links(places: dict[str, Place], links: dict[str, str]) -> tuple[dict[s
     found, linked = dict(places), set[str]()
     for name in (name for name in links if name not in places):  # a file that was added twice is a link to itself
         target = links[name]
-        for _ in range(MAX_LINKS):
+        for _ in range(MAX_LINKS - 1):
             target = target if target in places else links.get(target, target)
         found[name] = places.get(target, (NOWHERE, 0))
         if target in folders:
