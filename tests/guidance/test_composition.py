@@ -118,6 +118,56 @@ def test_a_guide_of_ones_own_may_have_a_memory(tiny_model):
     assert seen == [1, 2, 3, 1, 2, 3]
 
 
+class Linear(torch.nn.Module):
+    """A classifier of four classes, whose weights require gradients."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(normal(64, (4,)))
+
+    def forward(self, x, timesteps=None):
+        return x.flatten(1) @ self.weight
+
+
+def test_a_guide_of_ones_own_may_differentiate(tiny_model):
+    """By torch.autograd.grad alone, in a function or class; the samples are those of the built-in guides."""
+    classifier, model = Linear(), tiny_model.respace(3)
+    found: list[State] = []
+
+    def log_p(images, y):
+        return classifier(images).log_softmax(1)[range(len(y)), y].sum()
+
+    def of_x(state: State) -> torch.Tensor:
+        found.append(state)
+        x = state.x.detach().requires_grad_(True)
+        return torch.autograd.grad(log_p(x, state.y), x, create_graph=True)[0]
+
+    def in_place(state: State) -> torch.Tensor:
+        x = state.x.requires_grad_(True)
+        return torch.autograd.grad(log_p(x, state.y), x)[0] + 0 * state.prediction.x0
+
+    def of_x0(state: State) -> torch.Tensor:
+        x, prediction = state.differentiable()
+        return torch.autograd.grad(log_p(prediction.x0, state.y), x)[0]
+
+    class Own(Guidance):
+        def __call__(self, state: State) -> torch.Tensor:
+            return of_x(state)
+
+    def final(guide, clip=True) -> torch.Tensor:
+        *_, step = samplers.ddim(model, normal(3, (1, 8, 8)), y=Y, guide=guide, clip=clip)
+        assert not step.x.requires_grad and not step.x0.requires_grad
+        return step.x
+
+    expected = final(guidance.ClassifierGuidance(classifier))
+    for guide in (of_x, in_place, Own(), 1 * guidance.guide(of_x)):
+        torch.testing.assert_close(final(guide), expected)
+    at_x0 = guidance.LossGuidance(lambda x0: -classifier(x0).log_softmax(1)[range(3), Y])
+    torch.testing.assert_close(final(of_x0, clip=False), final(at_x0, clip=False))
+    assert all(p.grad is None for p in (*model.network.parameters(), *classifier.parameters()))
+    assert not found[-1].unguided.x0.requires_grad and not found[-1].prediction.x0.requires_grad
+
+
 def test_a_guide_records_whether_it_was_evaluated(tiny_model):
     recorded = guidance.Recorded(darker.guide)
     assert not recorded.evaluated

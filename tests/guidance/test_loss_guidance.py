@@ -105,6 +105,49 @@ def test_invalid_losses_are_refused():
     assert guidance.LossGuidance(lambda x: 1 / 0, 0.0)(state) is None
 
 
+def test_a_loss_of_two_arguments_finds_the_images_of_its_batch(tiny_model):
+    """Each image has a reference of its own; a batch of three or of one gives the same images as all at once."""
+    references, seen = torch.linspace(-1, 1, 7)[:, None, None, None], []
+
+    def towards(x0, state):
+        seen.append(state.rows)
+        return 20 * (x0 - references[state.rows]).square().mean((1, 2, 3))
+
+    def plain(state):
+        return references[state.rows] - state.x
+
+    options = {"num": 7, "steps": 2, "progress": False}
+    for guide in (guidance.LossGuidance(towards), plain):
+        whole = admg.sample(tiny_model, ["one"], guide=guide, **options).x
+        for size in (1, 3):
+            parts = admg.sample(tiny_model, ["one"], guide=guide, batch_size=size, **options).x
+            assert (whole - parts).abs().max() < 1e-4
+    assert seen[0] == slice(0, 7) and {(rows.start, rows.stop) for rows in seen[-6:]} == {(0, 3), (3, 6), (6, 7)}
+    assert guidance.LossGuidance(towards).reads_labels and not guidance.LossGuidance(square_to(0.0)).reads_labels
+    assert state_of(n=4).rows == slice(0, 4)  # outside a call
+
+
+def test_a_loss_with_an_optional_argument_is_given_images_alone():
+    def loss(x0, target=0.4):
+        return square_to(target)(x0)
+
+    found = guidance.LossGuidance(loss)(state_of())
+    assert torch.equal(found, guidance.LossGuidance(square_to(0.4))(state_of()))
+
+
+def test_sizes_in_a_loss_that_do_not_match(tiny_model):
+    x = torch.zeros(8, 1, 8, 8)
+    guide = guidance.LossGuidance(lambda x0: (x0 - x).abs().sum((1, 2, 3)))
+    message = r"do not match, for images 0 to 3 of 8 of shape \(4, 1, 8, 8\): .*4.*8.*; a loss of \(x0, state\)"
+    options = {"steps": 1, "progress": False}
+    with pytest.raises(ValueError, match=message):
+        admg.sample(tiny_model, ["one"], num=8, batch_size=4, guide=guide, **options)
+    with pytest.raises(ValueError, match=r"do not match, for images of shape \(3, 1, 8, 8\): [^;]*$"):
+        admg.sample(tiny_model, ["one"], num=3, guide=guide, **options)
+    with pytest.raises(ValueError, match="must be a function of images, or of images and the State"):
+        guidance.LossGuidance(lambda a, b, c: a)
+
+
 # -- operators ---------------------------------------------------------------------------------------------------
 
 KNOWN = torch.from_numpy(rng.uniform(size=(4, 4)) < 0.5)

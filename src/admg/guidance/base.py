@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, overload
 
+import torch
 from torch import Tensor
 
 from admg.config import with_fields
@@ -19,7 +20,10 @@ from .numbers import finite
 from .state import State, check_consistent
 
 Guide = Callable[[State], Tensor | None]
-"""A function from the sampler's state to the gradient (N, C, H, W) of the log-density to follow at state.x, or None."""
+"""A function from the sampler's state to the gradient (N, C, H, W) of the log-density to follow at state.x, or None.
+
+It may call torch.autograd.grad: samplers compute without gradients, but enable them in a user's own guide.
+"""
 
 
 class Guidance:
@@ -183,9 +187,16 @@ def gradient_of(guide: Guide, state: State) -> Tensor | None:
 
 
 def raw_gradient(guide: Guide, state: State) -> Any:
-    """Return what the guide returns; None if it only modifies the prediction."""
-    only_modifies = isinstance(guide, Guidance) and type(guide).__call__ is Guidance.__call__
-    return None if only_modifies else guide(state)
+    """Return what the guide returns, detached; None if it only modifies the prediction.
+
+    Autograd is enabled in functions and in a user's own classes. The guides of admg enable it where they need it.
+    """
+    if isinstance(guide, Guidance) and type(guide).__call__ is Guidance.__call__:
+        return None
+    ours = isinstance(guide, Guidance) and type(guide).__module__.partition(".")[0] == "admg"
+    with torch.set_grad_enabled(not ours):
+        found = guide(state)
+    return found.detach() if isinstance(found, Tensor) else found
 
 
 def checked_gradient(found: Any, state: State, name: str) -> Tensor | None:

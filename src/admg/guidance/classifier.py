@@ -12,6 +12,7 @@ from torch import Tensor
 from admg.diffusion.gaussian import Images, working_dtype
 
 from .base import Guidance
+from .gradient import differentiate
 from .logits import check_arguments_at, check_logits
 from .numbers import Scale, check_scale, scale_at
 from .state import State
@@ -65,4 +66,4 @@ def log_prob_gradient(
         check_logits(logits, y, highest_label)
         log_p = torch.log_softmax(logits.to(dtype), dim=-1)
         log_p_y = log_p.gather(1, y.clamp(min=0)[:, None])[:, 0] * (y >= 0)
-        return torch.autograd.grad(log_p_y.sum(), x)[0].to(dtype)
+        return differentiate(log_p_y, x, "the classifier").to(dtype)

@@ -34,11 +34,19 @@ def gradient(
         else:
             x, prediction = state.differentiable()
             value = function(prediction.x0)
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{name} must return a tensor computed by torch, got {type(value).__name__}")
         if value.shape != (len(x),):
             raise ValueError(f"{name} must return one value per image, ({len(x)},), got {tuple(value.shape)}")
-        if not value.requires_grad:
-            raise ValueError(f"{name} must depend on the image and be differentiable")
-        return torch.autograd.grad(value.sum(), x)[0].to(working_dtype(x))
+        return differentiate(value, x, name).to(working_dtype(x))
+
+
+def differentiate(value: Tensor, x: Images, name: str) -> Tensor:
+    """Return the gradient of the sum of the values in x. Raises ValueError if they do not depend on x."""
+    found = torch.autograd.grad(value.sum(), x, allow_unused=True)[0] if value.requires_grad else None
+    if found is None:
+        raise ValueError(f"{name} must depend on the image and be differentiable: without no_grad, detach or numpy")
+    return found
 
 
 def check_at(at: str) -> None:

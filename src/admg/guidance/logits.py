@@ -11,6 +11,15 @@ from torch import Tensor, nn
 CLEAN = ": a classifier of clean images guides with ExtendedClassifierGuidance(classifier, at='x0')"
 
 
+def accepts(function: Callable[..., Any], *arguments: str) -> bool:
+    """Whether a function or module can be called with so many arguments; True if its signature is not known."""
+    try:
+        check_arguments(function, *arguments)
+    except ValueError:
+        return False
+    return True
+
+
 def check_arguments(classifier: Callable[..., Any], *arguments: str, instead: str = "") -> None:
     """Raise ValueError if a classifier cannot be called with these arguments, judging by its signature.
 

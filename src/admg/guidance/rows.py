@@ -32,6 +32,18 @@ def batch_context(start: int, stop: int, total: int) -> Iterator[None]:
         _batch.reset(token)
 
 
+def batch_rows(count: int) -> slice:
+    """Return the place of the `count` images of a batch among all images of the call."""
+    batch = _batch.get()
+    return slice(0, count) if batch is None or batch.stop - batch.start != count else slice(batch.start, batch.stop)
+
+
+def batch_text(count: int) -> str:
+    """Return "images 4 to 7 of 8" for the `count` images of a batch, and "" if they are all images of the call."""
+    batch, rows = _batch.get(), batch_rows(count)
+    return "" if batch is None or batch.total == count else f"images {rows.start} to {rows.stop - 1} of {batch.total}"
+
+
 def select_batch_rows(values: Tensor, count: int, what: str) -> Tensor:
     """Return the rows of values (N, ...) that belong to the `count` images of a batch; a single row is for all images.
 

@@ -118,7 +118,7 @@ def followed(
     """
     diffusion, alpha_bar = model.diffusion, model.diffusion.schedule.alpha_bar[index].item()
     known = NetworkPredictions(unguided=diffusion.predict(output, x, index, clip=False))
-    state = State(x, index, y, y if model.conditional else None, model, clip, computed=known)
+    state = State(x.detach(), index, y, y if model.conditional else None, model, clip, computed=known)
     state = state.with_pred(modified_prediction(guide, state))
     p, g = state.prediction, gradient_of(guide, state)
     check_consistent(p)

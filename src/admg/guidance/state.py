@@ -11,6 +11,8 @@ from torch import Tensor
 
 from admg.diffusion.gaussian import Diffusion, Images, Index, Prediction
 
+from .rows import batch_rows
+
 
 class DiffusionModel(Protocol):
     """The part of a model that samplers and guides use. admg.Model implements it.
@@ -69,8 +71,13 @@ class State:
 
     @property
     def t(self) -> Tensor:
-        """The timestep given to networks and classifiers, (1,)."""
+        """The timestep given to networks and classifiers, (1,). `model.predict` takes `index` instead."""
         return self.diffusion.timestep(self.index, self.x.device, self.x.dtype)
+
+    @property
+    def rows(self) -> slice:
+        """The images of this batch among all images of the call: `references[state.rows]` has a row for each of x."""
+        return batch_rows(len(self.x))
 
     @property
     def sigma(self) -> float:
@@ -90,6 +97,7 @@ class State:
         return self.unguided if self.modified is None else self.modified
 
     @cached_property
+    @torch.no_grad()
     def prediction(self) -> Prediction:
         """The prediction to sample from: `pred`, with x0 clipped to [-1, 1] if the sampler clips."""
         if not self.clip or not self.pred.consistent:
@@ -131,7 +139,12 @@ class State:
     def differentiable(self) -> tuple[Images, Prediction]:
         """Return x as a leaf of a new autograd graph, and the network's own prediction there, not clipped.
 
-        This evaluates the network again, with gradients.
+        This evaluates the network again, with gradients. In a guide,
+
+            x, prediction = state.differentiable()
+            return torch.autograd.grad(log_p(prediction.x0).sum(), x)[0]
+
+        is the gradient of log_p(x0-hat(x_t)), where log_p is a function of images that returns (N,).
         """
         x = self.x.detach().requires_grad_(True)
         return x, self.model.predict(x, self.index, self.model_y, clip=False)

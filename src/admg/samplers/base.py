@@ -97,7 +97,7 @@ class GuidedModel:
 
     def state(self, x: Images, index: int) -> State:
         """Return the state that the guide is evaluated with."""
-        return State(x, index, self.y, self.model_y, self.model, self.clip, highest_label=self.highest_label)
+        return State(x.detach(), index, self.y, self.model_y, self.model, self.clip, highest_label=self.highest_label)
 
     def step(self, x: Images, x0: Images, index: int) -> Step:
         """Return the Step to yield after the step at `index`."""
