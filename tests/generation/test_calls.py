@@ -131,3 +131,16 @@ def test_a_sampler_of_a_file(capsys, tiny_folders, tmp_path):
     assert "'ignores' never evaluated the guide" in refused(capsys, *guided, f"{path}:ignores")
     assert not (tmp_path / "c").exists()
     assert run(capsys, *guided, f"{path}:late")[0] == 0  # it evaluates the guide, though not in the first step
+
+
+def test_samplers_that_yield_no_steps_are_refused(tiny_model):
+    def returning(model, x_T, **options):
+        return x_T
+
+    def yielding(model, x_T, **options):
+        yield x_T
+
+    for sampler in (returning, yielding):
+        name = sampler.__name__
+        with pytest.raises(ValueError, match=f"sampler '{name}' must yield a samplers.Step for each step, got Tensor"):
+            admg.sample(tiny_model, "one", sampler=sampler, steps=1, progress=False)

@@ -383,3 +383,17 @@ def test_bad_input_gives_one_line_and_writes_nothing(capsys, models, pictures, t
     steps = models if "--steps" not in options else models[:-2]
     assert expected in refused(capsys, command, *steps, *options, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_images_of_other_kinds_for_edits(tiny_model):
+    """Arrays are edited as tensors are; a path, and labels that are not one per image, are refused."""
+    images, options = torch.rand(4, 1, 8, 8) - 0.5, {"steps": 2, "progress": False}
+    found = admg.edit(tiny_model, images.numpy(), "one", **options).x
+    assert torch.equal(found, admg.edit(tiny_model, images, "one", **options).x)
+    assert torch.equal(admg.encode(tiny_model, images.numpy(), **options), admg.encode(tiny_model, images, **options))
+    with pytest.raises(ValueError, match=r"got 'x.png': admg.generation.starts.load_images\(.*\)\[0\] opens files"):
+        admg.edit(tiny_model, "x.png", "one", **options)
+    with pytest.raises(ValueError, match="labels must have one label or one per image, got 3 for 4 images"):
+        admg.edit(tiny_model, images, ["one", "two", 0], **options)
+    with pytest.raises(ValueError, match="images must be floats"):
+        admg.edit(tiny_model, np.zeros((1, 1, 8, 8), np.uint8), "one", **options)

@@ -158,6 +158,8 @@ def test_x_T_and_noise_sampler_replace_the_seed(tiny_model):
     assert wide.x.shape == (1, 1, 8, 16)
     with pytest.raises(ValueError, match="height and width of an image must be multiples of 2, got 9x8"):
         admg.sample(tiny_model, [0], steps=2, x_T=torch.zeros(1, 1, 9, 8), progress=False)
+    with pytest.raises(ValueError, match="x_T must have the channels of the model's images, 1, got 3"):
+        admg.sample(tiny_model, [0], steps=2, x_T=torch.zeros(1, 3, 8, 8), progress=False)
     with pytest.raises(ValueError, match="x_T has 2 images for 3 labels"):
         admg.sample(tiny_model, [0, 0, 0], x_T=x_T, progress=False)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -119,11 +120,11 @@ def test_a_guide_of_ones_own_may_have_a_memory(tiny_model):
 
 
 class Linear(torch.nn.Module):
-    """A classifier of four classes, whose weights require gradients."""
+    """A classifier of five classes, whose weights require gradients."""
 
     def __init__(self):
         super().__init__()
-        self.weight = torch.nn.Parameter(normal(64, (4,)))
+        self.weight = torch.nn.Parameter(normal(64, (5,)))
 
     def forward(self, x, timesteps=None):
         return x.flatten(1) @ self.weight
@@ -229,3 +230,47 @@ def test_labels_of_samplers(tiny_model):
     for guide in (None, guidance.AutoGuidance(unconditional, 2.0)):
         with pytest.raises(ValueError, match="y would have no effect"):
             final(Y, unconditional, guide)
+
+
+def cond_fn(x, t, y=None):
+    """The classifier gradient as guided-diffusion writes it."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_(True)
+        log_p = CLASSIFIER(x, t).log_softmax(1)[range(len(x)), y.view(-1)]
+        return torch.autograd.grad(log_p.sum(), x)[0]
+
+
+CLASSIFIER = Linear()
+
+
+def test_what_is_not_a_guide_is_refused(tiny_model, tiny_classifier):
+    a_guide = "a guide must be a Guidance or a function of a guidance.State, got "
+    use = "use guidance.ClassifierGuidance"
+    for guide, message in (
+        (tiny_classifier, f"Classifier, which takes other arguments: {use}(classifier, scale)"),
+        (tiny_classifier.network, f"NoisyClassifier, which takes other arguments: {use}(classifier, scale)"),
+        (torch.nn.Linear(4, 4), "the network Linear: use guidance.ExtendedClassifierGuidance(network, scale, at='x0')"),
+        ("fashion-mnist", f"'fashion-mnist': {use}(admg.load_classifier('fashion-mnist'), scale)"),
+        ([darker, smaller], "a list: add guides with +"),
+        (4.0, "4.0"),
+        (guidance.ClassifierGuidance, "the class ClassifierGuidance: make an object of it"),
+        (cond_fn, "a function of (x, t, y): use lambda state: cond_fn(state.x, state.t.expand(len(state.x)), "
+                  "y=state.y)"),
+        (darker + cond_fn, "a function of (x, t, y)"),
+        (2 * guidance.guide(tiny_classifier), "Classifier, which takes"),
+    ):  # fmt: skip
+        for run in (
+            lambda guide: admg.sample(tiny_model, ["one"], guide=guide, steps=2, progress=False),
+            lambda guide: next(samplers.ddim(tiny_model.respace(2), normal(1, (1, 8, 8)), y=[1], guide=guide)),
+        ):
+            with pytest.raises(ValueError, match=re.escape(a_guide + message)):
+                run(guide)
+
+
+def test_a_function_of_guided_diffusion_in_the_form_that_the_error_gives(tiny_model):
+    options = {"labels": [0, 1, 4], "sampler": "ddpm", "steps": 3, "progress": False}
+    wrapped = admg.sample(
+        tiny_model, guide=lambda state: cond_fn(state.x, state.t.expand(len(state.x)), y=state.y), **options
+    )
+    expected = admg.sample(tiny_model, guide=guidance.ClassifierGuidance(CLASSIFIER), **options)
+    torch.testing.assert_close(wrapped.x, expected.x)

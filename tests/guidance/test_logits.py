@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
-from admg import guidance, samplers
+from admg import Labels, guidance, samplers
 from admg.guidance.logits import check_logits
 
 
@@ -30,7 +32,10 @@ def clean(x):
 )
 def test_a_label_that_the_classifier_lacks(tiny_model, guide):
     model, x = tiny_model.respace(2), torch.zeros(2, 1, 8, 8)
-    list(samplers.ddim(model, x, y=torch.tensor([2, -1]), guide=guide))
+    unnamed = replace(model, labels=Labels(0), takes_labels=True)
+    list(samplers.ddim(unnamed, x, y=torch.tensor([2, -1]), guide=guide))
+    with pytest.raises(ValueError, match=r"classifier has 3 classes, fewer than the 5 labels of the model"):
+        list(samplers.ddim(model, x, y=torch.tensor([2, -1]), guide=guide))
     with pytest.raises(ValueError, match=r"labels must be from 0 to 2, .* logits of 3 classes, got 3"):
         list(samplers.ddim(model, x, y=torch.tensor([0, 3]), guide=guide))
 
@@ -64,3 +69,55 @@ def test_results_that_are_no_logits():
     ):
         with pytest.raises(ValueError, match=rf"must return logits \(2, K\) of K classes, got {found}"):
             check_logits(logits, y)
+
+
+class Clean(nn.Module):
+    """A classifier of clean images with five classes."""
+
+    def __init__(self, *, probabilities: bool = False):
+        super().__init__()
+        self.linear, self.probabilities = nn.Linear(64, 5), probabilities
+
+    def forward(self, x):
+        logits = self.linear(x.flatten(1))
+        return logits.softmax(1) if self.probabilities else logits
+
+
+def guided(model, classifier, kind=guidance.ExtendedClassifierGuidance):
+    guide = kind(classifier, 2.0, at="x0")
+    return list(samplers.ddim(model.respace(3), torch.zeros(2, 1, 8, 8), y=torch.tensor([1, 2]), guide=guide))
+
+
+@pytest.mark.parametrize("kind", [guidance.ExtendedClassifierGuidance, guidance.GradientFreeGuidance])
+def test_probabilities_instead_of_logits_are_noted_once(tiny_model, kind, recwarn):
+    guided(tiny_model, Clean(), kind)
+    guided(tiny_model, lambda x: x.flatten(1)[:, :5].log_softmax(1), kind)
+    assert not recwarn.list
+    guided(tiny_model, Clean(probabilities=True), kind)
+    (note,) = recwarn.list
+    assert "the classifier returns probabilities" in str(note.message) and "log_softmax" in str(note.message)
+
+
+def test_a_classifier_that_is_not_differentiable(tiny_model):
+    own = Clean()
+    message = "the classifier must depend on the image and be differentiable"
+    for classifier in (torch.no_grad()(lambda x: own(x)), lambda x: own(x.detach())):
+        with pytest.raises(ValueError, match=message):
+            guided(tiny_model, classifier)
+    with pytest.raises(ValueError, match=message):
+        guidance.log_prob_gradient(lambda x, t: own(x.detach()), torch.zeros(1, 1, 8, 8), None, torch.tensor([1]))
+
+
+def test_a_classifier_in_float64(tiny_model):
+    with pytest.raises(ValueError, match=r"the guide's classifier must compute with images of torch.float32 on cpu"):
+        guided(tiny_model, Clean().double())
+
+
+def test_scales_are_numbers():
+    with pytest.raises(ValueError, match="the guidance scale must be a finite number, got '4'"):
+        guidance.ClassifierGuidance(few, "4")
+
+
+def test_a_plain_module_for_by_classifier():
+    with pytest.raises(ValueError, match=r"PretrainedNetwork\(module, Preprocessing\(...\)\), got Clean: a network of"):
+        guidance.by_classifier(Clean(), None, 1.0, "mine")

@@ -102,6 +102,10 @@ def test_invalid_losses_are_refused():
         guidance.LossGuidance(lambda x: x.square().sum())(state)
     with pytest.raises(ValueError, match="must depend on the image"):
         guidance.LossGuidance(lambda x: torch.ones(len(x)))(state)
+    with pytest.raises(ValueError, match="the loss must return a tensor computed by torch, got ndarray"):
+        guidance.LossGuidance(lambda x: x.detach().numpy().mean((1, 2, 3)))(state)
+    with pytest.raises(ValueError, match="the loss must be computed by torch, not by numpy"):
+        guidance.LossGuidance(lambda x: x.numpy().mean((1, 2, 3)))(state)
     assert guidance.LossGuidance(lambda x: 1 / 0, 0.0)(state) is None
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,7 +31,7 @@ from .samples import Samples
 
 def edit(
     model: Model | str | Path,
-    images: Images,
+    images: Images | np.ndarray,
     labels: LabelsArgument = None,
     *,
     strength: float = 0.6,
@@ -51,7 +52,7 @@ def edit(
     """Change images towards labels: add noise up to a level, then sample from there (SDEdit, Meng et al. 2022).
 
     model: a Model, or anything that admg.load accepts
-    images: (N, C, H, W) in [-1, 1], one per label, or a single one for all labels
+    images: floats (N, C, H, W) in [-1, 1], one per label, or a single one for all labels
     labels: as in sample(); a single label applies to all images
     strength: share of the `steps` that is run, in (0, 1]: of S steps the last max(1, round(strength S)). Fewer steps
         preserve more of the image. 1 runs all steps, from x_T ~ q(x_T | x_0): the noise of sample() for this seed,
@@ -68,10 +69,12 @@ def edit(
     >>> admg.edit("fashion-mnist", shirt, ["dress", "coat"], strength=0.5, steps=2, progress=False)
     Samples(2 images of 32x32, 1 channel; labels: Dress, Coat)
     """
-    model = as_model(model)
+    model, images = as_model(model), as_images(images)
     numbers = resolve_labels(model, guide, labels, len(images) if is_single(labels) else None)
     check_labels_used(model, guide, unconditional, numbers)
     count = len(numbers)
+    if len(images) not in (1, count):
+        raise ValueError(f"labels must have one label or one per image, got {count} for {len(images)} images")
     images = images.expand(count, -1, -1, -1) if len(images) == 1 else images
     check_images(model, images, count)
     check_from_labels(model, from_labels, invert, unconditional)
@@ -96,7 +99,7 @@ def edit(
 
 def encode(
     model: Model | str | Path,
-    images: Images,
+    images: Images | np.ndarray,
     labels: LabelsArgument = None,
     *,
     strength: float = 1.0,
@@ -125,7 +128,7 @@ def encode(
     >>> x_T.shape
     torch.Size([1, 1, 32, 32])
     """
-    model = as_model(model)
+    model, images = as_model(model), as_images(images)
     check_images(model, images, len(images))
     y = None if labels is None else label_tensor(model, labels, len(images), guide).to(model.device)
     numbers = [None] if y is None else [None if label < 0 else label for label in y.tolist()]
@@ -203,6 +206,19 @@ def check_from_labels(model: Model, from_labels: LabelsArgument, invert: bool, u
         raise ValueError("from_labels requires invert=True: adding noise to an image needs no label")
     if from_labels is not None and (unconditional or not model.conditional):
         raise ValueError("from_labels must be None for an unconditional inversion")
+
+
+def as_images(images: Any) -> Images:
+    """Return images as a tensor. Raises ValueError for anything but a tensor or an array, such as a path."""
+    if isinstance(images, np.ndarray) and images.dtype.kind in "iuf":
+        return torch.tensor(images)
+    if not isinstance(images, Tensor):
+        found = repr(images) if isinstance(images, str | Path) else type(images).__name__
+        raise ValueError(
+            f"images must be a tensor or an array (N, C, H, W) in [-1, 1], got {found}: "
+            "admg.generation.starts.load_images([path], model)[0] opens files"
+        )
+    return images
 
 
 def check_images(model: Model, images: Images, count: int) -> None:

@@ -22,7 +22,7 @@ from admg.samplers import Sampler
 
 from .augmentation import check_level
 from .contact_sheet import edit_sheet, interpolation_sheet
-from .edit import check_from_labels, check_images, label_tensor
+from .edit import as_images, check_from_labels, check_images, label_tensor
 from .images import to_uint8
 from .interpolate import frame_noise
 from .job import Generated, Job, JobOptions
@@ -153,6 +153,7 @@ def generate_edits(
     model, recipe = as_model(model), recipe or Recipe(precision="auto")
     check_num(num)
     check_from_labels(model, from_labels, invert, recipe.unconditional)
+    images = as_images(images)
     check_images(model, images, len(images))
     targets, count = target_labels(model, recipe, labels), len(images)
     if (total := num * count * len(targets)) > MAX_IMAGES:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +21,7 @@ from admg.engine.compiling import Compile
 from admg.engine.memory import in_batches
 from admg.engine.precision import Precision, resolve, without_autocast
 from admg.guidance import Bounded, Guide, Recorded
+from admg.guidance.mistakes import check_is_guide
 from admg.guidance.rows import batch_context
 from admg.samplers import NoiseSampler, Step
 
@@ -55,7 +56,8 @@ class Recipe:
     precision: number format of matrix products: fp32, bf16, fp16 (on GPUs), or auto (bf16 where it is native)
     compile: whether torch.compile builds the networks first: auto (no), on or off
     augment_level: level of noise to add to the low-resolution images of an upsampler, see upsample()
-    Raises ValueError for an unknown sampler, a negative seed, a batch size below 1 or a level outside [0, 1].
+    Raises ValueError for what is not a guide, an unknown sampler, a negative seed, a batch size below 1 or a level
+    outside [0, 1].
     """
 
     guide: Guide | None = None
@@ -70,6 +72,7 @@ class Recipe:
     augment_level: float = 0.0
 
     def __post_init__(self) -> None:
+        check_is_guide(self.guide)
         find_sampler(self.sampler)
         if not 0 <= self.augment_level <= 1:
             raise ValueError(f"augment_level must be from 0 to 1, got {self.augment_level}")
@@ -241,7 +244,7 @@ class BatchSampler:
                 noise_sampler=noise if inputs.noise_sampler is None else checked_noise(inputs.noise_sampler),
                 unconditional=recipe.unconditional,
             )
-            for done, step in enumerate(steps, 1):
+            for done, step in enumerate(checked_steps(steps, sampler_name(recipe.sampler)), 1):
                 adapt_threads()
                 x = step.x
                 on_step(step)
@@ -279,6 +282,17 @@ def checked_noise(noise_sampler: NoiseSampler) -> NoiseSampler:
         return noise
 
     return draw
+
+
+def checked_steps(steps: Any, sampler: str) -> Iterator[Step]:
+    """Yield the steps of a sampler. Raises ValueError for anything else that a user's sampler returns or yields."""
+    for step in steps if isinstance(steps, Iterable) else (steps,):
+        if not isinstance(step, Step):
+            raise ValueError(
+                f"the sampler {sampler!r} must yield a samplers.Step for each step, got {type(step).__name__}: write "
+                "`yield guided.step(x, x0, i)`, with guided = samplers.guided_model(...)"
+            )
+        yield step
 
 
 def check_has_small_images(model: Model) -> None:

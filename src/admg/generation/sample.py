@@ -87,6 +87,8 @@ def sample(
         check_noise(x_T)
         if len(x_T) != len(numbers):
             raise ValueError(f"x_T has {len(x_T)} images for {len(numbers)} labels")
+        if x_T.shape[1] != model.shape[0]:
+            raise ValueError(f"x_T must have the channels of the model's images, {model.shape[0]}, got {x_T.shape[1]}")
     check_low_res(model, low_res, len(numbers))
     inputs = Inputs(x_T=x_T, low_res=low_res, noise_sampler=noise_sampler)
     return draw_samples(BatchSampler(model.respace(steps), recipe), numbers, inputs, first=first, progress=progress)

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from admg.diffusion.gaussian import Images, working_dtype
 
-from .base import Guidance
 from .gradient import differentiate
-from .logits import check_arguments_at, check_logits
+from .logits import OfClassifier, check_arguments_at, check_logits, checked_logits
 from .numbers import Scale, check_scale, scale_at
 from .state import State
 
@@ -22,7 +21,7 @@ ClassifierFunction = Callable[[Images, Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class ClassifierGuidance(Guidance):
+class ClassifierGuidance(OfClassifier):
     """The gradient s ∇ log p(y | x_t) of a classifier trained on noised images.
 
     classifier: function (x_t, timesteps) -> logits (N, K), differentiable in x_t
@@ -30,7 +29,7 @@ class ClassifierGuidance(Guidance):
         give samples that follow the label more closely and are less diverse, and 0 does not evaluate the classifier
 
     Raises ValueError if the scale is not finite, if the sampler is given no labels y, or if the classifier takes no
-    timesteps or does not return logits of the target labels.
+    timesteps or does not return logits of the target labels, or of all labels of the model. Warns of probabilities.
     """
 
     classifier: ClassifierFunction
@@ -46,7 +45,11 @@ class ClassifierGuidance(Guidance):
             return None
         if state.y is None:
             raise ValueError("classifier guidance needs labels: pass y to the sampler, one target label per image")
-        return scale * log_prob_gradient(self.classifier, state.x, state.t, state.y, state.highest_label)
+
+        def classifier(x: Tensor, t: Tensor) -> Tensor:
+            return checked_logits(self, state, x, t)
+
+        return scale * log_prob_gradient(classifier, state.x, state.t, state.y, state.highest_label)
 
 
 def log_prob_gradient(

@@ -15,18 +15,17 @@ from torch import Tensor
 
 from admg.diffusion.gaussian import working_dtype
 
-from .base import Guidance
 from .bounded import clamp_gradient
 from .divergence import Divergence
 from .gradient import At, check_at, gradient
-from .logits import check_arguments_at, check_logits
+from .logits import OfClassifier, check_arguments_at, checked_logits
 from .numbers import Scale, check_scale, clip_norm, finite, per_image_norm, scale_at
 from .rows import select_batch_rows
 from .state import State
 
 
 @dataclass(frozen=True, eq=False)
-class ExtendedClassifierGuidance(Guidance):
+class ExtendedClassifierGuidance(OfClassifier):
     """Classifier guidance with options, each of which is off by default. They can be combined.
 
     classifier: function (x_t, timesteps) -> logits (N, K), differentiable in x_t; with at="x0", x_0 -> logits
@@ -86,8 +85,7 @@ class ExtendedClassifierGuidance(Guidance):
             raise ValueError("classifier guidance needs labels: pass y to the sampler, one target label per image")
 
         def log_p(images: Tensor) -> Tensor:
-            logits = self.classifier(images) if self.at == "x0" else self.classifier(images, state.t)
-            check_logits(logits, state.y if self.labels is None else None, state.highest_label)
+            logits = checked_logits(self, state, *([images] if self.at == "x0" else [images, state.t]))
             return self.log_prob(logits.to(working_dtype(state.x)) / self.temperature_at(state.sigma), state.y)
 
         g = gradient(log_p, state, self.at, "the classifier")

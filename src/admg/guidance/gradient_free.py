@@ -11,10 +11,9 @@ from torch import Tensor
 
 from admg.diffusion.gaussian import Prediction, working_dtype
 
-from .base import Guidance
 from .classifier_free import away_from
 from .gradient import At, check_at
-from .logits import check_arguments_at, check_logits
+from .logits import OfClassifier, check_arguments_at, checked_logits
 from .numbers import Scale, check_scale, scale_at
 from .state import State, check_conditional
 
@@ -22,7 +21,7 @@ Reference = Literal["label", "null"]
 
 
 @dataclass(frozen=True, eq=False)
-class GradientFreeGuidance(Guidance):
+class GradientFreeGuidance(OfClassifier):
     """ε̂ = ε(x, r) + w (ε(x, y) - ε(x, r)), where a classifier sets r and w at each step and is never differentiated.
 
     r is the likeliest label other than y. w = 1 + (scale - 1)(1 - p(y | x)), so an image is left alone once the
@@ -60,8 +59,7 @@ class GradientFreeGuidance(Guidance):
             state.both()
         with torch.no_grad():
             images = [state.unguided.x0] if self.at == "x0" else [state.x, state.t]
-            logits = self.classifier(*images)
-        check_logits(logits, y, state.highest_label)
+            logits = checked_logits(self, state, *images)
         p = logits.to(working_dtype(logits)).softmax(-1)
         if p.shape[1] < 2:
             raise ValueError("gradient-free guidance needs a classifier with at least two labels")

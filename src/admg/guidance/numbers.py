@@ -16,10 +16,13 @@ Scale = float | Callable[[float], float]
 
 
 def finite(number: float, name: str) -> float:
-    """Return the number. Raises ValueError with the name if it is infinite or NaN."""
-    if not math.isfinite(number):
-        raise ValueError(f"{name} must be a finite number, got {number}")
-    return number
+    """Return the number. Raises ValueError with the name if it is infinite, NaN or no number."""
+    try:
+        if math.isfinite(number):
+            return number
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"{name} must be a finite number, got {number!r}") from None
+    raise ValueError(f"{name} must be a finite number, got {number}")
 
 
 def check_scale(scale: Scale) -> None:

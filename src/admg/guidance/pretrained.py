@@ -205,8 +205,13 @@ def by_classifier(
     title: text for titles of pictures and messages
     names: names of the classes; for 1,000 classes without names, those of ImageNet
 
-    Raises ValueError if there is no such class.
+    Raises ValueError if there is no such class, or if the classifier is no PretrainedNetwork.
     """
+    if not isinstance(classifier, PretrainedNetwork):
+        raise ValueError(
+            f"the classifier must be a PretrainedNetwork(module, Preprocessing(...)), got {type(classifier).__name__}: "
+            "a network of images in [-1, 1] guides with ExtendedClassifierGuidance(network, scale, at='x0')"
+        )
     classes = number_of_classes(classifier)
     if label is None:
         guide = ExtendedClassifierGuidance(classifier, scale, at="x0")

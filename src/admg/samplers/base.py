@@ -17,6 +17,7 @@ from torch import Tensor
 
 from admg.diffusion.gaussian import Images, Prediction
 from admg.guidance.base import Guide, begin, gradient_of, modified_prediction, reads_labels
+from admg.guidance.mistakes import check_is_guide
 from admg.guidance.state import DiffusionModel, State, check_consistent
 
 NoiseSampler = Callable[[Images, int], Images]
@@ -116,8 +117,9 @@ def guided_model(
 
     The labels y steer the guide. A conditional network is conditioned on them too, unless `unconditional`.
 
-    Raises ValueError if y is not one label per image, or if neither the network nor the guide uses it.
+    Raises ValueError for what is not a guide, and if y is not one label per image or has no effect.
     """
+    check_is_guide(guide)
     if y is None:
         return GuidedModel(model, None, None, begin(guide), clip)
     y = label_tensor(y, x_T)
