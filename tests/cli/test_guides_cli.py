@@ -19,6 +19,7 @@ from admg import guidance, samplers
 from admg.cli.sampling_options import GuidanceOptions
 from admg.generation import guide_specs
 from admg.generation.guide_specs import GuideSet, UserGuide, guide_title
+from admg.generation.identity import identify
 from admg.generation.images import to_float
 from admg.generation.upsample import UPSAMPLER_SEED
 from admg.userfile import load_object
@@ -126,6 +127,9 @@ def pull(state):
         (["--guide", "OWN:pull", "--scale", 0], lambda c: pull),
         (["--guide", "OWN:as_object", "--guide", "OWN:changing", "--scale", 0],
          lambda c: guidance.ClassifierFreeGuidance(3.0) + pull),
+        (["--guide", "OWN:pull:0.5", "--scale", 0], lambda c: 0.5 * guidance.guide(pull)),
+        (["--guide", "OWN:changing:2", "--guide", "OWN:as_object:-1e-1", "--scale", 0],
+         lambda c: 2 * guidance.ClassifierFreeGuidance(3.0) + -0.1 * guidance.guide(pull)),
         (["--guide", "OWN:pull", "--cfg", 2], lambda c: guidance.ClassifierFreeGuidance(2.0) + pull),
     ],
 )  # fmt: skip
@@ -242,6 +246,8 @@ def test_titles_name_the_guide(own):
     others = (guide_specs.parse_guide("apg:4,eta=0.5"), guide_specs.load_user_guide(f"{own}:pull"))
     guide = GuideSet(object(), 4.0, 2.0, others, (0.3, 5.0)).build()
     assert guide_title(guide) == "scale 4, cfg 2, apg 4 eta=0.5, pull, noise 0.3 to 5"
+    scaled = guide_specs.load_user_guide(f"{own}:pull:2.5")
+    assert guide_title(scaled) == "2.5 x (pull)" and identify(scaled)["factor"] == 2.5
     assert GuideSet().build() is None and guide_title(None) == ""
 
 
@@ -296,6 +302,10 @@ def test_upsampling_with_a_guide(capsys, tiny_upsampler, own, tmp_path):
         (["--guide", "no/such.py:g"], "there is no file no/such.py"),
         (["--guide", "OWN:nothing"], "no 'nothing': it has pull, Pull, as_object, wrong_shape, fails, changing"),
         (["--guide", "OWN"], "expected path/to/file.py:name"),
+        (["--guide", "OWN:pull:two"], "the SCALE of path/to/file.py:name:SCALE must be a number"),
+        (["--guide", "OWN:pull:nan"], "the factor of a guide must be a finite number, got nan"),
+        (["--guide", "OWN:pull,scale=3"], "expected path/to/file.py:name or path/to/file.py:name:SCALE"),
+        (["--guide", "OWN:nothing:2"], "no 'nothing': it has pull"),
         (["--guide", "OWN:number"], "is not a guide: expected a function of guidance.State or a Guidance, got int"),
         (["--guide", "OWN:Pull"], "must be an object, not a class: define one, such as my_guide = Pull()"),
         (["--guide", "OWN:wrong_shape"], "wrong_shape must return a gradient like x"),

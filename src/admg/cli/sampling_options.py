@@ -118,7 +118,8 @@ class GuidanceOptions:
         --scale is given too
     guide: another kind of guidance, which replaces the classifier unless --scale is given too, such as apg:4,eta=0.5
         ({", ".join(guide_kinds())}), or a network of another library, timm:MODEL,label=NAME,scale=S
-        (torchvision:, transformers:) or clip:TEXT,scale=S; or path/to/file.py:name, a custom guide, which is added
+        (torchvision:, transformers:) or clip:TEXT,scale=S; or path/to/file.py:name, a custom guide, which is
+        added, or path/to/file.py:name:SCALE, SCALE times it
     interval: noise levels to which guidance is limited: the standard deviation of the noise relative to the image,
         which ranges from about 0.01 to 150 on the linear schedule and to 20,000 on the cosine one
     reuse: evaluate the guides at every N-th step only, and extrapolate their effect in between; 2 halves their cost

@@ -1,4 +1,4 @@
-"""Guides by text: a classifier and its scale, "apg:4,eta=0.5", "path/to/file.py:name"."""
+"""Guides by text: a classifier and its scale, "apg:4,eta=0.5", "path/to/file.py:name", "path/to/file.py:name:2"."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def load_guides(
     scale: guidance scale of the classifier; None: default_scale, or 0 if there is another kind of guidance
     cfg: guidance scale of classifier-free guidance
     specs: kinds of admg.guidance such as "apg:4,eta=0.5" and networks of other libraries such as "clip:a red coat",
-        which replace classifier guidance, and "path/to/file.py:name", which are added to it
+        which replace classifier guidance, and "path/to/file.py:name" or "path/to/file.py:name:SCALE", which are added
     interval: "low,high", noise levels
     reuse: evaluate the guides at every n-th step only; see guidance.Reused
     keep_classifier: load the classifier even at scale 0
@@ -154,7 +154,7 @@ def guide_kind(spec: str) -> type[guidance.Guidance]:
     name = spec.split(":")[0]
     if name not in guide_kinds():
         known = ", ".join([*guide_kinds(), *PRETRAINED])
-        raise ValueError(f"guide {spec}: unknown guidance {name!r}: {known}, or path/to/file.py:name")
+        raise ValueError(f"guide {spec}: unknown guidance {name!r}: {known}, or path/to/file.py:name[:SCALE]")
     return guide_kinds()[name]
 
 
@@ -236,8 +236,21 @@ def _required(kind: Any) -> set[str]:
 # -- guides of a user's file -----------------------------------------------------------------------------------------
 
 
-def load_user_guide(spec: str) -> UserGuide:
-    """Return the guide called `name` in `path/to/file.py:name`. Raises ValueError if it cannot be loaded or called."""
+def load_user_guide(spec: str) -> UserGuide | guidance.Scaled:
+    """Return the guide called `name` in `path/to/file.py:name`, multiplied by the number in `path/to/file.py:name:2`.
+
+    Raises ValueError if it cannot be loaded or called, or if this is not a finite number.
+    """
+    unscaled, _, number = spec.rpartition(":")
+    if ".py:" in unscaled:
+        try:
+            return guidance.Scaled(load_user_guide(unscaled), float(number))
+        except ValueError as error:
+            if "could not convert" not in str(error):
+                raise
+            raise ValueError(f"guide {spec}: the SCALE of path/to/file.py:name:SCALE must be a number") from None
+    if ".py:" in spec and not number.isidentifier():
+        raise ValueError(f"guide {spec}: expected path/to/file.py:name or path/to/file.py:name:SCALE")
     guide, digest = load_object(spec)
     path, _, name = spec.rpartition(":")
     if isinstance(guide, type):
