@@ -74,6 +74,8 @@ def numeric(tiny_model) -> Model:
         (["1", "10", "3"], [0, 3, 2]),
         (["1", 1, None], [0, 1, None]),
         (torch.tensor([0, -1, 2]), [0, None, 2]),
+        ([0, -1, "10", np.int64(-1)], [0, None, 3, None]),
+        (-1, [None]),
         (np.array([1, 3], np.uint8), [1, 3]),
         ([np.int64(2), torch.tensor(1)], [2, 1]),
         (2, [2]),
@@ -87,7 +89,9 @@ def test_an_integer_is_a_number_and_text_is_a_name(numeric, labels, expected):
     assert is_single(labels) == (len(expected) == 1)
 
 
-@pytest.mark.parametrize("labels", [["0"], [1.0], [0.5], torch.tensor([1.0]), [4], [np.bool_(True)]])
+@pytest.mark.parametrize(
+    "labels", [["0"], [1.0], [-1.0], [-2], ["-1"], [0.5], torch.tensor([1.0]), [4], [np.bool_(True)]]
+)
 def test_what_is_neither_a_number_nor_a_name_is_refused(numeric, labels):
     with pytest.raises(ValueError, match="label"):
         resolve_labels(numeric, None, labels)

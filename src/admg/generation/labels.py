@@ -21,7 +21,7 @@ from admg.guidance import Guide
 from admg.guidance.base import reads_labels
 
 Label = int | str | None
-"""An int is the number of a label, a str its name, and None stands for no label."""
+"""An int is the number of a label, a str its name, and None or -1 stands for no label."""
 LabelsArgument = Label | Sequence[Label] | Tensor
 MAX_RECORDED_LABELS = 100
 MAX_IMAGES = 10_000_000
@@ -65,7 +65,7 @@ def resolve_labels(
 ) -> list[int | None]:
     """Return the number of each image's label, None for an image without a label.
 
-    labels: one label, a sequence of them, or a tensor (N,) of numbers; -1 in a tensor stands for no label
+    labels: one label, a sequence of them, or a tensor (N,) of numbers; -1 stands for no label
     num: number of images, in equal shares of the labels; None: one image per label
     Raises ValueError for an unknown label, or if there is no image.
     """
@@ -86,7 +86,7 @@ def in_shares(numbers: list[int | None], num: int | None) -> list[int | None]:
 
 
 def label_list(labels: LabelsArgument) -> list[Label]:
-    """Return one label or several as a list. Negative numbers in a tensor or array become None."""
+    """Return one label or several as a list. The number -1 becomes None, as do negative ones in a tensor or array."""
     if isinstance(labels, np.ndarray) and labels.dtype.kind in "UO" and labels.ndim == 1:
         return list(labels.tolist())  # names, or names and numbers
     if isinstance(labels, Tensor | np.ndarray):
@@ -95,7 +95,8 @@ def label_list(labels: LabelsArgument) -> list[Label]:
                 f"a tensor of labels must hold whole numbers (N,), got {labels.dtype} {tuple(labels.shape)}"
             )
         return [None if number < 0 else number for number in np.atleast_1d(np.asarray(labels)).tolist()]
-    return [labels] if is_single(labels) else list(labels)  # type: ignore[list-item, arg-type]
+    items: list[Label] = [labels] if is_single(labels) else list(labels)  # type: ignore[list-item, arg-type]
+    return [None if isinstance(item, int | np.integer) and item == -1 else item for item in items]
 
 
 def is_single(labels: LabelsArgument) -> bool:

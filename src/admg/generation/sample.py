@@ -45,7 +45,7 @@ def sample(
     """Generate images of these labels.
 
     model: a Model, or anything that admg.load accepts
-    labels: one label or one per image: names (str), numbers (int), None for no label, or a tensor of numbers. A
+    labels: one label or one per image: names (str), numbers (int), None or -1 for no label, or a tensor of numbers. A
         conditional network and the guide both receive them
     num: number of images, in equal shares of the labels; None: one image per label
     guide: for example guidance.ClassifierGuidance(classifier, scale=4.0), or a function of a guidance.State
