@@ -47,6 +47,9 @@ def test_a_file_with_flags_or_of_a_known_model_has_heads_and_process(file, monke
     with pytest.warns(UserWarning, match="averaged"):
         found = load_initial(file, "diffusion", FLAGS + " --diffusion_steps 50 --rescale_timesteps False")
     assert found.is_known and found.architecture.head_channels == 32 and found.diffusion.diffusion_steps == 50
+    flags = dict(zip(*[iter(FLAGS.replace("--", "").split())] * 2)) | {"diffusion_steps": 50}
+    with pytest.warns(UserWarning, match="averaged"):
+        assert load_initial(file, "diffusion", flags).diffusion.diffusion_steps == 50
     known = openai.families.known_settings() | {"openai/tiny": openai.parse(FLAGS + " --noise_schedule cosine")}
     monkeypatch.setattr(openai.families, "known_settings", lambda: known)
     with pytest.warns(UserWarning, match="are those of openai/tiny"):

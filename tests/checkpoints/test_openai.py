@@ -181,6 +181,32 @@ CUDA_VISIBLE_DEVICES=0 mpiexec -n 8 python scripts/classifier_sample.py $MODEL_F
     assert openai.parse(text, "classifier").network.num_res_blocks == 4
 
 
+DEFAULTS = {
+    "image_size": 64, "num_channels": 128, "num_res_blocks": 2, "num_heads": 4, "num_heads_upsample": -1,
+    "num_head_channels": -1, "attention_resolutions": "16,8", "channel_mult": "", "dropout": 0.0, "class_cond": False,
+    "use_checkpoint": False, "use_scale_shift_norm": True, "resblock_updown": False, "use_fp16": False,
+    "use_new_attention_order": False, "learn_sigma": False, "diffusion_steps": 1000, "noise_schedule": "linear",
+    "timestep_respacing": "", "use_kl": False, "predict_xstart": False, "rescale_timesteps": False,
+    "rescale_learned_sigmas": False,
+}  # fmt: skip
+"""What model_and_diffusion_defaults() of guided-diffusion returns."""
+
+
+def test_flags_may_be_a_mapping(quiet):
+    assert openai.parse(DEFAULTS) == openai.parse("")
+    given = {"image_size": 32, "channel_mult": (1, 2), "num_channels": 32, "num_res_blocks": 1,
+             "attention_resolutions": "16", "num_classes": None}  # fmt: skip
+    text = f"{TINY} --rescale_timesteps False"
+    model = openai.load_diffusion(zeros(TINY), DEFAULTS | given)
+    assert model.network.config == openai.parse(text).network and model.training["flags"] == openai.flags_of(
+        openai.parse(text)
+    )
+    for flags, message in (({"num_chanels": 3}, "did you mean --num_channels"),
+                           ({"class_cond": "maybe"}, "--class_cond must be True or False, got 'maybe'")):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            openai.load_diffusion(zeros(TINY), DEFAULTS | flags)
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [*((t, True) for t in ("yes", "True", "T", "y", "1")), *((t, False) for t in ("no", "false", "F", "n", "0"))],

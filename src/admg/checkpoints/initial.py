@@ -19,6 +19,7 @@ from .diffusers import loading as diffusers
 from .labels import Labels
 from .model import Classifier, Model
 from .networks import NETWORK_KINDS, Kind, kind_of, unwrapped
+from .openai import GivenFlags
 
 C = TypeVar("C", UNetConfig, SuperResConfig, ClassifierConfig)
 Architecture = UNetConfig | ClassifierConfig
@@ -33,7 +34,7 @@ LOAD: dict[Kind, Callable[[str], Model | Classifier]] = {
     "diffusion": loading.load, "upsampler": loading.load_upsampler, "classifier": loading.load_classifier,
 }  # fmt: skip
 """Functions that load models by name."""
-OPENAI_LOADERS: dict[Kind, Callable[[Path, str | None], Model | Classifier]] = {
+OPENAI_LOADERS: dict[Kind, Callable[[Path, GivenFlags | None], Model | Classifier]] = {
     "diffusion": openai.load_diffusion, "upsampler": openai.load_upsampler, "classifier": openai.load_classifier,
 }  # fmt: skip
 """Functions that load files in OpenAI's format."""
@@ -74,7 +75,7 @@ class Initial:
         return dataclasses.replace(facts, schedule=None, predict=None, variance=None, attention=None)
 
 
-def load_initial(init: str | Path | Model | Classifier, kind: Kind, flags: str | None = None) -> Initial:
+def load_initial(init: str | Path | Model | Classifier, kind: Kind, flags: GivenFlags | None = None) -> Initial:
     """Load the model to start from.
 
     init: name of a shipped or published model, checkpoint folder, run directory, file of weights, or a loaded model
@@ -102,7 +103,7 @@ def load_initial(init: str | Path | Model | Classifier, kind: Kind, flags: str |
     return Initial(name, config, parts.config, parts.labels, parts.training, state)
 
 
-def _of_file(file: Path, kind: Kind, name: str, flags: str | None) -> Initial:
+def _of_file(file: Path, kind: Kind, name: str, flags: GivenFlags | None) -> Initial:
     found = _of_model(OPENAI_LOADERS[kind](file, flags), kind, name)
     config = openai.OpenAIConfig(kind, found.architecture, openai.shapes.default_process(found.architecture))
     is_known = flags is not None or openai.families.family_of(config) is not None

@@ -17,6 +17,7 @@ from admg.checkpoints.compatibility import check_pair, facts_of
 from admg.checkpoints.initial import Initial, inherited, initial_of_run, load_initial
 from admg.checkpoints.model import Classifier, Model
 from admg.checkpoints.networks import NETWORK_KINDS, Kind, unwrapped
+from admg.checkpoints.openai import GivenFlags
 from admg.checkpoints.transfer import transfer
 from admg.checkpoints.weights import CheckpointError, digest_of_state
 from admg.diffusion.config import DiffusionConfig
@@ -31,7 +32,7 @@ Init = str | Path | Model | Classifier
 """A model to start from: a name, folder or file of weights, or a loaded model."""
 
 
-def open_initial(init: Init | None, flags: str | None, kind: Kind, out: Path | str | None) -> Initial | None:
+def open_initial(init: Init | None, flags: GivenFlags | None, kind: Kind, out: Path | str | None) -> Initial | None:
     """Return the model that a run starts from, or None for random weights.
 
     out: run directory; a resumed run has its own weights, so the initial model is not read again

@@ -17,6 +17,7 @@ from admg.checkpoints.compatibility import check_pair, facts_in, facts_of
 from admg.checkpoints.initial import Initial
 from admg.checkpoints.labels import Labels
 from admg.checkpoints.model import Classifier, Model
+from admg.checkpoints.openai import GivenFlags
 from admg.checkpoints.provenance import label_dropout
 from admg.data import DataConfig, Dataset, ImageDataset
 from admg.diffusion.config import DiffusionConfig
@@ -49,7 +50,7 @@ def train_diffusion(
     val_images: int = 200,
     evaluation: EvaluationConfig | None = None,
     init: Init | None = None,
-    init_flags: str | None = None,
+    init_flags: GivenFlags | None = None,
     provenance: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> TrainingRun[Model]:
@@ -129,7 +130,7 @@ def train_classifier(
     val_images: int = 1000,
     noised: bool = True,
     init: Init | None = None,
-    init_flags: str | None = None,
+    init_flags: GivenFlags | None = None,
     provenance: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> TrainingRun[Classifier]:
@@ -199,7 +200,7 @@ def train_upsampler(
     val_images: int = 200,
     evaluation: EvaluationConfig | None = None,
     init: Init | None = None,
-    init_flags: str | None = None,
+    init_flags: GivenFlags | None = None,
     provenance: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> TrainingRun[Model]:

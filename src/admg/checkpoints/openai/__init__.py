@@ -7,12 +7,14 @@ from . import shapes
 from .convert import convert
 from .flags import OpenAIConfig, flags_of, parse
 from .loading import assumed, load, load_classifier, load_diffusion, load_upsampler, provenance, read
+from .pasted import GivenFlags
 from .pt import read_state
 from .published_flags import PUBLISHED_FLAGS, PublishedFlags
 from .shapes import infer
 
 __all__ = [
     "PUBLISHED_FLAGS",
+    "GivenFlags",
     "OpenAIConfig",
     "PublishedFlags",
     "assumed",

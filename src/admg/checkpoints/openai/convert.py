@@ -12,10 +12,11 @@ from admg.checkpoints.weights import CheckpointError
 from admg.files import check_output_folder
 
 from .loading import Source, load
+from .pasted import GivenFlags
 
 
 def convert(
-    source: Source, out: Path | str, flags: str | None = None, dtype: torch.dtype | None = None
+    source: Source, out: Path | str, flags: GivenFlags | None = None, dtype: torch.dtype | None = None
 ) -> Model | Classifier:
     """Write a native checkpoint from OpenAI's weights, and return the model.
 

@@ -14,6 +14,7 @@ from admg.models import ClassifierConfig, SuperResConfig, UNetConfig
 from admg.models.unet import CHANNEL_MULT, effective_attention_resolutions
 
 from . import pasted
+from .pasted import GivenFlags
 from .table import EXTRA, IGNORED, REFERENCE, Flags
 
 
@@ -32,12 +33,12 @@ _GUIDED_ONLY = ("num_head_channels", "channel_mult", "resblock_updown", "use_new
 # -- text -> configuration -------------------------------------------------------------------------------------------
 
 
-def parse(flags: str, kind: Kind = "diffusion") -> OpenAIConfig:
+def parse(flags: GivenFlags, kind: Kind = "diffusion") -> OpenAIConfig:
     """Return the configuration that a line of flags gives in OpenAI's scripts.
 
     flags: flags as pasted from a shell: `--name value` or `--name=value`, with shell quoting, continued lines,
-        assignments such as MODEL_FLAGS="..." and the command itself; flags of training, sampling and other kinds of
-        model are ignored
+        assignments such as MODEL_FLAGS="..." and the command itself; or a mapping of their names to values, as
+        model_and_diffusion_defaults() returns. Flags of training, sampling and other kinds of model are ignored
     kind: kind of model to build: diffusion, upsampler or classifier
 
     The default of `rescale_timesteps` is False in guided-diffusion and True in improved-diffusion. The latter is used
@@ -49,7 +50,7 @@ def parse(flags: str, kind: Kind = "diffusion") -> OpenAIConfig:
     return configure(read(flags), kind)
 
 
-def read(flags: str) -> Flags:
+def read(flags: GivenFlags) -> Flags:
     """Return the values of all flags, with defaults for those that are not given."""
     hints, given = get_type_hints(Flags), given_flags(flags)
     values = {name: _value(name, text, hints[name]) for name, text in given.items() if name in hints}
@@ -58,7 +59,7 @@ def read(flags: str) -> Flags:
     return Flags(**values)
 
 
-def takes_improved_default(flags: str) -> bool:
+def takes_improved_default(flags: GivenFlags) -> bool:
     """Return whether `rescale_timesteps` is not given and is assumed to be True, as in improved-diffusion.
 
     This holds if there is no flag that only guided-diffusion has, and one sign of improved-diffusion: --sigma_small,
@@ -69,7 +70,7 @@ def takes_improved_default(flags: str) -> bool:
     return improved and _leaves_rescaling_open(given)
 
 
-def unsure_of_rescaling(flags: str) -> bool:
+def unsure_of_rescaling(flags: GivenFlags) -> bool:
     """Return whether the result depends on `rescale_timesteps`, which is not given and has no certain default."""
     return _leaves_rescaling_open(given_flags(flags)) and read(flags).diffusion_steps != 1000
 
@@ -171,7 +172,7 @@ def known_channel_mult(kind: Kind, size: int) -> tuple[float, ...]:
 # -- values ----------------------------------------------------------------------------------------------------------
 
 
-def given_flags(flags: str) -> dict[str, str]:
+def given_flags(flags: GivenFlags) -> dict[str, str]:
     """Return the text of each given flag. Raises ValueError for a flag that OpenAI's scripts do not have."""
     known, given = [*(field.name for field in dataclasses.fields(Flags)), *sorted(IGNORED)], pasted.pairs(flags)
     for name in given.keys() - set(known):

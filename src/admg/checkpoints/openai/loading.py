@@ -22,19 +22,21 @@ from . import families, pt
 from . import flags as flag
 from . import shapes as shape
 from .flags import OpenAIConfig, default_channel_mult
+from .pasted import GivenFlags
 from .table import Flags
 from .wrappers import Weights
 
 Source = str | Path | Mapping[str, Tensor]
 
 
-def load(source: Source, flags: str | None = None) -> Model | Classifier:
+def load(source: Source, flags: GivenFlags | None = None) -> Model | Classifier:
     """Load a diffusion model, upsampler or classifier, whichever the checkpoint is, in float32 and eval mode.
 
     source: file of torch.save or safetensors with the weights of a network of guided-diffusion or improved-diffusion,
         under any prefix and in nested dictionaries, or its state dict; averaged weights (EMA) are preferred
-    flags: flags of OpenAI's scripts, see `parse`; None takes them from a known model of the same architecture (the
-        labels may differ), or else infers them from the shapes (see `infer`), with a warning that lists the assumptions
+    flags: flags of OpenAI's scripts, as text or as a mapping, see `parse`; None takes them from a known model of the
+        same architecture (the labels may differ), or else infers them from the shapes (see `infer`), with a warning
+        that lists the assumptions
 
     Warnings also say which weights were taken if there are averaged ones, and recommend the EMA next to a `model*.pt`.
 
@@ -43,22 +45,22 @@ def load(source: Source, flags: str | None = None) -> Model | Classifier:
     return _load(source, flags, None)
 
 
-def load_diffusion(source: Source, flags: str | None = None) -> Model:
+def load_diffusion(source: Source, flags: GivenFlags | None = None) -> Model:
     """Load a diffusion model, as `load` does. Raises CheckpointError if it is another kind of model."""
     return cast(Model, _load(source, flags, "diffusion"))
 
 
-def load_upsampler(source: Source, flags: str | None = None) -> Model:
+def load_upsampler(source: Source, flags: GivenFlags | None = None) -> Model:
     """Load an upsampler, as `load` does. Raises CheckpointError if it is another kind of model."""
     return cast(Model, _load(source, flags, "upsampler"))
 
 
-def load_classifier(source: Source, flags: str | None = None) -> Classifier:
+def load_classifier(source: Source, flags: GivenFlags | None = None) -> Classifier:
     """Load a noisy classifier, as `load` does. Raises CheckpointError if it is another kind of model."""
     return cast(Classifier, _load(source, flags, "classifier"))
 
 
-def _load(source: Source, flags: str | None, kind: Kind | None) -> Model | Classifier:
+def _load(source: Source, flags: GivenFlags | None, kind: Kind | None) -> Model | Classifier:
     name, weights = read(source, kind)
     shapes = shapes_in(weights.state)
     kind = _kind(name, shapes, kind, flags)
@@ -122,7 +124,7 @@ def provenance(weights: Weights) -> dict[str, str]:
     return {"weights": f"{weights.where} (average)" if weights.average else weights.where}
 
 
-def _kind(name: str, shapes: Shapes, expected: Kind | None, flags: str | None = None) -> Kind:
+def _kind(name: str, shapes: Shapes, expected: Kind | None, flags: GivenFlags | None = None) -> Kind:
     """Return the kind of model with these shapes. Raises CheckpointError if it cannot be the expected one.
 
     An upsampler of other than grey or colour images must be expected, or have flags: a network from 4 to 2 channels may
@@ -206,7 +208,7 @@ def _betas_text(betas: Tensor) -> str:
 # -- with flags ------------------------------------------------------------------------------------------------------
 
 
-def _parsed(name: str, flags: str, kind: Kind, betas: Tensor | None) -> OpenAIConfig:
+def _parsed(name: str, flags: GivenFlags, kind: Kind, betas: Tensor | None) -> OpenAIConfig:
     config = flag.parse(flags, kind)
     if kind != "classifier" and flag.unsure_of_rescaling(flags):
         _warn(

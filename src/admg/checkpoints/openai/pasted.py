@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Mapping
+from typing import Any
+
+GivenFlags = str | Mapping[str, Any]
+"""Flags as text, or their values by name, such as model_and_diffusion_defaults() of guided-diffusion returns."""
 
 
-def pairs(flags: str) -> dict[str, str]:
+def pairs(flags: GivenFlags) -> dict[str, str]:
     """Return the text of each flag. If a flag is repeated, the last one counts, as in argparse.
+
+    Flags whose value is None in a mapping are left out.
 
     Raises ValueError for invalid quoting, a word that belongs to no flag, a flag without a value, and a shell variable
     whose value is not in the text.
     """
+    if isinstance(flags, Mapping):
+        return {
+            name: ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+            for name, value in flags.items()
+            if value is not None
+        }
     rest, values = words(flags), {}
     while rest:
         name, equals, text = rest.pop(0).partition("=")

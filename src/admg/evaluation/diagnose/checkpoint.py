@@ -78,7 +78,7 @@ def diagnose_checkpoint(
     checkpoint: Path | str,
     images: Path | str,
     *,
-    flags: str | None = None,
+    flags: openai.GivenFlags | None = None,
     image_size: int | None = None,
     num: int = 16,
     fit: Fit | None = None,
@@ -141,7 +141,7 @@ def diagnose_checkpoint(
     )
 
 
-def load(checkpoint: str, flags: str | None) -> Model:
+def load(checkpoint: str, flags: openai.GivenFlags | None) -> Model:
     """Return the model with its own settings, with those of the flags, or with inferred ones for a file of weights."""
     path = Path(checkpoint).expanduser()
     with warnings.catch_warnings():
@@ -175,7 +175,7 @@ def size_of_images(
     return padded if padded == side or fit == "pad" else None
 
 
-def resized(model: Model, size: int | None, flags: str | None) -> Model:
+def resized(model: Model, size: int | None, flags: openai.GivenFlags | None) -> Model:
     """Return the model for images of this size, with the attention at the same levels."""
     config = cast(UNetConfig, model.network.config)
     if size is None or size == config.image_size:
