@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 
 import numpy as np
@@ -11,6 +12,7 @@ from helpers import refused, run
 from PIL import Image
 
 import admg
+from admg import samplers
 from admg.generation import JobProgress
 
 SAMPLER = """
@@ -144,3 +146,22 @@ def test_samplers_that_yield_no_steps_are_refused(tiny_model):
         name = sampler.__name__
         with pytest.raises(ValueError, match=f"sampler '{name}' must yield a samplers.Step for each step, got Tensor"):
             admg.sample(tiny_model, "one", sampler=sampler, steps=1, progress=False)
+
+
+def test_a_sampler_that_ignores_the_seed_is_noted_once(tiny_model, recwarn):
+    def careless(model, x_T, *, noise_sampler=None, **options):
+        yield from samplers.ddpm(model, x_T, **options)  # whose default is torch's global generator
+
+    def careful(model, x_T, **options):
+        yield from samplers.ddpm(model, x_T, **options)
+
+    options = {"num": 4, "batch_size": 2, "steps": 3, "progress": False}
+    for sampler in (careful, "ddpm", functools.partial(careful, clip=True)):
+        admg.sample(tiny_model, "one", sampler=sampler, **options)
+    assert not recwarn.list
+    for sampler in (careless, functools.partial(careless, clip=True), admg.generation.Watched(careless, lambda *_: 0)):
+        with pytest.warns(UserWarning) as caught:
+            admg.sample(tiny_model, "one", sampler=sampler, **options)
+        (note,) = caught
+        assert "the sampler 'careless', or its guide, draws from torch's global" in str(note.message)
+        assert "noise_sampler(x, i)" in str(note.message)

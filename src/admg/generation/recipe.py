@@ -32,7 +32,7 @@ from .identity import identify_or_mark, identify_sampler
 from .labels import as_tensor, uses_labels
 from .modes import evaluation_mode
 from .pairing import check_guide, check_null_label, note_empty_intervals
-from .sampler_specs import find_sampler, sampler_name, set_options
+from .sampler_specs import find_sampler, is_users, sampler_name, set_options
 
 Start = Callable[[Model, Images, bool], Images]
 """(model, noise, unconditional) -> x (N, C, H, W) at the model's highest step, where sampling begins."""
@@ -235,6 +235,9 @@ class BatchSampler:
             start, total = images.start, self.total
         if len(y) < total:  # arguments with a row per image
             model = with_fields(model, given=rows_of(model.given, slice(start, start + len(y)), total))
+        drawn_from = None  # whether a sampler of one's own ignores the seed shows in the first step of the first batch
+        if batch.start == 0 and max_steps is None and is_users(recipe.sampler):
+            drawn_from = global_random_states(model.device)
         with batch_context(start, start + len(y), total), without_autocast(model.device):
             steps = find_sampler(recipe.sampler)(
                 model,
@@ -246,6 +249,8 @@ class BatchSampler:
             )
             for done, step in enumerate(checked_steps(steps, sampler_name(recipe.sampler)), 1):
                 adapt_threads()
+                if done == 1 and drawn_from is not None and drawn_from != global_random_states(model.device):
+                    note_global_noise(sampler_name(recipe.sampler))
                 x = step.x
                 on_step(step)
                 if max_steps is not None and done >= max_steps and (guide is None or guide.evaluated):
@@ -282,6 +287,21 @@ def checked_noise(noise_sampler: NoiseSampler) -> NoiseSampler:
         return noise
 
     return draw
+
+
+def global_random_states(device: torch.device) -> list[bytes]:
+    """Return the states of torch's global random number generators, of the CPU and of a GPU."""
+    states = [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
+    return [state.numpy().tobytes() for state in states]
+
+
+def note_global_noise(sampler: str) -> None:
+    """Warn of a sampler whose images do not follow from the seed."""
+    warnings.warn(
+        f"the sampler {sampler!r}, or its guide, draws from torch's global random number generator (torch.randn): the "
+        "images do not follow from the seed; draw the noise of a step by noise_sampler(x, i)",
+        stacklevel=2,
+    )
 
 
 def checked_steps(steps: Any, sampler: str) -> Iterator[Step]:

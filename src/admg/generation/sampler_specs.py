@@ -106,6 +106,17 @@ def sampler_name(sampler: str | Sampler) -> str:
     return str(getattr(sampler, "__name__", type(sampler).__name__))
 
 
+def is_users(sampler: str | Sampler) -> bool:
+    """Whether a sampler is a user's own, and not one of admg, apart from its options."""
+    if isinstance(sampler, functools.partial):
+        return is_users(sampler.func)
+    if isinstance(sampler, Watched):
+        return is_users(sampler.sampler)
+    if isinstance(sampler, str):
+        return ".py:" in sampler
+    return isinstance(sampler, UserSampler) or not str(getattr(sampler, "__module__", "")).startswith("admg.")
+
+
 def set_options(sampler: str | Sampler) -> dict[str, Any]:
     """Return the options that functools.partial has set on a sampler."""
     if isinstance(sampler, Watched):
