@@ -527,10 +527,10 @@ def test_labels_without_effect_on_the_guide(tiny_model, tiny_classifier):
 
 def test_numbers_of_labels_without_a_table(tiny_model):
     bare = dataclasses.replace(tiny_model, labels=Labels(0))
-    for wrong in (-1, -3, 99):
+    for wrong in (-3, 99):
         with pytest.raises(ValueError, match=f"unknown label '{wrong}'|label '{wrong}'"):
             admg.sample(bare, [wrong], steps=2, progress=False)
-    assert admg.sample(bare, [1], steps=2, progress=False).labels.tolist() == [1]
+    assert admg.sample(bare, [1, -1], steps=2, progress=False).labels.tolist() == [1, -1]
 
 
 def test_a_single_step_of_noise_is_noted(tiny_model, recwarn):

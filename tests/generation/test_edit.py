@@ -197,9 +197,11 @@ def test_edit_refuses_arguments_that_do_not_fit(tiny_model, tiny_upsampler):
     ):
         with pytest.raises(ValueError, match=message):
             admg.edit(tiny_model, x, [0, 1], **{"steps": 2, "progress": False} | options)
-    for images, labels in ((x, [0]), (torch.zeros(2, 3, 8, 8), [0, 1]), (torch.zeros(2, 1, 8, 16), [0, 1])):
+    for images in (torch.zeros(2, 3, 8, 8), torch.zeros(2, 1, 8, 16)):
         with pytest.raises(ValueError, match="expected images of shape"):
-            admg.edit(tiny_model, images, labels, steps=2, progress=False)
+            admg.edit(tiny_model, images, [0, 1], steps=2, progress=False)
+    with pytest.raises(ValueError, match="a list of one per image, got 1 for 2 images"):
+        admg.edit(tiny_model, x, [0], steps=2, progress=False)
     with pytest.raises(ValueError, match="no labels"):
         admg.edit(tiny_model, x[:0], [], steps=2, progress=False)
     with pytest.raises(ValueError, match="not an upsampling one"):
@@ -393,7 +395,7 @@ def test_images_of_other_kinds_for_edits(tiny_model):
     assert torch.equal(admg.encode(tiny_model, images.numpy(), **options), admg.encode(tiny_model, images, **options))
     with pytest.raises(ValueError, match=r"got 'x.png': admg.generation.starts.load_images\(.*\)\[0\] opens files"):
         admg.edit(tiny_model, "x.png", "one", **options)
-    with pytest.raises(ValueError, match="labels must have one label or one per image, got 3 for 4 images"):
+    with pytest.raises(ValueError, match="a single label, or a list of one per image, got 3 for 4 images"):
         admg.edit(tiny_model, images, ["one", "two", 0], **options)
     with pytest.raises(ValueError, match="images must be floats"):
         admg.edit(tiny_model, np.zeros((1, 1, 8, 8), np.uint8), "one", **options)

@@ -19,7 +19,7 @@ GUIDES = {
     "cfg-zero*": guidance.CFGZeroStar(2.0),
     "rescaled": guidance.Rescaled(guidance.ClassifierFreeGuidance(3.0)),
     "sum": guidance.ClassifierFreeGuidance(3.0) + (lambda state: -state.x),
-    "gradient-free": guidance.GradientFreeGuidance(lambda x, t: x.flatten(1)[:, :3], 3.0, "null"),
+    "gradient-free": guidance.GradientFreeGuidance(lambda x, t: x.flatten(1)[:, :5], 3.0, "null"),
 }
 
 

@@ -267,6 +267,15 @@ def test_what_is_not_a_guide_is_refused(tiny_model, tiny_classifier):
                 run(guide)
 
 
+def test_a_guidance_that_overrides_nothing_is_refused(tiny_model):
+    class Own(Guidance):
+        def gradient(self, state: State) -> torch.Tensor:
+            return torch.ones_like(state.x)
+
+    with pytest.raises(ValueError, match="Own has no effect: a Guidance overrides __call__ or modify_prediction"):
+        admg.sample(tiny_model, ["one"], guide=darker + Own(), steps=2, progress=False)
+
+
 def test_a_function_of_guided_diffusion_in_the_form_that_the_error_gives(tiny_model):
     options = {"labels": [0, 1, 4], "sampler": "ddpm", "steps": 3, "progress": False}
     wrapped = admg.sample(

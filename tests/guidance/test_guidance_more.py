@@ -319,7 +319,7 @@ def test_invalid_gradient_free_guidance_is_refused():
         (lambda: run(guidance.GradientFreeGuidance(linear), model_of(conditional=False)), "conditional model"),
         (
             lambda: guidance.GradientFreeGuidance(lambda x, t: x.flatten(1)[:, :1]).modify_prediction(
-                state_of(y=0 * Y)
+                state_of(y=0 * Y, model=replace(model_of(), labels=admg.Labels(0), takes_labels=True))
             ),
             "two labels",
         ),

@@ -74,7 +74,9 @@ def edit(
     check_labels_used(model, guide, unconditional, numbers)
     count = len(numbers)
     if len(images) not in (1, count):
-        raise ValueError(f"labels must have one label or one per image, got {count} for {len(images)} images")
+        raise ValueError(
+            f"labels must be a single label, or a list of one per image, got {count} for {len(images)} images"
+        )
     images = images.expand(count, -1, -1, -1) if len(images) == 1 else images
     check_images(model, images, count)
     check_from_labels(model, from_labels, invert, unconditional)

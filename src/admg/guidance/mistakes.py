@@ -16,11 +16,18 @@ IMAGES = ("input", "x", "x0", "x_0", "image", "images")
 
 
 def check_is_guide(guide: Any) -> None:
-    """Raise ValueError unless a guide is None, a Guidance or a function of a State, as far as its signature says."""
+    """Raise ValueError unless a guide is None, a Guidance or a function of a State, as far as its signature says.
+
+    A Guidance that overrides nothing is refused, too: its class may have a method of another name.
+    """
     if isinstance(guide, Sum | Wrapper):
         for part in guide.guides if isinstance(guide, Sum) else (guide.guide,):
             check_is_guide(part)
-    elif guide is not None and not isinstance(guide, Guidance) and (mistake := mistake_of(guide)) is not None:
+    elif isinstance(guide, Guidance):
+        own, methods = type(guide), ("__call__", "modify_prediction", "begin")
+        if all(getattr(own, name) is getattr(Guidance, name) for name in methods):
+            raise ValueError(f"{own.__name__} has no effect: a Guidance overrides __call__ or modify_prediction")
+    elif guide is not None and (mistake := mistake_of(guide)) is not None:
         raise ValueError(f"a guide must be a Guidance or a function of a guidance.State, got {mistake}")
 
 
