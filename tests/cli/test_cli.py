@@ -328,7 +328,7 @@ def test_info(capsys, tiny_folders):
 @pytest.mark.thorough
 def test_info_of_the_shipped_model_tells_where_it_comes_from(capsys):
     code, out, _ = run(capsys, "info", "fashion-mnist")
-    commands = "admg train --config tools/models/fashion-mnist.toml", "admg train-classifier --data"
+    commands = "admg train --config tools/models/fashion-mnist.toml", "admg train-classifier --config tools/models/"
     assert code == 0 and all(text in out for text in (*commands, "Ankle boot"))
     assert loading.load("fashion-mnist").label_names == loading.load_classifier("fashion-mnist").label_names
 

@@ -82,7 +82,7 @@ def test_missing_kernels_are_reported_once(tiny_folders, monkeypatch, capsys, tm
     def told() -> int:
         note_missing_kernels.cache_clear()
         command = ["sample", "--model", tiny_folders["model"], "--label", "one", "--sheet", "cfg=1,2", "--steps", "1"]
-        assert main([*command, "--num", "1", "--device", "cpu", "--out", str(tmp_path), "--overwrite"]) == 0
+        assert main([*command, "--num", "1", "--device", "cpu", "--out", str(tmp_path)]) == 0
         return capsys.readouterr().err.count("there are no kernels for this CPU, so PyTorch computes everything")
 
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")

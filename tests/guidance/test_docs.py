@@ -18,7 +18,7 @@ def test_the_code_of_the_page_runs(tmp_path, monkeypatch):
     namespace: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, str(PAGE), "exec"), namespace)
-    assert len(blocks) == 5 and namespace["samples"].images.shape == (1, 32, 32, 1)
+    assert len(blocks) == 7 and namespace["samples"].images.shape == (1, 32, 32, 1)
 
 
 def test_every_link_of_the_page_leads_to_a_file():

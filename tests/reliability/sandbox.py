@@ -39,7 +39,7 @@ class Result:
     """How a command ended.
 
     code: its exit code, negative for a signal
-    peak: largest memory in bytes
+    peak: largest memory in bytes, beyond that of this process when the command began
     lines: what it ran of admg, for fuzzing by coverage
     """
 
@@ -70,7 +70,7 @@ def preload(networks: bool = True) -> None:
 def run(argv: Sequence[str], cwd: Path, *, coverage: bool = False, stdin: bytes = b"") -> Result:
     """Run a command in a folder, and return how it ended. It gets a cache folder of its own within this folder."""
     sys.stdout.flush(), sys.stderr.flush()
-    start = time.perf_counter()
+    start, before = time.perf_counter(), _resident()
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, tempfile.TemporaryFile() as seen:
         child = os.fork()
         if child == 0:
@@ -93,9 +93,15 @@ def run(argv: Sequence[str], cwd: Path, *, coverage: bool = False, stdin: bytes 
         texts[1],
         usage.ru_utime + usage.ru_stime,
         time.perf_counter() - start,
-        usage.ru_maxrss * 1024,
+        usage.ru_maxrss * 1024 - before,
         lines,
     )
+
+
+def _resident() -> int:
+    """Return the bytes of memory that a forked child begins with: those of this process, but not of its libraries."""
+    _, resident, mapped, *_ = map(int, Path("/proc/self/statm").read_text().split())
+    return (resident - mapped) * resource.getpagesize()
 
 
 class _Process:

@@ -56,8 +56,8 @@ def lines(found: Survey, path: str, verify: str, most: int | None) -> Iterator[s
         yield "labels: none"
     else:
         kind = "numbered classes" if found.numbered else "classes"
-        least, most = min(counts), max(counts)
-        each = f"{least}" if least == most else f"{least} to {most}"
+        fewest, largest = min(counts), max(counts)
+        each = f"{fewest}" if fewest == largest else f"{fewest} to {largest}"
         yield f"labels: {len(counts)} {kind}, {each} images each"
         width = len(str(max(counts)))
         yield from (f"  {n:{width}}  {name}" for name, n in list(found.classes.items())[:most])

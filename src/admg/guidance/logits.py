@@ -121,7 +121,7 @@ def checked_logits(guide: Any, state: State, *inputs: Tensor) -> Tensor:
             f"the classifier has {logits.shape[1]} classes, fewer than the {count} labels of the model: choose a class "
             "for all images, ExtendedClassifierGuidance(..., labels={number: 1.0})"
         )
-    if "logits" not in guide.notes:  # once, since reading them waits for a GPU
+    if "logits" not in guide.notes and logits.device.type == "cpu":  # reading them would wait for a GPU
         guide.notes.add("logits")
         note_probabilities(logits)
     return logits
