@@ -15,6 +15,7 @@ from PIL import Image
 from admg import data
 from admg.data import DataError, from_arrays, from_dataset
 from admg.data import open as open_dataset
+from admg.data.folder import read_kind
 
 RAMP = [0, 85, 170, 255]
 UNIT = np.array([[0, 1 / 3, 2 / 3, 1]] * 4)
@@ -225,6 +226,7 @@ def test_one_image_is_not_taken_for_many():
 def test_colour_spaces(tmp_path):
     Image.new("LAB", (2, 2), (128, 128, 128)).save(tmp_path / "a.tif")  # L = 50 %, no colour
     Image.new("LAB", (2, 2), (136, 208, 195)).save(tmp_path / "b.tif")  # about sRGB's red
+    assert read_kind(tmp_path / "b.tif")[0].channels == 3
     Image.new("CMYK", (2, 2), (0, 255, 0, 128)).save(tmp_path / "c.tif")
     dataset = open_dataset(tmp_path, 2)
     colours = [((dataset[i][0][:, 0, 0] + 1) * 127.5).round().int().tolist() for i in range(3)]

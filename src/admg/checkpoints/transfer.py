@@ -70,8 +70,8 @@ def transfer(initial: Initial, network: nn.Module, labels: Labels) -> Transfer:
     rows = matched(labels, initial.labels)
     if rows and initial.takes_labels and not any(row is not None for row in rows) and in_order(labels, initial):
         rows = list(range(labels.count))
-        as_texts = [*labels.names] != sorted(labels.names, key=lambda name: (len(name), name))
-        note = f" ({', '.join(labels.names[:4])}, ...)" if as_texts and all(map(str.isdecimal, labels.names)) else ""
+        numbers = [int(name) for name in labels.names if name.isdecimal()]
+        note = f" ({', '.join(labels.names[:4])}, ...)" if numbers != sorted(numbers) else ""
         warnings.warn(
             f"assuming that the labels of {initial.name} are those of this run, in the same order{note}", stacklevel=1
         )

@@ -71,7 +71,7 @@ class Kind:
             raise DataError("it has a transparent colour (tRNS) but not 8 bits per channel: convert it to 8-bit RGBA")
         frames = getattr(image, "n_frames", 1) if image.format in ANIMATED else 1
         paged = frames > 1 and image.format == "TIFF" and image.mode == "L"
-        mode = "LA" if _raw_mode(image).startswith("LA") else image.mode  # of 16 bits, which Pillow opens as RGBA
+        mode = "LA" if _raw_mode(image) == "LA;16B" else image.mode  # which Pillow opens as RGBA
         return cls(mode, _deep(image), image.has_transparency_data, int(frames), paged)
 
     @property

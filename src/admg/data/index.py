@@ -23,7 +23,7 @@ from .members import ImagePath
 
 Row = tuple[str, int, int, int, int, str, bool, bool, int, bool]
 """Name, size in bytes and modification time of a file, its width and height, and the fields of its Kind."""
-VERSION = "2"
+VERSION = "3"
 """Version of the meaning of these fields; other versions are rewritten."""
 SMALLEST = 64
 """Minimum number of files for an index; with fewer, reading the headers is as fast."""

@@ -170,7 +170,8 @@ def _open_images(
     kinds = [image.kind for image in images]
     if channels is None:
         channels = max(kind.channels for kind in kinds)
-        if frames == "all" and any(has_colours(image.path) for image in images if image.kind.frames > 1):
+        several = [image for image in images if image.kind.frames > 1 and frames == "all"]
+        if channels == 1 and any(has_colours(image.path) for image in several):
             channels = 3
     counts = [1 if frames == "first" or kind.has_page_for_each(channels) else kind.frames for kind in kinds]
     shown = [(image.path, frame) for image, count in zip(images, counts) for frame in range(count)]

@@ -50,14 +50,14 @@ def part_of(names: Sequence[str], split: Split, root: Path, *, classes: bool = T
     or images beside them.
     """
     images = [name for name in names if is_image(name)]
-    folders = {name.partition("/")[0] for name in images if "/" in name}
+    folders = sorted({name.partition("/")[0] for name in images if "/" in name})
     by_word = {folder.lower(): folder for folder in folders}
     chosen = next((by_word[word] for word in SPLIT_NAMES[split] if word in by_word), None)
-    others = sorted(folder for word, folder in by_word.items() if word not in WORDS)
+    others = [folder for folder in folders if folder.lower() not in WORDS]
     others += [name for name in images if "/" not in name]
     if chosen is None:
         if folders and not others and not classes:
-            note = f"{root}: there is no part for the split {split}, but {listed(sorted(folders), 3)}: using all images"
+            note = f"{root}: there is no part for the split {split}, but {listed(folders, 3)}: using all images"
             warnings.warn(note, stacklevel=5)
         return None
     inner = [name.removeprefix(f"{chosen}/") for name in names if name.startswith(f"{chosen}/")]

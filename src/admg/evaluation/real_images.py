@@ -155,24 +155,29 @@ def label_numbers(labels: Labels, names: Sequence[str], numbered: bool = False) 
         with suppress(ValueError):
             if labels.aliases:
                 return [labels.number(name) for name in names]
-        numbers = [int(name) for name in names if name.isdecimal()]
-        are_numbers, in_order = sorted(numbers) == [*range(labels.count)], numbers == [*range(labels.count)]
-        how = "equally many, so they are matched in order"
-        if are_numbers and labels.names:
-            how = "the numbers from 0 on, so each is taken for the number of a label"
-        elif are_numbers and not in_order:
-            how += f", which is that of texts: {names[2]!r} is label 2"
-        if labels.names or (are_numbers and not in_order):
-            theirs = f" ({listed(labels.names, 3)})" if labels.names else ", which have no names"
-            warnings.warn(
-                f"the names of the data's labels ({listed(names, 3)}) are not the model's{theirs}: there are {how}",
-                stacklevel=2,
-            )
-        return numbers if are_numbers and labels.names else list(range(labels.count))
+        return _numbers_without_names(labels, names)
     try:
         return [_label_number(labels, by_file, name) for name in names]
     except ValueError as error:
         raise ValueError(f"{other}: {error}; --unconditional leaves labels out") from None
+
+
+def _numbers_without_names(labels: Labels, names: Sequence[str]) -> list[int]:
+    """Return the numbers of as many labels as the model has, none of whose names is one of the model's."""
+    in_order = list(range(labels.count))
+    numbers = [int(name) for name in names if name.isdecimal()]
+    are_numbers = sorted(numbers) == in_order
+    chosen, how = in_order, "equally many, so they are matched in order"
+    if are_numbers and labels.names:
+        chosen, how = numbers, "the numbers from 0 on, so each is taken for the number of a label"
+    elif are_numbers and numbers != in_order:
+        how += f", which is that of texts: {names[2]!r} is label 2"
+    elif not labels.names:
+        return in_order
+    ours, theirs = listed(names, 3), f" ({listed(labels.names, 3)})" if labels.names else ", which have no names"
+    text = f"the names of the data's labels ({ours}) are not the model's{theirs}: there are {how}"
+    warnings.warn(text, stacklevel=3)
+    return chosen
 
 
 def _label_number(labels: Labels, by_file: Sequence[str], name: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -27,7 +28,7 @@ def locked(out: Path) -> Iterator[None]:
         try:
             stack.enter_context(locked_nowait(out / LOCK, f"the run directory {out}"))
         except LockedError as error:
-            if f" process {os.getpid()} on " not in str(error):
+            if f" process {os.getpid()} on {platform.node()}," not in str(error):
                 raise
             raise LockedError(
                 f"the run directory {out} is in use by a run of this process: end that run with run.stop() and "
