@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import json
 import os
@@ -39,7 +40,7 @@ class Result:
     """How a command ended.
 
     code: its exit code, negative for a signal
-    peak: largest memory in bytes, beyond that of this process when the command began
+    peak: largest memory in bytes
     lines: what it ran of admg, for fuzzing by coverage
     """
 
@@ -70,7 +71,8 @@ def preload(networks: bool = True) -> None:
 def run(argv: Sequence[str], cwd: Path, *, coverage: bool = False, stdin: bytes = b"") -> Result:
     """Run a command in a folder, and return how it ended. It gets a cache folder of its own within this folder."""
     sys.stdout.flush(), sys.stderr.flush()
-    start, before = time.perf_counter(), _resident()
+    give_back_freed_memory()  # the child begins with the memory of this process, in which many tests may have run
+    start = time.perf_counter()
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, tempfile.TemporaryFile() as seen:
         child = os.fork()
         if child == 0:
@@ -93,15 +95,15 @@ def run(argv: Sequence[str], cwd: Path, *, coverage: bool = False, stdin: bytes 
         texts[1],
         usage.ru_utime + usage.ru_stime,
         time.perf_counter() - start,
-        usage.ru_maxrss * 1024 - before,
+        usage.ru_maxrss * 1024,
         lines,
     )
 
 
-def _resident() -> int:
-    """Return the bytes of memory that a forked child begins with: those of this process, but not of its libraries."""
-    _, resident, mapped, *_ = map(int, Path("/proc/self/statm").read_text().split())
-    return (resident - mapped) * resource.getpagesize()
+def give_back_freed_memory() -> None:
+    """Give memory that this process has freed, and that admg lets it keep, back to the system."""
+    with contextlib.suppress(AttributeError):  # another C library than glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class _Process:
