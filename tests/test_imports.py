@@ -13,7 +13,7 @@ from admg.cli.main import COMMANDS
 
 ROOT = Path(admg.__file__).parent
 LAYERS = [  # from low to high: a part imports only itself and lower layers
-    {"config", "files", "threads", "checksums", "offline"},
+    {"config", "files", "threads", "checksums", "offline", "warn"},
     {"disk"},
     {"data"},
     {"models", "diffusion"},
@@ -31,7 +31,7 @@ LAYERS = [  # from low to high: a part imports only itself and lower layers
     {"__main__"},
 ]
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
-UTILITIES = {"config", "files", "checksums", "disk", "offline"}
+UTILITIES = {"config", "files", "checksums", "disk", "offline", "warn"}
 ALLOWED = {"models": set(), "diffusion": UTILITIES, "data": UTILITIES}
 """Parts that import nothing else of the package, although it may be in a lower layer."""
 FILES = {str(path.relative_to(ROOT)): path for path in sorted(ROOT.rglob("*.py"))}

@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import math
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
+
+from admg.warn import warn
 
 from .files import temporary_beside
 
@@ -54,10 +55,7 @@ def when_there_is_space(
             if error.errno not in FULL or waited >= minutes or given_up():
                 raise
             left = math.ceil(minutes - waited)
-            warnings.warn(
-                f"THE DISK IS FULL: {error.strerror}: {error.filename}; waiting for space, for {left} more minutes",
-                stacklevel=2,
-            )
+            warn(f"THE DISK IS FULL: {error.strerror}: {error.filename}; waiting for space, for {left} more minutes")
         until = time.monotonic() + PAUSE
         while (now := time.monotonic()) < until and not given_up() and now - start < 60 * minutes:
             time.sleep(min(0.5, max(0.0, until - now)))

@@ -68,7 +68,7 @@ def units(path: Path | str) -> list[tuple[Path, Check]]:
 
     Raises FileNotFoundError if there is nothing of this name, and ValueError if there is nothing in it that admg reads.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist")
     checked = [(path, check_file(path) or no_checksum)] if path.is_file() else list(below(path))

@@ -155,6 +155,22 @@ def test_an_export_comes_back(changes, tmp_path):
     assert back.config == process and torch.equal(back.diffusion.schedule.timesteps, model.diffusion.schedule.timesteps)
 
 
+def test_names_of_labels_come_back(tmp_path):
+    names = ("cat", "dog", "Crème brûlée")
+    model = make(DiffusionConfig(diffusion_steps=50), num_classes=3)
+    model.labels = Labels.of(names)
+    to_diffusers(model, tmp_path / "out")
+    back = admg.load(tmp_path / "out")
+    assert back.label_names == names and back.labels.parse("dog") == 1
+    assert UNet2DModel.from_pretrained(tmp_path / "out").config.num_class_embeds == 3
+    path = tmp_path / "out" / "config.json"
+    content = json.loads(path.read_text())
+    for wrong, reason in ((["cat", "dog"], "there must be 3 label names, got 2"), ([1, 2, 3], "a list of names")):
+        path.write_text(json.dumps({**content, "_admg_label_names": wrong}))
+        with pytest.raises(CheckpointError, match=reason):
+            admg.load(tmp_path / "out")
+
+
 def test_a_flipped_bit_in_an_export_is_noticed(tmp_path):
     to_diffusers(make(DiffusionConfig(diffusion_steps=50)), tmp_path / "out")
     path = tmp_path / "out" / "diffusion_pytorch_model.safetensors"

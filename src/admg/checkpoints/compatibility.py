@@ -5,7 +5,6 @@ Every pair is compared by `check_pair`. Facts that are unknown for one of the tw
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from admg.diffusion.config import DiffusionConfig
 from admg.diffusion.gaussian import Diffusion
 from admg.diffusion.schedule import NoiseSchedule
 from admg.models.unet import EncoderConfig
+from admg.warn import warn
 
 from . import native
 from .labels import Labels
@@ -297,4 +297,4 @@ def check_pair(pair: PairName, a: Facts, b: Facts) -> None:
             raise ValueError(f"{a.title} and {b.title} do not belong together: {difference}")
     for check, consequence in rules.noted.items():
         if difference := check(a, b):
-            warnings.warn(difference + consequence, stacklevel=1)
+            warn(difference + consequence)

@@ -40,8 +40,9 @@ def export(
     Raises ValueError if the other library has no counterpart, if the weights are not finite, if `out` exists and
     `overwrite` is False, or as `load_any` does.
     """
+    out = Path(out).expanduser()
     if not overwrite:
-        check_absent(Path(out), to)
+        check_absent(out, to)
     loaded = model if isinstance(model, Model | Classifier) else load_any(model, part)
     check_values("the network", loaded.network.state_dict())
     if to == "openai":

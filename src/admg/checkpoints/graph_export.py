@@ -40,7 +40,7 @@ def to_graph(model: Model | Classifier, path: Path | str, format: GraphFormat) -
     Raises ValueError if the path does not end with .onnx or .pt2, if a package is missing, or if the network
     cannot be exported.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if format not in get_args(GraphFormat):
         raise ValueError(f"format must be {' or '.join(get_args(GraphFormat))}, got {format!r}")
     if path.suffix != ENDINGS[format] or path.is_dir():

@@ -177,8 +177,9 @@ class Pretrained:
         from .card_text import write_short_card
 
         model: Any = self
+        folder = Path(folder).expanduser()
         model.save(folder, dtype)
-        write_short_card(Path(folder), model, Path(folder).resolve().name, "this-folder")
+        write_short_card(folder, model, folder.resolve().name, "this-folder")
 
     def push_to_hub(
         self,

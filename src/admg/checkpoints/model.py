@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +13,7 @@ from admg.config import with_fields
 from admg.diffusion.config import DiffusionConfig
 from admg.diffusion.gaussian import Diffusion, Images, Index, Prediction
 from admg.models import SuperResUNet, UNet, UNetConfig
+from admg.warn import warn
 
 from . import native, tuned
 from .hub import Pretrained
@@ -91,7 +91,7 @@ class Model(Pretrained):
         if known or not self.conditional:
             return
         if known is None:
-            warnings.warn(NOT_KNOWN, stacklevel=1)
+            warn(NOT_KNOWN)
             return
         raise ValueError(
             f"{self.training.get('name') or 'this model'} was never trained without labels, so it has no unconditional "

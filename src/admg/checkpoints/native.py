@@ -178,7 +178,7 @@ def check_target(folder: Path | str) -> None:
 
     Raises CheckpointError if something else would be replaced.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not folder.is_dir() or {path.name for path in folder.iterdir()} - FILES - card.FILES:
@@ -202,6 +202,7 @@ def write(folder: Path | str, config: dict[str, Any], network: nn.Module, dtype:
 
     Raises CheckpointError if something else would be replaced, or if the weights are not finite.
     """
+    folder = Path(folder).expanduser()
     check_target(folder)
     state = {k: v.detach().to("cpu", dtype).contiguous() for k, v in network.state_dict().items()}
     check_values(f"the network for {folder}", state)
@@ -214,10 +215,10 @@ def write(folder: Path | str, config: dict[str, Any], network: nn.Module, dtype:
         try:
             save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
         except SafetensorError as error:  # raised for a full disk
-            raise cannot_write(Path(folder), temporary, error) from None
+            raise cannot_write(folder, temporary, error) from None
         about = {**with_format(config), "sha256": sha256(temporary / "model.safetensors")}
         write_json(temporary / CONFIG, about, indent=2)
-        card.keep(Path(folder), temporary)
+        card.keep(folder, temporary)
         shutil.copymode(temporary / "config.json", temporary / "model.safetensors")  # readable by others, too
 
 

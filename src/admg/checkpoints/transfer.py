@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from admg.models import ClassifierConfig, UNetConfig
+from admg.warn import warn
 
 from .initial import Architecture, Initial
 from .labels import Labels
@@ -72,9 +72,7 @@ def transfer(initial: Initial, network: nn.Module, labels: Labels) -> Transfer:
         rows = list(range(labels.count))
         numbers = [int(name) for name in labels.names if name.isdecimal()]
         note = f" ({', '.join(labels.names[:4])}, ...)" if numbers != sorted(numbers) else ""
-        warnings.warn(
-            f"assuming that the labels of {initial.name} are those of this run, in the same order{note}", stacklevel=1
-        )
+        warn(f"assuming that the labels of {initial.name} are those of this run, in the same order{note}")
     new: dict[str, Tensor] = {}
     for name, value in ours.items():
         how = _remake(name, config, initial.architecture, rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from admg.generation.guide_specs import GuideSet, guide_kinds, load_guides, pars
 from admg.generation.progress import ProgressBars
 from admg.generation.sampler_specs import SAMPLERS, parse_sampler_options, sampler_options, with_options
 from admg.guidance import Guide
+from admg.warn import warn
 
 from .measure import note_missing_kernels
 
@@ -155,10 +155,9 @@ class GuidanceOptions:
             reuse=self.reuse, default_scale=default_scale, keep_classifier=keep_classifier,
         )  # fmt: skip
         if self.guide and found.scale and self.scale is None and self.classifier is None:  # guides of one's own alone
-            warnings.warn(
+            warn(
                 f"{', '.join(self.guide)} is added to the classifier, which guides at scale {found.scale:g}; --scale 0 "
-                f"leaves the classifier out",
-                stacklevel=2,
+                f"leaves the classifier out"
             )
         return found
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import warnings
 import zipfile
 import zlib
 from collections.abc import Collection
@@ -13,6 +12,8 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Int64, Shaped, UInt8
+
+from admg.warn import warn
 
 from .errors import DataError, listed
 
@@ -99,7 +100,7 @@ def open_arrays_file(path: Path, labels: bool) -> Arrays:
     images, values = arrays["arr_0"], arrays.get("arr_1")
     unused = [name for name in names if "label" in name.lower() or name in ("y", "targets", "classes")]
     if labels and values is None and unused:
-        warnings.warn(f"{path} has no arr_1, from which labels are read; ignoring {listed(unused)}", stacklevel=2)
+        warn(f"{path} has no arr_1, from which labels are read; ignoring {listed(unused)}")
     check_not_one_image(images.shape, f"the images in {path}")
     if images.ndim == 3:
         images = images[..., None]

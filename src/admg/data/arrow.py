@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from admg.checksums import parse_json, read_any
 from admg.config import printable
 from admg.files import LockError, atomic, locked, remove
 from admg.offline import hub_as_allowed, offline
+from admg.warn import warn
 
 from . import cached
 from .arrays import Split
@@ -199,7 +199,7 @@ def choose_split(names: Sequence[str], split: Split, what: str) -> str:
     matches = [name for word in allowed for name in names if name == word]
     if not matches and len(names) == 1 and split == "train":
         matches = list(names)
-        warnings.warn(f"{what} has no split train: using its only split, {matches[0]}", stacklevel=5)
+        warn(f"{what} has no split train: using its only split, {matches[0]}")
     if not matches:
         raise DataError(f'{what} has no split for split="{split}": it has {listed(names) or "none"}')
     return matches[0]
@@ -227,7 +227,7 @@ def find_columns(schema: Any, what: object) -> Columns:
         unused = f"it has no column of labels (it has {listed(usable, 5)}): use a name such as {', '.join(LABELS[:5])}"
     if len(classes) > 1:
         rest = listed([name for name in classes if name != label])
-        warnings.warn(f"{what} has several columns of labels: using {label}, not {rest}", stacklevel=5)
+        warn(f"{what} has several columns of labels: using {label}, not {rest}")
     names = tuple(map(str, features.get(label or "", {}).get("names") or ()))
     return Columns(image, label, names, unused)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +9,8 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor
+
+from admg.warn import warn
 
 from .dataset import Batch, ImageDataset, Seed, View
 from .errors import DataError, listed
@@ -89,10 +90,9 @@ def as_numbers(count: int, used: Sequence[int], names: Sequence[str], what: str)
     matched = _are_names(used, names)
     example = next(number for number in used if at.get(str(number)) != number)
     way = f"class {str(example)!r}" if matched else f"class number {example}, {names[example]!r}"
-    warnings.warn(
+    warn(
         f"the labels of the {what} are numbers, and the classes have numbers for names ({listed(names, 5)}): label "
-        f"{example} is taken for {way}",
-        stacklevel=3,
+        f"{example} is taken for {way}"
     )
     return tuple(at.get(str(number), -1) if matched else number for number in range(count))
 

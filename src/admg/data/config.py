@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from admg.config import check, setting
+from admg.warn import warn
 
 from .arrays import find_idx
 from .dataset import Dataset
@@ -98,12 +98,9 @@ class DataConfig:
         if path:
             given = Path(path).expanduser().resolve()
             if given == folder.resolve():
-                warnings.warn(f"{path} has the training images: validation metrics are too optimistic", stacklevel=2)
+                warn(f"{path} has the training images: validation metrics are too optimistic")
             elif (folder / "train" if (folder / "train").is_dir() else folder).resolve() in given.parents:
-                warnings.warn(
-                    f"{path} lies in {self.data}: if training uses its images, validation metrics are too optimistic",
-                    stacklevel=2,
-                )
+                warn(f"{path} lies in {self.data}: if training uses its images, validation metrics are too optimistic")
             return replace(plain, data=path)
         if self.split == "test" or not folder.is_dir():
             return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from jaxtyping import Shaped
 from PIL import Image, ImageOps, ImageSequence
+
+from admg.warn import warn
 
 from .errors import DataError
 from .members import ImagePath, check_pixels, open_image
@@ -245,10 +246,9 @@ def choose_decoding(
     transparent = [path for path, kind in files if kind.transparent]
     if padded and background is None and transparent and any(some_of(transparent, _transparent)):
         background = 255
-        warnings.warn(
+        warn(
             f"{what} has transparent images: they lie on white, and all images are padded with white (--background "
-            f"black puts them on black)",
-            stacklevel=4,
+            f"black puts them on black)"
         )
     return Decoding(value_range, measured, background)
 
@@ -308,10 +308,9 @@ def note_frames(files: Sequence[tuple[ImagePath, Kind]], what: object, channels:
         hint = "frames='all' uses every one"
         if len(counts) == 1 and several[0].has_page_for_each(several[0].frames):
             hint += f", and {several[0].frames} channels make them the channels of one image"
-        warnings.warn(
+        warn(
             f"{len(several)} of {len(files)} files in {what} have several frames or pages, {total} in all: only the "
-            f"first of each is used ({hint})",
-            stacklevel=4,
+            f"first of each is used ({hint})"
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int64
+
+from admg.warn import warn
 
 from .errors import DataError, check_choice, listed
 from .listing import DESCRIPTION, METADATA, Listing, nfc, relative_names
@@ -80,12 +81,12 @@ def find_labels(
     if chosen == "auto":
         chosen = recognise_source(root, names)
         if listing.unused and chosen != "folders":
-            warnings.warn(f"{root}: {listing.unused}", stacklevel=2)
+            warn(f"{root}: {listing.unused}")
         if chosen == "none":
             return None
         labels = by_folder(root, names) if chosen == "folders" else by_prefix(root, names)
         for note in doubts(names, labels, chosen):
-            warnings.warn(f"{root}: {note}; {CHOOSE}", stacklevel=2)
+            warn(f"{root}: {note}; {CHOOSE}")
     else:
         labels = by_folder(root, names) if chosen == "folders" else by_prefix(root, names)
     return FoundLabels(*number_labels(labels, order))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
-import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from admg.warn import warn
 
 from .errors import DataError, listed
 from .listing import Description, nfc
@@ -70,10 +71,9 @@ def as_label(value: Any) -> int | str | None:
 def note_columns(path: Path, columns: Sequence[str]) -> None:
     """Warn of metadata in which no column of labels is recognised, though there are columns besides the file's name."""
     if columns:
-        warnings.warn(
+        warn(
             f"{path} has no column of labels (it has {listed(columns, 5)}): use a column name such as "
-            f"{', '.join(LABELS[:5])}, in a CSV file separated by commas",
-            stacklevel=2,
+            f"{', '.join(LABELS[:5])}, in a CSV file separated by commas"
         )
 
 

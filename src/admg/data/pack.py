@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import struct
-import warnings
 import zipfile
 import zlib
 from collections.abc import Generator, Iterator, Sequence
@@ -22,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from admg.files import LockError, locked, remove
+from admg.warn import warn
 
 from .dataset import Dataset
 from .decoding import MODES
@@ -89,7 +89,7 @@ def pack(
         part = out.with_name(f".{out.stem}.{_digest(dataset, compression)}.part")
         for other in out.parent.glob(f".{out.stem}.{'[0-9a-f]' * 16}.part"):
             if other != part:
-                warnings.warn(f"removed an unfinished {out.name} of other images or options", stacklevel=2)
+                warn(f"removed an unfinished {out.name} of other images or options")
                 remove(other)
         try:
             yield from _write(part, dataset, workers, compression, strict)

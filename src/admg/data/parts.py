@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
+
+from admg.warn import warn
 
 from .arrays import Split
 from .errors import DataError, listed
@@ -35,7 +36,7 @@ def of_split(files: Sequence[Path], split: Split, root: Path) -> list[Path]:
     chosen = [file for file, first in zip(files, words) if first == word]
     if len(chosen) < len(files):
         names = listed([file.name for file in chosen], 3)
-        warnings.warn(f"{root}: {len(chosen)} of {len(files)} files are the split {split}: {names}", stacklevel=5)
+        warn(f"{root}: {len(chosen)} of {len(files)} files are the split {split}: {names}")
     return chosen
 
 
@@ -58,7 +59,7 @@ def part_of(names: Sequence[str], split: Split, root: Path, *, classes: bool = T
     if chosen is None:
         if folders and not others and not classes:
             note = f"{root}: there is no part for the split {split}, but {listed(folders, 3)}: using all images"
-            warnings.warn(note, stacklevel=5)
+            warn(note)
         return None
     inner = [name.removeprefix(f"{chosen}/") for name in names if name.startswith(f"{chosen}/")]
     if classes and (others or labelled_by_prefix(images)):
@@ -66,14 +67,13 @@ def part_of(names: Sequence[str], split: Split, root: Path, *, classes: bool = T
     if classes and any("/" not in name and name not in LABEL_FILES for name in inner):
         return None
     if others:
-        warnings.warn(
+        warn(
             f"{root}: using all images, not only those of the split {split} in {chosen}, since there are others in "
-            f"{listed(others, 3)}",
-            stacklevel=5,
+            f"{listed(others, 3)}"
         )
         return None
     if len(folders) > 1:
-        warnings.warn(f"{root}: using the images in {chosen}, the split {split}", stacklevel=5)
+        warn(f"{root}: using the images in {chosen}, the split {split}")
     return chosen
 
 

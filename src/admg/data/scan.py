@@ -13,6 +13,7 @@ from typing import Literal
 from PIL import Image
 
 from admg.config import printable
+from admg.warn import warn
 
 from .errors import DataError, listed
 from .folder import ImageFile, check
@@ -51,7 +52,7 @@ def open_images(
     files = [file for file in listing.files if file.name not in LABEL_FILES]
     if listing.left_out:
         what = f"the hidden and system folders, and training runs, of {root}"
-        warnings.warn(f"left out {what}: {listed(listing.left_out)}", stacklevel=2)
+        warn(f"left out {what}: {listed(listing.left_out)}")
     if not files:
         empty = "is an empty folder" if listing.members is None else f"is a {listing.kind} that holds none"
         raise DataError(f"{root} {empty}: expected a folder of images or of IDX files")

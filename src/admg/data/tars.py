@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ import msgspec
 from PIL import Image
 
 from admg.config import printable
+from admg.warn import warn
 
 from . import cached
 from .arrays import Split
@@ -98,9 +98,7 @@ def list_tars(
             members[prefix + name] = StoredMember(container, name, size, label, start=start)
     texts = [member.label for member in members.values() if isinstance(member.label, str)]
     if len(set(texts)) > max(1, len(members) / 2):
-        warnings.warn(
-            f"{root}: texts such as {texts[0][:40]!r} are captions, not labels, and are left out", stacklevel=4
-        )
+        warn(f"{root}: texts such as {texts[0][:40]!r} are captions, not labels, and are left out")
         members = {name: replace(member, label=None) for name, member in members.items()}
     kind = "tar of images" if len(chosen) == 1 else f"set of {len(chosen)} tars"
     listing = Listing.of_members(root, members, left_out, kind, typed=True)

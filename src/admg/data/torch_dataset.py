@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 import random
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ import torch
 from jaxtyping import Float32, Shaped, UInt8
 from PIL import Image
 from torch import Tensor
+
+from admg.warn import warn
 
 from .dataset import Batch, ImageDataset, Seed, check_options, summary
 from .decoding import WIDE_MODES, Decoding, wide_array
@@ -279,10 +280,9 @@ def _label_names(dataset: Any, has_targets: bool, some: Mapping[int, int | None]
         if has_targets and (_are_untransformed(dataset, some) or _all_occur(dataset, len(names))):
             return tuple(names), False
         reason = "not all of their numbers occur" if has_targets else "its targets are not its labels"
-        warnings.warn(
+        warn(
             f"the labels of the {type(dataset).__name__} are taken for numbers without names, since its classes "
-            f"({listed(names, 3)}) may name other labels ({reason}): pass label_names to name them",
-            stacklevel=3,
+            f"({listed(names, 3)}) may name other labels ({reason}): pass label_names to name them"
         )
     targets = getattr(source, "targets", None) if has_targets else None
     known = np.asarray(targets) if isinstance(targets, list | tuple | Tensor | np.ndarray) else np.empty(0)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-import warnings
 
 from torch import Tensor
+
+from admg.warn import warn
 
 from .gaussian import Images
 
@@ -39,10 +40,7 @@ def check_signed(images: Images, what: str = "images") -> None:
             f"±{BEYOND}: if they were normalised by a mean and a standard deviation, undo this"
         )
     if low >= 0 and 0.5 < high <= 1:
-        warnings.warn(
-            f"{what} have values from {low:.4g} to {high:.4g}, none below 0: expected [-1, 1], where -1 is black",
-            stacklevel=3,
-        )
+        warn(f"{what} have values from {low:.4g} to {high:.4g}, none below 0: expected [-1, 1], where -1 is black")
 
 
 def check_noise(x_T: Images) -> None:

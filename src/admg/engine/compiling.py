@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from admg.files import cache_folder
+from admg.warn import warn
 
 Compile = Literal["auto", "on", "off"]
 
@@ -48,7 +48,7 @@ def compiled(function: Callable[..., Any], backend: str | Callable[..., Any] = "
             failed = True
             cause = getattr(error, "inner_exception", error)
             first = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
-            warnings.warn(f"torch.compile failed, continuing without it: {first[:200]}", stacklevel=2)
+            warn(f"torch.compile failed, continuing without it: {first[:200]}")
             return function(*args, **kwargs)
 
     return call

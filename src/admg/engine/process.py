@@ -5,13 +5,13 @@ from __future__ import annotations
 import ctypes
 import sys
 import time
-import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
 
 from admg.threads import Reading, threads_beside
+from admg.warn import warn
 
 FIRST, INTERVAL, STALE = 0.5, 5.0, 600.0
 """Seconds: the shortest first measurement of other processes, the shortest later one, and the longest."""
@@ -78,10 +78,9 @@ class Adapting:
             torch.set_num_threads(threads)
         if threads < self.most and not self.chosen:
             number = "1 thread" if threads == 1 else f"{threads} threads"
-            warnings.warn(
+            warn(
                 f"other processes use {others:.1f} of {now.cores} cores: each operation is computed by {number} while "
-                "they do (--threads chooses a number)",
-                stacklevel=1,
+                "they do (--threads chooses a number)"
             )
         self.chosen = True
 

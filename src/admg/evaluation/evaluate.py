@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,6 +17,7 @@ from admg.data.arrays import Split
 from admg.data.value_range import ValueRange
 from admg.engine.device import Processes, choose_device
 from admg.userfile import load_object
+from admg.warn import warn
 
 from . import features as networks
 from .features import FeatureNetwork
@@ -216,7 +216,7 @@ def compare_channels(samples: Source, reference: Source, network: str | nn.Modul
         check_channels(network, source.channels, f"the images of {source.name}")
     if {source.channels for source in with_images} == {1, 3}:
         grey, colour = sorted(with_images, key=lambda source: source.channels)
-        warnings.warn(f"{grey.name} is grey and {colour.name} is in colour: comparing both as RGB", stacklevel=3)
+        warn(f"{grey.name} is grey and {colour.name} is in colour: comparing both as RGB")
     elif len({source.channels for source in with_images}) > 1:
         raise ValueError(
             f"{samples.name} has images of {samples.channels} channels, and {reference.name} of {reference.channels}"
@@ -226,10 +226,9 @@ def compare_channels(samples: Source, reference: Source, network: str | nn.Modul
 def warn_if_few(num: int) -> None:
     """Warn that distances of few samples are biased."""
     if num < MIN_SAMPLES:
-        warnings.warn(
+        warn(
             f"{num:,} samples: the FID of fewer than {MIN_SAMPLES:,} samples is far too high, and comparable only "
-            f"with that of as many",
-            stacklevel=2,
+            f"with that of as many"
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from admg.generation.identity import identity_of
 from admg.generation.modes import evaluation_mode
 from admg.models import ClassifierConfig
 from admg.userfile import errors_of
+from admg.warn import warn
 
 from .features import custom
 from .real_images import label_numbers
@@ -135,10 +135,9 @@ def _noisy(name: str, classifier: Classifier, source: Source, device: torch.devi
 
     names = source.label_names or (source.names_of_numbers if classifier.labels.names else ())
     if not names and source.labels is not None and classifier.labels.names:
-        warnings.warn(
+        warn(
             f"the labels of {source.name} are numbers, and their names are not known: they are taken for those of "
-            f"{name} ({listed(classifier.labels.names, 3)})",
-            stacklevel=4,
+            f"{name} ({listed(classifier.labels.names, 3)})"
         )
     numbers = _numbers(classifier, names) if names else None
     predict_labels = _in_eval_mode(torch.inference_mode()(predict), classifier)

@@ -6,7 +6,6 @@ each step are computed too, as in guided-diffusion.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 
@@ -22,6 +21,7 @@ from admg.diffusion.signed import check_signed
 from admg.engine.acceleration import accelerate_parts
 from admg.engine.precision import Precision
 from admg.generation.modes import evaluation_mode
+from admg.warn import warn
 
 OFF_LEVEL = 0.1
 """Tolerance for values of 8-bit images, in levels. Two roundings to float16 change a value by up to 0.1."""
@@ -177,10 +177,7 @@ def _check(model: Model, x0: Images, y: Tensor | None) -> None:
     check_signed(x0)
     levels = (x0.double() + 1) * 127.5
     if not torch.allclose(levels, levels.round(), rtol=0, atol=OFF_LEVEL):
-        warnings.warn(
-            "some images do not have 8-bit values k / 127.5 - 1: the bound is not meaningful for them",
-            stacklevel=3,
-        )
+        warn("some images do not have 8-bit values k / 127.5 - 1: the bound is not meaningful for them")
 
 
 def _check_labels(model: Model, y: Tensor, count: int) -> None:

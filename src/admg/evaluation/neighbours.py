@@ -71,7 +71,7 @@ class Neighbours:
 
     def save(self, path: Path | str) -> None:
         """Write the picture as a PNG file."""
-        save_png(self.picture(), Path(path))
+        save_png(self.picture(), Path(path).expanduser())
 
 
 def neighbours(

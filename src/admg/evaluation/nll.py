@@ -130,13 +130,13 @@ class NLLReport:
 
     def to_json(self, path: Path | str) -> None:
         """Write the report as JSON."""
-        with atomic(path) as temporary:
+        with atomic(Path(path).expanduser()) as temporary:
             temporary.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
 
     def to_csv(self, path: Path | str) -> None:
         """Write a CSV file with a row per step."""
         columns = (self.timesteps, self.alpha_bar, self.vb_by_t, self.x0_mse_by_t, self.mse_by_t)
-        with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        with atomic(Path(path).expanduser()) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["t", "timestep", "alpha_bar", "vb", "xstart_mse", "mse"])
             writer.writerows([t, *row] for t, row in enumerate(zip(*columns)))
@@ -157,12 +157,12 @@ class NLLReport:
             axes.plot(values, linewidth=1)
             axes.set(title=title, xlabel="step t", yscale="log")
             axes.grid(alpha=0.3)
-        with atomic(path) as temporary:
+        with atomic(Path(path).expanduser()) as temporary:
             figure.savefig(temporary, dpi=110)
 
     def save(self, out: Path | str) -> list[Path]:
         """Write a .json or .csv file, or a folder with both and a plot; return the paths that were written."""
-        path = Path(out)
+        path = Path(out).expanduser()
         if path.suffix in (".json", ".csv") and not path.is_dir():
             (self.to_json if path.suffix == ".json" else self.to_csv)(path)
             return [path]

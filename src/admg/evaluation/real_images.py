@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from admg.data.members import ImagePath, open_image
 from admg.data.spread import spread_indices
 from admg.data.value_range import ValueRange
 from admg.generation.starts import TrainedReading, open_in_channels
+from admg.warn import warn
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ def _numbers_without_names(labels: Labels, names: Sequence[str]) -> list[int]:
         return in_order
     ours, theirs = listed(names, 3), f" ({listed(labels.names, 3)})" if labels.names else ", which have no names"
     text = f"the names of the data's labels ({ours}) are not the model's{theirs}: there are {how}"
-    warnings.warn(text, stacklevel=3)
+    warn(text)
     return chosen
 
 

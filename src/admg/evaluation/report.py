@@ -107,7 +107,7 @@ class Report:
         """Return the report as JSON, and write it to `path` if given."""
         text = json.dumps(self.to_dict(), indent=1) + "\n"
         if path is not None:
-            with atomic(path) as temporary:
+            with atomic(Path(path).expanduser()) as temporary:
                 temporary.write_text(text, encoding="utf-8")
         return text
 

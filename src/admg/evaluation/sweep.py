@@ -206,7 +206,7 @@ def plan_sweep(
             f"a sweep must have at most {MAX_CELLS:,} cells, got {count:,} from {len(found):,} guides and "
             f"{len(pairs):,} samplers with their steps"
         )
-    chosen = choose_device(device)
+    out, chosen = Path(out).expanduser(), choose_device(device)
     for module in (part for guide in found for part in networks_of(network, guide.guide)):
         module.to(chosen)
     check_options(pairs, sampler_options)
@@ -219,10 +219,10 @@ def plan_sweep(
         own = parse_sampler_options(sampler, options_of(sampler, sampler_options))
         of_cell = dataclasses.replace(recipe, guide=guide, sampler=with_options(sampler, own), steps=cell.steps)
         used = labels if uses_labels(network, guide, unconditional) else None
-        stages[cell] = plan_stage(network, used, of_cell, out=Path(out) / cell.name, num=num)
+        stages[cell] = plan_stage(network, used, of_cell, out=out / cell.name, num=num)
     job = options or JobOptions()
     job = dataclasses.replace(job, images=bool(job.images))  # by default no PNG files
-    return Sweep(Path(out), {cell: Job((stage,), job) for cell, stage in stages.items()}, job, describe_guides(found))
+    return Sweep(out, {cell: Job((stage,), job) for cell, stage in stages.items()}, job, describe_guides(found))
 
 
 def check_options(pairs: Sequence[tuple[str | Sampler, str]], given: Sequence[str]) -> None:

@@ -167,7 +167,8 @@ def generate_edits(
         from_y = label_tensor(model, source * (count if len(source) == 1 else 1), count)
     which = [i for i in range(count) for _ in range(len(targets) * num)]
     stage = Stage(
-        out=Path(out), name=name_of(model), model=model, recipe=recipe, table=label_table(model, recipe.guide),
+        out=Path(out).expanduser(), name=name_of(model), model=model, recipe=recipe,
+        table=label_table(model, recipe.guide),
         labels=[label for _ in range(count) for label in targets for _ in range(num)],
         chosen={"each": targets, "edits": num}, layout=edit_sheet(to_uint8(images), num),
         starts=FromImages(images, which, strength, invert, from_y),
@@ -210,7 +211,8 @@ def generate_interpolation(
         "frames": frames,
     }
     stage = Stage(
-        out=Path(out), name=name_of(model), model=model, recipe=recipe, table=label_table(model, recipe.guide),
+        out=Path(out).expanduser(), name=name_of(model), model=model, recipe=recipe,
+        table=label_table(model, recipe.guide),
         labels=[label for label in targets for _ in range(frames)], chosen=targets,
         starts=FromNoise(torch.cat(noise), record),
         layout=interpolation_sheet(to_uint8(ends) if of_images else None, frames),  # type: ignore[arg-type]
@@ -245,7 +247,7 @@ def generate_upsampled(
     table = label_table(loaded, recipe.guide)
     labels = base_labels(stored, table, num or len(stored))
     stage = Stage(
-        out=Path(out), name=name_of(loaded), model=loaded, recipe=recipe, labels=labels, table=table,
+        out=Path(out).expanduser(), name=name_of(loaded), model=loaded, recipe=recipe, labels=labels, table=table,
         chosen="of the base", base=Path(base), origin=f"{Path(base).name}, checksum {stored.fingerprint}",
     )  # fmt: skip
     without = "it was never trained without" if loaded.label_dropout == 0 else "unconditional=True does without"
@@ -287,7 +289,7 @@ def plan(
         check_images(loaded, init, 1)
         starts = FromImages(init, [0] * len(chosen), strength)
     return Stage(
-        out=Path(out), name=name_of(loaded), model=loaded, recipe=recipe, labels=chosen, chosen=how,
+        out=Path(out).expanduser(), name=name_of(loaded), model=loaded, recipe=recipe, labels=chosen, chosen=how,
         table=label_table(loaded, recipe.guide), starts=starts,
     )  # fmt: skip
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -20,6 +19,7 @@ from admg.data.generated import BASE, IMAGES, RUN, SHEET
 from admg.disk import when_there_is_space
 from admg.engine.device import Processes
 from admg.files import LockError, check_output_folder, locked, remove, remove_leftovers, shared, unshared
+from admg.warn import warn
 
 from .fonts import label_title
 from .images import check_only_samples, save_images, save_png
@@ -268,7 +268,7 @@ def produce(stage: Stage, shards: Shards, options: JobOptions, report: OnProgres
     missing = set() if shards.target.exists() else set(shards.missing())
     for k in mine:
         if k not in missing and not shards.target.exists() and shards.damaged(k):
-            warnings.warn(f"{shards.path(k)} is damaged, and will be made again", stacklevel=2)
+            warn(f"{shards.path(k)} is damaged, and will be made again")
             missing.add(k)
     todo = [k for k in mine if k in missing]
     if not todo:

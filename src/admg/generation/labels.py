@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import operator
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from admg.checkpoints.model import Model
 from admg.config import check_integer
 from admg.guidance import Guide
 from admg.guidance.base import reads_labels
+from admg.warn import warn
 
 Label = int | str | None
 """An int is the number of a label, a str its name, and None or -1 stands for no label."""
@@ -81,7 +81,7 @@ def resolve_labels(
 def in_shares(numbers: list[int | None], num: int | None) -> list[int | None]:
     """Return `num` labels in equal shares, with a warning if some labels get no image; None: each label once."""
     if num is not None and num < len(numbers):
-        warnings.warn(f"{num} images for {len(numbers)} labels: the last labels get none", stacklevel=4)
+        warn(f"{num} images for {len(numbers)} labels: the last labels get none")
     return numbers if num is None else cycle_labels(numbers, num)
 
 
@@ -143,10 +143,7 @@ def typed_labels(model: Model, guide: Any, labels: Sequence[int | str]) -> list[
     for label, number in dict(zip(labels, numbers)).items():
         other = int(label) if isinstance(label, str) and label.isdecimal() else number
         if isinstance(other, int) and isinstance(number, int) and number != other < table.count:
-            warnings.warn(
-                f"label {label!r} is the one of this name, number {number}; number {other} is {table.name(other)!r}",
-                stacklevel=2,
-            )
+            warn(f"label {label!r} is the one of this name, number {number}; number {other} is {table.name(other)!r}")
     return numbers
 
 

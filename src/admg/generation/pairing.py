@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from admg.checkpoints.compatibility import check_pair, facts_of
 from admg.checkpoints.model import Classifier, Model
 from admg.guidance import AutoGuidance, Calibrated, ExtendedClassifierGuidance, Guidance, Interval
+from admg.warn import warn
 
 
 def check_guide(model: Model, guide: Any) -> None:
@@ -38,10 +38,9 @@ def note_empty_intervals(model: Model, guide: Any) -> None:
         if isinstance(part, Interval) and not any(map(part.contains, levels)):
             near = sorted(levels, key=lambda level: abs(math.log(level / max(part.low, levels[0]))))[:3]
             shown = ", ".join(f"{level:.3g}" for level in sorted(near))
-            warnings.warn(
+            warn(
                 f"no step has a noise level from {part.low:g} to {part.high:g}: guidance limited to this interval has "
-                f"no effect; the nearest levels are {shown}",
-                stacklevel=2,
+                f"no effect; the nearest levels are {shown}"
             )
 
 

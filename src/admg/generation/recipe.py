@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from admg.guidance import Bounded, Guide, Recorded
 from admg.guidance.mistakes import check_is_guide
 from admg.guidance.rows import batch_context
 from admg.samplers import NoiseSampler, Step
+from admg.warn import warn
 
 from .acceleration import batch_that_fits
 from .augmentation import augmented, check_level
@@ -297,10 +297,9 @@ def global_random_states(device: torch.device) -> list[bytes]:
 
 def note_global_noise(sampler: str) -> None:
     """Warn of a sampler whose images do not follow from the seed."""
-    warnings.warn(
+    warn(
         f"the sampler {sampler!r}, or its guide, draws from torch's global random number generator (torch.randn): the "
-        "images do not follow from the seed; draw the noise of a step by noise_sampler(x, i)",
-        stacklevel=2,
+        "images do not follow from the seed; draw the noise of a step by noise_sampler(x, i)"
     )
 
 
@@ -329,16 +328,14 @@ def note_missing_noise(model: Model) -> None:
     """
     schedule = model.diffusion.schedule
     if (alpha_bar := schedule.alpha_bar[-1].item()) > MAX_INITIAL_ALPHA_BAR:
-        warnings.warn(
+        warn(
             f"sampling begins with pure noise at timestep {schedule.timesteps[-1].item():g}, where {alpha_bar:.0%} of "
-            "the variance is the image: samples will be noise; steps such as trailing1 begin at the noisiest timestep",
-            stacklevel=1,
+            "the variance is the image: samples will be noise; steps such as trailing1 begin at the noisiest timestep"
         )
     if schedule.origin is not None and schedule.origin.is_pure_noise(-1) and not schedule.is_pure_noise(-1):
-        warnings.warn(
+        warn(
             "this model has zero terminal SNR, but these steps leave out its last one, pure noise: images will be "
-            "worse than with steps such as 25 or trailing25",
-            stacklevel=1,
+            "worse than with steps such as 25 or trailing25"
         )
 
 

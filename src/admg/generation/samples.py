@@ -81,7 +81,7 @@ class Samples:
 
         Raises ValueError, and writes nothing, if the folder holds a run (run.json), or other files in `images/`.
         """
-        out, images, labels = Path(folder), self.images, self.labels.numpy()
+        out, images, labels = Path(folder).expanduser(), self.images, self.labels.numpy()
         _check_replaceable(out)
         path = merged_path(out, images.shape)
         write_npz(path, images, labels if (labels >= 0).any() else None)

@@ -62,7 +62,7 @@ def generate_scale_sheet(
     numbers, _ = choose_labels(model, recipes[0].guide, labels, num, **how)  # type: ignore[arg-type]
     table, respaced = label_table(model, recipes[0].guide), model.respace(recipe.steps)
     for column in recipes:
-        Stage(out=Path(out), model=model, recipe=column, labels=numbers, table=table).try_out()
+        Stage(out=Path(out).expanduser(), model=model, recipe=column, labels=numbers, table=table).try_out()
     folder = check_output_folder(out)
     drawn = [draw_samples(BatchSampler(respaced, column), numbers, Inputs(), progress=progress) for column in recipes]
     others = guides.without(option).build()

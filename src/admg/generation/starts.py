@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from admg.data.sources import COLLECTIONS, is_image
 from admg.data.transforms import check_pad
 from admg.data.value_range import ValueRange, check_array_8_bits
 from admg.diffusion.gaussian import Images
+from admg.warn import warn
 
 from .edit import start_from_inversion, start_from_noised
 from .recipe import Start
@@ -176,11 +176,9 @@ def open_in_channels(path: Path | str, size: int, channels: int, **options: Any)
 def note_channels(path: Path | str, found: int, channels: int) -> None:
     """Warn that colour images are converted to grey for a model of grey images, or the reverse."""
     if found == 3 and channels == 1:
-        warnings.warn(f"{path} is in colour, but the model's images are grey: converting it to grey", stacklevel=4)
+        warn(f"{path} is in colour, but the model's images are grey: converting it to grey")
     elif found == 1 and channels == 3:
-        warnings.warn(
-            f"{path} is grey, but the model's images are in colour: repeating its channel three times", stacklevel=4
-        )
+        warn(f"{path} is grey, but the model's images are in colour: repeating its channel three times")
 
 
 def _open(path: Path, model: Model, fit: Fit, value_range: ValueRange | None) -> Dataset:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import re
-import warnings
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
+
+from admg.warn import warn
 
 from .base import Guidance
 from .state import State
@@ -131,8 +132,7 @@ def note_probabilities(logits: Tensor) -> None:
     """Warn if a classifier returns probabilities, to judge by these images."""
     values = logits.detach().float()
     if values.shape[1] > 1 and bool((values >= 0).all() & ((values.sum(1) - 1).abs() < 1e-3).all()):
-        warnings.warn(
+        warn(
             "the classifier returns probabilities (rows that sum to 1): guidance expects logits, the values before the "
-            "softmax, or log-probabilities, log_softmax",
-            stacklevel=2,
+            "softmax, or log-probabilities, log_softmax"
         )

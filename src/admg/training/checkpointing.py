@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from admg.checksums import read_any, write_json
 from admg.disk import cannot_write
 from admg.engine.device import ALONE, Processes
 from admg.files import atomic, remove, sha256
+from admg.warn import warn
 
 from . import ema_state
 from .sharded_checkpoint import load_parts, load_rest, load_whole, save_parts
@@ -111,7 +111,7 @@ def latest(folder: Path) -> Path | None:
         problem = damage(path)
         if problem is None:
             return path
-        warnings.warn(f"skipping {path}: {problem}", stacklevel=2)
+        warn(f"skipping {path}: {problem}")
     if checkpoints:
         count = len(checkpoints)
         raise CheckpointError(f"all {count} checkpoints of the run in {folder} are damaged: choose another folder")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from admg.checkpoints import native
 from admg.checkpoints.weights import CheckpointError
+from admg.warn import warn
 
 from .config import ResolvedConfig
 from .ema import EMA
@@ -86,7 +86,7 @@ def note_changes(started: Sequence[str], state: Mapping[str, Any], folder: Path,
     begins = [f"the average {name} begins from the weights at step {state['step']}" for name in started]
     ends = [f"the average {name} is not continued" for name in ended]
     if begins or ends:
-        warnings.warn("; ".join(begins + ends), stacklevel=2)
+        warn("; ".join(begins + ends))
 
 
 def _old_decay(folder: Path) -> Spec:

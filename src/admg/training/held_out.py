@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from admg.data.classes import empty_classes, with_classes
 from admg.data.errors import listed
 from admg.data.layouts import in_channels
 from admg.data.split import split
+from admg.warn import warn
 
 from .opening import Data, data_name, decoding_of, image_fields, open_data, size_of
 
@@ -111,10 +111,9 @@ def divide(
     seed = int(known.get("seed", seed))
     training, held_out = split(dataset, fraction, seed)
     if known.get("images", len(held_out)) != len(held_out):
-        warnings.warn(
+        warn(
             f"{data_name(data)} has changed since the run was started: some held-out images may now be used "
-            "for training",
-            stacklevel=3,
+            "for training"
         )
     return Parts(training, held_out, {"validation": {"fraction": fraction, "seed": seed, "images": len(held_out)}})
 
@@ -134,9 +133,7 @@ def open_validation(data: Data, training: ImageDataset, name: str, unlabelled: b
     if training.label_names and not unlabelled:
         held_out = with_classes(held_out, training.label_names, "validation images", name)
         if empty := empty_classes(held_out):
-            warnings.warn(
-                f"no validation images of the class{'es' if len(empty) > 1 else ''} {listed(empty)}", stacklevel=2
-            )
+            warn(f"no validation images of the class{'es' if len(empty) > 1 else ''} {listed(empty)}")
     if image_fields(held_out) != image_fields(training):
         raise ValueError(f"the validation images are {size_of(held_out)}, and the training images {size_of(training)}")
     return held_out
@@ -147,5 +144,5 @@ def with_channels(dataset: ImageDataset, channels: int) -> ImageDataset:
     if not isinstance(dataset, Dataset) or {dataset.channels, channels} != {1, 3}:
         return dataset
     made = "grey, like the training images" if channels == 1 else "colour, with three equal channels"
-    warnings.warn(f"converting the validation images to {made}", stacklevel=3)
+    warn(f"converting the validation images to {made}")
     return in_channels(dataset, channels)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +21,7 @@ from admg.checkpoints.transfer import transfer
 from admg.checkpoints.weights import CheckpointError, digest_of_state
 from admg.diffusion.config import DiffusionConfig
 from admg.models import ClassifierConfig, SuperResConfig, UNetConfig
+from admg.warn import warn
 
 from . import checkpointing
 
@@ -121,7 +121,7 @@ def start_from(part: Model | Classifier, initial: Initial | None, init: Init | N
         recorded: Mapping[str, Any] = initial.training.get("init") or {}
         if not _began_with(recorded, init):
             given = "the given model" if isinstance(init, Model | Classifier) else init
-            warnings.warn(f"resuming {initial.name} with its own weights: ignoring {given}", stacklevel=2)
+            warn(f"resuming {initial.name} with its own weights: ignoring {given}")
         return {"init": dict(recorded)} if recorded else {}
     check_pair("init", facts_of(part, "this run"), initial.facts(kind))
     done = transfer(initial, part.network, part.labels)

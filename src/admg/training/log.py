@@ -7,12 +7,12 @@ import hashlib
 import io
 import json
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from admg.files import atomic
+from admg.warn import warn
 
 CSV, JSONL = "log.csv", "metrics.jsonl"
 COUNTS = ("step", "images")
@@ -47,10 +47,10 @@ class Log:
             return
         others = [row for row in read_jsonl(self.jsonl) if int(row["step"]) <= self.step]
         if checksum(others) == recorded:
-            warnings.warn(f"{self.csv} is damaged: rewriting it from {self.jsonl.name}", stacklevel=2)
+            warn(f"{self.csv} is damaged: rewriting it from {self.jsonl.name}")
             self.rows = others
         else:
-            warnings.warn(f"{self.csv} is damaged or was changed: keeping its readable rows", stacklevel=2)
+            warn(f"{self.csv} is damaged or was changed: keeping its readable rows")
 
     def append(self, step: int, images: int, values: Mapping[str, float]) -> None:
         """Write a row. Both files are only appended to unless there is a new column, or the last attempt failed."""

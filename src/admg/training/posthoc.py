@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from admg.checkpoints import native, tuned
 from admg.checkpoints.model import Classifier, Model
 from admg.checkpoints.provenance import without
 from admg.checkpoints.weights import CheckpointError
+from admg.warn import warn
 
 from . import snapshots
 from .log import measurements
@@ -101,7 +101,7 @@ class Reconstruction:
     @classmethod
     def plan(cls, run: Path | str, length: float | str, step: int | None = None) -> Reconstruction:
         """Return the reconstruction; see `reconstruct_ema` for the arguments and errors. Weights are not read yet."""
-        run, length = Path(run), as_length(length)
+        run, length = Path(run).expanduser(), as_length(length)
         steps = steps_until(run, step)
         fitted = fit(steps, length, steps[-1])
         if fitted.error > MAX_RELATIVE_ERROR:
@@ -182,7 +182,7 @@ def steps_until(run: Path, step: int | None) -> tuple[int, ...]:
         reached = native.read_about(run / "model").training.get("steps", 0)
         if step is None and reached > last:
             text = f"the last snapshot of {run} is of step {last}, and its model of step {reached}"
-            warnings.warn(text, stacklevel=2)
+            warn(text)
     if last not in steps:
         near = sorted(sorted(steps, key=lambda other: abs(other - last))[:2])
         raise ValueError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import nn
 
 from admg.disk import when_there_is_space
 from admg.engine.device import Processes
+from admg.warn import warn
 
 from . import checkpointing, snapshots
 from .loss_monitor import LossMonitor
@@ -93,7 +93,7 @@ class Recorder(Generic[M]):
         if ends or (self._due(step, config.checkpoint_every) and self.health.is_good):
             if not self.health.is_good:
                 bad = f"step {step}, the last one, had a loss that was not finite or too high"
-                warnings.warn(bad, stacklevel=2)
+                warn(bad)
             self._save(step)
 
     def complete(self, step: int, unfinished_row: Mapping[str, Any] | None) -> None:
@@ -148,7 +148,7 @@ class Recorder(Generic[M]):
             return metrics
         except (FloatingPointError, torch.OutOfMemoryError) as error:  # the loss is finite: training goes on
             what = "preview" if function == self.task.preview else "measurement"
-            warnings.warn(f"no {what} at step {step}: {str(error).splitlines()[0]}", stacklevel=2)
+            warn(f"no {what} at step {step}: {str(error).splitlines()[0]}")
             return {}
 
     def _due(self, step: int, every: int) -> bool:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
-import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from admg.files import LockedError, LockError, locked_nowait, remove, remove_leftovers
 from admg.generation.run_record import DamagedRecordError, read_record
+from admg.warn import warn
 
 from . import checkpointing, log, run_settings, services, snapshots
 
@@ -35,7 +35,7 @@ def locked(out: Path) -> Iterator[None]:
                 f"next(run), which saves a checkpoint, or with run.close()"
             ) from None
         except LockError as error:
-            warnings.warn(f"{error}: a second training in {out} cannot be prevented", stacklevel=2)
+            warn(f"{error}: a second training in {out} cannot be prevented")
         remove_unfinished_files(out)
         yield
 

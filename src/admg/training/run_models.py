@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -17,6 +16,7 @@ from admg.checkpoints.model import content_of
 from admg.checkpoints.provenance import without
 from admg.checkpoints.weights import CheckpointError
 from admg.files import remove
+from admg.warn import warn
 
 from . import ema_state, run_settings
 from .card import RunDetails, write_card
@@ -112,6 +112,6 @@ def warn_on_error(what: str, action: Callable[[], object]) -> bool:
     try:
         action()
     except Exception as error:  # such as a picture that cannot be read
-        warnings.warn(f"could not write {what}: {error}; the checkpoint is not affected", stacklevel=2)
+        warn(f"could not write {what}: {error}; the checkpoint is not affected")
         return False
     return True

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from admg.data import Dataset, ImageDataset
 from admg.data.members import stamp
 from admg.files import atomic
 from admg.generation.run_record import differences
+from admg.warn import warn
 
 from . import checkpointing
 from .config import ObjectiveConfig, TrainConfig
@@ -216,5 +216,5 @@ def read(out: Path) -> dict[str, Any] | None:
         except FileNotFoundError:
             continue
         except (OSError, ValueError, KeyError, TypeError) as error:
-            warnings.warn(f"{folder / FILE} will be rewritten: {error}", stacklevel=2)
+            warn(f"{folder / FILE} will be rewritten: {error}")
     return None

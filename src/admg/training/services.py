@@ -10,7 +10,6 @@ import math
 import os
 import sys
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import Any, Literal, Protocol, get_args
 
 from admg.checksums import read_json, write_json
 from admg.files import atomic
+from admg.warn import warn
 
 ServiceName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 LogChoice = Literal["auto", "tensorboard", "wandb", "trackio", "mlflow", "none"]
@@ -117,7 +117,7 @@ class TolerantService:
         except Exception as error:  # a service may raise anything, and training goes on
             self.service = None
             reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
-            warnings.warn(f"{self.name} failed and will receive no further measurements: {reason[0]}", stacklevel=3)
+            warn(f"{self.name} failed and will receive no further measurements: {reason[0]}")
 
 
 class TensorBoard:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from admg.checkpoints.provenance import label_dropout
 from admg.data import DataConfig, Dataset, ImageDataset
 from admg.diffusion.config import DiffusionConfig
 from admg.models import ClassifierConfig, NoisyClassifier, SuperResConfig, SuperResUNet, UNet, UNetConfig
+from admg.warn import warn
 
 from .augmentation import AugmentConfig
 from .choices import Choices, record_of
@@ -98,6 +98,7 @@ def train_diffusion(
     """
     objective = objective or ObjectiveConfig()
     dataset = open_data(data, objective.unlabelled)
+    out = Path(out).expanduser()
     check_outside(out, data, dataset)
     initial = open_initial(init, init_flags, "diffusion", None if overwrite else out)
     choices = choices_for(dataset, None if overwrite else out, initial)
@@ -162,6 +163,7 @@ def train_classifier(
         >>> guide = admg.guidance.ClassifierGuidance(run.model, scale=2.0)
     """
     dataset = open_data(data)
+    out = Path(out).expanduser()
     check_outside(out, data, dataset)
     if not dataset.label_names:
         raise ValueError(
@@ -236,6 +238,7 @@ def train_upsampler(
     """
     objective, augment = objective or ObjectiveConfig(), augment or AugmentConfig()
     dataset = open_data(data, objective.unlabelled)
+    out = Path(out).expanduser()
     check_outside(out, data, dataset)
     initial = open_initial(init, init_flags, "upsampler", None if overwrite else out)
     small = default_small_size(dataset.image_size, initial) if small_size is None else small_size
@@ -287,16 +290,14 @@ def of_classifier(diffusion: DiffusionConfig) -> DiffusionConfig:
 def note_untrained(diffusion: DiffusionConfig, objective: ObjectiveConfig) -> None:
     """Warn if the objective does not train the variance, or the step at which sampling begins."""
     if objective.objective == "simple" and diffusion.variance.startswith("learned"):
-        warnings.warn(
+        warn(
             f"the objective simple does not train the variance, which is {diffusion.variance}: choose the objective "
-            "hybrid, or variance fixed_small",
-            stacklevel=2,
+            "hybrid, or variance fixed_small"
         )
     if objective.weighting != "uniform" and diffusion.schedule().is_pure_noise(-1):
-        warnings.warn(
+        warn(
             f"weighting {objective.weighting} gives the last step, pure noise, the weight 0: the prediction there is "
-            "determined only by neighbouring steps",
-            stacklevel=2,
+            "determined only by neighbouring steps"
         )
 
 

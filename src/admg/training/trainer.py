@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import asdict, replace
@@ -23,6 +22,7 @@ from admg.engine import adapt_threads
 from admg.engine.device import Processes, choose_device
 from admg.engine.memory import peak_memory
 from admg.files import check_output_folder
+from admg.warn import warn
 
 from . import checkpointing, distributed, ema_state, run_directory, run_settings, snapshots
 from .card import RunDetails
@@ -248,9 +248,7 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
         self.recorder.rewind(self.step)
         if self.writes:
             slower = f", with the learning rate times {factor:g}" if factor < 1 else ""
-            warnings.warn(
-                f"{problem}: returning from step {failed} to the checkpoint of step {self.step}{slower}", stacklevel=2
-            )
+            warn(f"{problem}: returning from step {failed} to the checkpoint of step {self.step}{slower}")
 
     def _step(self, learner: Learner, prefetched: Iterator[tuple[torch.Tensor, ...]]) -> dict[str, float]:
         """Take one step, and return its measurements."""

@@ -46,7 +46,7 @@ from admg.models import UNet
 
 from .readme import CLASSES, HEADING, Scheduler, readme
 from .unet2d import needs_table, unet2d_config, unet2d_state
-from .unet2d_config import SHA256
+from .unet2d_config import LABEL_NAMES, SHA256
 
 PREDICTION = {ours: theirs for theirs, ours in PREDICTS.items()}
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -88,6 +88,8 @@ def to_diffusers(model: Model, folder: Path | str, scheduler: Scheduler = "ddpm"
     }
     if not model.upsamples and scheduler != "dpmpp_2m":  # there is no pipeline with that scheduler
         configs["model_index.json"] = pipeline_config(scheduler)
+    if model.label_names:
+        configs["config.json"][LABEL_NAMES] = list(model.label_names)
     state = unet2d_state(network, timesteps, mean_only)
     remarks = notes(model, diffusion, scheduler)
     with atomic(folder) as temporary:
@@ -104,7 +106,7 @@ def to_diffusers(model: Model, folder: Path | str, scheduler: Scheduler = "ddpm"
 
 def free(folder: Path | str) -> Path:
     """Return the folder. Raises ValueError if anything but an earlier export would be replaced."""
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     if folder.exists() and not is_empty(folder) and not is_export(folder):
         raise ValueError(f"{folder} exists and is not an earlier export: choose a new folder")
     return folder

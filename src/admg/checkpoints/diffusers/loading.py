@@ -6,9 +6,9 @@ The scheduler in the folder defines the process; without one, DDPM's process is 
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
@@ -27,11 +27,12 @@ from admg.diffusion.schedule import NoiseSchedule
 from admg.files import sha256
 from admg.guidance.scheduler import PREDICTS
 from admg.models import SuperResUNet, UNet
+from admg.warn import warn
 
 from .export import LINEAR_BETAS
 from .readme import HEADING
 from .unet2d import TABLE_ERROR
-from .unet2d_config import SHA256, UNet2D, network_config, read_config
+from .unet2d_config import LABEL_NAMES, SHA256, UNet2D, network_config, read_config
 from .unet2d_state import from_table, our_state
 
 NAME = "diffusion_pytorch_model"
@@ -83,14 +84,25 @@ def load(folder: Path) -> Model:
         path = weights_file(parts.unet)
         if content.get(SHA256) not in (None, sha256(path)):
             raise DamagedError(f"{path} is damaged: its SHA-256 differs from config.json")
-        return _built(folder, parts, config, path)
+        return _built(folder, parts, config, path, label_names(content))
     except CheckpointError:
         raise
     except ValueError as error:
         raise CheckpointError(f"{folder}: {error}") from None
 
 
-def _built(folder: Path, found: Folder, config: UNet2D, path: Path) -> Model:
+def label_names(content: dict[str, Any]) -> list[str]:
+    """Return the names of the labels in the config.json of one of our exports, if there are any.
+
+    Raises ValueError if the entry is not a list of names.
+    """
+    try:
+        return msgspec.convert(content.get(LABEL_NAMES, []), list[str])
+    except msgspec.ValidationError as error:
+        raise ValueError(f"config.json: {LABEL_NAMES} must be a list of names ({error})") from None
+
+
+def _built(folder: Path, found: Folder, config: UNet2D, path: Path, names: list[str]) -> Model:
     scheduler = read_scheduler(found)
     channels = config.out_channels // (2 if scheduler.learns_variance else 1)
     upsamples = config.in_channels == 2 * channels and _is_our_upsampler(folder)
@@ -102,7 +114,7 @@ def _built(folder: Path, found: Folder, config: UNet2D, path: Path) -> Model:
     network = build_network(kind, architecture, state, path)
     diffusion, process = process_of(scheduler, rescaled)
     shape = (architecture.image_channels, architecture.image_size, architecture.image_size)
-    labels = Labels(architecture.num_classes)
+    labels = Labels.of(names) if len(names) == architecture.num_classes else Labels(architecture.num_classes, names)
     return Model(network, diffusion, shape, labels, process, {"source": "diffusers"})
 
 
@@ -248,10 +260,7 @@ class Scheduler(msgspec.Struct):
 def read_scheduler(found: Folder) -> Scheduler:
     """Return the process of the scheduler. Raises CheckpointError if it has no counterpart here."""
     if found.scheduler is None:
-        warnings.warn(
-            f"{found.unet} has no scheduler_config.json: assuming DDPM's process (linear schedule, 1000 steps, eps)",
-            stacklevel=1,
-        )
+        warn(f"{found.unet} has no scheduler_config.json: assuming DDPM's process (linear schedule, 1000 steps, eps)")
         return Scheduler(beta_schedule="linear")
     try:
         return msgspec.convert(read_json(found.scheduler), Scheduler)
@@ -275,8 +284,5 @@ def process_of(scheduler: Scheduler, rescaled: bool) -> tuple[Diffusion, Diffusi
         return config.build(), config
     schedule = NoiseSchedule.from_betas(scheduler.betas)
     schedule = schedule.with_zero_terminal_snr() if zero else schedule
-    warnings.warn(
-        "the noise schedule of this model has no name here: it can be sampled from, but not saved or trained further",
-        stacklevel=1,
-    )
+    warn("the noise schedule of this model has no name here: it can be sampled from, but not saved or trained further")
     return Diffusion(schedule.rescaled() if rescaled else schedule, predicts, scheduler.variance), None

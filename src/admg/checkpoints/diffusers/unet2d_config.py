@@ -97,8 +97,9 @@ class UNet2D(msgspec.Struct, forbid_unknown_fields=True):
         return "resnet" in down | up
 
 
-SHA256 = "_admg_sha256"
-"""Entry of the config.json of our exports: the checksum of the weights. diffusers ignores names that begin with "_"."""
+SHA256, LABEL_NAMES = "_admg_sha256", "_admg_label_names"
+"""Entries of the config.json of our exports: the checksum of the weights, and the names of the labels if they have any.
+diffusers ignores names that begin with "_"."""
 
 
 def read_config(path: Path, content: dict[str, Any]) -> UNet2D:

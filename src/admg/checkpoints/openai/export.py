@@ -41,7 +41,7 @@ def to_openai(model: Model | Classifier, path: Path | str) -> Exported:
     Raises ValueError if the model has no DiffusionConfig, if guided-diffusion does not support its prediction (v) or
     variance (learned), or if another file would be replaced.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.is_dir():
         raise ValueError(f"{path} is a folder: pass the name of a file, such as {path / 'model.pt'}")
     if path.exists() and not zipfile.is_zipfile(path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +16,7 @@ from admg.checkpoints.networks import NETWORK_KINDS, Kind
 from admg.checkpoints.weights import CheckpointError, Shapes, build_network, shapes_in
 from admg.diffusion.config import DiffusionConfig
 from admg.models import UNetConfig
+from admg.warn import warn
 
 from . import families, pt
 from . import flags as flag
@@ -274,4 +274,4 @@ def _pooled(config: OpenAIConfig) -> bool:
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, stacklevel=5)
+    warn(message)

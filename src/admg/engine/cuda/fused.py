@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from functools import cache
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from admg.engine.cpu.folded import Rows, differentiable_gradients, needs_formula
 from admg.engine.observers import is_transformed
+from admg.warn import warn
 
 
 @cache
@@ -24,7 +24,7 @@ def kernels() -> Any:
     except ImportError:
         return None
     except Exception as error:  # compilers and drivers raise many kinds
-        warnings.warn(f"Triton does not work here, continuing without it: {str(error)[:200]}", stacklevel=2)
+        warn(f"Triton does not work here, continuing without it: {str(error)[:200]}")
         return None
     return triton_norm
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+
+from admg.warn import warn
 
 from .graphs import CAPTURING, WARM_UP
 
@@ -52,8 +53,6 @@ class GraphedBackward:
             self.gradients = [parameter.grad for parameter in self.parameters]
             self.graph = graph
         except RuntimeError as error:
-            warnings.warn(
-                f"CUDA graph capture of a training step failed: {str(error).splitlines()[0][:200]}", stacklevel=2
-            )
+            warn(f"CUDA graph capture of a training step failed: {str(error).splitlines()[0][:200]}")
         for parameter in self.parameters:
             parameter.grad = None

@@ -6,7 +6,6 @@ At a batch of a few images, launching a network's thousand kernels takes longer 
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from admg.engine.observers import is_transformed
+from admg.warn import warn
 
 Call = Callable[..., Tensor]
 CAPTURING = threading.Lock()
@@ -85,7 +85,7 @@ class GraphedCalls:
         except torch.OutOfMemoryError:
             return None
         except RuntimeError as error:
-            warnings.warn(f"CUDA graph capture of a network failed: {str(error).splitlines()[0][:200]}", stacklevel=2)
+            warn(f"CUDA graph capture of a network failed: {str(error).splitlines()[0][:200]}")
             return None
 
 

@@ -126,7 +126,7 @@ def save_statistics(path: Path | str, features: Gaussian, spatial: Gaussian | No
     arrays = {"mu": features.mean, "sigma": features.cov}
     if spatial is not None:
         arrays |= {"mu_s": spatial.mean, "sigma_s": spatial.cov}
-    with atomic(path) as temporary, temporary.open("wb") as file:
+    with atomic(Path(path).expanduser()) as temporary, temporary.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
 
 
@@ -135,7 +135,7 @@ def load_statistics(path: Path | str) -> tuple[Gaussian, Gaussian | None]:
 
     Raises ValueError if it has no mu and sigma, or if they are not finite arrays (D,) and (D, D).
     """
-    return statistics_of(path, *read_arrays(Path(path), STORED))
+    return statistics_of(path, *read_arrays(Path(path).expanduser(), STORED))
 
 
 def statistics_of(
