@@ -29,7 +29,7 @@ class Options:
 
     model: name, folder or file of weights of a diffusion model
     image: picture, or a folder, .npz or IDX file of pictures
-    label: name of a label, or else its number; without one, there is no guidance by default
+    label: name of a label, or else its number (default: none, and no guidance)
     num: edits of each image towards each label
     strength: fraction of the steps to run
     fit: fitting of images of another size: scaled and cropped, or padded (default: as in training, if known)

@@ -37,7 +37,7 @@ class SamplingOptions:
     eta: randomness of ddim, from 0 (deterministic) to 1 (that of ddpm)
     sampler_option: option of the sampler ({OF_SAMPLERS})
     seed: seed of the noise; image i of a seed is always the same
-    precision: number format of matrix products; auto is bf16 where the processor or GPU has it, else fp32
+    precision: number format of matrix products; auto is bf16 where the processor or GPU supports it natively, else fp32
     compile: whether to compile networks by torch.compile first, which takes minutes; auto is off
     unconditional: do not condition the network on the labels; the guide still uses them
     no_bound_guidance: do not limit the gradients of guides to the range possible for images in [-1, 1], to reproduce

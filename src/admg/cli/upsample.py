@@ -13,14 +13,15 @@ from admg.generation.upsample import load_upsampler
 from .sampling_options import GuidanceOptions, SamplingOptions, ShowProgress, print_result
 
 EXAMPLES = """  admg upsample --model openai/imagenet-64-to-256 --base samples/samples_1000x64x64x3.npz --out large
-  admg upsample --model openai/imagenet-64-to-256 --base samples.npz --sampler ddpm --steps 250 --num 16 --out few"""
+  admg upsample --model openai/imagenet-64-to-256 --base samples.npz --sampler ddim --steps 25 --num 16 --out few"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Enlarge images with a super-resolution model.
 
-    The paper's best metrics come from 250 steps of ddpm; the default, 25 steps of ddim, is ten times as fast.
+    The paper's best metrics come from 250 steps of ddpm, the default of OpenAI's upsamplers. 25 steps of ddim, the default
+    of all others, are ten times as fast.
 
     model: name, folder or file of weights of an upsampling model
     base: .npz of the small images, arr_0, and of their labels, arr_1

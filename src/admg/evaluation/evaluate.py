@@ -227,7 +227,7 @@ def warn_if_few(num: int) -> None:
     """Warn that distances of few samples are biased."""
     if num < MIN_SAMPLES:
         warn(
-            f"{num:,} samples: the FID of fewer than {MIN_SAMPLES:,} samples is far too high, and comparable only "
+            f"{num:,} samples: the Fréchet distance of fewer than {MIN_SAMPLES:,} samples is far too high, and comparable only "
             f"with that of as many"
         )
 

@@ -43,7 +43,7 @@ class TrainConfig:
         the decay of an exponential moving average such as 0.9999. Of several, separated by commas, the first is written
         to model/ and each of the others to its own folder, such as model-ema-0.999/
     ema_snapshots: steps between snapshots of two averages, from which admg ema makes averages of other lengths; they
-        take 8 bytes of memory and up to 256 bytes of disk per parameter; 0 for none
+        take 8 bytes of memory and up to 264 bytes of disk per parameter; 0 for none
     grad_clip: largest norm of the gradient, above 0; longer gradients are scaled down
     precision: number format of matrix products; auto uses bf16 where the processor multiplies it natively, else fp16 on
         a GPU with tensor cores, else fp32. fp16 scales the loss, and skips steps whose gradient overflows
@@ -56,7 +56,7 @@ class TrainConfig:
         classes by --class-power or --class-weight
     class_power: with weighted: the share of a class is proportional to its number of images to this power: 1 is
         uniform, 0 balanced
-    class_weight: with weighted: share of a class relative to the others, which have 1; 0 leaves it out
+    class_weight: with weighted: weight of a class relative to the others, whose weight is 1; 0 leaves it out
     workers: processes that load images; 0 loads them in the training process
     device: device to train on: auto, cpu or cuda; auto uses the GPU if there is one
     log: services that show the measurements, beside log.csv and metrics.jsonl: auto (TensorBoard if it is installed),
