@@ -20,8 +20,8 @@ EXAMPLES = """  admg upsample --model openai/imagenet-64-to-256 --base samples/s
 class Options:
     """Enlarge images with a super-resolution model.
 
-    The paper's best metrics come from 250 steps of ddpm, the default of OpenAI's upsamplers. 25 steps of ddim, the default
-    of all others, are ten times as fast.
+    The paper's best metrics come from 250 steps of ddpm, the default of OpenAI's upsamplers. 25 steps of ddim, the
+    default of all others, are ten times as fast.
 
     model: name, folder or file of weights of an upsampling model
     base: .npz of the small images, arr_0, and of their labels, arr_1

@@ -227,8 +227,8 @@ def warn_if_few(num: int) -> None:
     """Warn that distances of few samples are biased."""
     if num < MIN_SAMPLES:
         warn(
-            f"{num:,} samples: the Fréchet distance of fewer than {MIN_SAMPLES:,} samples is far too high, and comparable only "
-            f"with that of as many"
+            f"{num:,} samples: the Fréchet distance of fewer than {MIN_SAMPLES:,} samples is far too high, and "
+            f"comparable only with that of as many"
         )
 
 
