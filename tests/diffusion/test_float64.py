@@ -78,7 +78,7 @@ def levels_of(steps: int) -> tuple[np.ndarray, np.ndarray]:
 
 def logits(x: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
     """Of two labels with p(1 | x_0) = ½ exp(-½ |o - x_0|²/τ²): ∇ log p(1 | x_t) = γ (o - γ x)/(τ² + r)."""
-    gain, r = posterior(EVEN[int(timesteps)])
+    gain, r = posterior(EVEN[int(timesteps[0])])
     square = ((TARGET - gain * x) ** 2 / (TAU2 + r)).flatten(1).sum(1)
     log_p = math.log(0.5) - square / 2 - 8 * math.log((TAU2 + r) / TAU2) / 2
     return torch.stack([torch.log(-torch.expm1(log_p)), log_p], 1)

@@ -151,7 +151,7 @@ class Counted:
         self.sigmas: list[float] = []
 
     def __call__(self, x, timesteps):
-        alpha_bar = EVEN[int(timesteps)]
+        alpha_bar = EVEN[int(timesteps[0])]
         self.sigmas.append(math.sqrt((1 - alpha_bar) / alpha_bar))
         return MIXTURE.classifier(x, timesteps)
 

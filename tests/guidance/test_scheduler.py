@@ -87,6 +87,25 @@ def _ddim(model, scheduler, x, y, guide):
     return x
 
 
+def test_images_without_a_label_have_calls_of_their_own():
+    """A network of diffusers takes class_labels or none; -1 would be the last row of an identity matrix."""
+    scheduler = DDIMScheduler(clip_sample=False)
+    scheduler.set_timesteps(5)
+    x, y, t = torch.randn(3, *SIZE), torch.tensor([1, -1, 3]), scheduler.timesteps[1]
+    called = []
+
+    def labelled(x, t, y):
+        called.append(None if y is None else y.tolist())
+        return network(x, t, y)
+
+    guide = ClassifierFreeGuidance(2.0)
+    together = SchedulerGuidance(guide, scheduler, labelled, y=y, conditional=True)(x, t)
+    assert called and all(labels is None or min(labels) >= 0 for labels in called)
+    uncond = network(x, t)
+    assert error(together[1], uncond[1]) < 1e-5
+    assert error(together[::2], (2 * network(x, t, y) - uncond)[::2]) < 1e-5
+
+
 def test_without_an_effect_the_output_is_the_networks_own():
     scheduler = DPMSolverMultistepScheduler()
     scheduler.set_timesteps(5)

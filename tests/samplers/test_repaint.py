@@ -38,7 +38,7 @@ class Gaussian(nn.Module):
 
     def forward(self, x, timesteps):
         self.calls += 1
-        a = EVEN[int(timesteps)]
+        a = EVEN[int(timesteps[0])]
         precision = torch.from_numpy(np.linalg.inv(a * COVARIANCE + (1 - a) * np.eye(4)))
         return (math.sqrt(1 - a) * (x.double().flatten(1) - math.sqrt(a) * torch.from_numpy(MEAN)) @ precision).view_as(
             x

@@ -16,9 +16,18 @@ from admg.models import SuperResUNet, UNet, UNetConfig
 from admg.warn import warn
 
 from . import native, tuned
+from .calling import call_network
 from .hub import Pretrained
 from .labels import Labels
-from .networks import NETWORK_KINDS, check_classifier, check_labels, our_networks, takes_labels, unwrapped
+from .networks import (
+    NETWORK_KINDS,
+    check_classifier,
+    check_labels,
+    check_null_label,
+    our_networks,
+    takes_labels,
+    unwrapped,
+)
 from .provenance import label_dropout
 
 SMALL_BATCH = 16  # images that do not fill a GPU
@@ -32,7 +41,8 @@ NOT_KNOWN = (
 class Model(Pretrained):
     """A diffusion model: a network, the diffusion process it was trained on, and its labels.
 
-    network: called as `network(x, timesteps)` or `network(x, timesteps, y=labels)`, returns (N, C or 2C, H, W)
+    network: called as `network(x, timesteps)` or `network(x, timesteps, y=labels)` with x (N, C, H, W), timesteps (N,)
+        and labels (N,), returns (N, C or 2C, H, W); a network of ours may get one timestep (1,) for all images
     diffusion: how to interpret the network's output; possibly respaced
     shape: (C, H, W) of the images
     labels: labels of the training images
@@ -41,9 +51,11 @@ class Model(Pretrained):
     given: further arguments of the network at every step, such as `low_res` of an upsampler
     takes_labels: whether the network is called with `y=labels`; None infers it from the network, see
         networks.takes_labels
+    null_label: label that a network of your own takes for an image without a label, such as K if its embedding has
+        K + 1 rows; None: such images are passed without `y`, in a call of their own. Networks of ours need none
 
     Raises ValueError if the model has labels and it cannot be inferred whether the network takes them, if the network
-    contradicts `takes_labels`, or if it knows fewer labels than there are.
+    contradicts `takes_labels`, if it knows fewer labels than there are, or if `null_label` is one of the labels.
     """
 
     network: nn.Module
@@ -54,9 +66,11 @@ class Model(Pretrained):
     training: dict[str, Any] = field(default_factory=dict)
     given: dict[str, Tensor] = field(default_factory=dict)
     takes_labels: bool | None = None
+    null_label: int | None = None
 
     def __post_init__(self) -> None:
         check_labels(self.network, self.takes_labels, self.labels.count if self.conditional else 0)
+        check_null_label(self.network, self.null_label, self.labels.count, self.conditional)
 
     def __repr__(self) -> str:
         channels, height, width = self.shape
@@ -145,9 +159,12 @@ class Model(Pretrained):
         """
         if y is None:
             self.check_unconditional()
-        conditioning = self.given if y is None else {**self.given, "y": y}
-        output = self.network(x, self.diffusion.timestep(t, x.device, x.dtype), **conditioning)
+        output = self.output(x, self.diffusion.timestep(t, x.device, x.dtype), y, **self.given)
         return self.diffusion.predict(output, x, t, clip=clip)
+
+    def output(self, x: Images, timesteps: Tensor, y: Tensor | None = None, **given: Any) -> Images:
+        """Return the output of the network, (N, C or 2C, H, W); see calling.call_network."""
+        return call_network(self.network, x, timesteps, y, self.null_label if self.conditional else None, **given)
 
     def predict_both(self, x: Images, t: Index, y: Tensor) -> tuple[Prediction, Prediction]:
         """Return the predictions with labels y (N,) and without labels, both with x_0 unclipped.

@@ -165,6 +165,22 @@ def check_labels(network: Callable[..., Any], stated: bool | None, count: int) -
         raise ValueError(f"takes_labels=True contradicts the network: {_name(network)}.forward has no parameter y")
     if classes and count > classes:
         raise ValueError(f"the network is conditioned on {classes} labels, but there are {count}")
+    if getattr(getattr(network, "config", None), "num_class_embeds", None) and not takes_labels(network):
+        raise ValueError(
+            f"{_name(network)} takes labels as class_labels: pass a module with forward(x, timesteps, y) that calls it"
+        )
+
+
+def check_null_label(network: Callable[..., Any], null_label: int | None, count: int, conditional: bool) -> None:
+    """Check the label that a network of the user's own takes for none. Raises ValueError if it does not fit."""
+    if null_label is None:
+        return
+    if isinstance(network, nn.Module) and our_networks(network):
+        raise ValueError("null_label is for networks of your own: those of admg take -1 for an image without a label")
+    if not conditional:
+        raise ValueError(f"null_label={null_label} contradicts the network, which takes no labels")
+    if 0 <= null_label < count:
+        raise ValueError(f"null_label must not be one of the {count} labels, got {null_label}")
 
 
 def check_classifier(network: Callable[..., Any], count: int) -> None:

@@ -146,8 +146,7 @@ def _term(model: Model, x0: Images, y: Tensor | None, t: int, noise: Images, cli
     diffusion = model.diffusion
     ts = torch.full((len(x0),), t, device=x0.device)
     x_t = diffusion.q_sample(x0, t, noise)
-    conditioning = model.given if y is None else {**model.given, "y": y}
-    output = model.network(x_t, diffusion.timestep(t, x0.device), **conditioning)
+    output = model.output(x_t, diffusion.timestep(t, x0.device), y, **model.given)
     p = diffusion.predict(output, x_t, t, clip=clip)
     vb = vb_bpd(diffusion, output.float(), x0, x_t, ts, clip=clip)
     return Term(t, vb, _mean_square(p.x0 - x0), _mean_square(p.eps - noise))

@@ -114,6 +114,8 @@ def network_record(part: Model | Classifier, name: str = "") -> dict[str, Any]:
     process = _process(part.diffusion)
     if part.config is None or process != _process(part.config.build()):
         record["process"] = process
+    if (null_label := getattr(part, "null_label", None)) is not None:
+        record["null_label"] = null_label
     if given := getattr(part, "given", None):
         record["given"] = identify(given)
     return record

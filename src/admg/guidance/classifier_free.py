@@ -89,7 +89,8 @@ class AutoGuidanceRun(Guidance):
         bad_model: Any = self.respaced[diffusion]
         if getattr(bad_model, "upsamples", False):  # the small images are those of the batch
             bad_model = with_fields(bad_model, given=cast(Any, state.model).given)
-        bad = bad_model.predict(state.x, state.index, state.model_y, clip=False)
+        y = state.model_y if getattr(bad_model, "conditional", True) else None
+        bad = bad_model.predict(state.x, state.index, y, clip=False)
         return away_from(state, bad, scale)
 
 

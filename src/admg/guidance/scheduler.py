@@ -16,6 +16,7 @@ from torch import Tensor
 
 from admg.diffusion.gaussian import Diffusion, Images, Index, Predict, Prediction
 from admg.diffusion.schedule import NoiseSchedule
+from admg.diffusion.unlabelled import Rows, called_apart
 
 from .base import Guide, begin, gradient_of, modified_prediction
 from .bounded import Bounded
@@ -89,7 +90,8 @@ class SchedulerGuidance:
         y = None if self.y is None else self.y.to(x.device)
         labels = y if self.conditional else None
         with torch.no_grad():
-            output = self.network(x, torch.as_tensor(t, device=x.device), labels)
+            timestep = torch.as_tensor(t, device=x.device)
+            output = called_apart(labels, lambda rows, labels: self.network(x[rows], timestep, labels))
         learned = output.shape[1] == 2 * x.shape[1]
         curve = schedule(tuple(self.scheduler.alphas_cumprod.tolist()), steps)
         diffusion = Diffusion(curve, self.predicts, "learned_range" if learned else "fixed_small")
@@ -105,7 +107,12 @@ class _Model:
     def predict(self, x: Images, t: Index, y: Tensor | None = None, clip: bool = True) -> Prediction:
         timestep = torch.as_tensor(self.diffusion.schedule.timesteps[torch.as_tensor(t).cpu()], device=x.device)
         integer = timestep.round().long() if bool((timestep == timestep.round()).all()) else timestep.float()
-        return self.diffusion.predict(self.network(x, integer, y), x, t, clip=clip)
+        output = called_apart(y, lambda rows, labels: self.network(x[rows], of_rows(integer, rows), labels))
+        return self.diffusion.predict(output, x, t, clip=clip)
+
+
+def of_rows(timesteps: Tensor, rows: Rows) -> Tensor:
+    return timesteps[rows] if timesteps.ndim and len(timesteps) > 1 else timesteps
 
 
 @torch.no_grad()

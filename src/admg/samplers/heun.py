@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from admg.config import with_fields
 from admg.diffusion.gaussian import Images
 from admg.guidance import DiffusionModel, Guide
 
@@ -88,4 +89,4 @@ def _with_raised_levels(model: Any, gamma: float, low: float, high: float) -> tu
     ]
     kept = sorted({*at, *raised})
     denser = diffusion.with_schedule(origin.keep(torch.tensor(kept)))
-    return replace(model, diffusion=denser), [kept.index(k) for k in at], [kept.index(k) for k in raised]
+    return with_fields(model, diffusion=denser), [kept.index(k) for k in at], [kept.index(k) for k in raised]

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from admg.checkpoints.model import Model
+from admg.checkpoints.networks import our_networks
 from admg.checkpoints.weights import is_finite
 from admg.config import with_fields
 from admg.diffusion.gaussian import working_dtype
@@ -68,6 +70,8 @@ class Learner:
             raise ValueError(
                 f"{type(task).__name__} has no field `model` or `classifier`, and can be trained only in one process"
             )
+        if processes.count > 1:
+            check_one_call(task)
         trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay, fused=True)
         self.compile = compiles(config.compile)
@@ -206,6 +210,18 @@ class Learner:
         if state := network_state(average.network):  # empty except in the first process
             self.plain.load_state_dict(state)
         return self.plain
+
+
+def check_one_call(task: Any) -> None:
+    """Raise ValueError if a step may need two calls of the network, which DistributedDataParallel does not support."""
+    model = getattr(task, "model", None)
+    if not isinstance(model, Model) or our_networks(model.network) or not model.conditional:
+        return
+    if getattr(task, "label_dropout", 0) > 0 and model.null_label is None:
+        raise ValueError(
+            f"training {type(model.network).__name__} with label dropout in several processes requires "
+            "Model(..., null_label=...), the label that the network takes for an image without a label"
+        )
 
 
 def with_network(task: Any, network: nn.Module) -> Any:

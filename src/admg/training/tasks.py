@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from admg.checkpoints.model import Classifier, Model
+from admg.config import with_fields
 from admg.data import DataError, ImageDataset
 from admg.data.stream import spread_batches
 from admg.diffusion import Diffusion
@@ -108,7 +109,7 @@ class DiffusionTask:
             conditioning["y"] = torch.where(dropped, -1, y)
         return loss_terms(
             self.model.diffusion,
-            self.network,
+            self.model.output,
             x,
             t,
             noise,
@@ -120,7 +121,7 @@ class DiffusionTask:
 
     def preview(self, network: nn.Module, folder: Path, step: int) -> dict[str, float]:
         """Draw four images of each of at most ten labels with a few steps of DDIM, always from the same noise."""
-        model = Model(network, self.model.diffusion, self.model.shape, self.model.labels)
+        model = with_fields(self.model, network=network)
         shown = list(range(min(10, model.labels.count))) if model.conditional else [None] * 4
         steps = min(PREVIEW_STEPS, len(model.diffusion))
         samples = sample(model, [label for label in shown for _ in range(4)], steps=steps, progress=False)
@@ -130,8 +131,7 @@ class DiffusionTask:
         return {}
 
     def as_model(self, network: nn.Module, training: dict[str, Any]) -> Model:
-        m = self.model
-        return Model(network, m.diffusion, m.shape, m.labels, m.config, training)
+        return with_fields(self.model, network=network, training=training)
 
 
 @dataclass

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from admg.checkpoints.model import Model
 from admg.checkpoints.networks import our_networks
+from admg.config import with_fields
 from admg.data import ImageDataset, evaluation_batches
 from admg.diffusion.augmentation import blurred, with_noise
 from admg.diffusion.losses import Objective
@@ -89,7 +90,7 @@ class UpsamplerTask:
         """Draw up to eight images: the small copy, the copy enlarged with a few steps of DDIM, and the original."""
         if self.examples is None:
             return {}
-        model = Model(network, self.model.diffusion, self.model.shape, self.model.labels)
+        model = with_fields(self.model, network=network)
         x, y = next(evaluation_batches(self.examples, 8))
         labels = [int(label) if model.conditional and label >= 0 else None for label in y]
         small = self.shrink(x)

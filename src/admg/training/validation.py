@@ -109,6 +109,6 @@ def _losses(
     found = []
     for t in levels:
         ts = torch.full((len(x),), t, device=model.device)
-        terms = loss_terms(model.diffusion, model.network, x, ts, noise(x, t), objective="simple", **given)
+        terms = loss_terms(model.diffusion, model.output, x, ts, noise(x, t), objective="simple", **given)
         found.append(terms["mse"].double().sum())
     return torch.stack(found)
