@@ -148,6 +148,23 @@ def test_an_unconditional_bad_model():
     torch.testing.assert_close(step.x0, x0.float(), rtol=1e-4, atol=1e-4)
 
 
+def test_a_classifier_gets_a_timestep_per_image():
+    class Logits(nn.Module):
+        """Its time embedding is concatenated with the features of the image."""
+
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(65, 3)
+
+        def forward(self, x, timesteps):
+            return self.layer(torch.cat([x.flatten(1), timesteps.float()[:, None] / 100], 1))
+
+    classifier = admg.Classifier(Logits(), PROCESS.build(), admg.Labels(3, NAMES), PROCESS)
+    images = images_of(model_of(OneHot()), [0, 1, 2], guide=guidance.ClassifierGuidance(classifier, 1.0))
+    alone = images_of(model_of(OneHot()), [0], guide=guidance.ClassifierGuidance(classifier, 1.0))
+    assert images.shape == (3, 1, 8, 8) and alone.shape == (1, 1, 8, 8)
+
+
 def test_heun_with_churn_takes_any_model():
     diffusion = PROCESS.build().respace(20)
 

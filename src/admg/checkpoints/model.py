@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from admg.config import with_fields
 from admg.diffusion.config import DiffusionConfig
 from admg.diffusion.gaussian import Diffusion, Images, Index, Prediction
-from admg.models import SuperResUNet, UNet, UNetConfig
+from admg.models import NoisyClassifier, SuperResUNet, UNet, UNetConfig
 from admg.warn import warn
 
 from . import native, tuned
@@ -200,7 +200,8 @@ class Model(Pretrained):
 class Classifier(Pretrained):
     """A noisy classifier p(y | x_t, t): a network, the diffusion process it was trained on, and its labels.
 
-    It is called as `classifier(x, timesteps)` and returns logits (N, K), as any function used for guidance does.
+    It is called as `classifier(x, timesteps)` and returns logits (N, K), as any function used for guidance does. Its
+    network gets a timestep for each image, (N,); one of ours may get one for all images, (1,).
 
     Raises ValueError if the network does not take a timestep, or has fewer classes than there are labels.
     """
@@ -232,7 +233,8 @@ class Classifier(Pretrained):
         return self.labels.names
 
     def __call__(self, x: Images, timesteps: Tensor) -> Tensor:
-        return cast(Tensor, self.network(x, timesteps))
+        ours = not isinstance(self.network, nn.Module) or our_networks(self.network, NoisyClassifier)
+        return cast(Tensor, self.network(x, timesteps if ours else timesteps.expand(len(x))))
 
     def to(self, device: torch.device | str) -> Classifier:
         """Move the network to a device, in place, and return the classifier."""
