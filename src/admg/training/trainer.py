@@ -85,7 +85,7 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
         overwrite: bool = False,
     ):
         self.measures = tuple(measures)
-        self.task, self.dataset, self.out = task, dataset, Path(out)
+        self.task, self.dataset, self.out = task, dataset, Path(out).expanduser()
         check_fits(task, dataset)
         self.config = fill_defaults(config or TrainConfig(), {} if overwrite else record_of(self.out))
         device = choose_device(self.config.device)
