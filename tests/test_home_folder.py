@@ -43,6 +43,9 @@ def test_training_and_evaluation(home, digits):
     assert not list(admg.train_diffusion(digits, "~/run", config, network=small))  # resumes, and nothing is left to do
     admg.reconstruct_ema("~/run", "10%")
     task, dataset = admg.training.DiffusionTask(admg.load("~/run")), admg.data.open(digits, 8)
+    with pytest.raises(ValueError, match=r"no parameter of the network requires a gradient, .* requires_grad_\(True\)"):
+        admg.TrainingRun(task, dataset, "~/another", config)
+    task.network.requires_grad_(True)
     assert len(list(admg.TrainingRun(task, dataset, "~/another", config))) == 2 and (home / "another").is_dir()
     report = admg.nll("~/run", digits, num=2, steps=4, progress=False)
     assert {path.name for path in report.save("~/bits")} >= {"nll.json", "nll.csv"}

@@ -73,6 +73,11 @@ class Learner:
         if processes.count > 1:
             check_one_call(task)
         trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        if not trained:
+            raise ValueError(
+                "no parameter of the network requires a gradient, as in models that admg.load returns: call "
+                "network.requires_grad_(True), or pass the model as init= of train_diffusion"
+            )
         self.optimizer = torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay, fused=True)
         self.compile = compiles(config.compile)
         self.backward: Backward = self._backward
