@@ -43,7 +43,7 @@ def test_training_and_evaluation(home, digits):
     assert not list(admg.train_diffusion(digits, "~/run", config, network=small))  # resumes, and nothing is left to do
     admg.reconstruct_ema("~/run", "10%")
     task, dataset = admg.training.DiffusionTask(admg.load("~/run")), admg.data.open(digits, 8)
-    with pytest.raises(ValueError, match="no parameter of the network requires a gradient, as in models that admg.load"):
+    with pytest.raises(ValueError, match="no parameter of the network requires a gradient, as in"):
         admg.TrainingRun(task, dataset, "~/another", config)
     task.network.requires_grad_(True)
     assert len(list(admg.TrainingRun(task, dataset, "~/another", config))) == 2 and (home / "another").is_dir()
