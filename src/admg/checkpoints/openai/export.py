@@ -23,6 +23,7 @@ from admg.diffusion.config import DiffusionConfig
 from admg.files import atomic
 from admg.models import ClassifierConfig, UNetConfig
 
+from .enclosed import enclose
 from .flags import OpenAIConfig, extra_flags, flags_of, values_of
 
 SCRIPT = "guided_diffusion/script_util.py"
@@ -36,7 +37,8 @@ def to_openai(model: Model | Classifier, path: Path | str) -> Exported:
     """Write the network's weights as a float32 state dict for guided-diffusion.
 
     `flags` of the result build the network there. Flags that guided-diffusion does not have are included, because
-    `admg.openai.load` needs them; the notes say how to patch guided-diffusion for each.
+    `admg.openai.load` needs them; the notes say how to patch guided-diffusion for each. The file also holds the flags
+    and the names of the labels, which torch.load ignores and `admg.openai.load` uses.
 
     Raises ValueError if the model has no DiffusionConfig, if guided-diffusion does not support its prediction (v) or
     variance (learned), or if another file would be replaced.
@@ -50,6 +52,7 @@ def to_openai(model: Model | Classifier, path: Path | str) -> Exported:
     flags, remarks = flags_of(config), notes(model, config)
     with atomic(path) as temporary:
         torch.save(weights(unwrapped(model.network)), temporary)
+        enclose(temporary, flags, model.label_names)
     return Exported(path, remarks, flags)
 
 
@@ -96,8 +99,6 @@ def notes(model: Model | Classifier, config: OpenAIConfig) -> tuple[str, ...]:
     ]
     if isinstance(model, Model) and model.conditional:
         lines.append("guided-diffusion always needs a label: sampling without labels (y = -1, or no y) is not possible")
-    if model.labels.names:
-        lines.append("label names are not kept")
     return tuple(lines)
 
 

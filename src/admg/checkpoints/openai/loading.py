@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +13,7 @@ from torch import Tensor
 from admg.checkpoints.labels import Labels
 from admg.checkpoints.model import Classifier, Model
 from admg.checkpoints.networks import NETWORK_KINDS, Kind
-from admg.checkpoints.weights import CheckpointError, Shapes, build_network, shapes_in
+from admg.checkpoints.weights import CheckpointError, DamagedError, Shapes, build_network, shapes_in
 from admg.diffusion.config import DiffusionConfig
 from admg.models import UNetConfig
 from admg.warn import warn
@@ -21,6 +21,7 @@ from admg.warn import warn
 from . import families, pt
 from . import flags as flag
 from . import shapes as shape
+from .enclosed import enclosed
 from .flags import OpenAIConfig, default_channel_mult
 from .pasted import GivenFlags
 from .table import Flags
@@ -34,9 +35,9 @@ def load(source: Source, flags: GivenFlags | None = None) -> Model | Classifier:
 
     source: file of torch.save or safetensors with the weights of a network of guided-diffusion or improved-diffusion,
         under any prefix and in nested dictionaries, or its state dict; averaged weights (EMA) are preferred
-    flags: flags of OpenAI's scripts, as text or as a mapping, see `parse`; None takes them from a known model of the
-        same architecture (the labels may differ), or else infers them from the shapes (see `infer`), with a warning
-        that lists the assumptions
+    flags: flags of OpenAI's scripts, as text or as a mapping, see `parse`; None takes those that admg enclosed in the
+        file when it exported the model, or those of a known model of the same architecture (the labels may differ), or
+        else infers them from the shapes (see `infer`); the last two with a warning that lists the assumptions
 
     Warnings also say which weights were taken if there are averaged ones, and recommend the EMA next to a `model*.pt`.
 
@@ -63,6 +64,9 @@ def load_classifier(source: Source, flags: GivenFlags | None = None) -> Classifi
 def _load(source: Source, flags: GivenFlags | None, kind: Kind | None) -> Model | Classifier:
     name, weights = read(source, kind)
     shapes = shapes_in(weights.state)
+    names: Sequence[str] = ()
+    if flags is None and not isinstance(source, Mapping) and (own := enclosed(Path(source).expanduser())):
+        flags, names = own.flags, own.label_names
     kind = _kind(name, shapes, kind, flags)
     config = (
         _inferred(name, shapes, kind, weights.betas) if flags is None else _parsed(name, flags, kind, weights.betas)
@@ -75,13 +79,19 @@ def _load(source: Source, flags: GivenFlags | None, kind: Kind | None) -> Model 
     parts: dict[str, Any] = {
         "network": network,
         "diffusion": config.diffusion.build(),
-        "labels": Labels.imagenet() if n.num_classes == 1000 else Labels(n.num_classes),
+        "labels": _labels(name, n.num_classes, names),
         "config": config.diffusion,
         "training": {"source": name, **provenance(weights), "flags": flag.flags_of(config)},
     }
     if kind == "classifier":
         return Classifier(**parts)
     return Model(shape=(n.image_channels, n.image_size, n.image_size), **parts)
+
+
+def _labels(name: str, count: int, names: Sequence[str]) -> Labels:
+    if names and count not in (0, len(names)):
+        raise DamagedError(f"{name} is damaged: it names {len(names)} labels, but its network has {count}")
+    return Labels.of(names) if names else Labels.imagenet() if count == 1000 else Labels(count)
 
 
 def read(source: Source, kind: Kind | None = None) -> tuple[str, Weights]:
