@@ -21,7 +21,7 @@ from admg.diffusion.gaussian import Diffusion
 from admg.diffusion.schedule import NoiseSchedule
 from admg.generation.guide_specs import guide_title, load_guides
 from admg.generation.identity import identify
-from admg.guidance import Preprocessing, State
+from admg.guidance import Preprocessing, State, pretrained
 from admg.guidance.pretrained import check_preprocessing, class_number, differing_label, text_embedding
 
 
@@ -113,7 +113,7 @@ def test_image_processors_without_a_counterpart_are_refused():
         ({"do_pad": True}, "do_pad=True is not supported"),
         ({"do_rescale": False}, "do_rescale=False is not supported"),
         (
-            {"size": {"height": 8, "width": 8}, "crop_pct": 0.9},
+            {**CLIPImageProcessorPil().to_dict(), "size": {"height": 8, "width": 8}, "crop_pct": 0.9},
             "crop_pct is supported for a size of shortest_edge only",
         ),
     ]:
@@ -121,6 +121,44 @@ def test_image_processors_without_a_counterpart_are_refused():
             Preprocessing.of_transformers(config)
     with pytest.raises(ValueError, match="Inverted does more than resize, crop and normalise"):
         check_preprocessing(Preprocessing.of_transformers(Inverted().to_dict()), Inverted())
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("ViT", {"size": {"height": 32, "width": 32}}),
+        ("ViT", {"size": 32, "do_normalize": True, "do_resize": True, "image_mean": [0.4] * 3, "image_std": [0.3] * 3}),
+        ("ViT", {}),
+        ("Levit", {"do_center_crop": True, "do_normalize": True, "do_resize": True, "resample": 3, "size": 224}),
+        ("CLIP", {"size": 30}),
+    ],
+)
+@pytest.mark.parametrize("type_name", ["image_processor_type", "feature_extractor_type"])
+def test_missing_entries_are_those_of_the_class(name, config, type_name):
+    module = import_module(f"transformers.models.{name.lower()}.image_processing_pil_{name.lower()}")
+    processor, image = getattr(module, f"{name}ImageProcessorPil")(**config), photo(48, 64)
+    suffix = "ImageProcessor" if type_name == "image_processor_type" else "FeatureExtractor"
+    entries = pretrained.entries({type_name: name + suffix, **config}, import_module("transformers"))
+    ours = Preprocessing.of_transformers(entries)
+    theirs = processor(Image.fromarray(image), return_tensors="pt")["pixel_values"]
+    got = ours(signed(image))
+    assert got.shape == theirs.shape
+    difference = (got - theirs) * torch.tensor(ours.std).view(-1, 1, 1) * 255
+    assert difference.abs().mean() < 0.36  # see above
+
+
+@pytest.mark.parametrize(
+    ("config", "missing"),
+    [
+        ({}, "no do_resize and no do_normalize"),
+        ({"do_resize": True, "do_normalize": False}, "no size and no resample"),
+        ({"do_resize": False, "do_normalize": True, "image_mean": [0.5]}, "no image_std"),
+        ({"do_resize": False, "do_normalize": False, "do_center_crop": True}, "no crop_size"),
+    ],
+)
+def test_entries_without_a_class_must_be_complete(config, missing):
+    with pytest.raises(ValueError, match=f"has {missing}, whose defaults depend on its class"):
+        Preprocessing.of_transformers(config)
 
 
 def test_texts_of_siglip_are_padded(clip):

@@ -20,9 +20,12 @@ from admg import samplers
 from admg.diffusion.gaussian import Diffusion
 from admg.diffusion.schedule import NoiseSchedule
 from admg.guidance import (
+    APG,
+    AutoGuidance,
     ClassifierFreeGuidance,
     ClassifierGuidance,
     ExtendedClassifierGuidance,
+    Reused,
     SchedulerGuidance,
     diffusers_guider,
 )
@@ -85,6 +88,59 @@ def _ddim(model, scheduler, x, y, guide):
         previous = scheduler.alphas_cumprod[t - 100].item() if t >= 100 else scheduler.final_alpha_cumprod.item()
         x = previous**0.5 * p.x0 + (1 - previous) ** 0.5 * p.eps
     return x
+
+
+@pytest.mark.parametrize("guide", [APG(4.0), Reused(ClassifierFreeGuidance(4.0), 2)])
+def test_guides_with_a_memory_forget_the_run_before(guide):
+    """After runs of one step, at another timestep, of other images, and one that was stopped."""
+    scheduler = DDIMScheduler(clip_sample=False)
+    scheduler.set_timesteps(4)
+    a, b, y = torch.randn(2, *SIZE), torch.randn(2, *SIZE), torch.tensor([1, 3])
+    t = scheduler.timesteps
+
+    def guided():
+        return SchedulerGuidance(guide, scheduler, network, y=y, conditional=True)
+
+    for before, after in (((3,), 3), ((0, 1), 3), ((1,), 0), ((0, 1, 2, 3), 1)):
+        used, alone = guided(), guided()
+        for i in before:
+            used(a, t[i])
+        assert torch.equal(used(b, t[after]), alone(b, t[after]))
+    used = guided()
+    used(a, t[0])
+    used.y, wide = y.repeat(2), b.repeat(2, 1, 1, 1)
+    assert torch.equal(used(wide, t[1])[:2], guided()(b, t[1]))  # another number of images
+    used.y = y
+    used(a, t[0])
+    used.begin()
+    assert torch.equal(used(b, t[1]), guided()(b, t[1]))
+    used(a, t[0])
+    assert not torch.equal(used(b, t[1]), guided()(b, t[1]))  # a step that follows belongs to the run
+
+
+def test_autoguidance_with_the_levels_of_diffusers_in_float32():
+    scheduler = DDIMScheduler(beta_schedule="squaredcos_cap_v2", clip_sample=False)
+    assert scheduler.alphas_cumprod.dtype == torch.float32
+    bad = SimpleNamespace(conditional=True, diffusion=Diffusion(NoiseSchedule.cosine(), "eps", "fixed_small"))
+
+    class Bad:
+        conditional, diffusion = True, bad.diffusion
+
+        def predict(self, x, t, y=None, clip=True):
+            return self.diffusion.predict(0.5 * x, x, t, clip=clip)
+
+    for steps in (5, 50, 1000):
+        scheduler.set_timesteps(steps)
+        x, y = torch.randn(2, *SIZE), torch.tensor([1, 3])
+        guided = SchedulerGuidance(AutoGuidance(Bad(), 3.0), scheduler, network, y=y, conditional=True)
+        for t in scheduler.timesteps[1 :: max(1, steps // 5)]:
+            expected = 0.5 * x + 3 * (network(x, t, y) - 0.5 * x)
+            assert error(guided(x, t), expected) < 1e-4  # at t = 0, ε is a difference of rounded x over √(1 - ᾱ) = 0.006
+    for other in (NoiseSchedule.linear(), NoiseSchedule.cosine().with_zero_terminal_snr()):
+        Bad.diffusion = Diffusion(other, "eps", "fixed_small")
+        guided = SchedulerGuidance(AutoGuidance(Bad(), 3.0), scheduler, network, y=y, conditional=True)
+        with pytest.raises(ValueError, match="the same noise schedule"):
+            guided(x, scheduler.timesteps[1])
 
 
 def test_images_without_a_label_have_calls_of_their_own():

@@ -12,6 +12,9 @@ from .base import Guidance
 from .numbers import Scale, check_scale, scale_at
 from .state import DiffusionModel, State, check_conditional
 
+FLOAT32 = 2.0**-23
+"""Relative error of ᾱ_t per step, where diffusers computes it as a product of t + 1 factors in float32."""
+
 
 @dataclass(frozen=True)
 class ClassifierFreeGuidance(Guidance):
@@ -106,7 +109,7 @@ def at_steps_of(diffusion: Diffusion, model: Any) -> DiffusionModel:
     """
     known = dict(zip(model.diffusion.schedule.timesteps.tolist(), model.diffusion.schedule.alpha_bar.tolist()))
     steps = zip(diffusion.schedule.timesteps.tolist(), diffusion.schedule.alpha_bar.tolist())
-    if any(abs(known.get(t, -1.0) - alpha_bar) > 1e-9 for t, alpha_bar in steps):
+    if any(abs(known.get(t, -1.0) - alpha_bar) > 1e-6 + (t + 1) * FLOAT32 * alpha_bar for t, alpha_bar in steps):
         raise ValueError("the other model must have been trained on the same noise schedule")
     respaced: DiffusionModel = with_fields(model, diffusion=model.diffusion.with_schedule(diffusion.schedule))
     return respaced

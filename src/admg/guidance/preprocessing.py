@@ -114,9 +114,9 @@ class Preprocessing:
 
     @classmethod
     def of_transformers(cls, config: Mapping[str, Any]) -> Preprocessing:
-        """Return the counterpart of an image processor of transformers, from its preprocessor_config.json.
+        """Return the counterpart of an image processor of transformers, from its `to_dict()`.
 
-        Raises ValueError if it has none.
+        Raises ValueError if it has none, or if entries are missing, whose defaults depend on the class.
         """
         kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "image processor")
         for name, wanted in {"do_rescale": True, "do_pad": False}.items():
@@ -124,6 +124,7 @@ class Preprocessing:
                 raise ValueError(f"{kind} with {name}={config[name]} is not supported")
         if kind.startswith("Perceiver"):
             raise ValueError(f"{kind} is not supported, since its crop depends on the size of the image")
+        check_complete(config, kind)
         resize, crop = _geometry(config, kind)
         mean, std = _numbers(config.get("image_mean") or (0, 0, 0)), _numbers(config.get("image_std") or (1, 1, 1))
         if not config.get("do_normalize", not kind.startswith("MobileViT")):
@@ -135,6 +136,19 @@ class Preprocessing:
         mean, std = tuple((number - black) / white for number in mean), tuple(number / white for number in std)
         flip = bool(config.get("do_flip_channel_order"))
         return cls(resize, crop, mean, std, _interpolation(config.get("resample", 3)), flip)
+
+
+def check_complete(config: Mapping[str, Any], kind: str) -> None:
+    """Raise ValueError if an entry is missing that an image processor of transformers needs."""
+    needed = ["do_resize"] + ["size", "resample"] * bool(config.get("do_resize"))
+    needed += ["crop_size"] * (bool(config.get("do_center_crop")) and config.get("crop_pct") is None)
+    if not kind.startswith("MobileViT"):  # which does not normalise
+        needed += ["do_normalize"] + ["image_mean", "image_std"] * bool(config.get("do_normalize"))
+    if missing := [name for name in needed if config.get(name) is None]:
+        raise ValueError(
+            f"{kind} has no {' and no '.join(missing)}, whose defaults depend on its class: pass the image processor "
+            "itself, or all of its entries (to_dict())"
+        )
 
 
 def centre(x: Tensor, size: tuple[int, int], rounded: bool = False) -> Tensor:

@@ -170,11 +170,10 @@ def from_transformers(
     kind = transformers.AutoModelForImageClassification if text is None else transformers.AutoModel
     network = loaded("transformers", model, lambda: kind.from_pretrained(model)) if isinstance(model, str) else model
     if isinstance(model, str) and processor is None:
-        mixin = import_module("transformers.image_processing_base").ImageProcessingMixin
-        processor = loaded("transformers", model, lambda: mixin.get_image_processor_dict(model)[0])
+        processor = loaded("transformers", model, lambda: transformers.AutoImageProcessor.from_pretrained(model))
     if processor is None:
         raise ValueError(f"{name}: pass the image processor of the loaded model, processor=...")
-    preprocessing = Preprocessing.of_transformers(entries(processor))
+    preprocessing = Preprocessing.of_transformers(entries(processor, transformers))
     if not isinstance(processor, dict):
         check_preprocessing(preprocessing, getattr(processor, "image_processor", processor))
     if text is None:
@@ -341,10 +340,18 @@ def _logits(network: Any, prepared: Tensor) -> Tensor:
     return logits
 
 
-def entries(processor: Any) -> dict[str, Any]:
-    """Return the configuration of an image processor of transformers, or of one that holds it."""
+def entries(processor: Any, transformers: Any) -> dict[str, Any]:
+    """Return the configuration of an image processor of transformers, or of one that holds it.
+
+    The entries of a preprocessor_config.json are completed by the defaults of the class that they name.
+    """
     if isinstance(processor, dict):
-        return processor
+        kind = str(processor.get("image_processor_type") or processor.get("feature_extractor_type") or "")
+        kind = kind.replace("FeatureExtractor", "ImageProcessor")
+        known = getattr(transformers, kind, None) if kind else None
+        return (
+            processor if known is None else {**known.from_dict(dict(processor)).to_dict(), "image_processor_type": kind}
+        )
     inner = getattr(processor, "image_processor", processor)
     return dict(inner.to_dict())
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -71,8 +72,8 @@ class SchedulerGuidance:
         self.conditional = conditional
         self.network: Denoiser = called(network) if config is not None else network
         self.running: Guide = self.guide
-        self.last: float | None = None
-        """Timestep of the last call; a run begins where it rises."""
+        self.last: tuple[float, torch.Size] | None = None
+        """Timestep and shape of x of the last call."""
 
     def __call__(self, x: Images, t: Tensor | float) -> Tensor:
         """Return the output to pass to `scheduler.step`, in the form of the network's own.
@@ -84,9 +85,9 @@ class SchedulerGuidance:
         if float(t) not in steps:
             raise ValueError(f"timestep {float(t):g} is not in scheduler.timesteps: call set_timesteps first")
         index = steps.index(float(t))
-        if self.last is None or float(t) > self.last or index == len(steps) - 1:
-            self.running = begin(self.guide)
-        self.last = float(t)
+        if not self._continues(float(t), x.shape):
+            self.begin()
+        self.last = float(t), x.shape
         y = None if self.y is None else self.y.to(x.device)
         labels = y if self.conditional else None
         with torch.no_grad():
@@ -96,6 +97,21 @@ class SchedulerGuidance:
         curve = schedule(tuple(self.scheduler.alphas_cumprod.tolist()), steps)
         diffusion = Diffusion(curve, self.predicts, "learned_range" if learned else "fixed_small")
         return followed(self.running, _Model(diffusion, self.network, self.conditional), x, index, y, output, self.clip)
+
+    def begin(self) -> None:
+        """Begin a run: guides with a memory, such as APG and Reused, forget the steps so far.
+
+        A call begins one by itself unless its timestep follows the last one in `scheduler.timesteps`. Call this after a
+        loop that was stopped early.
+        """
+        self.running, self.last = begin(self.guide), None
+
+    def _continues(self, t: float, shape: torch.Size) -> bool:
+        """Return whether a call belongs to the run of the last one."""
+        if self.last is None or self.last[1] != shape:
+            return False
+        order = [float(step) for step in self.scheduler.timesteps]
+        return (self.last[0], t) in pairwise(order)
 
 
 class _Model:
