@@ -135,7 +135,7 @@ def test_autoguidance_with_the_levels_of_diffusers_in_float32():
         guided = SchedulerGuidance(AutoGuidance(Bad(), 3.0), scheduler, network, y=y, conditional=True)
         for t in scheduler.timesteps[1 :: max(1, steps // 5)]:
             expected = 0.5 * x + 3 * (network(x, t, y) - 0.5 * x)
-            assert error(guided(x, t), expected) < 1e-4  # at t = 0, ε is a difference of rounded x over √(1 - ᾱ) = 0.006
+            assert error(guided(x, t), expected) < 1e-4  # at t = 0, rounding over √(1 - ᾱ) = 0.006
     for other in (NoiseSchedule.linear(), NoiseSchedule.cosine().with_zero_terminal_snr()):
         Bad.diffusion = Diffusion(other, "eps", "fixed_small")
         guided = SchedulerGuidance(AutoGuidance(Bad(), 3.0), scheduler, network, y=y, conditional=True)
