@@ -578,7 +578,7 @@ def test_a_guide_of_a_scheduler_begins_with_each_run():
     for timesteps in (steps, steps[2:], steps[1:], steps[3:]):
         for t in timesteps:
             guided(torch.zeros(1, 1, 4, 4), t)
-    assert len(begun) == 3  # the last begins where the one before it ended
+    assert len(begun) == 4  # also the last, which begins where the one before it ended
 
 
 # -- training data and runs --------------------------------------------------------------------------------------------
