@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import exact
@@ -51,39 +52,60 @@ def linear(state: State) -> torch.Tensor:
     return -(A + B * math.log(state.sigma)) / math.sqrt(1 - alpha_bar)
 
 
+def due(sigmas: list[float], every: int) -> list[int]:
+    """The evaluations at which a guide is computed: every n-th, and those more than 0.6 in log σ from the last one."""
+    found = [0]
+    for k, sigma in enumerate(sigmas):
+        if k - found[-1] == every or abs(math.log(sigma / sigmas[found[-1]])) > 0.6:
+            found.append(k)
+    return found
+
+
+@pytest.mark.parametrize("steps", [20, 100])
 @pytest.mark.parametrize("every", [2, 3, 5])
-def test_an_effect_that_is_linear_in_the_logarithm_of_sigma_is_continued_exactly(every):
-    guide, levels = guidance.Reused(linear, every).begin(), [math.log(state.sigma) for state in states()]
-    for k, state in enumerate(states()):
-        found, last = guide(state), k - k % every
-        if k <= every or (levels[k] - levels[last]) / (levels[last] - levels[last - every]) <= 1:
-            expected = linear(state) if k > every or k == last else linear(states()[0]) * _root(0) / _root(k)
-            torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-        else:  # not farther than the last two are from each other
-            limit = 2 * levels[last] - levels[last - every]
-            torch.testing.assert_close(found * -_root(k), A + B * limit, rtol=1e-12, atol=1e-12)
+def test_an_effect_that_is_linear_in_the_logarithm_of_sigma_is_continued_exactly(every, steps):
+    guide, levels = guidance.Reused(linear, every).begin(), [math.log(state.sigma) for state in states(steps)]
+    computed = due([state.sigma for state in states(steps)], every)
+    for k, state in enumerate(states(steps)):
+        found, before = guide(state), [j for j in computed if j <= k][-2:]
+        last = before[-1]
+        ahead = (
+            0.0 if len(before) == 1 or k == last else (levels[k] - levels[last]) / (levels[last] - levels[before[0]])
+        )
+        reached = levels[last] + min(1.0, ahead) * (levels[last] - levels[before[0]])  # as far as these two are apart
+        torch.testing.assert_close(found * -_root(state), A + B * reached, rtol=1e-12, atol=1e-12)
 
 
-def _root(k: int) -> float:
-    sigma = states()[k].sigma
-    return sigma / math.hypot(1, sigma)
+def _root(state: State) -> float:
+    return state.sigma / math.hypot(1, state.sigma)
 
 
-@pytest.mark.parametrize("sampler, evaluations", [(samplers.ddim, 20), (samplers.ddpm, 20), (samplers.heun, 39)])
+@pytest.mark.parametrize("sampler, evaluations", [(samplers.ddim, 60), (samplers.ddpm, 60), (samplers.heun, 119)])
 @pytest.mark.parametrize("every", [1, 2, 3])
 def test_the_classifier_is_called_at_one_of_so_many_evaluations(sampler, evaluations, every):
-    classifier = Counted()
+    classifier, sigmas = Counted(), []
+    run(lambda state: sigmas.append(state.sigma), model_of(60), sampler)
     guide = guidance.Reused(guidance.ClassifierGuidance(classifier, 2.0), every)
-    first = run(guide, sampler=sampler)
-    assert classifier.calls == -(-evaluations // every)
+    first = run(guide, model_of(60), sampler)
+    assert len(sigmas) == evaluations and classifier.calls == len(due(sigmas, every))
+    assert classifier.calls <= -(-evaluations // every) + 4  # of the last steps, which are far apart
     if sampler is not samplers.ddpm:
-        assert torch.equal(run(guide, sampler=sampler), first)  # nothing is remembered from run to run
+        assert torch.equal(run(guide, model_of(60), sampler), first)  # nothing is remembered from run to run
+
+
+def test_steps_that_are_far_apart_are_all_guided():
+    """Between the first two of even steps on a cosine schedule, σ falls from 20,000 to 15."""
+    classifier = Counted()
+    model = model_of(4)
+    assert all(a.sigma > 2 * b.sigma for a, b in itertools.pairwise(states(4)))
+    guide = guidance.ClassifierGuidance(classifier, 2.0)
+    assert torch.equal(run(guidance.Reused(guide), model), run(guide, model))
 
 
 def test_the_network_is_evaluated_without_labels_at_one_of_so_many_steps():
     model = model_of()
     found = run(guidance.Reused(guidance.ClassifierFreeGuidance(2.0), 2), model)
-    assert len(model.network.timesteps) == 20 + 10
+    assert len(model.network.timesteps) == 20 + len(due([state.sigma for state in states()], 2)) < 20 + 14
     close, far = (run(guide) for guide in (guidance.ClassifierFreeGuidance(2.0), None))
     assert (found - close).abs().mean() < 0.05 * (far - close).abs().mean()
 

@@ -25,11 +25,12 @@ class Reused(Wrapper):
 
     The effect of a guide on eps, -√(1-ᾱ) times its gradient, is nearly linear in log σ from step to step. It is
     extrapolated along the line through its last two values, by at most the distance between them. After the first
-    evaluation, it is held constant.
+    evaluation, it is held constant. Where the noise level is below 55 % of that of the last evaluation, as at the first
+    steps on a cosine schedule, or with few steps, the guide is evaluated again.
 
     guide: guide, whose modified predictions and gradients are both reused. If it is an Interval, the steps outside it
         are not counted; where another guide has no effect when it is evaluated, none is extrapolated
-    every: n, the number of steps per evaluation; 1 evaluates the guide at each step
+    every: n, the largest number of steps per evaluation; 1 evaluates the guide at each step
 
     Raises ValueError unless every >= 1.
     """
@@ -45,6 +46,10 @@ class Reused(Wrapper):
         if isinstance(self.guide, Interval):  # nothing is carried beyond it
             return replace(self.guide, guide=replace(self, guide=self.guide.guide)).begin()
         return ReusedRun(begin(self.guide), self.every)
+
+
+FARTHEST = 0.6
+"""Distance in log σ up to which an effect is reused."""
 
 
 @dataclass(eq=False)
@@ -76,15 +81,18 @@ class ReusedRun(Guidance):
     every: int
     gradients: Line = field(default_factory=Line)
     modifications: Line = field(default_factory=Line)
-    evaluations: int = 0
+    last: float = math.inf
+    """log σ of the last evaluation of the guide."""
+    since: int = 0
+    """Steps from it on, itself included."""
 
     def uses_uncond(self, state: State) -> bool:
-        return self._is_fresh() and uses_uncond(self.guide, state)
+        return self._is_due(state) and uses_uncond(self.guide, state)
 
     def modify_prediction(self, state: State) -> Prediction:
         if state.pure_noise:
             return modified_prediction(self.guide, state)
-        if not self._is_fresh():
+        if not self._is_due(state):
             effect = self.modifications.value(math.log(state.sigma))
             return state.pred if effect is None else state.with_eps(state.pred.eps + effect)
         modified = modified_prediction(self.guide, state)
@@ -98,14 +106,18 @@ class ReusedRun(Guidance):
     def __call__(self, state: State) -> Tensor | None:
         if state.pure_noise:  # log σ is infinite
             return gradient_of(self.guide, state)
-        fresh, factor = self._is_fresh(), -state.sigma / math.hypot(1, state.sigma)  # -√(1-ᾱ)
-        self.evaluations += 1  # a sampler computes the gradient last in each step
-        if not fresh:
+        due, factor = self._is_due(state), -state.sigma / math.hypot(1, state.sigma)  # -√(1-ᾱ)
+        self.since += 1  # a sampler computes the gradient last in each step
+        if not due:
             effect = self.gradients.value(math.log(state.sigma))
             return None if effect is None else effect / factor
+        self.last, self.since = math.log(state.sigma), 1
         gradient = gradient_of(self.guide, state)
         self.gradients.add(math.log(state.sigma), None if gradient is None else factor * gradient)
         return gradient
 
-    def _is_fresh(self) -> bool:
-        return self.evaluations % self.every == 0
+    def _is_due(self, state: State) -> bool:
+        """Return whether the guide is to be evaluated at this step."""
+        if state.pure_noise:
+            return True
+        return self.since in (0, self.every) or abs(math.log(state.sigma) - self.last) > FARTHEST
