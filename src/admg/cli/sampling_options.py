@@ -122,7 +122,8 @@ class GuidanceOptions:
         added, or path/to/file.py:name:SCALE, SCALE times it
     interval: noise levels to which guidance is limited: the standard deviation of the noise relative to the image,
         which ranges from about 0.01 to 150 on the linear schedule and to 20,000 on the cosine one
-    reuse: evaluate the guides at every N-th step only, and extrapolate their effect in between; 2 halves their cost
+    reuse: evaluate the guides at every N-th step and where the noise level has fallen by half, and extrapolate their
+        effect in between; 3 halves their cost in 25 steps
     """
 
     classifier: str | None = setting(None, metavar="NAME", default_text="that of the model")
