@@ -171,6 +171,15 @@ def test_names_of_labels_come_back(tmp_path):
             admg.load(tmp_path / "out")
 
 
+def test_names_of_labels_that_the_network_does_not_take_come_back(tmp_path):
+    """As of an unconditional model that a classifier guides."""
+    model = make(DiffusionConfig(diffusion_steps=50))
+    model.labels = Labels.of(("cat", "dog"))
+    to_diffusers(model, tmp_path / "out")
+    back = admg.load(tmp_path / "out")
+    assert back.label_names == ("cat", "dog") and not back.conditional
+
+
 def test_a_flipped_bit_in_an_export_is_noticed(tmp_path):
     to_diffusers(make(DiffusionConfig(diffusion_steps=50)), tmp_path / "out")
     path = tmp_path / "out" / "diffusion_pytorch_model.safetensors"

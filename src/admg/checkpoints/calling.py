@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -32,22 +32,26 @@ def call_network(
 
     Raises ValueError if the network does not return a tensor, or if its weights have another precision than x.
     """
-    labels = {} if y is None else {"y": y}
     if isinstance(network, nn.Module) and our_networks(network):
-        return _checked(network, x, timesteps, **labels, **given)
+        return _checked(network, x, timesteps, **given, **({} if y is None else {"y": y}))
     timesteps = timesteps.expand(len(x))
     if null_label is not None:
         y = torch.full((len(x),), null_label, device=x.device) if y is None else torch.where(y < 0, null_label, y)
         return _checked(network, x, timesteps, y=y, **given)
 
     def call(rows: Rows, y: Tensor | None) -> Tensor:
-        own = {
-            name: value[rows] if isinstance(value, Tensor) and value.ndim and len(value) == len(x) else value
-            for name, value in given.items()
-        }
-        return _checked(network, x[rows], timesteps[rows], **own, **({} if y is None else {"y": y}))
+        own = rows_of(given, rows, len(x)) | ({} if y is None else {"y": y})
+        return _checked(network, x[rows], timesteps[rows], **own)
 
     return called_apart(y, call)
+
+
+def rows_of(given: Mapping[str, Any], images: Rows | list[int], total: int) -> dict[str, Any]:
+    """Return arguments of a network with only the rows of some images, where a tensor has a row for each of `total`."""
+    return {
+        name: value[images] if isinstance(value, Tensor) and value.ndim and len(value) == total else value
+        for name, value in given.items()
+    }
 
 
 def _checked(network: Callable[..., Any], x: Images, timesteps: Tensor, **given: Any) -> Images:

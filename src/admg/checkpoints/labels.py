@@ -41,6 +41,16 @@ class Labels:
         return cls(1000, imagenet.names(), imagenet.synonyms())
 
     @classmethod
+    def stated(cls, count: int, names: Sequence[str]) -> Labels:
+        """Return the labels of a network with `count` labels, 0 if it takes none, and with the names in its file.
+
+        Raises ValueError if there are names, but not one for each label.
+        """
+        if names and count not in (0, len(names)):
+            raise ValueError(f"there must be {count} label names, got {len(names)}")
+        return cls.of(names) if names else cls(count)
+
+    @classmethod
     def of(cls, names: Sequence[str]) -> Labels:
         """Return labels with these names. ImageNet's names also get their synonyms."""
         return cls.imagenet() if tuple(names) == imagenet.names() else cls(len(names), names)

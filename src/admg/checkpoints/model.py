@@ -52,7 +52,7 @@ class Model(Pretrained):
     takes_labels: whether the network is called with `y=labels`; None infers it from the network, see
         networks.takes_labels
     null_label: label that a network of your own takes for an image without a label, such as K if its embedding has
-        K + 1 rows; None: such images are passed without `y`, in a call of their own. Networks of ours need none
+        K + 1 rows, or -1; None: such images are passed without `y`, in a call of their own. Networks of ours need none
 
     Raises ValueError if the model has labels and it cannot be inferred whether the network takes them, if the network
     contradicts `takes_labels`, if it knows fewer labels than there are, or if `null_label` is one of the labels.

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from admg.checkpoints import loading
+from admg.checkpoints.calling import rows_of
 from admg.checkpoints.model import Model
 from admg.config import check_integer, with_fields
 from admg.data.arrays import Split
@@ -24,7 +25,6 @@ from admg.engine.device import choose_device
 from admg.engine.precision import Precision
 from admg.files import atomic
 from admg.generation.fonts import drawable, figure_fonts
-from admg.generation.recipe import rows_of
 from admg.generation.starts import TrainedReading
 
 from .likelihood import BitsPerDim, Term, gather, terms

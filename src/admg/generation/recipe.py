@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from admg.checkpoints.calling import rows_of
 from admg.checkpoints.model import Model
 from admg.config import check_integer, with_fields
 from admg.diffusion.gaussian import Images
@@ -355,11 +356,3 @@ def dtype_of(model: Model) -> torch.dtype:
     """Return the number format of samples: float32, or float64 for a network in float64."""
     parameters = model.network.parameters() if isinstance(model.network, torch.nn.Module) else ()
     return torch.float64 if any(p.dtype == torch.float64 for p in parameters) else torch.float32
-
-
-def rows_of(given: Mapping[str, Any], images: slice | list[int], total: int) -> dict[str, Any]:
-    """Return arguments of a network with only the rows of some images, where a tensor has a row for each of `total`."""
-    return {
-        name: value[images] if isinstance(value, torch.Tensor) and value.ndim and len(value) == total else value
-        for name, value in given.items()
-    }

@@ -349,9 +349,10 @@ def entries(processor: Any, transformers: Any) -> dict[str, Any]:
         kind = str(processor.get("image_processor_type") or processor.get("feature_extractor_type") or "")
         kind = kind.replace("FeatureExtractor", "ImageProcessor")
         known = getattr(transformers, kind, None) if kind else None
-        return (
-            processor if known is None else {**known.from_dict(dict(processor)).to_dict(), "image_processor_type": kind}
-        )
+        if known is None:
+            return processor
+        complete = loaded("transformers", kind, lambda: known.from_dict(dict(processor)))
+        return {**complete.to_dict(), "image_processor_type": kind}
     inner = getattr(processor, "image_processor", processor)
     return dict(inner.to_dict())
 

@@ -70,7 +70,7 @@ class SchedulerGuidance:
         if conditional is None:
             conditional = bool(getattr(config, "num_class_embeds", None))
         self.conditional = conditional
-        self.network: Denoiser = called(network) if config is not None else network
+        self.network: Denoiser = unlabelled_apart(called(network) if config is not None else network)
         self.running: Guide = self.guide
         self.last: tuple[float, torch.Size] | None = None
         """Timestep and shape of x of the last call."""
@@ -91,8 +91,7 @@ class SchedulerGuidance:
         y = None if self.y is None else self.y.to(x.device)
         labels = y if self.conditional else None
         with torch.no_grad():
-            timestep = torch.as_tensor(t, device=x.device)
-            output = called_apart(labels, lambda rows, labels: self.network(x[rows], timestep, labels))
+            output = self.network(x, torch.as_tensor(t, device=x.device), labels)
         learned = output.shape[1] == 2 * x.shape[1]
         curve = schedule(tuple(self.scheduler.alphas_cumprod.tolist()), steps)
         diffusion = Diffusion(curve, self.predicts, "learned_range" if learned else "fixed_small")
@@ -123,12 +122,19 @@ class _Model:
     def predict(self, x: Images, t: Index, y: Tensor | None = None, clip: bool = True) -> Prediction:
         timestep = torch.as_tensor(self.diffusion.schedule.timesteps[torch.as_tensor(t).cpu()], device=x.device)
         integer = timestep.round().long() if bool((timestep == timestep.round()).all()) else timestep.float()
-        output = called_apart(y, lambda rows, labels: self.network(x[rows], of_rows(integer, rows), labels))
-        return self.diffusion.predict(output, x, t, clip=clip)
+        return self.diffusion.predict(self.network(x, integer, y), x, t, clip=clip)
 
 
-def of_rows(timesteps: Tensor, rows: Rows) -> Tensor:
-    return timesteps[rows] if timesteps.ndim and len(timesteps) > 1 else timesteps
+def unlabelled_apart(network: Denoiser) -> Denoiser:
+    """Return the network with calls of their own, without labels, for images whose label is -1."""
+
+    def call(x: Images, t: Tensor, y: Tensor | None) -> Tensor:
+        def of(rows: Rows, labels: Tensor | None) -> Tensor:
+            return network(x[rows], t[rows] if t.ndim and len(t) == len(x) else t, labels)
+
+        return called_apart(y, of)
+
+    return call
 
 
 @torch.no_grad()

@@ -114,7 +114,7 @@ def _built(folder: Path, found: Folder, config: UNet2D, path: Path, names: list[
     network = build_network(kind, architecture, state, path)
     diffusion, process = process_of(scheduler, rescaled)
     shape = (architecture.image_channels, architecture.image_size, architecture.image_size)
-    labels = Labels.of(names) if len(names) == architecture.num_classes else Labels(architecture.num_classes, names)
+    labels = Labels.stated(architecture.num_classes, names)
     return Model(network, diffusion, shape, labels, process, {"source": "diffusers"})
 
 

@@ -89,9 +89,12 @@ def _load(source: Source, flags: GivenFlags | None, kind: Kind | None) -> Model 
 
 
 def _labels(name: str, count: int, names: Sequence[str]) -> Labels:
-    if names and count not in (0, len(names)):
-        raise DamagedError(f"{name} is damaged: it names {len(names)} labels, but its network has {count}")
-    return Labels.of(names) if names else Labels.imagenet() if count == 1000 else Labels(count)
+    if count == 1000 and not names:
+        return Labels.imagenet()
+    try:
+        return Labels.stated(count, names)
+    except ValueError:
+        raise DamagedError(f"{name} is damaged: it names {len(names)} labels, but its network has {count}") from None
 
 
 def read(source: Source, kind: Kind | None = None) -> tuple[str, Weights]:
