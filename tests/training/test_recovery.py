@@ -235,8 +235,16 @@ def test_two_runs_do_not_share_a_directory(digits, tmp_path):
     assert len(losses(begin(digits, tmp_path, steps=5))) == 2
 
 
+@pytest.fixture
+def interruptible():
+    """Python's handler of Ctrl-C, which is missing if the tests run in the background of a script."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.thorough
-def test_ctrl_c_ends_the_step_and_saves_a_checkpoint(digits, tmp_path):
+def test_ctrl_c_ends_the_step_and_saves_a_checkpoint(digits, tmp_path, interruptible):
     whole = losses(begin(digits, tmp_path / "whole", steps=4))
     run = begin(digits, tmp_path / "run", steps=4, checkpoint_every=100)
     first, take = next(run)["loss"], run._step
