@@ -390,10 +390,10 @@ def test_labels_for_an_unconditional_network():
         ({"head_channels": 64}, "32 channels .* heads of 64"),
         ({"head_channels": 48, "channel_mult": (2, 2)}, "64 channels .* heads of 48"),
         ({"head_channels": -1}, "head_channels must be at least 0"),  # guided-diffusion's way to say "by count"
-        ({"head_channels": 0, "num_heads": 5}, "32 channels .* heads of 6.4"),
+        ({"head_channels": 0, "num_heads": 5}, "32 channels .* into 5 attention heads"),
         ({"head_channels": 0, "num_heads": 0}, "heads"),
         ({"head_channels": 0, "num_heads": -2}, "heads"),
-        ({"head_channels": 0, "num_heads": 4, "num_heads_upsample": 5}, "64 channels .* heads of 12.8"),
+        ({"head_channels": 0, "num_heads": 4, "num_heads_upsample": 5}, "64 channels .* into 5 attention heads"),
         ({"attention_resolutions": (8, 0)}, "attention_resolutions"),
     ],
     ids=str,

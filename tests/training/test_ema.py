@@ -147,12 +147,15 @@ def test_a_resumed_run_keeps_all_averages(digits, tmp_path):
 def test_other_averages_begin_from_the_weights_and_are_named(digits, tmp_path):
     first = trained(digits, tmp_path / "a", 3, ema="5%,0.5")
     message = "the average 0.25 begins from the weights at step 3; the average 0.5 is not continued"
+    with pytest.raises(ValueError, match=r"is finished, so that the average 0\.25 would only begin: raise steps, or"):
+        trained(digits, tmp_path / "a", 3, ema="0.25,5%")
+    assert sorted(path.name for path in (tmp_path / "a").glob("model*")) == ["model", "model-ema-0.5"]
     with pytest.warns(UserWarning, match=message) as caught:
-        second = trained(digits, tmp_path / "a", 3, ema="0.25,5%")
+        second = trained(digits, tmp_path / "a", 4, ema="0.25,5%")
     assert len(caught) == 1
     begun, kept = second.learner.averages
-    assert equal(begun, second.learner) and begun.count == 0
-    assert equal(kept, first.learner.average) and kept.count == 3
+    assert equal(begun, second.learner) and begun.count == 1  # its first update copies the weights
+    assert not equal(kept, first.learner.average) and kept.count == 4
 
 
 @pytest.mark.thorough

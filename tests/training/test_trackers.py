@@ -366,7 +366,8 @@ def test_tensorboard_has_the_rows_and_previews_of_a_killed_and_resumed_run_once(
 def test_services_are_chosen_by_name(monkeypatch, tmp_path, capsys, digits):
     monkeypatch.setattr("admg.training.services.installed", lambda package: package == "wandb")
     assert services_of(("auto",)) == services_of(("none",)) == [] and services_of(("wandb",)) == ["wandb"]
-    for log in ("wandb", (), ("none", "wandb"), ("wandb", "auto")):
+    assert TrainConfig(log="wandb").log == ("wandb",)
+    for log in ((), ("none", "wandb"), ("wandb", "auto")):
         with pytest.raises(ValueError, match="log must be auto or none alone, or some of tensorboard, wandb, track"):
             TrainConfig(log=log)
     with pytest.raises(ValueError, match=r"log must be one of auto, .*, wandb, trackio, mlflow, none, got 'csv'"):

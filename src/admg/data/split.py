@@ -61,13 +61,10 @@ def file_numbers(dataset: ImageDataset) -> Int64[np.ndarray, " n"]:
 
 def known_labels(dataset: ImageDataset) -> Int64[np.ndarray, " n"] | None:
     """Return the label of each image, or None if that is not known without reading every image."""
-    inner = getattr(dataset, "dataset", None)
-    targets = getattr(inner, "targets", None) if getattr(dataset, "has_targets", True) else None
-    for labels in (getattr(dataset, "labels", None), targets):
-        known = np.asarray(labels) if isinstance(labels, np.ndarray | torch.Tensor | list | tuple) else np.empty(0)
-        if known.shape == (len(dataset),) and np.issubdtype(known.dtype, np.integer):
-            return known.astype(np.int64)
-    return None
+    labels = getattr(dataset, "labels", None)
+    known = np.asarray(labels) if isinstance(labels, np.ndarray | torch.Tensor | list | tuple) else np.empty(0)
+    fits = known.shape == (len(dataset),) and np.issubdtype(known.dtype, np.integer)
+    return known.astype(np.int64) if fits else None
 
 
 def subset(dataset: ImageDataset, indices: Sequence[int] | Int64[np.ndarray, " k"]) -> ImageDataset:

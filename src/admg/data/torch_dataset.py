@@ -7,11 +7,12 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Shaped, UInt8
+from jaxtyping import Float32, Int64, Shaped, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -119,6 +120,16 @@ class TorchDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
     labelled: bool = True
     has_targets: bool = True
 
+    @cached_property
+    def labels(self) -> Int64[np.ndarray, " n"] | None:
+        """The labels that the attribute `targets` of the data set, or of what it is a subset of, holds; or None."""
+        targets = _targets_of(self.dataset) if self.has_targets and self.labelled else None
+        if not isinstance(targets, np.ndarray | Tensor | list | tuple):
+            return None
+        known = np.asarray(targets)
+        fits = known.shape == (len(self),) and np.issubdtype(known.dtype, np.integer)
+        return known.astype(np.int64) if fits else None
+
     def __len__(self) -> int:
         return len(self.dataset)
 
@@ -170,10 +181,9 @@ class TorchDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
             raise DataError(
                 f"item {index} has label {label}, but the first ones have none: pass label_names, or labels=False"
             )
-        targets = getattr(self.dataset, "targets", None) if self.has_targets else None
-        if targets is not None and int(targets[index]) != label:
+        if self.labels is not None and self.labels[index] != label:
             raise DataError(
-                f"item {index} has label {label}, but targets[{index}] is {int(targets[index])}, where those of other "
+                f"item {index} has label {label}, but targets[{index}] is {self.labels[index]}, where those of other "
                 "items agree: hide `targets` if a transform changes labels"
             )
         if not 0 <= label < len(self.label_names):

@@ -153,9 +153,10 @@ class EncoderConfig:
         """Return the number of attention heads at this width: by head_channels, else `count` or num_heads."""
         heads = channels // self.head_channels if self.head_channels else count or self.num_heads
         if heads < 1 or channels % heads or channels % (self.head_channels or heads):
+            own = self.head_channels
+            into = f"attention heads of {own} channels" if own else f"{count or self.num_heads} attention heads"
             raise ValueError(
-                f"{channels} channels cannot be divided into attention heads of "
-                f"{self.head_channels or channels / heads:g} channels: change head_channels, num_heads or channel_mult"
+                f"{channels} channels cannot be divided into {into}: change head_channels, num_heads or channel_mult"
             )
         return heads
 

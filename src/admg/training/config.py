@@ -89,7 +89,7 @@ class TrainConfig:
     freeze: tuple[str, ...] = setting((), repeat=True, metavar="PATTERN")
     shard: bool = False
     compile: Compile = "auto"
-    seed: int = setting(0, min=0)
+    seed: int = setting(0, min=0, max=2**63 - 1)
     sampling: Sampling = "uniform"
     class_power: float | None = setting(None, min=0, max=2)
     class_weight: tuple[str, ...] = setting((), metavar="CLASS=W", repeat=True)
@@ -105,6 +105,9 @@ class TrainConfig:
     preview_every: int = setting(1000, min=1)
 
     def __post_init__(self) -> None:
+        for name in ("log", "freeze", "class_weight"):
+            if isinstance(value := getattr(self, name), str):
+                object.__setattr__(self, name, (value,))
         check(self)
         services_of(self.log)
         if self.ema is not None:

@@ -17,7 +17,7 @@ def freeze(network: nn.Module, patterns: Sequence[str]) -> None:
         return
     parameters = dict(network.named_parameters())
     for pattern in patterns:
-        matches = [name for name in parameters if fnmatchcase(name, pattern)]
+        matches = [name for name in parameters if is_matched(name, [pattern])]
         if not matches:
             parts = dict.fromkeys(name.partition(".")[0] for name in parameters)
             raise ValueError(f"freeze {pattern!r} matches no parameter; their names begin with {'., '.join(parts)}.")
@@ -25,3 +25,8 @@ def freeze(network: nn.Module, patterns: Sequence[str]) -> None:
             parameters[name].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in parameters.values()):
         raise ValueError(f"freeze {', '.join(map(repr, patterns))} leaves no parameter to train")
+
+
+def is_matched(name: str, patterns: Sequence[str]) -> bool:
+    """Whether the name of a parameter matches any of the patterns."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)

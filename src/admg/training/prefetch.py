@@ -15,6 +15,8 @@ from admg.data.dataset import Batch
 from admg.diffusion.noise import mixed
 from admg.engine.device import ALONE, Processes
 
+from .tasks import check_one_call
+
 T = TypeVar("T")
 
 
@@ -67,9 +69,15 @@ def draw_batches(
     for step, (x, y) in enumerate(stream, first):
         if check_labels is not None:  # here, on the CPU: on a GPU it would wait for the device
             check_labels(y)
+        if processes.count > 1:
+            check_one_call(task, y)
         rows = slice(processes.rank * len(x), (processes.rank + 1) * len(x))
         shape = torch.Size([processes.count * len(x), *x.shape[1:]])
         drawn = task.draw(shape, torch.Generator().manual_seed(step_seed(seed, step)))
+        if wrong := [tuple(tensor.shape) for tensor in drawn if len(tensor.shape) < 1 or len(tensor) != shape[0]]:
+            raise ValueError(
+                f"draw of {type(task).__name__} must return tensors with one row per image, {shape[0]}, got {wrong[0]}"
+            )
         yield x, y, *(tensor[rows] for tensor in drawn)
 
 

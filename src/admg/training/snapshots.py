@@ -1,7 +1,7 @@
 """Snapshots of two power-function averages in the folder ema/ of a run, from which `posthoc` makes other averages.
 
 ema/step-0001000.safetensors holds both averages at step 1000 in the data type of the network: float32, since a
-reconstruction can multiply the rounding of snapshots by 30. Whatever the length of the run, there are at most 32: when
+reconstruction can multiply the rounding of snapshots by 50. Whatever the length of the run, there are at most 32: when
 there would be more, every other one is removed, and the spacing doubles.
 """
 

@@ -12,8 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from admg.checkpoints.model import Model
-from admg.checkpoints.networks import our_networks
 from admg.checkpoints.weights import is_finite
 from admg.config import with_fields
 from admg.diffusion.gaussian import working_dtype
@@ -23,19 +21,20 @@ from admg.engine.compiling import compiles
 from admg.engine.cuda.graphed_backward import Backward, GraphedBackward
 from admg.engine.device import ALONE, Processes
 from admg.engine.precision import autocast, resolve_training
+from admg.warn import warn
 
 from . import distributed
 from .config import TrainConfig
 from .defaults import fill_defaults
 from .ema import EMA
-from .freezing import freeze
+from .freezing import freeze, is_matched
 from .importance import importance_sampler_for
 from .lr import lr_at_step
 from .prefetch import step_seed
 from .profiles import Power
 from .scaling import LossScaler
 from .sharding import is_sharded, local, network_state, shard, whole
-from .tasks import Task
+from .tasks import Task, check_one_call
 
 LOSSES = "losses"
 """Key of the per-image losses (N,) among the results of a backward pass, if timesteps are drawn by their losses."""
@@ -72,12 +71,19 @@ class Learner:
             )
         if processes.count > 1:
             check_one_call(task)
-        trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        named = dict(self.network.named_parameters())
+        trained = [parameter for parameter in named.values() if parameter.requires_grad]
         if not trained:
             raise ValueError(
                 "no parameter of the network requires a gradient, as in models that admg.load returns: call "
                 "network.requires_grad_(True), or pass the model as init= of train_diffusion"
             )
+        check_wide(named)
+        still = [name for name, p in named.items() if not (p.requires_grad or is_matched(name, config.freeze))]
+        if still:
+            warn(f"{len(still)} of {len(named)} parameters require no gradient, and are not trained: {still[0]}, ...")
+        self.unreached = processes.count > 1
+        """Whether the first backward pass in several processes is still to come, which checks what the loss uses."""
         self.optimizer = torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay, fused=True)
         self.compile = compiles(config.compile)
         self.backward: Backward = self._backward
@@ -170,7 +176,8 @@ class Learner:
         means: dict[str, Tensor] = {}
         losses: list[Tensor] = []
         size = -(-count // self.config.accumulate)
-        parts = list(zip(*(torch.split(tensor, size) for tensor in drawn)))
+        parts = list(zip(*(torch.split(tensor, size) for tensor in drawn), strict=True))
+        calls = _Calls(self.fast_task.network) if self.unreached else None
         for number, part in enumerate(parts, 1):
             with self._gradients_exchanged(number == len(parts)):
                 given, weights = (part, None) if self.importance is None else (part[:-1], part[-1])
@@ -183,6 +190,9 @@ class Learner:
                 sums = {name: value.sum() / count for name, value in values.items()}
                 torch.autograd.backward(self.scaler.scale(sums["loss"]))
             means = {name: value.detach() + means.get(name, 0.0) for name, value in sums.items()}
+        if calls is not None:
+            calls.check(self.task, self.network)
+            self.unreached = False
         return means | ({LOSSES: torch.cat(losses)} if losses else {})
 
     def _gradients_exchanged(self, last: bool) -> AbstractContextManager[None]:
@@ -217,16 +227,40 @@ class Learner:
         return self.plain
 
 
-def check_one_call(task: Any) -> None:
-    """Raise ValueError if a step may need two calls of the network, which DistributedDataParallel does not support."""
-    model = getattr(task, "model", None)
-    if not isinstance(model, Model) or our_networks(model.network) or not model.conditional:
-        return
-    if getattr(task, "label_dropout", 0) > 0 and model.null_label is None:
-        raise ValueError(
-            f"training {type(model.network).__name__} with label dropout in several processes requires "
-            "Model(..., null_label=...), the label that the network takes for an image without a label"
-        )
+class _Calls:
+    """Checks that DistributedDataParallel averages the gradients of all parameters: it must be called, and use all."""
+
+    def __init__(self, network: nn.Module):
+        self.count = 0
+        self.handle = network.register_forward_pre_hook(self._count)
+
+    def _count(self, *_: Any) -> None:
+        self.count += 1
+
+    def check(self, task: Any, network: nn.Module) -> None:
+        """Raise ValueError if the processes would train different networks, or wait for a gradient forever."""
+        self.handle.remove()
+        if not self.count:
+            raise ValueError(
+                f"the loss of {type(task).__name__} does not call the network of its model, such as "
+                "self.model.network: several processes would train different networks"
+            )
+        for name, parameter in network.named_parameters():
+            if parameter.requires_grad and parameter.grad is None:
+                raise ValueError(
+                    f"the loss does not depend on the parameter {name}, which training in several processes requires: "
+                    "freeze it, or remove it from the network"
+                )
+
+
+def check_wide(parameters: Mapping[str, nn.Parameter]) -> None:
+    """Raise ValueError for trained weights in half precision, whose small updates, and averages, are rounded away."""
+    for name, p in parameters.items():
+        if p.requires_grad and p.dtype in (torch.float16, torch.bfloat16):
+            raise ValueError(
+                f"weights to be trained must be float32, got {name} in {str(p.dtype).removeprefix('torch.')}: call "
+                "network.float(), and choose the precision of matrix products by TrainConfig(precision=...)"
+            )
 
 
 def with_network(task: Any, network: nn.Module) -> Any:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from admg.checkpoints.model import Classifier, Model
+from admg.checkpoints.networks import our_networks
 from admg.config import with_fields
 from admg.data import DataError, ImageDataset
 from admg.data.stream import spread_batches
@@ -143,7 +144,7 @@ class ClassifierTask:
     training: training images (optional), of which as many are also measured: a higher accuracy there is overfitting
     noised: False for a classifier of clean images, at timestep 0 alone
 
-    Raises ValueError if the process of the classifier is respaced.
+    Raises ValueError if the process of the classifier is respaced, or for fewer validation images than one.
     """
 
     classifier: Classifier
@@ -154,6 +155,7 @@ class ClassifierTask:
 
     def __post_init__(self) -> None:
         check_whole(self.classifier.diffusion)
+        check_val_images(self.val_images)
 
     @property
     def network(self) -> nn.Module:
@@ -221,4 +223,27 @@ def check_whole(diffusion: Diffusion) -> None:
         raise ValueError(
             f"the diffusion process is respaced to {len(diffusion)} of {len(origin)} steps: train it with all of them, "
             "and respace the trained model"
+        )
+
+
+def check_val_images(num: int) -> None:
+    """Raise ValueError for fewer validation images than one."""
+    if num < 1:
+        raise ValueError(f"val_images must be at least 1, got {num}")
+
+
+def check_one_call(task: Any, labels: Tensor | None = None) -> None:
+    """Raise ValueError if a process may call the network without labels alone, which leaves its embedding unused.
+
+    labels: labels of a batch, -1 for none; None to check the task before training
+    """
+    model = getattr(task, "model", None)
+    if not isinstance(model, Model) or our_networks(model.network) or not model.conditional:
+        return
+    dropped = getattr(task, "label_dropout", 0) > 0 if labels is None else bool((labels < 0).any())
+    if dropped and model.null_label is None:
+        what = "label dropout" if labels is None else "images without a label"
+        raise ValueError(
+            f"training {type(model.network).__name__} with {what} in several processes requires "
+            "Model(..., null_label=...), the label that the network takes for an image without a label"
         )

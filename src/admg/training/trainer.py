@@ -17,7 +17,8 @@ from typing import Any, Generic
 import torch
 import torch.distributed as dist
 
-from admg.data import ImageDataset, batches
+from admg.data import ImageDataset, batches, from_dataset
+from admg.data.split import known_labels
 from admg.engine import adapt_threads
 from admg.engine.device import Processes, choose_device
 from admg.engine.memory import peak_memory
@@ -85,8 +86,15 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
         overwrite: bool = False,
     ):
         self.measures = tuple(measures)
-        self.task, self.dataset, self.out = task, dataset, Path(out).expanduser()
+        for measure in self.measures:
+            if measure.every < 1:
+                raise ValueError(f"every of {type(measure).__name__} must be at least 1, got {measure.every}")
+        self.task, self.dataset, self.out = task, from_dataset(dataset), Path(out).expanduser()
+        dataset = self.dataset
         check_fits(task, dataset)
+        check_labels, labels = getattr(task, "check_labels", None), known_labels(dataset)
+        if check_labels is not None and labels is not None:
+            check_labels(torch.from_numpy(labels))
         self.config = fill_defaults(config or TrainConfig(), {} if overwrite else record_of(self.out))
         device = choose_device(self.config.device)
         distributed.share_of(self.config.batch_size, self.config.accumulate, Processes.from_environment())
@@ -159,6 +167,12 @@ class TrainingRun(Iterator[dict[str, float]], Generic[M]):
     def _restore(self, checkpoint: Path) -> None:
         state = checkpointing.resume(checkpoint, self.learner)
         self.step = int(state["step"])
+        begun = [str(average.profile) for average in self.learner.averages if average.count == 0]
+        if begun and self.step >= self.config.steps:
+            raise ValueError(
+                f"the run in {self.out} is finished, so that the average {begun[0]} would only begin: raise steps, or "
+                "reconstruct it from snapshots (admg ema)"
+            )
         self.health.load_state_dict(state.get("health", {}))
         self._unfinished_row = state.get("row")
 

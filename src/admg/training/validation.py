@@ -21,6 +21,7 @@ from admg.generation.modes import evaluation_mode
 from admg.generation.recipe import dtype_of
 
 from .curves import plot_levels
+from .tasks import check_val_images
 from .timesteps import evenly_spaced_timesteps
 
 
@@ -53,6 +54,9 @@ class ValidationLoss:
     held_out: ImageDataset
     training: ImageDataset
     num: int
+
+    def __post_init__(self) -> None:
+        check_val_images(self.num)
 
     def __call__(self, task: Any, network: nn.Module, folder: Path, step: int) -> dict[str, float]:
         """Return the mean of each loss, and the losses at each level; draw them as loss_<step>.png.
