@@ -67,7 +67,7 @@ def test_the_columns_of_a_sheet_are_the_samples_at_each_scale(capsys, sample_arg
         (["--label", "7"], "labels are 0 to 4: zero, one, two, T-shirt/top, Ankle boot"),
         (["--label", "-1"], "unknown label '-1'"),
         (["--sampler", "ddpn"], "unknown sampler 'ddpn': did you mean 'ddpm'?"),
-        (["--steps", "banana"], "respacing 'banana'"),
+        (["--steps", "banana"], "steps 'banana'"),
         (["--steps", "101"], "cannot take 101 steps from 100"),
         (["--steps", "ddim77"], "no integer stride"),
         (["--scale", "four"], "invalid float value: 'four'"),

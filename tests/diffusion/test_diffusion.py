@@ -124,7 +124,7 @@ def test_respacing_twice_keeps_original_timesteps():
     ids=str,
 )
 def test_invalid_respacings_are_refused(spec):
-    with pytest.raises(ValueError, match=r"^respacing ") as error_info:
+    with pytest.raises(ValueError, match=r"^steps ") as error_info:
         NoiseSchedule.linear(1000).respace(spec)
     message = str(error_info.value)
     assert "\n" not in message and repr(spec) in message

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from exact import EVEN, betas_of
 
-from admg.diffusion.schedule import SPACINGS, NoiseSchedule
+from admg.diffusion.schedule import MAX_SIGMA, SPACINGS, NoiseSchedule
 
 LINEAR = NoiseSchedule.linear()
 
@@ -69,11 +69,21 @@ def test_steps_are_not_spent_on_levels_at_which_nothing_is_seen():
     assert np.abs(steps / (2 * np.log(sigma[0] / 160) / 9) - 1).max() < 0.15
 
 
-@pytest.mark.parametrize("spacing", ["logsnr", "karras"])
-def test_a_highest_level_with_no_signal_is_kept(spacing):
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_a_highest_level_with_no_signal_is_kept_and_costs_no_other_step(spacing):
     schedule = NoiseSchedule.from_betas([*LINEAR.betas.tolist(), 1.0])
-    assert kept(f"{spacing}20", schedule).tolist() == [*kept(f"{spacing}19"), 1000]
-    assert kept(f"{spacing}1", schedule).tolist() == [1000]
+    steps = kept(f"{spacing}20", schedule).tolist()
+    assert steps[0] == 0 and steps[-1] == 1000 and kept(f"{spacing}1", schedule).tolist() == [1000]
+    before = schedule.respace(f"{spacing}20").alpha_bar[-2].item()
+    if spacing in ("uniform", "quad"):
+        assert steps == [round(1000 * (i / 19) ** (2 if spacing == "quad" else 1)) for i in range(20)]
+    else:  # spaced up to MAX_SIGMA, where the last step stands
+        low, high = (1 / LINEAR.alpha_bar[0].item() - 1) ** 0.5, MAX_SIGMA
+        expected = {
+            "logsnr": (low / high) ** (1 / 19) * high,
+            "karras": (high ** (1 / 7) + (low ** (1 / 7) - high ** (1 / 7)) / 19) ** 7,
+        }[spacing]
+        assert math.isclose((1 / before - 1) ** 0.5, expected, rel_tol=0.02)  # the nearest of 1,000 levels
 
 
 def test_respacing_twice_keeps_the_original_timesteps():
@@ -84,11 +94,11 @@ def test_respacing_twice_keeps_the_original_timesteps():
 
 @pytest.mark.parametrize("spec", ["karras", "karras0", "quad-5", "logsnr2.5", "karras20,5", "Karras20", "foo25"])
 def test_invalid_spacings_are_refused(spec):
-    with pytest.raises(ValueError, match=r"^respacing .*: expected a number of steps.*karras25"):
+    with pytest.raises(ValueError, match=r"^steps .*: expected a number of steps.*karras25"):
         LINEAR.respace(spec)
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)
 def test_more_steps_than_the_schedule_has_are_refused(spacing):
-    with pytest.raises(ValueError, match=f"respacing '{spacing}1001': cannot take 1001 steps from 1000"):
+    with pytest.raises(ValueError, match=f"steps '{spacing}1001': cannot take 1001 steps from 1000"):
         LINEAR.respace(f"{spacing}1001")

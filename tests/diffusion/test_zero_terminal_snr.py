@@ -76,9 +76,8 @@ def test_what_a_zero_terminal_snr_cannot_have_is_refused(digits, tmp_path, capsy
     message = refused(capsys, "train", *SMALL, "--data", digits, "--zero-terminal-snr", "--predict", "eps",
                       "--noise-schedule", "cosine", "--out", tmp_path / "a")  # fmt: skip
     assert "--zero-terminal-snr ends the noise schedule in pure noise" in message and not (tmp_path / "a").exists()
-    model = small_model()
     with pytest.raises(ValueError, match="guided-diffusion has no flag for a noise schedule with zero terminal SNR"):
-        to_openai(dataclasses.replace(model, config=dataclasses.replace(V, predict="x0")), tmp_path / "a.pt")
+        to_openai(small_model(dataclasses.replace(V, predict="x0")), tmp_path / "a.pt")
     assert openai.parse("--image_size 64").diffusion.zero_terminal_snr is False
 
 
@@ -109,9 +108,9 @@ def test_spacings_that_keep_pure_noise_and_the_note_on_the_others():
             assert admg.sample(model, num=1, steps=steps, progress=False).x.isfinite().all()
     with pytest.warns(UserWarning, match="these steps leave out its last one, pure noise: .* 25 or trailing25"):
         admg.sample(model, num=1, steps="ddim2", progress=False)
-    with pytest.raises(ValueError, match="respacing 'trailing1001': cannot take 1001 steps from 1000"):
+    with pytest.raises(ValueError, match="steps 'trailing1001': cannot take 1001 steps from 1000"):
         model.respace("trailing1001")
-    with pytest.raises(ValueError, match="respacing 'trailing0': expected a number of steps"):
+    with pytest.raises(ValueError, match="steps 'trailing0': expected a number of steps"):
         model.respace("trailing0")
 
 

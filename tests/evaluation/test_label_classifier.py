@@ -276,7 +276,7 @@ def test_cost_of_each_kind_of_guidance() -> None:
         ("--num 19", "at least 20"),
         ("--reference 190", "exceed the 200 test images"),
         ("--samplers ddmp:5", "unknown sampler 'ddmp'"),
-        ("--samplers ddim:0", "respacing '0'"),
+        ("--samplers ddim:0", "steps '0'"),
         ("--samplers ddim", "is not like"),
         ("--scales 1,x", "not a list of numbers"),
         ("--model nowhere", "nowhere"),

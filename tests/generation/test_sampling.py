@@ -129,7 +129,7 @@ def test_images_that_are_not_finite_are_never_returned(tiny_model, tiny_classifi
 def test_unknown_sampler_and_respacing(tiny_model):
     with pytest.raises(ValueError, match="unknown sampler 'euler': ddim, ddpm"):
         admg.sample(tiny_model, [0], sampler="euler", progress=False)
-    with pytest.raises(ValueError, match="respacing 'often'"):
+    with pytest.raises(ValueError, match="steps 'often'"):
         admg.sample(tiny_model, [0], steps="often", progress=False)
 
 

@@ -130,7 +130,7 @@ def test_bases_that_do_not_fit(capsys, folders, tmp_path, content, expected):
         (["--num", 7], "num must be from 1 to 6, the images of "),
         (["--num", 0], "--num must be at least 1"),
         (["--base", "no.npz"], "no.npz does not exist"),
-        (["--steps", "often"], "respacing 'often'"),
+        (["--steps", "often"], "steps 'often'"),
         (["--scale", 2], "guidance needs a classifier"),
         (["--classifier", "no/such"], "unknown model 'no/such'"),
     ],
@@ -223,4 +223,4 @@ def test_a_pipeline_refuses_models_that_do_not_fit(capsys, sampling, folders, up
     line = refused(capsys, *sampling, "--scale", 0, "--unconditional", "--upsampler", folders["upsampler"], *out)
     assert "needs a label for each base image (sample with labels" in line and "--unconditional" not in line
     line = refused(capsys, *sampling, "--upsampler", folders["upsampler"], "--upsampler-steps", "x", *out)
-    assert "respacing 'x'" in line and not (tmp_path / "out").exists()
+    assert "steps 'x'" in line and not (tmp_path / "out").exists()

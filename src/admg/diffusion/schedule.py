@@ -187,10 +187,7 @@ def spaced_indices(alpha_bar: Float64[Tensor, " T"], spacing: str, count: int) -
     """
     steps = len(alpha_bar)
     if count > steps:
-        raise ValueError(f"respacing '{spacing}{count}': cannot take {count} steps from {steps}")
-    if alpha_bar[-1] == 0:  # pure noise has no log SNR to space by
-        below = spaced_indices(alpha_bar[:-1], spacing, count - 1) if count > 1 else []
-        return [*below, steps - 1]
+        raise ValueError(f"steps '{spacing}{count}': cannot take {count} steps from {steps}")
     ramp = [1.0] if count == 1 else [i / (count - 1) for i in range(count)]
     if spacing in ("uniform", "quad"):
         return _distinct([round((steps - 1) * r ** (2 if spacing == "quad" else 1)) for r in ramp], steps)
@@ -212,7 +209,7 @@ def listed_indices(steps: int, spec: str) -> list[int]:
     """
     kept = [int(part) for part in spec.removeprefix("at").split("+")]
     if any(before >= after for before, after in itertools.pairwise(kept)) or kept[-1] >= steps:
-        raise ValueError(f"respacing {spec!r}: the steps must increase, from 0 to {steps - 1} at most")
+        raise ValueError(f"steps {spec!r}: the steps must increase, from 0 to {steps - 1} at most")
     return kept
 
 
@@ -226,27 +223,27 @@ def _distinct(indices: list[int], steps: int) -> list[int]:
 def respaced_indices(steps: int, spec: int | str | Sequence[int]) -> list[int]:
     """Return the increasing indices in [0, steps) that `spec` keeps, the same ones as in guided-diffusion.
 
-    guided-diffusion does not have "trailingN"; it is that of diffusers.
+    guided-diffusion does not have "trailingN"; it is that of diffusers, up to rounding.
     """
     counts = _section_counts(spec)
     if isinstance(counts, str) and counts.startswith("trailing"):
         count = int(counts.removeprefix("trailing"))
         if count > steps:
-            raise ValueError(f"respacing {spec!r}: cannot take {count} steps from {steps}")
+            raise ValueError(f"steps {spec!r}: cannot take {count} steps from {steps}")
         return [round(steps - i * steps / count) - 1 for i in reversed(range(count))]
     if isinstance(counts, str):  # ddimN
         count = int(counts.removeprefix("ddim"))
         for stride in range(1, steps + 1):
             if len(range(0, steps, stride)) == count:
                 return list(range(0, steps, stride))
-        raise ValueError(f"respacing {spec!r}: no integer stride through {steps} steps gives exactly {count} of them")
+        raise ValueError(f"steps {spec!r}: no integer stride through {steps} steps gives exactly {count} of them")
     size, extra = divmod(steps, len(counts))
     kept, start = [], 0
     for section, count in enumerate(counts):
         length = size + (section < extra)
         if count > length:
             where = f"{steps} timesteps" if len(counts) == 1 else f"a section of {length} timesteps"
-            raise ValueError(f"respacing {spec!r}: cannot take {count} steps from {where}")
+            raise ValueError(f"steps {spec!r}: cannot take {count} steps from {where}")
         spacing = (length - 1) / (count - 1) if count > 1 else 1.0
         position = 0.0  # summed, not multiplied, to round as guided-diffusion does
         for _ in range(count):
@@ -270,7 +267,7 @@ def _section_counts(spec: int | str | Sequence[int]) -> list[int] | str:
         counts = []
     if not counts or min(counts) < 1:
         raise ValueError(
-            f"respacing {spec!r}: expected a number of steps such as 25, or 'ddim25', '10,15,20', 'trailing25', "
+            f"steps {spec!r}: expected a number of steps such as 25, or 'ddim25', '10,15,20', 'trailing25', "
             f"'at20+310+999' or {', '.join(f'{name}25' for name in SPACINGS)}"
         )
     return counts

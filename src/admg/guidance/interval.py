@@ -31,7 +31,7 @@ class Interval(Wrapper):
 
     def __post_init__(self) -> None:
         if not 0 <= self.low <= self.high:
-            raise ValueError(f"low and high must satisfy 0 <= low <= high, got {self.low} and {self.high}")
+            raise ValueError(f"interval must satisfy 0 <= low <= high, got {self.low:g},{self.high:g}")
 
     def uses_uncond(self, state: State) -> bool:
         return self.contains(state.sigma) and super().uses_uncond(state)
