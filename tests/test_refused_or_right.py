@@ -761,7 +761,10 @@ def test_a_model_is_saved_and_trained_with_the_process_of_its_configuration(tiny
     ):
         with pytest.raises(ValueError, match="the model's diffusion process is not the one of its DiffusionConfig"):
             dataclasses.replace(tiny_model, diffusion=other).save(tmp_path / "other")
-    assert not (tmp_path / "other").exists()
+        for name in ("openai", "diffusers", "torch-export"):
+            with pytest.raises(ValueError, match="the model's diffusion process is not the one of its DiffusionConfig"):
+                admg.export.export(dataclasses.replace(tiny_model, diffusion=other), name, tmp_path / "other.pt2")
+    assert not list(tmp_path.glob("other*"))
     with pytest.raises(ValueError, match="is respaced to 10 of 100 steps: train it with all of them"):
         DiffusionTask(tiny_model.respace(10))
     fewer = dataclasses.replace(tiny_classifier, diffusion=tiny_classifier.diffusion.respace(10))

@@ -142,6 +142,7 @@ def test_a_pipeline_gives_the_same_images(tmp_path):
         {"num_classes": 5},
         {"rescale_timesteps": True},
         {"resblock_updown": False, "conv_resample": False},
+        {"resblock_updown": False, "conv_resample": False, "ddpm_layers": True},
     ],
 )
 def test_an_export_comes_back(changes, tmp_path):

@@ -604,7 +604,8 @@ def test_openai_refusals(tmp_path):
 
 
 def test_a_classifier_needs_no_prediction(tmp_path):
-    part = dataclasses.replace(classifier(), config=DiffusionConfig(predict="v", noise_schedule="cosine"))
+    process = DiffusionConfig(predict="v", noise_schedule="cosine")
+    part = dataclasses.replace(classifier(), diffusion=process.build(), config=process)
     assert round_trip(part, tmp_path / "model.pt").config.noise_schedule == "cosine"
 
 

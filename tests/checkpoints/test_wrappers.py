@@ -297,3 +297,28 @@ def test_the_checkpoint_of_a_training_run_names_the_model(tmp_path, capsys, comm
     ]
     message = helpers.refused(capsys, *arguments)
     assert f"the model is {tmp_path / 'run' / 'model'}" in message and not (tmp_path / "out").exists()
+
+
+def test_the_position_in_a_list_is_not_the_rate_of_an_average(tmp_path):
+    other = state_of(7)
+    for content in ({"ema": [EMA, other], "ema_rates": [0.9999, 0.99]}, {"ema_1.5": EMA, "ema_2.5": other}):
+        with pytest.raises(CheckpointError, match="holds the weights of several networks, under 'ema"):
+            openai.load_diffusion(content, TINY)
+    with pytest.warns(UserWarning, match=r"took the averaged weights \(EMA\), 'ema_0.9999_step_1.5', and not those"):
+        model = openai.load_diffusion({"ema_0.9999_step_1.5": EMA, "ema_0.99_step_2.5": other}, TINY)
+    assert equal(model, EMA)
+
+
+def test_a_model_shares_no_memory_with_the_mapping_that_it_came_from():
+    state = {name: value.clone() for name, value in RAW.items()}
+    model = openai.load_diffusion(state, TINY)
+    for value in state.values():
+        value.zero_()
+    assert equal(model, RAW)
+
+
+def test_numbers_that_are_not_finite_are_not_blamed_on_the_flags():
+    state = {**RAW, "out.2.bias": torch.full_like(RAW["out.2.bias"], float("nan"))}
+    for flags in (TINY, None):
+        with pytest.raises(CheckpointError, match=r"^state dict has NaN or infinite numbers in out.2.bias$"):
+            openai.load_diffusion(state, flags)

@@ -132,3 +132,15 @@ def test_nothing_is_built_again_while_nothing_changes():
     assert Snapshot(network).trains() is False
     network.network.label_emb.requires_grad_(True)
     assert built.snapshot.trains()
+
+
+def test_a_weight_that_changes_before_the_gradient_is_refused_as_in_torch():
+    for network in (build("unet"), accelerate(build("unet"), precision="fp32")):
+        given = arguments(network)
+        given["x"].requires_grad_()
+        output = network(**given)
+        with torch.no_grad():
+            for layer in all_of(network, nn.Conv2d):
+                layer.weight.mul_(2)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            torch.autograd.grad(output.sum(), given["x"])

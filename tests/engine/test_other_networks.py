@@ -150,3 +150,34 @@ def test_many_gradients_at_once(name, threads):
         torch.set_num_threads(before)
     expected = torch.stack([torch.autograd.grad(plain, x, d, retain_graph=True)[0] for d in directions])
     assert (found - expected).abs().max() < 1e-4 * expected.abs().max() and not found.requires_grad
+
+
+class Listing(nn.Module):
+    """Calls its children in order, and has attributes whose names a view might take for its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 6, 3, padding=1)
+
+    def original(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+    def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
+        for layer in self.children():
+            x = layer(x)
+        return self.original(x)
+
+
+def test_a_view_hides_no_method_of_the_class():
+    fast = check(Listing(), x=torch.randn(2, 3, 8, 8), timesteps=torch.tensor([5]))
+    assert isinstance(fast._function(), View)
+
+
+@pytest.mark.parametrize("how", ["script", "trace"])
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_a_scripted_part_runs_as_it_is(how):
+    network = Listing()
+    example = torch.randn(2, 3, 8, 8)
+    network.first = torch.jit.script(network.first) if how == "script" else torch.jit.trace(network.first, example)
+    check(network, x=example, timesteps=torch.tensor([5]))

@@ -152,6 +152,9 @@ def test_a_network_in_training_mode_gets_the_whole_batch(threads):
     network = Recorder().train()
     InParts(network, network, "fp32")(torch.zeros(12, 1), torch.tensor([1]))
     assert [size for size, *_ in network.calls] == [12]
+    network.eval().dropout = nn.Dropout().train()  # as for samples of an ensemble (Gal & Ghahramani 2016)
+    InParts(network, network, "fp32")(torch.zeros(12, 1), torch.tensor([1]))
+    assert [size for size, *_ in network.calls] == [12, 12]
 
 
 def _in_child(queue) -> None:

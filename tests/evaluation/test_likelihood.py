@@ -167,6 +167,14 @@ def test_an_image_has_the_same_terms_in_any_batch(tiny_model):
     assert not torch.allclose(bits_per_dim(model, x0, y, seed=8).mse, whole.mse, rtol=1e-2)
 
 
+def test_one_index_and_one_noise_per_image(tiny_model):
+    x0 = torch.zeros(3, *tiny_model.shape)
+    with pytest.raises(ValueError, match="images must hold one index per image, got 1 for 3 images"):
+        bits_per_dim(tiny_model.respace(2), x0, images=[0])
+    with pytest.raises(ValueError, match="noise_sampler must return noise of shape"):
+        bits_per_dim(tiny_model.respace(2), x0, noise=lambda x, t: torch.zeros_like(x[:1]))
+
+
 def test_terms_come_from_the_noisiest_step_down_and_gather_sorts_them(tiny_model):
     model, x0 = tiny_model.respace(5), INPUT["x0"][:2, :1]
     steps = list(terms(model, x0, noise=lambda x, t: torch.full_like(x, t / 5)))
@@ -356,7 +364,7 @@ def test_bad_input_is_one_line(capsys, command, digits, tmp_path):
         (["--data", digits, "--num", 0], "--num must be at least 1"),
         (["--data", digits, "--batch-size", 0], "--batch-size must be at least 1"),
         (["--data", digits, "--seed", -1], "--seed must be at least 0"),
-        (["--data", digits, "--steps", "200"], "respacing"),
+        (["--data", digits, "--steps", "200"], "steps '200': cannot take 200 steps from 100"),
         (["--data", digits, "--out", tmp_path / "a.txt"], "must be a file that ends in .json or .csv"),
         (["--data", digits, "--device", "abacus"], "device 'abacus' cannot be used"),
         (["--data", digits, "--device", "meta"], "device 'meta' cannot be used"),

@@ -235,6 +235,23 @@ def test_churn_raises_to_levels_of_the_training():
         end(samplers.heun(model, normal(1).float(), s_churn=-1.0))
 
 
+def test_a_guide_sees_the_step_to_which_churn_has_raised_the_noise():
+    """Its index is that of the step, and β is that of the whole step: 1 - ᾱ of the raised level over ᾱ of the next."""
+    seen = []
+
+    def guide(state):
+        schedule = state.model.diffusion.schedule
+        seen.append((state.index, schedule.alpha_bar[state.index].item(), schedule.betas[state.index].item()))
+        return torch.zeros_like(state.x)
+
+    model = network(1 + 16)
+    steps = list(samplers.heun(model, normal(1).float(), guide=guide, s_churn=3.0, clip=False))
+    for step in steps[1:-1]:
+        index, alpha_bar, beta = next(entry for entry in seen if math.isclose(entry[1], ALPHA_BARS[int(step.t)]))
+        assert index == step.index and int(step.t) > 120 * step.index
+        assert math.isclose(beta, 1 - alpha_bar / ALPHA_BARS[120 * (index - 1)].item(), rel_tol=1e-6)
+
+
 # -- timesteps, noise and the last step ------------------------------------------------------------------------------
 
 

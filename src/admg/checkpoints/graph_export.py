@@ -20,7 +20,7 @@ from admg.files import atomic
 from admg.models.modes import evaluating
 
 from .exported import Exported
-from .model import Classifier, Model
+from .model import Classifier, Model, check_process
 from .networks import unwrapped
 
 GraphFormat = Literal["onnx", "torch-export"]
@@ -48,6 +48,7 @@ def to_graph(model: Model | Classifier, path: Path | str, format: GraphFormat) -
     if format == "onnx":
         _check_packages()
     network = unwrapped(model.network)
+    check_process(model)
     inputs = example_inputs(model)
     text = json.dumps(about(model), ensure_ascii=False)
     path.parent.mkdir(parents=True, exist_ok=True)

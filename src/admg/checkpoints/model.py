@@ -270,8 +270,15 @@ def check_shape(model: Model | Classifier) -> None:
             raise ValueError(f"the shape of a model to be stored must be that of its network, {own}, got {model.shape}")
 
 
+def check_process(model: Model | Classifier) -> None:
+    """Raise ValueError unless the process is the one of the model's DiffusionConfig, if any: the latter is stored."""
+    if model.config is not None and not model.config.describes(model.diffusion):
+        raise ValueError("the model's diffusion process is not the one of its DiffusionConfig, which would be saved")
+
+
 def _parts(model: Model | Classifier) -> native.Parts:
     check_shape(model)
+    check_process(model)
     return native.Parts(unwrapped(model.network), model.diffusion, model.labels, model.config, model.training)
 
 

@@ -45,8 +45,9 @@ def accelerate(
         fast(x, timesteps, y)
 
     The given network is not changed. Both networks share the same Parameter objects under the same names, so loading,
-    moving or training one affects the other. They also share submodules, on which hooks can be registered. The
-    accelerated network is an instance of the same class and has the same attributes; `fast.plain` is the given network.
+    moving or training one affects the other. They also share submodules, on which hooks can be registered. An
+    accelerated network of admg is an instance of the same class; any other is a view with the same attributes.
+    `fast.plain` is the given network.
 
     Blocks are fused, and weights are arranged for the device once: on a CPU for kernels in C and oneDNN, on a GPU cast
     to half precision, with CUDA graphs of whole calls. Outputs and gradients with respect to images differ from those

@@ -76,9 +76,9 @@ def can_be_prepared(layer: nn.Module) -> bool:
 
     Layers with a custom computation (weight norm, standardised weights, low-rank additions) are left alone.
     """
-    weight = layer._parameters.get("weight")
     if not computes_plainly(layer) or "forward" in vars(layer):
         return False
+    weight = layer._parameters.get("weight")
     if isinstance(layer, nn.Conv2d) and type(layer)._conv_forward is not nn.Conv2d._conv_forward:
         return False
     if layer._forward_pre_hooks:  # as old-style weight norm has, which sets the weight
@@ -88,7 +88,8 @@ def can_be_prepared(layer: nn.Module) -> bool:
 
 def computes_plainly(layer: nn.Module) -> bool:
     """Whether the class of the module computes as a convolution or linear layer of torch or ours."""
-    return type(layer).forward in (nn.Conv2d.forward, Conv1x1.forward, nn.Linear.forward)
+    scripted = isinstance(layer, torch.jit.ScriptModule)
+    return not scripted and type(layer).forward in (nn.Conv2d.forward, Conv1x1.forward, nn.Linear.forward)
 
 
 def keeps_size(conv: nn.Conv2d) -> bool:

@@ -43,7 +43,7 @@ class Snapshot:
     """
 
     def __init__(self, network: nn.Module):
-        modules = list(network.modules())
+        modules = [m for m in network.modules() if not isinstance(m, torch.jit.ScriptModule)]  # which run as they are
         self.modules, self.classes = modules, [*map(type, modules)]
         self.attributes = [vars(module) for module in modules if _is_read_once(module)]
         self.counts = [*map(len, self.attributes)]

@@ -21,6 +21,7 @@ from admg.diffusion.signed import check_signed
 from admg.engine.acceleration import accelerate_parts
 from admg.engine.precision import Precision
 from admg.generation.modes import evaluation_mode
+from admg.generation.recipe import checked_noise
 from admg.warn import warn
 
 OFF_LEVEL = 0.1
@@ -121,13 +122,16 @@ def terms(
     clip: whether the predicted image is clipped to [-1, 1], as in published results
     precision: precision of matrix products
     Raises ValueError if the images do not have the model's shape, or if an upsampling model lacks its small images, or
-        if images have no label and the network was never trained without them.
+        if images have no label and the network was never trained without them, or unless there is one index and one
+        noise per image.
     """
     _check(model, x0, y)
+    if images is not None and len(images) != len(x0):
+        raise ValueError(f"images must hold one index per image, got {len(images)} for {len(x0)} images")
     model = accelerate_parts(model, precision=precision)
     x0 = x0.to(model.device, torch.float32)
     y = None if y is None else y.to(model.device)
-    drawn = noise or SeededNoise(seed, range(len(x0)) if images is None else images)
+    drawn = checked_noise(noise or SeededNoise(seed, range(len(x0)) if images is None else images))
     for t in reversed(range(len(model.diffusion))):
         with evaluation_mode(model.network):
             term = _term(model, x0, y, t, drawn(x0, t), clip)

@@ -12,6 +12,8 @@ from .blocks import Attention
 
 Replace = Callable[[str, nn.Module], nn.Module]
 """(qualified name, module) -> the module to use in its place, or the same one."""
+ORIGINAL, CHILDREN = "_admg_original", "_admg_children"
+"""Attributes of a View, under names that no attribute or method of a user's class has."""
 
 
 def with_replaced(network: nn.Module, replace: Replace) -> nn.Module:
@@ -45,11 +47,11 @@ def _visit(name: str, module: nn.Module, replace: Replace, seen: dict[nn.Module,
 
 def _with_children(module: nn.Module, children: dict[str, Any]) -> nn.Module:
     if isinstance(module, View):
-        module = object.__getattribute__(module, "__dict__")["original"]
+        module = object.__getattribute__(module, "__dict__")[ORIGINAL]
     if is_known(module):
         return shallow_copy(module, children)
     view = object.__new__(_view_class(cast(Any, type(module))))
-    object.__getattribute__(view, "__dict__").update(original=module, children=children)
+    object.__getattribute__(view, "__dict__").update({ORIGINAL: module, CHILDREN: children})
     return view
 
 
@@ -73,8 +75,8 @@ class View(nn.Module):
     def __getattribute__(self, name: str) -> Any:
         own = object.__getattribute__(self, "__dict__")
         if name == "_modules":
-            return own["children"]
-        attributes = vars(own["original"])
+            return own[CHILDREN]
+        attributes = vars(own[ORIGINAL])
         if name == "__dict__":
             return attributes
         kind = object.__getattribute__(self, "__class__")
@@ -84,18 +86,18 @@ class View(nn.Module):
 
     def __getattr__(self, name: str) -> Any:
         own = object.__getattribute__(self, "__dict__")
-        return own["children"][name] if name in own["children"] else getattr(own["original"], name)
+        return own[CHILDREN][name] if name in own[CHILDREN] else getattr(own[ORIGINAL], name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         own = object.__getattribute__(self, "__dict__")
-        setattr(own["original"], name, value)
-        if name in own["original"]._modules:
-            own["children"][name] = value
+        setattr(own[ORIGINAL], name, value)
+        if name in own[ORIGINAL]._modules:
+            own[CHILDREN][name] = value
 
     def __delattr__(self, name: str) -> None:
         own = object.__getattribute__(self, "__dict__")
-        delattr(own["original"], name)
-        own["children"].pop(name, None)
+        delattr(own[ORIGINAL], name)
+        own[CHILDREN].pop(name, None)
 
 
 @cache

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from admg.config import with_fields
 from admg.diffusion.gaussian import Images
 from admg.guidance import DiffusionModel, Guide
 
-from .base import NoiseSampler, Step, gaussian_noise, guided_model
+from .base import GuidedModel, NoiseSampler, Step, gaussian_noise, guided_model
 from .levels import level
 
 MAX_SIGMA_RATIO = 100.0  # largest factor by which σ falls in a second-order step
@@ -54,39 +53,38 @@ def heun(
         raise ValueError(f"s_churn and s_noise must not be negative, got {s_churn} and {s_noise}")
     if not 0 <= s_min <= s_max:
         raise ValueError(f"s_min and s_max must satisfy 0 <= s_min <= s_max, got {s_min} and {s_max}")
-    steps = len(model.diffusion)
-    model, base, raised = _with_raised_levels(model, min(s_churn / steps, math.sqrt(2) - 1), s_min, s_max)
     x, guided, diffusion = x_T.detach(), guided_model(model, x_T, y, guide, clip, unconditional), model.diffusion
-    for i in range(steps - 1, -1, -1):
-        current, noised, target = (level(diffusion, k) for k in (base[i], raised[i], base[i - 1] if i else -1))
-        if raised[i] > base[i]:  # x̂ = x + sqrt(σ̂² - σ²) S_noise ε
+    gamma = min(s_churn / len(diffusion), math.sqrt(2) - 1)
+    for i in guided.indices():
+        raised = _with_raised_level(guided, i, gamma, s_min, s_max)
+        current, noised, target = level(diffusion, i), level(raised.model.diffusion, i), level(diffusion, i - 1)
+        if noised.alpha < current.alpha:  # x̂ = x + sqrt(σ̂² - σ²) S_noise ε
             more = math.sqrt((noised.sigma / noised.alpha) ** 2 - (current.sigma / current.alpha) ** 2)
             x = noised.alpha * (x / current.alpha + more * s_noise * noise_sampler(x, i))
-        p = guided.predict_guided(x, raised[i])
+        p = raised.predict_guided(x, i)
         x = target.alpha * p.x0 + target.sigma * p.eps  # Euler: x̂ + (σ' - σ̂) ε
         if i > 0 and noised.sigma * target.alpha <= MAX_SIGMA_RATIO * target.sigma * noised.alpha:
-            slope = guided.predict_guided(x, base[i - 1]).eps
+            slope = guided.predict_guided(x, i - 1).eps
             change = target.sigma / target.alpha - noised.sigma / noised.alpha  # σ' - σ̂
             x = x + target.alpha * change * (slope - p.eps) / 2  # (ε + ε')/2 in place of ε
-        yield replace(guided.step(x, p.x0, raised[i]), index=i)
+        yield raised.step(x, p.x0, i)
 
 
-def _with_raised_levels(model: Any, gamma: float, low: float, high: float) -> tuple[Any, list[int], list[int]]:
-    """Return the model with additional noise levels, and for each step the index of its σ and of (1 + gamma) σ there.
+def _with_raised_level(guided: GuidedModel, index: int, gamma: float, low: float, high: float) -> GuidedModel:
+    """Return the model with (1 + gamma) σ in place of the noise level σ at an index, if σ is in [low, high].
 
-    The network knows only the levels of its training, so the additional levels are those of the full schedule.
+    The network knows only the levels of its training, so the nearest one of the full schedule is taken.
     """
-    diffusion = model.diffusion
-    schedule, every = diffusion.schedule, list(range(len(diffusion)))
     if gamma == 0:
-        return model, every, every
-    origin = schedule.origin or schedule
+        return guided
+    diffusion = guided.model.diffusion
+    origin = diffusion.schedule.origin or diffusion.schedule
     sigmas = (1 / origin.alpha_bar - 1).sqrt()
-    at = [int((origin.timesteps == t).nonzero()) for t in schedule.timesteps]
-    raised = [
-        max(k, int((sigmas.log() - (sigmas[k] * (1 + gamma)).log()).abs().argmin())) if low <= sigmas[k] <= high else k
-        for k in at
-    ]
-    kept = sorted({*at, *raised})
+    at = [int((origin.timesteps == t).nonzero()) for t in diffusion.schedule.timesteps]
+    own, sigma = at[index], sigmas[at[index]]
+    raised = int((sigmas.log() - (sigma * (1 + gamma)).log()).abs().argmin())
+    if raised <= own or not low <= sigma <= high:
+        return guided
+    kept = [*at[:index], raised, *(k for k in at[index + 1 :] if k > raised)]
     denser = diffusion.with_schedule(origin.keep(torch.tensor(kept)))
-    return with_fields(model, diffusion=denser), [kept.index(k) for k in at], [kept.index(k) for k in raised]
+    return replace(guided, model=with_fields(guided.model, diffusion=denser))

@@ -36,7 +36,7 @@ from typing import Any, get_args
 from safetensors.torch import save_file
 
 from admg.checkpoints.exported import Exported
-from admg.checkpoints.model import Classifier, Model, check_shape
+from admg.checkpoints.model import Classifier, Model, check_process, check_shape
 from admg.checkpoints.networks import check_as_configured, kind_of, unwrapped
 from admg.checkpoints.weights import check_values
 from admg.diffusion.gaussian import Diffusion
@@ -75,11 +75,12 @@ def to_diffusers(model: Model, folder: Path | str, scheduler: Scheduler = "ddpm"
         raise ValueError(f"expected a UNet for export to diffusers, got a {type(network).__name__}")
     check_as_configured(network, "the network to export")
     check_shape(model)
+    check_process(model)
     check_values("the network to export", network.state_dict())
     if getattr(network.config, "augment_noise", 0):
         raise ValueError("UNet2DModel cannot be conditioned on the noise of the low-resolution images of an upsampler")
     folder = free(folder)
-    diffusion = model.diffusion if model.config is None else model.config.build()
+    diffusion = model.diffusion.with_schedule(model.diffusion.schedule.origin or model.diffusion.schedule)
     mean_only = scheduler != "ddpm" and diffusion.learns_variance
     timesteps = diffusion.schedule.timesteps
     configs = {

@@ -171,7 +171,7 @@ def blocks(network: UNet) -> Iterator[tuple[str, nn.Module]]:
             )
         if level < levels - 1:
             (layer,) = next(stages).children()
-            yield resampler(f"down_blocks.{level}.downsamplers.0", layer, c.width(level))
+            yield resampler(f"down_blocks.{level}.downsamplers.0", layer, c, level)
 
     yield from zip(
         ("mid_block.resnets.0", "mid_block.attentions.0", "mid_block.resnets.1"), network.middle_block.children()
@@ -186,14 +186,14 @@ def blocks(network: UNet) -> Iterator[tuple[str, nn.Module]]:
                 if isinstance(layer, AttentionBlock):
                     yield f"up_blocks.{k}.attentions.{i}", layer
                 else:
-                    yield resampler(f"up_blocks.{k}.upsamplers.0", layer, c.width(level))
+                    yield resampler(f"up_blocks.{k}.upsamplers.0", layer, c, level)
 
     yield "conv_norm_out", network.out[0]
     yield "conv_out", network.out[2]
 
 
-def resampler(name: str, layer: nn.Module, width: int) -> tuple[str, nn.Module]:
-    """Return a resampling layer: a residual block, or a convolution.
+def resampler(name: str, layer: nn.Module, config: UNetConfig, level: int) -> tuple[str, nn.Module]:
+    """Return the resampling layer of a level: a residual block, or a convolution.
 
     UNet2DModel always has a convolution, so the 2x2 mean and the nearest neighbour are expressed as convolutions.
     """
@@ -202,11 +202,13 @@ def resampler(name: str, layer: nn.Module, width: int) -> tuple[str, nn.Module]:
     assert isinstance(layer, Downsample | Upsample)
     conv = getattr(layer, "op" if isinstance(layer, Downsample) else "conv", None)
     if not isinstance(conv, nn.Conv2d):
+        width = config.width(level)
         conv = zero(nn.Conv2d(width, width, 3))
         same = torch.eye(width)[:, :, None, None]
+        first = 0 if config.ddpm_layers else 1  # which pads at the bottom and right alone
         with torch.no_grad():
             if isinstance(layer, Downsample):
-                conv.weight[:, :, 1:, 1:] = 0.25 * same  # with stride 2 and padding 1: the 2x2 mean
+                conv.weight[:, :, first : first + 2, first : first + 2] = 0.25 * same  # with stride 2: the 2x2 mean
             else:
                 conv.weight[:, :, 1:2, 1:2] = same
     return f"{name}.conv", conv

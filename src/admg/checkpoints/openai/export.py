@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from admg.checkpoints.exported import Exported
-from admg.checkpoints.model import Classifier, Model, check_shape
+from admg.checkpoints.model import Classifier, Model, check_process, check_shape
 from admg.checkpoints.networks import check_as_configured, kind_of, unwrapped
 from admg.checkpoints.weights import check_values
 from admg.diffusion.config import DiffusionConfig
@@ -69,6 +69,7 @@ def openai_config(model: Model | Classifier) -> OpenAIConfig:
         raise ValueError("only a model with its DiffusionConfig can be exported to openai")
     check_as_configured(network, "the network to export")
     check_shape(model)
+    check_process(model)
     if getattr(network.config, "augment_noise", 0):
         raise ValueError("guided-diffusion has no upsampler that is conditioned on noise of the low-resolution images")
     if getattr(network.config, "ddpm_layers", False):

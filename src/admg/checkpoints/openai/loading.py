@@ -13,7 +13,7 @@ from torch import Tensor
 from admg.checkpoints.labels import Labels
 from admg.checkpoints.model import Classifier, Model
 from admg.checkpoints.networks import NETWORK_KINDS, Kind
-from admg.checkpoints.weights import CheckpointError, DamagedError, Shapes, build_network, shapes_in
+from admg.checkpoints.weights import CheckpointError, DamagedError, Shapes, build_network, shapes_in, shapes_of
 from admg.diffusion.config import DiffusionConfig
 from admg.models import UNetConfig
 from admg.warn import warn
@@ -74,6 +74,8 @@ def _load(source: Source, flags: GivenFlags | None, kind: Kind | None) -> Model 
     try:
         network = build_network(NETWORK_KINDS[kind].network, config.network, weights.state, name)
     except CheckpointError as error:
+        if shapes_of(NETWORK_KINDS[kind].network, config.network) == shapes:  # the values are wrong, not the flags
+            raise
         raise CheckpointError(_contradiction(name, str(error), config, shapes)) from None
     n = config.network
     parts: dict[str, Any] = {
@@ -112,22 +114,23 @@ def read(source: Source, kind: Kind | None = None) -> tuple[str, Weights]:
         return False
 
     if isinstance(source, Mapping):
+        name = "state dict"
         try:
-            return "state dict", pt.as_weights(dict(source), fits)
+            weights = pt.as_weights(dict(source), fits, copy=True)
         except CheckpointError as error:
             raise CheckpointError(f"the mapping {error}") from None
-    ema = pt.ema_beside(source) if Path(source).name.startswith("model") else None
-    weights = pt.read(source, fits)
-    if ema and not weights.average:
-        _warn(f"{source}: {ema.name} next to it holds the averaged weights (EMA), which give much better samples")
+    else:
+        name = str(source)
+        ema = pt.ema_beside(source) if Path(source).name.startswith("model") else None
+        weights = pt.read(source, fits)
+        if ema and not weights.average:
+            warn(f"{source}: {ema.name} next to it holds the averaged weights (EMA), which give much better samples")
     if weights.instead_of:
         others = ", ".join(repr(where) if where else "the top level" for where in weights.instead_of)
-        _warn(f"{source}: took the averaged weights (EMA), {weights.where!r}, and not those under {others}")
+        warn(f"{name}: took the averaged weights (EMA), {weights.where!r}, and not those under {others}")
     if weights.unread:
-        _warn(
-            f"{source}: its average (EMA) under {weights.unread!r} cannot be read: took the weights without averaging"
-        )
-    return str(source), weights
+        warn(f"{name}: its average (EMA) under {weights.unread!r} cannot be read: took the weights without averaging")
+    return name, weights
 
 
 def provenance(weights: Weights) -> dict[str, str]:
@@ -197,7 +200,7 @@ def _inferred(name: str, shapes: Shapes, kind: Kind, betas: Tensor | None) -> Op
         config = dataclasses.replace(config, diffusion=_with_schedule(name, betas, config.diffusion))
     labels = "; its 1,000 labels are taken to be ImageNet's" if config.network.num_classes == 1000 else ""
     diagnose = "" if kind == "classifier" else "; `admg diagnose CHECKPOINT --images FOLDER` checks them"
-    _warn(f"{name}: {about}; assumed {assumed(config)}{labels}{diagnose}")
+    warn(f"{name}: {about}; assumed {assumed(config)}{labels}{diagnose}")
     return config
 
 
@@ -224,13 +227,13 @@ def _betas_text(betas: Tensor) -> str:
 def _parsed(name: str, flags: GivenFlags, kind: Kind, betas: Tensor | None) -> OpenAIConfig:
     config = flag.parse(flags, kind)
     if kind != "classifier" and flag.unsure_of_rescaling(flags):
-        _warn(
+        warn(
             f"--rescale_timesteps is not among the flags: assumed {config.diffusion.rescale_timesteps}, but the "
             "default is True in improved-diffusion and False in guided-diffusion; pass it to be sure"
         )
     process = config.diffusion
     if betas is not None and not families.has_schedule(betas, process):
-        _warn(
+        warn(
             f"{name} holds betas ({_betas_text(betas)}) that differ from those of the flags "
             f"{flag.write(flag.values_of(config), 'noise_schedule', 'diffusion_steps')}, which are used"
         )
@@ -284,7 +287,3 @@ def _canonical(config: OpenAIConfig, size: int) -> OpenAIConfig:
 
 def _pooled(config: OpenAIConfig) -> bool:
     return getattr(config.network, "pool", "") == "attention"
-
-
-def _warn(message: str) -> None:
-    warn(message)

@@ -57,13 +57,16 @@ def read(path: Path | str, fits: Callable[[Shapes], bool] = lambda shapes: True)
     return weights
 
 
-def as_weights(content: Any, fits: Callable[[Shapes], bool] = lambda shapes: True) -> Weights:
-    """Return the weights in what a file held, in float32. Raises CheckpointError if there are none."""
+def as_weights(content: Any, fits: Callable[[Shapes], bool] = lambda shapes: True, copy: bool = False) -> Weights:
+    """Return the weights in what a file held, in float32. Raises CheckpointError if there are none.
+
+    copy: whether float32 tensors are copied, too, so that they share no memory with the content
+    """
     weights = wrappers.find(content, fits) or Weights(_other_state(content))
     for name, value in weights.state.items():
         if not is_plain(value):
             raise CheckpointError(f"holds {name} as {_dtype_text(value)}: weights must be plain floating-point tensors")
-    return replace(weights, state={name: value.float() for name, value in weights.state.items()})
+    return replace(weights, state={name: value.to(torch.float32, copy=copy) for name, value in weights.state.items()})
 
 
 def ema_beside(path: Path | str) -> Path | None:

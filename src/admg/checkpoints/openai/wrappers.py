@@ -25,6 +25,8 @@ BUFFERS = re.compile(
 """Buffers of processes and averages: of latent-diffusion, denoising-diffusion-pytorch and torch.optim.swa_utils."""
 AVERAGE = re.compile(r"(?<![a-z])(ema|swa|avg|average|averaged|shadow)(?![a-z])|EMA|(?<=[a-z])Ema(?![a-z])")
 RAW = re.compile(r"(?<![a-z])online(?![a-z])")  # denoising-diffusion-pytorch has online_model beside ema_model
+RATE = re.compile(r"(?<!\d)0\.\d+|(?<=_)\.\d+")
+"""The rate of an average in its key, as in ema_0.9999; not a position in a list, as in ema.1."""
 LATENT = "first_stage_model."
 
 
@@ -84,7 +86,7 @@ def is_average(where: str) -> bool:
 
 def _rank(weights: Weights) -> tuple[bool, float]:
     """Return a sort key: averages are preferred, and high rates to low ones."""
-    rates = re.findall(r"\d*\.\d+", weights.where) if weights.average else []
+    rates = RATE.findall(weights.where) if weights.average else []
     return weights.average, float(rates[-1]) if rates else 0.0
 
 

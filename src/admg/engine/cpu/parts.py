@@ -76,17 +76,19 @@ class InParts:
     gradients.
 
     network: called with parts of the batch
-    plain: the network from which it was made; while that is in training mode, the batch is not divided, since dropout
-        would draw its numbers in an order that depends on the threads
+    plain: the network from which it was made; while any module of it is in training mode, the batch is not divided,
+        since dropout would draw its numbers in an order that depends on the threads
     """
 
     def __init__(self, network: nn.Module, plain: nn.Module, precision: Resolved):
-        self.network, self.plain, self.precision = network, plain, precision
+        self.network, self.modules, self.precision = network, list(plain.modules()), precision
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         x = args[0] if args else kwargs["x"]
         parts = parts_of(len(x), threads_in_all())
-        if parts == 1 or self.plain.training or torch.is_anomaly_enabled():  # whose traces need Python's lock
+        if parts == 1 or torch.is_anomaly_enabled():  # whose traces need Python's lock
+            return self.network(*args, **kwargs)
+        if any(module.training for module in self.modules):
             return self.network(*args, **kwargs)
         inputs = Inputs(args, kwargs, len(x))
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs.shared):

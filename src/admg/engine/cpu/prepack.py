@@ -158,14 +158,12 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, there: Layouts, back: Layouts, bias: Tensor | None) -> Tensor:
         ctx.there, ctx.back = there, back
+        ctx.save_for_backward(there.weight)  # `back` is arranged from it later: torch refuses changes until then
         return there.convolve(x, bias)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:
+        _ = ctx.saved_tensors  # raises RuntimeError if the weight has been changed
         if is_transformed(dy):
             return ctx.back.by_torch(dy), None, None, None
         return _Convolution.apply(dy, ctx.back, ctx.there, None), None, None, None
-
-    @staticmethod
-    def jvp(ctx: Any, dx: Tensor, *_: None) -> Tensor:
-        return ctx.there.convolve(dx, None)
