@@ -147,3 +147,18 @@ def test_the_shipped_models_have_checksums_of_weights_and_descriptions():
     folder = Path(admg.__file__).parent / "weights" / "fashion-mnist"
     found = [check for part in ("diffusion", "classifier") for check in admg.verify(folder / part)]
     assert [check.state for check in found] == ["whole", "whole"]
+
+
+def test_the_weights_of_an_export_to_diffusers(tiny_model, tmp_path):
+    """Their SHA-256 is in config.json, which `admg.load` compares, too."""
+    admg.export.export(tiny_model, "diffusers", tmp_path / "out")
+    weights = tmp_path / "out" / "diffusion_pytorch_model.safetensors"
+
+    def state() -> str:
+        return next(found.state for found in admg.verify(tmp_path / "out") if found.path == weights)
+
+    assert state() == "whole"
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 1
+    weights.write_bytes(content)
+    assert state() == "damaged" and [found.state for found in admg.verify(weights)] == ["damaged"]

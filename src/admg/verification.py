@@ -14,9 +14,10 @@ from typing import Literal
 from PIL import Image
 
 from .checkpoints import native
+from .checkpoints.diffusers.unet2d_config import SHA256
 from .checkpoints.download import records
 from .checksums import KEY, damaged, is_damaged
-from .files import LEFTOVER
+from .files import LEFTOVER, sha256
 from .training import checkpointing, log, posthoc, snapshots
 
 State = Literal["whole", "damaged", "no checksum"]
@@ -114,6 +115,8 @@ def check_file(path: Path) -> Check | None:
         return recorded
     if path.parent.name == snapshots.FOLDER and path.suffix == ".safetensors":
         return snapshot
+    if path.suffix == ".safetensors" and path.with_name(native.CONFIG).is_file():
+        return exported
     return CHECKS.get("".join(path.suffixes[-2:]).lower(), CHECKS.get(path.suffix.lower()))
 
 
@@ -129,6 +132,15 @@ def checkpoint(path: Path) -> bool:
 def model(path: Path) -> bool:
     has_checksum = native.verify(path)
     return has_checksum and KEY in json.loads((path / native.CONFIG).read_text(encoding="utf-8"))
+
+
+def exported(path: Path) -> bool:
+    """Compare weights with the SHA-256 that an export to diffusers has in its config.json."""
+    content = json.loads(path.with_name(native.CONFIG).read_text(encoding="utf-8"))
+    expected = content.get(SHA256) if isinstance(content, dict) else None
+    if expected not in (None, sha256(path)):
+        raise ValueError(f"its SHA-256 differs from {native.CONFIG}")
+    return expected is not None
 
 
 def snapshot(path: Path) -> bool:

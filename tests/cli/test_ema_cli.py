@@ -116,7 +116,7 @@ def test_what_is_refused_writes_nothing(capsys, runs, reference, tmp_path):
         ([runs / "diffusion", "--metrics", "kid"], "--metrics requires --reference"),
         ([runs / "diffusion", "--network", "dinov2_vits14"], "--network requires --reference"),
         ([runs / "diffusion", "--sampler", "ddpm"], "--sampler requires --reference"),
-        ([runs], "has no snapshots of averages: train with ema_snapshots"),
+        ([runs], "has no snapshots of averages: training writes them with --ema-snapshots N"),
         ([runs / "nowhere"], "nowhere has no snapshots of averages"),
         ([runs / "classifier", *reference], "--reference requires a diffusion model, but"),
         ([runs / "diffusion", *reference, "--sampler", "ddmi"], "unknown sampler 'ddmi'"),

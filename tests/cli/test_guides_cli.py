@@ -279,11 +279,11 @@ def test_upsampling_with_a_guide(capsys, tiny_upsampler, own, tmp_path):
         (["--cfg", "nan"], "finite number"),
         (
             ["--cfg", 2, "--unconditional"],
-            "this guidance needs a conditional model that is given labels y",
+            "this guidance needs conditional predictions: it cannot be used with --unconditional",
         ),
         (
             ["--cfg", 2, "--unconditional", "--scale", 2],
-            "this guidance needs a conditional model that is given labels y",
+            "this guidance needs conditional predictions: it cannot be used with --unconditional",
         ),
         (["--cfg", 2, "--guide", "cfg-plus-plus"], "CFG++"),
         (["--guide", "cfg-plus-plus:0.5", "--sampler", "ddpm"], "CFG++ needs a sampler that combines x0"),

@@ -34,10 +34,10 @@ def test_classes_are_printed_with_their_counts(capsys, tmp_path):
     dataset = from_arrays(images, ["cat", "cat", "dog"], label_names=["cat", "cow", "dog"])
     print_summary(admg.train_diffusion(dataset, tmp_path, network=SMALL))
     out, err = capsys.readouterr()
-    assert "3 images, 3 labels" in out and "\nclasses: cat (2), cow (0), dog (1)\n" in out
+    assert "3 images of 8x8 pixels, 3 labels" in out and "\nclasses: cat (2), cow (0), dog (1)\n" in out
     assert "note: no images of the class cow\n" in err
     print_summary(admg.train_diffusion(from_arrays(images), tmp_path / "b", network=SMALL))
-    assert "3 images, 0 labels" in (out := capsys.readouterr().out) and "\nclasses:" not in out
+    assert "3 images of 8x8 pixels, no labels" in (out := capsys.readouterr().out) and "\nclasses:" not in out
 
 
 @pytest.mark.thorough
@@ -50,7 +50,9 @@ def test_training_says_what_it_understood_and_asks_nothing(capsys, tmp_path):
     assert code == 0 and "classes: train (2), val (2)" in out and len(notes) == 2
     assert "@eaDir, val/.a" in notes[0] and "train, val" in notes[1] and "--labels" in notes[1]
     code, out, err = run(capsys, *command(data, tmp_path / "none", "--labels", "none"))
-    assert code == 0 and "2 images, 0 labels" in out and "using the images in train, the split train" in err
+    assert (
+        code == 0 and "2 images of 8x8 pixels, no labels" in out and "using the images in train, the split train" in err
+    )
 
 
 @pytest.mark.thorough
@@ -60,7 +62,7 @@ def test_unlabelled_training_takes_any_file_names(capsys, tmp_path):
     assert "1 of 2 images" in line and "holiday.png" in line and "--labels none" in line
     assert not (tmp_path / "out").exists()
     code, out, _ = run(capsys, *command(data, tmp_path / "out", "--unlabelled"))
-    assert code == 0 and "2 images, 0 labels" in out
+    assert code == 0 and "2 images of 8x8 pixels, no labels" in out
     assert "--unlabelled ignores labels" in refused(
         capsys, *command(data, tmp_path / "b", "--unlabelled", "--labels", "prefix")
     )

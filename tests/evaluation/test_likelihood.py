@@ -398,3 +398,11 @@ def test_the_prior_term_is_included():
     vb = torch.tensor([[1.0, 0.25], [0.5, 0.5]])
     result = BitsPerDim(torch.tensor([2.0, 4.0]), vb, vb, vb)
     assert result.total.tolist() == [3.25, 5.0]
+
+
+def test_results_are_not_written_into_a_data_set(capsys, command, digits, tmp_path):
+    (tmp_path / "photos" / "cat").mkdir(parents=True)
+    Image.new("L", (8, 8)).save(tmp_path / "photos" / "cat" / "a.png")
+    line = refused(capsys, *command, "--data", digits, "--out", tmp_path / "photos")
+    assert "photos looks like a data set (cat/a.png): choose another folder" in line
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["cat"]

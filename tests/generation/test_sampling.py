@@ -282,3 +282,18 @@ def test_images_without_a_label_beside_others_are_allowed_whatever_the_batch_siz
     assert torch.allclose(images[:1], alone, atol=1e-4)
     with pytest.raises(ValueError, match="needs labels"):
         admg.sample(tiny_model, [None, None], batch_size=batch_size, **options)
+
+
+def test_a_guide_without_return_is_noted(tiny_model, recwarn):
+    def forgetful(state):
+        torch.ones_like(state.x)
+
+    def sometimes(state):
+        return torch.ones_like(state.x) if state.index else None
+
+    admg.sample(tiny_model, [1], guide=sometimes, steps=2, progress=False)
+    assert not [str(w.message) for w in recwarn if "None at every step" in str(w.message)]
+    with pytest.warns(
+        UserWarning, match="the guide 'forgetful' returned None at every step, so the images are unguided"
+    ):
+        admg.sample(tiny_model, [1], guide=forgetful, steps=2, progress=False)

@@ -233,7 +233,7 @@ def test_an_upsampler_learns_to_enlarge(digits, tmp_path, capsys):
                "--out", tmp_path / "u"]  # fmt: skip
     assert run(capsys, *command, "--steps", 100)[0] == 0
     code, out, _ = run(capsys, *command, "--steps", 250)
-    assert code == 0 and "resumed at step 100" in out and "1797 images, 10 labels" in out
+    assert code == 0 and "resumed at step 100" in out and "1797 images of 8x8 pixels, 10 labels" in out
     assert (tmp_path / "u" / "samples" / "step_0000250.png").stat().st_size > 1000
 
     model = admg.load_upsampler(tmp_path / "u")

@@ -200,7 +200,7 @@ def test_what_cannot_be_reconstructed_is_refused(whole, tmp_path):
         reconstruct_ema(whole, 0.1, step=12)
     with pytest.raises(ValueError, match=r"length 0.01 cannot be made from the 8 snapshots of .* until step 8"):
         reconstruct_ema(whole, 0.01)
-    with pytest.raises(ValueError, match=r"has no snapshots of averages: train with ema_snapshots"):
+    with pytest.raises(ValueError, match=r"has no snapshots of averages: training writes them with --ema-snapshots N"):
         reconstruct_ema(tmp_path, 0.1)
 
 

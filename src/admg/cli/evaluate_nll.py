@@ -9,6 +9,7 @@ from typing import Literal
 from admg.config import check, group, setting
 from admg.evaluation.nll import nll
 from admg.files import check_output_folder
+from admg.generation.run_record import check_no_data_set
 
 from .image_options import ImageOptions
 
@@ -74,3 +75,4 @@ def check_out(path: Path) -> None:
         raise ValueError(f"--out must be a file that ends in .json or .csv, or a folder without an ending, got {path}")
     else:
         check_output_folder(path)
+        check_no_data_set(path)

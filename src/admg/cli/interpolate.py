@@ -59,7 +59,7 @@ class Options:
         if self.image and len(self.image) != 2:
             raise ValueError(f"image must be given twice, for the two ends, got {len(self.image)}")
         if self.seeds and len(self.seeds) != 2:
-            raise ValueError(f"seeds must be two whole numbers such as 0,1, got {len(self.seeds)}")
+            raise ValueError(f"seeds must be two whole numbers such as 0,1, got {len(self.seeds)} of them")
         check_used(self, "image", "fit", "value_range")
 
 

@@ -113,7 +113,8 @@ class Options:
     labels: balanced (each label equally often), random (drawn with the seed), or a list A,B,...; a label whose name has
         a comma or is one of these two words is given with --label
     num: number of images, in equal shares of the labels
-    sheet: only draw a picture of the same seeds over guidance scales: scale=A,B,... or cfg=A,B,...
+    sheet: instead of samples, draw one picture with a row per image and a column per guidance scale: scale=A,B,... or
+        cfg=A,B,...
     out: folder of samples_NxHxWxC.npz and the pictures
     """
 

@@ -120,8 +120,8 @@ class GuidanceOptions:
         ({", ".join(guide_kinds())}), or a network of another library, timm:MODEL,label=NAME,scale=S
         (torchvision:, transformers:) or clip:TEXT,scale=S; or path/to/file.py:name, a custom guide, which is
         added, or path/to/file.py:name:SCALE, SCALE times it
-    interval: noise levels to which guidance is limited: the standard deviation of the noise relative to the image,
-        which ranges from about 0.01 to 150 on the linear schedule and to 20,000 on the cosine one
+    interval: noise levels σ, in units of the image, between which guidance acts; σ is about 0.01 to 150 on the linear
+        schedule, and 0.01 to 20,000 on the cosine one
     reuse: evaluate the guides at every N-th step and where the noise level has fallen by half, and extrapolate their
         effect in between; 3 halves their cost in 25 steps
     """

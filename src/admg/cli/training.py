@@ -166,7 +166,9 @@ def print_summary(run: TrainingRun[Any]) -> None:
     if skipped:
         print(f"skipped {len(skipped)} files that are not images; {len(data)} are", file=sys.stderr)
     parameters = f"{run.parameters / 1e6:.2f} M parameters, {attention(run.learner.network.config)}"
-    print(f"{len(data)} images, {len(data.label_names)} labels; {parameters}; run directory {run.out}")
+    labels = f"{len(data.label_names)} labels" if data.label_names else "no labels"
+    size = f"{data.image_size}x{data.image_size} pixels"
+    print(f"{len(data)} images of {size}, {labels}; {parameters}; run directory {run.out}")
     chosen = run.provenance.get("chosen", {})
     if chosen := {name: value for name, value in chosen.items() if getattr(run.config, name, value) == value}:
         values = ", ".join(f"--{name.replace('_', '-')} {rounded(value)}" for name, value in chosen.items())

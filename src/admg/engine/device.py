@@ -79,5 +79,6 @@ def choose_device(name: str | torch.device = "auto", local_rank: int | None = No
         device = torch.device(name)
         torch.zeros(1, device=device).cpu()  # "meta" has tensors, but no numbers in them
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {str(name)!r} cannot be used: {str(error).splitlines()[0]}") from None
+        reason = "it must be auto, cpu or cuda" if "device string" in str(error) else str(error).splitlines()[0]
+        raise ValueError(f"device {str(name)!r} cannot be used: {reason}") from None
     return device

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -261,6 +262,8 @@ class BatchSampler:
                 f"the sampler {sampler_name(recipe.sampler)!r} never evaluated the guide, and its images would be "
                 "unguided: evaluate it as samplers.guided_model does, or sample without a guide"
             )
+        if guide is not None and not guide.with_gradient and batch.start == 0:
+            note_no_gradient(recipe.guide)
         check_finite(x, images.start)
         return x.to("cpu", dtype_of(model))
 
@@ -302,6 +305,14 @@ def note_global_noise(sampler: str) -> None:
         f"the sampler {sampler!r}, or its guide, draws from torch's global random number generator (torch.randn): the "
         "images do not follow from the seed; draw the noise of a step by noise_sampler(x, i)"
     )
+
+
+def note_no_gradient(guide: Guide | None) -> None:
+    """Warn of a function as guide that returned None at every step, as one without `return` does."""
+    if isinstance(guide, FunctionType):
+        warn(
+            f"the guide {guide.__name__!r} returned None at every step, so the images are unguided: `return` a gradient"
+        )
 
 
 def checked_steps(steps: Any, sampler: str) -> Iterator[Step]:

@@ -76,8 +76,7 @@ def find_run(settings: Mapping[str, Any], shards: Shards) -> Shards | None:
         if present:
             missing = f"no {RUN} with its settings"
             raise ValueError(f"{shards.folder} holds {present[0]}, but {missing}: choose another folder")
-        if image := _image_of_a_data_set(shards.folder):
-            raise ValueError(f"{shards.folder} looks like a data set ({image}): choose another folder")
+        check_no_data_set(shards.folder)
         return None
     run = recorded_shards(shards.folder, record)
     here = _content(settings, shards) | {"shard_size": run.size}
@@ -90,6 +89,12 @@ def find_run(settings: Mapping[str, Any], shards: Shards) -> Shards | None:
     if differing := differences(record, json.loads(json.dumps(here))):
         raise RunMismatchError(f"{shards.folder} holds a run with other settings: {'; '.join(differing)}")
     return run
+
+
+def check_no_data_set(folder: Path) -> None:
+    """Raise ValueError if a folder looks like a data set, where results would be taken for images of it."""
+    if image := _image_of_a_data_set(folder):
+        raise ValueError(f"{folder} looks like a data set ({image}): choose another folder")
 
 
 def _image_of_a_data_set(folder: Path) -> str | None:

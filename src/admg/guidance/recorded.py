@@ -16,9 +16,11 @@ class Recorded(Wrapper):
 
     guide: guide, which may be a plain function
     steps: index of each step so far
+    with_gradient: index of each step at which the guide returned a gradient
     """
 
     steps: list[int] = field(default_factory=list)
+    with_gradient: list[int] = field(default_factory=list)
 
     @property
     def evaluated(self) -> bool:
@@ -27,4 +29,7 @@ class Recorded(Wrapper):
 
     def __call__(self, state: State) -> Tensor | None:
         self.steps.append(state.index)
-        return gradient_of(self.guide, state)
+        gradient = gradient_of(self.guide, state)
+        if gradient is not None:
+            self.with_gradient.append(state.index)
+        return gradient

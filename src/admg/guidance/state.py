@@ -179,6 +179,8 @@ class State:
 def check_conditional(state: State) -> Tensor:
     """Return the labels that the network is conditioned on. Raises ValueError if there are none."""
     if state.model_y is None:
+        if state.y is not None and getattr(state.model, "conditional", False):
+            raise ValueError("this guidance needs conditional predictions: it cannot be used with unconditional=True")
         raise ValueError("this guidance needs a conditional model that is given labels y")
     return state.model_y
 

@@ -176,7 +176,7 @@ def steps_until(run: Path, step: int | None) -> tuple[int, ...]:
     """
     steps = snapshots.steps_of(run)
     if not steps:
-        raise ValueError(f"{run} has no snapshots of averages: train with ema_snapshots to write them")
+        raise ValueError(f"{run} has no snapshots of averages: training writes them with --ema-snapshots N")
     last = steps[-1] if step is None else step
     with suppress(CheckpointError):
         reached = native.read_about(run / "model").training.get("steps", 0)
