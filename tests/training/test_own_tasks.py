@@ -21,7 +21,7 @@ from admg.engine.device import ALONE, Processes
 from admg.models import ClassifierConfig, NoisyClassifier, UNet, UNetConfig
 from admg.training import ClassifierTask, DiffusionTask, TrainConfig, TrainingRun
 from admg.training.prefetch import draw_batches
-from admg.training.step import Learner, _Calls
+from admg.training.step import _Calls
 from admg.training.tasks import check_one_call
 from admg.training.validation import ValidationLoss
 
@@ -172,8 +172,3 @@ def test_fewer_validation_images_than_one_are_refused_before_training(num, tmp_p
     with pytest.raises(ValueError, match="every of ValidationLoss must be at least 1, got 0"):
         TrainingRun(DiffusionTask(model()), images(), tmp_path / "run", CONFIG, measures=[measure])
     assert not (tmp_path / "run").exists()
-
-
-def test_a_learner_in_several_processes_checks_its_first_step_alone():
-    learner = Learner(DiffusionTask(model()), CONFIG, torch.device("cpu"))
-    assert not learner.unreached

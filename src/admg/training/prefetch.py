@@ -74,7 +74,7 @@ def draw_batches(
         rows = slice(processes.rank * len(x), (processes.rank + 1) * len(x))
         shape = torch.Size([processes.count * len(x), *x.shape[1:]])
         drawn = task.draw(shape, torch.Generator().manual_seed(step_seed(seed, step)))
-        if wrong := [tuple(tensor.shape) for tensor in drawn if len(tensor.shape) < 1 or len(tensor) != shape[0]]:
+        if wrong := [tuple(tensor.shape) for tensor in drawn if tensor.shape[:1] != shape[:1]]:
             raise ValueError(
                 f"draw of {type(task).__name__} must return tensors with one row per image, {shape[0]}, got {wrong[0]}"
             )

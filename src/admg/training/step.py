@@ -80,10 +80,10 @@ class Learner:
             )
         check_wide(named)
         still = [name for name, p in named.items() if not (p.requires_grad or is_matched(name, config.freeze))]
-        if still:
+        if still and processes.rank == 0:
             warn(f"{len(still)} of {len(named)} parameters require no gradient, and are not trained: {still[0]}, ...")
-        self.unreached = processes.count > 1
-        """Whether the first backward pass in several processes is still to come, which checks what the loss uses."""
+        self.unchecked = isinstance(fast, DistributedDataParallel)
+        """Whether the first backward pass of several processes is to come, after which its gradients are checked."""
         self.optimizer = torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay, fused=True)
         self.compile = compiles(config.compile)
         self.backward: Backward = self._backward
@@ -177,7 +177,7 @@ class Learner:
         losses: list[Tensor] = []
         size = -(-count // self.config.accumulate)
         parts = list(zip(*(torch.split(tensor, size) for tensor in drawn), strict=True))
-        calls = _Calls(self.fast_task.network) if self.unreached else None
+        calls = _Calls(self.fast_task.network) if self.unchecked else None
         for number, part in enumerate(parts, 1):
             with self._gradients_exchanged(number == len(parts)):
                 given, weights = (part, None) if self.importance is None else (part[:-1], part[-1])
@@ -192,7 +192,7 @@ class Learner:
             means = {name: value.detach() + means.get(name, 0.0) for name, value in sums.items()}
         if calls is not None:
             calls.check(self.task, self.network)
-            self.unreached = False
+            self.unchecked = False
         return means | ({LOSSES: torch.cat(losses)} if losses else {})
 
     def _gradients_exchanged(self, last: bool) -> AbstractContextManager[None]:
