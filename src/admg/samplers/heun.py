@@ -80,7 +80,7 @@ def _with_raised_level(guided: GuidedModel, index: int, gamma: float, low: float
     diffusion = guided.model.diffusion
     origin = diffusion.schedule.origin or diffusion.schedule
     sigmas = (1 / origin.alpha_bar - 1).sqrt()
-    at = [int((origin.timesteps == t).nonzero()) for t in diffusion.schedule.timesteps]
+    at = torch.searchsorted(origin.timesteps, diffusion.schedule.timesteps).tolist()
     own, sigma = at[index], sigmas[at[index]]
     raised = int((sigmas.log() - (sigma * (1 + gamma)).log()).abs().argmin())
     if raised <= own or not low <= sigma <= high:
